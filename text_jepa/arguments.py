@@ -1,0 +1,121 @@
+"""Command lines: a YAML file whose values the flags override, and one clear line for every mistake of a user."""
+
+import dataclasses
+import difflib
+import json
+import re
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+from transformers import HfArgumentParser
+
+
+class UsageError(ValueError):
+    """A mistake that the user can mend. Its text names the file, column, flag or field and the remedy."""
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """`"; did you mean 'x'?"` for the known name that is closest, or nothing."""
+    match = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def run_command(main: Callable[[], Any]) -> NoReturn:
+    """Runs a console command: exit code 0, or 2 and one line on stderr for a `UsageError`."""
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(_report(str(error)))
+    sys.exit(0)
+
+
+def _report(message):
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message):
+        raise UsageError(f"{message} (see --help)")
+
+
+def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str], description: str) -> tuple[Any, ...]:
+    """Parses `[FILE.yaml] [--flag value …]` into one instance per dataclass; flags win over the file.
+
+    Args:
+        argument_classes: Dataclasses whose fields are the flags, as for `transformers.HfArgumentParser`.
+        argv: The command line without the program's name.
+        description: Shown by `--help`.
+
+    Raises:
+        UsageError: An unknown flag or key (the nearest one is named), a value of the wrong type, a missing file.
+    """
+    parser = _Parser(argument_classes, description=description, allow_abbrev=False)
+    flags = {option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = _file_as_flags(argv[0], flags) + argv[1:]
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        raise UsageError(f"unknown argument {name}{nearest(name.lstrip('-'), flags)} (see --help)")
+    values = vars(namespace)
+    try:
+        return tuple(
+            cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init}) for cls in argument_classes
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _file_as_flags(path, flags):
+    """Turns the keys of a YAML file into flags, so that argparse checks both alike."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; the first argument is a YAML file of flags") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected lines of the form 'flag: value'")
+    argv = []
+    for key, value in content.items():
+        if key not in flags:
+            raise UsageError(f"{path}: unknown key '{key}'{nearest(str(key), flags)}")
+        if isinstance(value, dict):
+            argv += [f"--{key}", json.dumps(value)]
+        elif isinstance(value, list):
+            argv += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            argv.append(f"--{key}={value}")
+    return argv
+
+
+def config_arguments(config_class: type, exclude: Sequence[str] = ()) -> type:
+    """A dataclass with one optional flag per own field of a model configuration; `None` means the model's default.
+
+    Types come from the fields, help from the `Args` of the docstring, so that nothing is said twice.
+    """
+    entries = re.findall(r"^ {8}(\w+) \(.*?\):\n((?: {12}.*\n)+)|^ {8}(\w+) \(.*?\): (.*)\n", config_class.__doc__, re.M)
+    help_texts = {a or c: " ".join((b or d).split()) for a, b, c, d in entries}
+    fields = []
+    for name, annotation in config_class.__annotations__.items():
+        if name not in exclude and not name.startswith("_") and name in config_class.__dataclass_fields__:
+            help_text = re.sub(r"\[?`+\[?([^`]*?)\]?`+\]?", r"\1", help_texts.get(name, "")).replace("%", "%%")
+            metadata = {"help": help_text}
+            fields.append((name, _flag_type(annotation), dataclasses.field(default=None, metadata=metadata)))
+    return dataclasses.make_dataclass(f"{config_class.__name__}Arguments", fields)
+
+
+def _flag_type(annotation):
+    """The single type of a flag: `float | int` is float, `Literal` keeps its choices; always optional."""
+    options = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
+    options = [option for option in options if option is not types.NoneType]
+    literal = [option for option in options if get_origin(option) is Literal]
+    if literal:
+        return literal[0] | None
+    return (float if float in options else options[0]) | None

@@ -1,0 +1,378 @@
+"""From raw text to examples: load, train a tokenizer, tokenize, split long documents, batch by length.
+
+An example is one text of one document: its token ids with the special tokens, at most `max_length` long. Documents are
+never joined, and no token of a document is lost.
+"""
+
+import glob
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from text_jepa.arguments import UsageError, nearest
+from text_jepa.builtin_corpus import load_builtin_corpus
+
+
+logger = logging.getLogger(__name__)
+
+# File suffix -> builder of the datasets library and its options.
+_BUILDERS = {
+    ".txt": ("text", {}),
+    ".text": ("text", {}),
+    ".md": ("text", {}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
+
+# Enough text for a stable vocabulary of some ten thousand pieces; more only costs time.
+_TOKENIZER_TRAINING_CHARACTERS = 40_000_000
+
+# Texts that a stream sets aside for evaluation when it has no held-out split of its own.
+_STREAM_HELD_OUT = 200
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def find_files(patterns: Sequence[str], flag: str) -> list[str]:
+    """Files named by paths, folders and globs, sorted; a folder stands for all files in it of the first known kind.
+
+    Raises:
+        UsageError: Nothing is there, or the kinds of files are mixed or unknown.
+    """
+    found = []
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            matches = sorted(str(p) for p in path.rglob("*") if _suffix(p) in _BUILDERS)
+            if not matches:
+                raise UsageError(f"--{flag} {pattern}: no {', '.join(_BUILDERS)} file in this folder")
+        else:
+            matches = sorted(glob.glob(str(path), recursive=True))
+            if not matches:
+                raise UsageError(f"--{flag} {pattern}: no such file")
+        found += matches
+    suffixes = sorted({_suffix(Path(p)) for p in found})
+    unknown = [suffix for suffix in suffixes if suffix not in _BUILDERS]
+    if unknown:
+        raise UsageError(f"--{flag}: files of kind '{unknown[0]}' are not read; use one of {', '.join(_BUILDERS)}")
+    if len({_BUILDERS[suffix][0] for suffix in suffixes}) > 1:
+        raise UsageError(f"--{flag}: files of different kinds ({', '.join(suffixes)}); name one kind, e.g. '*.jsonl'")
+    return found
+
+
+def _suffix(path):
+    return Path(path.name.removesuffix(".gz")).suffix
+
+
+def load_corpus(
+    train_file: Sequence[str] | None = None,
+    validation_file: Sequence[str] | None = None,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    dataset_split: str = "train",
+    text_column: str = "text",
+    sample_by: str = "line",
+    streaming: bool = False,
+    validation_split_percentage: float = 5,
+    seed: int = 0,
+    cache_dir: str | None = None,
+) -> DatasetDict | IterableDatasetDict:
+    """Loads a corpus as splits `train` and `validation` with one column, `text`: one document per row.
+
+    Local files, a dataset of the Hub (or a folder of one), or the built-in corpus where nothing is named. The held-out
+    part is `validation_file`, the dataset's own `validation` (or `test`) split, or a share of the documents chosen by
+    `seed`; for a stream without any, its first documents.
+
+    Raises:
+        UsageError: A file, split or column is missing, a file cannot be read, or there is no text.
+    """
+    if train_file and dataset_name:
+        raise UsageError("--train_file and --dataset_name exclude each other")
+    if not train_file and not dataset_name:
+        corpus = load_builtin_corpus(cache_dir).select_columns(["text"])
+        return _as_streams(corpus) if streaming else corpus
+    if train_file:
+        corpus = _load_files(train_file, validation_file, sample_by, streaming, cache_dir)
+        what = f"--train_file {train_file[0]}"
+    else:
+        corpus = _load_hub(dataset_name, dataset_config_name, dataset_split, streaming, cache_dir)
+        what = f"--dataset_name {dataset_name}"
+    corpus = {split: _text_only(part, text_column, what) for split, part in corpus.items()}
+    if "validation" not in corpus:
+        corpus = _hold_out(corpus["train"], streaming, validation_split_percentage, seed, what)
+    return (IterableDatasetDict if streaming else DatasetDict)(corpus)
+
+
+def _as_streams(corpus):
+    return IterableDatasetDict({split: part.to_iterable_dataset() for split, part in corpus.items()})
+
+
+def _load_files(train_file, validation_file, sample_by, streaming, cache_dir):
+    files = {"train": find_files(train_file, "train_file")}
+    if validation_file:
+        files["validation"] = find_files(validation_file, "validation_file")
+    corpus = {}
+    for split, paths in files.items():
+        builder, options = _BUILDERS[_suffix(Path(paths[0]))]
+        if builder == "text":
+            options = {"sample_by": sample_by}
+        try:
+            corpus[split] = load_dataset(
+                builder, data_files=paths, split="train", streaming=streaming, cache_dir=cache_dir, **options
+            )
+        except (DatasetGenerationError, ValueError, OSError, StopIteration) as error:
+            cause = error.__cause__ or error
+            raise UsageError(f"--{split}_file {', '.join(paths[:3])}: cannot be read as {builder}: {cause}") from error
+    return corpus
+
+
+def _load_hub(name, config_name, split, streaming, cache_dir):
+    try:
+        splits = datasets.get_dataset_split_names(name, config_name)
+        if split not in splits:
+            raise UsageError(f"--dataset_split {split}: {name} has the splits {', '.join(splits)}")
+        wanted = {"train": split}
+        wanted |= {"validation": held_out for held_out in ("test", "validation") if held_out in splits}
+        options = {"streaming": streaming, "cache_dir": cache_dir}
+        return {part: load_dataset(name, config_name, split=found, **options) for part, found in wanted.items()}
+    except UsageError:
+        raise
+    except (ValueError, OSError, DatasetGenerationError) as error:
+        raise UsageError(f"--dataset_name {name}: {error.__cause__ or error}") from error
+
+
+def _text_only(dataset, column, what):
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    if column not in columns:
+        raise UsageError(
+            f"{what}: no column '{column}'{nearest(column, columns)} Its columns are {', '.join(columns) or 'none'}; "
+            "name one with --text_column"
+        )
+    if dataset.features is not None and dataset.features[column].dtype not in ("string", "large_string"):
+        raise UsageError(f"{what}: column '{column}' holds {dataset.features[column].dtype}, not text")
+    dataset = dataset.select_columns([column])
+    return dataset if column == "text" else dataset.rename_column(column, "text")
+
+
+def _hold_out(train, streaming, percentage, seed, what):
+    if streaming:
+        return {"train": train.skip(_STREAM_HELD_OUT), "validation": train.take(_STREAM_HELD_OUT)}
+    if len(train) < 2:
+        raise UsageError(f"{what}: {len(train)} documents; at least 2 are needed, one of them held out")
+    held_out = min(max(1, round(len(train) * percentage / 100)), len(train) - 1)
+    split = train.train_test_split(test_size=held_out, seed=seed)
+    return {"train": split["train"], "validation": split["test"]}
+
+
+# ---- tokenizer -------------------------------------------------------------------------------------------------------
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, lowercase: bool = True, max_length: int = 512
+) -> PreTrainedTokenizerFast:
+    """Trains an uncased WordPiece tokenizer in the form of BERT's on the texts.
+
+    Args:
+        texts: Documents; reading stops after 40 million characters.
+        vocab_size: Number of tokens, special ones included.
+        lowercase: Fold case and accents.
+        max_length: `model_max_length` of the tokenizer.
+
+    Raises:
+        UsageError: There is no text.
+    """
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special["mask_token"] = "[MASK]"
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False, min_frequency=2
+    )
+    tokenizer.train_from_iterator(_limited(texts, _TOKENIZER_TRAINING_CHARACTERS), trainer)
+    if tokenizer.get_vocab_size() <= len(special):
+        raise UsageError("the corpus holds no text to train a tokenizer on")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **special)
+
+
+def _limited(texts, characters):
+    for text in texts:
+        yield text
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+# ---- tokenization ----------------------------------------------------------------------------------------------------
+
+
+def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after a single text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    before = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return full[:before], full[before + len(bare) :]
+
+
+def sentence_end_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """(V,) boolean: tokens behind which a sentence may end, by their last character."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return np.array([token[-1:] in tuple(".!?。！？") for token in tokens])
+
+
+def cut_points(length: int, room: int, sentence_ends: np.ndarray) -> list[int]:
+    """Where to cut a document: [0, …, length], no piece longer than `room`, none of a single token.
+
+    A piece ends behind the last sentence that fits, or where the window is full if that would leave it less than half
+    full.
+
+    Args:
+        length: Tokens of the document, at least 2.
+        room: Longest piece, at least 3.
+        sentence_ends: Sorted positions behind which a sentence ends; empty to cut at full windows only.
+    """
+    cuts = [0]
+    while length - cuts[-1] > room:
+        start = cuts[-1]
+        last = np.searchsorted(sentence_ends, start + room, side="right") - 1
+        cut = int(sentence_ends[last]) if last >= 0 and sentence_ends[last] - start > room // 2 else start + room
+        cuts.append(cut if length - cut > 1 else cut - 1)
+    return [*cuts, length]
+
+
+def tokenize_corpus(
+    corpus: DatasetDict | IterableDatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    split_documents: str = "sentence",
+    num_proc: int | None = None,
+    overwrite_cache: bool = False,
+) -> DatasetDict | IterableDatasetDict:
+    """Documents to examples with `input_ids` and `length`, special tokens included.
+
+    Documents of fewer than two tokens can teach nothing and are left out; the log tells how many. The result is cached
+    by corpus, tokenizer and settings.
+
+    Args:
+        corpus: Splits with a column `text`.
+        tokenizer: Any tokenizer with a padding token.
+        max_length: Longest example in tokens, special tokens included.
+        split_documents: Where longer documents are cut: `"sentence"` or `"window"`, see `cut_points`.
+        num_proc: Processes; the tokenizers library uses all cores with one.
+        overwrite_cache: Tokenize again.
+
+    Raises:
+        UsageError: The tokenizer has no padding token, `max_length` has no room, or no document is left.
+    """
+    if tokenizer.pad_token_id is None:
+        raise UsageError("the tokenizer has no padding token; add one, or train a tokenizer on the corpus")
+    before, after = special_tokens_around(tokenizer)
+    room = max_length - len(before) - len(after)
+    if room < 3:
+        raise UsageError(f"--max_length {max_length}: leaves no room for text beside the special tokens")
+    ends_sentence = sentence_end_table(tokenizer) if split_documents == "sentence" else np.zeros(len(tokenizer), bool)
+
+    def tokenize(batch):
+        texts = [text or "" for text in batch["text"]]
+        encoded = tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )
+        pieces = []
+        for ids in encoded["input_ids"]:
+            if len(ids) < 2:
+                continue
+            cuts = [0, len(ids)]
+            if len(ids) > room:
+                cuts = cut_points(len(ids), room, np.flatnonzero(ends_sentence[ids]) + 1)
+            pieces += [before + ids[i:j] + after for i, j in zip(cuts[:-1], cuts[1:], strict=True)]
+        return {"input_ids": pieces, "length": [len(piece) for piece in pieces]}
+
+    if isinstance(corpus, IterableDatasetDict):
+        return IterableDatasetDict(
+            {split: part.map(tokenize, batched=True, remove_columns=["text"]) for split, part in corpus.items()}
+        )
+    settings = [_tokenizer_identity(tokenizer), max_length, split_documents]
+    examples = {}
+    for split, part in corpus.items():
+        examples[split] = part.map(
+            tokenize,
+            batched=True,
+            remove_columns=part.column_names,
+            num_proc=num_proc,
+            load_from_cache_file=not overwrite_cache,
+            # The library's own fingerprint pickles the tokenizer, whose state changes with use.
+            new_fingerprint=Hasher.hash([part._fingerprint, *settings]),
+            desc=f"Tokenizing {split}",
+        )
+        if not len(examples[split]):
+            raise UsageError(f"the {split} part of the corpus holds no document of at least two tokens")
+    return DatasetDict(examples).with_format("numpy")
+
+
+def _tokenizer_identity(tokenizer):
+    if not tokenizer.is_fast:
+        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+class LengthGroupedSampler(torch.utils.data.Sampler[int]):
+    """Order of one pass in which the texts of a batch are about equally long and batches come at random.
+
+    Texts are shuffled, cut into pools of `pool_batches` batches, sorted by length within each pool, cut into batches,
+    and the batches shuffled. The order is a pure function of (seed, epoch): unlike the sampler of transformers of the
+    same name it draws from no running generator, so that a resumed run sees the same order.
+
+    Args:
+        lengths: Tokens of each text.
+        batch_size: Texts of a batch of one process.
+        seed: Seed of the order.
+        pool_batches: Batches that are sorted together: more pad less and are less random.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0, pool_batches: int = 50):
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.pool_batches = pool_batches
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        """Chooses the pass; called by the data loader."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(len(self.lengths))
+        pool = np.arange(len(order)) // (self.batch_size * self.pool_batches)
+        order = order[np.lexsort((self.lengths[order], pool))]
+        whole = len(order) // self.batch_size
+        batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
+        yield from batches[generator.permutation(whole)].flatten().tolist()
+        yield from order[whole * self.batch_size :].tolist()
