@@ -51,7 +51,13 @@ def _default_text_config(**overrides):
     """A ModernBERT shape with full attention in every layer, for texts of up to 512 tokens."""
     shape = {"vocab_size": 30_522, "max_position_embeddings": 512, **_PRESETS["mini"]}
     # Ids of special tokens are the tokenizer's business: the run sets them. Mean pooling is what we train for.
-    shape |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
+    shape |= {
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "cls_token_id": None,
+        "sep_token_id": None,
+    }
     shape |= {"classifier_pooling": "mean"} | overrides
     shape.setdefault("layer_types", ["full_attention"] * shape["num_hidden_layers"])
     # ModernBERT's own base of 160,000 is meant for 8,192 tokens.
@@ -118,7 +124,6 @@ class TextJepaConfig(PreTrainedConfig):
             Standard deviation of the predictor's and the heads' initial weights.
 
     Example:
-
     ```python
     >>> config = TextJepaConfig.preset("mini", text_config={"vocab_size": 8192}, token_loss_weight=0.0)
     >>> config.text_config.model_type, config.hidden_size, config.pred_hidden_size, config.context_mode
@@ -163,7 +168,9 @@ class TextJepaConfig(PreTrainedConfig):
             fields = dict(self.text_config)
             model_type = fields.pop("model_type", "modernbert")
             if model_type not in CONFIG_MAPPING:
-                raise ValueError(f"text_config: unknown model_type '{model_type}'{_nearest(model_type, CONFIG_MAPPING)}")
+                raise ValueError(
+                    f"text_config: unknown model_type '{model_type}'{_nearest(model_type, CONFIG_MAPPING)}"
+                )
             self.text_config = CONFIG_MAPPING[model_type](**fields)
         if self.pred_hidden_size is None:
             self.pred_hidden_size = self.text_config.hidden_size // 2
@@ -232,7 +239,10 @@ class TextJepaConfig(PreTrainedConfig):
                 f"pred_hidden_size ({self.pred_hidden_size}) must be a multiple of pred_num_attention_heads "
                 f"({self.pred_num_attention_heads})"
             )
-        if self.pred_position_embedding_type == "rotary" and self.pred_hidden_size // self.pred_num_attention_heads % 2:
+        if (
+            self.pred_position_embedding_type == "rotary"
+            and self.pred_hidden_size // self.pred_num_attention_heads % 2
+        ):
             raise ValueError("rotary positions need an even width per predictor head: change pred_hidden_size")
         if self.pred_position_embedding_type == "learned" and self.max_text_length is None:
             raise ValueError("learned predictor positions need an encoder with max_position_embeddings")

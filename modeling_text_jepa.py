@@ -61,7 +61,7 @@ class TextJepaForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-# ---- arithmetic ------------------------------------------------------------------------------------------------------
+# ---- arithmetic -----------------------------------------------------------------------------------------------------
 
 
 def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -142,7 +142,7 @@ def sample_candidates(labels: torch.Tensor, vocab_size: int, count: int) -> tupl
     return candidates, torch.where(used, slots[ids], -100)
 
 
-# ---- predictor -------------------------------------------------------------------------------------------------------
+# ---- predictor ------------------------------------------------------------------------------------------------------
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -280,7 +280,7 @@ def _mask_for(mask, implementation, dtype):
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-# ---- encoder ---------------------------------------------------------------------------------------------------------
+# ---- encoder --------------------------------------------------------------------------------------------------------
 
 
 def _without_pooler(config_class):
@@ -508,7 +508,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     @torch.no_grad()
     def update_target_encoder(self, decay: float):
-        """target ← decay · target + (1 - decay) · context, in float32; buffers are copied.
+        """Target ← decay · target + (1 - decay) · context, in float32; buffers are copied.
 
         Args:
             decay: 1 leaves the target encoder as it is, 0 makes it equal to the context encoder.
@@ -567,9 +567,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
         targets = gather_positions(self.encode_targets(input_ids, attention_mask), target_positions)
         context = self.model.encode_context(input_ids, attention_mask, context_positions, **kwargs)
-        features = self.predictor(
-            context.last_hidden_state, *(mask.flatten(0, 1) for mask in masks)
-        )
+        features = self.predictor(context.last_hidden_state, *(mask.flatten(0, 1) for mask in masks))
         predictions = self.latent_head(features).view(targets.shape)
 
         used = target_positions >= 0

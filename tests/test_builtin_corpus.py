@@ -8,6 +8,7 @@ import pytest
 from text_jepa import builtin_corpus
 from text_jepa.builtin_corpus import Root, clean, harvest, is_held_out, load_builtin_corpus
 
+
 PROSE = (
     "The {0} river leaves the mountains in the north and crosses a wide plain before it reaches the sea, "
     "where the people of {0} have built a harbour that is protected from the {0} wind by a long wall of stone."
@@ -84,7 +85,8 @@ def test_inline_markup_is_unwrapped(marked: str, plain: str):
 @pytest.mark.parametrize(
     "section",
     [
-        "Args:\n    depth (int, *optional*): The depth of the river\n        in metres.\n    wide (bool): If it is wide.",
+        "Args:\n    depth (int, *optional*): The depth of the river\n        in metres.\n"
+        "    wide (bool): If it is wide.",
         (
             "Args:\n    depth (`int`, *optional*):\n        The depth of the river in metres.\n    wide (`bool`):\n"
             "        If it is wide."

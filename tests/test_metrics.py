@@ -28,7 +28,8 @@ def unit(x):
 
 
 def value(score):
-    assert score.ndim == 0 and score.dtype == torch.float32
+    assert score.ndim == 0
+    assert score.dtype == torch.float32
     return score.item()
 
 

@@ -100,7 +100,9 @@ def config_arguments(config_class: type, exclude: Sequence[str] = ()) -> type:
 
     Types come from the fields, help from the `Args` of the docstring, so that nothing is said twice.
     """
-    entries = re.findall(r"^ {8}(\w+) \(.*?\):\n((?: {12}.*\n)+)|^ {8}(\w+) \(.*?\): (.*)\n", config_class.__doc__, re.M)
+    entries = re.findall(
+        r"^ {8}(\w+) \(.*?\):\n((?: {12}.*\n)+)|^ {8}(\w+) \(.*?\): (.*)\n", config_class.__doc__, re.M
+    )
     help_texts = {a or c: " ".join((b or d).split()) for a, b, c, d in entries}
     fields = []
     for name, annotation in config_class.__annotations__.items():

@@ -31,6 +31,7 @@ from uuid import uuid4
 from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
+
 logger = logging.getLogger(__name__)
 
 HARVESTER_VERSION = 1  # part of the cache's fingerprint: raise it whenever the harvest gives other documents
@@ -285,7 +286,11 @@ _FUNCTION_WORD = re.compile(
 def _reads_as_prose(paragraph: str) -> bool:
     """Whether most tokens are plain words, some of them the function words that English cannot do without."""
     tokens = paragraph.split()
-    if len(tokens) < 4 or len(tokens) < 8 and paragraph[-1] not in ".!?)" or paragraph[-1] == ":" and len(tokens) < 12:
+    if (
+        len(tokens) < 4
+        or (len(tokens) < 8 and paragraph[-1] not in ".!?)")
+        or (paragraph[-1] == ":" and len(tokens) < 12)
+    ):
         return False
     words = sum(1 for token in tokens if _WORD.match(token))
     grammar = sum(1 for token in tokens if _FUNCTION_WORD.match(token))
@@ -347,10 +352,8 @@ def _scope_documents(node: ast.AST, name: str) -> tuple[list[str], list[tuple[st
         elif isinstance(statement, ast.If | ast.Try | ast.With):
             statements[:0] = [*statement.body, *getattr(statement, "orelse", ())]
             continue
-        elif (
-            isinstance(statement, ast.Assign)
-            or isinstance(statement, ast.Expr)
-            and isinstance(statement.value, ast.Call)
+        elif isinstance(statement, ast.Assign) or (
+            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
         ):
             paragraphs = [paragraph for text in _long_strings(statement) for paragraph in clean(text)]
             if not paragraphs:
@@ -400,7 +403,7 @@ _PLAIN = re.compile(r"\b[a-z]+\b")
 
 
 def _key(paragraph: str) -> str:
-    """What a paragraph has in common with its copies: names and numbers differ between them, lower-case words do not."""
+    """What copies of a paragraph share: names and numbers differ between them, lower-case words do not."""
     words = [word for word in paragraph.split() if _PLAIN.match(word) and "_" not in word]
     return " ".join(words) if len(words) >= 5 else paragraph
 

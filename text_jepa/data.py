@@ -5,6 +5,7 @@ never joined, and no token of a document is lost.
 """
 
 import glob
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
+from datasets import DatasetDict, IterableDatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -44,7 +45,7 @@ _TOKENIZER_TRAINING_CHARACTERS = 40_000_000
 _STREAM_HELD_OUT = 200
 
 
-# ---- loading ---------------------------------------------------------------------------------------------------------
+# ---- loading --------------------------------------------------------------------------------------------------------
 
 
 def find_files(patterns: Sequence[str], flag: str) -> list[str]:
@@ -146,7 +147,8 @@ def _load_hub(name, config_name, split, streaming, cache_dir):
         if split not in splits:
             raise UsageError(f"--dataset_split {split}: {name} has the splits {', '.join(splits)}")
         wanted = {"train": split}
-        wanted |= {"validation": held_out for held_out in ("test", "validation") if held_out in splits}
+        held_out = next((s for s in ("validation", "test") if s in splits and s != split), None)
+        wanted |= {"validation": held_out} if held_out else {}
         options = {"streaming": streaming, "cache_dir": cache_dir}
         return {part: load_dataset(name, config_name, split=found, **options) for part, found in wanted.items()}
     except UsageError:
@@ -178,7 +180,7 @@ def _hold_out(train, streaming, percentage, seed, what):
     return {"train": split["train"], "validation": split["test"]}
 
 
-# ---- tokenizer -------------------------------------------------------------------------------------------------------
+# ---- tokenizer ------------------------------------------------------------------------------------------------------
 
 
 def train_tokenizer(
@@ -223,7 +225,7 @@ def _limited(texts, characters):
             return
 
 
-# ---- tokenization ----------------------------------------------------------------------------------------------------
+# ---- tokenization ---------------------------------------------------------------------------------------------------
 
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -304,7 +306,7 @@ def tokenize_corpus(
             cuts = [0, len(ids)]
             if len(ids) > room:
                 cuts = cut_points(len(ids), room, np.flatnonzero(ends_sentence[ids]) + 1)
-            pieces += [before + ids[i:j] + after for i, j in zip(cuts[:-1], cuts[1:], strict=True)]
+            pieces += [before + ids[i:j] + after for i, j in itertools.pairwise(cuts)]
         return {"input_ids": pieces, "length": [len(piece) for piece in pieces]}
 
     if isinstance(corpus, IterableDatasetDict):
@@ -336,7 +338,7 @@ def _tokenizer_identity(tokenizer):
     return {key: value for key, value in content.items() if key not in ("padding", "truncation")}
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
+# ---- batches --------------------------------------------------------------------------------------------------------
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler[int]):

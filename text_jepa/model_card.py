@@ -122,7 +122,9 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path):
             if points:
                 steps, values = zip(*points, strict=True)
                 peak = max(values) if name == "learning_rate" else 1
-                axes.plot(steps, [v / (peak or 1) for v in values], label=name, marker="." if len(points) < 3 else None)
+                axes.plot(
+                    steps, [v / (peak or 1) for v in values], label=name, marker="." if len(points) < 3 else None
+                )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.grid(alpha=0.3)

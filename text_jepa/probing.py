@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
@@ -73,10 +74,9 @@ def linear_probe(train_x, train_y, test_x, test_y, seed: int = 0) -> float:
         train_y, test_y: (N,) labels.
         seed: Of the solver and the folds.
     """
-    probe = make_pipeline(
-        StandardScaler(),
-        LogisticRegressionCV(
-            Cs=np.logspace(-4, 0, 5), cv=3, max_iter=300, random_state=seed, l1_ratios=(0,), use_legacy_attributes=False
-        ),
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed)),
+        {"logisticregression__C": np.logspace(-4, 0, 5)},
+        cv=StratifiedKFold(3, shuffle=True, random_state=seed),
     )
-    return 100 * probe.fit(train_x, train_y).score(test_x, test_y)
+    return 100 * search.fit(train_x, train_y).score(test_x, test_y)

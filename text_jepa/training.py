@@ -76,7 +76,7 @@ class TextJepaTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-# ---- moving average --------------------------------------------------------------------------------------------------
+# ---- moving average -------------------------------------------------------------------------------------------------
 
 
 def ema_decay(
@@ -130,7 +130,7 @@ class EmaTargetEncoderCallback(TrainerCallback):
             model.update_target_encoder(self.decay(state))
 
 
-# ---- collapse --------------------------------------------------------------------------------------------------------
+# ---- collapse -------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -242,7 +242,7 @@ class CollapseMonitorCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-# ---- what a person sees ----------------------------------------------------------------------------------------------
+# ---- what a person sees ---------------------------------------------------------------------------------------------
 
 
 class ProgressLineCallback(ProgressCallback):
@@ -296,7 +296,7 @@ class MetricsFileCallback(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-# ---- trainer ---------------------------------------------------------------------------------------------------------
+# ---- trainer --------------------------------------------------------------------------------------------------------
 
 
 class _PassCallback(TrainerCallback):
@@ -374,9 +374,7 @@ class TextJepaTrainer(Trainer):
         return count.clamp(min=1)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         for name in ("latent_loss", "token_loss"):
             if outputs.get(name) is not None:
                 # The mean over processes undoes this factor, as it does for the loss itself.

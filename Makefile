@@ -1,0 +1,39 @@
+# Everything runs in an environment of its own, .venv, made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/$(shell date +%Y%m%d-%H%M%S)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup pretrain probe test test-all check fix
+
+help:  ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/installed  ## Make .venv with the tested versions
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,st]'
+	@touch $@
+
+pretrain: setup  ## Train the default encoder on the built-in corpus (RUN=folder)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		run_pretraining.py configs/tiny_cpu.yaml --output_dir $(RUN)
+
+probe: setup  ## Probe the newest trained encoder (ENCODER=folder)
+	$(BIN)/python run_probe.py $(ENCODER)
+
+test: setup  ## Run the fast tests
+	$(BIN)/python -m pytest -m 'not slow and not distributed'
+
+test-all: setup  ## Run all tests
+	$(BIN)/python -m pytest
+
+check: setup  ## Lint and check the format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fix: setup  ## Mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
