@@ -36,8 +36,7 @@ _INHERITED_KEYWORDS = {
     "transformers_version",
 }
 
-# Two layers of BERT's miniature, then shapes that double; 64 dimensions per head, the feed-forward gated, so 8/3 of the
-# width (rounded to 64) costs as much as BERT's 4.
+# 64 dimensions per head; the feed-forward is gated, so that 8/3 of the width costs as much as BERT's 4 times it.
 _PRESETS = {
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 2},
     "mini": {"num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4},
@@ -184,7 +183,7 @@ class TextJepaConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name, text_config=None, **kwargs):
-        """A named size: `tiny` (2 × 128), `mini` (4 × 256), `small` (12 × 384), `base` (12 × 768), `large` (24 × 1024).
+        """A named size: `tiny` 2 × 128, `mini` 4 × 256, `small` 12 × 384, `base` 12 × 768, `large` 24 × 1024.
 
         Args:
             name (`str`): The size.

@@ -20,6 +20,7 @@ from typing import Literal
 
 import datasets
 import transformers
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -169,13 +170,16 @@ def main(argv: list[str] | None = None) -> Path:
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.monitor.collapsed and args.stop_on_collapse:
         raise UsageError(f"the run collapsed and was stopped; its checkpoints are in {args.output_dir}")
-    trainer.log_metrics("eval", trainer.evaluate())
+    last = [record["step"] for record in trainer.state.log_history if "eval_loss" in record][-1:]
+    if last != [trainer.state.global_step]:
+        trainer.evaluate()
     trainer.save_state()
 
     if args.process_index == 0:
         output_dir = Path(args.output_dir)
         export_encoder(model, tokenizer, output_dir, data_args.max_length, model_args.export_encoder)
         save_for_continuing(model, tokenizer, output_dir / "pretraining")
+        write_arguments(output_dir / "arguments.yaml", model_args, data_args, objective_args, args)
         records = metrics_of(output_dir)
         plot_curves(records, output_dir / "curves.png")
         facts = {
@@ -208,7 +212,7 @@ def _shared(function, arguments):
 def set_up_logging(args):
     """One process speaks, and only of what matters."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.ERROR)
-    for name in ("httpx", "datasets", "accelerate"):
+    for name in ("httpx", "datasets", "accelerate", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     if not sys.stderr.isatty():
@@ -270,7 +274,10 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
         raise UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other: they name the encoder")
     try:
         if name and model_args.init == "pretrained":
-            model = TextJepaForPreTraining.from_encoder(name, **hub, **fields)
+            # A pretraining checkpoint goes on with its predictor and target encoder, any other encoder gets new ones.
+            is_ours = AutoConfig.from_pretrained(name, **hub).model_type == TextJepaConfig.model_type
+            load = TextJepaForPreTraining.from_pretrained if is_ours else TextJepaForPreTraining.from_encoder
+            model = load(name, **hub, **fields)
         elif name or model_args.config_name:
             model = TextJepaForPreTraining(config_from(name or model_args.config_name, tokenizer, fields, hub))
         else:
@@ -305,6 +312,15 @@ def tokenizer_fields(tokenizer) -> dict:
     """What an encoder's configuration takes from its tokenizer."""
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
     return {"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in names}
+
+
+def write_arguments(path, *groups):
+    """Writes all arguments with their values, as a YAML file that the command takes again."""
+    values = {}
+    for group in groups:
+        found = group.to_dict() if isinstance(group, TextJepaTrainingArguments) else dataclasses.asdict(group)
+        values |= {key: value for key, value in found.items() if value is not None and key != "hub_token"}
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def _first_line(error):

@@ -60,9 +60,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "random weights": lambda texts: embed_texts(untrained, tokenizer, texts, args.max_length),
         "TF-IDF": lambda texts: tfidf.transform(texts).toarray(),
     }
-    print(
-        f"which of {PACKAGES} packages a text documents: {len(train['text'])} training texts, {len(test['text'])} held out"
-    )
+    sizes = f"{len(train['text'])} training texts, {len(test['text'])} held out"
+    print(f"which of {PACKAGES} packages a text documents: {sizes}")
     majority = max(map(test["package"].count, set(test["package"])))
     scores = {"majority": 100 * majority / len(test["text"])}
     for title, embed in features.items():
