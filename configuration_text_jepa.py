@@ -34,6 +34,7 @@ _INHERITED_KEYWORDS = {
     "quantization_config",
     "torch_dtype",
     "transformers_version",
+    "use_cache",  # the Trainer leaves it on every model's configuration
 }
 
 # 64 dimensions per head; the feed-forward is gated, so that 8/3 of the width costs as much as BERT's 4 times it.

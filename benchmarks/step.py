@@ -75,9 +75,7 @@ def main():
         print(f"| {name} | {statistics.median(times):.3f} ({min(times):.3f} to {max(times):.3f}) ", end="")
         print(f"| {statistics.median(times) / base:.3f} |")
     shares = {name: statistics.median(seconds[name]) / step for name in ("collator", "ema")}
-    print(
-        f"\nof a text_jepa_m1 step: collator {shares['collator']:.2%}, update of the target encoder {shares['ema']:.2%}"
-    )
+    print(f"\nof a text_jepa_m1 step: collator {shares['collator']:.2%}, moving average {shares['ema']:.2%}")
     if args.json:
         ratios = {name: statistics.median(seconds[name]) / base for name in arms if name != "bert_mlm"}
         with open(args.json, "w") as file:

@@ -110,6 +110,8 @@ def sample_spans(
     if longest < 2:
         return np.full((rows, width), -1)
     draws = counter_uniforms(keys, 3 + 2 * longest)
+    # In turn, so that a draw's column does not depend on the longest text of the batch.
+    length_draws, gap_draws = draws[:, 3::2], draws[:, 4::2]
     column = np.arange(longest)
 
     # How many tokens to hide; rounding at random keeps the ratio exact in expectation.
@@ -117,10 +119,10 @@ def sample_spans(
     hidden = np.where(counts < 2, 0, np.clip(hidden, 0, counts - 1))
 
     # Spans in drawing order until they hold that many tokens, the last one cut; then the gap behind each.
-    lengths = span_lengths(draws[:, 3 : 3 + longest], distribution, mean_length, max_length)
+    lengths = span_lengths(length_draws, distribution, mean_length, max_length)
     ends = np.minimum(np.cumsum(lengths, axis=1), hidden[:, None])
     lengths = np.diff(ends, axis=1, prepend=0)
-    shares = np.where(lengths > 0, -np.log1p(-draws[:, 3 + longest :]), 0.0)
+    shares = np.where(lengths > 0, -np.log1p(-gap_draws), 0.0)
     shares = np.cumsum(shares, axis=1)
     total = np.maximum(shares[:, -1:], np.finfo(np.float64).tiny)
     visible_before = np.floor(shares / total * (counts - hidden)[:, None]).astype(np.int64)

@@ -283,16 +283,15 @@ class MetricsFileCallback(TrainerCallback):
     """Writes every record of the log as a line of `metrics.jsonl`; a resumed run continues the file."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.path = Path(args.output_dir, "metrics.jsonl")
         if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            path = _metrics_file(args.output_dir)
+            lines = path.read_text().splitlines() if path.exists() and state.global_step else []
             kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept if state.global_step))
+            path.write_text("".join(f"{line}\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
-            with self.path.open("a") as file:
+            with _metrics_file(args.output_dir).open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
@@ -440,4 +439,9 @@ class TextJepaTrainer(Trainer):
 
 def metrics_of(output_dir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`."""
-    return [json.loads(line) for line in Path(output_dir, "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in _metrics_file(output_dir).read_text().splitlines()]
+
+
+def _metrics_file(output_dir):
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    return Path(output_dir, "metrics.jsonl")

@@ -1,0 +1,331 @@
+"""The moving average, the monitor and the trainer: what happens at which step, and what is logged."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState
+
+from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
+from text_jepa.masking import DataCollatorForTextJepa
+from text_jepa.training import (
+    CollapseMonitorCallback,
+    EmaTargetEncoderCallback,
+    collapse_signs,
+    ema_decay,
+    health_line,
+    measure_representations,
+    metrics_of,
+)
+
+
+def make_model(tokenizer, **fields):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text_config = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **shape}
+    return TextJepaForPreTraining(TextJepaConfig.preset("tiny", text_config, **fields))
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer):
+    """96 texts of 6 to 30 tokens in which each word announces the next, so that there is something to learn."""
+    generator = np.random.default_rng(0)
+    low, high = len(tokenizer) // 2, len(tokenizer) - 1
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    rows = []
+    for length in generator.integers(4, 28, 96):
+        start, step = generator.integers(low, high), generator.integers(1, 4)
+        rows.append([cls, *(low + (start + step * np.arange(length)) % (high - low)).tolist(), sep])
+    return datasets.Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+
+
+def make_trainer(tokenizer, examples, output_dir, model=None, **arguments):
+    defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 2, "save_strategy": "no"}
+    args = TextJepaTrainingArguments(str(output_dir), use_cpu=True, **{**defaults, **arguments})
+    collator = DataCollatorForTextJepa(tokenizer, num_masks=2, whole_words=False)
+    model = model or make_model(tokenizer)
+    return TextJepaTrainer(
+        model, args, collator, examples.select(range(80)), examples.select(range(80, 96)), processing_class=tokenizer
+    )
+
+
+def parameters_of(module):
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+# ---- decay -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "expected"),
+    [
+        ("constant", 700, 0.9),
+        ("linear", 0, 0.9),
+        ("linear", 500, 0.95),
+        ("linear", 1000, 1.0),
+        ("cosine", 0, 0.9),
+        ("cosine", 500, 0.95),
+        ("cosine", 1000, 1.0),
+        ("cosine", 250, 1.0 - 0.1 * (1 + math.cos(math.pi / 4)) / 2),
+    ],
+)
+def test_decay_follows_its_schedule(schedule, step, expected):
+    assert ema_decay(step, 1000, schedule, 0.9, 1.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("total", "start", "end"), [(1_000_000, 0.9999, 0.99999), (3_000, 1 - 1 / 30, 1 - 1 / 300)])
+def test_default_decays_average_over_one_and_ten_percent_of_the_run(total, start, end):
+    assert ema_decay(0, total) == pytest.approx(start)
+    assert ema_decay(total, total) == pytest.approx(end)
+
+
+def test_decay_never_falls_and_stays_a_decay_in_runs_of_any_length():
+    for total in (1, 7, 50, 99, 100, 101, 1000):
+        decays = [ema_decay(step, total) for step in range(total + 1)]
+        assert decays == sorted(decays)
+        assert 0 <= decays[0] <= decays[-1] < 1
+
+
+def test_unknown_schedule_is_named():
+    with pytest.raises(ValueError, match="sideways"):
+        ema_decay(0, 10, "sideways")
+
+
+@pytest.mark.parametrize("name", ["ema_decay_start", "ema_decay_end"])
+def test_decay_outside_zero_and_one_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=name):
+        TextJepaTrainingArguments(str(tmp_path), **{name: 1.5})
+
+
+# ---- when the target encoder moves -----------------------------------------------------------------------------------
+
+
+def test_target_encoder_moves_once_per_optimizer_step_to_the_average_after_the_step(tokenizer, examples, tmp_path):
+    """With accumulation: t ← d·t + (1-d)·s with s after the step, and nothing on micro-steps."""
+    trainer = make_trainer(
+        tokenizer, examples, tmp_path, gradient_accumulation_steps=3, ema_decay_start=0.7, ema_schedule="constant"
+    )
+    model, seen = trainer.model, []
+    update = model.update_target_encoder
+
+    def recording(decay):
+        before, source = parameters_of(model.target_encoder), parameters_of(model.model.encoder)
+        update(decay)
+        seen.append((trainer.state.global_step, decay))
+        for name, value in model.target_encoder.named_parameters():
+            torch.testing.assert_close(value, decay * before[name] + (1 - decay) * source[name])
+
+    model.update_target_encoder = recording
+    start = parameters_of(model.model.encoder)
+    trainer.train()
+    assert seen == [(step, 0.7) for step in range(4)]
+    assert any(not torch.equal(start[name], value) for name, value in model.target_encoder.named_parameters())
+
+
+@pytest.mark.parametrize(("skipped", "updates"), [(True, 0), (False, 1)])
+def test_a_skipped_optimizer_step_moves_nothing(skipped, updates):
+    calls = []
+    model = SimpleNamespace(update_target_encoder=calls.append)
+    state = TrainerState(global_step=3, max_steps=10)
+    EmaTargetEncoderCallback("constant", 0.5).on_optimizer_step(
+        None, state, TrainerControl(), model=model, optimizer=SimpleNamespace(step_was_skipped=skipped)
+    )
+    assert calls == [0.5] * updates
+
+
+def test_optimizer_holds_what_trains_and_spares_vectors_from_decay(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path)
+    trainer.create_optimizer()
+    held = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        assert (id(parameter) in held) == (not name.startswith("target_encoder."))
+        if id(parameter) in held and parameter.dim() < 2:
+            assert held[id(parameter)] == 0, name
+    assert held[id(trainer.model.predictor.context_projection.weight)] == trainer.args.weight_decay
+
+
+# ---- loss and log ----------------------------------------------------------------------------------------------------
+
+
+def test_accumulated_small_batches_equal_one_large_batch(tokenizer, examples, tmp_path):
+    """Terms are normalised by the target tokens of the whole accumulated batch, not by means of means."""
+    records = []
+    for name, size, accumulation in (("whole", 16, 1), ("parts", 4, 4)):
+        trainer = make_trainer(
+            tokenizer,
+            examples.select(range(96)),
+            tmp_path / name,
+            model=make_model(tokenizer, token_loss_candidates=None),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            logging_steps=1,
+        )
+        order = np.random.default_rng(1).permutation(80)  # the same texts per step for both
+        trainer._get_train_sampler = lambda dataset=None, order=order: order.tolist()
+        trainer.train()
+        records.append([r for r in metrics_of(tmp_path / name) if "loss" in r])
+    for whole, parts in zip(*records, strict=True):
+        for key in ("loss", "latent_loss", "token_loss", "relative_loss", "ema_decay"):
+            assert parts[key] == pytest.approx(whole[key], rel=1e-4), key
+
+
+def test_log_names_every_term_and_measure(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, eval_strategy="steps", eval_steps=4)
+    trainer.train()
+    records = metrics_of(tmp_path)
+    training = [record for record in records if "loss" in record]
+    assert [record["step"] for record in training] == [1, 2, 4]
+    measures = {"relative_loss", "copy_relative_loss", "retrieval_margin", "spread", "target_spread", "token_rank"}
+    measures |= {"pooled_rank", "cosine_same_text", "cosine_other_text"}
+    for record in training:
+        assert measures | {"latent_loss", "token_loss", "ema_decay", "tokens_per_second", "grad_norm"} <= record.keys()
+        weight = trainer.model.config.token_loss_weight
+        assert record["loss"] == pytest.approx(record["latent_loss"] + weight * record["token_loss"], rel=1e-5)
+        assert record["ema_decay"] == pytest.approx(ema_decay(record["step"] - 1, 4))
+    evaluation = next(record for record in records if "eval_loss" in record)
+    assert evaluation["eval_loss"] == pytest.approx(
+        evaluation["eval_latent_loss"] + weight * evaluation["eval_token_loss"], rel=1e-5
+    )
+    lengths = [len(row) for row in trainer.train_dataset["input_ids"]]
+    assert 0 < trainer.tokens_seen <= 4 * 8 * max(lengths)
+
+
+def test_nan_is_not_hidden_in_the_log(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, logging_steps=1, max_steps=2)
+    with torch.no_grad():
+        trainer.model.latent_head.bias.fill_(math.nan)
+    trainer.train()
+    assert math.isnan(next(r for r in metrics_of(tmp_path) if "loss" in r)["loss"])
+
+
+def test_evaluation_uses_the_same_masks_whatever_the_pass(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path)
+    first = trainer.evaluate()
+    trainer.data_collator.epoch = 5
+    second = trainer.evaluate()
+    assert first["eval_loss"] == second["eval_loss"]
+    assert first["eval_latent_loss"] == second["eval_latent_loss"]
+
+
+def test_each_pass_has_its_own_order_and_masks(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=-1, num_train_epochs=3)
+    seen = []
+    step = trainer.training_step
+
+    def recording(model, inputs, *args, **kwargs):
+        seen.append((trainer.data_collator.epoch, trainer.train_sampler.epoch))
+        return step(model, inputs, *args, **kwargs)
+
+    trainer.training_step = recording
+    trainer.train()
+    assert seen == [(epoch, epoch) for epoch in range(3) for _ in range(10)]
+
+
+@pytest.mark.parametrize("stop", [4, 10, 13])
+def test_resumed_run_equals_the_uninterrupted_one(tokenizer, examples, tmp_path, stop):
+    """Weights of both encoders, optimizer and log, in the middle and at the border of a pass of 10 steps."""
+    arguments = {"max_steps": 16, "logging_steps": 1, "save_strategy": "steps", "save_steps": stop, "save_total_limit": None}
+    whole = make_trainer(tokenizer, examples, tmp_path / "whole", **arguments)
+    whole.train()
+    resumed = make_trainer(tokenizer, examples, tmp_path / "resumed", **arguments)
+    (tmp_path / "resumed" / "metrics.jsonl").parent.mkdir(exist_ok=True)
+    (tmp_path / "resumed" / "metrics.jsonl").write_text((tmp_path / "whole" / "metrics.jsonl").read_text())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
+    for (name, expected), value in zip(whole.model.state_dict().items(), resumed.model.state_dict().values()):
+        assert torch.equal(expected, value), name
+    untimed = [
+        [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in metrics_of(tmp_path / run) if "loss" in r]
+        for run in ("whole", "resumed")
+    ]
+    assert untimed[0] == untimed[1]
+
+
+# ---- collapse --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch(tokenizer, examples):
+    return DataCollatorForTextJepa(tokenizer, num_masks=2, whole_words=False)([examples[i] for i in range(32)])
+
+
+def test_measures_leave_the_model_as_it_was(tokenizer, batch):
+    model = make_model(tokenizer).train()
+    before = parameters_of(model)
+    measure_representations(model, batch)
+    assert model.training
+    assert not model.target_encoder.training
+    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+
+
+def test_an_encoder_that_says_the_same_of_everything_shows_it(tokenizer, batch):
+    model = make_model(tokenizer)
+    healthy = measure_representations(model, batch)
+    assert collapse_signs(healthy, 32) == []
+    with torch.no_grad():
+        for parameter in model.target_encoder.parameters():
+            parameter.mul_(1e-4)
+    signs = collapse_signs(measure_representations(model, batch), 32)
+    assert any("dimensions" in sign or "hardly differ" in sign or "same way" in sign for sign in signs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"token_rank": 1.2}, "1.2 of 32 dimensions"),
+        ({"cosine_other_text": 0.999}, "same way"),
+        ({"spread": 1e-5}, "hardly differ"),
+        ({"relative_loss": math.nan}, "not finite"),
+    ],
+)
+def test_signs_of_collapse_are_told_in_plain_words(changed, words):
+    healthy = {"token_rank": 20.0, "cosine_other_text": 0.3, "spread": 0.8, "relative_loss": 0.7}
+    assert collapse_signs(healthy, 32) == []
+    (sign,) = collapse_signs({**healthy, **changed}, 32)
+    assert words in sign
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_monitor_warns_once_after_patience_with_the_remedy(tokenizer, batch, capsys, stop):
+    model = make_model(tokenizer)
+    with torch.no_grad():
+        for parameter in model.target_encoder.parameters():
+            parameter.zero_()
+    monitor = CollapseMonitorCallback(batch, stop_on_collapse=stop, patience=2)
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl(should_log=True)
+    warned = []
+    for _ in range(4):
+        monitor.on_step_end(None, state, control, model=model)
+        warned.append(monitor.collapsed)
+    assert warned == [False, True, True, True]
+    error = capsys.readouterr().err
+    assert error.count("WARNING: collapse") == 1
+    assert ("--ema_decay_start" in error) == (not stop)
+    assert control.should_training_stop == control.should_save == stop
+
+
+def test_monitor_measures_only_when_something_is_logged(tokenizer, batch):
+    monitor = CollapseMonitorCallback(batch)
+    monitor.on_step_end(None, TrainerState(), TrainerControl(should_log=False), model=make_model(tokenizer))
+    assert monitor.values == {}
+
+
+# ---- what a person sees ----------------------------------------------------------------------------------------------
+
+
+def test_line_of_health_has_loss_relative_loss_rank_decay_and_speed():
+    logs = {"loss": 0.41, "relative_loss": 0.553, "copy_relative_loss": 1.2, "token_rank": 37.2}
+    line = health_line({**logs, "ema_decay": 0.95, "tokens_per_second": 5300.0}, 150, 600, 128)
+    for part in ("150/600", "loss 0.41", "relative 0.553", "rank 37/128", "decay 0.95", "5,300 tokens/s"):
+        assert part in line
+    assert "held-out loss 0.5" in health_line({"eval_loss": 0.5}, 1, 2, 128)
+    assert health_line({"train_runtime": 3.0}, 1, 2, 128) == ""
+
+
+def test_metrics_file_starts_anew_with_a_new_run(tokenizer, examples, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 99, "loss": 1.0}) + "\n")
+    make_trainer(tokenizer, examples, tmp_path, max_steps=1).train()
+    assert {record["step"] for record in metrics_of(tmp_path)} == {1}
