@@ -100,7 +100,7 @@ class TextJepaConfig(PreTrainedConfig):
             (`TextJepaConfig.drop_is_exact`) and to `"attention_mask"` for all others.
         target_num_layers (`int`, *optional*):
             K: the targets are the mean of the last K layers of the target encoder. Defaults to all layers.
-        target_normalization (`"none"`, `"layer"` or `"instance"`, *optional*, defaults to `"instance"`):
+        target_normalization (`"none"`, `"layer"` or `"instance"`, *optional*, defaults to `"layer"`):
             Normalisation of each of the K layers before the mean: over the features of a token, or per feature over
             the tokens of a text (data2vec 2.0). A layer norm without parameters follows the mean in every case.
         loss_type (`"smooth_l1"`, `"mse"`, `"l1"` or `"cosine"`, *optional*, defaults to `"smooth_l1"`):
@@ -147,7 +147,7 @@ class TextJepaConfig(PreTrainedConfig):
 
     context_mode: Literal["drop", "attention_mask"] | None = None
     target_num_layers: int | None = None
-    target_normalization: Literal["none", "layer", "instance"] = "instance"
+    target_normalization: Literal["none", "layer", "instance"] = "layer"
 
     loss_type: Literal["smooth_l1", "mse", "l1", "cosine"] = "smooth_l1"
     smooth_l1_beta: float | int = 1.0

@@ -9,6 +9,7 @@ architecture; `pretraining/` in it holds the complete model for going on.
 """
 
 import dataclasses
+import json
 import logging
 import os
 import shlex
@@ -54,6 +55,12 @@ class ModelArguments:
     )
     config_name: str | None = field(
         default=None, metadata={"help": "Configuration of a new encoder: folder or Hub name, any architecture."}
+    )
+    text_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of a new encoder's configuration that differ, as JSON: '{\"num_hidden_layers\": 3}'."
+        },
     )
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Tokenizer: folder or Hub name. Default: the encoder's; trained if it is new."}
@@ -273,15 +280,18 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
     if len(chosen) > 1:
         raise UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other: they name the encoder")
     try:
+        shape = json.loads(model_args.text_config or "{}")
         if name and model_args.init == "pretrained":
             # A pretraining checkpoint goes on with its predictor and target encoder, any other encoder gets new ones.
             is_ours = AutoConfig.from_pretrained(name, **hub).model_type == TextJepaConfig.model_type
             load = TextJepaForPreTraining.from_pretrained if is_ours else TextJepaForPreTraining.from_encoder
             model = load(name, **hub, **fields)
         elif name or model_args.config_name:
-            model = TextJepaForPreTraining(config_from(name or model_args.config_name, tokenizer, fields, hub))
+            source = name or model_args.config_name
+            model = TextJepaForPreTraining(config_from(source, tokenizer_fields(tokenizer) | shape, fields, hub))
         else:
-            text_config = tokenizer_fields(tokenizer) | {"max_position_embeddings": max(512, data_args.max_length)}
+            length = {"max_position_embeddings": max(512, data_args.max_length)}
+            text_config = tokenizer_fields(tokenizer) | length | shape
             model = TextJepaForPreTraining(TextJepaConfig.preset(model_args.preset or "mini", text_config, **fields))
     except (OSError, ValueError, StrictDataclassError) as error:
         raise UsageError(f"the model cannot be built: {_first_line(error)}") from error
@@ -297,11 +307,11 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
     return model
 
 
-def config_from(name, tokenizer, fields, hub) -> TextJepaConfig:
+def config_from(name, text_fields, fields, hub) -> TextJepaConfig:
     """A Text-JEPA configuration from a folder or the Hub, of ours or of any encoder, for a new encoder."""
     config = AutoConfig.from_pretrained(name, **hub)
     text_config = config.text_config if config.model_type == "text_jepa" else config
-    text_config = type(text_config).from_dict(text_config.to_dict() | tokenizer_fields(tokenizer))
+    text_config = type(text_config).from_dict(text_config.to_dict() | text_fields)
     if config.model_type == "text_jepa":
         saved = {key: value for key, value in config.to_dict().items() if key in vars(ObjectiveArguments())}
         fields = saved | fields
@@ -319,7 +329,7 @@ def write_arguments(path, *groups):
     values = {}
     for group in groups:
         found = group.to_dict() if isinstance(group, TextJepaTrainingArguments) else dataclasses.asdict(group)
-        values |= {key: value for key, value in found.items() if value is not None and key != "hub_token"}
+        values |= {key: value for key, value in found.items() if value not in (None, [], {}) and key != "hub_token"}
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 

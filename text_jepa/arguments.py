@@ -39,6 +39,11 @@ def _report(message):
 
 
 class _Parser(HfArgumentParser):
+    def add_argument(self, *names, help=None, **kwargs):
+        # A percent sign that opens no field of argparse is a percent sign.
+        help = help and re.sub(r"(?<!%)%(?![%(])", "%%", help)
+        return super().add_argument(*names, help=help, **kwargs)
+
     def error(self, message):
         raise UsageError(f"{message} (see --help)")
 
@@ -107,7 +112,7 @@ def config_arguments(config_class: type, exclude: Sequence[str] = ()) -> type:
     fields = []
     for name, annotation in config_class.__annotations__.items():
         if name not in exclude and not name.startswith("_") and name in config_class.__dataclass_fields__:
-            help_text = re.sub(r"\[?`+\[?([^`]*?)\]?`+\]?", r"\1", help_texts.get(name, "")).replace("%", "%%")
+            help_text = re.sub(r"\[?`+\[?([^`]*?)\]?`+\]?", r"\1", help_texts.get(name, ""))
             metadata = {"help": help_text}
             fields.append((name, _flag_type(annotation), dataclasses.field(default=None, metadata=metadata)))
     return dataclasses.make_dataclass(f"{config_class.__name__}Arguments", fields)

@@ -4,27 +4,26 @@ An example is one text of one document: its token ids with the special tokens, a
 never joined, and no token of a document is lost.
 """
 
+import contextlib
 import glob
 import itertools
 import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from datasets import DatasetDict, IterableDatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
+from pyarrow import ArrowException
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text_jepa.arguments import UsageError, nearest
 from text_jepa.builtin_corpus import load_builtin_corpus
 
-
-logger = logging.getLogger(__name__)
 
 # File suffix -> builder of the datasets library and its options.
 _BUILDERS = {
@@ -38,6 +37,9 @@ _BUILDERS = {
     ".tsv": ("csv", {"sep": "\t"}),
 }
 
+# What the datasets library and its readers raise for data that are not what they seem.
+_UNREADABLE = (DatasetGenerationError, ArrowException, ValueError, OSError, EOFError, RuntimeError, StopIteration)
+
 # Enough text for a stable vocabulary of some ten thousand pieces; more only costs time.
 _TOKENIZER_TRAINING_CHARACTERS = 40_000_000
 
@@ -49,7 +51,7 @@ _STREAM_HELD_OUT = 200
 
 
 def find_files(patterns: Sequence[str], flag: str) -> list[str]:
-    """Files named by paths, folders and globs, sorted; a folder stands for all files in it of the first known kind.
+    """Files named by paths, folders and globs, each sorted; a folder stands for all files of a known kind in it.
 
     Raises:
         UsageError: Nothing is there, or the kinds of files are mixed or unknown.
@@ -62,15 +64,16 @@ def find_files(patterns: Sequence[str], flag: str) -> list[str]:
             if not matches:
                 raise UsageError(f"--{flag} {pattern}: no {', '.join(_BUILDERS)} file in this folder")
         else:
-            matches = sorted(glob.glob(str(path), recursive=True))
+            matches = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
+            matches = [match for match in matches if Path(match).is_file()]
             if not matches:
                 raise UsageError(f"--{flag} {pattern}: no such file")
         found += matches
-    suffixes = sorted({_suffix(Path(p)) for p in found})
-    unknown = [suffix for suffix in suffixes if suffix not in _BUILDERS]
+    unknown = [path for path in found if _suffix(Path(path)) not in _BUILDERS]
     if unknown:
-        raise UsageError(f"--{flag}: files of kind '{unknown[0]}' are not read; use one of {', '.join(_BUILDERS)}")
-    if len({_BUILDERS[suffix][0] for suffix in suffixes}) > 1:
+        raise UsageError(f"--{flag} {unknown[0]}: files of this kind are not read; use one of {', '.join(_BUILDERS)}")
+    suffixes = sorted({_suffix(Path(path)) for path in found})
+    if any(_BUILDERS[suffix] != _BUILDERS[suffixes[0]] for suffix in suffixes):
         raise UsageError(f"--{flag}: files of different kinds ({', '.join(suffixes)}); name one kind, e.g. '*.jsonl'")
     return found
 
@@ -107,12 +110,11 @@ def load_corpus(
         corpus = load_builtin_corpus(cache_dir).select_columns(["text"])
         return _as_streams(corpus) if streaming else corpus
     if train_file:
-        corpus = _load_files(train_file, validation_file, sample_by, streaming, cache_dir)
+        corpus = _load_files(train_file, validation_file, text_column, sample_by, streaming, cache_dir)
         what = f"--train_file {train_file[0]}"
     else:
-        corpus = _load_hub(dataset_name, dataset_config_name, dataset_split, streaming, cache_dir)
+        corpus = _load_hub(dataset_name, dataset_config_name, dataset_split, text_column, streaming, cache_dir)
         what = f"--dataset_name {dataset_name}"
-    corpus = {split: _text_only(part, text_column, what) for split, part in corpus.items()}
     if "validation" not in corpus:
         corpus = _hold_out(corpus["train"], streaming, validation_split_percentage, seed, what)
     return (IterableDatasetDict if streaming else DatasetDict)(corpus)
@@ -122,27 +124,43 @@ def _as_streams(corpus):
     return IterableDatasetDict({split: part.to_iterable_dataset() for split, part in corpus.items()})
 
 
-def _load_files(train_file, validation_file, sample_by, streaming, cache_dir):
+@contextlib.contextmanager
+def _reading(what):
+    """Says what could not be read when the datasets library fails in its own words, of which it logs some before."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    except UsageError:
+        raise
+    except _UNREADABLE as error:
+        raise UsageError(f"{what}: cannot be read: {error.__cause__ or error}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+
+
+def _load_files(train_file, validation_file, text_column, sample_by, streaming, cache_dir):
     files = {"train": find_files(train_file, "train_file")}
     if validation_file:
         files["validation"] = find_files(validation_file, "validation_file")
     corpus = {}
     for split, paths in files.items():
+        what = f"--{split}_file {', '.join(paths[:3])}"
+        if not any(Path(path).stat().st_size for path in paths):
+            raise UsageError(f"{what}: empty")
         builder, options = _BUILDERS[_suffix(Path(paths[0]))]
         if builder == "text":
             options = {"sample_by": sample_by}
-        try:
-            corpus[split] = load_dataset(
-                builder, data_files=paths, split="train", streaming=streaming, cache_dir=cache_dir, **options
-            )
-        except (DatasetGenerationError, ValueError, OSError, StopIteration) as error:
-            cause = error.__cause__ or error
-            raise UsageError(f"--{split}_file {', '.join(paths[:3])}: cannot be read as {builder}: {cause}") from error
+        options = options | {"streaming": streaming, "cache_dir": cache_dir}
+        with _reading(what):
+            part = load_dataset(builder, data_files=[glob.escape(path) for path in paths], split="train", **options)
+            corpus[split] = _text_only(part, text_column, what)
     return corpus
 
 
-def _load_hub(name, config_name, split, streaming, cache_dir):
-    try:
+def _load_hub(name, config_name, split, text_column, streaming, cache_dir):
+    what = f"--dataset_name {name}"
+    with _reading(what):
         splits = datasets.get_dataset_split_names(name, config_name)
         if split not in splits:
             raise UsageError(f"--dataset_split {split}: {name} has the splits {', '.join(splits)}")
@@ -150,31 +168,42 @@ def _load_hub(name, config_name, split, streaming, cache_dir):
         held_out = next((s for s in ("validation", "test") if s in splits and s != split), None)
         wanted |= {"validation": held_out} if held_out else {}
         options = {"streaming": streaming, "cache_dir": cache_dir}
-        return {part: load_dataset(name, config_name, split=found, **options) for part, found in wanted.items()}
-    except UsageError:
-        raise
-    except (ValueError, OSError, DatasetGenerationError) as error:
-        raise UsageError(f"--dataset_name {name}: {error.__cause__ or error}") from error
+        return {
+            part: _text_only(load_dataset(name, config_name, split=found, **options), text_column, what)
+            for part, found in wanted.items()
+        }
 
 
 def _text_only(dataset, column, what):
-    columns = dataset.column_names or list(next(iter(dataset), {}))
-    if column not in columns:
+    # A stream knows its columns only when something of it has been read.
+    known = Dataset.from_list(list(dataset.take(100))) if isinstance(dataset, IterableDataset) else dataset
+    if not len(known):
+        raise UsageError(f"{what}: holds no document")
+    if column not in known.column_names:
         raise UsageError(
-            f"{what}: no column '{column}'{nearest(column, columns)} Its columns are {', '.join(columns) or 'none'}; "
-            "name one with --text_column"
+            f"{what}: no column '{column}'{nearest(column, known.column_names)} "
+            f"(its columns are {', '.join(known.column_names)}); name one with --text_column"
         )
-    if dataset.features is not None and dataset.features[column].dtype not in ("string", "large_string"):
-        raise UsageError(f"{what}: column '{column}' holds {dataset.features[column].dtype}, not text")
+    feature = known.features[column]
+    kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+    if kind not in ("string", "large_string"):
+        raise UsageError(f"{what}: column '{column}' holds {kind}, not text; name another with --text_column")
+    known.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
     dataset = dataset.select_columns([column])
     return dataset if column == "text" else dataset.rename_column(column, "text")
 
 
 def _hold_out(train, streaming, percentage, seed, what):
     if streaming:
-        return {"train": train.skip(_STREAM_HELD_OUT), "validation": train.take(_STREAM_HELD_OUT)}
+        rest = train.skip(_STREAM_HELD_OUT)
+        if next(iter(rest), None) is None:
+            raise UsageError(
+                f"{what}: the first {_STREAM_HELD_OUT} documents of a stream are held out, and there are no more; "
+                "name a --validation_file, or read without --streaming"
+            )
+        return {"train": rest, "validation": train.take(_STREAM_HELD_OUT)}
     if len(train) < 2:
-        raise UsageError(f"{what}: {len(train)} documents; at least 2 are needed, one of them held out")
+        raise UsageError(f"{what}: a single document; at least 2 are needed, one of them held out")
     held_out = min(max(1, round(len(train) * percentage / 100)), len(train) - 1)
     split = train.train_test_split(test_size=held_out, seed=seed)
     return {"train": split["train"], "validation": split["test"]}
@@ -195,10 +224,12 @@ def train_tokenizer(
         max_length: `model_max_length` of the tokenizer.
 
     Raises:
-        UsageError: There is no text.
+        UsageError: There is no text, or `vocab_size` leaves no room for it.
     """
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     special["mask_token"] = "[MASK]"
+    if vocab_size <= len(special):
+        raise UsageError(f"--vocab_size {vocab_size}: must be above {len(special)}, the number of special tokens")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -218,7 +249,7 @@ def train_tokenizer(
 
 
 def _limited(texts, characters):
-    for text in texts:
+    for text in filter(None, texts):
         yield text
         characters -= len(text)
         if characters <= 0:
@@ -272,8 +303,8 @@ def tokenize_corpus(
 ) -> DatasetDict | IterableDatasetDict:
     """Documents to examples with `input_ids` and `length`, special tokens included.
 
-    Documents of fewer than two tokens can teach nothing and are left out; the log tells how many. The result is cached
-    by corpus, tokenizer and settings.
+    Documents of fewer than two tokens can teach nothing and are left out. The result is cached by corpus, tokenizer
+    and settings.
 
     Args:
         corpus: Splits with a column `text`.
@@ -309,31 +340,30 @@ def tokenize_corpus(
             pieces += [before + ids[i:j] + after for i, j in itertools.pairwise(cuts)]
         return {"input_ids": pieces, "length": [len(piece) for piece in pieces]}
 
-    if isinstance(corpus, IterableDatasetDict):
-        return IterableDatasetDict(
-            {split: part.map(tokenize, batched=True, remove_columns=["text"]) for split, part in corpus.items()}
-        )
+    streaming = isinstance(corpus, IterableDatasetDict)
     settings = [_tokenizer_identity(tokenizer), max_length, split_documents]
     examples = {}
     for split, part in corpus.items():
-        examples[split] = part.map(
-            tokenize,
-            batched=True,
-            remove_columns=part.column_names,
-            num_proc=num_proc,
-            load_from_cache_file=not overwrite_cache,
-            # The library's own fingerprint pickles the tokenizer, whose state changes with use.
-            new_fingerprint=Hasher.hash([part._fingerprint, *settings]),
-            desc=f"Tokenizing {split}",
+        options = (
+            {}
+            if streaming
+            else {
+                "num_proc": num_proc,
+                "load_from_cache_file": not overwrite_cache,
+                # The library's own fingerprint pickles the tokenizer, whose state changes with use.
+                "new_fingerprint": Hasher.hash([part._fingerprint, *settings]),
+                "desc": f"Tokenizing {split}",
+            }
         )
-        if not len(examples[split]):
+        examples[split] = part.map(tokenize, batched=True, remove_columns=["text"], **options)
+        if next(iter(examples[split]), None) is None:
             raise UsageError(f"the {split} part of the corpus holds no document of at least two tokens")
-    return DatasetDict(examples).with_format("numpy")
+    return IterableDatasetDict(examples) if streaming else DatasetDict(examples).with_format("numpy")
 
 
 def _tokenizer_identity(tokenizer):
     if not tokenizer.is_fast:
-        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+        return [type(tokenizer).__name__, str(tokenizer.init_kwargs), sorted(tokenizer.get_vocab().items())]
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     return {key: value for key, value in content.items() if key not in ("padding", "truncation")}
 

@@ -64,7 +64,7 @@ def span_lengths(
     if distribution == "fixed":
         lengths = np.full(uniforms.shape, round(mean_length))
     elif distribution == "uniform":
-        lengths = 1 + np.floor(uniforms * (2 * round(mean_length) - 1))
+        lengths = 1 + np.floor(uniforms * (round(2 * mean_length) - 1))
     elif distribution == "geometric":
         survival = 1 - 1 / mean_length
         lengths = np.ones(uniforms.shape) if survival == 0 else 1 + np.floor(np.log1p(-uniforms) / np.log(survival))
@@ -173,21 +173,26 @@ def word_start_table(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     """For each token of the vocabulary: may it continue a word, and may a word be continued behind it?
 
     WordPiece marks a continuation by `##`. Byte-level BPE (`Ġ`) and SentencePiece (`▁`) mark the beginning after a
-    blank instead; there a token without the mark continues a word where letters or digits meet. In a vocabulary with
-    none of these marks every token is a word.
+    blank instead; there a token without the mark continues a word where letters or digits meet. The mark that most
+    tokens carry decides; in a vocabulary with none of them every token is a word.
 
     Returns:
         Two boolean arrays (V,).
     """
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    if any(token.startswith("##") for token in tokens):
-        return np.array([token.startswith("##") for token in tokens]), np.ones(len(tokens), bool)
-    marks = [mark for mark in ("Ġ", "▁") if any(token.startswith(mark) for token in tokens)]
-    if not marks:
+    uses = {mark: sum(token.startswith(mark) for token in tokens) for mark in ("##", "Ġ", "▁")}
+    mark = max(uses, key=uses.get)
+    if not uses[mark]:
         return np.zeros(len(tokens), bool), np.zeros(len(tokens), bool)
-    continues = [token[:1].isalnum() for token in tokens]
-    continued = [token[-1:].isalnum() for token in tokens]
-    return np.array(continues), np.array(continued)
+    marked = np.array([token.startswith(mark) for token in tokens])
+    if mark == "##":
+        return marked, np.ones(len(tokens), bool)
+    # As text, for byte-level BPE writes blanks, line breaks and the bytes of other scripts as letters of its own; a
+    # part of a character becomes the replacement character and stays with its other parts.
+    texts = [tokenizer.convert_tokens_to_string([token]) for token in tokens]
+    continues = np.array([text[:1].isalnum() or text[:1] == "\ufffd" for text in texts])
+    continued = np.array([text[-1:].isalnum() or text[-1:] == "\ufffd" for text in texts])
+    return continues & ~marked, continued | (np.array(tokens) == mark)
 
 
 class DataCollatorForTextJepa:

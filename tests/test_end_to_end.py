@@ -1,0 +1,311 @@
+"""From raw text to an encoder that opens everywhere: the script as a user runs it, then fresh processes.
+
+Two runs are made once: a new encoder with a tokenizer trained on the texts, and an existing BERT on its own tokenizer.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, BertConfig, BertModel
+
+import run_pretraining
+import run_probe
+from text_jepa import TextJepaForPreTraining, TextJepaModel
+from text_jepa.training import metrics_of
+
+
+ROOT = Path(__file__).parents[1]
+SENTENCES = ["the harbour of the town lies in the north", "a storm"]
+QUICK = ["--max_steps", "6", "--logging_steps", "3", "--per_device_train_batch_size", "8", "--max_length", "32"]
+QUICK += ["--save_steps", "3", "--num_masks", "2", "--max_eval_samples", "20", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """150 documents that differ, some of them longer than a text may be."""
+    generator = np.random.default_rng(0)
+    places, things = ["harbour", "mountain", "garden", "library"], ["storm", "bridge", "letter", "lantern"]
+    path = tmp_path_factory.mktemp("corpus") / "train.jsonl"
+    with path.open("w") as file:
+        for number in range(150):
+            sentences = [
+                f"The {generator.choice(things)} number {number} was seen near the {generator.choice(places)}."
+                for _ in range(generator.integers(1, 9))
+            ]
+            file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, tokenizer, tmp_path_factory):
+    """Folders of the two runs, each with the hidden states that the encoder had in training."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    starts = {
+        "scratch": ["--preset", "tiny", "--text_config", json.dumps(shape), "--vocab_size", "300"],
+        "from_encoder": ["--model_name_or_path", str(folder / "bert")],
+    }
+    found = {}
+    for name, start in starts.items():
+        arguments = ["--train_file", str(corpus), "--output_dir", str(folder / name), *start, *QUICK]
+        found[name] = run_pretraining.main(arguments)
+        model = TextJepaForPreTraining.from_pretrained(found[name] / "pretraining")
+        batch = AutoTokenizer.from_pretrained(found[name])(SENTENCES, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            for which, encoder in (("target", model.target_encoder), ("context", model.model.encoder)):
+                states = encoder(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+                np.save(found[name] / f"{which}.npy", states.numpy())
+    return found
+
+
+KINDS = ("scratch", "from_encoder")
+
+
+def fresh_process(code, folder, package=False):
+    """Runs code in a new process outside the repository, by default as if our package were not installed."""
+    hidden = (
+        "" if package else "import sys\nfor name in ('text_jepa', 'configuration_text_jepa', 'modeling_text_jepa'):\n"
+    )
+    hidden += "" if package else "    sys.modules[name] = None\n"
+    code = f"{hidden}import numpy as np, torch, warnings\ntorch.set_num_threads(1)\n{textwrap.dedent(code)}"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf_home"), "PYTHONPATH": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+COMPARE = """
+def same(states, which):
+    expected = np.load(f"{run}/{which}.npy")
+    assert np.abs(states.detach().numpy() - expected).max() < 1e-6
+
+def load(auto, folder, **kwargs):
+    model, info = auto.from_pretrained(folder, output_loading_info=True, **kwargs)
+    problems = {key: [k for k in keys if "pooler" not in k] for key, keys in info.items()}
+    return model.eval(), {key: keys for key, keys in problems.items() if keys}
+"""
+
+
+def test_output_folder_holds_what_the_plan_says(runs):
+    for kind in KINDS:
+        names = {path.name for path in runs[kind].iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+        assert {"modules.json", "1_Pooling", "sentence_bert_config.json"} <= names
+        assert {"README.md", "metrics.jsonl", "curves.png", "arguments.yaml", "pretraining", "checkpoint-6"} <= names
+        assert not {name for name in names if name.endswith((".bin", ".pt", ".py"))}
+        config = json.loads((runs[kind] / "config.json").read_text())
+        assert "auto_map" not in config
+        assert config["model_type"] == {"scratch": "modernbert", "from_encoder": "bert"}[kind]
+
+
+def test_exported_encoder_opens_without_package_and_flags(runs, tmp_path):
+    """AutoModel, AutoTokenizer, pipeline, a classifier and SentenceTransformer on both runs, in one fresh process."""
+    fresh_process(
+        f"""
+        from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+        from sentence_transformers import SentenceTransformer
+        sentences = {SENTENCES!r}
+        for run in {[str(runs[kind]) for kind in KINDS]!r}:
+            {textwrap.indent(COMPARE, " " * 12).lstrip()}
+            model, problems = load(AutoModel, run)
+            assert not problems, problems
+            tokenizer = AutoTokenizer.from_pretrained(run)
+            batch = tokenizer(sentences, padding=True, return_tensors="pt")
+            states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+            same(states, "target")
+            first = torch.tensor(pipeline("feature-extraction", model=run, tokenizer=run)(sentences[0])[0])
+            assert np.abs(first.numpy() - states[0].detach().numpy()).max() < 1e-5
+            classifier, problems = load(AutoModelForSequenceClassification, run, num_labels=3)
+            assert all("classifier" in k or "head" in k for keys in problems.values() for k in keys), problems
+            assert classifier(input_ids=batch["input_ids"]).logits.shape == (2, 3)
+            weights = batch["attention_mask"].unsqueeze(-1)
+            mean = ((states * weights).sum(1) / weights.sum(1)).detach().numpy()
+            sentence_model = SentenceTransformer(run, device="cpu")
+            assert sentence_model.max_seq_length == 32
+            assert np.abs(sentence_model.encode(sentences) - mean).max() < 1e-5
+        """,
+        tmp_path,
+    )
+
+
+def test_pretraining_folder_opens_as_remote_code(runs, tmp_path):
+    """Offline, without the package, twice in one process, and saved again."""
+    fresh_process(
+        f"""
+        from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, pipeline
+        from transformers import AutoModelForSequenceClassification
+        sentences = {SENTENCES!r}
+        for run in {[str(runs[kind]) for kind in KINDS]!r}:
+            {textwrap.indent(COMPARE, " " * 12).lstrip()}
+            folder = run + "/pretraining"
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+            batch = tokenizer(sentences, padding=True, return_tensors="pt")
+            inputs = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            for again in range(2):
+                model, problems = load(AutoModel, folder, trust_remote_code=True)
+                assert not problems and type(model).__name__ == "TextJepaModel", problems
+                same(model(**inputs).last_hidden_state, "context")
+            full, problems = load(AutoModelForPreTraining, folder, trust_remote_code=True)
+            assert not problems and type(full).__name__ == "TextJepaForPreTraining", problems
+            same(full.target_encoder(**inputs).last_hidden_state, "target")
+            copy = "copy_of_" + run.split("/")[-1]
+            full.save_pretrained(copy)
+            model, problems = load(AutoModel, copy, trust_remote_code=True)
+            assert not problems
+            same(model(**inputs).last_hidden_state, "context")
+            classifier, problems = load(AutoModelForSequenceClassification, folder, trust_remote_code=True)
+            assert all(k.startswith("classifier.") for keys in problems.values() for k in keys), problems
+            features = pipeline("feature-extraction", model=model, tokenizer=tokenizer)(sentences[0])
+            assert len(features[0][0]) == 32
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_package_opens_every_folder(runs, kind):
+    """Importing the package registers the classes; our class also wraps the plain encoder."""
+    batch = AutoTokenizer.from_pretrained(runs[kind])(SENTENCES, padding=True, return_tensors="pt")
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    folder = runs[kind] / "pretraining"
+    for auto, expected in ((AutoModel, TextJepaModel), (AutoModelForPreTraining, TextJepaForPreTraining)):
+        model, info = auto.from_pretrained(folder, output_loading_info=True)
+        assert type(model) is expected
+        assert not any(info.values())
+    for cls, path, which in ((TextJepaModel, folder, "context"), (TextJepaModel, runs[kind], "target")):
+        with torch.no_grad():
+            states = cls.from_pretrained(path)(**inputs).last_hidden_state.numpy()
+        np.testing.assert_allclose(states, np.load(runs[kind] / f"{which}.npy"), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_tensors_are_neither_doubled_nor_missing(runs, kind):
+    from safetensors import safe_open
+
+    def names(path):
+        with safe_open(path / "model.safetensors", "pt") as file:
+            return set(file.keys())
+
+    exported, complete = names(runs[kind]), names(runs[kind] / "pretraining")
+    for prefix in ("model.encoder.", "target_encoder."):
+        assert {name.removeprefix(prefix) for name in complete if name.startswith(prefix)} == exported
+    assert {n.split(".")[0] for n in complete} == {"model", "target_encoder", "predictor", "latent_head", "token_head"}
+    assert complete == names(runs[kind] / "checkpoint-6")
+
+
+@pytest.mark.parametrize("source", ["scratch/pretraining", "scratch", "from_encoder/pretraining"])
+def test_training_continues_from_any_folder(runs, corpus, tmp_path, source):
+    """A pretraining folder keeps its predictor; an exported encoder gets a new one."""
+    kind, _, rest = source.partition("/")
+    path = runs[kind] / rest
+    still = ["--learning_rate", "0", "--ema_decay_start", "1", "--ema_decay_end", "1", "--token_loss_weight", "0.5"]
+    arguments = ["--train_file", str(corpus), "--model_name_or_path", str(path), *QUICK, *still]
+    output = run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "on")])
+    before, after = TextJepaModel.from_pretrained(path), TextJepaModel.from_pretrained(output / "pretraining")
+    for name, value in before.named_parameters():
+        torch.testing.assert_close(after.get_parameter(name), value)
+    complete = TextJepaForPreTraining.from_pretrained(output / "pretraining")
+    assert complete.config.token_loss_weight == 0.5
+    if rest:
+        old = TextJepaForPreTraining.from_pretrained(path)
+        assert torch.equal(old.predictor.mask_token, complete.predictor.mask_token)
+
+
+def test_run_resumes_and_ends_as_if_uninterrupted(runs, corpus, tmp_path):
+    arguments = ["--train_file", str(corpus), "--model_name_or_path", str(runs["scratch"].parent / "bert"), *QUICK]
+    arguments += ["--output_dir", str(tmp_path / "run")]
+    run_pretraining.main(arguments)
+    whole = TextJepaForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
+    for path in (tmp_path / "run").iterdir():  # what a run that died at step 5 would have left
+        if path.name != "checkpoint-3" and path.is_file():
+            path.unlink()
+    (tmp_path / "run" / "checkpoint-6").rename(tmp_path / "elsewhere")
+    run_pretraining.main([*arguments, "--resume_from_checkpoint", "true"])
+    resumed = TextJepaForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_arguments_file_repeats_the_run(runs, tmp_path):
+    path = runs["scratch"] / "arguments.yaml"
+    assert "hub_token" not in yaml.safe_load(path.read_text())
+    output = run_pretraining.main([str(path), "--output_dir", str(tmp_path / "again")])
+    first, second = metrics_of(runs["scratch"]), metrics_of(output)
+    assert [r["loss"] for r in first if "loss" in r] == [r["loss"] for r in second if "loss" in r]
+
+
+def test_model_card_is_complete_and_true(runs):
+    card = (runs["from_encoder"] / "README.md").read_text()
+    last = {name: value for record in metrics_of(runs["from_encoder"]) for name, value in record.items()}
+    assert f"| relative loss | {last['relative_loss']:.4g} |" in card
+    assert f"| held-out loss | {last['eval_loss']:.4g} |" in card
+    assert "train.jsonl" in card
+    assert "BertModel" in card
+    assert "accelerate launch run_pretraining.py --train_file" in card
+    for unfinished in ("{{", "}}", "None", "More information needed", "TODO"):
+        assert unfinished not in card
+
+
+def test_streaming_run_trains_and_exports(corpus, tmp_path):
+    """Documents beyond the first 200 train; those are held out."""
+    lines = corpus.read_text().splitlines()
+    many = tmp_path / "many.jsonl"
+    many.write_text("\n".join(lines * 3) + "\n")
+    arguments = ["--streaming", "--train_file", str(many), "--preset", "tiny", "--vocab_size", "300"]
+    output = run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "run"), *QUICK])
+    assert AutoModel.from_pretrained(output).config.model_type == "modernbert"
+    assert any("eval_loss" in record for record in metrics_of(output))
+
+
+def test_new_encoder_takes_the_shape_of_a_configuration(runs, corpus, tmp_path):
+    """`--config_name` and `--init from_config` build the architecture anew."""
+    bert = runs["scratch"].parent / "bert"
+    for name, flags in (
+        ("config", ["--config_name", str(bert), "--tokenizer_name", str(bert)]),
+        ("init", ["--model_name_or_path", str(bert), "--init", "from_config"]),
+        ("ours", ["--config_name", str(runs["from_encoder"] / "pretraining"), "--tokenizer_name", str(bert)]),
+    ):
+        arguments = ["--train_file", str(corpus), "--output_dir", str(tmp_path / name), *flags, *QUICK]
+        exported = AutoModel.from_pretrained(run_pretraining.main(arguments))
+        assert exported.config.model_type == "bert"
+        assert exported.config.hidden_size == 32
+        original = BertModel.from_pretrained(bert).embeddings.word_embeddings.weight
+        assert not torch.allclose(exported.embeddings.word_embeddings.weight, original, atol=0.05)
+
+
+def test_context_encoder_is_exported_on_request(corpus, runs, tmp_path):
+    bert = runs["scratch"].parent / "bert"
+    arguments = ["--train_file", str(corpus), "--model_name_or_path", str(bert), "--export_encoder", "context"]
+    output = run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "run"), *QUICK])
+    context = TextJepaModel.from_pretrained(output / "pretraining").encoder
+    for name, value in AutoModel.from_pretrained(output, add_pooling_layer=False).named_parameters():
+        assert torch.equal(context.get_parameter(name), value)
+
+
+@pytest.mark.parametrize("script", ["run_pretraining.py", "run_probe.py"])
+def test_help_is_shown(script):
+    module = {"run_pretraining.py": run_pretraining, "run_probe.py": run_probe}[script]
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_file_runs(path, corpus, tmp_path):
+    output = run_pretraining.main(
+        [str(path), "--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--vocab_size", "300", *QUICK]
+    )
+    assert (output / "README.md").exists()
