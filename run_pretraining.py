@@ -238,7 +238,8 @@ def check_output_dir(args) -> str | None:
         raise UsageError(f"--output_dir {folder}: is a file")
     resume = args.resume_from_checkpoint
     if resume in (None, "false", "False", False):
-        if folder.exists() and any(folder.iterdir()):
+        # Only the first process looks: the others may come when it has begun to write.
+        if args.process_index == 0 and folder.exists() and any(folder.iterdir()):
             raise UsageError(
                 f"--output_dir {folder}: not empty; name another folder, or go on with --resume_from_checkpoint true"
             )

@@ -8,6 +8,7 @@ import contextlib
 import glob
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +43,9 @@ _UNREADABLE = (DatasetGenerationError, ArrowException, ValueError, OSError, EOFE
 
 # Enough text for a stable vocabulary of some ten thousand pieces; more only costs time.
 _TOKENIZER_TRAINING_CHARACTERS = 40_000_000
+
+# Characters that a trained tokenizer knows, as in BERT's.
+_ALPHABET = 1_000
 
 # Texts that a stream sets aside for evaluation when it has no held-out split of its own.
 _STREAM_HELD_OUT = 200
@@ -219,7 +223,8 @@ def train_tokenizer(
 
     Args:
         texts: Documents; reading stops after 40 million characters.
-        vocab_size: Number of tokens, special ones included.
+        vocab_size: Number of tokens, special ones included; more if the alphabet (at most 1,000 characters, each at
+            the beginning of a word and inside) needs them.
         lowercase: Fold case and accents.
         max_length: `model_max_length` of the tokenizer.
 
@@ -228,18 +233,30 @@ def train_tokenizer(
     """
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     special["mask_token"] = "[MASK]"
-    if vocab_size <= len(special):
-        raise UsageError(f"--vocab_size {vocab_size}: must be above {len(special)}, the number of special tokens")
+    texts = list(_limited(texts, _TOKENIZER_TRAINING_CHARACTERS))
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    characters = Counter(itertools.chain.from_iterable(map(tokenizer.normalizer.normalize_str, texts)))
+    ranked = [(c, count) for c, count in characters.most_common() if not c.isspace()]
+    rarest = ranked[_ALPHABET][1] if len(ranked) > _ALPHABET else 0
+    alphabet = sorted(c for c, count in ranked if count > rarest)
+    # The trainer numbers the inner characters in the order of a hash table, and breaks ties by number: naming them
+    # beforehand, and never cutting the alphabet between equals, makes the vocabulary the same in every run.
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False, min_frequency=2
+        vocab_size=max(vocab_size, len(special) + 2 * len(alphabet)),
+        special_tokens=[*special.values(), *alphabet, *(f"##{c}" for c in alphabet)],
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+        min_frequency=2,
     )
-    tokenizer.train_from_iterator(_limited(texts, _TOKENIZER_TRAINING_CHARACTERS), trainer)
-    if tokenizer.get_vocab_size() <= len(special):
+    tokenizer.train_from_iterator(texts, trainer)
+    if not alphabet:
         raise UsageError("the corpus holds no text to train a tokenizer on")
+
+    trained, tokenizer = tokenizer, Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
