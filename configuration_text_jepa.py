@@ -22,6 +22,7 @@ _POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "roberta", "roberta-pr
 _INHERITED_KEYWORDS = {
     "_attn_implementation",
     "_attn_implementation_internal",
+    "_commit_hash",
     "_experts_implementation_internal",
     "_name_or_path",
     "attn_implementation",
@@ -34,7 +35,11 @@ _INHERITED_KEYWORDS = {
     "quantization_config",
     "torch_dtype",
     "transformers_version",
-    "use_cache",  # the Trainer leaves it on every model's configuration
+    # The Trainer leaves these on every model's configuration.
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "use_cache",
 }
 
 # 64 dimensions per head; the feed-forward is gated, so that 8/3 of the width costs as much as BERT's 4 times it.
@@ -158,7 +163,6 @@ class TextJepaConfig(PreTrainedConfig):
     classifier_pooling: Literal["mean", "cls"] = "mean"
     classifier_dropout: float | int = 0.1
     initializer_range: float = 0.02
-    tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         self._refuse_unknown_fields(kwargs)

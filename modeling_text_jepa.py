@@ -309,6 +309,12 @@ def _load_encoder(name_or_path, **kwargs):
     return AutoModel.from_pretrained(name_or_path, **_without_pooler(CONFIG_MAPPING[model_type]), **kwargs)
 
 
+def _config_around(encoder, **fields):
+    # A configuration passes its attention implementation on to the encoder's: it must not be the default.
+    implementation = encoder.config._attn_implementation
+    return TextJepaConfig(text_config=copy.deepcopy(encoder.config), attn_implementation=implementation, **fields)
+
+
 class TextJepaPreTrainedModel(PreTrainedModel):
     """What all Text-JEPA models share: loading, saving with the code beside the weights, initialisation."""
 
@@ -367,10 +373,11 @@ class TextJepaModel(TextJepaPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """As `PreTrainedModel.from_pretrained`; a checkpoint of another architecture is wrapped as the encoder."""
         if config is None and _model_type(pretrained_model_name_or_path, **kwargs) != TextJepaConfig.model_type:
-            encoder = _load_encoder(pretrained_model_name_or_path, **kwargs)
-            model = cls(TextJepaConfig(text_config=encoder.config))
+            kwargs["output_loading_info"], wants_info = True, kwargs.get("output_loading_info", False)
+            encoder, info = _load_encoder(pretrained_model_name_or_path, **kwargs)
+            model = cls(_config_around(encoder)).eval()
             model.encoder = encoder
-            return model.eval()
+            return (model, info) if wants_info else model
         return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     @can_return_tuple
@@ -480,7 +487,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """
         fields = {key: kwargs.pop(key) for key in list(kwargs) if key in TextJepaConfig.__dataclass_fields__}
         encoder = _load_encoder(name_or_path, **kwargs)
-        model = cls(TextJepaConfig(text_config=copy.deepcopy(encoder.config), **fields))
+        model = cls(_config_around(encoder, **fields))
         model.model.encoder.load_state_dict(encoder.state_dict())
         model.target_encoder.load_state_dict(encoder.state_dict())
         return model.eval()
@@ -561,7 +568,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         masks = (context_positions, target_positions, target_spans)
         if all(mask is None for mask in masks):
             encoded = self.model(input_ids, attention_mask=attention_mask, **kwargs)
-            return TextJepaForPreTrainingOutput(**encoded)
+            return TextJepaForPreTrainingOutput(
+                last_hidden_state=encoded.last_hidden_state,
+                hidden_states=encoded.hidden_states,
+                attentions=encoded.attentions,
+            )
         if any(mask is None for mask in masks):
             raise ValueError("context_positions, target_positions and target_spans belong together")
 

@@ -117,7 +117,7 @@ class DataArguments:
             raise ValueError("--max_eval_samples must be positive with --streaming")
 
 
-ObjectiveArguments = config_arguments(TextJepaConfig, exclude=("text_config", "tie_word_embeddings"))
+ObjectiveArguments = config_arguments(TextJepaConfig, exclude=("text_config",))
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -175,8 +175,15 @@ def main(argv: list[str] | None = None) -> Path:
 
     started = time.time()
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.nonfinite_steps:
+        raise UsageError(
+            f"the gradient was not finite {trainer.nonfinite_steps} times in a row; the last good state is the newest "
+            f"checkpoint in {args.output_dir}; lower --learning_rate or lengthen --warmup_steps"
+        )
     if trainer.monitor.collapsed and args.stop_on_collapse:
-        raise UsageError(f"the run collapsed and was stopped; its checkpoints are in {args.output_dir}")
+        raise UsageError(
+            f"the run collapsed and was stopped; its checkpoints are in {args.output_dir}; {trainer.monitor.remedy}"
+        )
     last = [record["step"] for record in trainer.state.log_history if "eval_loss" in record][-1:]
     if last != [trainer.state.global_step]:
         trainer.evaluate()

@@ -8,7 +8,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerControl, TrainerState
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
 from text_jepa.masking import DataCollatorForTextJepa
@@ -57,7 +58,7 @@ def parameters_of(module):
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
-# ---- decay -----------------------------------------------------------------------------------------------------------
+# ---- decay ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_decay_outside_zero_and_one_is_refused(name, tmp_path):
         TextJepaTrainingArguments(str(tmp_path), **{name: 1.5})
 
 
-# ---- when the target encoder moves -----------------------------------------------------------------------------------
+# ---- when the target encoder moves ----------------------------------------------------------------------------------
 
 
 def test_target_encoder_moves_once_per_optimizer_step_to_the_average_after_the_step(tokenizer, examples, tmp_path):
@@ -148,7 +149,7 @@ def test_optimizer_holds_what_trains_and_spares_vectors_from_decay(tokenizer, ex
     assert held[id(trainer.model.predictor.context_projection.weight)] == trainer.args.weight_decay
 
 
-# ---- loss and log ----------------------------------------------------------------------------------------------------
+# ---- loss and log ---------------------------------------------------------------------------------------------------
 
 
 def test_accumulated_small_batches_equal_one_large_batch(tokenizer, examples, tmp_path):
@@ -202,6 +203,59 @@ def test_nan_is_not_hidden_in_the_log(tokenizer, examples, tmp_path):
     assert math.isnan(next(r for r in metrics_of(tmp_path) if "loss" in r)["loss"])
 
 
+def poison(trainer, steps):
+    """Makes the loss of these steps NaN."""
+    loss = trainer.compute_loss
+
+    def poisoned(model, inputs, return_outputs=False, num_items_in_batch=None):
+        value, outputs = loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        value = value * math.nan if model.training and trainer.state.global_step in steps else value
+        return (value, outputs) if return_outputs else value
+
+    trainer.compute_loss = poisoned
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_keeps_its_batch(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, gradient_accumulation_steps=2, logging_steps=1)
+    poison(trainer, {2})
+    states = {}
+
+    class Recorder(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            states[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+
+    trainer.add_callback(Recorder())
+    trainer.train()
+    assert all(torch.equal(states[2][name], value) for name, value in states[3].items())
+    assert any(not torch.equal(states[3][name], value) for name, value in states[4].items())
+    assert all(value.isfinite().all() for value in states[4].values())
+    kept = sorted((tmp_path / "nonfinite").iterdir())
+    assert [path.name for path in kept] == ["step2-rank0-0.safetensors", "step2-rank0-1.safetensors"]
+    assert load_file(kept[0])["input_ids"].shape[0] == 8
+    saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert all(torch.equal(states[2][name], value) for name, value in saved.items())
+    assert [math.isnan(r["loss"]) for r in metrics_of(tmp_path) if "loss" in r] == [False, False, True, False]
+
+
+def test_run_stops_after_three_steps_in_a_row_that_are_not_finite(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=10)
+    poison(trainer, {1, 3, 4, 5})
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert trainer.nonfinite_steps == 3
+
+
+def test_an_exception_in_the_forward_pass_ends_the_run(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path)
+    trainer.model.predictor.forward = None
+    with pytest.raises(TypeError):
+        trainer.train()
+
+
+def test_no_checkpoint_is_chosen_by_its_loss(tmp_path):
+    assert not TextJepaTrainingArguments(str(tmp_path)).load_best_model_at_end
+
+
 def test_evaluation_uses_the_same_masks_whatever_the_pass(tokenizer, examples, tmp_path):
     trainer = make_trainer(tokenizer, examples, tmp_path)
     first = trainer.evaluate()
@@ -228,14 +282,22 @@ def test_each_pass_has_its_own_order_and_masks(tokenizer, examples, tmp_path):
 @pytest.mark.parametrize("stop", [4, 10, 13])
 def test_resumed_run_equals_the_uninterrupted_one(tokenizer, examples, tmp_path, stop):
     """Weights of both encoders, optimizer and log, in the middle and at the border of a pass of 10 steps."""
-    arguments = {"max_steps": 16, "logging_steps": 1, "save_strategy": "steps", "save_steps": stop, "save_total_limit": None}
+    arguments = {
+        "max_steps": 16,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": stop,
+        "save_total_limit": None,
+    }
     whole = make_trainer(tokenizer, examples, tmp_path / "whole", **arguments)
     whole.train()
     resumed = make_trainer(tokenizer, examples, tmp_path / "resumed", **arguments)
     (tmp_path / "resumed" / "metrics.jsonl").parent.mkdir(exist_ok=True)
     (tmp_path / "resumed" / "metrics.jsonl").write_text((tmp_path / "whole" / "metrics.jsonl").read_text())
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
-    for (name, expected), value in zip(whole.model.state_dict().items(), resumed.model.state_dict().values()):
+    for (name, expected), value in zip(
+        whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=False
+    ):
         assert torch.equal(expected, value), name
     untimed = [
         [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in metrics_of(tmp_path / run) if "loss" in r]
@@ -244,7 +306,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tokenizer, examples, tmp_path,
     assert untimed[0] == untimed[1]
 
 
-# ---- collapse --------------------------------------------------------------------------------------------------------
+# ---- collapse -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -313,7 +375,7 @@ def test_monitor_measures_only_when_something_is_logged(tokenizer, batch):
     assert monitor.values == {}
 
 
-# ---- what a person sees ----------------------------------------------------------------------------------------------
+# ---- what a person sees ---------------------------------------------------------------------------------------------
 
 
 def test_line_of_health_has_loss_relative_loss_rank_decay_and_speed():

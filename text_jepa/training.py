@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -21,8 +23,13 @@ from text_jepa import metrics
 from text_jepa.data import LengthGroupedSampler
 
 
+logger = logging.getLogger(__name__)
+
 # Texts of the fixed held-out batch on which representations are watched.
 MONITOR_TEXTS = 64
+
+# Steps in a row whose gradient is not finite before a run gives up.
+NONFINITE_LIMIT = 3
 
 
 @dataclass
@@ -116,18 +123,23 @@ class EmaTargetEncoderCallback(TrainerCallback):
 
     Args:
         schedule, start, end: See `ema_decay`.
+
+    Attributes:
+        skip_next: Set by a trainer that drops the gradients of a step: that step moves nothing.
     """
 
     def __init__(self, schedule: str = "cosine", start: float | None = None, end: float | None = None):
         self.schedule, self.start, self.end = schedule, start, end
+        self.skip_next = False
 
     def decay(self, state) -> float:
         """The decay of the step that is being made."""
         return ema_decay(state.global_step, state.max_steps, self.schedule, self.start, self.end)
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        if not getattr(optimizer, "step_was_skipped", False):
+        if not (self.skip_next or getattr(optimizer, "step_was_skipped", False)):
             model.update_target_encoder(self.decay(state))
+        self.skip_next = False
 
 
 # ---- collapse -------------------------------------------------------------------------------------------------------
@@ -298,11 +310,14 @@ class MetricsFileCallback(TrainerCallback):
 # ---- trainer --------------------------------------------------------------------------------------------------------
 
 
-class _PassCallback(TrainerCallback):
-    """Tells the order of the texts and the masks which pass over the data begins."""
+class _BeginningCallback(TrainerCallback):
+    """Tells the trainer where a run begins, and the order of the texts and the masks where a pass does."""
 
     def __init__(self, trainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.steps_logged, self.trainer.clock = state.global_step, time.perf_counter()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         epoch = int(state.epoch or 0)
@@ -317,9 +332,16 @@ class TextJepaTrainer(Trainer):
     Losses are normalised by the number of target tokens of all accumulated batches of all processes; each term is
     logged by its name. Texts come length-grouped; evaluation has masks of its own that never change.
 
+    A step whose gradient is not finite changes neither the weights nor the target encoder: its batches are kept in
+    `nonfinite/`, a checkpoint of the state before it is saved, and after three such steps in a row the run stops.
+
     Args:
         model, args, data_collator, train_dataset, eval_dataset, **kwargs: As for `Trainer`; the collator is a
             [`DataCollatorForTextJepa`], datasets have `input_ids` and, if they have a size, `length`.
+
+    Attributes:
+        nonfinite_steps: Steps in a row, up to now, whose gradient was not finite.
+        tokens_seen: Tokens that this call of `train` has seen, up to the last log.
     """
 
     def __init__(self, model, args, data_collator, train_dataset, eval_dataset=None, **kwargs):
@@ -329,13 +351,15 @@ class TextJepaTrainer(Trainer):
         self._terms: dict[str, torch.Tensor] = {}
         self._tokens = torch.zeros((), dtype=torch.long)
         self.tokens_seen = 0
-        self._clock = self._steps_logged = None
+        self._batches: list[Mapping[str, torch.Tensor]] = []
+        self.nonfinite_steps = 0
+        self.steps_logged, self.clock = 0, None
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         self.ema = EmaTargetEncoderCallback(args.ema_schedule, args.ema_decay_start, args.ema_decay_end)
         self.monitor = None
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.add_callback(_PassCallback(self))
+        self.add_callback(_BeginningCallback(self))
         self.add_callback(self.ema)
         if eval_dataset is not None:
             texts = [example for example, _ in zip(eval_dataset, range(MONITOR_TEXTS), strict=False)]
@@ -383,6 +407,33 @@ class TextJepaTrainer(Trainer):
             self._tokens = self._tokens.to(loss.device) + inputs["attention_mask"].sum()
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self._batches.append(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The last look at the gradient before the optimizer's step, the same on all ranks."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        batches, self._batches = self._batches, []
+        # A loss scaler expects overflows and skips such steps by itself.
+        if self.accelerator.scaler is not None or math.isfinite(grad_norm):
+            self.nonfinite_steps = 0
+            return grad_norm
+        self.nonfinite_steps += 1
+        self.ema.skip_next = True
+        self.control.should_save = True
+        self.control.should_training_stop = self.nonfinite_steps == NONFINITE_LIMIT
+        model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves everything as it is
+        folder = Path(self.args.output_dir, "nonfinite")
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, batch in enumerate(batches):
+            name = f"step{self.state.global_step}-rank{self.args.process_index}-{number}.safetensors"
+            save_file({key: value.cpu().contiguous() for key, value in batch.items()}, folder / name)
+        logger.warning(
+            f"step {self.state.global_step}: the gradient is not finite; nothing was updated, its batch is in {folder}"
+        )
+        return grad_norm
+
     def _drain_terms(self, count):
         terms = {
             name: nested_gather(value, self.args.parallel_mode).mean().item() / count
@@ -393,15 +444,12 @@ class TextJepaTrainer(Trainer):
 
     # -- log
 
-    def train(self, *args, **kwargs):
-        self._clock = time.perf_counter()
-        return super().train(*args, **kwargs)
-
     def log(self, logs, start_time=None):
         if "loss" in logs:  # a record of training
-            steps = self.state.global_step - (self._steps_logged or self._initial_global_step)
-            self._steps_logged = self.state.global_step
-            logs |= self._drain_terms(max(steps, 1))
+            logs |= self._drain_terms(self.state.global_step - self.steps_logged)
+            self.steps_logged = self.state.global_step
+            # The Trainer resets its sum by subtracting it from itself, which a NaN survives.
+            self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
             if self.monitor is not None:
                 logs |= self.monitor.values
             logs["ema_decay"] = ema_decay(
@@ -410,16 +458,16 @@ class TextJepaTrainer(Trainer):
             now = time.perf_counter()
             tokens = nested_gather(self._tokens, self.args.parallel_mode).sum().item()
             self.tokens_seen += tokens
-            logs["tokens_per_second"] = tokens / (now - self._clock)
-            self._tokens, self._clock = torch.zeros_like(self._tokens), now
+            logs["tokens_per_second"] = tokens / (now - self.clock)
+            self._tokens, self.clock = torch.zeros_like(self._tokens), now
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):
         training_terms, self._terms = self._terms, {}
         started = time.perf_counter()
         metrics_ = super().evaluate(*args, **kwargs)
-        if self._clock is not None:  # evaluation is not training time
-            self._clock += time.perf_counter() - started
+        if self.clock is not None:  # evaluation is not training time
+            self.clock += time.perf_counter() - started
         self._terms = training_terms
         return metrics_
 
