@@ -309,6 +309,11 @@ def _load_encoder(name_or_path, **kwargs):
     return AutoModel.from_pretrained(name_or_path, **_without_pooler(CONFIG_MAPPING[model_type]), **kwargs)
 
 
+def _own_fields(kwargs):
+    """Takes the fields of `TextJepaConfig` out of keyword arguments."""
+    return {key: kwargs.pop(key) for key in list(kwargs) if key in TextJepaConfig.__annotations__}
+
+
 def _config_around(encoder, **fields):
     # A configuration passes its attention implementation on to the encoder's: it must not be the default.
     implementation = encoder.config._attn_implementation
@@ -328,6 +333,26 @@ class TextJepaPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # An encoder or classifier loaded from a pretraining checkpoint leaves these behind on purpose.
     _keys_to_ignore_on_load_unexpected = [r"^predictor\.", r"^target_encoder\.", r"^latent_head\.", r"^token_head\."]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, for a Text-JEPA of any kind.
+
+        Raises:
+            ValueError: The checkpoint is another architecture and this class does not wrap one.
+        """
+        if config is None:
+            model_type = _model_type(pretrained_model_name_or_path, **kwargs)
+            if model_type != TextJepaConfig.model_type:
+                return cls._from_plain_encoder(pretrained_model_name_or_path, model_type, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_plain_encoder(cls, name_or_path, model_type, **kwargs):
+        raise ValueError(
+            f"{name_or_path} holds a '{model_type}', no Text-JEPA: wrap it with TextJepaForPreTraining.from_encoder, "
+            "or open it with TextJepaModel or the Auto classes"
+        )
 
     @classmethod
     def is_custom_code(cls):
@@ -370,15 +395,12 @@ class TextJepaModel(TextJepaPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """As `PreTrainedModel.from_pretrained`; a checkpoint of another architecture is wrapped as the encoder."""
-        if config is None and _model_type(pretrained_model_name_or_path, **kwargs) != TextJepaConfig.model_type:
-            kwargs["output_loading_info"], wants_info = True, kwargs.get("output_loading_info", False)
-            encoder, info = _load_encoder(pretrained_model_name_or_path, **kwargs)
-            model = cls(_config_around(encoder)).eval()
-            model.encoder = encoder
-            return (model, info) if wants_info else model
-        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+    def _from_plain_encoder(cls, name_or_path, model_type, output_loading_info=False, **kwargs):
+        fields = _own_fields(kwargs)
+        encoder, info = _load_encoder(name_or_path, output_loading_info=True, **kwargs)
+        model = cls(_config_around(encoder, **fields)).eval()
+        model.encoder = encoder
+        return (model, info) if output_loading_info else model
 
     @can_return_tuple
     def forward(
@@ -485,9 +507,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         Returns:
             The model in eval mode: both encoders have the checkpoint's weights, the predictor is new.
         """
-        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in TextJepaConfig.__dataclass_fields__}
+        fields = _own_fields(kwargs)
         encoder = _load_encoder(name_or_path, **kwargs)
-        model = cls(_config_around(encoder, **fields))
+        model = cls(_config_around(encoder, **fields)).to(encoder.dtype)
+        model.target_encoder.float()
         model.model.encoder.load_state_dict(encoder.state_dict())
         model.target_encoder.load_state_dict(encoder.state_dict())
         return model.eval()
@@ -510,7 +533,6 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     def _resize_token_embeddings(self, *args, **kwargs):
         self.target_encoder._resize_token_embeddings(*args, **kwargs)
-        self.target_encoder.requires_grad_(False)
         return super()._resize_token_embeddings(*args, **kwargs)
 
     @torch.no_grad()

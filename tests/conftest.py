@@ -1,0 +1,105 @@
+"""Shared by all tests: one thread, no network, a tiny tokenizer, a tiny model and a batch with masks."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import pytest
+import torch
+from transformers.utils import logging
+
+from text_jepa import TextJepaConfig, TextJepaForPreTraining
+from text_jepa.masking import counter_uniforms, pack_positions, sample_spans
+
+
+torch.set_num_threads(1)
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+VOCABULARY = 200
+
+# Weights of the usual size leave the outputs of so small a model almost constant, and comparisons blind: hence 0.2.
+MODERNBERT = {
+    "model_type": "modernbert",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "layer_types": ["full_attention", "full_attention"],
+    "initializer_range": 0.2,
+    "initializer_cutoff_factor": 2.0,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "cls_token_id": None,
+    "sep_token_id": None,
+}
+
+TEXTS = [
+    "The lighthouse keeper lit the lamp and climbed down to the harbour before the storm came in.",
+    "A gardener plants beans in the spring, waters the beans in summer and gathers the beans in autumn.",
+    "Students read the long report, wrote a short summary and discussed the report in the evening.",
+    "Bread needs flour, water, salt and time; good bread needs more time than the baker would like.",
+    "The river carried the little boat past the mill, past the bridge and out towards the open sea.",
+    "Engineers measured the bridge in winter and in summer, and the bridge was longer in summer.",
+]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A WordPiece tokenizer of a few hundred tokens, trained on `TEXTS`."""
+    from text_jepa.data import train_tokenizer
+
+    return train_tokenizer(TEXTS, vocab_size=300, max_length=64)
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return list(TEXTS)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """Builds a `TextJepaForPreTraining` in eval mode, around `MODERNBERT` or another `text_config`."""
+
+    def build(text_config=None, seed=0, **fields):
+        torch.manual_seed(seed)
+        fields = {"initializer_range": 0.2, **fields}
+        return TextJepaForPreTraining(TextJepaConfig(text_config=dict(text_config or MODERNBERT), **fields)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """Builds a batch as the collator does: ragged texts of random ids with M masks, S longer than the longest text."""
+
+    def build(lengths=(21, 9, 14), masks=2, width=24, seed=0, ratio=0.5):
+        ids = torch.randint(5, VOCABULARY, (len(lengths), width), generator=torch.Generator().manual_seed(seed))
+        present = np.arange(width) < np.array(lengths)[:, None]
+        usable = np.repeat(present, masks, axis=0)
+        keys = (counter_uniforms(np.array([seed], np.uint64), len(usable))[0] * 2.0**53).astype(np.uint64)
+        spans = sample_spans(usable, np.ones_like(usable), keys, ratio, "geometric", 2.5, 6)
+        hidden = spans >= 0
+        positions = {
+            "context_positions": pack_positions(usable & ~hidden),
+            "target_positions": pack_positions(hidden),
+            "target_spans": pack_positions(hidden, spans),
+        }
+        batch = {"input_ids": ids, "attention_mask": torch.from_numpy(present.astype(np.int64))}
+        batch["input_ids"] = ids.masked_fill(batch["attention_mask"] == 0, 0)
+        return batch | {
+            name: torch.from_numpy(value).view(len(lengths), masks, -1) for name, value in positions.items()
+        }
+
+    return build

@@ -1,0 +1,256 @@
+"""TextJepaConfig: every field is checked, derived, saved, and none is dead."""
+
+import json
+import re
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, BertConfig, ModernBertConfig, PreTrainedConfig
+
+from text_jepa import TextJepaConfig, TextJepaForSequenceClassification
+
+
+OWN_FIELDS = sorted(set(TextJepaConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
+
+BERT = {"model_type": "bert", "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+# defaults and nesting
+
+
+def test_defaults_are_a_modernbert_with_full_attention_in_every_layer():
+    config = TextJepaConfig()
+    assert isinstance(config.text_config, ModernBertConfig)
+    assert set(config.text_config.layer_types) == {"full_attention"}
+    assert (config.text_config.num_hidden_layers, config.hidden_size, config.max_text_length) == (4, 256, 512)
+
+
+def test_derived_defaults_follow_the_encoder():
+    config = TextJepaConfig(text_config=BERT)
+    assert (config.pred_hidden_size, config.pred_num_attention_heads, config.target_num_layers) == (16, 2, 3)
+    assert config.context_mode == "drop"
+
+
+@pytest.mark.parametrize("form", ["dict", "instance", "dict without model_type"])
+def test_nested_config_is_taken_in_every_form(form):
+    fields = {key: value for key, value in BERT.items() if key != "model_type"}
+    text_config = {"dict": BERT, "instance": BertConfig(**fields), "dict without model_type": fields}[form]
+    config = TextJepaConfig(text_config=text_config)
+    assert config.text_config.model_type == ("modernbert" if form == "dict without model_type" else "bert")
+    assert (config.text_config.vocab_size, config.hidden_size) == (50, 32)
+    assert config.get_text_config() is config.text_config
+
+
+def test_a_nested_dict_of_the_caller_is_left_as_it_was():
+    before = dict(BERT)
+    TextJepaConfig(text_config=BERT)
+    assert before == BERT
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TextJepaConfig(),
+        TextJepaConfig(text_config=BERT, loss_type="cosine", token_loss_candidates=None, num_labels=3),
+        TextJepaConfig.preset("tiny", {"vocab_size": 64}, target_num_layers=1, pred_position_embedding_type="learned"),
+    ],
+    ids=["default", "bert", "preset"],
+)
+def test_config_survives_json(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    for reloaded in (
+        TextJepaConfig.from_pretrained(tmp_path),
+        AutoConfig.from_pretrained(tmp_path),
+        TextJepaConfig.from_dict(json.loads(config.to_json_string(use_diff=False))),
+    ):
+        assert type(reloaded) is TextJepaConfig
+        assert reloaded.to_dict() | {"_name_or_path": ""} == config.to_dict()
+
+
+def test_fields_given_to_from_pretrained_win_over_the_file(tmp_path):
+    TextJepaConfig(text_config=BERT).save_pretrained(tmp_path)
+    config = TextJepaConfig.from_pretrained(tmp_path, loss_type="l1", text_config={"hidden_dropout_prob": 0.0})
+    assert config.loss_type == "l1"
+    assert (config.text_config.hidden_dropout_prob, config.hidden_size) == (0.0, 32)
+
+
+# presets
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width"),
+    [("tiny", 2, 128), ("mini", 4, 256), ("small", 12, 384), ("base", 12, 768), ("large", 24, 1024)],
+)
+def test_preset_has_its_documented_size(name, layers, width):
+    config = TextJepaConfig.preset(name)
+    text_config = config.text_config
+    assert (text_config.num_hidden_layers, text_config.hidden_size) == (layers, width)
+    assert text_config.hidden_size == 64 * text_config.num_attention_heads
+    assert text_config.layer_types == ["full_attention"] * layers
+    assert text_config.intermediate_size % 64 == 0
+    assert text_config.intermediate_size == pytest.approx(width * 8 / 3, abs=64)
+    assert re.search(rf"`{name}` \(?{layers} × {width}", TextJepaConfig.preset.__doc__)
+
+
+def test_preset_takes_fields_of_both_configurations():
+    config = TextJepaConfig.preset("tiny", {"vocab_size": 77, "num_hidden_layers": 3}, token_loss_weight=0.0)
+    assert (config.text_config.vocab_size, config.hidden_size, config.token_loss_weight) == (77, 128, 0.0)
+    assert config.text_config.layer_types == ["full_attention"] * 3
+
+
+def test_unknown_preset_lists_those_there_are():
+    with pytest.raises(ValueError, match="unknown preset 'huge'; the presets are tiny, mini, small, base, large"):
+        TextJepaConfig.preset("huge")
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pred_hiden_size": 8}, "unknown field 'pred_hiden_size'.*did you mean 'pred_hidden_size'"),
+        ({"targt_num_layers": 1}, "did you mean 'target_num_layers'"),
+        ({"zzz": 1}, r"unknown field 'zzz' of TextJepaConfig$"),
+        ({"text_config": {"model_type": "modernbrt"}}, "unknown model_type 'modernbrt'; did you mean 'modernbert'"),
+        ({"pred_num_hidden_layers": 0}, "pred_num_hidden_layers must be at least 1, got 0"),
+        ({"pred_hidden_size": 15}, r"pred_hidden_size \(15\) must be a multiple of pred_num_attention_heads \(2\)"),
+        ({"pred_hidden_size": 10}, "even width per predictor head"),
+        ({"target_num_layers": 4}, "target_num_layers must be 1 to 3 for this encoder, got 4"),
+        ({"target_num_layers": 0}, "target_num_layers must be 1 to 3 for this encoder, got 0"),
+        ({"latent_loss_weight": 0}, "latent_loss_weight must be positive"),
+        ({"token_loss_weight": -0.1}, "token_loss_weight at least 0"),
+        ({"token_loss_candidates": 1}, "token_loss_candidates must be at least 2 or null, got 1"),
+        ({"smooth_l1_beta": 0}, "smooth_l1_beta must be positive, got 0"),
+        (
+            {"text_config": BERT | {"model_type": "mpnet"}, "context_mode": "drop"},
+            "'mpnet' encoders; use 'attention_mask'",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_field_is_refused_in_plain_words(fields, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        TextJepaConfig(**{"text_config": BERT, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pred_hidden_size": "16"},
+        {"pred_num_hidden_layers": 2.0},
+        {"pred_mlp_ratio": "4"},
+        {"loss_type": "huber"},
+        {"target_normalization": "batch"},
+        {"context_mode": "delete"},
+        {"pred_position_embedding_type": "sinus"},
+        {"classifier_pooling": "max"},
+        {"text_config": 3},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_value_of_the_wrong_type_is_refused(fields):
+    with pytest.raises(StrictDataclassError, match=next(iter(fields))):
+        TextJepaConfig(**fields)
+
+
+def test_learned_positions_are_refused_where_the_encoder_has_no_limit():
+    text_config = BertConfig(**{key: value for key, value in BERT.items() if key != "model_type"})
+    text_config.max_position_embeddings = -1
+    with pytest.raises((ValueError, StrictDataclassError), match="need an encoder with max_position_embeddings"):
+        TextJepaConfig(text_config=text_config, pred_position_embedding_type="learned")
+
+
+# what the encoder decides
+
+
+@pytest.mark.parametrize(
+    ("model_type", "mode", "offset"),
+    [
+        ("bert", "drop", 0),
+        ("electra", "drop", 0),
+        ("modernbert", "drop", 0),
+        ("roberta", "drop", 2),
+        ("xlm-roberta", "drop", 2),
+        ("mpnet", "attention_mask", 2),
+        ("deberta-v2", "attention_mask", 0),
+    ],
+)
+def test_context_mode_and_position_offset_are_those_of_the_architecture(model_type, mode, offset):
+    pad = 1 if offset else 0
+    config = TextJepaConfig(text_config=BERT | {"model_type": model_type, "pad_token_id": pad})
+    assert (config.context_mode, config.position_offset) == (mode, offset)
+    assert config.drop_is_exact == (mode == "drop")
+    assert config.max_text_length == config.text_config.max_position_embeddings - offset
+
+
+def test_position_offset_follows_the_padding_token():
+    config = TextJepaConfig(text_config=BERT | {"model_type": "roberta", "pad_token_id": 5})
+    assert (config.position_offset, config.max_text_length) == (6, 512 - 6)
+
+
+# no dead field
+
+# For each field a value that is not the default.
+CHANGES = {
+    "classifier_dropout": 0.6,
+    "classifier_pooling": "cls",
+    "context_mode": "attention_mask",
+    "initializer_range": 0.3,
+    "latent_loss_weight": 2.0,
+    "loss_type": "mse",
+    "pred_hidden_act": "relu",
+    "pred_hidden_size": 24,
+    "pred_layer_norm_eps": 1e-2,
+    "pred_mlp_ratio": 2.0,
+    "pred_num_attention_heads": 4,
+    "pred_num_hidden_layers": 1,
+    "pred_position_embedding_type": "learned",
+    "pred_rope_theta": 100.0,
+    "smooth_l1_beta": 0.1,
+    "target_normalization": "none",
+    "target_num_layers": 1,
+    "text_config": BERT | {"vocab_size": 200},
+    "token_loss_candidates": 60,
+    "token_loss_weight": 0.5,
+}
+
+
+def fingerprint(make_model, batch, fields):
+    """Whatever the fields can change: weights, and what the models say in training and evaluation."""
+    model = make_model(**fields)
+    seen = {f"weight {name}": tensor for name, tensor in model.state_dict().items()}
+    torch.manual_seed(1)
+    output = model.train()(**batch, output_hidden_states=True)
+    seen |= {name: value for name, value in output.items() if torch.is_tensor(value)}
+    seen["width of hidden states"] = torch.tensor(output.hidden_states[0].shape)
+    torch.manual_seed(1)
+    classifier = TextJepaForSequenceClassification(model.config)
+    for mode in (True, False):
+        torch.manual_seed(1)
+        seen[f"logits {mode}"] = classifier.train(mode)(batch["input_ids"], batch["attention_mask"]).logits
+    return seen
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def plain(make_model, make_batch):
+    return fingerprint(make_model, make_batch(), {})
+
+
+def test_the_fingerprint_of_a_configuration_is_reproducible(plain, make_model, make_batch):
+    assert same(plain, fingerprint(make_model, make_batch(), {}))
+
+
+@pytest.mark.parametrize("name", OWN_FIELDS)
+def test_every_field_changes_the_model_or_its_outputs(name, plain, make_model, make_batch):
+    assert name in CHANGES, f"the new field '{name}' needs an entry in CHANGES, or should not be there"
+    assert not same(plain, fingerprint(make_model, make_batch(), {name: CHANGES[name]}))
+
+
+def test_the_table_of_changes_holds_no_field_that_is_gone():
+    assert set(CHANGES) <= set(OWN_FIELDS)

@@ -1,0 +1,500 @@
+"""The method itself: predictor, leaks, losses, target encoder. What depends on the architecture: test_backbones.py."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modeling_text_jepa import (
+    average_layers,
+    gather_positions,
+    latent_distance,
+    mean_pool,
+    packed_attention_mask,
+    rotary_tables,
+    rotate,
+    sample_candidates,
+)
+from text_jepa import TextJepaConfig, TextJepaForSequenceClassification
+
+
+LOSS_TYPES = ["smooth_l1", "mse", "l1", "cosine"]
+POSITION_TYPES = ["rotary", "learned"]
+MASKS = ("context_positions", "target_positions", "target_spans")
+
+
+def close(actual, expected, tolerance=1e-5):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def used(batch):
+    return batch["target_positions"] >= 0
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def batch(make_batch):
+    return make_batch()
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model()
+
+
+# arithmetic
+
+
+def test_mean_pool_is_the_mean_of_the_visible_tokens():
+    states, lengths = torch.randn(3, 5, 4), [5, 2, 1]
+    mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).long()
+    expected = torch.stack([row[:length].mean(0) for row, length in zip(states, lengths, strict=True)])
+    close(mean_pool(states, mask), expected, 1e-6)
+    close(mean_pool(states), states.mean(1), 1e-6)
+    assert torch.equal(mean_pool(states, torch.zeros(3, 5)), torch.zeros(3, 4))
+
+
+def test_gather_positions_reads_each_text_at_its_own_positions():
+    values, positions = torch.randn(2, 4, 3), torch.tensor([[[3, 0], [1, -1]], [[2, 2], [-1, -1]]])
+    gathered = gather_positions(values, positions)
+    for index in itertools.product(range(2), range(2), range(2)):
+        close(gathered[index], values[index[0], max(int(positions[index]), 0)], 0)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_latent_distance_is_the_plain_formula(loss_type, beta):
+    predictions, targets = torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 7)
+    difference = (predictions - targets).abs()
+    norms = predictions.square().sum(-1).sqrt() * targets.square().sum(-1).sqrt()
+    expected = {
+        "smooth_l1": torch.where(difference < beta, difference**2 / (2 * beta), difference - beta / 2).sum(-1) / 7,
+        "mse": (difference**2).sum(-1) / 7,
+        "l1": difference.sum(-1) / 7,
+        "cosine": 1 - (predictions * targets).sum(-1) / norms,
+    }[loss_type]
+    close(latent_distance(predictions, targets, loss_type, beta), expected, 1e-6)
+
+
+def plain_average(layers, lengths, how):
+    """One text and one number at a time."""
+    rows = []
+    for row, length in enumerate(lengths):
+        total = 0
+        for layer in layers:
+            states = layer[row, :length].double()
+            if how == "layer":
+                states = (states - states.mean(1, keepdim=True)) / (states.var(1, False, keepdim=True) + 1e-5).sqrt()
+            if how == "instance":
+                states = (states - states.mean(0)) / (states.var(0, False) + 1e-5).sqrt()
+            total = total + states / len(layers)
+        rows.append((total - total.mean(1, keepdim=True)) / (total.var(1, False, keepdim=True) + 1e-5).sqrt())
+    return rows
+
+
+@pytest.mark.parametrize("how", ["none", "layer", "instance"])
+def test_targets_are_the_plain_formula_and_know_nothing_of_padding(how):
+    lengths = [6, 3]
+    layers = [3 * torch.randn(2, 9, 8) + torch.randn(8) for _ in range(3)]
+    mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
+    averages = average_layers([layer.to(torch.float64) for layer in layers], mask, how)
+    assert averages.dtype == torch.float32
+    for average, expected, length in zip(averages, plain_average(layers, lengths, how), lengths, strict=True):
+        close(average[:length].double(), expected)
+    elsewhere = [layer + 100 * torch.randn_like(layer) * (1 - mask.unsqueeze(-1)) for layer in layers]
+    for average, other, length in zip(averages, average_layers(elsewhere, mask, how), lengths, strict=True):
+        close(average[:length], other[:length])
+
+
+def test_targets_come_from_the_last_layers_of_the_target_encoder_on_the_whole_text(make_model, batch):
+    model = make_model(target_num_layers=1, target_normalization="instance")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    last = model.target_encoder(**inputs).last_hidden_state
+    expected = average_layers([last], batch["attention_mask"], "instance")
+    close(model.encode_targets(**inputs), expected, 1e-6)
+    close(model(**batch).targets, gather_positions(expected, batch["target_positions"]), 1e-6)
+
+
+@pytest.mark.parametrize("count", [12, 40])
+def test_candidates_hold_every_label_once_and_labels_map_back(count):
+    labels = torch.randint(0, 40, (3, 4))
+    labels[0, :3] = labels[2, 1] = -100
+    candidates, new = sample_candidates(labels, 40, count)
+    assert candidates.shape == (count,)
+    assert len(set(candidates.tolist())) == count
+    assert candidates.min() >= 0
+    assert candidates.max() < 40
+    assert torch.equal(new >= 0, labels >= 0)
+    assert torch.equal(candidates[new[new >= 0]], labels[labels >= 0])
+    assert set(new[new < 0].tolist()) == {-100}
+
+
+def test_candidates_beyond_the_labels_are_random():
+    labels = torch.tensor([3, 5])
+    draws = [frozenset(sample_candidates(labels, 1000, 10)[0].tolist()) for _ in range(5)]
+    assert len(set(draws)) == 5
+    assert all({3, 5} <= draw for draw in draws)
+
+
+def test_labels_that_find_no_candidate_are_not_predicted():
+    labels = torch.arange(30).repeat(2)
+    candidates, new = sample_candidates(labels, 100, 10)
+    kept = new >= 0
+    assert set(candidates.tolist()) <= set(range(30))
+    assert set(labels[kept].tolist()) == set(candidates.tolist())
+    assert torch.equal(candidates[new[kept]], labels[kept])
+
+
+def test_rotary_angles_depend_on_the_distance_only():
+    query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def product(first, second):
+        return (
+            rotate(query, rotary_tables(torch.tensor([[first]]), 8, 100.0))
+            * rotate(key, rotary_tables(torch.tensor([[second]]), 8, 100.0))
+        ).sum()
+
+    close(product(3, 7), product(13, 17))
+    assert abs(product(3, 7) - product(3, 8)) > 1e-3
+
+
+def test_packed_mask_shows_the_context_and_the_own_span():
+    mask = packed_attention_mask(torch.tensor([[0, 4, -1]]), torch.tensor([[0, 0, 1, -1]]))
+    expected = """
+        11.|....
+        11.|....
+        111|....
+        ---+----
+        11.|11..
+        11.|11..
+        11.|..1.
+        11.|...1
+    """
+    rows = [line.strip().replace("|", "") for line in expected.strip().splitlines() if "-" not in line]
+    assert ["".join(".1"[value] for value in row) for row in mask[0, 0].long()] == rows
+
+
+# the predictor: queries, spans, masks
+
+
+@pytest.mark.parametrize("positions", POSITION_TYPES)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_packed_pass_equals_one_pass_per_span(make_model, batch, positions, implementation):
+    model = make_model(pred_position_embedding_type=positions)
+    model.set_attn_implementation(implementation)
+    packed = model(**batch).predictions
+    spans = batch["target_spans"]
+    for span in range(int(spans.max()) + 1):
+        only = spans == span
+        alone = batch | {
+            "target_positions": batch["target_positions"].where(only, -1),
+            "target_spans": spans.where(only, -1),
+        }
+        close(model(**alone).predictions[only], packed[only])
+
+
+def test_moving_the_other_spans_leaves_a_span_alone(model, batch):
+    first = batch["target_spans"] == 0
+    others = used(batch) & ~first
+    positions = batch["target_positions"]
+    moved = batch | {"target_positions": torch.where(others, (positions + 7) % 24, positions)}
+    before, after = model(**batch).predictions, model(**moved).predictions
+    close(after[first], before[first])
+    assert (after[others] - before[others]).abs().amax(-1).min() > 1e-3
+
+
+def test_queries_of_one_span_see_each_other(model, batch):
+    """Otherwise the test above would hold for a predictor that isolates every query."""
+    spans = batch["target_spans"]
+    mates = ((spans.unsqueeze(-1) == spans.unsqueeze(-2)).sum(-1) > 1) & used(batch)
+    apart = batch | {"target_spans": torch.arange(spans.shape[-1]).where(used(batch), -1)}
+    difference = (model(**batch).predictions - model(**apart).predictions).abs().amax(-1)
+    assert mates.sum() > 10
+    assert difference[mates].min() > 1e-3
+
+
+def test_many_masks_in_one_pass_equal_a_pass_for_each(model, make_batch):
+    batch = make_batch(masks=3)
+    together = model(**batch).predictions
+    for mask in range(3):
+        alone = model(**batch | {name: batch[name][:, mask : mask + 1] for name in MASKS}).predictions
+        seen = used(batch)[:, mask]
+        close(together[:, mask][seen], alone[:, 0][seen])
+
+
+@pytest.mark.parametrize("positions", POSITION_TYPES)
+def test_permuting_target_positions_permutes_predictions(make_model, batch, positions):
+    model = make_model(pred_position_embedding_type=positions)
+    order = torch.randperm(batch["target_positions"].shape[-1], generator=torch.Generator().manual_seed(3))
+    permuted = batch | {name: batch[name][..., order] for name in ("target_positions", "target_spans")}
+    before = model(**batch).predictions.masked_fill(~used(batch).unsqueeze(-1), 0)
+    after = model(**permuted).predictions.masked_fill(~used(permuted).unsqueeze(-1), 0)
+    close(after, before[:, :, order])
+    assert (before[:, :, order] - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("positions", POSITION_TYPES)
+def test_two_slots_of_a_span_differ(make_model, batch, positions):
+    predictions = make_model(pred_position_embedding_type=positions)(**batch).predictions
+    spans = batch["target_spans"]
+    neighbours = (spans[..., 1:] == spans[..., :-1]) & (spans[..., 1:] >= 0)
+    difference = (predictions[:, :, 1:] - predictions[:, :, :-1]).abs().amax(-1)
+    assert neighbours.sum() > 5
+    assert difference[neighbours].min() > 1e-3
+
+
+def test_the_rotary_predictor_knows_distances_and_a_learned_one_places(make_model, batch):
+    context, target, spans = (batch[name].flatten(0, 1) for name in MASKS)
+    states = torch.randn(*context.shape, 32)
+    seen = target >= 0
+
+    def shift(positions, by):
+        return torch.where(positions >= 0, positions + by, positions)
+
+    changes = {}
+    for positions in POSITION_TYPES:
+        predictor = make_model(pred_position_embedding_type=positions).predictor
+        before = predictor(states, context, target, spans)
+        for which, moved in {
+            "both": (shift(context, 5), shift(target, 5)),
+            "context": (shift(context, 5), target),
+        }.items():
+            change = (predictor(states, *moved, spans) - before)[seen].abs().amax(-1)
+            changes[positions, which] = change.max().item() if which == "both" else change.min().item()
+    assert changes.pop(("rotary", "both")) < 1e-5
+    assert min(changes.values()) > 1e-3
+
+
+def test_unused_slots_change_nothing(model, batch):
+    wider = batch | {name: F.pad(batch[name], (0, 3), value=-1) for name in MASKS}
+    before, after = model(**batch), model(**wider)
+    close(after.loss, before.loss)
+    close(after.predictions[:, :, :-3][used(batch)], before.predictions[used(batch)])
+
+
+def test_the_predictor_is_the_same_in_training_and_evaluation(make_model, batch):
+    """Without dropout in the encoder, so is the whole forward but for the candidates."""
+    model = make_model(token_loss_candidates=None)
+    evaluated, trained = model.eval()(**batch), model.train()(**batch)
+    assert torch.equal(trained.predictions, evaluated.predictions)
+    assert torch.equal(trained.loss, evaluated.loss)
+
+
+# target encoder and targets
+
+
+def test_the_target_encoder_decides_the_loss_and_takes_no_gradient(model, batch):
+    model.train()
+    before = model(**batch)
+    assert not before.targets.requires_grad
+    before.loss.backward()
+    assert not [name for name in gradients(model) if name.startswith("target_encoder")]
+    assert [name for name in gradients(model) if name.startswith("model.encoder")]
+    with torch.no_grad():
+        for parameter in model.target_encoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    after = model(**batch)
+    assert torch.equal(after.predictions, before.predictions)
+    assert abs(after.latent_loss - before.latent_loss) > 1e-3
+    assert (after.targets - before.targets)[used(batch)].abs().max() > 1e-1
+
+
+def test_gradients_are_those_of_constant_targets(model, batch):
+    """The targets of a fresh model come from equal weights: even so nothing flows through them."""
+    output = model(**batch)
+    output.latent_loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    targets = output.targets.clone()
+    distance = latent_distance(model(**batch).predictions, targets, "smooth_l1", 1.0)[used(batch)].mean()
+    distance.backward()
+    actual = gradients(model)
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
+        close(gradient, expected[name], 1e-6)
+
+
+def drift(model):
+    """Moves the context encoder away, as optimizer steps would."""
+    with torch.no_grad():
+        for parameter in model.model.encoder.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.0, 1.0])
+def test_the_update_is_the_closed_form_after_n_steps(model, decay):
+    drift(model)
+    start = copy.deepcopy(model.target_encoder.state_dict())
+    steps = 3
+    for _ in range(steps):
+        model.update_target_encoder(decay)
+    share = decay**steps
+    for name, source in model.model.encoder.state_dict().items():
+        target = model.target_encoder.state_dict()[name]
+        close(target, share * start[name] + (1 - share) * source, 1e-6 if 0 < decay < 1 else 0)
+    assert not any(p.requires_grad or p.grad is not None for p in model.target_encoder.parameters())
+
+
+def test_the_update_copies_buffers(model):
+    for encoder, value in ((model.model.encoder, 7), (model.target_encoder, 0)):
+        encoder.register_buffer("statistic", torch.tensor([value]))
+    model.update_target_encoder(0.999)
+    assert model.target_encoder.statistic.item() == 7
+
+
+def test_a_float32_average_of_a_bfloat16_student_moves(model):
+    model.model.to(torch.bfloat16)
+    drift(model)
+    before = copy.deepcopy(model.target_encoder.state_dict())
+    model.update_target_encoder(0.999)
+    for name, source in model.model.encoder.state_dict().items():
+        target = model.target_encoder.state_dict()[name]
+        assert target.dtype == torch.float32
+        close(target, 0.999 * before[name] + 0.001 * source.float(), 1e-6)
+        assert not torch.equal(target, before[name])
+
+
+# losses
+
+
+def test_token_loss_in_evaluation_is_the_cross_entropy_over_the_vocabulary(make_model, batch):
+    model = make_model(token_loss_candidates=20, token_loss_weight=0.3, latent_loss_weight=2.0)
+    output = model(**batch)
+    seen = used(batch)
+    context = model.model.encode_context(batch["input_ids"], batch["attention_mask"], batch["context_positions"])
+    features = model.predictor(context.last_hidden_state, *(batch[name].flatten(0, 1) for name in MASKS))
+    logits = model.token_head(features) @ model.get_input_embeddings().weight.T
+    labels = gather_positions(batch["input_ids"], batch["target_positions"])
+    close(output.token_loss, F.cross_entropy(logits.view(*seen.shape, -1)[seen], labels[seen]))
+    distance = latent_distance(output.predictions, output.targets, "smooth_l1", 1.0)
+    close(output.latent_loss, distance[seen].mean())
+    close(output.loss, 2.0 * output.latent_loss + 0.3 * output.token_loss, 1e-6)
+
+
+def test_candidates_serve_training_only_and_lower_the_cross_entropy(make_model, batch):
+    model = make_model(token_loss_candidates=120)
+    full = model.eval()(**batch).token_loss
+    sampled = [model.train()(**batch).token_loss for _ in range(3)]
+    assert all(loss < full for loss in sampled)
+    assert len({loss.item() for loss in sampled}) == 3
+
+
+def test_more_candidates_than_words_are_the_whole_vocabulary(make_model, batch):
+    model = make_model(token_loss_candidates=10_000)
+    close(model.train()(**batch).token_loss, model.eval()(**batch).token_loss, 1e-6)
+
+
+def test_a_pure_jepa_has_no_token_head(make_model, batch):
+    model = make_model(token_loss_weight=0.0)
+    output = model(**batch)
+    assert model.token_head is None
+    assert output.token_loss is None
+    assert torch.equal(output.loss, output.latent_loss)
+
+
+def test_micro_batches_with_the_joint_count_sum_to_the_joint_batch(make_model, make_batch):
+    model = make_model(token_loss_candidates=None).train()
+    batch = make_batch(lengths=(20, 5, 13, 24))
+    count = used(batch).sum()
+    joint = model(**batch)
+    joint.loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    losses = 0
+    for rows in (slice(0, 1), slice(1, 4)):
+        output = model(**{name: value[rows] for name, value in batch.items()}, num_items_in_batch=count)
+        output.loss.backward()
+        losses = losses + output.loss
+    close(losses, joint.loss, 1e-6)
+    for name, gradient in gradients(model).items():
+        close(gradient, expected[name], 1e-6)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_a_batch_without_targets_costs_nothing_and_breaks_nothing(make_model, batch, loss_type):
+    everything = torch.arange(24).where(batch["attention_mask"] == 1, -1).unsqueeze(1)
+    nothing = torch.full((3, 1, 1), -1)
+    model = make_model(loss_type=loss_type).train()
+    loss = model(
+        **batch | {"context_positions": everything, "target_positions": nothing, "target_spans": nothing}
+    ).loss
+    assert loss.item() == 0
+    loss.backward()
+    assert gradients(model)
+    assert all((gradient == 0).all() for gradient in gradients(model).values())
+
+
+def test_a_text_without_targets_adds_nothing_to_the_others(model, make_batch):
+    batch = make_batch(lengths=(20, 1, 13))
+    assert not used(batch)[1].any()
+    without = {name: value[[0, 2]] for name, value in batch.items()}
+    close(model(**batch).loss, model(**without).loss)
+
+
+def test_an_empty_text_keeps_everything_finite(model, make_batch):
+    model.train()
+    batch = make_batch(lengths=(20, 0, 13))
+    output = model(**batch)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize("missing", MASKS)
+def test_positions_and_spans_belong_together(model, batch, missing):
+    with pytest.raises(ValueError, match="context_positions, target_positions and target_spans belong together"):
+        model(**batch | {missing: None})
+
+
+def test_without_positions_the_model_only_encodes(model, batch):
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    output = model(**inputs)
+    assert set(output) == {"last_hidden_state"}
+    close(output.last_hidden_state, model.model(**inputs).last_hidden_state, 0)
+
+
+def test_without_an_attention_mask_every_token_counts(model, make_batch):
+    batch = make_batch(lengths=(24, 24))
+    close(model(**batch | {"attention_mask": None}).loss, model(**batch).loss, 0)
+
+
+# classification
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_classifier_reads_the_stated_pooling_and_no_padding(make_model, batch, pooling):
+    config = TextJepaConfig(text_config=make_model().config.text_config, classifier_pooling=pooling, num_labels=3)
+    model = TextJepaForSequenceClassification(config).eval()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    states = model.model(ids, mask).last_hidden_state
+    pooled = states[:, 0] if pooling == "cls" else mean_pool(states, mask)
+    logits = model(ids, mask).logits
+    close(logits, model.classifier(pooled), 1e-6)
+    close(model(F.pad(ids, (0, 4), value=9), F.pad(mask, (0, 4))).logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "labels", "problem"),
+    [
+        (3, torch.tensor([0, 2, 1]), "single_label_classification"),
+        (1, torch.tensor([0.5, 2.0, 1.0]), "regression"),
+        (2, torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), "multi_label_classification"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_classifier_loss_follows_the_problem(make_model, batch, num_labels, labels, problem):
+    config = TextJepaConfig(text_config=make_model().config.text_config, num_labels=num_labels)
+    model = TextJepaForSequenceClassification(config).eval()
+    output = model(batch["input_ids"], batch["attention_mask"], labels=labels)
+    logits = output.logits
+    expected = {
+        "single_label_classification": lambda: F.cross_entropy(logits, labels),
+        "regression": lambda: F.mse_loss(logits.squeeze(-1), labels),
+        "multi_label_classification": lambda: F.binary_cross_entropy_with_logits(logits, labels),
+    }[problem]()
+    close(output.loss, expected, 1e-6)
