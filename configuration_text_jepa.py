@@ -10,6 +10,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2CLS
 
 
 # Encoders for which dropping the hidden tokens and passing the original positions was measured to be equal to hiding
@@ -119,8 +120,8 @@ class TextJepaConfig(PreTrainedConfig):
             through the tied input embedding. 0 is a pure JEPA and creates no head.
         token_loss_candidates (`int`, *optional*, defaults to 1024):
             In training, the cross-entropy is taken over this many candidate tokens (those of the batch first, then
-            random ones), so that no softmax over the whole vocabulary is needed. `None` takes the whole vocabulary, as
-            evaluation always does.
+            random ones), so that no softmax over the whole vocabulary is needed. As many as there are words, or more,
+            take the whole vocabulary, as evaluation always does.
         classifier_pooling (`"mean"` or `"cls"`, *optional*, defaults to `"mean"`):
             What [`TextJepaForSequenceClassification`] reads: the mean of the visible tokens or the first token.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
@@ -158,7 +159,7 @@ class TextJepaConfig(PreTrainedConfig):
     smooth_l1_beta: float | int = 1.0
     latent_loss_weight: float | int = 1.0
     token_loss_weight: float | int = 0.1
-    token_loss_candidates: int | None = 1024
+    token_loss_candidates: int = 1024
 
     classifier_pooling: Literal["mean", "cls"] = "mean"
     classifier_dropout: float | int = 0.1
@@ -238,6 +239,10 @@ class TextJepaConfig(PreTrainedConfig):
         """Raises ValueError if the predictor cannot be built."""
         if self.pred_num_hidden_layers < 1:
             raise ValueError(f"pred_num_hidden_layers must be at least 1, got {self.pred_num_hidden_layers}")
+        if self.pred_hidden_act not in ACT2CLS:
+            raise ValueError(
+                f"unknown pred_hidden_act '{self.pred_hidden_act}'{_nearest(self.pred_hidden_act, ACT2CLS)}"
+            )
         if self.pred_hidden_size % self.pred_num_attention_heads:
             raise ValueError(
                 f"pred_hidden_size ({self.pred_hidden_size}) must be a multiple of pred_num_attention_heads "
@@ -258,8 +263,8 @@ class TextJepaConfig(PreTrainedConfig):
             raise ValueError(f"target_num_layers must be 1 to {layers} for this encoder, got {self.target_num_layers}")
         if self.latent_loss_weight <= 0 or self.token_loss_weight < 0:
             raise ValueError("latent_loss_weight must be positive and token_loss_weight at least 0")
-        if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
-            raise ValueError(f"token_loss_candidates must be at least 2 or null, got {self.token_loss_candidates}")
+        if self.token_loss_candidates < 2:
+            raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
         if self.smooth_l1_beta <= 0:
             raise ValueError(f"smooth_l1_beta must be positive, got {self.smooth_l1_beta}")
         if self.context_mode == "drop" and not self.drop_is_exact:

@@ -628,7 +628,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """Summed cross-entropy of labels (R, T) from features (R, T, P) through the tied input embedding."""
         embedding = self.get_input_embeddings().weight
         candidates = self.config.token_loss_candidates
-        if self.training and candidates is not None and candidates < len(embedding):
+        if self.training and candidates < len(embedding):
             ids, labels = sample_candidates(labels, len(embedding), candidates)
             embedding = embedding[ids]
         logits = F.linear(self.token_head(features), embedding.to(features.dtype))

@@ -24,10 +24,11 @@ import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
-from text_jepa.arguments import UsageError, config_arguments, parse_arguments, run_command
+from text_jepa.arguments import UsageError, config_arguments, nearest, parse_arguments, run_command
 from text_jepa.data import load_corpus, tokenize_corpus, train_tokenizer
 from text_jepa.export import export_encoder, parameter_counts, save_for_continuing, trained_encoder
 from text_jepa.masking import DataCollatorForTextJepa, SpanLengthDistribution
@@ -113,8 +114,10 @@ class DataArguments:
     whole_words: bool = field(default=True, metadata={"help": "Hide whole words, never a part of one."})
 
     def __post_init__(self):
-        if self.streaming and not self.max_eval_samples:
-            raise ValueError("--max_eval_samples must be positive with --streaming")
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
 
 
 ObjectiveArguments = config_arguments(TextJepaConfig, exclude=("text_config",))
@@ -127,6 +130,11 @@ def main(argv: list[str] | None = None) -> Path:
     model_args, data_args, objective_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
     set_up_logging(args)
     checkpoint = check_output_dir(args)
+    try:
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            tracker()
+    except (ValueError, ImportError, RuntimeError) as error:  # unknown, or not installed
+        raise UsageError(f"--report_to: {_first_line(error)}") from error
     if data_args.streaming and args.max_steps <= 0:
         raise UsageError("--streaming needs --max_steps: a stream has no known end")
     set_seed(args.seed)
@@ -140,7 +148,7 @@ def main(argv: list[str] | None = None) -> Path:
         )
         if data_args.max_train_samples is not None:
             corpus["train"] = corpus["train"].take(data_args.max_train_samples)
-        tokenizer = make_tokenizer(model_args, data_args, args, corpus["train"])
+        tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus["train"])
         examples = tokenize_corpus(
             corpus,
             tokenizer,
@@ -149,6 +157,11 @@ def main(argv: list[str] | None = None) -> Path:
             data_args.preprocessing_num_workers,
             data_args.overwrite_cache,
         )
+        model = make_model(model_args, data_args, objective_args, tokenizer)
+        collator = make_collator(data_args, args, tokenizer)
+        if is_new and args.process_index == 0:
+            # Not before all that was asked for is known to be possible: a refused run leaves no trace.
+            tokenizer.save_pretrained(Path(args.output_dir, "tokenizer"))
     if data_args.streaming:
         examples["train"] = examples["train"].shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer)
         held_out = list(examples["validation"].take(data_args.max_eval_samples))
@@ -158,16 +171,6 @@ def main(argv: list[str] | None = None) -> Path:
         held_out = held_out.shuffle(seed=args.seed).take(min(data_args.max_eval_samples, len(held_out)))
         train_texts = f"{len(examples['train']):,}"
 
-    model = make_model(model_args, data_args, objective_args, tokenizer)
-    try:
-        collator = DataCollatorForTextJepa(
-            tokenizer,
-            seed=args.seed,
-            pad_to_multiple_of=8 if args.bf16 or args.fp16 else None,
-            **{name: getattr(data_args, name) for name in _shared(DataCollatorForTextJepa, data_args)},
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     trainer = TextJepaTrainer(model, args, collator, examples["train"], held_out, processing_class=tokenizer)
     trainable, total = parameter_counts(model)
     if args.process_index == 0:
@@ -255,13 +258,26 @@ def check_output_dir(args) -> str | None:
         resume = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         if resume is None:
             raise UsageError(f"--resume_from_checkpoint: no checkpoint in {folder}")
-    elif not Path(resume).is_dir():
-        raise UsageError(f"--resume_from_checkpoint {resume}: no such folder")
+    elif not Path(resume, "trainer_state.json").is_file():
+        raise UsageError(f"--resume_from_checkpoint {resume}: no checkpoint there (trainer_state.json is missing)")
     return resume
 
 
+def make_collator(data_args, args, tokenizer) -> DataCollatorForTextJepa:
+    """The collator with the masks asked for."""
+    try:
+        return DataCollatorForTextJepa(
+            tokenizer,
+            seed=args.seed,
+            pad_to_multiple_of=8 if args.bf16 or args.fp16 else None,
+            **{name: getattr(data_args, name) for name in _shared(DataCollatorForTextJepa, data_args)},
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def make_tokenizer(model_args, data_args, args, train):
-    """The tokenizer named, the encoder's own, or a new one trained on the corpus and kept in the output folder."""
+    """The tokenizer named, the encoder's, the one in the output folder, or a new one; and whether it is new."""
     name = model_args.tokenizer_name or model_args.model_name_or_path
     kept = Path(args.output_dir, "tokenizer")
     if name is None and kept.is_dir():
@@ -269,11 +285,10 @@ def make_tokenizer(model_args, data_args, args, train):
     if name is None:
         texts = (row["text"] for row in train)
         tokenizer = train_tokenizer(texts, model_args.vocab_size, model_args.lowercase, data_args.max_length)
-        if args.process_index == 0:
-            tokenizer.save_pretrained(kept)
-        return tokenizer
+        return tokenizer, True
     try:
-        return AutoTokenizer.from_pretrained(name, cache_dir=model_args.cache_dir, revision=model_args.model_revision)
+        hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
+        return AutoTokenizer.from_pretrained(name, **hub), False
     except (OSError, ValueError) as error:
         flag = "tokenizer_name" if model_args.tokenizer_name else "model_name_or_path"
         raise UsageError(f"--{flag} {name}: no tokenizer there ({_first_line(error)})") from error
@@ -289,6 +304,11 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
         raise UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other: they name the encoder")
     try:
         shape = json.loads(model_args.text_config or "{}")
+    except ValueError as error:
+        raise UsageError(f"--text_config {model_args.text_config}: not JSON: {error}") from error
+    if not isinstance(shape, dict):
+        raise UsageError(f"--text_config {model_args.text_config}: expected fields and values, '{{...}}'")
+    try:
         if name and model_args.init == "pretrained":
             # A pretraining checkpoint goes on with its predictor and target encoder, any other encoder gets new ones.
             is_ours = AutoConfig.from_pretrained(name, **hub).model_type == TextJepaConfig.model_type
@@ -296,12 +316,15 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
             model = load(name, **hub, **fields)
         elif name or model_args.config_name:
             source = name or model_args.config_name
-            model = TextJepaForPreTraining(config_from(source, tokenizer_fields(tokenizer) | shape, fields, hub))
+            model = TextJepaForPreTraining(config_from(source, tokenizer_fields(tokenizer), shape, fields, hub))
         else:
             length = {"max_position_embeddings": max(512, data_args.max_length)}
+            check_fields(shape, TextJepaConfig.preset("tiny").text_config)
             text_config = tokenizer_fields(tokenizer) | length | shape
             model = TextJepaForPreTraining(TextJepaConfig.preset(model_args.preset or "mini", text_config, **fields))
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except UsageError:
+        raise
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise UsageError(f"the model cannot be built: {_first_line(error)}") from error
     limit = model.config.max_text_length
     if limit is not None and data_args.max_length > limit:
@@ -315,11 +338,20 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
     return model
 
 
-def config_from(name, text_fields, fields, hub) -> TextJepaConfig:
+def check_fields(shape, text_config):
+    """Refuses fields that the encoder's configuration does not have; transformers would take them in silence."""
+    known = type(text_config).__dataclass_fields__
+    for key in shape:
+        if key not in known:
+            raise UsageError(f"--text_config: unknown field '{key}'{nearest(key, known)}")
+
+
+def config_from(name, text_fields, shape, fields, hub) -> TextJepaConfig:
     """A Text-JEPA configuration from a folder or the Hub, of ours or of any encoder, for a new encoder."""
     config = AutoConfig.from_pretrained(name, **hub)
     text_config = config.text_config if config.model_type == "text_jepa" else config
-    text_config = type(text_config).from_dict(text_config.to_dict() | text_fields)
+    check_fields(shape, text_config)
+    text_config = type(text_config).from_dict(text_config.to_dict() | text_fields | shape)
     if config.model_type == "text_jepa":
         saved = {key: value for key, value in config.to_dict().items() if key in vars(ObjectiveArguments())}
         fields = saved | fields

@@ -52,7 +52,7 @@ def test_a_nested_dict_of_the_caller_is_left_as_it_was():
     "config",
     [
         TextJepaConfig(),
-        TextJepaConfig(text_config=BERT, loss_type="cosine", token_loss_candidates=None, num_labels=3),
+        TextJepaConfig(text_config=BERT, loss_type="cosine", token_loss_candidates=10_000, num_labels=3),
         TextJepaConfig.preset("tiny", {"vocab_size": 64}, target_num_layers=1, pred_position_embedding_type="learned"),
     ],
     ids=["default", "bert", "preset"],
@@ -121,7 +121,7 @@ def test_unknown_preset_lists_those_there_are():
         ({"target_num_layers": 0}, "target_num_layers must be 1 to 3 for this encoder, got 0"),
         ({"latent_loss_weight": 0}, "latent_loss_weight must be positive"),
         ({"token_loss_weight": -0.1}, "token_loss_weight at least 0"),
-        ({"token_loss_candidates": 1}, "token_loss_candidates must be at least 2 or null, got 1"),
+        ({"token_loss_candidates": 1}, "token_loss_candidates must be at least 2, got 1"),
         ({"smooth_l1_beta": 0}, "smooth_l1_beta must be positive, got 0"),
         (
             {"text_config": BERT | {"model_type": "mpnet"}, "context_mode": "drop"},

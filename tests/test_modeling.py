@@ -279,7 +279,7 @@ def test_unused_slots_change_nothing(model, batch):
 
 def test_the_predictor_is_the_same_in_training_and_evaluation(make_model, batch):
     """Without dropout in the encoder, so is the whole forward but for the candidates."""
-    model = make_model(token_loss_candidates=None)
+    model = make_model(token_loss_candidates=10_000)
     evaluated, trained = model.eval()(**batch), model.train()(**batch)
     assert torch.equal(trained.predictions, evaluated.predictions)
     assert torch.equal(trained.loss, evaluated.loss)
@@ -398,7 +398,7 @@ def test_a_pure_jepa_has_no_token_head(make_model, batch):
 
 
 def test_micro_batches_with_the_joint_count_sum_to_the_joint_batch(make_model, make_batch):
-    model = make_model(token_loss_candidates=None).train()
+    model = make_model(token_loss_candidates=10_000).train()
     batch = make_batch(lengths=(20, 5, 13, 24))
     count = used(batch).sum()
     joint = model(**batch)

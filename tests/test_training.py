@@ -160,7 +160,7 @@ def test_accumulated_small_batches_equal_one_large_batch(tokenizer, examples, tm
             tokenizer,
             examples.select(range(96)),
             tmp_path / name,
-            model=make_model(tokenizer, token_loss_candidates=None),
+            model=make_model(tokenizer, token_loss_candidates=10_000),
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
             logging_steps=1,

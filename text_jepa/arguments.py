@@ -66,6 +66,8 @@ def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str], descr
         argv = _file_as_flags(argv[0], flags) + argv[1:]
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
+        if not unknown[0].startswith("-"):
+            raise UsageError(f"no flag takes the value '{unknown[0]}'; a YAML file comes first (see --help)")
         name = unknown[0].split("=")[0]
         raise UsageError(f"unknown argument {name}{nearest(name.lstrip('-'), flags)} (see --help)")
     values = vars(namespace)

@@ -206,6 +206,8 @@ def _hold_out(train, streaming, percentage, seed, what):
                 "name a --validation_file, or read without --streaming"
             )
         return {"train": rest, "validation": train.take(_STREAM_HELD_OUT)}
+    if not 0 < percentage < 100:
+        raise UsageError(f"--validation_split_percentage {percentage:g}: must be above 0 and below 100")
     if len(train) < 2:
         raise UsageError(f"{what}: a single document; at least 2 are needed, one of them held out")
     held_out = min(max(1, round(len(train) * percentage / 100)), len(train) - 1)
@@ -233,6 +235,8 @@ def train_tokenizer(
     """
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     special["mask_token"] = "[MASK]"
+    if vocab_size <= len(special):
+        raise UsageError(f"--vocab_size {vocab_size}: must be above {len(special)}, the number of special tokens")
     texts = list(_limited(texts, _TOKENIZER_TRAINING_CHARACTERS))
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)

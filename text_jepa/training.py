@@ -75,6 +75,11 @@ class TextJepaTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"--{name} must lie between 0 and 1, got {value}")
+        least = {"seed": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+        least |= {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "learning_rate": 0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"--{name} must be at least {bound}, got {getattr(self, name)}")
         if self.accelerator_config is None:
             # Streams give batches of different width to each process, which cannot be dispatched from one.
             self.accelerator_config = {"dispatch_batches": False}

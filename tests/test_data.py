@@ -1,0 +1,515 @@
+"""From files to batches: what is found, loaded, held out, tokenized, cut, cached and batched.
+
+Run: python -m pytest -q tests/test_data.py
+The padding on a real corpus: TEXT_JEPA_DATA=folder python -m pytest -q -s tests/test_data.py -k real
+(the folder holds pretrain/wikipedia_short/*.parquet and tokenizers/bert_base_uncased/vocab.txt)
+"""
+
+import csv
+import gzip
+import json
+import os
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from text_jepa.arguments import UsageError
+from text_jepa.data import (
+    LengthGroupedSampler,
+    cut_points,
+    find_files,
+    load_corpus,
+    sentence_end_table,
+    special_tokens_around,
+    tokenize_corpus,
+    train_tokenizer,
+)
+
+
+WORDS = ["the", "river", "carried", "a", "little", "boat", "past", "mill", "and", "bridge", "open", "sea", "came"]
+PAD, UNK, CLS, SEP = range(4)
+
+
+def word_tokenizer(*more, before="[CLS]", after="[SEP]"):
+    """One token per word and per full stop, so that texts and ids can be read off each other."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", *WORDS, *more]
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{before} $A {after}".strip(), special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def documents(count, seed=0, most_words=40):
+    """Documents of a few sentences; each begins with a number of words of its own."""
+    draw = random.Random(seed)
+    texts = []
+    for _ in range(count):
+        words = draw.choices(WORDS, k=draw.randint(2, most_words))
+        texts.append(" ".join(word + " ." * (draw.random() < 0.2) for word in words))
+    return texts
+
+
+def write(path, texts, column="text"):
+    """Writes one document per row in the form that the suffix says."""
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({column: texts}), path)
+        return path
+    if kind == "txt":
+        content = "".join(f"{text}\n" for text in texts)
+    elif kind == "jsonl":
+        content = "".join(json.dumps({column: text, "extra": 1}) + "\n" for text in texts)
+    elif kind == "json":
+        content = json.dumps([{column: text} for text in texts])
+    else:
+        with open(path, "w", newline="") as file:
+            csv.writer(file, delimiter="\t" if kind == "tsv" else ",").writerows([[column], *[[t] for t in texts]])
+        return path
+    path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+    return path
+
+
+@pytest.fixture
+def load(tmp_path):
+    """`load_corpus` with a cache of its own."""
+    return lambda *args, **kwargs: load_corpus(*args, cache_dir=str(tmp_path / "cache"), **kwargs)
+
+
+def texts_of(part):
+    return [row["text"] for row in part]
+
+
+def ids_of(part):
+    return [list(map(int, row["input_ids"])) for row in part]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.txt", "a.txt", "deep/c.txt.gz", "deep/table.csv", "deep/other.tsv", "note[1].txt", "code.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("x")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["b.txt"], ["b.txt"]),
+        (["b.txt", "a.txt"], ["b.txt", "a.txt"]),
+        (["?.txt"], ["a.txt", "b.txt"]),
+        (["**/*.txt*"], ["a.txt", "b.txt", "deep/c.txt.gz", "note[1].txt"]),
+        (["note[1].txt"], ["note[1].txt"]),
+        (["de*/*.gz", "a.txt"], ["deep/c.txt.gz", "a.txt"]),
+    ],
+)
+def test_paths_and_globs_name_files_in_order(folder, patterns, names):
+    found = find_files([str(folder / pattern) for pattern in patterns], "train_file")
+    assert found == [str(folder / name) for name in names]
+
+
+def test_a_folder_stands_for_the_files_in_it_however_deep(folder):
+    for name in ("table.csv", "other.tsv"):
+        (folder / "deep" / name).unlink()
+    found = find_files([str(folder)], "train_file")
+    assert found == sorted(str(folder / name) for name in ("a.txt", "b.txt", "deep/c.txt.gz", "note[1].txt"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("none.txt", r"^--train_file .*none\.txt: no such file$"),
+        ("*.none", r"^--train_file .*\*\.none: no such file$"),
+        ("dee[p]", r"^--train_file .*dee\[p\]: no such file$"),
+        ("code", r"^--train_file .*code: no \.txt, .*\.tsv file in this folder$"),
+        ("code.py", r"^--train_file .*code\.py: files of this kind are not read; use one of \.txt, .*\.parquet"),
+        ("", r"^--train_file: files of different kinds \(\.csv, \.tsv, \.txt\); name one kind"),
+        ("deep/*.?sv", r"^--train_file: files of different kinds \(\.csv, \.tsv\); name one kind"),
+    ],
+)
+def test_files_that_cannot_be_meant_are_named_with_the_remedy(folder, pattern, message):
+    with pytest.raises(UsageError, match=message):
+        find_files([str(folder / pattern)], "train_file")
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+KINDS = ["txt", "txt.gz", "json", "jsonl", "jsonl.gz", "parquet", "csv", "tsv"]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_of_every_kind_of_file_arrive_in_order(tmp_path, load, kind, streaming):
+    train, held_out = documents(30), documents(5, seed=1)
+    files = [write(tmp_path / f"{name}.{kind}", texts) for name, texts in (("train", train), ("held", held_out))]
+    corpus = load([str(files[0])], [str(files[1])], streaming=streaming)
+    assert {split: texts_of(part) for split, part in corpus.items()} == {"train": train, "validation": held_out}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize(
+    ("sample_by", "expected"),
+    [
+        ("line", ["one", "two", "", "three", "", "four"]),
+        ("paragraph", ["one\ntwo", "three", "four"]),
+        ("document", ["one\ntwo\n\nthree\n\nfour"]),
+    ],
+)
+def test_a_text_file_is_lines_paragraphs_or_one_document(tmp_path, load, sample_by, expected, streaming):
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n\nthree\n\nfour")
+    corpus = load([str(path)], [str(path)], sample_by=sample_by, streaming=streaming)
+    assert texts_of(corpus["train"]) == texts_of(corpus["validation"]) == expected
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_another_column_becomes_the_text(tmp_path, load, kind, streaming):
+    texts = documents(10)
+    path = str(write(tmp_path / f"a.{kind}", texts, column="body"))
+    corpus = load([path], [path], text_column="body", streaming=streaming)
+    assert list(next(iter(corpus["train"]))) == ["text"]
+    assert texts_of(corpus["train"]) == texts
+
+
+@pytest.mark.parametrize("percentage", [5, 20, 0.1, 99.9])
+def test_held_out_documents_are_a_share_by_seed_and_none_is_lost(tmp_path, load, percentage):
+    texts = [f"{i} {text}" for i, text in enumerate(documents(100))]
+    path = str(write(tmp_path / "a.jsonl", texts))
+    one, again, other = (load([path], seed=seed, validation_split_percentage=percentage) for seed in (3, 3, 4))
+    assert sorted(texts_of(one["train"]) + texts_of(one["validation"])) == sorted(texts)
+    assert len(one["validation"]) == min(max(1, round(percentage)), 99)
+    for split in one:
+        assert texts_of(one[split]) == texts_of(again[split])
+    assert texts_of(one["validation"]) != texts_of(other["validation"])
+
+
+@pytest.mark.parametrize("percentage", [-5, 0, 100, 150])
+def test_a_share_that_leaves_nothing_is_an_error(tmp_path, load, percentage):
+    path = str(write(tmp_path / "a.jsonl", documents(10)))
+    with pytest.raises(UsageError, match=f"--validation_split_percentage {percentage}: must be above 0 and below 100"):
+        load([path], validation_split_percentage=percentage)
+
+
+def test_a_stream_holds_out_its_first_documents(tmp_path, load):
+    texts = [f"{i} {text}" for i, text in enumerate(documents(250))]
+    corpus = load([str(write(tmp_path / "a.jsonl", texts))], streaming=True)
+    assert texts_of(corpus["validation"]) == texts[:200]
+    assert texts_of(corpus["train"]) == texts[200:]
+
+
+def test_a_folder_with_splits_is_loaded_like_a_dataset_of_the_hub(tmp_path, load):
+    parts = {"train": documents(20), "test": documents(5, seed=1)}
+    (tmp_path / "set").mkdir()
+    for name, texts in parts.items():
+        write(tmp_path / "set" / f"{name}.jsonl", texts)
+    corpus = load(dataset_name=str(tmp_path / "set"))
+    assert texts_of(corpus["train"]) == parts["train"]
+    assert texts_of(corpus["validation"]) == parts["test"]
+
+
+def test_rows_without_text_and_odd_characters_are_read(tmp_path, load):
+    texts = ["plain text here", None, "", "﻿byte order mark", "nul \x00 inside", "line\u2028separator", "a\r\nb"]
+    path = str(write(tmp_path / "a.parquet", texts))
+    for streaming in (False, True):
+        corpus = load([path], [path], streaming=streaming)
+        assert texts_of(corpus["train"]) == texts
+        tokenizer = train_tokenizer(texts_of(corpus["train"]), 60)
+        examples = tokenize_corpus(corpus, tokenizer, 32)
+        assert 4 <= len(list(examples["train"])) <= 5
+
+
+# ---- tokenizer ------------------------------------------------------------------------------------------------------
+
+
+def test_a_trained_tokenizer_survives_saving_and_folds_case(tmp_path):
+    trained = train_tokenizer(["The River Café", "the river", "a café."] * 3, 80, max_length=40)
+    trained.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    text = "the CAFÉ by a river."
+    assert tokenizer(text)["input_ids"] == trained(text)["input_ids"] == trained("The cafe by a River.")["input_ids"]
+    assert tokenizer.model_max_length == 40
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 4]) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    names = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    assert [getattr(tokenizer, name) for name in names] == [0, 1, 2, 3, 4]
+    assert tokenizer("the river", "a river")["input_ids"].count(3) == 2
+    assert tokenizer.decode(tokenizer("a river.")["input_ids"], skip_special_tokens=True) == "a river."
+
+
+def test_a_cased_tokenizer_keeps_case_and_accents():
+    tokenizer = train_tokenizer(["The Café, the café"] * 3, 60, lowercase=False)
+    assert tokenizer.tokenize("Café") != tokenizer.tokenize("cafe")
+    assert "".join(tokenizer.tokenize("Café")).replace("##", "") == "Café"
+
+
+def test_the_vocabulary_has_the_size_asked_for_and_skips_rows_without_text():
+    assert len(train_tokenizer([*documents(200), None, ""], 50)) == 50
+
+
+@pytest.mark.parametrize("texts", [[], [""], [None, "  \n"]])
+def test_no_text_to_train_on_is_an_error(texts):
+    with pytest.raises(UsageError, match="no text to train a tokenizer on"):
+        train_tokenizer(texts, 50)
+
+
+@pytest.mark.parametrize("vocab_size", [-1, 0, 5])
+def test_a_vocabulary_without_room_for_words_is_an_error(vocab_size):
+    with pytest.raises(UsageError, match=f"--vocab_size {vocab_size}: must be above 5"):
+        train_tokenizer(documents(5), vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [("[CLS]", "[SEP]", ([CLS], [SEP])), ("", "", ([], [])), ("", "[SEP]", ([], [SEP])), ("[CLS]", "", ([CLS], []))],
+)
+def test_special_tokens_around_a_text_are_those_of_the_tokenizer(before, after, expected):
+    assert special_tokens_around(word_tokenizer(before=before, after=after)) == expected
+
+
+# ---- cutting --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(3, 20), st.integers(2, 120), st.data())
+def test_cuts_are_monotone_and_no_piece_is_too_long_or_a_single_token(room, length, data):
+    ends = sorted(data.draw(st.sets(st.integers(1, length), max_size=length)))
+    cuts = cut_points(length, room, np.array(ends, dtype=np.int64))
+    pieces = [stop - start for start, stop in pairwise(cuts)]
+    assert cuts[0] == 0
+    assert cuts[-1] == length
+    assert min(pieces) >= 2
+    assert max(pieces) <= room
+    for start, stop in pairwise(cuts[:-1]):
+        fitting = [end for end in ends if room // 2 < end - start <= room]
+        wanted = fitting[-1] if fitting else start + room
+        assert stop == (wanted - 1 if wanted == length - 1 else wanted)  # a single token is not left behind
+
+
+def test_pieces_end_at_the_last_sentence_that_fits_or_at_full_windows(load, tmp_path):
+    sentence = "the river came ."
+    path = str(write(tmp_path / "a.txt", [" ".join([sentence] * 5)]))
+    corpus = load([path], [path])
+    lengths = {
+        kind: [len(ids) - 2 for ids in ids_of(tokenize_corpus(corpus, word_tokenizer(), 12, kind)["train"])]
+        for kind in ("sentence", "window")
+    }
+    assert lengths == {"sentence": [8, 8, 4], "window": [10, 10]}
+
+
+def test_sentences_end_at_tokens_that_end_in_a_mark():
+    tokenizer = word_tokenizer("!", "?!", "。", "e.g", "##.")
+    ends = np.flatnonzero(sentence_end_table(tokenizer))
+    assert set(tokenizer.convert_ids_to_tokens(ends.tolist())) == {".", "!", "?!", "。", "##."}
+
+
+@pytest.mark.parametrize("split_documents", ["sentence", "window"])
+@pytest.mark.parametrize("max_length", [5, 16, 64])
+def test_pieces_of_a_document_together_are_the_document_and_of_no_other(tmp_path, load, split_documents, max_length):
+    tokenizer = word_tokenizer()
+    texts = documents(60)
+    path = str(write(tmp_path / "a.jsonl", texts))
+    examples = tokenize_corpus(load([path], [path]), tokenizer, max_length, split_documents)["train"]
+    assert set(examples.column_names) == {"input_ids", "length"}
+    pieces = ids_of(examples)
+    assert [len(ids) for ids in pieces] == [int(row["length"]) for row in examples]
+    assert max(map(len, pieces)) <= max_length
+    assert {(ids[0], ids[-1]) for ids in pieces} == {(CLS, SEP)}
+    for text in texts:
+        document, collected = tokenizer(text, add_special_tokens=False)["input_ids"], []
+        while len(collected) < len(document):
+            collected += pieces.pop(0)[1:-1]
+        assert collected == document
+    assert not pieces
+
+
+def test_documents_of_fewer_than_two_tokens_are_left_out(tmp_path, load):
+    path = str(write(tmp_path / "a.jsonl", ["", "river", "the river", "   ", "a boat ."]))
+    pieces = ids_of(tokenize_corpus(load([path], [path]), word_tokenizer(), 16)["train"])
+    assert [len(ids) - 2 for ids in pieces] == [2, 3]
+
+
+@pytest.mark.parametrize("with_held_out_file", [True, False])
+def test_a_stream_gives_the_examples_of_the_map_style_corpus_in_its_order(tmp_path, load, with_held_out_file):
+    path = str(write(tmp_path / "a.jsonl", documents(1_300)))
+    held_out = [str(write(tmp_path / "b.jsonl", documents(20, seed=1)))] if with_held_out_file else None
+    stream = tokenize_corpus(load([path], held_out, streaming=True), word_tokenizer(), 16)
+    whole = ids_of(tokenize_corpus(load([path], [path]), word_tokenizer(), 16)["train"])
+    assert ids_of(stream["train"]) == (whole if with_held_out_file else whole[-len(ids_of(stream["train"])) :])
+    if not with_held_out_file:
+        assert ids_of(stream["validation"]) + ids_of(stream["train"]) == whole
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("texts", [["", "river", "  "], [None, "river", None]], ids=["blank", "missing"])
+def test_a_corpus_without_a_document_of_two_tokens_is_an_error(tmp_path, load, texts, streaming):
+    path = str(write(tmp_path / "a.jsonl", texts))
+    with pytest.raises(UsageError, match="the train part of the corpus holds no document of at least two tokens"):
+        tokenize_corpus(load([path], [path], streaming=streaming), word_tokenizer(), 16)
+
+
+def test_a_length_without_room_for_text_and_a_tokenizer_without_padding_are_errors(tmp_path, load):
+    path = str(write(tmp_path / "a.jsonl", documents(5)))
+    corpus = load([path], [path])
+    with pytest.raises(UsageError, match="--max_length 4: leaves no room"):
+        tokenize_corpus(corpus, word_tokenizer(), 4)
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = None
+    with pytest.raises(UsageError, match="no padding token; add one"):
+        tokenize_corpus(corpus, tokenizer, 16)
+
+
+# ---- cache ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path, load):
+    path = str(write(tmp_path / "a.jsonl", documents(50)))
+    return load([path], [path])
+
+
+def cache_of(examples):
+    return examples["train"]._fingerprint, [file["filename"] for file in examples["train"].cache_files]
+
+
+def test_a_tokenized_corpus_is_read_from_the_cache_even_after_the_tokenizer_was_used(corpus):
+    tokenizer = word_tokenizer()
+    first = cache_of(tokenize_corpus(corpus, tokenizer, 16))
+    written = [os.stat(path).st_mtime_ns for path in first[1]]
+    tokenizer(WORDS, padding="max_length", truncation=True, max_length=7)
+    tokenizer(WORDS, padding="longest", truncation=False)
+    assert cache_of(tokenize_corpus(corpus, tokenizer, 16)) == first
+    assert cache_of(tokenize_corpus(corpus, word_tokenizer(), 16)) == first
+    assert [os.stat(path).st_mtime_ns for path in first[1]] == written
+
+
+def test_the_use_of_a_tokenizer_does_not_change_the_examples(tmp_path, corpus):
+    tokenizer = word_tokenizer()
+    expected = ids_of(tokenize_corpus(corpus, tokenizer, 16)["train"])
+    tokenizer(WORDS, padding="max_length", truncation=True, max_length=7)
+    assert ids_of(tokenize_corpus(corpus, tokenizer, 16, overwrite_cache=True)["train"]) == expected
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tokenizer": word_tokenizer("more")},
+        {"tokenizer": word_tokenizer(before="")},
+        {"max_length": 17},
+        {"split_documents": "window"},
+    ],
+    ids=["vocabulary", "special tokens", "length", "cuts"],
+)
+def test_the_cache_tells_tokenizers_lengths_and_cuts_apart(corpus, other):
+    usual = {"tokenizer": word_tokenizer(), "max_length": 16, "split_documents": "sentence"}
+    one, two = cache_of(tokenize_corpus(corpus, **usual)), cache_of(tokenize_corpus(corpus, **usual | other))
+    assert one[0] != two[0]
+    assert not set(one[1]) & set(two[1])
+
+
+def test_the_cache_tells_corpora_apart(tmp_path, load, corpus):
+    path = str(write(tmp_path / "b.jsonl", documents(50, seed=9)))
+    other = tokenize_corpus(load([path], [path]), word_tokenizer(), 16)
+    assert cache_of(other)[0] != cache_of(tokenize_corpus(corpus, word_tokenizer(), 16))[0]
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
+def paragraph_lengths(count=6_000, most=128, seed=0):
+    """Lengths spread like those of encyclopaedia paragraphs: log-normal, with a spike where they are cut."""
+    lengths = np.random.default_rng(seed).lognormal(4.2, 0.7, count).astype(int)
+    return np.clip(lengths, 4, most)
+
+
+def padding_share(lengths, order, batch_size):
+    """Share of a pass that is padding, if each batch is as wide as its longest text."""
+    batches = [lengths[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
+    return 1 - lengths.sum() / sum(len(batch) * batch.max() for batch in batches)
+
+
+def order_of(sampler, epoch):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 128), max_size=200), st.integers(1, 9), st.integers(1, 5), st.integers(0, 99))
+def test_every_text_comes_once_per_pass(lengths, batch_size, pool_batches, epoch):
+    sampler = LengthGroupedSampler(lengths, batch_size, pool_batches=pool_batches)
+    assert len(sampler) == len(lengths)
+    assert sorted(order_of(sampler, epoch)) == list(range(len(lengths)))
+
+
+def test_the_order_is_a_pure_function_of_seed_and_epoch():
+    lengths = paragraph_lengths(500)
+    sampler = LengthGroupedSampler(lengths, 16, seed=1)
+    passes = [order_of(sampler, epoch) for epoch in range(3)]
+    state = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002 - the global state must not matter
+    assert order_of(LengthGroupedSampler(lengths.tolist(), 16, seed=1), 2) == passes[2]
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+    assert passes[0] != passes[1] != passes[2] != passes[0]
+    assert order_of(LengthGroupedSampler(lengths, 16, seed=2), 0) not in passes
+
+
+@pytest.mark.parametrize("batch_size", [16, 32, 64])
+def test_batches_of_texts_of_similar_length_pad_little(batch_size):
+    lengths = paragraph_lengths()
+    shuffled = np.random.default_rng(0).permutation(len(lengths)).tolist()
+    assert padding_share(lengths, shuffled, batch_size) > 0.25
+    assert padding_share(lengths, order_of(LengthGroupedSampler(lengths, batch_size), 0), batch_size) <= 0.05
+
+
+def test_batches_do_not_come_in_order_of_length():
+    lengths = paragraph_lengths()
+    order = order_of(LengthGroupedSampler(lengths, 32), 0)
+    means = np.array([lengths[order[i : i + 32]].mean() for i in range(0, len(order), 32)])
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 5 / np.sqrt(len(means))
+
+
+DATA = os.environ.get("TEXT_JEPA_DATA")
+
+
+def bert_tokenizer(vocabulary):
+    tokens = vocabulary.read_text(encoding="utf-8").splitlines()
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    special = [(token, tokens.index(token)) for token in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+
+
+@pytest.mark.skipif(not DATA, reason="TEXT_JEPA_DATA names no data folder")
+@pytest.mark.parametrize("max_length", [128, 512])
+def test_batches_of_a_real_corpus_pad_at_most_five_percent(load, max_length, capsys):
+    folder = Path(DATA, "pretrain", "wikipedia_short")
+    corpus = load([str(folder / "train.parquet")], [str(folder / "validation.parquet")])
+    corpus["train"] = corpus["train"].take(4_000)
+    tokenizer = bert_tokenizer(Path(DATA, "tokenizers", "bert_base_uncased", "vocab.txt"))
+    examples = tokenize_corpus(corpus, tokenizer, max_length)
+    for split, part in examples.items():
+        lengths = np.array(part["length"])
+        order = order_of(LengthGroupedSampler(lengths, 32), 0)
+        share = padding_share(lengths, order, 32)
+        plain = padding_share(lengths, list(range(len(lengths))), 32)
+        with capsys.disabled():
+            texts = f"{split}, {max_length} tokens: {len(lengths):,} texts"
+            print(f"\n{texts}, {share:.2%} padding, {plain:.1%} unsorted")  # noqa: T201
+        assert share <= 0.05

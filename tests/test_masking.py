@@ -1,0 +1,577 @@
+"""The collator against plain loops over every token, and its statistics against binomial errors and scipy.
+
+Run: python -m pytest -q tests/test_masking.py
+"""
+
+import random
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from text_jepa import masking
+from text_jepa.masking import DataCollatorForTextJepa, counter_uniforms, mask_keys, span_lengths, word_start_table
+
+
+DISTRIBUTIONS = ["fixed", "uniform", "geometric", "poisson"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+UNK, CLS, SEP = 1, 2, 3
+BEGINNINGS = range(5, 45)
+CONTINUATIONS = range(45, 85)
+NEVER_HIDDEN = {0, CLS, SEP, 4}
+
+
+def word_piece_tokenizer():
+    tokens = SPECIAL + [f"w{i}" for i in BEGINNINGS] + [f"##c{i}" for i in CONTINUATIONS]
+    model = models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]")
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), mask_token="[MASK]", **names)
+
+
+TOKENIZER = word_piece_tokenizer()
+
+
+def collator(**options):
+    return DataCollatorForTextJepa(TOKENIZER, **options)
+
+
+def collate(texts, epoch=0, **options):
+    collate_texts = collator(**options)
+    collate_texts.epoch = epoch
+    return collate_texts([{"input_ids": ids} for ids in texts])
+
+
+def masks_of(batch, row):
+    """The masks of one text as plain lists: (context positions, target positions, spans) for each mask."""
+    names = ("context_positions", "target_positions", "target_spans")
+    return [
+        tuple([entry for entry in batch[name][row, mask].tolist() if entry >= 0] for name in names)
+        for mask in range(batch["target_positions"].shape[1])
+    ]
+
+
+def words_of(ids, whole_words=True):
+    """Positions of each word of a text, by a plain loop."""
+    words = []
+    for position, token in enumerate(ids):
+        if token in NEVER_HIDDEN:
+            continue
+        follows = position > 0 and ids[position - 1] not in NEVER_HIDDEN
+        if whole_words and token in CONTINUATIONS and follows:
+            words[-1].append(position)
+        else:
+            words.append([position])
+    return words
+
+
+def random_words(generator, tokens):
+    """A text of words of 1 to 4 tokens, cut to the length asked for."""
+    sizes = generator.choice([1, 2, 3, 4], p=[0.6, 0.25, 0.1, 0.05], size=tokens)
+    begins = np.concatenate([np.arange(size) == 0 for size in [*sizes, 1]])[:tokens]
+    return np.where(begins, generator.choice(BEGINNINGS, tokens), generator.choice(CONTINUATIONS, tokens))
+
+
+def random_text(tokens=200, seed=0):
+    return random_words(np.random.default_rng(seed), tokens).tolist()
+
+
+def hidden_share(collate_texts, texts, usable):
+    """Share of the usable tokens that is hidden, over all texts and masks."""
+    batch = collate_texts([{"input_ids": ids} for ids in texts])
+    return int((batch["target_positions"] >= 0).sum()) / (usable * collate_texts.num_masks)
+
+
+token_ids = st.one_of(
+    st.sampled_from(BEGINNINGS), st.sampled_from(CONTINUATIONS), st.sampled_from([UNK, CLS, SEP, 0, 4])
+)
+texts_of_any_kind = st.one_of(
+    st.lists(token_ids, max_size=24),
+    st.lists(st.sampled_from([CLS, SEP, 0]), max_size=4),
+    st.lists(st.sampled_from(CONTINUATIONS), max_size=12),
+)
+batches = st.lists(texts_of_any_kind, min_size=1, max_size=5)
+collator_options = st.fixed_dictionaries(
+    {
+        "num_masks": st.integers(1, 3),
+        "mask_ratio": st.floats(0.02, 0.98),
+        "span_length_distribution": st.sampled_from(DISTRIBUTIONS),
+        "mean_span_length": st.floats(1, 5),
+        "max_span_length": st.integers(5, 12),
+        "whole_words": st.booleans(),
+        "seed": st.integers(0, 2**31),
+        "pad_to_multiple_of": st.sampled_from([None, 8]),
+    }
+)
+epochs = st.integers(0, 1000)
+
+
+# ---- every batch ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches, collator_options, epochs)
+def test_every_mask_hides_whole_usable_words_in_numbered_spans_and_leaves_one_visible(texts, options, epoch):
+    batch = collate(texts, epoch, **options)
+    assert [(name, tensor.dtype) for name, tensor in batch.items()] == [
+        (name, torch.int64)
+        for name in ("input_ids", "attention_mask", "context_positions", "target_positions", "target_spans")
+    ]
+    for row, ids in enumerate(texts):
+        words = words_of(ids, options["whole_words"])
+        for context, targets, spans in masks_of(batch, row):
+            assert sorted(context + targets) == list(range(len(ids)))
+            assert context == sorted(context)
+            assert targets == sorted(targets)
+            assert not {ids[position] for position in targets} & NEVER_HIDDEN
+            for word in words:
+                assert len(set(word) & set(targets)) in (0, len(word))
+            assert not words or any(word[0] in context for word in words)
+            assert sorted(set(spans)) == list(range(len(set(spans))))
+            assert spans == sorted(spans)
+            for span in set(spans):
+                places = [position for position, of in zip(targets, spans, strict=True) if of == span]
+                assert places == list(range(places[0], places[-1] + 1))
+                assert options["whole_words"] or len(places) <= options["max_span_length"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches, collator_options)
+def test_texts_are_padded_on_the_right_and_unused_entries_are_minus_one_on_the_right(texts, options):
+    batch = collate(texts, **options)
+    width = batch["input_ids"].shape[1]
+    multiple = options["pad_to_multiple_of"] or 1
+    longest = max(map(len, texts))
+    assert width % multiple == 0
+    assert longest <= width < max(longest, 1) + multiple
+    for row, ids in enumerate(texts):
+        assert batch["input_ids"][row].tolist() == ids + [TOKENIZER.pad_token_id] * (width - len(ids))
+        assert batch["attention_mask"][row].tolist() == [1] * len(ids) + [0] * (width - len(ids))
+    for name in ("context_positions", "target_positions", "target_spans"):
+        used = batch[name] >= 0
+        assert (batch[name][~used] == -1).all()
+        assert not (used[..., 1:] & ~used[..., :-1]).any()
+    assert ((batch["target_positions"] >= 0) == (batch["target_spans"] >= 0)).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches, texts_of_any_kind, collator_options, epochs, st.randoms(use_true_random=False))
+def test_masks_of_a_text_do_not_depend_on_batch_mates_order_or_padding(texts, mate, options, epoch, shuffler):
+    batch = collate(texts, epoch, **options)
+    together = [*texts, [*mate, *random_text(40)]]
+    order = list(range(len(together)))
+    shuffler.shuffle(order)
+    other = collate([together[i] for i in order], epoch, **options | {"pad_to_multiple_of": 16})
+    for row, ids in enumerate(texts):
+        assert masks_of(batch, row) == masks_of(other, order.index(row))
+        assert masks_of(batch, row) == masks_of(collate([ids], epoch, **options), 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches, collator_options, st.integers(0, 2**31))
+def test_global_random_state_is_neither_used_nor_moved_and_inputs_stay_as_they_are(texts, options, seed):
+    expected = collate(texts, **options)
+    examples = [{"input_ids": np.array(ids, dtype=np.int64), "length": len(ids)} for ids in texts]
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - it is the global state that must not matter
+    torch.manual_seed(seed)
+    before = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
+    batch = collator(**options)(examples)
+    after = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
+    assert before[0] == after[0]
+    assert all(np.array_equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+    assert torch.equal(before[2], after[2])
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    assert [example["input_ids"].tolist() for example in examples] == texts
+    assert all(set(example) == {"input_ids", "length"} for example in examples)
+
+
+@pytest.mark.parametrize("kind", [list, lambda ids: np.array(ids, dtype=np.int32), torch.tensor, tuple])
+def test_masks_do_not_depend_on_what_holds_the_ids(kind):
+    ids = random_text(50)
+    assert masks_of(collate([kind(ids)]), 0) == masks_of(collate([ids]), 0)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[], [CLS], [BEGINNINGS[0]], [CLS, SEP], [CLS, BEGINNINGS[0], SEP], [CLS, SEP, SEP, 0], [BEGINNINGS[0], 45, 46]],
+    ids=["nothing", "special", "one", "specials", "one between specials", "with padding", "one word of three tokens"],
+)
+def test_a_text_that_would_lose_everything_passes_unhidden(ids):
+    for context, targets, spans in masks_of(collate([ids], num_masks=2, mask_ratio=0.98), 0):
+        assert context == list(range(len(ids)))
+        assert targets == spans == []
+
+
+def test_a_batch_without_any_target_still_has_its_shapes():
+    batch = collate([[], [CLS, SEP]], num_masks=3)
+    assert batch["input_ids"].shape == (2, 2)
+    assert batch["target_positions"].tolist() == batch["target_spans"].tolist() == [[[-1]] * 3] * 2
+    assert collate([[]])["input_ids"].shape == (1, 1)
+
+
+def test_two_words_always_keep_one_and_sometimes_lose_the_other():
+    texts = [[CLS, a, b, SEP] for a in BEGINNINGS for b in BEGINNINGS]
+    batch = collate(texts, mask_ratio=0.5)
+    hidden = [masks_of(batch, row)[0][1] for row in range(len(texts))]
+    assert {tuple(positions) for positions in hidden} == {(1,), (2,)}
+
+
+# ---- what a mask depends on -----------------------------------------------------------------------------------------
+
+
+def test_same_seed_and_epoch_give_the_same_masks_and_everything_else_gives_others():
+    ids = random_text()
+    changed = [*ids[:-1], BEGINNINGS[0] if ids[-1] != BEGINNINGS[0] else BEGINNINGS[1]]
+    reference = masks_of(collate([ids], epoch=3, seed=5, num_masks=2), 0)
+    assert masks_of(collate([ids], epoch=3, seed=5, num_masks=2), 0) == reference
+    others = [
+        masks_of(collate([ids], epoch=3, seed=6, num_masks=2), 0),
+        masks_of(collate([ids], epoch=4, seed=5, num_masks=2), 0),
+        masks_of(collate([ids], epoch=5, seed=3, num_masks=2), 0),
+        masks_of(collate([changed], epoch=3, seed=5, num_masks=2), 0),
+    ]
+    distinct = {tuple(targets) for masks in [reference, *others] for _, targets, _ in masks}
+    assert len(distinct) == 2 * 5
+
+
+def test_a_mask_keeps_its_number_when_there_are_more():
+    ids = random_text()
+    assert masks_of(collate([ids], num_masks=4), 0)[:2] == masks_of(collate([ids], num_masks=2), 0)
+
+
+def test_keys_of_all_texts_masks_epochs_and_seeds_differ():
+    texts = [np.array([5, i]) for i in range(200)]
+    keys = [mask_keys(texts, 4, seed, epoch) for seed in range(5) for epoch in range(5)]
+    assert len(np.unique(np.concatenate(keys))) == 200 * 4 * 25
+
+
+@pytest.fixture(scope="module")
+def loader_texts():
+    generator = np.random.default_rng(0)
+    return [{"input_ids": random_words(generator, length).tolist()} for length in generator.integers(0, 60, 40)]
+
+
+def passes_over(loader, epochs):
+    """All batches of some epochs, as the trainer reads them."""
+    batches = []
+    for epoch in epochs:
+        loader.collate_fn.epoch = epoch
+        batches.append(list(loader))
+    return batches
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_worker_processes_draw_the_masks_of_the_main_process_and_follow_the_epoch(loader_texts, persistent):
+    expected = passes_over(DataLoader(loader_texts, 4, collate_fn=collator()), [0, 1, 7])
+    workers = DataLoader(
+        loader_texts, 4, collate_fn=collator(), num_workers=2, persistent_workers=persistent, prefetch_factor=2
+    )
+    for of_epoch, by_workers in zip(expected, passes_over(workers, [0, 1, 7]), strict=True):
+        for batch, other in zip(of_epoch, by_workers, strict=True):
+            assert all(torch.equal(batch[name], other[name]) for name in batch)
+    assert not torch.equal(expected[0][0]["context_positions"], expected[1][0]["context_positions"])
+
+
+def test_ranks_and_resumed_passes_see_the_masks_of_the_whole_pass(loader_texts):
+    whole = [masks for batch in DataLoader(loader_texts, 4, collate_fn=collator()) for masks in map_rows(batch)]
+    rank = [masks for batch in DataLoader(loader_texts[1::2], 4, collate_fn=collator()) for masks in map_rows(batch)]
+    resumed = [masks for batch in DataLoader(loader_texts[13:], 7, collate_fn=collator()) for masks in map_rows(batch)]
+    assert rank == whole[1::2]
+    assert resumed == whole[13:]
+
+
+def map_rows(batch):
+    return [masks_of(batch, row) for row in range(len(batch["input_ids"]))]
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """100,000 usable tokens in texts of 20 to 180 tokens with special tokens around."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(20, 180, 1_000)
+    return [[CLS, *random_words(generator, length), SEP] for length in lengths], int(lengths.sum())
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("ratio", [0.15, 0.5, 0.75])
+def test_hidden_share_is_the_ratio_within_one_percent(corpus, distribution, ratio):
+    texts, usable = corpus
+    assert usable >= 95_000
+    draw = collator(mask_ratio=ratio, span_length_distribution=distribution, num_masks=6)
+    assert hidden_share(draw, texts, usable) == pytest.approx(ratio, rel=0.01)
+
+
+@pytest.mark.parametrize("length", [3, 6, 7])
+def test_hidden_share_of_short_texts_is_not_rounded_to_whole_tokens(length):
+    texts = np.random.default_rng(4).choice(BEGINNINGS, (20_000, length)).tolist()
+    assert hidden_share(collator(mask_ratio=0.35), texts, 20_000 * length) == pytest.approx(0.35, rel=0.01)
+
+
+@pytest.mark.parametrize("whole_words", [True, False])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_every_position_is_hidden_equally_often(distribution, whole_words):
+    """Within 5 standard deviations of a binomial share: each text is an independent draw."""
+    count, length, ratio = 4_000, 30, 0.4
+    generator = np.random.default_rng(1)
+    texts = [[CLS, *random_words(generator, length), SEP] for _ in range(count)]
+    batch = collate(texts, mask_ratio=ratio, span_length_distribution=distribution, whole_words=whole_words)
+    targets = batch["target_positions"]
+    hidden = np.bincount(targets[targets >= 0], minlength=length + 2)
+    assert hidden[0] == hidden[-1] == 0
+    assert np.abs(hidden[1:-1] / count - ratio).max() < 5 * np.sqrt(ratio * (1 - ratio) / count)
+
+
+def scipy_lengths(distribution, mean, max_length):
+    """The stated distribution by scipy: the length at a quantile, before clipping to 1 … `max_length`."""
+    return {
+        "fixed": lambda u: np.full(np.shape(u), round(mean)),
+        "uniform": stats.randint(1, round(2 * mean)).ppf,
+        "geometric": stats.geom(1 / mean).ppf,
+        "poisson": stats.poisson(mean).ppf,
+    }[distribution]
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # scipy's geom, where the mean is 1
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize(("mean", "max_length"), [(1, 1), (1, 6), (2.5, 10), (3, 4), (3, 10), (6.5, 40)])
+def test_span_lengths_are_the_quantiles_of_the_stated_distribution(distribution, mean, max_length):
+    uniforms = np.random.default_rng(2).random(20_000)
+    expected = np.clip(scipy_lengths(distribution, mean, max_length)(uniforms), 1, max_length)
+    lengths = span_lengths(uniforms, distribution, mean, max_length)
+    assert lengths.dtype == np.int64
+    np.testing.assert_array_equal(lengths, expected)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_extreme_draws_give_lengths_in_range(distribution):
+    lengths = span_lengths(np.array([0.0, 1 - 2**-53]), distribution, 3.0, 10)
+    assert 1 <= lengths[0] <= lengths[1] <= 10
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("mean", [2.0, 4.0])
+def test_spans_of_single_token_words_have_the_mean_length_asked_for(distribution, mean):
+    """Over 100,000 tokens, in texts so long that the last span of each, which is cut, hardly counts."""
+    generator = np.random.default_rng(3)
+    texts = [generator.choice(BEGINNINGS, 2_000) for _ in range(64)]
+    batch = collate(
+        texts, mask_ratio=0.15, span_length_distribution=distribution, mean_span_length=mean, max_span_length=12
+    )
+    spans = sum(len(set(spans)) for row in range(64) for _, _, spans in masks_of(batch, row))
+    hidden = int((batch["target_positions"] >= 0).sum())
+    expected = np.clip(scipy_lengths(distribution, mean, 12)((np.arange(10_000) + 0.5) / 10_000), 1, 12).mean()
+    assert hidden / spans == pytest.approx(expected, rel=0.04)
+
+
+def test_more_python_is_not_executed_for_longer_texts():
+    """No loop over tokens: the lines executed for 8 texts are the same for 16 and for 400 tokens each."""
+
+    def lines_executed(tokens):
+        examples = [{"input_ids": random_text(tokens, seed)} for seed in range(8)]
+        collate_texts, count = collator(num_masks=2), 0
+
+        def trace(frame, event, argument):
+            nonlocal count
+            count += frame.f_code.co_filename == masking.__file__
+            return trace
+
+        previous = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            collate_texts(examples)
+        finally:
+            sys.settrace(previous)
+        return count
+
+    assert lines_executed(400) == lines_executed(16) > 0
+
+
+# ---- the counter-based draws ----------------------------------------------------------------------------------------
+
+
+def draws_by_neighbouring(what):
+    """(keys, 8) draws whose keys differ as little as they can in one respect."""
+    text = np.array([5, 6, 7])
+    keys = {
+        "numbers": np.arange(20_000, dtype=np.uint64),
+        "texts": mask_keys([np.array([5, i]) for i in range(20_000)], 1, 0, 0),
+        "masks": mask_keys([text], 20_000, 0, 0),
+        "epochs": np.concatenate([mask_keys([text], 1, 0, epoch) for epoch in range(20_000)]),
+        "seeds": np.concatenate([mask_keys([text], 1, seed, 0) for seed in range(20_000)]),
+    }[what]
+    return counter_uniforms(keys, 8)
+
+
+@pytest.mark.parametrize("what", ["numbers", "texts", "masks", "epochs", "seeds"])
+def test_draws_of_neighbouring_keys_are_uniform_and_uncorrelated(what):
+    draws = draws_by_neighbouring(what)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    # Moments within 5 standard deviations, the Kolmogorov-Smirnov distance below its 1 in 10,000 bound.
+    assert draws.mean() == pytest.approx(1 / 2, abs=5 / np.sqrt(12 * draws.size))
+    assert draws.var() == pytest.approx(1 / 12, abs=5 / np.sqrt(180 * draws.size))
+    assert stats.kstest(draws.ravel(), "uniform").statistic < 2.23 / np.sqrt(draws.size)
+    bound = 5 / np.sqrt(len(draws) - 1)
+    between_columns = np.corrcoef(draws, rowvar=False)[np.triu_indices(draws.shape[1], 1)]
+    between_keys = [np.corrcoef(column[:-1], column[1:])[0, 1] for column in draws.T]
+    across = [np.corrcoef(draws[:-1, i], draws[1:, i + 1])[0, 1] for i in range(7)]  # a key's column, the next one's
+    assert np.abs([*between_columns, *between_keys, *across]).max() < bound
+
+
+def test_more_columns_do_not_change_the_first_ones():
+    keys = np.array([0, 1, 2**63, 2**64 - 1], dtype=np.uint64)
+    np.testing.assert_array_equal(counter_uniforms(keys, 50)[:, :7], counter_uniforms(keys, 7))
+
+
+def test_no_two_texts_of_a_run_share_a_stretch_of_draws():
+    draws = counter_uniforms(mask_keys([np.array([5, i]) for i in range(300)], 2, 0, 0), 200)
+    assert len(np.unique(draws)) == draws.size
+
+
+# ---- words and special tokens ---------------------------------------------------------------------------------------
+
+PROSE = [
+    "Über Müllers Café spoke naïve señores: it's a ﬁne, un-believable day.",
+    "def main():\n    return 3.14159  ## a comment ### another",
+    "The lighthouse keeper lit the lamp. 東京 is far away, Ωmega nearer.",
+]
+
+
+def train(model, trainer, pre_tokenizer, decoder, texts=PROSE, **names):
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def byte_level_bpe(vocab_size=290, **names):
+    special = sorted(set(names.values()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*special, "##", "###"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return train(models.BPE(), trainer, pre_tokenizer, decoders.ByteLevel(), **names)
+
+
+def metaspace_bpe(vocab_size=75):
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "<unk>"], show_progress=False)
+    model = models.BPE(unk_token="<unk>")
+    return train(
+        model, trainer, pre_tokenizers.Metaspace(), decoders.Metaspace(), pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def words_by_table(tokenizer, text):
+    """The text cut where the table lets a word begin."""
+    continues, continued = word_start_table(tokenizer)
+    words = []
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        if words and continues[token] and continued[words[-1][-1]]:
+            words[-1].append(token)
+        else:
+            words.append([token])
+    return [tokenizer.decode(word).strip() for word in words]
+
+
+@pytest.mark.parametrize("make", [byte_level_bpe, metaspace_bpe])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The lighthouse keeper lit the lamp.", ["The", "lighthouse", "keeper", "lit", "the", "lamp", "."]),
+        ("a fine, believable day", ["a", "fine", ",", "believable", "day"]),
+        ("Müllers Café naïve señores", ["Müllers", "Café", "naïve", "señores"]),
+    ],
+)
+def test_words_of_bpe_vocabularies_run_from_blank_to_blank_or_punctuation(make, text, words):
+    assert words_by_table(make(), text) == words
+
+
+def test_words_of_byte_level_bpe_end_at_line_breaks_and_keep_the_bytes_of_a_character_together():
+    tokenizer = byte_level_bpe()
+    assert len(tokenizer.tokenize("東")) > 1
+    assert words_by_table(tokenizer, "return\nmain 東 day") == ["return", "", "main", "東", "day"]
+
+
+def test_a_byte_level_vocabulary_that_holds_hash_signs_is_no_word_piece():
+    """GPT-2's vocabulary has the tokens ## and ###, from Markdown."""
+    tokenizer = byte_level_bpe()
+    assert {"##", "###"} <= set(tokenizer.get_vocab())
+    continues, _ = word_start_table(tokenizer)
+    assert not continues[tokenizer.convert_tokens_to_ids("##")]
+
+
+def test_words_of_word_piece_are_continued_by_hash_signs():
+    continues, continued = word_start_table(TOKENIZER)
+    assert np.flatnonzero(continues).tolist() == list(CONTINUATIONS)
+    assert continued[list(BEGINNINGS) + list(CONTINUATIONS)].all()
+
+
+def test_in_a_vocabulary_without_marks_every_token_is_a_word():
+    model = models.WordLevel({"[PAD]": 0, "[UNK]": 1, "house": 2, "keeper": 3}, unk_token="[UNK]")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), pad_token="[PAD]", unk_token="[UNK]")
+    continues, continued = word_start_table(tokenizer)
+    assert not (continues & continued).any()
+
+
+def tokens_ever_hidden(tokenizer, ids):
+    collate_text = DataCollatorForTextJepa(tokenizer, num_masks=50, mask_ratio=0.5)
+    targets = collate_text([{"input_ids": ids}])["target_positions"]
+    return {ids[position] for position in targets[targets >= 0].tolist()}
+
+
+def test_words_are_hidden_independently_and_a_special_token_ends_a_word():
+    words = [[0], [2], [3, 4], [5]]
+    masks = masks_of(collate([[BEGINNINGS[0], SEP, 45, BEGINNINGS[1], 46, BEGINNINGS[2]]], num_masks=200), 0)
+    hidden = {tuple(word[0] in targets for word in words) for _, targets, _ in masks}
+    assert len(hidden) >= 8
+    for one, other in zip(range(3), range(1, 4), strict=True):
+        assert {(mask[one], mask[other]) for mask in hidden} >= {(True, False), (False, True)}
+
+
+def test_an_unknown_word_may_be_hidden():
+    assert tokens_ever_hidden(TOKENIZER, [CLS, UNK, 5, 6, 7, SEP]) == {UNK, 5, 6, 7}
+
+
+def test_an_unknown_token_that_is_also_the_end_of_text_is_never_hidden():
+    end = "<|endoftext|>"
+    tokenizer = byte_level_bpe(pad_token=end, unk_token=end, eos_token=end, bos_token=end)
+    words = tokenizer("The keeper lit a lamp", add_special_tokens=False)["input_ids"]
+    ids = [tokenizer.eos_token_id, *words, tokenizer.eos_token_id]
+    assert tokens_ever_hidden(tokenizer, ids) == set(words)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_ratio": 0}, "mask_ratio must lie between 0 and 1, got 0"),
+        ({"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1, got 1.0"),
+        ({"mask_ratio": float("nan")}, "mask_ratio"),
+        ({"num_masks": 0}, "num_masks must be at least 1, got 0"),
+        ({"mean_span_length": 0.5}, r"mean_span_length must lie between 1 and max_span_length \(10\), got 0.5"),
+        ({"mean_span_length": 11}, "max_span_length"),
+        ({"max_span_length": 0}, "max_span_length"),
+        ({"span_length_distribution": "normal"}, "'normal' is none of fixed, uniform, geometric, poisson"),
+    ],
+)
+def test_an_argument_out_of_range_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        collator(**options)
+
+
+def test_a_tokenizer_without_padding_token_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"no padding token; set tokenizer\.pad_token"):
+        DataCollatorForTextJepa(SimpleNamespace(pad_token_id=None))
