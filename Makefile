@@ -19,6 +19,7 @@ setup: .venv/installed  ## Make .venv with the tested versions
 
 pretrain: setup  ## Train the default encoder on the built-in corpus (RUN=folder)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $(shell $(PYTHON) -c 'import os; print(os.cpu_count())') \
 		run_pretraining.py configs/tiny_cpu.yaml --output_dir $(RUN)
 
 probe: setup  ## Probe the newest trained encoder (ENCODER=folder)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import datasets
+import torch
 import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -65,6 +66,9 @@ class ModelArguments:
     )
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Tokenizer: folder or Hub name. Default: the encoder's; trained if it is new."}
+    )
+    tokenizer_type: Literal["wordpiece", "bpe"] = field(
+        default="wordpiece", metadata={"help": "Kind of a tokenizer trained on the corpus; bpe is byte-level."}
     )
     vocab_size: int = field(default=16_384, metadata={"help": "Words of a tokenizer trained on the corpus."})
     lowercase: bool = field(default=True, metadata={"help": "Fold case and accents in a tokenizer trained here."})
@@ -176,6 +180,9 @@ def main(argv: list[str] | None = None) -> Path:
     if args.process_index == 0:
         print(f"{train_texts} training texts, {len(held_out):,} held out; {trainable:,} of {total:,} parameters train")
 
+        if torch.get_num_threads() == 1 < (os.cpu_count() or 1) and args.device.type == "cpu" and args.world_size == 1:
+            print(f"1 of {os.cpu_count()} cores is used: accelerate launch --num_cpu_threads_per_process N uses more")
+
     started = time.time()
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.nonfinite_steps:
@@ -284,8 +291,9 @@ def make_tokenizer(model_args, data_args, args, train):
         name = str(kept)
     if name is None:
         texts = (row["text"] for row in train)
-        tokenizer = train_tokenizer(texts, model_args.vocab_size, model_args.lowercase, data_args.max_length)
-        return tokenizer, True
+        return train_tokenizer(
+            texts, model_args.vocab_size, model_args.lowercase, data_args.max_length, model_args.tokenizer_type
+        ), True
     try:
         hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
         return AutoTokenizer.from_pretrained(name, **hub), False

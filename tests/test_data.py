@@ -513,3 +513,22 @@ def test_batches_of_a_real_corpus_pad_at_most_five_percent(load, max_length, cap
             texts = f"{split}, {max_length} tokens: {len(lengths):,} texts"
             print(f"\n{texts}, {share:.2%} padding, {plain:.1%} unsorted")  # noqa: T201
         assert share <= 0.05
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_the_same_texts_give_the_same_tokenizer(kind):
+    """The trainers of the tokenizers library break ties by the order of a hash table."""
+    texts = [
+        f"the {a}{b} of {b}{a} lies {'abcdef'[i % 6] * 2}" for i, (a, b) in enumerate([("ki", "mo"), ("ra", "tu")])
+    ]
+    first, second = (train_tokenizer(texts * 20, 400, kind=kind).get_vocab() for _ in range(2))
+    assert first == second
+
+
+def test_byte_level_bpe_knows_every_character_and_finds_it_again(tmp_path):
+    train_tokenizer(["the river and the bridge"] * 3, 300, kind="bpe").save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("The bridge of Łódź 東京")["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert ids[0] == tokenizer.cls_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "the bridge of łódź 東京"

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import numpy as np
@@ -218,26 +219,50 @@ def _hold_out(train, streaming, percentage, seed, what):
 # ---- tokenizer ------------------------------------------------------------------------------------------------------
 
 
+_SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, lowercase: bool = True, max_length: int = 512
+    texts: Iterable[str],
+    vocab_size: int,
+    lowercase: bool = True,
+    max_length: int = 512,
+    kind: Literal["wordpiece", "bpe"] = "wordpiece",
 ) -> PreTrainedTokenizerFast:
-    """Trains an uncased WordPiece tokenizer in the form of BERT's on the texts.
+    """Trains a tokenizer with BERT's special tokens on the texts; the same texts give the same tokenizer.
 
     Args:
         texts: Documents; reading stops after 40 million characters.
-        vocab_size: Number of tokens, special ones included; more if the alphabet (at most 1,000 characters, each at
-            the beginning of a word and inside) needs them.
-        lowercase: Fold case and accents.
+        vocab_size: Number of tokens, special ones included; more if the alphabet needs them.
+        lowercase: Fold case; for WordPiece accents too.
         max_length: `model_max_length` of the tokenizer.
+        kind: `"wordpiece"` (BERT's, up to 1,000 characters) or `"bpe"` (byte-level, GPT-2's: no unknown characters).
 
     Raises:
         UsageError: There is no text, or `vocab_size` leaves no room for it.
     """
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    special["mask_token"] = "[MASK]"
+    special = list(_SPECIAL_TOKENS.values())
     if vocab_size <= len(special):
         raise UsageError(f"--vocab_size {vocab_size}: must be above {len(special)}, the number of special tokens")
     texts = list(_limited(texts, _TOKENIZER_TRAINING_CHARACTERS))
+    if not any(text.strip() for text in texts):
+        raise UsageError("the corpus holds no text to train a tokenizer on")
+    tokenizer = {"wordpiece": _train_wordpiece, "bpe": _train_bpe}[kind](texts, vocab_size, special, lowercase)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **_SPECIAL_TOKENS)
+
+
+def _train_wordpiece(texts, vocab_size, special, lowercase):
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -249,24 +274,33 @@ def train_tokenizer(
     # beforehand, and never cutting the alphabet between equals, makes the vocabulary the same in every run.
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(special) + 2 * len(alphabet)),
-        special_tokens=[*special.values(), *alphabet, *(f"##{c}" for c in alphabet)],
+        special_tokens=[*special, *alphabet, *(f"##{c}" for c in alphabet)],
         limit_alphabet=len(alphabet),
         show_progress=False,
         min_frequency=2,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if not alphabet:
-        raise UsageError("the corpus holds no text to train a tokenizer on")
-
+    # A tokenizer of its own, in which the characters are ordinary tokens again.
     trained, tokenizer = tokenizer, Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    return tokenizer
+
+
+def _train_bpe(texts, vocab_size, special, lowercase):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *[normalizers.Lowercase()] * lowercase])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=2,
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **special)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def _limited(texts, characters):
