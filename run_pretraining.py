@@ -9,12 +9,12 @@ architecture; `pretraining/` in it holds the complete model for going on.
 """
 
 import dataclasses
+import inspect
 import json
 import logging
 import os
 import shlex
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ import torch
 import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoTokenizer, SchedulerType, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -35,7 +35,7 @@ from text_jepa.export import export_encoder, parameter_counts, save_for_continui
 from text_jepa.masking import DataCollatorForTextJepa, SpanLengthDistribution
 from text_jepa.model_card import plot_curves, write_model_card
 from text_jepa.probing import embed_texts, nearest_texts
-from text_jepa.training import TextJepaTrainer, TextJepaTrainingArguments, metrics_of
+from text_jepa.training import NONFINITE_LIMIT, TextJepaTrainer, TextJepaTrainingArguments, metrics_of
 
 
 logger = logging.getLogger("text_jepa")
@@ -133,33 +133,20 @@ def main(argv: list[str] | None = None) -> Path:
     classes = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
     model_args, data_args, objective_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
     set_up_logging(args)
-    checkpoint = check_output_dir(args)
-    try:
-        for tracker in get_reporting_integration_callbacks(args.report_to):
-            tracker()
-    except (ValueError, ImportError, RuntimeError) as error:  # unknown, or not installed
-        raise UsageError(f"--report_to: {_first_line(error)}") from error
+    check_trackers(args)
     if data_args.streaming and args.max_steps <= 0:
         raise UsageError("--streaming needs --max_steps: a stream has no known end")
+    checkpoint = check_output_dir(args)
     set_seed(args.seed)
 
     # The first process makes the caches, the others read them.
     with args.main_process_first(desc="preparing the corpus"):
-        corpus = load_corpus(
-            **{name: getattr(data_args, name) for name in _shared(load_corpus, data_args)},
-            seed=args.seed,
-            cache_dir=model_args.cache_dir,
-        )
+        corpus = load_corpus(**fields_for(load_corpus, data_args), seed=args.seed, cache_dir=model_args.cache_dir)
         if data_args.max_train_samples is not None:
             corpus["train"] = corpus["train"].take(data_args.max_train_samples)
         tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus["train"])
         examples = tokenize_corpus(
-            corpus,
-            tokenizer,
-            data_args.max_length,
-            data_args.split_documents,
-            data_args.preprocessing_num_workers,
-            data_args.overwrite_cache,
+            corpus, tokenizer, num_proc=data_args.preprocessing_num_workers, **fields_for(tokenize_corpus, data_args)
         )
         model = make_model(model_args, data_args, objective_args, tokenizer)
         collator = make_collator(data_args, args, tokenizer)
@@ -169,68 +156,94 @@ def main(argv: list[str] | None = None) -> Path:
     if data_args.streaming:
         examples["train"] = examples["train"].shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer)
         held_out = list(examples["validation"].take(data_args.max_eval_samples))
-        train_texts = "a stream of"
     else:
         held_out = examples["validation"]
         held_out = held_out.shuffle(seed=args.seed).take(min(data_args.max_eval_samples, len(held_out)))
-        train_texts = f"{len(examples['train']):,}"
-
     trainer = TextJepaTrainer(model, args, collator, examples["train"], held_out, processing_class=tokenizer)
-    trainable, total = parameter_counts(model)
-    if args.process_index == 0:
-        print(f"{train_texts} training texts, {len(held_out):,} held out; {trainable:,} of {total:,} parameters train")
+    show_sizes(trainer)
 
-        if torch.get_num_threads() == 1 < (os.cpu_count() or 1) and args.device.type == "cpu" and args.world_size == 1:
-            print(f"1 of {os.cpu_count()} cores is used: accelerate launch --num_cpu_threads_per_process N uses more")
-
-    started = time.time()
     trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.nonfinite_steps:
-        raise UsageError(
-            f"the gradient was not finite {trainer.nonfinite_steps} times in a row; the last good state is the newest "
-            f"checkpoint in {args.output_dir}; lower --learning_rate or lengthen --warmup_steps"
-        )
-    if trainer.monitor.collapsed and args.stop_on_collapse:
-        raise UsageError(
-            f"the run collapsed and was stopped; its checkpoints are in {args.output_dir}; {trainer.monitor.remedy}"
-        )
-    last = [record["step"] for record in trainer.state.log_history if "eval_loss" in record][-1:]
-    if last != [trainer.state.global_step]:
+    check_outcome(trainer)
+    evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
+    if evaluated[-1:] != [trainer.state.global_step]:
         trainer.evaluate()
     trainer.save_state()
-
     if args.process_index == 0:
-        output_dir = Path(args.output_dir)
-        export_encoder(model, tokenizer, output_dir, data_args.max_length, model_args.export_encoder)
-        save_for_continuing(model, tokenizer, output_dir / "pretraining")
-        write_arguments(output_dir / "arguments.yaml", model_args, data_args, objective_args, args)
-        records = metrics_of(output_dir)
-        plot_curves(records, output_dir / "curves.png")
-        facts = {
-            "data": describe_data(data_args),
-            "train_texts": train_texts,
-            "held_out_texts": f"{len(held_out):,}",
-            "start": model_args.model_name_or_path or "random weights",
-            "masks": f"{data_args.num_masks} per text, {data_args.mask_ratio:.0%} of the words hidden in spans of "
-            f"{data_args.span_length_distribution} length, {data_args.mean_span_length:g} tokens on average.",
-            "command": shlex.join(["accelerate", "launch", "run_pretraining.py", *argv]),
-            "max_length": data_args.max_length,
-            "steps": f"{trainer.state.global_step:,}",
-            "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "tokens": f"{trainer.tokens_seen:,}",
-            "minutes": f"{(time.time() - started) / 60:.1f}",
-            "which": model_args.export_encoder,
-        }
-        write_model_card(output_dir, model, records, facts, table_of_settings(args, data_args))
+        leave_results(trainer, tokenizer, (model_args, data_args, objective_args, args), argv)
         show_neighbours(trained_encoder(model, model_args.export_encoder), tokenizer, held_out)
-        print(f"\nThe encoder is in {output_dir}  (its card: {output_dir / 'README.md'})")
+        print(f"\nThe encoder is in {args.output_dir}  (its card: {Path(args.output_dir, 'README.md')})")
     return Path(args.output_dir)
 
 
-def _shared(function, arguments):
-    """Names of the fields of a dataclass that are parameters of a function as well."""
-    names = function.__init__.__annotations__ if isinstance(function, type) else function.__annotations__
-    return [f.name for f in dataclasses.fields(arguments) if f.name in names]
+def fields_for(function, arguments) -> dict:
+    """The fields of a dataclass of arguments that are parameters of a function."""
+    return {name: value for name, value in vars(arguments).items() if name in inspect.signature(function).parameters}
+
+
+def leave_results(trainer, tokenizer, arguments, argv):
+    """Writes the encoder, the complete model, the arguments, the curves and the card into the output folder."""
+    model_args, data_args, _, args = arguments
+    model, output_dir = trainer.model, Path(args.output_dir)
+    export_encoder(model, tokenizer, output_dir, data_args.max_length, model_args.export_encoder)
+    save_for_continuing(model, tokenizer, output_dir / "pretraining")
+    write_arguments(output_dir / "arguments.yaml", *arguments)
+    records = metrics_of(output_dir)
+    plot_curves(records, output_dir / "curves.png")
+    seconds = next(record["train_runtime"] for record in reversed(records) if "train_runtime" in record)
+    facts = {
+        "data": describe_data(data_args),
+        "train_texts": size_of(trainer.train_dataset),
+        "held_out_texts": size_of(trainer.eval_dataset),
+        "start": model_args.model_name_or_path or "random weights",
+        "masks": f"{data_args.num_masks} per text, {data_args.mask_ratio:.0%} of the words hidden in spans of "
+        f"{data_args.span_length_distribution} length, {data_args.mean_span_length:g} tokens on average.",
+        "command": shlex.join(["accelerate", "launch", "run_pretraining.py", *argv]),
+        "max_length": data_args.max_length,
+        "steps": f"{trainer.state.global_step:,}",
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "tokens": f"{trainer.tokens_seen:,}",
+        "minutes": f"{seconds / 60:.1f}",
+        "which": model_args.export_encoder,
+    }
+    write_model_card(output_dir, model, records, facts, table_of_settings(args, data_args))
+
+
+def size_of(texts) -> str:
+    """Number of texts in words."""
+    return f"{len(texts):,}" if hasattr(texts, "__len__") else "a stream of"
+
+
+def show_sizes(trainer):
+    """Prints how much trains on how much, and warns of idle cores."""
+    args, cores = trainer.args, os.cpu_count() or 1
+    if args.process_index > 0:
+        return
+    trainable, total = parameter_counts(trainer.model)
+    texts = f"{size_of(trainer.train_dataset)} training texts, {size_of(trainer.eval_dataset)} held out"
+    print(f"{texts}; {trainable:,} of {total:,} parameters train")
+    if args.device.type == "cpu" and args.world_size == 1 and torch.get_num_threads() == 1 < cores:
+        print(f"1 of {cores} cores is used; accelerate launch --num_cpu_threads_per_process {cores} uses all")
+
+
+def check_trackers(args):
+    """Raises UsageError if a tracker is unknown or not installed."""
+    try:
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            tracker()
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UsageError(f"--report_to: {_first_line(error)}") from error
+
+
+def check_outcome(trainer):
+    """Raises UsageError if the run stopped because something was wrong; nothing is exported then."""
+    output_dir, monitor = trainer.args.output_dir, trainer.monitor
+    if trainer.nonfinite_steps == NONFINITE_LIMIT:
+        raise UsageError(
+            f"the gradient was not finite {NONFINITE_LIMIT} times in a row; the last good state is the newest "
+            f"checkpoint in {output_dir}; lower --learning_rate or lengthen --warmup_steps"
+        )
+    if monitor.collapsed and trainer.args.stop_on_collapse:
+        raise UsageError(f"the run collapsed and was stopped; checkpoints are in {output_dir}. {monitor.remedy}")
 
 
 def set_up_logging(args):
@@ -277,7 +290,7 @@ def make_collator(data_args, args, tokenizer) -> DataCollatorForTextJepa:
             tokenizer,
             seed=args.seed,
             pad_to_multiple_of=8 if args.bf16 or args.fp16 else None,
-            **{name: getattr(data_args, name) for name in _shared(DataCollatorForTextJepa, data_args)},
+            **fields_for(DataCollatorForTextJepa, data_args),
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -398,8 +411,9 @@ def describe_data(data_args) -> str:
 
 def table_of_settings(args, data_args) -> dict:
     """Rows of the card's table."""
+    schedule = SchedulerType(args.lr_scheduler_type).value
     return {
-        "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type}, warm-up {args.warmup_steps:g}",
+        "learning rate": f"{args.learning_rate:g}, {schedule}, warm-up {args.warmup_steps:g}",
         "weight decay": f"{args.weight_decay:g}",
         "decay of the target encoder": f"{args.ema_schedule}, "
         f"{'1 - 100/steps' if args.ema_decay_start is None else args.ema_decay_start} to "
