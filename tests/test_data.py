@@ -530,3 +530,20 @@ def test_byte_level_bpe_knows_every_character_and_finds_it_again(tmp_path):
     assert tokenizer.unk_token_id not in ids
     assert ids[0] == tokenizer.cls_token_id
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "the bridge of łódź 東京"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_of_the_hub_is_read_by_split_and_column_with_its_own_held_out_part(tmp_path_factory, streaming):
+    """Here a folder, which the datasets library reads as it reads a repository of the Hub."""
+    folder = tmp_path_factory.mktemp("corpus")  # the library looks for names of splits in the whole path
+    for split, count in (("train", 6), ("test", 3)):
+        rows = [{"body": f"{split} document {i}", "id": i} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"streaming": streaming, "cache_dir": str(folder / "cache")}
+    corpus = load_corpus(dataset_name=str(folder), text_column="body", **options)
+    assert [row["text"] for row in corpus["train"]] == [f"train document {i}" for i in range(6)]
+    assert [row["text"] for row in corpus["validation"]] == [f"test document {i}" for i in range(3)]
+    other = load_corpus(dataset_name=str(folder), dataset_split="test", text_column="body", cache_dir=str(folder))
+    assert len(other["train"]) + len(other["validation"]) == 3
+    with pytest.raises(UsageError, match=r"--dataset_split dev: .* has the splits train, test"):
+        load_corpus(dataset_name=str(folder), dataset_split="dev", **options)
