@@ -539,11 +539,13 @@ def test_a_dataset_of_the_hub_is_read_by_split_and_column_with_its_own_held_out_
     for split, count in (("train", 6), ("test", 3)):
         rows = [{"body": f"{split} document {i}", "id": i} for i in range(count)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"streaming": streaming, "cache_dir": str(folder / "cache")}
+    options = {"streaming": streaming, "cache_dir": str(tmp_path_factory.mktemp("cache"))}
     corpus = load_corpus(dataset_name=str(folder), text_column="body", **options)
     assert [row["text"] for row in corpus["train"]] == [f"train document {i}" for i in range(6)]
     assert [row["text"] for row in corpus["validation"]] == [f"test document {i}" for i in range(3)]
-    other = load_corpus(dataset_name=str(folder), dataset_split="test", text_column="body", cache_dir=str(folder))
+    other = load_corpus(
+        dataset_name=str(folder), dataset_split="test", text_column="body", **options | {"streaming": False}
+    )
     assert len(other["train"]) + len(other["validation"]) == 3
     with pytest.raises(UsageError, match=r"--dataset_split dev: .* has the splits train, test"):
         load_corpus(dataset_name=str(folder), dataset_split="dev", **options)
