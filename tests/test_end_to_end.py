@@ -5,6 +5,8 @@ Two runs are made once: a new encoder with a tokenizer trained on the texts, and
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -19,7 +21,8 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, Bert
 import run_pretraining
 import run_probe
 from text_jepa import TextJepaForPreTraining, TextJepaModel
-from text_jepa.training import metrics_of
+from text_jepa.arguments import parse_arguments
+from text_jepa.training import TextJepaTrainingArguments, metrics_of
 
 
 ROOT = Path(__file__).parents[1]
@@ -309,3 +312,41 @@ def test_every_configuration_file_runs(path, corpus, tmp_path):
         [str(path), "--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--vocab_size", "300", *QUICK]
     )
     assert (output / "README.md").exists()
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks_of(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks_of("python"), ids=lambda block: block.splitlines()[0])
+def test_python_of_the_readme_runs_and_prints_what_it_says(block, runs, capsys):
+    """On a small encoder: only the width in the printed shapes differs."""
+    exec(block.replace("runs/tiny_cpu", str(runs["scratch"])), {})
+    said = [line.removeprefix("# ") for line in block.splitlines() if line.startswith("# torch.Size")]
+    printed = capsys.readouterr().out
+    for line in said:
+        assert re.fullmatch(re.sub(r"\d+", r"\\d+", re.sub(r"([\[\]()])", r"\\\1", line)), printed.strip())
+
+
+COMMANDS = [line.split("#")[0].strip() for block in blocks_of("bash") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "run_pretraining.py" in line])
+def test_flags_of_the_readme_exist(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = shlex.split(command.split("run_pretraining.py")[1])
+    classes = (run_pretraining.ModelArguments, run_pretraining.DataArguments, run_pretraining.ObjectiveArguments)
+    parse_arguments((*classes, TextJepaTrainingArguments), arguments, "")
+
+
+def test_make_targets_and_files_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in COMMANDS:
+        if command.startswith("make "):
+            assert f"\n{command.split()[1]}: " in makefile
+    for name in re.findall(r"^(?:text_jepa/)?\w+\.py(?= )", README, re.MULTILINE):
+        assert (ROOT / name).exists(), name
+    assert len(README.splitlines()) < 200

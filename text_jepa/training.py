@@ -61,10 +61,10 @@ class TextJepaTrainingArguments(TrainingArguments):
         default="cosine", metadata={"help": "Course of the target encoder's decay over the run."}
     )
     ema_decay_start: float | None = field(
-        default=None, metadata={"help": "First decay. Default: 1 - 100 / steps, an average over 1 %% of the run."}
+        default=None, metadata={"help": "First decay. Default: 1 - 100 / steps, an average over 1 % of the run."}
     )
     ema_decay_end: float | None = field(
-        default=None, metadata={"help": "Last decay. Default: 1 - 10 / steps, an average over 10 %% of the run."}
+        default=None, metadata={"help": "Last decay. Default: 1 - 10 / steps, an average over 10 % of the run."}
     )
     stop_on_collapse: bool = field(
         default=False, metadata={"help": "End the run when the collapse monitor warns, instead of only warning."}
