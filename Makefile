@@ -1,7 +1,8 @@
 # Everything runs in an environment of its own, .venv, made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
-RUN ?= runs/$(shell date +%Y%m%d-%H%M%S)
+# A run never writes over another one.
+RUN ?= runs/tiny_cpu$(if $(wildcard runs/tiny_cpu),-$(shell date +%Y%m%d-%H%M%S))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup pretrain probe test test-all check fix
@@ -18,7 +19,7 @@ setup: .venv/installed  ## Make .venv with the tested versions
 	@touch $@
 
 pretrain: setup  ## Train the default encoder on the built-in corpus (RUN=folder)
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(shell $(PYTHON) -c 'import os; print(os.cpu_count())') \
 		run_pretraining.py configs/tiny_cpu.yaml --output_dir $(RUN)
 

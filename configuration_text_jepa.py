@@ -5,6 +5,7 @@ This file and `modeling_text_jepa.py` are what a Hub repository carries as remot
 torch, transformers, huggingface_hub and the standard library.
 """
 
+import dataclasses
 import difflib
 from typing import Literal
 
@@ -18,6 +19,9 @@ from transformers.activations import ACT2CLS
 # to a position: RoBERTa and its kin number positions from `pad_token_id + 1`.
 _POSITIONS_FROM_ZERO = {"albert", "bert", "distilbert", "electra", "ernie", "modernbert"}
 _POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"}
+
+# The same numbering in encoders that hide by attention mask.
+_OTHERS_AFTER_PADDING = {"esm", "ibert", "longformer", "luke", "mpnet", "xlm-roberta-xl", "xmod"}
 
 # Keys that `PreTrainedConfig` itself takes as plain keyword arguments, or that a saved `config.json` may hold.
 _INHERITED_KEYWORDS = {
@@ -55,6 +59,11 @@ _PRESETS = {
 
 def _default_text_config(**overrides):
     """A ModernBERT shape with full attention in every layer, for texts of up to 512 tokens."""
+    config_class = CONFIG_MAPPING["modernbert"]
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"unknown field '{key}' of text_config{_nearest(key, known)}")
     shape = {"vocab_size": 30_522, "max_position_embeddings": 512, **_PRESETS["mini"]}
     # Ids of special tokens are the tokenizer's business: the run sets them. Mean pooling is what we train for.
     shape |= {
@@ -69,7 +78,7 @@ def _default_text_config(**overrides):
     # ModernBERT's own base of 160,000 is meant for 8,192 tokens.
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     shape.setdefault("rope_parameters", {"full_attention": dict(rope), "sliding_attention": dict(rope)})
-    return CONFIG_MAPPING["modernbert"](**shape)
+    return config_class(**shape)
 
 
 @strict
@@ -82,7 +91,8 @@ class TextJepaConfig(PreTrainedConfig):
     Args:
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the stock text encoder inside (any architecture that `AutoModel` knows). Defaults to a
-            ModernBERT shape of 4 layers × 256 with full attention in every layer.
+            ModernBERT shape of 4 layers × 256 with full attention in every layer; a `dict` without `model_type` holds
+            what differs from that.
         pred_hidden_size (`int`, *optional*):
             Width of the predictor. Defaults to half the encoder's.
         pred_num_hidden_layers (`int`, *optional*, defaults to 2):
@@ -121,7 +131,8 @@ class TextJepaConfig(PreTrainedConfig):
         token_loss_candidates (`int`, *optional*, defaults to 1024):
             In training, the cross-entropy is taken over this many candidate tokens (those of the batch first, then
             random ones), so that no softmax over the whole vocabulary is needed. As many as there are words, or more,
-            take the whole vocabulary, as evaluation always does.
+            take the whole vocabulary, as evaluation always does. Candidates are drawn per batch and process: with
+            fewer than the vocabulary, this term depends a little on how a batch is split.
         classifier_pooling (`"mean"` or `"cls"`, *optional*, defaults to `"mean"`):
             What [`TextJepaForSequenceClassification`] reads: the mean of the visible tokens or the first token.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
@@ -167,11 +178,11 @@ class TextJepaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_unknown_fields(kwargs)
-        if self.text_config is None:
-            self.text_config = _default_text_config()
+        if self.text_config is None or (isinstance(self.text_config, dict) and "model_type" not in self.text_config):
+            self.text_config = _default_text_config(**self.text_config or {})
         elif isinstance(self.text_config, dict):
             fields = dict(self.text_config)
-            model_type = fields.pop("model_type", "modernbert")
+            model_type = fields.pop("model_type")
             if model_type not in CONFIG_MAPPING:
                 raise ValueError(
                     f"text_config: unknown model_type '{model_type}'{_nearest(model_type, CONFIG_MAPPING)}"
@@ -227,10 +238,10 @@ class TextJepaConfig(PreTrainedConfig):
 
     @property
     def _positions_follow_padding(self):
-        return self.text_config.model_type in _POSITIONS_AFTER_PADDING | {"mpnet"}
+        return self.text_config.model_type in _POSITIONS_AFTER_PADDING | _OTHERS_AFTER_PADDING
 
     def _refuse_unknown_fields(self, kwargs):
-        own = set(type(self).__dataclass_fields__)
+        own = {field.name for field in dataclasses.fields(self)}
         for key in kwargs:
             if key not in own | _INHERITED_KEYWORDS:
                 raise ValueError(f"unknown field '{key}' of TextJepaConfig{_nearest(key, own)}")

@@ -398,7 +398,8 @@ class TextJepaModel(TextJepaPreTrainedModel):
     def _from_plain_encoder(cls, name_or_path, model_type, output_loading_info=False, **kwargs):
         fields = _own_fields(kwargs)
         encoder, info = _load_encoder(name_or_path, output_loading_info=True, **kwargs)
-        model = cls(_config_around(encoder, **fields)).eval()
+        with torch.device("meta"):
+            model = cls(_config_around(encoder, **fields)).eval()
         model.encoder = encoder
         return (model, info) if output_loading_info else model
 
@@ -556,6 +557,21 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         ).hidden_states[-self.config.target_num_layers :]
         return average_layers(layers, attention_mask, self.config.target_normalization)
 
+    def predict(self, input_ids, attention_mask, context_positions, target_positions, target_spans, **kwargs):
+        """Predicts the hidden tokens of each mask from the visible ones.
+
+        Args:
+            input_ids, attention_mask, context_positions, target_positions, target_spans: See `forward`.
+
+        Returns:
+            Predictions (B, M, T, D), the predictor's features that they were read from (B·M, T, P), and the context
+            encoder's output.
+        """
+        context = self.model.encode_context(input_ids, attention_mask, context_positions, **kwargs)
+        masks = (mask.flatten(0, 1) for mask in (context_positions, target_positions, target_spans))
+        features = self.predictor(context.last_hidden_state, *masks)
+        return self.latent_head(features).unflatten(0, target_positions.shape[:2]), features, context
+
     @can_return_tuple
     def forward(
         self,
@@ -583,7 +599,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             return_loss (`bool`, *optional*, defaults to `True`): Tells the Trainer that a loss needs no labels.
 
         Raises:
-            ValueError: Some but not all of the positions and spans are given.
+            ValueError: Some but not all of the positions and spans are given, or `token_type_ids` beside them.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -598,11 +614,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if any(mask is None for mask in masks):
             raise ValueError("context_positions, target_positions and target_spans belong together")
 
-        targets = gather_positions(self.encode_targets(input_ids, attention_mask), target_positions)
-        context = self.model.encode_context(input_ids, attention_mask, context_positions, **kwargs)
-        features = self.predictor(context.last_hidden_state, *(mask.flatten(0, 1) for mask in masks))
-        predictions = self.latent_head(features).view(targets.shape)
+        if "token_type_ids" in kwargs:
+            raise ValueError("pretraining takes single texts: leave token_type_ids out")
 
+        targets = gather_positions(self.encode_targets(input_ids, attention_mask), target_positions)
+        predictions, features, context = self.predict(input_ids, attention_mask, *masks, **kwargs)
         used = target_positions >= 0
         count = num_items_in_batch if num_items_in_batch is not None else used.sum().clamp(min=1)
         distance = latent_distance(predictions.float(), targets, self.config.loss_type, self.config.smooth_l1_beta)
@@ -637,6 +653,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
 class TextJepaForSequenceClassification(TextJepaPreTrainedModel):
     """A linear classifier (or regressor) on the pooled encoder, `config.classifier_pooling`, for fine-tuning."""
+
+    # The loss is a mean over the texts of a batch: the Trainer has to average it over accumulated batches.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: TextJepaConfig):
         super().__init__(config)

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -24,16 +25,16 @@ import torch
 import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, SchedulerType, set_seed
+from transformers import AutoConfig, AutoTokenizer, SchedulerType, TrainerState, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
 from text_jepa.arguments import UsageError, config_arguments, nearest, parse_arguments, run_command
-from text_jepa.data import load_corpus, tokenize_corpus, train_tokenizer
+from text_jepa.data import EndlessStream, load_corpus, tokenize_corpus, train_tokenizer
 from text_jepa.export import export_encoder, parameter_counts, save_for_continuing, trained_encoder
-from text_jepa.masking import DataCollatorForTextJepa, SpanLengthDistribution
-from text_jepa.model_card import plot_curves, write_model_card
+from text_jepa.masking import DataCollatorForTextJepa, SpanLengthDistribution, vocabulary
+from text_jepa.model_card import final_figures, plot_curves, write_model_card
 from text_jepa.probing import embed_texts, nearest_texts
 from text_jepa.training import NONFINITE_LIMIT, TextJepaTrainer, TextJepaTrainingArguments, metrics_of
 
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> Path:
     model_args, data_args, objective_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
     set_up_logging(args)
     check_trackers(args)
+    check_flags(model_args, args)
     if data_args.streaming and args.max_steps <= 0:
         raise UsageError("--streaming needs --max_steps: a stream has no known end")
     checkpoint = check_output_dir(args)
@@ -149,12 +151,13 @@ def main(argv: list[str] | None = None) -> Path:
             corpus, tokenizer, num_proc=data_args.preprocessing_num_workers, **fields_for(tokenize_corpus, data_args)
         )
         model = make_model(model_args, data_args, objective_args, tokenizer)
-        collator = make_collator(data_args, args, tokenizer)
+        collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
         if is_new and args.process_index == 0:
             # Not before all that was asked for is known to be possible: a refused run leaves no trace.
             tokenizer.save_pretrained(Path(args.output_dir, "tokenizer"))
     if data_args.streaming:
-        examples["train"] = examples["train"].shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer)
+        shuffled = examples["train"].shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer)
+        examples["train"] = EndlessStream(shuffled)
         held_out = list(examples["validation"].take(data_args.max_eval_samples))
     else:
         held_out = examples["validation"]
@@ -162,7 +165,8 @@ def main(argv: list[str] | None = None) -> Path:
     trainer = TextJepaTrainer(model, args, collator, examples["train"], held_out, processing_class=tokenizer)
     show_sizes(trainer)
 
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is None or not load_finished(trainer, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
     check_outcome(trainer)
     evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
     if evaluated[-1:] != [trainer.state.global_step]:
@@ -170,7 +174,8 @@ def main(argv: list[str] | None = None) -> Path:
     trainer.save_state()
     if args.process_index == 0:
         leave_results(trainer, tokenizer, (model_args, data_args, objective_args, args), argv)
-        show_neighbours(trained_encoder(model, model_args.export_encoder), tokenizer, held_out)
+        encoder = trained_encoder(model, model_args.export_encoder)
+        show_neighbours(encoder, tokenizer, held_out, data_args.max_length)
         print(f"\nThe encoder is in {args.output_dir}  (its card: {Path(args.output_dir, 'README.md')})")
     return Path(args.output_dir)
 
@@ -189,7 +194,7 @@ def leave_results(trainer, tokenizer, arguments, argv):
     write_arguments(output_dir / "arguments.yaml", *arguments)
     records = metrics_of(output_dir)
     plot_curves(records, output_dir / "curves.png")
-    seconds = next(record["train_runtime"] for record in reversed(records) if "train_runtime" in record)
+    last = final_figures(records)
     facts = {
         "data": describe_data(data_args),
         "train_texts": size_of(trainer.train_dataset),
@@ -201,8 +206,8 @@ def leave_results(trainer, tokenizer, arguments, argv):
         "max_length": data_args.max_length,
         "steps": f"{trainer.state.global_step:,}",
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "tokens": f"{trainer.tokens_seen:,}",
-        "minutes": f"{seconds / 60:.1f}",
+        "tokens": f"{last['tokens_seen']:,}",
+        "minutes": f"{last['train_seconds'] / 60:.1f}",
         "which": model_args.export_encoder,
     }
     write_model_card(output_dir, model, records, facts, table_of_settings(args, data_args))
@@ -225,6 +230,17 @@ def show_sizes(trainer):
         print(f"1 of {cores} cores is used; accelerate launch --num_cpu_threads_per_process {cores} uses all")
 
 
+def load_finished(trainer, checkpoint) -> bool:
+    """Loads a checkpoint if its run has done all its steps, which the Trainer would follow by one more."""
+    state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps
+    if state.global_step < steps:
+        return False
+    trainer._load_from_checkpoint(checkpoint)
+    trainer.state = state
+    return True
+
+
 def check_trackers(args):
     """Raises UsageError if a tracker is unknown or not installed."""
     try:
@@ -232,6 +248,22 @@ def check_trackers(args):
             tracker()
     except (ValueError, ImportError, RuntimeError) as error:
         raise UsageError(f"--report_to: {_first_line(error)}") from error
+
+
+def check_flags(model_args, args):
+    """Raises UsageError for what cannot be done, rather than leaving it undone in silence."""
+    if args.hub_token:
+        raise UsageError(
+            "--hub_token would end up in files; set the variable HF_TOKEN, or log in with `hf auth login`"
+        )
+    if args.push_to_hub:
+        raise UsageError("--push_to_hub: upload the finished folder instead: hf upload NAME OUTPUT_DIR")
+    if args.n_gpu > 1:
+        raise UsageError("several GPUs in one process: start one process for each with accelerate launch")
+    if model_args.init == "from_config" and not model_args.model_name_or_path:
+        raise UsageError("--init from_config goes with --model_name_or_path")
+    if model_args.text_config and model_args.model_name_or_path and model_args.init == "pretrained":
+        raise UsageError("--text_config changes a new encoder, not a pretrained one; add --init from_config")
 
 
 def check_outcome(trainer):
@@ -283,13 +315,14 @@ def check_output_dir(args) -> str | None:
     return resume
 
 
-def make_collator(data_args, args, tokenizer) -> DataCollatorForTextJepa:
-    """The collator with the masks asked for."""
+def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
+    """The collator with the masks asked for; lengths that tensor cores like, where the encoder has positions for."""
+    fits = -(-data_args.max_length // 8) * 8 <= (limit or math.inf)
     try:
         return DataCollatorForTextJepa(
             tokenizer,
             seed=args.seed,
-            pad_to_multiple_of=8 if args.bf16 or args.fp16 else None,
+            pad_to_multiple_of=8 if fits and (args.bf16 or args.fp16) else None,
             **fields_for(DataCollatorForTextJepa, data_args),
         )
     except ValueError as error:
@@ -308,7 +341,9 @@ def make_tokenizer(model_args, data_args, args, train):
             texts, model_args.vocab_size, model_args.lowercase, data_args.max_length, model_args.tokenizer_type
         ), True
     try:
-        hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
+        hub = {"cache_dir": model_args.cache_dir}
+        if not model_args.tokenizer_name:
+            hub["revision"] = model_args.model_revision
         return AutoTokenizer.from_pretrained(name, **hub), False
     except (OSError, ValueError) as error:
         flag = "tokenizer_name" if model_args.tokenizer_name else "model_name_or_path"
@@ -340,20 +375,20 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
             model = TextJepaForPreTraining(config_from(source, tokenizer_fields(tokenizer), shape, fields, hub))
         else:
             length = {"max_position_embeddings": max(512, data_args.max_length)}
-            check_fields(shape, TextJepaConfig.preset("tiny").text_config)
             text_config = tokenizer_fields(tokenizer) | length | shape
             model = TextJepaForPreTraining(TextJepaConfig.preset(model_args.preset or "mini", text_config, **fields))
     except UsageError:
         raise
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, StrictDataclassError) as error:
+        # RuntimeError: weights of other shapes, as of a pretraining checkpoint with another predictor.
         raise UsageError(f"the model cannot be built: {_first_line(error)}") from error
     limit = model.config.max_text_length
     if limit is not None and data_args.max_length > limit:
         raise UsageError(f"--max_length {data_args.max_length}: the encoder has positions for {limit} tokens only")
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > vocabulary:
+    words, rows = len(vocabulary(tokenizer)), model.get_input_embeddings().num_embeddings
+    if words > rows:
         raise UsageError(
-            f"the tokenizer has {len(tokenizer)} tokens, the encoder {vocabulary}; name the encoder's own tokenizer "
+            f"the tokenizer has {words} tokens, the encoder {rows}; name the encoder's own tokenizer "
             "with --tokenizer_name"
         )
     return model
@@ -361,7 +396,7 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
 
 def check_fields(shape, text_config):
     """Refuses fields that the encoder's configuration does not have; transformers would take them in silence."""
-    known = type(text_config).__dataclass_fields__
+    known = {*(field.name for field in dataclasses.fields(text_config)), *text_config.attribute_map}
     for key in shape:
         if key not in known:
             raise UsageError(f"--text_config: unknown field '{key}'{nearest(key, known)}")
@@ -382,7 +417,7 @@ def config_from(name, text_fields, shape, fields, hub) -> TextJepaConfig:
 def tokenizer_fields(tokenizer) -> dict:
     """What an encoder's configuration takes from its tokenizer."""
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-    return {"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in names}
+    return {"vocab_size": len(vocabulary(tokenizer))} | {name: getattr(tokenizer, name) for name in names}
 
 
 def write_arguments(path, *groups):
@@ -424,11 +459,11 @@ def table_of_settings(args, data_args) -> dict:
     }
 
 
-def show_neighbours(encoder, tokenizer, held_out, queries: int = 5):
+def show_neighbours(encoder, tokenizer, held_out, max_length: int, queries: int = 5):
     """Prints five held-out texts and the nearest other one of each."""
     texts = [tokenizer.decode(example["input_ids"], skip_special_tokens=True) for example in held_out]
     rows = [int(i * len(texts) / queries) for i in range(min(queries, len(texts)))]
-    found, cosines = nearest_texts(embed_texts(encoder, tokenizer, texts), rows)
+    found, cosines = nearest_texts(embed_texts(encoder, tokenizer, texts, max_length), rows)
     print("\nNearest held-out texts (centred cosine of mean-pooled states):")
     for row, neighbour, cosine in zip(rows, found, cosines, strict=True):
         print(f"  query         {texts[row][:100]}\n  {cosine:.2f} nearest  {texts[neighbour][:100]}\n")

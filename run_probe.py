@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import transformers
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -35,7 +36,9 @@ class ProbeArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Encoder: folder or Hub name. Default: the newest run in runs/."}
     )
-    max_length: int = field(default=128, metadata={"help": "Texts are cut at so many tokens."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Texts are cut at so many tokens. Default: what the tokenizer was made for."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the random encoder and of the probe."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where the built-in corpus is kept."})
 
@@ -52,15 +55,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         tokenizer, encoder = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UsageError(f"{name}: no encoder there ({str(error).splitlines()[0]})") from error
+    max_length = args.max_length or min(tokenizer.model_max_length, 512)
     set_seed(args.seed)
     untrained = AutoModel.from_config(AutoConfig.from_pretrained(name))
+
+    for model in (encoder, untrained):
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     train, test = package_task(args.cache_dir)
     tfidf = make_pipeline(TfidfVectorizer(sublinear_tf=True), TruncatedSVD(256, random_state=args.seed))
     tfidf.fit(train["text"])
     features = {
-        name: lambda texts: embed_texts(encoder, tokenizer, texts, args.max_length),
-        "random weights": lambda texts: embed_texts(untrained, tokenizer, texts, args.max_length),
+        name: lambda texts: embed_texts(encoder, tokenizer, texts, max_length),
+        "random weights": lambda texts: embed_texts(untrained, tokenizer, texts, max_length),
         "TF-IDF, 256 components": tfidf.transform,
     }
     sizes = f"{len(train['text'])} training texts, {len(test['text'])} held out"

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
+from configuration_text_jepa import _POSITIONS_AFTER_PADDING, _POSITIONS_FROM_ZERO
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaForSequenceClassification, TextJepaModel
 
 
@@ -54,6 +55,10 @@ BACKBONES = {
     | {"model_type": "deberta-v2", "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
 }
 DROPPING = ["bert", "roberta", "distilbert", "electra", "modernbert", "modernbert-windows"]
+# Architectures that share their code with one of those above: only the equality of the context modes is tested.
+RELATIVES = {name: SHAPE | {"model_type": name, "pad_token_id": 1} for name in ("camembert", "data2vec-text", "ernie")}
+RELATIVES |= {name: RELATIVES["camembert"] | {"model_type": name} for name in ("roberta-prelayernorm", "xlm-roberta")}
+RELATIVES["albert"] = SHAPE | {"model_type": "albert", "embedding_size": 16}
 MODES = [(name, "drop") for name in DROPPING] + [(name, "attention_mask") for name in BACKBONES]
 
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
@@ -511,8 +516,9 @@ def test_no_prediction_knows_the_tokens_at_hidden_positions(name, mode, make_mod
 
 def difference_of_modes(name, make_model, batch):
     """Largest difference of visible states and of predictions between the two context modes, weights being equal."""
-    dropped = make_model(BACKBONES[name], context_mode="drop")(**batch)
-    masked = make_model(BACKBONES[name], context_mode="attention_mask")(**batch)
+    text_config = (BACKBONES | RELATIVES)[name]
+    dropped = make_model(text_config, context_mode="drop")(**batch)
+    masked = make_model(text_config, context_mode="attention_mask")(**batch)
     visible = batch["context_positions"].flatten(0, 1) >= 0
     seen = batch["target_positions"] >= 0
     states = (dropped.last_hidden_state - masked.last_hidden_state)[visible]
@@ -520,7 +526,7 @@ def difference_of_modes(name, make_model, batch):
     return max(states.abs().max().item(), predictions.abs().max().item())
 
 
-@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("name", [*DROPPING, *RELATIVES])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_dropping_equals_masking(name, implementation, make_model, make_batch):
     def build(*args, **fields):
@@ -534,6 +540,10 @@ def test_dropping_equals_masking(name, implementation, make_model, make_batch):
 def test_the_backbones_that_drop_are_those_whose_configuration_says_so():
     exact = [name for name, fields in BACKBONES.items() if TextJepaConfig(text_config=dict(fields)).drop_is_exact]
     assert exact == DROPPING
+    tested = {fields["model_type"] for fields in RELATIVES.values()} | {
+        BACKBONES[name]["model_type"] for name in exact
+    }
+    assert tested == _POSITIONS_FROM_ZERO | _POSITIONS_AFTER_PADDING
 
 
 @pytest.mark.parametrize("name", ["roberta", "modernbert-windows", "mpnet", "deberta-v2"])

@@ -242,6 +242,19 @@ REFUSALS = [
         ["--resume_from_checkpoint", "checkpoint-7", "no checkpoint there"],
     ),
     ("nothing to resume", ["--resume_from_checkpoint", "true"], ["--resume_from_checkpoint: no checkpoint in", "out"]),
+    ("a secret on the command line", ["--hub_token", "hf_x"], ["--hub_token", "HF_TOKEN"]),
+    ("an upload while training", ["--push_to_hub"], ["--push_to_hub", "hf upload"]),
+    ("an architecture of no encoder", ["--init", "from_config"], ["--init from_config", "--model_name_or_path"]),
+    (
+        "another shape of trained weights",
+        ["--model_name_or_path", "{dir}/bert", "--text_config", '{{"num_hidden_layers": 2}}'],
+        ["--text_config", "--init from_config"],
+    ),
+    (
+        "held-out texts for a corpus that has its own",
+        ["--dataset_name", "x", "--validation_file", "{dir}/good.txt"],
+        ["--validation_file goes with --train_file"],
+    ),
     ("a file for a folder", ["--output_dir", "{dir}/good.txt"], ["--output_dir", "good.txt", "is a file"]),
 ]
 

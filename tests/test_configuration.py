@@ -254,3 +254,15 @@ def test_every_field_changes_the_model_or_its_outputs(name, plain, make_model, m
 
 def test_the_table_of_changes_holds_no_field_that_is_gone():
     assert set(CHANGES) <= set(OWN_FIELDS)
+
+
+def test_a_partial_text_config_changes_the_default_encoder():
+    """Not the default of ModernBERT, which is 22 layers deep."""
+    config = TextJepaConfig(text_config={"vocab_size": 500})
+    assert config.text_config.to_dict() == TextJepaConfig.preset("mini", {"vocab_size": 500}).text_config.to_dict()
+
+
+@pytest.mark.parametrize(("field", "near"), [({"vocabsize": 10}, "vocab_size"), ({"model_type": "bert"}, "")])
+def test_a_preset_refuses_fields_that_its_encoder_does_not_have(field, near):
+    with pytest.raises(ValueError, match=f"unknown field '{next(iter(field))}' of text_config.*{near}"):
+        TextJepaConfig.preset("tiny", field)

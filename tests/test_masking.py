@@ -18,7 +18,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from text_jepa import masking
-from text_jepa.masking import DataCollatorForTextJepa, counter_uniforms, mask_keys, span_lengths, word_start_table
+from text_jepa.masking import (
+    DataCollatorForTextJepa,
+    counter_uniforms,
+    mask_keys,
+    span_lengths,
+    vocabulary,
+    word_start_table,
+)
 
 
 DISTRIBUTIONS = ["fixed", "uniform", "geometric", "poisson"]
@@ -575,3 +582,11 @@ def test_an_argument_out_of_range_is_named(options, message):
 def test_a_tokenizer_without_padding_token_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"no padding token; set tokenizer\.pad_token"):
         DataCollatorForTextJepa(SimpleNamespace(pad_token_id=None))
+
+
+def test_a_vocabulary_with_gaps_is_read_by_id():
+    backend = Tokenizer(models.WordLevel({"[PAD]": 0, "one": 1, "two": 3, "three": 7}, unk_token="[PAD]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
+    assert vocabulary(tokenizer) == ["[PAD]", "one", "", "two", "", "", "", "three"]
+    batch = DataCollatorForTextJepa(tokenizer)([{"input_ids": [1, 3, 7, 1, 3, 7]}])
+    assert (batch["target_positions"] >= 0).sum() == 3

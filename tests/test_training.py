@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
+from text_jepa import (
+    TextJepaConfig,
+    TextJepaForPreTraining,
+    TextJepaForSequenceClassification,
+    TextJepaTrainer,
+    TextJepaTrainingArguments,
+)
+from text_jepa.data import EndlessStream
 from text_jepa.masking import DataCollatorForTextJepa
 from text_jepa.training import (
     CollapseMonitorCallback,
@@ -24,10 +31,15 @@ from text_jepa.training import (
 )
 
 
-def make_model(tokenizer, **fields):
+def make_model(tokenizer, text_config=None, **fields):
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text_config = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **shape}
+    text_config = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        **shape,
+        **(text_config or {}),
+    }
     return TextJepaForPreTraining(TextJepaConfig.preset("tiny", text_config, **fields))
 
 
@@ -192,7 +204,8 @@ def test_log_names_every_term_and_measure(tokenizer, examples, tmp_path):
         evaluation["eval_latent_loss"] + weight * evaluation["eval_token_loss"], rel=1e-5
     )
     lengths = [len(row) for row in trainer.train_dataset["input_ids"]]
-    assert 0 < trainer.tokens_seen <= 4 * 8 * max(lengths)
+    assert 0 < training[0]["tokens_seen"] < training[-1]["tokens_seen"] <= 4 * 8 * max(lengths)
+    assert 0 < training[0]["train_seconds"] < training[-1]["train_seconds"]
 
 
 def test_nan_is_not_hidden_in_the_log(tokenizer, examples, tmp_path):
@@ -300,10 +313,72 @@ def test_resumed_run_equals_the_uninterrupted_one(tokenizer, examples, tmp_path,
     ):
         assert torch.equal(expected, value), name
     untimed = [
-        [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in metrics_of(tmp_path / run) if "loss" in r]
+        [
+            {k: v for k, v in r.items() if k not in ("tokens_per_second", "train_seconds")}
+            for r in metrics_of(tmp_path / run)
+            if "loss" in r
+        ]
         for run in ("whole", "resumed")
     ]
     assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize("stop", [4, 15])
+def test_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tokenizer, examples, tmp_path, stop):
+    """Passes of 10 steps, each in an order and with masks of its own."""
+
+    def run(name, checkpoint=None):
+        stream = examples.select(range(80)).to_iterable_dataset().shuffle(seed=3, buffer_size=30)
+        arguments = {"max_steps": 24, "logging_steps": 1, "save_strategy": "steps", "save_steps": stop}
+        trainer = make_trainer(tokenizer, examples, tmp_path / name, save_total_limit=None, **arguments)
+        trainer.train_dataset = EndlessStream(stream)
+        batches, step = [], trainer.training_step
+        trainer.training_step = lambda model, inputs, n=None: (batches.append(inputs), step(model, inputs, n))[1]
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer.model.state_dict(), batches
+
+    whole, batches = run("whole")
+    resumed, rest = run("resumed", str(tmp_path / "whole" / f"checkpoint-{stop}"))
+    assert all(torch.equal(whole[name], value) for name, value in resumed.items())
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(batches[stop:], rest, strict=True) for key in a)
+    passes = [batches[start : start + 10] for start in (0, 10)]
+    texts = [
+        sorted(tuple(row[row > 0].tolist()) for batch in batches for row in batch["input_ids"]) for batches in passes
+    ]
+    assert texts[0] == texts[1]
+    assert not torch.equal(passes[0][0]["input_ids"], passes[1][0]["input_ids"])
+
+
+def test_masks_of_a_stream_belong_to_the_pass_that_each_example_names(tokenizer, examples):
+    collator = DataCollatorForTextJepa(tokenizer, whole_words=False)
+    row = examples[0]
+    mixed = collator([{**row, "epoch": 0}, {**row, "epoch": 1}])["target_positions"]
+    for epoch in (0, 1):
+        collator.epoch = epoch
+        assert torch.equal(collator([row, row])["target_positions"][epoch], mixed[epoch])
+    assert not torch.equal(*mixed)
+
+
+def test_accumulation_does_not_change_the_loss_of_the_classifier(tokenizer, examples, tmp_path):
+    """The stock Trainer multiplies the loss of a model that seems to count items and does not."""
+    config = make_model(tokenizer, classifier_dropout=0.0).config
+    rows = [{"input_ids": row["input_ids"][:6], "labels": i % 2} for i, row in enumerate(examples.select(range(16)))]
+    losses = []
+    for size, accumulation in ((16, 1), (4, 4)):
+        torch.manual_seed(0)
+        arguments = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+        args = TrainingArguments(str(tmp_path), use_cpu=True, save_strategy="no", logging_steps=1, **arguments)
+        trainer = Trainer(TextJepaForSequenceClassification(config), args, train_dataset=rows)
+        trainer.train()
+        losses.append((trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_terms_of_the_evaluation_add_up_with_a_short_last_batch(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, per_device_eval_batch_size=6)  # 16 texts: 6, 6 and 4
+    found = trainer.evaluate()
+    weight = trainer.model.config.token_loss_weight
+    assert found["eval_loss"] == pytest.approx(found["eval_latent_loss"] + weight * found["eval_token_loss"], rel=1e-5)
 
 
 # ---- collapse -------------------------------------------------------------------------------------------------------
@@ -367,6 +442,34 @@ def test_monitor_warns_once_after_patience_with_the_remedy(tokenizer, batch, cap
     assert error.count("WARNING: collapse") == 1
     assert ("--ema_decay_start" in error) == (not stop)
     assert control.should_training_stop == control.should_save == stop
+
+
+def test_few_tokens_are_no_sign_of_collapse(tokenizer, examples):
+    """The rank of 5 tokens cannot exceed 4, whatever the width."""
+    batch = DataCollatorForTextJepa(tokenizer)([{"input_ids": examples[0]["input_ids"][:5]}])
+    monitor = CollapseMonitorCallback(batch, patience=1)
+    wide = make_model(tokenizer, text_config={"hidden_size": 256, "num_attention_heads": 4})
+    monitor.on_step_end(None, TrainerState(), TrainerControl(should_log=True), model=wide)
+    assert monitor.values["token_rank"] < 0.05 * 256
+    assert not monitor.collapsed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields", "collapses"),
+    [
+        ({"learning_rate": 1e-3}, {}, False),
+        ({"learning_rate": 2e-2, "ema_schedule": "constant", "ema_decay_start": 0}, {"token_loss_weight": 0.0}, True),
+    ],
+    ids=["healthy", "collapsing"],
+)
+def test_a_collapsing_run_is_told_from_a_healthy_one(tokenizer, examples, tmp_path, arguments, fields, collapses):
+    """Without moving average and grounding and with a high learning rate, against the defaults."""
+    model = make_model(tokenizer, text_config={"hidden_size": 64}, **fields)
+    arguments = {"max_steps": 300, "logging_steps": 20, "stop_on_collapse": True, **arguments}
+    trainer = make_trainer(tokenizer, examples, tmp_path, model=model, **arguments)
+    trainer.train()
+    assert trainer.monitor.collapsed == collapses
+    assert (trainer.state.global_step < 300) == collapses
 
 
 def test_monitor_measures_only_when_something_is_logged(tokenizer, batch):

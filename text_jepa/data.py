@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text_jepa.arguments import UsageError, nearest
 from text_jepa.builtin_corpus import load_builtin_corpus
+from text_jepa.masking import vocabulary
 
 
 # File suffix -> builder of the datasets library and its options.
@@ -47,6 +48,9 @@ _TOKENIZER_TRAINING_CHARACTERS = 40_000_000
 
 # Characters that a trained tokenizer knows, as in BERT's.
 _ALPHABET = 1_000
+
+# Part of the cache's fingerprint: raise it whenever the same settings give other examples.
+_TOKENIZATION_VERSION = 1
 
 # Texts that a stream sets aside for evaluation when it has no held-out split of its own.
 _STREAM_HELD_OUT = 200
@@ -111,6 +115,8 @@ def load_corpus(
     """
     if train_file and dataset_name:
         raise UsageError("--train_file and --dataset_name exclude each other")
+    if validation_file and not train_file:
+        raise UsageError("--validation_file goes with --train_file; other corpora bring their own held-out part")
     if not train_file and not dataset_name:
         corpus = load_builtin_corpus(cache_dir).select_columns(["text"])
         return _as_streams(corpus) if streaming else corpus
@@ -324,8 +330,7 @@ def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
 
 def sentence_end_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """(V,) boolean: tokens behind which a sentence may end, by their last character."""
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return np.array([token[-1:] in tuple(".!?。！？") for token in tokens])
+    return np.array([token[-1:] in tuple(".!?。！？") for token in vocabulary(tokenizer)])
 
 
 def cut_points(length: int, room: int, sentence_ends: np.ndarray) -> list[int]:
@@ -378,12 +383,19 @@ def tokenize_corpus(
     room = max_length - len(before) - len(after)
     if room < 3:
         raise UsageError(f"--max_length {max_length}: leaves no room for text beside the special tokens")
-    ends_sentence = sentence_end_table(tokenizer) if split_documents == "sentence" else np.zeros(len(tokenizer), bool)
+    ends_sentence = (
+        sentence_end_table(tokenizer) if split_documents == "sentence" else np.zeros(len(vocabulary(tokenizer)), bool)
+    )
 
     def tokenize(batch):
         texts = [text or "" for text in batch["text"]]
         encoded = tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,  # a literal "[MASK]" is text
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
         )
         pieces = []
         for ids in encoded["input_ids"]:
@@ -396,7 +408,7 @@ def tokenize_corpus(
         return {"input_ids": pieces, "length": [len(piece) for piece in pieces]}
 
     streaming = isinstance(corpus, IterableDatasetDict)
-    settings = [_tokenizer_identity(tokenizer), max_length, split_documents]
+    settings = [_TOKENIZATION_VERSION, _tokenizer_identity(tokenizer), max_length, split_documents]
     examples = {}
     for split, part in corpus.items():
         options = (
@@ -421,6 +433,29 @@ def _tokenizer_identity(tokenizer):
         return [type(tokenizer).__name__, str(tokenizer.init_kwargs), sorted(tokenizer.get_vocab().items())]
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     return {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+
+
+class EndlessStream(torch.utils.data.IterableDataset):
+    """A stream that begins again when it ends, in another order if it is shuffled.
+
+    The Trainer does not know where a pass over a stream ends: here each example carries the number of its pass, so
+    that masks change from pass to pass, and a resumed run that skips what it has seen arrives at the same place.
+
+    Args:
+        stream: Examples; its `set_epoch` chooses the order of a pass.
+    """
+
+    def __init__(self, stream: IterableDataset):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[dict]:
+        for epoch in itertools.count():
+            self.stream.set_epoch(epoch)
+            example = None
+            for example in self.stream:
+                yield {**example, "epoch": epoch}
+            if example is None:  # a worker without a share of the files would search for ever
+                return
 
 
 # ---- batches --------------------------------------------------------------------------------------------------------

@@ -38,13 +38,25 @@ def counter_uniforms(keys: np.ndarray, count: int) -> np.ndarray:
     return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def mask_keys(texts: Sequence[np.ndarray], num_masks: int, seed: int, epoch: int) -> np.ndarray:
-    """One key per (text, mask), from the token ids themselves: (B,) texts -> (B · M,) uint64, texts outermost."""
+def mask_keys(texts: Sequence[np.ndarray], num_masks: int, seed: int, epochs: int | Sequence[int]) -> np.ndarray:
+    """One key per (text, mask), from the token ids themselves and the pass that each text belongs to.
+
+    Args:
+        texts: B texts, each an array of token ids.
+        num_masks: M.
+        seed: Any integer.
+        epochs: An integer, or B of them.
+
+    Returns:
+        (B · M,) uint64, texts outermost.
+    """
     content = np.array([zlib.crc32(ids.tobytes()) for ids in texts], dtype=np.uint64)
-    run = np.array([seed, epoch], dtype=np.int64).astype(np.uint64)
-    run = (counter_uniforms(run, 2)[[0, 1], [0, 1]] * 2.0**53).astype(np.uint64)  # spread small integers over 53 bits
+    # Small integers are spread over 53 bits, each by a column of its own.
+    seeds = counter_uniforms(np.array([seed], dtype=np.int64).astype(np.uint64), 1)[:, 0]
+    passes = counter_uniforms(np.atleast_1d(epochs).astype(np.int64).astype(np.uint64), 2)[:, 1]
+    seeds, passes = ((draws * 2.0**53).astype(np.uint64) for draws in (seeds, passes))
     with np.errstate(over="ignore"):
-        base = (content << np.uint64(20)) ^ run[0] ^ (run[1] << np.uint64(11))
+        base = (content << np.uint64(20)) ^ seeds ^ (passes << np.uint64(11))
         keys = base[:, None] * _GOLDEN + np.arange(num_masks, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
     return keys.reshape(-1)
 
@@ -169,6 +181,15 @@ def pack_positions(chosen: np.ndarray, values: np.ndarray | None = None) -> np.n
     return packed
 
 
+def vocabulary(tokenizer: Any) -> list[str]:
+    """All tokens by id, with an empty string where a vocabulary has a gap."""
+    ids = tokenizer.get_vocab()
+    tokens = [""] * (max(ids.values()) + 1)
+    for token, index in ids.items():
+        tokens[index] = token
+    return tokens
+
+
 def word_start_table(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     """For each token of the vocabulary: may it continue a word, and may a word be continued behind it?
 
@@ -179,7 +200,7 @@ def word_start_table(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Two boolean arrays (V,).
     """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    tokens = vocabulary(tokenizer)
     uses = {mark: sum(token.startswith(mark) for token in tokens) for mark in ("##", "Ġ", "▁")}
     mark = max(uses, key=uses.get)
     if not uses[mark]:
@@ -199,7 +220,7 @@ class DataCollatorForTextJepa:
     """Pads texts and draws M masks for each: the batch that [`TextJepaForPreTraining`] takes.
 
     Masks are a pure function of (`seed`, `epoch`, token ids of the text, number of the mask). `epoch` is set by the
-    trainer before each pass and shared with worker processes.
+    trainer before each pass and shared with worker processes; an example of a stream brings its own.
 
     Texts with fewer than two usable tokens (neither special nor padding) pass through unhidden: they add no target and
     no loss.
@@ -258,9 +279,9 @@ class DataCollatorForTextJepa:
         special = set(tokenizer.all_special_ids)
         if unknown is not None and unknown not in names.values():
             special.discard(tokenizer.unk_token_id)
-        self._is_special = np.zeros(len(tokenizer), bool)
-        self._is_special[sorted(special)] = True
         self._continues, self._continued = word_start_table(tokenizer)
+        self._is_special = np.zeros(len(self._continues), bool)
+        self._is_special[sorted(special)] = True
         if not whole_words:
             self._continues = np.zeros_like(self._continues)
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -275,7 +296,7 @@ class DataCollatorForTextJepa:
         self._epoch.fill_(int(value))
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Texts, each with `input_ids`, to a batch.
+        """Texts, each with `input_ids` and perhaps its `epoch`, to a batch.
 
         Returns:
             `input_ids` and `attention_mask` (B, S), `context_positions` (B, M, C), `target_positions` and
@@ -296,7 +317,7 @@ class DataCollatorForTextJepa:
         spans = sample_spans(
             np.repeat(usable, self.num_masks, axis=0),
             np.repeat(word_starts, self.num_masks, axis=0),
-            mask_keys(texts, self.num_masks, self.seed, self.epoch),
+            mask_keys(texts, self.num_masks, self.seed, [example.get("epoch", self.epoch) for example in examples]),
             self.mask_ratio,
             self.span_length_distribution,
             self.mean_span_length,

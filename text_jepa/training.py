@@ -18,14 +18,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import nested_gather
 
-from modeling_text_jepa import TextJepaForPreTraining, average_layers, mean_pool
+from modeling_text_jepa import TextJepaForPreTraining, average_layers, gather_positions, mean_pool
 from text_jepa import metrics
 from text_jepa.data import LengthGroupedSampler
 
 
 logger = logging.getLogger(__name__)
 
-# Texts of the fixed held-out batch on which representations are watched.
+# Texts of the fixed held-out batch on which representations are watched, where a batch of evaluation holds as many.
 MONITOR_TEXTS = 64
 
 # Steps in a row whose gradient is not finite before a run gives up.
@@ -170,16 +170,16 @@ def measure_representations(model: TextJepaForPreTraining, batch: Mapping[str, t
     training = model.training
     model.eval()
     mask = batch["attention_mask"]
-    output = model(**batch)
-    layers = model.target_encoder(
+    predictions = model.predict(**batch)[0]
+    target = model.target_encoder(
         input_ids=batch["input_ids"], attention_mask=mask, output_hidden_states=True, return_dict=True
     )
     model.train(training)
-    states, visible = layers.last_hidden_state.float(), mask.bool()
-    config = model.config
-    features = average_layers(layers.hidden_states[-config.target_num_layers :], mask, config.target_normalization)
-    used = batch["target_positions"] >= 0
-    predictions, targets = output.predictions[used].float(), output.targets[used]
+    states, visible, used = target.last_hidden_state.float(), mask.bool(), batch["target_positions"] >= 0
+    layers = target.hidden_states[-model.config.target_num_layers :]
+    features = average_layers(layers, mask, model.config.target_normalization)
+    predictions = predictions[used].float()
+    targets = gather_positions(features, batch["target_positions"])[used]
     copied = metrics.copy_nearest_visible(features, batch["context_positions"], batch["target_positions"])[used]
     text = torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(mask)[visible]
     same, other = metrics.mean_cosine(states[visible], text)
@@ -197,18 +197,18 @@ def measure_representations(model: TextJepaForPreTraining, batch: Mapping[str, t
     return {name: float(value) for name, value in values.items()}
 
 
-def collapse_signs(values: Mapping[str, float], width: int) -> list[str]:
+def collapse_signs(values: Mapping[str, float], dimensions: int) -> list[str]:
     """Plain-word reasons to call the representations collapsed or degenerate; none if they look healthy.
 
     Args:
         values: From `measure_representations`.
-        width: D, dimensions of the encoder.
+        dimensions: What the rank could be at most: the width of the encoder, or fewer tokens.
     """
     signs = []
     if not all(math.isfinite(value) for value in values.values()):
         return ["representations are not finite"]
-    if values["token_rank"] < 0.05 * width:
-        signs.append(f"tokens use {values['token_rank']:.1f} of {width} dimensions")
+    if values["token_rank"] < 0.05 * dimensions:
+        signs.append(f"tokens use {values['token_rank']:.1f} of {dimensions} dimensions")
     if values["cosine_other_text"] > 0.98:
         signs.append(f"tokens of different texts point the same way (cosine {values['cosine_other_text']:.3f})")
     if values["spread"] < 1e-3:
@@ -229,10 +229,7 @@ class CollapseMonitorCallback(TrainerCallback):
         collapsed: Whether the monitor has warned.
     """
 
-    remedy = (
-        "Raise --ema_decay_start, lower --learning_rate, lengthen --warmup_steps, or raise --token_loss_weight "
-        "(0.1 holds most runs)."
-    )
+    remedy = "Raise --ema_decay_start, lower --learning_rate, lengthen --warmup_steps, or raise --token_loss_weight."
 
     def __init__(self, batch: Mapping[str, torch.Tensor], stop_on_collapse: bool = False, patience: int = 2):
         self.batch = batch
@@ -247,7 +244,8 @@ class CollapseMonitorCallback(TrainerCallback):
             return
         self.batch = {name: tensor.to(model.device) for name, tensor in self.batch.items()}
         self.values = measure_representations(model, self.batch)
-        signs = collapse_signs(self.values, model.config.hidden_size)
+        tokens = int(self.batch["attention_mask"].sum())
+        signs = collapse_signs(self.values, min(model.config.hidden_size, tokens - 1))
         self._suspicious = self._suspicious + 1 if signs else 0
         if self._suspicious < self.patience or self.collapsed:
             return
@@ -325,7 +323,7 @@ class _BeginningCallback(TrainerCallback):
         self.trainer.steps_logged, self.trainer.clock = state.global_step, time.perf_counter()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        epoch = int(state.epoch or 0)
+        epoch = int(state.epoch or 0)  # of a stream always 0: there each example brings its own
         self.trainer.data_collator.epoch = epoch
         if self.trainer.train_sampler is not None:  # accelerate does not reach it behind all of its wrappers
             self.trainer.train_sampler.set_epoch(epoch)
@@ -346,7 +344,6 @@ class TextJepaTrainer(Trainer):
 
     Attributes:
         nonfinite_steps: Steps in a row, up to now, whose gradient was not finite.
-        tokens_seen: Tokens that this call of `train` has seen, up to the last log.
     """
 
     def __init__(self, model, args, data_collator, train_dataset, eval_dataset=None, **kwargs):
@@ -355,7 +352,6 @@ class TextJepaTrainer(Trainer):
         self.eval_collator.epoch = -1
         self._terms: dict[str, torch.Tensor] = {}
         self._tokens = torch.zeros((), dtype=torch.long)
-        self.tokens_seen = 0
         self._batches: list[Mapping[str, torch.Tensor]] = []
         self.nonfinite_steps = 0
         self.steps_logged, self.clock = 0, None
@@ -367,7 +363,8 @@ class TextJepaTrainer(Trainer):
         self.add_callback(_BeginningCallback(self))
         self.add_callback(self.ema)
         if eval_dataset is not None:
-            texts = [example for example, _ in zip(eval_dataset, range(MONITOR_TEXTS), strict=False)]
+            count = min(MONITOR_TEXTS, args.per_device_eval_batch_size)
+            texts = [example for example, _ in zip(eval_dataset, range(count), strict=False)]
             self.monitor = CollapseMonitorCallback(self.eval_collator(texts), args.stop_on_collapse)
             self.add_callback(self.monitor)
         self.add_callback(ProgressLineCallback())
@@ -397,17 +394,19 @@ class TextJepaTrainer(Trainer):
         if not batch_samples:
             return None
         count = sum((batch["target_positions"] >= 0).sum() for batch in batch_samples).to(device)
-        if self.args.world_size > 1:
+        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
             count = self.accelerator.gather(count).sum()
         return count.clamp(min=1)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        # The mean over processes undoes the first factor, as it does for the loss itself. In evaluation the mean over
+        # texts is wanted.
+        weight = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        weight = weight if model.training else len(inputs["input_ids"])
         for name in ("latent_loss", "token_loss"):
             if outputs.get(name) is not None:
-                # The mean over processes undoes this factor, as it does for the loss itself.
-                term = outputs[name].detach() * self.accelerator.num_processes
-                self._terms[name] = self._terms.get(name, 0) + term
+                self._terms[name] = self._terms.get(name, 0) + weight * outputs[name].detach()
         if model.training:
             self._tokens = self._tokens.to(loss.device) + inputs["attention_mask"].sum()
         return (loss, outputs) if return_outputs else loss
@@ -462,8 +461,10 @@ class TextJepaTrainer(Trainer):
             )
             now = time.perf_counter()
             tokens = nested_gather(self._tokens, self.args.parallel_mode).sum().item()
-            self.tokens_seen += tokens
+            last = next((record for record in reversed(self.state.log_history) if "tokens_seen" in record), {})
             logs["tokens_per_second"] = tokens / (now - self.clock)
+            logs["tokens_seen"] = last.get("tokens_seen", 0) + tokens
+            logs["train_seconds"] = last.get("train_seconds", 0.0) + now - self.clock
             self._tokens, self.clock = torch.zeros_like(self._tokens), now
         super().log(logs, start_time)
 
@@ -478,7 +479,7 @@ class TextJepaTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        terms = self._drain_terms(len(dataloader))
+        terms = self._drain_terms(output.num_samples / self.args.world_size)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in terms.items()})
         return output
 
