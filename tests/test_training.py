@@ -450,7 +450,7 @@ def test_few_tokens_are_no_sign_of_collapse(tokenizer, examples):
     monitor = CollapseMonitorCallback(batch, patience=1)
     wide = make_model(tokenizer, text_config={"hidden_size": 256, "num_attention_heads": 4})
     monitor.on_step_end(None, TrainerState(), TrainerControl(should_log=True), model=wide)
-    assert monitor.values["token_rank"] < 0.05 * 256
+    assert monitor.values["token_rank"] < 0.1 * 256
     assert not monitor.collapsed
 
 

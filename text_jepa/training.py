@@ -207,7 +207,7 @@ def collapse_signs(values: Mapping[str, float], dimensions: int) -> list[str]:
     signs = []
     if not all(math.isfinite(value) for value in values.values()):
         return ["representations are not finite"]
-    if values["token_rank"] < 0.05 * dimensions:
+    if values["token_rank"] < 0.1 * dimensions:
         signs.append(f"tokens use {values['token_rank']:.1f} of {dimensions} dimensions")
     if values["cosine_other_text"] > 0.98:
         signs.append(f"tokens of different texts point the same way (cosine {values['cosine_other_text']:.3f})")
