@@ -348,7 +348,9 @@ def test_python_of_the_readme_runs_and_prints_what_it_says(block, runs, capsys):
         assert re.fullmatch(re.sub(r"\d+", r"\\d+", re.sub(r"([\[\]()])", r"\\\1", line)), printed.strip())
 
 
-COMMANDS = [line.split("#")[0].strip() for block in blocks_of("bash") for line in block.splitlines()]
+COMMANDS = [
+    line.split("#")[0].strip() for block in blocks_of("bash") for line in block.replace("\\\n", "").splitlines()
+]
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "run_pretraining.py" in line])

@@ -161,6 +161,17 @@ def test_optimizer_holds_what_trains_and_spares_vectors_from_decay(tokenizer, ex
     assert held[id(trainer.model.predictor.context_projection.weight)] == trainer.args.weight_decay
 
 
+def test_predictor_may_learn_at_a_rate_of_its_own(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, learning_rate=1e-5, predictor_learning_rate=1e-3)
+    trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        if not name.startswith("target_encoder."):
+            assert rates[id(parameter)] == (1e-5 if name.startswith("model.") else 1e-3), name
+    trainer.train()
+    assert len(trainer.lr_scheduler.get_last_lr()) == 4
+
+
 # ---- loss and log ---------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,12 @@ class TextJepaTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Every trainable parameter takes part in the loss."}
     )
 
+    predictor_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak rate of predictor and heads, which are new beside a trained encoder. Default: the same."
+        },
+    )
     ema_schedule: Literal["cosine", "linear", "constant"] = field(
         default="cosine", metadata={"help": "Course of the target encoder's decay over the run."}
     )
@@ -484,6 +490,18 @@ class TextJepaTrainer(Trainer):
         return output
 
     # -- parameters
+
+    def create_optimizer(self, *args, **kwargs):
+        """AdamW as the Trainer makes it, with a rate of their own for the parts around the encoder, if asked."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.args.predictor_learning_rate is not None:
+            inside = {id(parameter) for parameter in self.model.model.parameters()}
+            for group in list(optimizer.param_groups):
+                around = [p for p in group["params"] if id(p) not in inside]
+                group["params"] = [p for p in group["params"] if id(p) in inside]
+                optimizer.add_param_group({**group, "params": around, "lr": self.args.predictor_learning_rate})
+        return optimizer
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Matrices decay; biases, norms and the mask token do not."""
