@@ -1,11 +1,22 @@
-"""What an encoder is worth: texts to vectors, vectors to scores."""
+"""What an encoder is worth: texts to vectors, vectors to predictions, predictions to scores with their uncertainty.
 
-from collections.abc import Sequence
+Apart from `embed_texts`, arrays in and arrays or numbers out, with no state and no files. A function that predicts
+never gets to see the test labels, and a test row's prediction does not depend on the other test rows.
+
+Shapes: N rows to learn from or to score, M test rows, D features, S and T tokens, Q queries, C candidates.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+import torch.nn.functional as F
+from scipy.stats import rankdata
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
@@ -65,18 +76,411 @@ def nearest_texts(vectors: np.ndarray, queries: Sequence[int]) -> tuple[np.ndarr
 
 
 def linear_probe(train_x, train_y, test_x, test_y, seed: int = 0) -> float:
-    """Accuracy in percent of a logistic regression on scaled features.
-
-    The regularisation is chosen by cross-validation on the training part alone.
+    """Accuracy in percent of `fit_linear`, for class labels of any type.
 
     Args:
         train_x, test_x: (N, D) features.
         train_y, test_y: (N,) labels.
         seed: Of the solver and the folds.
     """
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed)),
-        {"logisticregression__C": np.logspace(-4, 0, 5)},
-        cv=StratifiedKFold(3, shuffle=True, random_state=seed),
-    )
-    return 100 * search.fit(train_x, train_y).score(test_x, test_y)
+    return 100 * float(np.mean(fit_linear(train_x, np.asarray(train_y), test_x, seed) == np.asarray(test_y)))
+
+
+def pair_features(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """[u, v, |u - v|, u * v], the features of a pair in InferSent and SentEval (Conneau et al., 2017 and 2018).
+
+    Args:
+        u, v: (N, D).
+
+    Returns:
+        (N, 4 D).
+    """
+    return np.concatenate([u, v, np.abs(u - v), u * v], axis=1)
+
+
+def is_regression(targets: np.ndarray) -> bool:
+    """Floating-point targets are real values; integers, booleans and strings are classes."""
+    return np.issubdtype(np.asarray(targets).dtype, np.floating)
+
+
+def _check(targets: np.ndarray, *features: np.ndarray) -> None:
+    """One clear line instead of a solver's."""
+    if not all(np.isfinite(x).all() for x in features):
+        raise ValueError("the features are not finite")
+    if is_regression(targets):
+        if not np.isfinite(targets).all():
+            raise ValueError("the training targets are not finite")
+    elif (np.unique(targets, return_counts=True)[1] >= 2).sum() < 2:
+        raise ValueError("the training labels need at least two classes of two rows each")
+
+
+def fit_linear(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    seed: int = 0,
+    max_rows: int = 10_000,
+    scoring: str | None = None,
+) -> np.ndarray:
+    """Predictions of a linear model on scaled frozen features.
+
+    Logistic regression for classes, ridge regression for real values (`is_regression`). The scaling and the penalty
+    are chosen on the training part alone, the penalty by threefold cross-validation, stratified for classes.
+
+    Args:
+        train_x, test_x: (N, D) and (M, D) features.
+        train_y: (N,) labels of any type, or float targets.
+        seed: Of the rows, the folds and the solver.
+        max_rows: Of more training rows than this, so many are drawn.
+        scoring: What cross-validation maximises, by scikit-learn's name; accuracy or R² by default.
+
+    Returns:
+        (M,) predictions of the type of `train_y`.
+
+    Raises:
+        ValueError: Features or targets are not finite, or there are not two classes of two rows.
+    """
+    train_x, train_y, test_x = map(np.asarray, (train_x, train_y, test_x))
+    if len(train_y) > max_rows:
+        rows = np.random.default_rng(seed).choice(len(train_y), max_rows, replace=False)
+        train_x, train_y = train_x[rows], train_y[rows]
+    _check(train_y, train_x, test_x)
+    if is_regression(train_y):
+        model, grid = Ridge(), {"ridge__alpha": np.logspace(0, 5, 6)}
+        folds = KFold(3, shuffle=True, random_state=seed)
+    else:
+        model = LogisticRegression(max_iter=300, random_state=seed)
+        grid = {"logisticregression__C": np.logspace(-4, 0, 5)}
+        folds = StratifiedKFold(3, shuffle=True, random_state=seed)
+    search = GridSearchCV(make_pipeline(StandardScaler(), model), grid, cv=folds, scoring=scoring)
+    with warnings.catch_warnings():
+        # A weak penalty that has not converged is one more candidate, and a class may be rarer than three rows.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        return search.fit(train_x, train_y).predict(test_x)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True).clip(min=1e-12)
+
+
+def centre(x: np.ndarray, by: np.ndarray | None = None) -> np.ndarray:
+    """Rows minus the mean row of `by`, or of themselves.
+
+    The mean is taken about a first row, so that equal rows centre to exact zeros instead of a rounding error whose
+    direction a cosine would then measure.
+
+    Args:
+        x: (N, D).
+        by: (M, D).
+
+    Returns:
+        (N, D).
+    """
+    by = x if by is None else by
+    return (x - by[:1]) - (by - by[:1]).mean(axis=0)
+
+
+def knn_predict(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    k: int = 10,
+    temperature: float = 0.07,
+    block: int = 1024,
+) -> np.ndarray:
+    """Predictions of the k nearest training rows by cosine, centred by the mean of the training part.
+
+    Neighbours vote for their class with weight exp(cosine / temperature), as in Wu et al. (2018) and DINO (Caron et
+    al., 2021), or average their real values with these weights.
+
+    Args:
+        train_x, test_x: (N, D) and (M, D) features.
+        train_y: (N,) labels of any type, or float targets.
+        k: Neighbours; all rows if there are fewer.
+        temperature: 0.07 in both sources; infinity counts every neighbour the same.
+        block: Test rows at a time; memory is block x N.
+
+    Returns:
+        (M,) predictions of the type of `train_y`; of equal votes the first class in sorted order.
+    """
+    train_x, train_y, test_x = map(np.asarray, (train_x, train_y, test_x))
+    if not (np.isfinite(train_x).all() and np.isfinite(test_x).all()):
+        raise ValueError("the features are not finite")
+    k = min(k, len(train_y))
+    keys, queries = _unit(centre(train_x)), _unit(centre(test_x, train_x))
+    if is_regression(train_y):
+        values = train_y[:, None]
+    else:
+        classes, ids = np.unique(train_y, return_inverse=True)
+        values = np.eye(len(classes))[ids]
+    votes = []
+    for start in range(0, len(queries), block):
+        cosine = queries[start : start + block] @ keys.T
+        nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+        weight = np.exp((np.take_along_axis(cosine, nearest, axis=1) - 1) / temperature)
+        weight /= weight.sum(axis=1, keepdims=True)
+        votes.append(np.einsum("mk,mkc->mc", weight, values[nearest]))
+    votes = np.concatenate(votes)
+    return votes[:, 0] if is_regression(train_y) else classes[votes.argmax(axis=1)]
+
+
+def attentive_predict(
+    train_states: np.ndarray,
+    train_mask: np.ndarray,
+    train_y: np.ndarray,
+    test_states: np.ndarray,
+    test_mask: np.ndarray,
+    seed: int = 0,
+    epochs: int = 50,
+    patience: int = 5,
+    learning_rate: float = 1e-3,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Predictions from frozen token states by one learned query, a softmax over the tokens and a linear layer.
+
+    Query and layer start at zero, so the probe starts as mean pooling. AdamW trains it on nine tenths of the training
+    rows and keeps the epoch with the lowest loss on the last tenth. States are scaled by the training tokens'
+    statistics. The attentive probe of CAE (Chen et al., 2022) and V-JEPA (Bardes et al., 2024) at its smallest: one
+    head, no projections.
+
+    Args:
+        train_states, test_states: (N, S, D) and (M, T, D) token states.
+        train_mask, test_mask: (N, S) and (M, T), 1 for a token; a row without any is pooled to zeros.
+        train_y: (N,) labels of any type, or float targets.
+        seed: Of the held-out tenth and the batches; the global generators are left alone.
+        epochs: At most.
+        patience: Epochs without a lower loss before it stops.
+        learning_rate: Of AdamW.
+        batch_size: Rows per step.
+
+    Returns:
+        (M,) predictions of the type of `train_y`.
+    """
+    train_states, test_states = torch.as_tensor(train_states), torch.as_tensor(test_states)
+    device = train_states.device
+    train_mask, test_mask = (torch.as_tensor(mask).to(device).bool() for mask in (train_mask, test_mask))
+    train_y = np.asarray(train_y)
+    _check(train_y)
+    real = is_regression(train_y)
+    if real:
+        offset, scale = train_y.mean(), train_y.std() or 1.0
+        targets, outputs = torch.tensor((train_y - offset) / scale, dtype=torch.float32, device=device), 1
+    else:
+        classes, ids = np.unique(train_y, return_inverse=True)
+        targets, outputs = torch.tensor(ids, device=device), len(classes)
+
+    tokens = train_states[train_mask].float()
+    mean, deviation = tokens.mean(0), tokens.std(0).clamp_min(1e-6)
+    width = tokens.shape[1]
+    shapes = ((width,), (width, outputs), (outputs,))
+    query, weight, bias = parameters = [torch.zeros(shape, device=device, requires_grad=True) for shape in shapes]
+
+    def forward(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = (states.float() - mean) / deviation
+        logits = (x @ query / width**0.5).masked_fill(~mask, torch.finfo(torch.float32).min)
+        return ((logits.softmax(1) * mask)[:, :, None] * x).sum(1) @ weight + bias
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        output = forward(train_states[rows], train_mask[rows])
+        return F.mse_loss(output[:, 0], targets[rows]) if real else F.cross_entropy(output, targets[rows])
+
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(train_y), generator=generator).to(device)
+    held_out, rows = order.split([max(1, len(order) // 10), len(order) - max(1, len(order) // 10)])
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
+    best, best_epoch, kept = float("inf"), 0, None
+    for epoch in range(epochs):
+        for batch in rows[torch.randperm(len(rows), generator=generator).to(device)].split(batch_size):
+            optimizer.zero_grad()
+            loss(batch).backward()
+            optimizer.step()
+        with torch.no_grad():
+            score = sum(float(loss(batch)) * len(batch) for batch in held_out.split(256)) / len(held_out)
+        if not np.isfinite(score):
+            raise ValueError("the features are not finite")
+        if score < best:
+            best, best_epoch, kept = score, epoch, [parameter.detach().clone() for parameter in parameters]
+        elif epoch - best_epoch >= patience:
+            break
+
+    with torch.no_grad():
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+        parts = zip(test_states.split(256), test_mask.split(256), strict=True)
+        output = torch.cat([forward(*part) for part in parts]).cpu().numpy()
+    if not np.isfinite(output).all():
+        raise ValueError("the features are not finite")
+    return output[:, 0] * scale + offset if real else classes[output.argmax(axis=1)]
+
+
+def cosine(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Cosine of each row of `u` with the row of `v` (..., D); 0 with a row of zeros."""
+    return (_unit(u) * _unit(v)).sum(axis=-1)
+
+
+def whiten(x: np.ndarray) -> np.ndarray:
+    """Principal coordinates scaled to unit variance (Su et al., 2021, "Whitening sentence representations").
+
+    Args:
+        x: (N, D). With N of at most D every row ends up equally far from every other: use many more rows.
+
+    Returns:
+        (N, D) float64 with the identity as covariance; zeros along directions in which the rows do not vary.
+    """
+    x = centre(np.asarray(x, dtype=np.float64))
+    variance, directions = np.linalg.eigh(x.T @ x / len(x))
+    real = variance > variance[-1] * max(x.shape) * np.finfo(np.float64).eps
+    return x @ directions * np.where(real, 1 / np.sqrt(np.where(real, variance, 1)), 0)
+
+
+def correlations(predictions: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+    """Pearson and Spearman correlation between -1 and 1; 0 where either side is constant, for it explains nothing.
+
+    Args:
+        predictions, gold: (N,).
+    """
+    if np.ptp(predictions) == 0 or np.ptp(gold) == 0:
+        return {"pearson": 0.0, "spearmanr": 0.0}
+    ranks = rankdata(predictions), rankdata(gold)
+    return {
+        "pearson": float(np.corrcoef(predictions, gold)[0, 1]),
+        "spearmanr": float(np.corrcoef(*ranks)[0, 1]),
+    }
+
+
+def sts_cosines(u: np.ndarray, v: np.ndarray) -> dict[str, np.ndarray]:
+    """Cosines (N,) of pairs (N, D), raw, centred and whitened.
+
+    Mean and whitening come from all 2 N vectors together and see no gold score. Centring alone lifts a random encoder
+    by ten points and more, so no comparison is honest without it.
+    """
+    u, v = np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64)
+    both = np.concatenate([u, v])
+    forms = {"raw": both, "centred": centre(both), "whitened": whiten(both)}
+    # Rounded because the cosines of a collapsed encoder differ by rounding errors alone, which have ranks too.
+    return {name: cosine(*np.split(x, 2)).round(9) for name, x in forms.items()}
+
+
+def sts_scores(u: np.ndarray, v: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+    """Correlation of cosine and gold similarity over all pairs of a set.
+
+    Args:
+        u, v: (N, D) vectors of the first and the second texts.
+        gold: (N,) similarities.
+
+    Returns:
+        Percent between -100 and 100: `raw_spearmanr`, `raw_pearson`, and the same for `centred_` and `whitened_`.
+    """
+    return {
+        f"{form}_{name}": 100 * value
+        for form, cosines in sts_cosines(u, v).items()
+        for name, value in correlations(cosines, np.asarray(gold)).items()
+    }
+
+
+def rerank_per_query(
+    scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], decimals: int = 6
+) -> dict[str, np.ndarray]:
+    """Average precision, reciprocal rank, and precision at 1 and 5 of each query.
+
+    The protocol of AskUbuntu (Lei et al., 2016): a query without a positive candidate is left out, and P@5 divides by
+    5 however few positives there are. Among equal scores the positives come last, so that a collapsed encoder does not
+    inherit the order of the file. AskUbuntu's BM25 column holds ties too: its published row is Lucene's ranking, which
+    is the order of the file and needs the negated ranks as scores (MAP 55.99; 55.89 from the column itself).
+
+    Args:
+        scores: Of Q queries, (C,) candidate scores, higher is better; C may vary.
+        labels: Of Q queries, (C,) labels, 1 for a positive.
+        decimals: To which scores count as equal; cosines of a collapsed encoder differ by rounding errors.
+
+    Returns:
+        `map`, `mrr`, `p@1` and `p@5`, each (Q',) between 0 and 1 in the order of the queries kept.
+
+    Raises:
+        ValueError: A score is not finite, or no query has a positive.
+    """
+    rows = []
+    for score, label in zip(scores, labels, strict=True):
+        score, label = np.asarray(score, dtype=np.float64), np.asarray(label)
+        if not np.isfinite(score).all():
+            raise ValueError("a score is not finite")
+        hits = label[np.lexsort((label, -score.round(decimals)))] > 0
+        ranks = np.flatnonzero(hits) + 1
+        if len(ranks):
+            precision = np.arange(1, len(ranks) + 1) / ranks
+            rows.append((precision.mean(), 1 / ranks[0], hits[0], hits[:5].sum() / 5))
+    if not rows:
+        raise ValueError("no query has a positive candidate")
+    return dict(zip(("map", "mrr", "p@1", "p@5"), np.array(rows, dtype=np.float64).T, strict=True))
+
+
+def rerank_scores(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> dict[str, float]:
+    """Means of `rerank_per_query` in percent: `map`, `mrr`, `p@1` and `p@5`."""
+    return {name: 100 * float(values.mean()) for name, values in rerank_per_query(scores, labels).items()}
+
+
+def _resamples(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return (generator.integers(count, size=count) for _ in range(resamples))
+
+
+def bootstrap_interval(
+    metric: Callable[..., float], *arrays: np.ndarray, seed: int = 0, resamples: int = 1000
+) -> tuple[float, float]:
+    """The 95 % percentile interval of a metric under resampling of rows or queries (Efron, 1979).
+
+    Args:
+        metric: Of the arrays, such as `np.mean` of per-row values, or a function of predictions and labels.
+        arrays: Each (N, ...), resampled together.
+        seed: Of the resampling.
+        resamples: How many.
+
+    Returns:
+        Lower and upper end.
+    """
+    arrays = [np.asarray(array) for array in arrays]
+    values = [metric(*(array[rows] for array in arrays)) for rows in _resamples(len(arrays[0]), resamples, seed)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+class PairedBootstrap(NamedTuple):
+    """How much better the first system is: on the whole set, 95 % of resamples, and the share in its favour."""
+
+    difference: float
+    low: float
+    high: float
+    share: float
+
+
+def paired_bootstrap(
+    metric: Callable[..., float],
+    a: np.ndarray,
+    b: np.ndarray,
+    *gold: np.ndarray,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> PairedBootstrap:
+    """Compares two systems on the same resampled rows or queries (Koehn, 2004).
+
+    Args:
+        metric: Of (a, *gold) and of (b, *gold).
+        a, b: (N,) predictions, or per-row values where the metric is their mean and there is no `gold`.
+        gold: Each (N,).
+        seed: Of the resampling.
+        resamples: How many.
+
+    Returns:
+        metric(a) - metric(b), its interval, and the share of resamples that favour `a`, between 0 and 1 where an equal
+        score counts half. With the systems exchanged, the differences change sign and the share is one minus itself.
+    """
+    a, b, *gold = map(np.asarray, (a, b, *gold))
+
+    def difference(a: np.ndarray, b: np.ndarray, *gold: np.ndarray) -> float:
+        return float(metric(a, *gold) - metric(b, *gold))
+
+    parts = _resamples(len(a), resamples, seed)
+    values = np.array([difference(*(array[rows] for array in (a, b, *gold))) for rows in parts])
+    low, high = np.percentile(values, [2.5, 97.5])
+    return PairedBootstrap(difference(a, b, *gold), float(low), float(high), float((np.sign(values) + 1).mean() / 2))
