@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import datasets
 import numpy as np
 import torch
 import transformers
@@ -104,6 +105,8 @@ def main(argv: list[str] | None = None) -> list[Score]:
     (args,) = parse_arguments((ProbeArguments,), argv, __doc__.split("\n")[0])
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     tasks, rerankings = load_tasks(args)
     notes = [note for task in [*tasks, *rerankings] for note in task.notes]
     texts = sorted({text for task in tasks for part in (task.train, task.test) for key in part.keys for text in key})

@@ -204,7 +204,7 @@ def test_log_names_every_term_and_measure(tokenizer, examples, tmp_path):
     training = [record for record in records if "loss" in record]
     assert [record["step"] for record in training] == [1, 2, 4]
     measures = {"relative_loss", "copy_relative_loss", "retrieval_margin", "spread", "target_spread", "token_rank"}
-    measures |= {"pooled_rank", "cosine_same_text", "cosine_other_text"}
+    measures |= {"retrieval_accuracy", "pooled_rank", "cosine_same_text", "cosine_other_text"}
     for record in training:
         assert measures | {"latent_loss", "token_loss", "ema_decay", "tokens_per_second", "grad_norm"} <= record.keys()
         weight = trainer.model.config.token_loss_weight

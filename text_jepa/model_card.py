@@ -21,6 +21,7 @@ _FIGURES = {
     "relative_loss": "relative loss",
     "copy_relative_loss": "relative loss of copying the nearest visible token",
     "retrieval_margin": "retrieval margin against shuffled targets",
+    "retrieval_accuracy": "predictions nearest to their own target among 1,024",
     "token_rank": "effective rank of tokens",
     "pooled_rank": "effective rank of pooled texts",
     "spread": "spread of token states",

@@ -168,6 +168,7 @@ def measure_representations(model: TextJepaForPreTraining, batch: Mapping[str, t
         relative_loss: Squared error of the predictions over the variance of the targets; 1 is predicting the mean.
         copy_relative_loss: The same for copying the target of the nearest visible token.
         retrieval_margin: Centred cosine with the right target minus that with another one.
+        retrieval_accuracy: Share of the first 1,024 predictions that are nearest to their own target among these.
         spread: Standard deviation of the target encoder's states over tokens, mean over dimensions.
         target_spread: The same of the normalised targets.
         token_rank, pooled_rank: Effective rank of token states and of mean-pooled texts.
@@ -193,6 +194,7 @@ def measure_representations(model: TextJepaForPreTraining, batch: Mapping[str, t
         "relative_loss": metrics.relative_loss(predictions, targets),
         "copy_relative_loss": metrics.relative_loss(copied, targets),
         "retrieval_margin": metrics.retrieval_margin(predictions, targets, shift=max(1, len(targets) // 2)),
+        "retrieval_accuracy": metrics.retrieval_accuracy(predictions[:1024], targets[:1024]),
         "spread": metrics.spread(states[visible]),
         "target_spread": metrics.spread(features[visible]),
         "token_rank": metrics.effective_rank(states[visible]),
