@@ -7,8 +7,7 @@
 Features are the mean of the last hidden states. Each distinct text is embedded once by each system, and the same rows
 are scored for all. The controls: the same architecture with random weights, the bag of the model's own embeddings,
 TF-IDF (256 components fitted on the training texts; for cosines all words of the set), and BM25 where a reranking file
-has its scores. Nothing is chosen by the
-scored split; intervals are 95 % of bootstrap resamples of its rows.
+has its scores. Nothing is chosen by the scored split; intervals are 95 % of bootstrap resamples of its rows.
 """
 
 import json
@@ -26,7 +25,6 @@ import torch
 import transformers
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.pipeline import make_pipeline
 from transformers import AutoConfig, AutoModel, AutoTokenizer, set_seed
 
 from text_jepa import probing
@@ -157,22 +155,20 @@ def systems(args) -> dict[str, Callable]:
             tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise UsageError(f"{name}: no encoder there ({str(error).splitlines()[0]})") from error
-        found[name] = (model.to(device), tokenizer, args.max_length or min(tokenizer.model_max_length, 512))
-    model, tokenizer, max_length = found[first]
+        found[name] = (model.to(device), tokenizer)
+    model, tokenizer = found[first]
     set_seed(args.seed)
     untrained = AutoModel.from_config(AutoConfig.from_pretrained(first)).to(device)
-    embedders = {name: partial(embed, *parts) for name, parts in found.items()}
-    embedders["random weights"] = partial(embed, untrained, tokenizer, max_length)
-    embedders["bag of its embeddings"] = partial(bag_of_embeddings, model, tokenizer, max_length)
-    return embedders
+    embedders = {name: (probing.embed_texts, *parts) for name, parts in found.items()}
+    embedders["random weights"] = (probing.embed_texts, untrained, tokenizer)
+    embedders["bag of its embeddings"] = (bag_of_embeddings, model, tokenizer)
+    return {
+        title: partial(function, model, tokenizer, max_length=args.max_length or min(tokenizer.model_max_length, 512))
+        for title, (function, model, tokenizer) in embedders.items()
+    }
 
 
-def embed(model, tokenizer, max_length, texts):
-    """Mean-pooled last hidden states (N, D)."""
-    return probing.embed_texts(model, tokenizer, texts, max_length)
-
-
-def bag_of_embeddings(model, tokenizer, max_length, texts):
+def bag_of_embeddings(model, tokenizer, texts, max_length):
     """Mean of the input embeddings of a text's tokens (N, D), without special tokens."""
     table = model.get_input_embeddings().weight.detach().float().cpu().numpy()
     ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
@@ -183,9 +179,8 @@ def tfidf_vectors(fitted_on, texts):
     """TF-IDF with 256 components of an SVD, both fitted on the first texts alone: text -> vector."""
     features = TfidfVectorizer(sublinear_tf=True).fit(fitted_on)
     components = TruncatedSVD(min(256, len(features.vocabulary_) - 1), random_state=0)
-    model = make_pipeline(features, components)
     components.fit(features.transform(fitted_on))
-    return dict(zip(texts, model.transform(texts), strict=True))
+    return dict(zip(texts, components.transform(features.transform(texts)), strict=True))
 
 
 def tfidf_cosines(fitted_on, left, right):
@@ -229,13 +224,21 @@ def score_task(task, vectors, args) -> list[Score]:
     for (mode, form), by_system in predicted.items():
         for metric in task.metrics:
             scores += compare(
-                task.name, f"{mode} {form}".strip(), metric, METRICS[metric], by_system, task.test.labels
+                task.name,
+                f"{mode} {form}".strip(),
+                metric,
+                METRICS[metric],
+                by_system,
+                task.test.labels,
+                seed=args.seed,
             )
     if task.kind == "classification":
         commonest = np.bincount(task.train.labels).argmax()
         majority = {"majority": np.full(len(task.test), commonest)}
         for metric in task.metrics:
-            scores += compare(task.name, "majority", metric, METRICS[metric], majority, task.test.labels)
+            scores += compare(
+                task.name, "majority", metric, METRICS[metric], majority, task.test.labels, seed=args.seed
+            )
     return scores
 
 
@@ -280,7 +283,7 @@ def score_reranking(task, vectors, seed) -> list[Score]:
     ]
 
 
-def compare(task, mode, metric, function, by_system, *gold, seed=0) -> list[Score]:
+def compare(task, mode, metric, function, by_system, *gold, seed) -> list[Score]:
     """Scores of all systems with intervals, and how far the first system is ahead of each other one."""
     (_, first), *_ = by_system.items()
     scores = []

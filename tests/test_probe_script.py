@@ -99,7 +99,9 @@ def test_each_distinct_text_is_embedded_once_by_each_encoder(folder, monkeypatch
     monkeypatch.setattr(
         run_probe.probing,
         "embed_texts",
-        lambda model, tokenizer, texts, n: (seen.append(texts), embed(model, tokenizer, texts, n))[1],
+        lambda model, tokenizer, texts, max_length: (seen.append(texts), embed(model, tokenizer, texts, max_length))[
+            1
+        ],
     )
     probe(folder, "--tasks", "rte", "stsb", "--data_dir", str(folder / "glue"), "--mode", "knn")
     assert len(seen) == 2  # the encoder and its random twin

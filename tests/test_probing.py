@@ -160,13 +160,6 @@ def test_linear_uses_at_most_so_many_rows_and_chooses_them_by_seed(generator):
     assert not np.allclose(limited, probing.fit_linear(x, y, x, seed=6, max_rows=100))
 
 
-def test_linear_probe_is_the_accuracy_of_the_predictions(generator):
-    (train_x, train_y), (test_x, test_y) = clusters(generator, 60), clusters(generator, 30)
-    test_y[:3] = 2 - test_y[:3] + (test_y[:3] == 1)
-    expected = 100 * accuracy_score(test_y, probing.fit_linear(train_x, train_y, test_x))
-    assert probing.linear_probe(train_x, train_y.tolist(), test_x, test_y.tolist()) == expected
-
-
 def test_knn_equals_brute_force(generator):
     train_x, test_x = generator.normal(size=(80, 6)) + 5, generator.normal(size=(37, 6)) + 5
     train_y, targets = generator.integers(3, size=80), generator.normal(size=80)

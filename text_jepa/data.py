@@ -29,7 +29,7 @@ from text_jepa.masking import vocabulary
 
 
 # File suffix -> builder of the datasets library and its options.
-_BUILDERS = {
+BUILDERS = {
     ".txt": ("text", {}),
     ".text": ("text", {}),
     ".md": ("text", {}),
@@ -69,25 +69,26 @@ def find_files(patterns: Sequence[str], flag: str) -> list[str]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            matches = sorted(str(p) for p in path.rglob("*") if _suffix(p) in _BUILDERS)
+            matches = sorted(str(p) for p in path.rglob("*") if suffix_of(p) in BUILDERS)
             if not matches:
-                raise UsageError(f"--{flag} {pattern}: no {', '.join(_BUILDERS)} file in this folder")
+                raise UsageError(f"--{flag} {pattern}: no {', '.join(BUILDERS)} file in this folder")
         else:
             matches = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
             matches = [match for match in matches if Path(match).is_file()]
             if not matches:
                 raise UsageError(f"--{flag} {pattern}: no such file")
         found += matches
-    unknown = [path for path in found if _suffix(Path(path)) not in _BUILDERS]
+    unknown = [path for path in found if suffix_of(Path(path)) not in BUILDERS]
     if unknown:
-        raise UsageError(f"--{flag} {unknown[0]}: files of this kind are not read; use one of {', '.join(_BUILDERS)}")
-    suffixes = sorted({_suffix(Path(path)) for path in found})
-    if any(_BUILDERS[suffix] != _BUILDERS[suffixes[0]] for suffix in suffixes):
+        raise UsageError(f"--{flag} {unknown[0]}: files of this kind are not read; use one of {', '.join(BUILDERS)}")
+    suffixes = sorted({suffix_of(Path(path)) for path in found})
+    if any(BUILDERS[suffix] != BUILDERS[suffixes[0]] for suffix in suffixes):
         raise UsageError(f"--{flag}: files of different kinds ({', '.join(suffixes)}); name one kind, e.g. '*.jsonl'")
     return found
 
 
-def _suffix(path):
+def suffix_of(path: Path) -> str:
+    """The suffix that tells the kind of a file, without `.gz`."""
     return Path(path.name.removesuffix(".gz")).suffix
 
 
@@ -136,7 +137,7 @@ def _as_streams(corpus):
 
 
 @contextlib.contextmanager
-def _reading(what):
+def reading(what):
     """Says what could not be read when the datasets library fails in its own words, of which it logs some before."""
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
@@ -159,11 +160,11 @@ def _load_files(train_file, validation_file, text_column, sample_by, streaming, 
         what = f"--{split}_file {', '.join(paths[:3])}"
         if not any(Path(path).stat().st_size for path in paths):
             raise UsageError(f"{what}: empty")
-        builder, options = _BUILDERS[_suffix(Path(paths[0]))]
+        builder, options = BUILDERS[suffix_of(Path(paths[0]))]
         if builder == "text":
             options = {"sample_by": sample_by}
         options = options | {"streaming": streaming, "cache_dir": cache_dir}
-        with _reading(what):
+        with reading(what):
             part = load_dataset(builder, data_files=[glob.escape(path) for path in paths], split="train", **options)
             corpus[split] = _text_only(part, text_column, what)
     return corpus
@@ -171,7 +172,7 @@ def _load_files(train_file, validation_file, text_column, sample_by, streaming, 
 
 def _load_hub(name, config_name, split, text_column, streaming, cache_dir):
     what = f"--dataset_name {name}"
-    with _reading(what):
+    with reading(what):
         splits = datasets.get_dataset_split_names(name, config_name)
         if split not in splits:
             raise UsageError(f"--dataset_split {split}: {name} has the splits {', '.join(splits)}")
@@ -435,6 +436,9 @@ def _tokenizer_identity(tokenizer):
     return {key: value for key, value in content.items() if key not in ("padding", "truncation")}
 
 
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
 class EndlessStream(torch.utils.data.IterableDataset):
     """A stream that begins again when it ends, in another order if it is shuffled.
 
@@ -456,9 +460,6 @@ class EndlessStream(torch.utils.data.IterableDataset):
                 yield {**example, "epoch": epoch}
             if example is None:  # a worker without a share of the files would search for ever
                 return
-
-
-# ---- batches --------------------------------------------------------------------------------------------------------
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler[int]):

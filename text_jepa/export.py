@@ -36,7 +36,6 @@ def export_encoder(
     """
     encoder = trained_encoder(model, which)
     output_dir = Path(output_dir)
-    # The configuration is shared by both encoders and the pretraining model; saving must not mark it.
     encoder.save_pretrained(output_dir)
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(output_dir)

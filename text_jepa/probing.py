@@ -75,17 +75,6 @@ def nearest_texts(vectors: np.ndarray, queries: Sequence[int]) -> tuple[np.ndarr
     return best, cosine[np.arange(len(queries)), best]
 
 
-def linear_probe(train_x, train_y, test_x, test_y, seed: int = 0) -> float:
-    """Accuracy in percent of `fit_linear`, for class labels of any type.
-
-    Args:
-        train_x, test_x: (N, D) features.
-        train_y, test_y: (N,) labels.
-        seed: Of the solver and the folds.
-    """
-    return 100 * float(np.mean(fit_linear(train_x, np.asarray(train_y), test_x, seed) == np.asarray(test_y)))
-
-
 def pair_features(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """[u, v, |u - v|, u * v], the features of a pair in InferSent and SentEval (Conneau et al., 2017 and 2018).
 

@@ -25,7 +25,7 @@ from datasets import load_dataset
 
 from text_jepa.arguments import UsageError, nearest
 from text_jepa.builtin_corpus import load_builtin_corpus
-from text_jepa.data import _BUILDERS, _reading, _suffix, find_files
+from text_jepa.data import BUILDERS, find_files, reading, suffix_of
 
 
 Kind = Literal["classification", "regression"]
@@ -201,7 +201,7 @@ def load_glue(name: str, data_dir: str | None = None, cache_dir: str | None = No
         parts = {split: (_read([path], cache_dir), path) for split, path in files.items()}
     else:
         what = f"nyu-mll/glue {base} from the Hub (--data_dir names a local folder)"
-        with _reading(what):
+        with reading(what):
             hub = load_dataset("nyu-mll/glue", base.removesuffix("-mm"), cache_dir=cache_dir)
         for split in ("train", "validation", "test"):
             found = next((source for source in _glue_sources(base, split) if source in hub), None)
@@ -300,11 +300,11 @@ def _read(paths, cache_dir, label_column="label"):
     what = ", ".join(map(str, paths[:3]))
     if not any(path.stat().st_size for path in paths):
         raise UsageError(f"{what}: empty")
-    builder, options = _BUILDERS[_suffix(paths[0])]
+    builder, options = BUILDERS[suffix_of(paths[0])]
     if builder == "csv":
         # "NA" and "null" are words, and nothing is an empty text, but not an empty label.
         options = options | {"keep_default_na": False, "na_values": {label_column: ["", "nan", "NaN"]}}
-    with _reading(what):
+    with reading(what):
         files = [glob.escape(str(path)) for path in paths]
         return load_dataset(builder, data_files=files, split="train", cache_dir=cache_dir, **options)
 
@@ -327,7 +327,7 @@ def _texts(dataset, column, what, flag):
         raise UsageError(
             f"{what}: column '{column}' holds {_dtype(dataset, column)}, not text; name another (--{flag})"
         )
-    with _reading(f"{what}, column '{column}'"):
+    with reading(f"{what}, column '{column}'"):
         dataset.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
         texts = list(dataset[column])
     _refuse(
@@ -486,7 +486,7 @@ def load_reranking(
 def _rows(path, maxsplit):
     """Line number and fields of each line that is not blank."""
     with (
-        _reading(path),
+        reading(path),
         (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="\n") as file,
     ):
         for number, line in enumerate(file, 1):

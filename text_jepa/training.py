@@ -143,13 +143,13 @@ class EmaTargetEncoderCallback(TrainerCallback):
         self.schedule, self.start, self.end = schedule, start, end
         self.skip_next = False
 
-    def decay(self, state) -> float:
-        """The decay of the step that is being made."""
-        return ema_decay(state.global_step, state.max_steps, self.schedule, self.start, self.end)
+    def decay(self, step: int, total_steps: int) -> float:
+        """The decay at a step, see `ema_decay`."""
+        return ema_decay(step, total_steps, self.schedule, self.start, self.end)
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         if not (self.skip_next or getattr(optimizer, "step_was_skipped", False)):
-            model.update_target_encoder(self.decay(state))
+            model.update_target_encoder(self.decay(state.global_step, state.max_steps))
         self.skip_next = False
 
 
@@ -464,9 +464,7 @@ class TextJepaTrainer(Trainer):
             self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
             if self.monitor is not None:
                 logs |= self.monitor.values
-            logs["ema_decay"] = ema_decay(
-                self.state.global_step - 1, self.state.max_steps, self.ema.schedule, self.ema.start, self.ema.end
-            )
+            logs["ema_decay"] = self.ema.decay(self.state.global_step - 1, self.state.max_steps)
             now = time.perf_counter()
             tokens = nested_gather(self._tokens, self.args.parallel_mode).sum().item()
             last = next((record for record in reversed(self.state.log_history) if "tokens_seen" in record), {})
@@ -517,5 +515,4 @@ def metrics_of(output_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def _metrics_file(output_dir):
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
     return Path(output_dir, "metrics.jsonl")
