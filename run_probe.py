@@ -1,53 +1,80 @@
-"""Tells whether an encoder became better: probes of frozen features beside honest controls.
+"""Tells whether an encoder became better: frozen features and fine-tuning, beside honest controls.
 
     python run_probe.py                                        # the newest encoder in runs/, no download
     python run_probe.py PATH_OR_NAME --tasks sst2 mrpc stsb --data_dir glue --compare OTHER_ENCODER
     python run_probe.py PATH_OR_NAME --rerank_dir askubuntu qqp_rerank --output_dir results
+    python run_probe.py PATH_OR_NAME --tasks rte cola --mode finetune --seeds 0 1 2 --finetune_args learning_rate=1e-4
 
-Features are the mean of the last hidden states. Each distinct text is embedded once by each system, and the same rows
-are scored for all. The controls: the same architecture with random weights, the bag of the model's own embeddings,
-TF-IDF (256 components fitted on the training texts; for cosines all words of the set), and BM25 where a reranking file
-has its scores. Nothing is chosen by the scored split; intervals are 95 % of bootstrap resamples of its rows.
+Each distinct text is embedded once by each system, and the same rows are scored for all. The features of a pair are
+[u, v, |u - v|, u * v]; attention and fine-tuning read both texts together. The controls: the same architecture with
+random weights, new ones for each seed; the bag of the model's own embeddings; TF-IDF (256 components fitted on the
+training texts; for cosines all words of the set); the commonest class; BM25 where a reranking file has its scores.
+Nothing is chosen by the scored split; intervals are 95 % of bootstrap resamples of its rows. See docs/probing.md.
 """
 
-import json
+import dataclasses
+import re
 import shlex
 import sys
-from collections.abc import Callable
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import numpy as np
 import torch
 import transformers
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
-from transformers import AutoConfig, AutoModel, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from text_jepa import probing
-from text_jepa.arguments import UsageError, parse_arguments, run_command
-from text_jepa.glue_metric import accuracy, f1, matthews
-from text_jepa.tasks import load_glue, load_reranking, load_task_file, package_task
+from text_jepa import features, probing
+from text_jepa.arguments import UsageError, nearest, parse_arguments, run_command
+from text_jepa.builtin_corpus import load_builtin_corpus
+from text_jepa.features import Pooling
+from text_jepa.finetuning import finetune
+from text_jepa.glue_metric import FUNCTIONS
+from text_jepa.results import (
+    Score,
+    as_table,
+    compare,
+    headline,
+    macro_averages,
+    plot_layers,
+    update_card,
+    write_results,
+    write_submission,
+)
+from text_jepa.tasks import (
+    GLUE_TASKS,
+    RerankingTask,
+    Split,
+    Task,
+    load_glue,
+    load_reranking,
+    load_task_file,
+    package_task,
+    word_content,
+)
 
+
+MODES = ("linear", "knn", "attentive", "finetune")
 
 # More training rows than these are not embedded: a linear probe hardly gains from them.
 TRAINING_ROWS = 10_000
 
-METRICS: dict[str, Callable] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "matthews_correlation": matthews,
-    "pearson": lambda predictions, gold: probing.correlations(predictions, gold)["pearson"],
-    "spearmanr": lambda predictions, gold: probing.correlations(predictions, gold)["spearmanr"],
-}
+# The states of all tokens of a row take a hundred times the memory of their mean, and the attention trains for epochs.
+ATTENTIVE_ROWS = 2_000
+
+TFIDF = "TF-IDF"
 
 
 @dataclass
 class ProbeArguments:
-    """What to probe, on what."""
+    """What to probe, on what, how."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Encoder: folder or Hub name. Default: the newest run in runs/."}
@@ -55,12 +82,18 @@ class ProbeArguments:
     compare: list[str] | None = field(default=None, metadata={"help": "Further encoders."})
     tasks: list[str] | None = field(
         default=None,
-        metadata={"help": "Tasks of GLUE by name, or packages: the built-in one. Default: that, if nothing is named."},
+        metadata={
+            "help": "Tasks of GLUE by name; packages and word_content on the built-in corpus. Default: packages, if "
+            "nothing else is named."
+        },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder of GLUE tasks. Default: the Hub."})
     rerank_dir: list[str] | None = field(default=None, metadata={"help": "Folders in the format of AskUbuntu."})
-    rerank_split: str = field(default="test", metadata={"help": "Their file: test or dev."})
     with_body: bool = field(default=False, metadata={"help": "Rerank by title and body instead of the title."})
+    split: str | None = field(
+        default=None,
+        metadata={"help": "Scored split of GLUE and reranking: test or validation. Default: test where labelled."},
+    )
     task_file: str | None = field(default=None, metadata={"help": "A set of your own: parquet, json, jsonl or csv."})
     task_test_file: str | None = field(default=None, metadata={"help": "Its scored part. Default: every fifth row."})
     text_column: str = field(default="text", metadata={"help": "Column of its texts."})
@@ -68,31 +101,60 @@ class ProbeArguments:
     label_column: str = field(
         default="label", metadata={"help": "Column of its labels; numbers with a point are scores."}
     )
-    mode: Literal["linear", "knn", "all"] = field(
-        default="all", metadata={"help": "Linear probe, nearest neighbours, or both."}
+    mode: list[str] = field(
+        default_factory=lambda: ["linear", "knn"],
+        metadata={
+            "choices": [*MODES, "all"],
+            "help": "Of frozen features: linear probe, nearest neighbours, attention over the tokens; or fine-tuning.",
+        },
     )
+    seeds: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Of folds, orders, heads and random encoders; scores are means over them."},
+    )
+    layers: int = field(default=1, metadata={"help": "Frozen features are the average of so many last layers."})
+    layer_sweep: bool = field(
+        default=False, metadata={"help": "Also probe every layer of the first encoder (linear, knn, cosines)."}
+    )
+    pooling: Pooling = field(default="mean", metadata={"help": "Mean over the tokens, or the state of the first."})
     max_length: int | None = field(
         default=None, metadata={"help": "Texts are cut at so many tokens. Default: what the tokenizer was made for."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the random encoder, the folds and the bootstrap."})
-    output_dir: str | None = field(default=None, metadata={"help": "Write results.json and results.md here."})
+    finetune_args: list[str] | None = field(
+        default=None, metadata={"help": "KEY=VALUE in place of the recipe: fields of TrainingArguments."}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Write results and pictures here."})
+    do_predict: bool = field(
+        default=False, metadata={"help": "Write predictions of hidden test splits in GLUE's format to the output_dir."}
+    )
+    update_card: bool = field(default=False, metadata={"help": "Write the figures into the encoder's README.md."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and the built-in corpus are kept."})
 
+    def __post_init__(self):
+        self.mode = list(MODES) if "all" in self.mode else list(dict.fromkeys(self.mode))
+        self.seeds = list(dict.fromkeys(self.seeds))
+        if min(self.seeds) < 0:
+            raise ValueError("--seeds: must not be negative")
+        if self.layers < 1:
+            raise ValueError(f"--layers {self.layers}: must be at least 1, the last layer")
+        for pair in self.finetune_args or ():
+            if "=" not in pair:
+                raise ValueError(f"--finetune_args {pair}: expected KEY=VALUE, such as learning_rate=1e-4")
+        if self.finetune_args and "finetune" not in self.mode:
+            raise ValueError("--finetune_args has no effect without --mode finetune")
+        if self.layer_sweep and not self.output_dir:
+            raise ValueError("--layer_sweep draws a picture: it needs --output_dir")
+        if self.do_predict and not self.output_dir:
+            raise ValueError("--do_predict writes files: it needs --output_dir")
 
-class Score(NamedTuple):
-    """One figure in percent, with its interval and how far the first encoder is ahead (95 % of resamples)."""
 
-    task: str
-    mode: str
-    system: str
-    metric: str
-    score: float
-    low: float
-    high: float
-    rows: int
-    ahead: float | None
-    ahead_low: float | None
-    ahead_high: float | None
+class Encoder(NamedTuple):
+    """A model with its tokenizer and the length at which its texts are cut."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
 
 
 def main(argv: list[str] | None = None) -> list[Score]:
@@ -105,88 +167,116 @@ def main(argv: list[str] | None = None) -> list[Score]:
     transformers.utils.logging.disable_progress_bar()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    first = args.model_name_or_path or newest_run()
+    if args.update_card and not Path(first, "README.md").is_file():
+        raise UsageError(f"--update_card: {first} is no folder with a README.md; name one or leave the flag out")
     tasks, rerankings = load_tasks(args)
-    notes = [note for task in [*tasks, *rerankings] for note in task.notes]
-    texts = sorted({text for task in tasks for part in (task.train, task.test) for key in part.keys for text in key})
-    texts = sorted({*texts, *(text for task in rerankings for text in (task.texts or {}).values())})
+    if args.do_predict and all(len(asked_splits(task, args)) == 1 for task in tasks):
+        raise UsageError("--do_predict: no task has a test split with hidden labels; leave the flag out")
+    encoders = load_encoders([first, *(args.compare or [])], args)
 
-    vectors = {}
-    for title, embed in systems(args).items():
-        matrix = embed(texts) if texts else np.zeros((0, 1))
-        vectors[title] = dict(zip(texts, matrix, strict=True))
-    scores = []
-    for task in tasks:
-        scores += score_task(task, vectors, args)
-    for task in rerankings:
-        scores += score_reranking(task, vectors, args.seed)
-    table = as_table(scores)
-    print("\n".join([table, *(f"note: {note}" for note in notes)]))
+    predicted, settings = predict(tasks, rerankings, encoders, args)
+    scores = [score for task in tasks for score in score_task(task, predicted[task], args.seeds[0])]
+    averages = macro_averages([s for s in scores if not is_layer(s.system)])
+    scores += [score for task in rerankings for score in score_reranking(task, predicted[task], args.seeds[0])]
+    scores += averages
+    notes = [note for task in [*tasks, *rerankings] for note in task.notes]
+    command = shlex.join(["python", "run_probe.py", *argv])
+    print("\n".join([as_table(scores), *(f"note: {note}" for note in notes)]))
     if args.output_dir:
-        write_results(Path(args.output_dir), scores, table, notes, argv)
+        facts = {"arguments": dataclasses.asdict(args), "finetuning": settings}
+        write_results(args.output_dir, scores, notes, command, facts)
+    if args.layer_sweep:
+        plot_layers(by_layer(scores), Path(args.output_dir, "layers.png"))
+    if args.do_predict:
+        write_hidden(tasks, predicted, first, args)
+    if args.update_card:
+        splits = {task.name: task.scored for task in tasks} | {title_of(task): task.split for task in rerankings}
+        update_card(first, [s for s in scores if not is_layer(s.system)], first, splits, command)
     return scores
 
 
-def load_tasks(args):
-    """The tasks asked for, training parts cut to `TRAINING_ROWS`."""
-    names = args.tasks or ([] if args.task_file or args.rerank_dir else ["packages"])
-    found = [
-        package_task(args.cache_dir) if name == "packages" else load_glue(name, args.data_dir, args.cache_dir)
-        for name in names
-    ]
+# ---- what is asked --------------------------------------------------------------------------------------------------
+
+
+def load_tasks(args) -> tuple[list[Task], list[RerankingTask]]:
+    """The tasks and the reranking sets asked for."""
+    own = {"packages": partial(package_task, args.cache_dir), "word_content": partial(words_task, args.cache_dir)}
+    known = (*GLUE_TASKS, *own)
+    tasks = []
+    for name in dict.fromkeys(args.tasks or ([] if args.task_file or args.rerank_dir else ["packages"])):
+        if name.removesuffix("_mini") not in known:
+            raise UsageError(f"--tasks: no task '{name}'{nearest(name, known)} (there are {', '.join(known)})")
+        tasks.append(own[name]() if name in own else load_glue(name, args.data_dir, args.cache_dir, args.split))
     if args.task_file:
         columns = (args.text_column, args.pair_column, args.label_column)
-        found.append(load_task_file(args.task_file, args.task_test_file, *columns, cache_dir=args.cache_dir))
-    for task in found:
-        if len(task.train) > TRAINING_ROWS:
-            rows = np.random.default_rng(args.seed).choice(len(task.train), TRAINING_ROWS, replace=False)
-            task.splits["train"] = task.train.select(sorted(rows))
-    folders = args.rerank_dir or []
-    rerankings = [load_reranking(folder, args.rerank_split, args.with_body, args.cache_dir) for folder in folders]
-    return found, rerankings
+        tasks.append(load_task_file(args.task_file, args.task_test_file, *columns, cache_dir=args.cache_dir))
+    # AskUbuntu's name of its validation split.
+    split = "dev" if args.split == "validation" else args.split or "test"
+    folders = dict.fromkeys(args.rerank_dir or [])
+    return tasks, [load_reranking(folder, split, args.with_body, args.cache_dir) for folder in folders]
 
 
-def systems(args) -> dict[str, Callable]:
-    """Name -> texts to vectors (N, D): the encoders, and the controls made of the first."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    first = args.model_name_or_path or newest_run()
-    found = {}
-    for name in dict.fromkeys([first, *(args.compare or [])]):
+def words_task(cache_dir) -> Task:
+    """Word content of the sentences in the held-out part of the built-in corpus, which no encoder was trained on."""
+    texts = load_builtin_corpus(cache_dir)["validation"]["text"]
+    return word_content([sentence for text in texts for sentence in re.split(r"(?<=[.!?])\s+|\n", text) if sentence])
+
+
+def asked_splits(task, args) -> list[str]:
+    """The scored split, and with `--do_predict` the test split whose labels are hidden."""
+    test = task.splits.get("test")
+    return [task.scored, "test"] if args.do_predict and test and test.labels is None else [task.scored]
+
+
+def asked_rows(task, args) -> Split:
+    """The rows of `asked_splits` one after the other, without labels: a prediction depends on its own row alone."""
+    parts = [task.splits[name] for name in asked_splits(task, args)]
+    pairs = None if task.test.pairs is None else [text for part in parts for text in part.pairs]
+    return Split([text for part in parts for text in part.texts], pairs, None, [])
+
+
+def training_rows(task, limit, args) -> Split:
+    """At most so many rows of the training split, the same ones for all systems and seeds."""
+    if len(task.train) <= limit:
+        return task.train
+    return task.train.select(
+        sorted(np.random.default_rng(args.seeds[0]).choice(len(task.train), limit, replace=False))
+    )
+
+
+# ---- who is asked ---------------------------------------------------------------------------------------------------
+
+
+def load_encoders(names, args) -> list[Encoder]:
+    """The encoders by name, the one in question first."""
+    encoders = []
+    for name in dict.fromkeys(names):
         try:
             tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise UsageError(f"{name}: no encoder there ({str(error).splitlines()[0]})") from error
-        found[name] = (model.to(device), tokenizer)
-    model, tokenizer = found[first]
-    set_seed(args.seed)
-    untrained = AutoModel.from_config(AutoConfig.from_pretrained(first)).to(device)
-    embedders = {name: (probing.embed_texts, *parts) for name, parts in found.items()}
-    embedders["random weights"] = (probing.embed_texts, untrained, tokenizer)
-    embedders["bag of its embeddings"] = (bag_of_embeddings, model, tokenizer)
-    return {
-        title: partial(function, model, tokenizer, max_length=args.max_length or min(tokenizer.model_max_length, 512))
-        for title, (function, model, tokenizer) in embedders.items()
-    }
+        depth = model.config.get_text_config().num_hidden_layers + 1
+        if args.layers > depth:
+            raise UsageError(f"--layers {args.layers}: {name} has {depth}, the embeddings included")
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        encoders.append(Encoder(name, model, tokenizer, args.max_length or min(tokenizer.model_max_length, 512)))
+    return encoders
 
 
-def bag_of_embeddings(model, tokenizer, texts, max_length):
-    """Mean of the input embeddings of a text's tokens (N, D), without special tokens."""
-    table = model.get_input_embeddings().weight.detach().float().cpu().numpy()
-    ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
-    return np.stack([table[row].mean(axis=0) if row else np.zeros(table.shape[1], np.float32) for row in ids])
+def untrained(encoder, seed) -> Encoder:
+    """The same architecture and tokenizer with random weights."""
+    set_seed(seed)
+    model = AutoModel.from_config(AutoConfig.from_pretrained(encoder.name)).to(encoder.model.device)
+    return encoder._replace(name="random weights", model=model)
 
 
-def tfidf_vectors(fitted_on, texts):
-    """TF-IDF with 256 components of an SVD, both fitted on the first texts alone: text -> vector."""
-    features = TfidfVectorizer(sublinear_tf=True).fit(fitted_on)
-    components = TruncatedSVD(min(256, len(features.vocabulary_) - 1), random_state=0)
-    components.fit(features.transform(fitted_on))
-    return dict(zip(texts, components.transform(features.transform(texts)), strict=True))
-
-
-def tfidf_cosines(fitted_on, left, right):
-    """Cosines (N,) of the TF-IDF of N pairs of texts, word unigrams, fitted on the first texts alone."""
-    features = TfidfVectorizer().fit(fitted_on)
-    return np.asarray(features.transform(left).multiply(features.transform(right)).sum(axis=1)).ravel()
+def with_controls(encoders, seeds) -> Iterator[tuple[Encoder, list[int]]]:
+    """Each encoder with the seeds it stands for: all of them, or the one that drew its weights."""
+    for encoder in encoders:
+        yield encoder, seeds
+    for seed in seeds:
+        yield untrained(encoders[0], seed), [seed]
 
 
 def newest_run() -> str:
@@ -197,131 +287,244 @@ def newest_run() -> str:
     return str(runs[-1].parent)
 
 
+def embedded(encoders, texts, args) -> Iterator[tuple[str, list[int], dict[str, np.ndarray]]]:
+    """Systems with the seeds they stand for and their vectors by text, each text embedded once."""
+
+    def table(system, vectors):
+        if not np.isfinite(vectors).all():
+            raise UsageError(
+                f"{system}: its features are not finite, so its weights are broken; name another checkpoint"
+            )
+        return dict(zip(texts, vectors, strict=True))
+
+    by_layer = []
+    for encoder, seeds in with_controls(encoders, args.seeds):
+        options = {"max_length": encoder.max_length, "pooling": args.pooling}
+        if args.layer_sweep and encoder is encoders[0]:
+            by_layer = features.embed_layers(*encoder[1:3], texts, **options)
+            vectors = by_layer[-args.layers :].mean(axis=0)
+        else:
+            vectors = features.embed_texts(*encoder[1:3], texts, layers=args.layers, **options)
+        yield encoder.name, seeds, table(encoder.name, vectors)
+    first = encoders[0]
+    bag = features.bag_of_embeddings(first.model, first.tokenizer, texts, first.max_length)
+    yield "bag of its embeddings", args.seeds, table("bag of its embeddings", bag)
+    for number, vectors in enumerate(by_layer):
+        yield layer_name(number), args.seeds, table(layer_name(number), vectors)
+
+
+def layer_name(number) -> str:
+    """The system of one layer of the first encoder; 0 are the embeddings."""
+    return f"layer {number}"
+
+
+def is_layer(system) -> bool:
+    """Whether `layer_name` made it."""
+    return re.fullmatch(r"layer \d+", system) is not None
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+def predict(tasks, rerankings, encoders, args):
+    """What every system says about every task.
+
+    Returns:
+        Task -> mode -> system -> one array (N,) per seed, a single one where seeds change nothing; for reranking the
+        figures of `rerank_per_query` instead of an array. And the settings of all fine-tunings, one dict each.
+    """
+    predicted = {task: defaultdict(lambda: defaultdict(list)) for task in [*tasks, *rerankings]}
+    pooled = tasks if {"linear", "knn"} & set(args.mode) else []
+    splits = [split for task in pooled for split in (training_rows(task, TRAINING_ROWS, args), asked_rows(task, args))]
+    texts = {text for split in splits for key in split.keys for text in key}
+    texts |= {text for task in rerankings for text in ranked_texts(task)}
+    if texts:
+        for system, seeds, table in embedded(encoders, sorted(texts), args):
+            for task in pooled:
+                answer_by_vectors(task, system, table, seeds, args, predicted[task])
+            for task in rerankings:
+                rank_by_vectors(task, system, table, predicted[task])
+    for task in pooled:
+        answer_by_words(task, args, predicted[task])
+    for task in rerankings:
+        rank_by_words(task, predicted[task])
+    for task in tasks:
+        if "attentive" in args.mode:
+            answer_by_attention(task, encoders, args, predicted[task]["attentive"])
+    settings = []
+    for task in tasks:
+        if "finetune" in args.mode:
+            settings += answer_by_finetuning(task, encoders, args, predicted[task]["finetune"])
+        if task.kind == "classification":
+            commonest = np.bincount(task.train.labels).argmax()
+            predicted[task]["majority"]["majority"] = [np.full(len(task.test), commonest)]
+    return predicted, settings
+
+
+@contextmanager
+def naming(system, task):
+    """Says of what it is that features or labels are no good."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{task.name}, {system}: {error}") from error
+
+
+def answer_by_vectors(task, system, table, seeds, args, predicted):
+    """Linear probe and nearest neighbours; of similarities also the cosines."""
+
+    def features_of(split):
+        u = np.stack([table[text] for text in split.texts])
+        if split.pairs is None:
+            return u
+        return probing.pair_features(u, np.stack([table[text] for text in split.pairs]))
+
+    rows = training_rows(task, TRAINING_ROWS, args)
+    train, asked = features_of(rows), features_of(asked_rows(task, args))
+    with naming(system, task):
+        if "linear" in args.mode:
+            predicted["linear"][system] += [probing.fit_linear(train, rows.labels, asked, seed) for seed in seeds]
+        if "knn" in args.mode:
+            predicted["knn"][system].append(probing.knn_predict(train, rows.labels, asked))
+    if task.is_similarity and system != TFIDF:
+        u, v = (np.stack([table[text] for text in part]) for part in (task.test.texts, task.test.pairs))
+        for form, cosines in probing.sts_cosines(u, v).items():
+            predicted[f"cosine {form}"][system].append(cosines)
+
+
+def answer_by_words(task, args, predicted):
+    """The same for TF-IDF."""
+    rows, asked = training_rows(task, TRAINING_ROWS, args), asked_rows(task, args)
+    fitted_on, texts = (sorted({text for key in keys for text in key}) for keys in (rows.keys, rows.keys + asked.keys))
+    with naming(TFIDF, task):
+        table = dict(zip(texts, features.tfidf_vectors(fitted_on, texts), strict=True))
+    answer_by_vectors(task, TFIDF, table, args.seeds, args, predicted)
+    if task.is_similarity:
+        cosines = features.tfidf_cosines(task.test.texts + task.test.pairs, task.test.texts, task.test.pairs)
+        predicted["cosine raw"][TFIDF] = [cosines]
+
+
+def answer_by_attention(task, encoders, args, predicted):
+    """The attentive probe of the encoders and of random weights."""
+    rows, asked = training_rows(task, ATTENTIVE_ROWS, args), asked_rows(task, args)
+    for encoder, seeds in with_controls(encoders, args.seeds):
+        train, test = (
+            features.token_states(
+                encoder.model, encoder.tokenizer, part.texts, part.pairs, encoder.max_length, layers=args.layers
+            )
+            for part in (rows, asked)
+        )
+        with naming(encoder.name, task):
+            predicted[encoder.name] += [
+                probing.attentive_predict(*train, rows.labels, *test, seed=seed) for seed in seeds
+            ]
+
+
+def answer_by_finetuning(task, encoders, args, predicted) -> list[dict]:
+    """Fine-tunes the encoders and random weights; returns the settings of each run."""
+    overrides = dict(pair.split("=", 1) for pair in args.finetune_args or ())
+    settings = []
+    for encoder, seeds in with_controls(encoders, args.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            path = encoder.name
+            if encoder.name == "random weights":
+                path = folder
+                encoder.model.save_pretrained(folder)
+                encoder.tokenizer.save_pretrained(folder)
+            for seed in seeds:
+                tuned = finetune(path, task, seed, encoder.max_length, overrides)
+                predicted[encoder.name].append(
+                    np.concatenate([tuned.predictions[s] for s in asked_splits(task, args)])
+                )
+                kept = {"epoch": tuned.epoch, "dev_score": tuned.dev_score}
+                settings.append({"task": task.name, "system": encoder.name, "seed": seed} | kept | tuned.settings)
+    return settings
+
+
+def ranked_texts(task) -> list[str]:
+    """The distinct texts of queries and candidates; none where only BM25's scores are there."""
+    ids = {text_id for query in task.queries for text_id in (query.id, *query.candidates)}
+    return sorted({task.texts[text_id] for text_id in ids}) if task.texts else []
+
+
+def rank_by_vectors(task, system, table, predicted):
+    """Orders the candidates by raw and by centred cosines."""
+    texts = ranked_texts(task)
+    if not texts:
+        return
+    raw = np.stack([table[text] for text in texts]).astype(np.float64)
+    for form, matrix in {"raw": raw, "centred": probing.centre(raw)}.items():
+        rows = dict(zip(texts, matrix, strict=True))
+        ranked = [
+            probing.cosine(rows[task.texts[query.id]], np.stack([rows[task.texts[c]] for c in query.candidates]))
+            for query in task.queries
+        ]
+        predicted[f"cosine {form}"][system].append(figures_of(task, ranked))
+
+
+def rank_by_words(task, predicted):
+    """Orders the candidates by the cosines of TF-IDF, and as BM25 does."""
+    if task.texts is not None:
+        pairs = [(task.texts[query.id], task.texts[c]) for query in task.queries for c in query.candidates]
+        cosines = features.tfidf_cosines(list(task.texts.values()), *zip(*pairs, strict=True), sublinear=True)
+        ends = np.cumsum([len(query.candidates) for query in task.queries])[:-1]
+        predicted["cosine raw"][TFIDF].append(figures_of(task, np.split(cosines, ends)))
+    if all(query.bm25 is not None for query in task.queries):
+        # Of equal scores the file's order counts: it is the order in which BM25 returned them.
+        ranked = [-np.argsort(np.argsort(-query.bm25, kind="stable")) for query in task.queries]
+        predicted["cosine raw"]["BM25"].append(figures_of(task, ranked))
+
+
+def figures_of(task, ranked) -> dict[str, np.ndarray]:
+    """MAP, MRR, P@1 and P@5 of each query that has a positive candidate."""
+    return probing.rerank_per_query(ranked, [query.relevant for query in task.queries])
+
+
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def score_task(task, vectors, args) -> list[Score]:
-    """Linear probe and nearest neighbours of one task, for pairs on [u, v, |u-v|, u*v]; cosines for similarities."""
-    train_texts = sorted({text for key in task.train.keys for text in key})
-    test_texts = sorted({text for key in task.test.keys for text in key})
-    tfidf = tfidf_vectors(train_texts, sorted({*train_texts, *test_texts}))
-    predicted: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for system, table in {**vectors, "TF-IDF": tfidf}.items():
-        train, test = features_of(task.train, table), features_of(task.test, table)
-        if args.mode in ("linear", "all"):
-            values = probing.fit_linear(train, task.train.labels, test, args.seed)
-            predicted.setdefault(("linear", ""), {})[system] = values
-        if args.mode in ("knn", "all"):
-            predicted.setdefault(("knn", ""), {})[system] = probing.knn_predict(train, task.train.labels, test)
-        if task.is_similarity and system == "TF-IDF":
-            cosines = tfidf_cosines(test_texts, task.test.texts, task.test.pairs)
-            predicted[("cosine", "raw")][system] = cosines
-        elif task.is_similarity:
-            u, v = (np.stack([table[text] for text in part]) for part in (task.test.texts, task.test.pairs))
-            for form, cosines in probing.sts_cosines(u, v).items():
-                predicted.setdefault(("cosine", form), {})[system] = cosines
+def score_task(task, predicted, seed) -> list[Score]:
+    """Scores of all systems in all modes on the scored split."""
     scores = []
-    for (mode, form), by_system in predicted.items():
+    for mode, by_system in predicted.items():
+        answers = {system: np.stack(rows)[:, : len(task.test)] for system, rows in by_system.items()}
         for metric in task.metrics:
-            scores += compare(
-                task.name,
-                f"{mode} {form}".strip(),
-                metric,
-                METRICS[metric],
-                by_system,
-                task.test.labels,
-                seed=args.seed,
-            )
-    if task.kind == "classification":
-        commonest = np.bincount(task.train.labels).argmax()
-        majority = {"majority": np.full(len(task.test), commonest)}
-        for metric in task.metrics:
-            scores += compare(
-                task.name, "majority", metric, METRICS[metric], majority, task.test.labels, seed=args.seed
-            )
+            scores += compare(task.name, mode, metric, FUNCTIONS[metric], answers, task.test.labels, seed=seed)
     return scores
 
 
-def features_of(split, table):
-    """(N, D) of texts, (N, 4 D) of pairs."""
-    u = np.stack([table[text] for text in split.texts])
-    return u if split.pairs is None else probing.pair_features(u, np.stack([table[text] for text in split.pairs]))
-
-
-def score_reranking(task, vectors, seed) -> list[Score]:
-    """MAP, MRR, P@1 and P@5 of centred cosines, of the cosines of TF-IDF, and of BM25."""
-    usable = [query for query in task.queries if query.usable]
-    labels = [query.relevant for query in usable]
-    ranked = {}
-    if task.texts is not None:
-        texts = sorted(set(task.texts.values()))
-        for system, table in vectors.items():
-            matrix = probing.centre(np.stack([table[text] for text in texts]).astype(np.float64))
-            rows = dict(zip(texts, matrix, strict=True))
-            ranked[system] = [
-                probing.cosine(rows[task.texts[query.id]], np.stack([rows[task.texts[c]] for c in query.candidates]))
-                for query in usable
-            ]
-        pairs = [(task.texts[query.id], task.texts[c]) for query in usable for c in query.candidates]
-        cosines = tfidf_cosines(texts, *zip(*pairs, strict=True))
-        ranked["TF-IDF"] = np.split(cosines, np.cumsum([len(query.candidates) for query in usable])[:-1])
-    if all(query.bm25 is not None for query in usable):
-        # Of equal scores the file's order counts: it is the order in which BM25 returned them.
-        ranked["BM25"] = [-np.argsort(np.argsort(-query.bm25, kind="stable")) for query in usable]
-    per_query = {system: probing.rerank_per_query(scores, labels) for system, scores in ranked.items()}
-    return [
-        score
-        for metric in ("map", "mrr", "p@1", "p@5")
-        for score in compare(
-            f"{task.name} {task.split}",
-            "cosine",
-            metric,
-            np.mean,
-            {system: values[metric] for system, values in per_query.items()},
-            seed=seed,
-        )
-    ]
-
-
-def compare(task, mode, metric, function, by_system, *gold, seed) -> list[Score]:
-    """Scores of all systems with intervals, and how far the first system is ahead of each other one."""
-    (_, first), *_ = by_system.items()
+def score_reranking(task, predicted, seed) -> list[Score]:
+    """Means over the queries."""
     scores = []
-    for system, values in by_system.items():
-        low, high = probing.bootstrap_interval(function, values, *gold, seed=seed)
-        ahead = [None] * 3
-        if values is not first:
-            ahead = [100 * x for x in probing.paired_bootstrap(function, first, values, *gold, seed=seed)[:3]]
-        figures = (100 * float(function(values, *gold)), 100 * low, 100 * high)
-        scores.append(Score(task, mode, system, metric, *figures, len(values), *ahead))
+    for mode, by_system in predicted.items():
+        for metric in ("map", "mrr", "p@1", "p@5"):
+            values = {system: np.stack([row[metric] for row in rows]) for system, rows in by_system.items()}
+            scores += compare(title_of(task), mode, metric, np.mean, values, seed=seed)
     return scores
 
 
-# ---- results --------------------------------------------------------------------------------------------------------
+def title_of(task) -> str:
+    """Of a reranking set, whose split is a file."""
+    return f"{task.name} {task.split}"
 
 
-def as_table(scores) -> str:
-    """Markdown, one row per figure."""
-    lines = ["| task | mode | metric | system | score | 95 % | first is ahead by |", "|---|---|---|---|---|---|---|"]
-    for s in scores:
-        ahead = "" if s.ahead is None else f"{s.ahead:+.1f} [{s.ahead_low:+.1f}, {s.ahead_high:+.1f}]"
-        interval = f"{s.low:.1f} to {s.high:.1f}"
-        lines.append(f"| {s.task} | {s.mode} | {s.metric} | {s.system} | {s.score:.1f} | {interval} | {ahead} |")
-    return "\n".join(lines)
+def by_layer(scores: Sequence[Score]) -> dict[tuple[str, str], list[Score]]:
+    """(task, mode) -> the scores of all layers, in the task's leading metric."""
+    layers = [score for score in scores if is_layer(score.system)]
+    found = defaultdict(list)
+    for score in layers:
+        if score.metric == headline(score.task, [s.metric for s in layers if s.task == score.task]):
+            found[score.task, score.mode].append(score)
+    return found
 
 
-def write_results(folder, scores, table, notes, argv):
-    """Writes `results.json` and `results.md`.
-
-    The first holds `command`, `versions`, `notes` and `scores`: a list of objects with the fields of `Score`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "run_probe.py", *argv])
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    content = {"command": command, "versions": versions, "notes": notes, "scores": [s._asdict() for s in scores]}
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    lines = [f"`{command}`", "", table, "", *(f"- {note}" for note in notes)]
-    (folder / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def write_hidden(tasks, predicted, first, args):
+    """Writes what the first encoder says, with the first seed, about test splits whose labels are hidden."""
+    for task in tasks:
+        for mode, by_system in predicted[task].items():
+            answers = by_system[first][0][len(task.test) :] if first in by_system else ()
+            if len(answers):
+                write_submission(Path(args.output_dir, "predictions", mode), task, "test", answers)
 
 
 def console():

@@ -1,6 +1,12 @@
-"""The command that probes an encoder: its table, its files, and what it refuses. The scores: test_probing.py."""
+"""The probe's command: every mode and control on the same rows, nothing learned from them, one line for mistakes.
+
+Run: python -m pytest -q tests/test_probe_script.py
+"""
 
 import json
+import shutil
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +14,13 @@ import torch
 from transformers import BertConfig, BertModel
 
 import run_probe
+from text_jepa import probing, results
+from text_jepa.tasks import word_content
 
 
 WORDS = {0: "storm lantern harbour", 1: "garden library bread"}
+RANDOM, BAG, TFIDF = "random weights", "bag of its embeddings", "TF-IDF"
+TINY_RUN = ["--finetune_args", "max_steps=2", "per_device_train_batch_size=4", "learning_rate=1e-2"]
 
 
 def jsonl(path, rows):
@@ -18,16 +28,27 @@ def jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def read_jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples():
+    """Intervals have their own tests, in test_probing.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "bootstrap_interval", partial(probing.bootstrap_interval, resamples=20))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-    """Two encoders, a classification, GLUE's rte and stsb, and a reranking set, all tiny."""
+    """Two encoders, a classification, GLUE's rte with a hidden test split and stsb, and a reranking set, all tiny."""
     folder = tmp_path_factory.mktemp("probe")
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
-        BertModel(BertConfig(vocab_size=len(tokenizer), **shape), add_pooling_layer=False).save_pretrained(
-            folder / name
-        )
+        config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **shape)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     generator = np.random.default_rng(0)
 
@@ -35,9 +56,11 @@ def folder(tmp_path_factory, tokenizer):
         return " ".join(generator.choice([*WORDS[label].split(), "river", "bridge", "time"], 6))
 
     jsonl(folder / "own.jsonl", [{"body": sentence(i % 2), "kind": ["sea", "land"][i % 2]} for i in range(60)])
-    for split, count in (("train", 40), ("validation", 20)):
-        rows = [{"sentence1": sentence(i % 2), "sentence2": sentence(0), "idx": i} for i in range(count)]
-        jsonl(folder / "glue" / "rte" / f"{split}.jsonl", [{**row, "label": i % 2} for i, row in enumerate(rows)])
+    for split, count in (("train", 40), ("validation", 20), ("test", 8)):
+        rows = [{"sentence1": sentence(i % 2), "sentence2": sentence(0), "idx": 100 + i} for i in range(count)]
+        hidden = split == "test"
+        labelled = [{**row, "label": -1 if hidden else i % 2} for i, row in enumerate(rows)]
+        jsonl(folder / "glue" / "rte" / f"{split}.jsonl", labelled)
         scores = [{**row, "label": float(i % 6)} for i, row in enumerate(rows)]
         jsonl(folder / "glue" / "stsb" / f"{split}.jsonl", scores)
     ids = [str(i) for i in range(12)]
@@ -48,87 +71,240 @@ def folder(tmp_path_factory, tokenizer):
         f"{q}\t{(q + 2) % 12}\t{' '.join(i for i in ids if int(i) != q)}\t{' '.join(['1.0'] * 11)}" for q in range(4)
     ]
     (rerank / "test.txt").write_text("\n".join([*lines, "5\t\t1 2 3\t3.0 2.0 1.0"]) + "\n")
+    (rerank / "dev.txt").write_text("\n".join(lines[:2]) + "\n")
     return folder
 
 
 def probe(folder, *arguments):
-    return run_probe.main([str(folder / "first"), *arguments])
+    return run_probe.main([str(folder / "first"), *map(str, arguments)])
 
 
-def test_every_system_is_scored_by_every_mode_on_the_same_rows(folder, capsys):
-    scores = probe(
-        folder,
-        *("--task_file", str(folder / "own.jsonl"), "--text_column", "body", "--label_column", "kind"),
-        *("--tasks", "rte", "stsb", "--data_dir", str(folder / "glue"), "--compare", str(folder / "second")),
-        *("--rerank_dir", str(folder / "questions"), "--output_dir", str(folder / "results")),
-    )
-    named = {str(folder / "first"), str(folder / "second"), "random weights", "bag of its embeddings", "TF-IDF"}
-    for task, rows in (("own", 12), ("rte", 20), ("stsb", 20)):
-        for mode in ("linear", "knn"):
-            found = [s for s in scores if (s.task, s.mode) == (task, mode)]
-            assert {s.system for s in found} == named
+def answers_of(folder, *arguments):
+    """(task, mode, system) -> the predictions for all seeds, scored rows and hidden ones; and the notes."""
+    with pytest.MonkeyPatch.context() as patch:
+        predicted, predict = [], run_probe.predict
+        patch.setattr(run_probe, "predict", lambda *asked: (predicted.append(predict(*asked)), predicted[0])[1])
+        probe(folder, *arguments)
+    tasks = predicted[0][0]
+    answers = {
+        (task.name, mode, system): np.stack(rows)
+        for task, by_mode in tasks.items()
+        for mode, by_system in by_mode.items()
+        for system, rows in by_system.items()
+        if task.kind != "reranking"
+    }
+    return answers, [note for task in tasks for note in task.notes]
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """One run with nearly everything, its scores, and what each forward pass of an encoder was given."""
+    (folder / "first" / "README.md").write_text("---\nlicense: apache-2.0\n---\n\nA card.\n")
+    embedded = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("embed_texts", "embed_layers"):
+            function = getattr(run_probe.features, name)
+
+            def counting(model, tokenizer, texts, function=function, **options):
+                embedded.append((function.__name__, list(texts)))
+                return function(model, tokenizer, texts, **options)
+
+            patch.setattr(run_probe.features, name, counting)
+        scores = probe(
+            folder,
+            *("--task_file", folder / "own.jsonl", "--text_column", "body", "--label_column", "kind"),
+            *("--tasks", "rte", "stsb", "--data_dir", folder / "glue", "--compare", folder / "second"),
+            *("--rerank_dir", folder / "questions", "--output_dir", folder / "results", "--seeds", 0, 1),
+            *("--mode", "linear", "knn", "attentive", "--layer_sweep", "--do_predict", "--update_card"),
+        )
+    return SimpleNamespace(scores=scores, embedded=embedded, folder=folder / "results", first=str(folder / "first"))
+
+
+def test_every_system_is_scored_by_every_mode_on_the_same_rows(done, folder):
+    encoders, layers = {done.first, str(folder / "second"), RANDOM}, {"layer 0", "layer 1", "layer 2"}
+    for task, rows in (("own", 12), ("rte", 20), ("stsb", 8)):
+        for mode in ("linear", "knn", "attentive"):
+            found = [s for s in done.scores if (s.task, s.mode) == (task, mode)]
+            assert {s.system for s in found} == encoders | ({BAG, TFIDF} | layers if mode != "attentive" else set())
             assert {s.rows for s in found} == {rows}
-    cosines = {(s.mode, s.metric) for s in scores if s.task == "stsb" and s.mode.startswith("cosine")}
+            assert {s.seeds for s in found if s.system == RANDOM} == {2}
+    assert {s.system for s in done.scores if (s.task, s.mode) == ("rte", "majority")} == {"majority"}
+    cosines = {(s.mode, s.metric) for s in done.scores if s.task == "stsb" and s.mode.startswith("cosine")}
     forms = ("raw", "centred", "whitened")
     assert cosines == {(f"cosine {form}", metric) for form in forms for metric in ("pearson", "spearmanr")}
-    reranked = [s for s in scores if s.task == "questions test"]
-    assert {s.metric for s in reranked} == {"map", "mrr", "p@1", "p@5"}
-    assert {s.system for s in reranked} == {*named, "BM25"}
+    reranked = [s for s in done.scores if s.task == "questions test"]
+    assert {(s.mode, s.metric) for s in reranked} == {
+        (f"cosine {form}", metric) for form in ("raw", "centred") for metric in ("map", "mrr", "p@1", "p@5")
+    }
+    assert {s.system for s in reranked if s.mode == "cosine raw"} == encoders | layers | {BAG, TFIDF, "BM25"}
     assert {s.rows for s in reranked} == {4}  # a query without positives does not count
-    for s in scores:
-        assert s.low <= s.high
-        assert (s.ahead is None) == (s.system in (str(folder / "first"), "majority"))
-    written = json.loads((folder / "results" / "results.json").read_text())
-    assert [tuple(row.values()) for row in written["scores"]] == [tuple(s) for s in scores]
+
+
+def test_averages_are_over_tasks_and_leave_reranking_out(done):
+    averages = [s for s in done.scores if s.metric == "average"]
+    assert {s.task for s in averages} == {"average of 3 tasks", "average of 2 tasks"}
+    assert {s.mode for s in averages} == {"linear", "knn", "attentive", "majority"}
+
+
+def test_each_distinct_text_is_embedded_once_by_each_encoder(done):
+    """The first encoder in one pass for all its layers, the second, and two random ones for two seeds."""
+    assert [name for name, _ in done.embedded] == ["embed_layers"] + 3 * ["embed_texts"]
+    texts = done.embedded[0][1]
+    assert len(texts) == len(set(texts))
+    assert all(others == texts for _, others in done.embedded)
+
+
+def test_random_weights_are_new_for_each_seed(folder):
+    rte = ("--tasks", "rte", "--data_dir", folder / "glue", "--mode", "knn")
+    (both, _), (second, _) = answers_of(folder, *rte, "--seeds", 3, 4), answers_of(folder, *rte, "--seeds", 4)
+    key = ("rte", "knn", RANDOM)
+    np.testing.assert_array_equal(both[key][1:], second[key])
+    assert (both[key][0] != both[key][1]).any()
+    assert both["rte", "knn", str(folder / "first")].shape == (1, 20)  # nothing random in it
+
+
+def test_results_are_written_as_shown(done):
+    written = json.loads((done.folder / "results.json").read_text())
+    assert [tuple(row.values()) for row in written["scores"]] == [tuple(s) for s in done.scores]
     assert written["command"].startswith("python run_probe.py --model_name_or_path")
-    table = (folder / "results" / "results.md").read_text()
-    assert capsys.readouterr().out.splitlines()[0] in table
+    assert written["facts"]["arguments"]["seeds"] == [0, 1]
+    for name in ("results.md", "scores.png", "layers.png"):
+        assert (done.folder / name).stat().st_size > 100
 
 
-def test_bm25_ranks_equal_scores_as_its_file_does(folder):
-    """Query 0 has its positive, 2, at place 2 of candidates with one and the same score."""
-    scores = probe(folder, "--rerank_dir", str(folder / "questions"))
-    ranks = [2, 3, 4, 5]  # the positive of query q is q + 2 among ids without q
-    found = next(s.score for s in scores if (s.system, s.metric) == ("BM25", "mrr"))
-    assert found == pytest.approx(100 * np.mean([1 / rank for rank in ranks]))
+def test_the_last_layer_is_the_encoder_and_others_differ(done):
+    found = {s.system: s.score for s in done.scores if (s.task, s.mode, s.metric) == ("stsb", "cosine raw", "pearson")}
+    assert found["layer 2"] == pytest.approx(found[done.first], abs=1e-4)
+    assert len({found["layer 0"], found["layer 1"], found["layer 2"]}) == 3
 
 
-def test_each_distinct_text_is_embedded_once_by_each_encoder(folder, monkeypatch):
-    seen = []
-    embed = run_probe.probing.embed_texts
+def test_the_card_gets_the_figures_of_the_encoder_alone(done, folder):
+    card = (folder / "first" / "README.md").read_text()
+    assert "A card." in card
+    assert "model-index" in card
+    assert "| TF-IDF" in card
+    assert "layer 1" not in card
+
+
+def test_hidden_test_splits_are_predicted_in_each_mode(done, folder):
+    assert {path.relative_to(done.folder / "predictions").as_posix() for path in done.folder.rglob("*.tsv")} == {
+        f"{mode}/RTE.tsv" for mode in ("linear", "knn", "attentive")
+    }
+    header, *lines = (done.folder / "predictions" / "linear" / "RTE.tsv").read_text().splitlines()
+    assert header == "index\tprediction"
+    assert [line.split("\t")[0] for line in lines] == [str(100 + i) for i in range(8)]
+    assert {line.split("\t")[1] for line in lines} <= {"entailment", "not_entailment"}
+
+
+def test_bm25_ranks_equal_scores_as_its_file_does(done):
+    """Query q has its positive, q + 2, among candidates with one and the same score: at these places of the file."""
+    found = next(s.score for s in done.scores if (s.system, s.metric) == ("BM25", "mrr"))
+    assert found == pytest.approx(100 * np.mean([1 / rank for rank in (2, 3, 4, 5)]))
+
+
+def test_labels_of_the_scored_split_change_no_prediction(folder, tmp_path):
+    """A planted leak: whatever reads them, in any mode, control or seed, answers differently when they are exchanged.
+
+    A second one: scored rows put into the training split, labels and all, are taken out of it again and counted.
+    """
+    arguments = ("--tasks", "rte", "stsb", "--mode", "all", "--layers", 2, *TINY_RUN)
+    honest, _ = answers_of(folder, *arguments, "--data_dir", folder / "glue")
+    shutil.copytree(folder / "glue", tmp_path / "glue")
+    for task, split in (("rte", "validation"), ("stsb", "test")):
+        scored = tmp_path / "glue" / task / f"{split}.jsonl"
+        rows = read_jsonl(scored)
+        train = tmp_path / "glue" / task / "train.jsonl"
+        jsonl(train, [*read_jsonl(train), *rows])
+        jsonl(scored, [{**row, "label": other["label"]} for row, other in zip(rows, rows[1:] + rows[:1], strict=True)])
+    leaking, notes = answers_of(folder, *arguments, "--data_dir", tmp_path / "glue")
+    assert honest.keys() == leaking.keys()
+    assert {mode for _, mode, _ in honest} >= {"linear", "knn", "attentive", "finetune", "majority", "cosine raw"}
+    assert {system for _, mode, system in honest if mode == "finetune"} == {str(folder / "first"), RANDOM}
+    for key, predictions in honest.items():
+        np.testing.assert_array_equal(predictions, leaking[key], err_msg=str(key))
+    assert "rte: 20 of 60 training rows removed, whose texts stand in validation" in notes
+    assert "stsb: 8 of 48 training rows removed, whose texts stand in test" in notes
+
+
+def test_flags_of_features_reach_them(folder):
+    rte = ("--tasks", "stsb", "--data_dir", folder / "glue", "--mode", "knn")
+    key = ("stsb", "cosine raw", str(folder / "first"))
+    found = [
+        answers_of(folder, *rte, *flags)[0][key]
+        for flags in ([], ["--pooling", "cls"], ["--layers", 2], ["--max_length", 5], ["--split", "validation"])
+    ]
+    for row, one in enumerate(found):
+        for other in found[row + 1 :]:
+            assert one.shape != other.shape or np.abs(one - other).max() > 1e-3
+    assert found[-1].shape == (1, 20)
+
+
+def test_reranking_is_scored_on_the_split_asked_for(folder):
+    scores = probe(folder, "--rerank_dir", folder / "questions", "--split", "validation")
+    assert {(s.task, s.rows) for s in scores} == {("questions dev", 2)}
+
+
+def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
+    sentences = [
+        f"{place} {word} waits." for word in ("storm", "bread") for place in map("the{:02d}".format, range(60))
+    ]
     monkeypatch.setattr(
-        run_probe.probing,
-        "embed_texts",
-        lambda model, tokenizer, texts, max_length: (seen.append(texts), embed(model, tokenizer, texts, max_length))[
-            1
-        ],
+        run_probe,
+        "load_builtin_corpus",
+        lambda cache: {"validation": {"text": [" ".join(sentences[:60]), *sentences]}},
     )
-    probe(folder, "--tasks", "rte", "stsb", "--data_dir", str(folder / "glue"), "--mode", "knn")
-    assert len(seen) == 2  # the encoder and its random twin
-    assert len(seen[0]) == len(set(seen[0]))
-
-
-def test_scores_are_the_same_in_every_run(folder):
-    arguments = ("--tasks", "rte", "--data_dir", str(folder / "glue"))
-    assert probe(folder, *arguments) == probe(folder, *arguments)
+    monkeypatch.setattr(run_probe, "word_content", partial(word_content, words=2))
+    scores = probe(folder, "--tasks", "word_content", "--mode", "knn")
+    assert {(s.task, s.rows) for s in scores} == {("word_content", 20)}
 
 
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        (["--tasks", "sst"], ["sst", "'sst2'"]),
+        (["--tasks", "sst"], ["no task 'sst'", "'sst2'"]),
+        (["--tasks", "word_contnt"], ["word_contnt", "did you mean 'word_content'"]),
         (["--tasks", "cola", "--data_dir", "{dir}/glue"], ["cola"]),
         (["--task_file", "{dir}/own.jsonl"], ["no column 'label'", "--label_column"]),
         (["--task_file", "{dir}/none.jsonl"], ["none.jsonl", "no such file"]),
+        (["--task_file", "{dir}/one.jsonl", "--text_column", "body"], ["one", "single class"]),
+        (["--task_file", "{dir}/rare.jsonl", "--text_column", "body"], ["rare", "two classes of two rows"]),
         (["--rerank_dir", "{dir}/glue"], ["test.txt"]),
+        (["--rerank_dir", "{dir}/questions", "--split", "tset"], ["tset", "'test'"]),
+        (["--tasks", "rte", "--data_dir", "{dir}/glue", "--split", "test"], ["rte", "'test'", "validation"]),
         (["--compare", "{dir}/none", "--tasks", "rte", "--data_dir", "{dir}/glue"], ["none", "no encoder there"]),
+        (["--compare", "{dir}/broken", "--task_file", "{dir}/ok.jsonl"], ["broken", "not finite"]),
+        (["--layers", "9", "--task_file", "{dir}/ok.jsonl"], ["--layers 9", "3"]),
+        (["--layers", "0"], ["--layers 0"]),
         (["--mode", "guess"], ["--mode", "guess"]),
         (["--task", "rte"], ["--task", "did you mean 'tasks'"]),
+        (["--mode", "finetune", "--finetune_args", "learning_rate"], ["learning_rate", "KEY=VALUE"]),
+        (
+            ["--mode", "finetune", "--finetune_args", "learning_rat=1", "--task_file", "{dir}/ok.jsonl"],
+            ["learning_rat", "'learning_rate'"],
+        ),
+        (["--finetune_args", "learning_rate=1"], ["--mode finetune"]),
+        (["--do_predict"], ["--output_dir"]),
+        (["--do_predict", "--output_dir", "{dir}/x", "--task_file", "{dir}/ok.jsonl"], ["hidden"]),
+        (["--layer_sweep"], ["--output_dir"]),
+        (["--update_card", "--compare", "{dir}/second"], ["README.md"]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(folder, arguments, fragments, monkeypatch, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path, arguments, fragments, monkeypatch, capsys):
+    rows = [
+        {"body": f"river {word}", "text": f"{word} {number}", "label": 0}
+        for number, word in enumerate(WORDS[0].split() * 4)
+    ]
+    jsonl(folder / "one.jsonl", rows)
+    jsonl(folder / "rare.jsonl", [*rows, *({"body": word, "label": 1} for word in ("time", "bread"))])
+    jsonl(folder / "ok.jsonl", [{**row, "label": i % 2} for i, row in enumerate(rows)])
+    if not (folder / "broken").exists():
+        broken = BertModel.from_pretrained(folder / "first", add_pooling_layer=False)
+        broken.embeddings.word_embeddings.weight.data.fill_(float("nan"))
+        shutil.copytree(folder / "first", folder / "broken")
+        broken.save_pretrained(folder / "broken")
     arguments = [argument.format(dir=folder) for argument in arguments]
-    monkeypatch.setattr("sys.argv", ["run_probe.py", str(folder / "first"), *arguments])
+    name = "second" if "--update_card" in arguments else "first"
+    monkeypatch.setattr("sys.argv", ["run_probe.py", str(folder / name), *arguments])
     with pytest.raises(SystemExit) as stop:
         run_probe.console()
     assert stop.value.code == 2

@@ -416,7 +416,7 @@ def test_reranking_queries_and_texts(reranking, suffix, tmp_path):
     assert first.bm25.tolist() == [2.5, 1.5]
     assert first.usable
     assert not second.usable
-    assert task.texts == {"1": "how to mount", "2": "mount a disk", "3": "kill a process", "4": "lost"}
+    assert task.texts == {"1": "how to mount", "2": "mount a disk", "3": "kill a process", "4": "lost", "5": "unused"}
     assert task.notes == (
         f"{tmp_path.name} dev: 1 of 2 queries have no positive candidate",
         f"{tmp_path.name} dev: 1 positive ids are not among the candidates and do not count",

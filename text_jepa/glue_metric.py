@@ -8,14 +8,14 @@ report one metric per task instead, and not the same one; ours is in `HEADLINE`.
 or over different tasks, cannot be compared.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 
 import datasets
 import evaluate
 import numpy as np
 
-from text_jepa.probing import correlations
+from text_jepa.probing import pearson, spearman
 
 
 METRICS = {
@@ -71,6 +71,16 @@ def matthews(predictions: np.ndarray, references: np.ndarray) -> float:
     return float((x * y).sum()) / scale if scale else 0.0
 
 
+FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews_correlation": matthews,
+    "pearson": pearson,
+    "spearmanr": spearman,
+}
+"""What the metrics compute, of predictions and references."""
+
+
 def glue_scores(task: str, predictions: Iterable, references: Iterable) -> dict[str, float]:
     """The metrics of one task.
 
@@ -89,12 +99,9 @@ def glue_scores(task: str, predictions: Iterable, references: Iterable) -> dict[
     predictions, references = np.asarray(predictions), np.asarray(references)
     if (references == -1).any():
         raise ValueError(f"{task}: the labels are hidden (-1); this split cannot be scored here")
-    if task == "stsb":
-        if not np.isfinite(predictions).all():
-            raise ValueError(f"{task}: a prediction is not finite")
-        return correlations(predictions, references)
-    compute = {"accuracy": accuracy, "f1": f1, "matthews_correlation": matthews}
-    return {name: compute[name](predictions, references) for name in METRICS[task]}
+    if not np.isfinite(predictions).all():
+        raise ValueError(f"{task}: a prediction is not finite")
+    return {name: FUNCTIONS[name](predictions, references) for name in METRICS[task]}
 
 
 def glue_average(scores: Mapping[str, Mapping[str, float]]) -> float:

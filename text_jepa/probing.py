@@ -1,6 +1,6 @@
-"""What an encoder is worth: texts to vectors, vectors to predictions, predictions to scores with their uncertainty.
+"""What an encoder is worth: vectors to predictions, predictions to scores with their uncertainty.
 
-Apart from `embed_texts`, arrays in and arrays or numbers out, with no state and no files. A function that predicts
+Arrays in and arrays or numbers out, with no state and no files; `features` makes the vectors. A function that predicts
 never gets to see the test labels, and a test row's prediction does not depend on the other test rows.
 
 Shapes: N rows to learn from or to score, M test rows, D features, S and T tokens, Q queries, C candidates.
@@ -19,60 +19,6 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from modeling_text_jepa import mean_pool
-
-
-@torch.no_grad()
-def embed_texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    max_length: int = 128,
-    batch_size: int = 64,
-) -> np.ndarray:
-    """Mean-pooled last hidden states.
-
-    Args:
-        model: Any encoder with `last_hidden_state`; left in eval mode.
-        tokenizer: Its tokenizer.
-        texts: N texts.
-        max_length: Longest text in tokens; the rest is cut off.
-        batch_size: Texts per forward pass, of about equal length.
-
-    Returns:
-        (N, D) float32.
-    """
-    model.eval()
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_token_type_ids=False)["input_ids"]
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
-    vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-    for start in tqdm(range(0, len(texts), batch_size), desc="Embedding", disable=None, leave=False):
-        rows = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="pt").to(model.device)
-        states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        vectors[rows] = mean_pool(states, batch["attention_mask"]).float().cpu().numpy()
-    return vectors
-
-
-def nearest_texts(vectors: np.ndarray, queries: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest other row of each query by cosine of the centred vectors.
-
-    Args:
-        vectors: (N, D).
-        queries: Q row numbers.
-
-    Returns:
-        Rows (Q,) and cosines (Q,).
-    """
-    unit = vectors - vectors.mean(axis=0)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True).clip(min=1e-12)
-    cosine = unit[list(queries)] @ unit.T
-    cosine[np.arange(len(queries)), list(queries)] = -np.inf
-    best = cosine.argmax(axis=1)
-    return best, cosine[np.arange(len(queries)), best]
 
 
 def pair_features(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -323,19 +269,21 @@ def whiten(x: np.ndarray) -> np.ndarray:
     return x @ directions * np.where(real, 1 / np.sqrt(np.where(real, variance, 1)), 0)
 
 
-def correlations(predictions: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-    """Pearson and Spearman correlation between -1 and 1; 0 where either side is constant, for it explains nothing.
-
-    Args:
-        predictions, gold: (N,).
-    """
+def pearson(predictions: np.ndarray, gold: np.ndarray) -> float:
+    """Correlation of (N,) and (N,) between -1 and 1; 0 where either side is constant, for it explains nothing."""
     if np.ptp(predictions) == 0 or np.ptp(gold) == 0:
-        return {"pearson": 0.0, "spearmanr": 0.0}
-    ranks = rankdata(predictions), rankdata(gold)
-    return {
-        "pearson": float(np.corrcoef(predictions, gold)[0, 1]),
-        "spearmanr": float(np.corrcoef(*ranks)[0, 1]),
-    }
+        return 0.0
+    return float(np.corrcoef(predictions, gold)[0, 1])
+
+
+def spearman(predictions: np.ndarray, gold: np.ndarray) -> float:
+    """Correlation of the ranks; see `pearson`."""
+    return pearson(rankdata(predictions), rankdata(gold))
+
+
+def correlations(predictions: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+    """Both, by their names in GLUE: `pearson` and `spearmanr`."""
+    return {"pearson": pearson(predictions, gold), "spearmanr": spearman(predictions, gold)}
 
 
 def sts_cosines(u: np.ndarray, v: np.ndarray) -> dict[str, np.ndarray]:

@@ -136,7 +136,7 @@ class RerankingTask:
         name: Of the task.
         split: Name of the file that was read.
         queries: All queries of the file, also those without a positive candidate.
-        texts: Text by id of all queries and candidates; `None` where there are none, and only BM25 can be scored.
+        texts: All texts of the folder by id; `None` where there are none, and only BM25 can be scored.
         notes: What the reader of the results should know, one line each.
     """
 
@@ -534,8 +534,7 @@ def _reranking_texts(root, queries, with_body, cache_dir):
     for number, fields in rows:
         if len(fields) < 2:
             raise UsageError(f"{path}, line {number}: a single column; expected id, title and body, separated by tabs")
-        if str(fields[0]) in needed:
-            texts[str(fields[0])] = " ".join(part for part in fields[1 : 2 + with_body] if part)
+        texts[str(fields[0])] = " ".join(part for part in fields[1 : 2 + with_body] if part)
     missing = sorted(needed.difference(texts))
     if missing:
         raise UsageError(f"{path}: no text for {len(missing)} ids, e.g. {missing[0]}; add their lines")
