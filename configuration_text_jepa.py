@@ -56,6 +56,36 @@ _PRESETS = {
     "large": {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 16},
 }
 
+# What the comparisons in the same trainer set: same encoder, data and order, another objective. The masks are the
+# collator's: `configs/` has a recipe of each.
+OBJECTIVES = {
+    "jepa": {},
+    "mlm": {
+        "context_mode": "mask_token",
+        "predictor_type": "mlp",
+        "pred_num_hidden_layers": 1,
+        "latent_loss_weight": 0.0,
+        "token_loss_weight": 1.0,
+        "token_loss_candidates": None,
+    },
+    "drop_mlm": {"latent_loss_weight": 0.0, "token_loss_weight": 1.0, "token_loss_candidates": None},
+    "data2vec": {
+        "context_mode": "mask_token",
+        "predictor_type": "mlp",
+        "pred_num_hidden_layers": 1,
+        "smooth_l1_beta": 4.0,
+        "token_loss_weight": 0.0,
+    },
+    "simcse": {
+        "latent_loss_weight": 0.0,
+        "token_loss_weight": 0.0,
+        "sentence_loss_weight": 1.0,
+        "sentence_loss_type": "infonce",
+        "infonce_temperature": 0.05,
+        "target_encoder_type": "online",
+    },
+}
+
 
 def _default_text_config(**overrides):
     """A ModernBERT shape with full attention in every layer, for texts of up to 512 tokens."""
@@ -93,46 +123,106 @@ class TextJepaConfig(PreTrainedConfig):
             Configuration of the stock text encoder inside (any architecture that `AutoModel` knows). Defaults to a
             ModernBERT shape of 4 layers × 256 with full attention in every layer; a `dict` without `model_type` holds
             what differs from that.
+        predictor_type (`"transformer"`, `"conv"` or `"mlp"`, *optional*, defaults to `"transformer"`):
+            What predicts: a transformer over context and queries in which the spans do not see each other;
+            convolutions over the text with mask tokens in the gaps (the decoder of data2vec 2.0); or a perceptron for
+            each query by itself, which knows what `context_mode="mask_token"` or the pooled context tells it.
         pred_hidden_size (`int`, *optional*):
-            Width of the predictor. Defaults to half the encoder's.
+            Width of the predictor. Defaults to half the encoder's, and to all of it for `"mlp"`.
         pred_num_hidden_layers (`int`, *optional*, defaults to 2):
-            Number of transformer layers of the predictor.
+            Number of layers of the predictor.
         pred_num_attention_heads (`int`, *optional*):
-            Attention heads of the predictor. Defaults to the encoder's number.
+            Attention heads of a transformer predictor. Defaults to the encoder's number.
         pred_mlp_ratio (`float`, *optional*, defaults to 4.0):
-            Width of the predictor's feed-forward layers relative to `pred_hidden_size`.
+            Width of the transformer predictor's feed-forward layers relative to `pred_hidden_size`.
         pred_hidden_act (`str`, *optional*, defaults to `"gelu"`):
-            Activation of the predictor's feed-forward layers.
+            Activation in the predictor.
         pred_layer_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of the predictor's layer norms.
-        pred_position_embedding_type (`"rotary"` or `"learned"`, *optional*, defaults to `"rotary"`):
-            How the predictor knows the position of a context token and of a query.
+        pred_position_embedding_type (`"rotary"` or `"learned"`, *optional*):
+            How the predictor knows the position of a context token and of a query. Defaults to `"rotary"`, for `"mlp"`
+            to `"learned"`; convolutions know it from the order.
         pred_rope_theta (`float`, *optional*, defaults to 10000.0):
             Base of the rotary frequencies of the predictor.
-        context_mode (`"drop"` or `"attention_mask"`, *optional*):
+        pred_conv_kernel_size (`int`, *optional*, defaults to 9):
+            Width of the convolutions, an odd number of tokens.
+        pred_conv_groups (`int`, *optional*, defaults to 16):
+            Groups of the convolutions; must divide `pred_hidden_size`.
+        pred_num_mask_tokens (`int`, *optional*, defaults to 1):
+            Mask tokens of the predictor, one for each mask strategy of a mixture (UL2, arXiv 2205.05131).
+        pred_pooled_context (`bool`, *optional*):
+            Add the pooled context to every query. With a small `pred_context_ratio` the pooled vector becomes a
+            bottleneck (RetroMAE, arXiv 2205.12035). Defaults to `False`, but for an `"mlp"` that has nothing else.
+        pred_context_ratio (`float`, *optional*, defaults to 1.0):
+            Share of the context tokens that the predictor sees, evenly spaced; 0 leaves the pooled context alone.
+        pooling (`"mean"`, `"cls"` or `"attention"`, *optional*, defaults to `"mean"`):
+            The vector of a text in sentence-level terms and in `pred_pooled_context`: the mean of its tokens, the
+            first token, or a softmax-weighted mean with one learned query. Not a part of an exported encoder.
+        context_mode (`"drop"`, `"attention_mask"` or `"mask_token"`, *optional*):
             How the context encoder is kept from seeing hidden tokens: `"drop"` removes them from its input (cost
             falls with the hidden share), `"attention_mask"` keeps the full length and masks them as keys. Both give
-            the same visible states. Defaults to `"drop"` for encoders for which that equality is tested
-            (`TextJepaConfig.drop_is_exact`) and to `"attention_mask"` for all others.
+            the same visible states. `"mask_token"` writes `mask_token_id` over them, as BERT and data2vec do, and the
+            states of these places go into the queries. Defaults to `"drop"` for encoders for which the equality is
+            tested (`TextJepaConfig.drop_is_exact`) and to `"attention_mask"` for all others.
+        mask_token_id (`int`, *optional*):
+            The tokenizer's mask token, for `context_mode="mask_token"`.
+        target_encoder_type (`"ema"` or `"online"`, *optional*, defaults to `"ema"`):
+            Who makes the targets: a moving average of the context encoder without gradient, or the context encoder
+            itself with gradient, which needs a regularizer or InfoNCE against collapse.
+        target_input (`"text"` or `"spans"`, *optional*, defaults to `"text"`):
+            What the target encoder sees for token-level targets: the whole text, or the hidden tokens of a mask only.
         target_num_layers (`int`, *optional*):
             K: the targets are the mean of the last K layers of the target encoder. Defaults to all layers.
-        target_normalization (`"none"`, `"layer"` or `"instance"`, *optional*, defaults to `"layer"`):
-            Normalisation of each of the K layers before the mean: over the features of a token, or per feature over
-            the tokens of a text (data2vec 2.0). A layer norm without parameters follows the mean in every case.
-        loss_type (`"smooth_l1"`, `"mse"`, `"l1"` or `"cosine"`, *optional*, defaults to `"smooth_l1"`):
-            Latent loss between predictions and targets.
+        target_normalization (`str`, *optional*, defaults to `"layer"`):
+            Normalisation of each of the K layers before the mean: `"none"`; `"layer"`, over the features of a token;
+            or per feature over the tokens of a text (`"instance"`, data2vec 2.0), of the batch of all processes
+            (`"batch"`), or of all batches so far (`"running"`, for encoders with outlier dimensions). A layer norm
+            without parameters follows the mean in every case.
+        target_centering (`bool`, *optional*, defaults to `False`):
+            Subtract the running mean of the token-level targets (DINO, arXiv 2104.14294). Sentence-level targets of a
+            moving average are always centred.
+        target_momentum (`float`, *optional*, defaults to 0.99):
+            Momentum of the running statistics and means of targets.
+        loss_type (`"smooth_l1"`, `"mse"`, `"l1"`, `"cosine"` or `"infonce"`, *optional*, defaults to `"smooth_l1"`):
+            Latent loss between predictions and targets; InfoNCE (arXiv 1807.03748) contrasts a target with all other
+            hidden tokens of the batch of all processes.
         smooth_l1_beta (`float`, *optional*, defaults to 1.0):
             Where the smooth L1 loss turns from quadratic to linear.
+        infonce_temperature (`float`, *optional*, defaults to 0.1):
+            Cosines are divided by this in InfoNCE.
         latent_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the latent loss.
+            Weight of the latent loss. 0 makes a baseline of the other terms; what only it needs is not built.
         token_loss_weight (`float`, *optional*, defaults to 0.1):
-            Weight of token grounding: the cross-entropy of the hidden token itself, read from the predictor's output
-            through the tied input embedding. 0 is a pure JEPA and creates no head.
+            Weight of token grounding: the hidden token itself, read from the predictor's output through the tied input
+            embedding. 0 is a pure JEPA and creates no head.
+        token_loss_type (`"cross_entropy"` or `"contrastive"`, *optional*, defaults to `"cross_entropy"`):
+            Over the vocabulary or a sample of it, or over the tokens hidden in the batch alone (headless language
+            models, arXiv 2309.08351).
         token_loss_candidates (`int`, *optional*, defaults to 1024):
-            In training, the cross-entropy is taken over this many candidate tokens (those of the batch first, then
-            random ones), so that no softmax over the whole vocabulary is needed. As many as there are words, or more,
-            take the whole vocabulary, as evaluation always does. Candidates are drawn per batch and process: with
-            fewer than the vocabulary, this term depends a little on how a batch is split.
+            In training, the tokens that are contrasted: those of the batch first, then random ones for a
+            cross-entropy, so that no softmax over the whole vocabulary is needed. `None`, or as many as there are
+            words, takes the whole vocabulary, as evaluation of a cross-entropy always does. Candidates are drawn per
+            batch and process: with fewer than the vocabulary, this term depends a little on how a batch is split.
+        sentence_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the sentence loss: the pooled context, through a head, predicts the pooled target of the whole
+            text, or of its view where the collator makes one. With an online target both sides go through the head
+            (the expander of VICReg, the projection of SimCSE).
+        sentence_loss_type (`str`, *optional*, defaults to `"cosine"`):
+            Distance of the two, as `loss_type`; a squared error of online targets is VICReg's invariance term.
+        sentence_hidden_size (`int`, *optional*):
+            Width of that head. Defaults to twice the encoder's.
+        variance_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of VICReg's variance hinge (arXiv 2105.04906).
+        covariance_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of VICReg's covariance term.
+        sigreg_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of SIGReg: the Epps-Pulley statistic against a standard normal distribution along random directions
+            (LeJEPA, arXiv 2511.08544).
+        sigreg_num_slices (`int`, *optional*, defaults to 256):
+            Random directions of SIGReg in each step.
+        regularizer_level (`"sentence"` or `"token"`, *optional*, defaults to `"sentence"`):
+            What the three terms above look at: pooled contexts (both sides behind the head, where the sentence loss is
+            symmetric), or the states of the context tokens; in the batch of all processes.
         classifier_pooling (`"mean"` or `"cls"`, *optional*, defaults to `"mean"`):
             What [`TextJepaForSequenceClassification`] reads: the mean of the visible tokens or the first token.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
@@ -153,24 +243,47 @@ class TextJepaConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
 
+    predictor_type: Literal["transformer", "conv", "mlp"] = "transformer"
     pred_hidden_size: int | None = None
     pred_num_hidden_layers: int = 2
     pred_num_attention_heads: int | None = None
     pred_mlp_ratio: float | int = 4.0
     pred_hidden_act: str = "gelu"
     pred_layer_norm_eps: float = 1e-6
-    pred_position_embedding_type: Literal["rotary", "learned"] = "rotary"
+    pred_position_embedding_type: Literal["rotary", "learned"] | None = None
     pred_rope_theta: float | int = 10_000.0
+    pred_conv_kernel_size: int = 9
+    pred_conv_groups: int = 16
+    pred_num_mask_tokens: int = 1
+    pred_pooled_context: bool | None = None
+    pred_context_ratio: float | int = 1.0
 
-    context_mode: Literal["drop", "attention_mask"] | None = None
+    pooling: Literal["mean", "cls", "attention"] = "mean"
+    context_mode: Literal["drop", "attention_mask", "mask_token"] | None = None
+    mask_token_id: int | None = None
+
+    target_encoder_type: Literal["ema", "online"] = "ema"
+    target_input: Literal["text", "spans"] = "text"
     target_num_layers: int | None = None
-    target_normalization: Literal["none", "layer", "instance"] = "layer"
+    target_normalization: Literal["none", "layer", "instance", "batch", "running"] = "layer"
+    target_centering: bool = False
+    target_momentum: float | int = 0.99
 
-    loss_type: Literal["smooth_l1", "mse", "l1", "cosine"] = "smooth_l1"
+    loss_type: Literal["smooth_l1", "mse", "l1", "cosine", "infonce"] = "smooth_l1"
     smooth_l1_beta: float | int = 1.0
+    infonce_temperature: float | int = 0.1
     latent_loss_weight: float | int = 1.0
     token_loss_weight: float | int = 0.1
-    token_loss_candidates: int = 1024
+    token_loss_type: Literal["cross_entropy", "contrastive"] = "cross_entropy"
+    token_loss_candidates: int | None = 1024
+    sentence_loss_weight: float | int = 0.0
+    sentence_loss_type: Literal["cosine", "mse", "l1", "smooth_l1", "infonce"] = "cosine"
+    sentence_hidden_size: int | None = None
+    variance_loss_weight: float | int = 0.0
+    covariance_loss_weight: float | int = 0.0
+    sigreg_loss_weight: float | int = 0.0
+    sigreg_num_slices: int = 256
+    regularizer_level: Literal["sentence", "token"] = "sentence"
 
     classifier_pooling: Literal["mean", "cls"] = "mean"
     classifier_dropout: float | int = 0.1
@@ -189,13 +302,19 @@ class TextJepaConfig(PreTrainedConfig):
                 )
             self.text_config = CONFIG_MAPPING[model_type](**fields)
         if self.pred_hidden_size is None:
-            self.pred_hidden_size = self.text_config.hidden_size // 2
+            self.pred_hidden_size = self.text_config.hidden_size // (1 if self.predictor_type == "mlp" else 2)
         if self.pred_num_attention_heads is None:
             self.pred_num_attention_heads = self.text_config.num_attention_heads
         if self.target_num_layers is None:
             self.target_num_layers = self.text_config.num_hidden_layers
         if self.context_mode is None:
             self.context_mode = "drop" if self.drop_is_exact else "attention_mask"
+        if self.pred_position_embedding_type is None:
+            self.pred_position_embedding_type = "learned" if self.predictor_type == "mlp" else "rotary"
+        if self.pred_pooled_context is None:
+            self.pred_pooled_context = self.predictor_type == "mlp" and self.context_mode != "mask_token"
+        if self.sentence_hidden_size is None:
+            self.sentence_hidden_size = 2 * self.text_config.hidden_size
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -219,6 +338,36 @@ class TextJepaConfig(PreTrainedConfig):
     def drop_is_exact(self) -> bool:
         """Whether removing the hidden tokens is known to equal masking them, for this encoder."""
         return self.text_config.model_type in _POSITIONS_FROM_ZERO | _POSITIONS_AFTER_PADDING
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether a term of the loss reads the predictor."""
+        return self.latent_loss_weight > 0 or self.token_loss_weight > 0
+
+    @property
+    def has_target_encoder(self) -> bool:
+        """Whether a term of the loss reads a moving average."""
+        return self.target_encoder_type == "ema" and (self.latent_loss_weight > 0 or self.sentence_loss_weight > 0)
+
+    @property
+    def pools_context(self) -> bool:
+        """Whether a part of the model reads the pooled context."""
+        predicts = self.predicts_tokens and self.pred_pooled_context
+        return bool(
+            predicts or self.sentence_loss_weight or (self.regularizers and self.regularizer_level == "sentence")
+        )
+
+    @property
+    def running_statistics(self) -> list[str]:
+        """What statistics are kept of: target layers, token-level targets, pooled targets of a moving average."""
+        names = [f"layer{k}" for k in range(self.target_num_layers)] if self.target_normalization == "running" else []
+        names += ["tokens"] if self.target_centering else []
+        return names + ["sentences"] * (self.target_encoder_type == "ema" and self.sentence_loss_weight > 0)
+
+    @property
+    def regularizers(self) -> tuple[str, ...]:
+        """The names of the regularizing terms in use."""
+        return tuple(name for name in ("variance", "covariance", "sigreg") if getattr(self, f"{name}_loss_weight") > 0)
 
     @property
     def position_offset(self) -> int:
@@ -248,36 +397,73 @@ class TextJepaConfig(PreTrainedConfig):
 
     def validate_predictor(self):
         """Raises ValueError if the predictor cannot be built."""
-        if self.pred_num_hidden_layers < 1:
-            raise ValueError(f"pred_num_hidden_layers must be at least 1, got {self.pred_num_hidden_layers}")
+        for name in ("pred_num_hidden_layers", "pred_num_mask_tokens", "sigreg_num_slices", "sentence_hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.pred_hidden_act not in ACT2CLS:
             raise ValueError(
                 f"unknown pred_hidden_act '{self.pred_hidden_act}'{_nearest(self.pred_hidden_act, ACT2CLS)}"
             )
+        if self.predictor_type == "transformer":
+            self._validate_heads()
+        if self.predictor_type == "conv" and self.pred_hidden_size % self.pred_conv_groups:
+            raise ValueError(
+                f"pred_hidden_size ({self.pred_hidden_size}) must be a multiple of pred_conv_groups "
+                f"({self.pred_conv_groups})"
+            )
+        if self.predictor_type == "conv" and self.pred_conv_kernel_size % 2 == 0:
+            raise ValueError(f"pred_conv_kernel_size must be odd, got {self.pred_conv_kernel_size}")
+        knows = self.context_mode == "mask_token" or self.pred_pooled_context
+        if self.predictor_type == "mlp" and not (knows and self.pred_position_embedding_type == "learned"):
+            raise ValueError(
+                "an mlp predictor needs pred_position_embedding_type 'learned', and pred_pooled_context unless "
+                "context_mode is 'mask_token', for it knows nothing else"
+            )
+        if self.pred_position_embedding_type == "learned" and self.max_text_length is None:
+            raise ValueError("learned predictor positions need an encoder with max_position_embeddings")
+        if not (0 if self.pred_pooled_context else 1e-3) <= self.pred_context_ratio <= 1:
+            raise ValueError(
+                f"pred_context_ratio must be at most 1 and, unless pred_pooled_context, above 0, got "
+                f"{self.pred_context_ratio}"
+            )
+
+    def _validate_heads(self):
         if self.pred_hidden_size % self.pred_num_attention_heads:
             raise ValueError(
                 f"pred_hidden_size ({self.pred_hidden_size}) must be a multiple of pred_num_attention_heads "
                 f"({self.pred_num_attention_heads})"
             )
-        if (
-            self.pred_position_embedding_type == "rotary"
-            and self.pred_hidden_size // self.pred_num_attention_heads % 2
-        ):
+        head_dim = self.pred_hidden_size // self.pred_num_attention_heads
+        if self.pred_position_embedding_type == "rotary" and head_dim % 2:
             raise ValueError("rotary positions need an even width per predictor head: change pred_hidden_size")
-        if self.pred_position_embedding_type == "learned" and self.max_text_length is None:
-            raise ValueError("learned predictor positions need an encoder with max_position_embeddings")
 
     def validate_objective(self):
         """Raises ValueError if the objective is empty, undefined or not possible with this encoder."""
         layers = self.text_config.num_hidden_layers
         if not 1 <= self.target_num_layers <= layers:
             raise ValueError(f"target_num_layers must be 1 to {layers} for this encoder, got {self.target_num_layers}")
-        if self.latent_loss_weight <= 0 or self.token_loss_weight < 0:
-            raise ValueError("latent_loss_weight must be positive and token_loss_weight at least 0")
-        if self.token_loss_candidates < 2:
+        for name in ("latent", "token", "sentence", "variance", "covariance", "sigreg"):
+            if getattr(self, f"{name}_loss_weight") < 0:
+                raise ValueError(f"{name}_loss_weight must be at least 0, got {getattr(self, f'{name}_loss_weight')}")
+        if not self.predicts_tokens and not self.sentence_loss_weight:
+            raise ValueError("latent_loss_weight, token_loss_weight or sentence_loss_weight must be above 0")
+        if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
             raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
-        if self.smooth_l1_beta <= 0:
-            raise ValueError(f"smooth_l1_beta must be positive, got {self.smooth_l1_beta}")
+        for name in ("smooth_l1_beta", "infonce_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.target_momentum < 1:
+            raise ValueError(f"target_momentum must be at least 0 and below 1, got {self.target_momentum}")
+        compared = {self.loss_type} if self.latent_loss_weight else set()
+        compared |= {self.sentence_loss_type} if self.sentence_loss_weight else set()
+        spread = {"variance", "sigreg"} & set(self.regularizers)
+        if self.target_encoder_type == "online" and compared - {"infonce"} and not spread:
+            raise ValueError(
+                "online targets collapse without a regularizer: set sigreg_loss_weight or variance_loss_weight, or "
+                "use 'infonce'"
+            )
+        if self.context_mode == "mask_token" and self.mask_token_id is None:
+            raise ValueError("context_mode 'mask_token' needs mask_token_id, the tokenizer's mask token")
         if self.context_mode == "drop" and not self.drop_is_exact:
             raise ValueError(
                 f"context_mode 'drop' is not known to be exact for '{self.text_config.model_type}' encoders; "
@@ -292,4 +478,4 @@ def _nearest(key, names):
 
 TextJepaConfig.register_for_auto_class()
 
-__all__ = ["TextJepaConfig"]
+__all__ = ["OBJECTIVES", "TextJepaConfig"]

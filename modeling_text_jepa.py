@@ -4,20 +4,25 @@
     text ─► ids (B,S) ─► TARGET ENCODER (moving average, no gradient, sees everything) ─► targets (B,S,D)
               │                                                                            │ at hidden positions
               └─ visible ids (B·M,C) ─► CONTEXT ENCODER ─► PREDICTOR ─► predictions (B,M,T,D) ─► latent loss
-                                                                  └─► token grounding (tied embedding)
+                                             │                    └─► token grounding (tied embedding)
+                                             └─ pooled (B·M,D) ─► sentence loss against the pooled text or view (B,D),
+                                                                  variance, covariance, SIGReg
 
 Sizes in shapes: B texts, S tokens of the padded text, M masks (draws of context and spans) per text, C context tokens,
-T target tokens, N = C + T, D width of the encoder, P width of the predictor, V words, L layers.
+T target tokens, N = C + T, R = B·M rows, D width of the encoder, P width of the predictor, V words, L layers.
+
+Every term of the loss is `<name>_loss`, weighted by the field `<name>_loss_weight` of the configuration.
 
 Both encoders are stock architectures of transformers: either exports as an ordinary checkpoint of its own kind.
 """
 
 import copy
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -25,7 +30,6 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
 
@@ -38,14 +42,17 @@ except ImportError:
 @dataclass
 class TextJepaForPreTrainingOutput(ModelOutput):
     """
-    Output of [`TextJepaForPreTraining`]. Losses are means over the target tokens.
+    Output of [`TextJepaForPreTraining`]. Losses are scalars before their weights; one of weight 0 is `None`.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`): Weighted sum of the terms below.
-        latent_loss (`torch.FloatTensor` of shape `()`): Distance between predictions and targets, before its weight.
-        token_loss (`torch.FloatTensor` of shape `()`): Cross-entropy of the hidden tokens, before its weight.
-        predictions (`torch.FloatTensor` of shape `(B, M, T, D)`): Predicted representations of the hidden tokens.
-        targets (`torch.FloatTensor` of shape `(B, M, T, D)`): What the target encoder says of them.
+        loss (`torch.FloatTensor`): Weighted sum of the terms below.
+        latent_loss (`torch.FloatTensor`): Distance of predictions and targets, mean of target tokens.
+        token_loss (`torch.FloatTensor`): Cross-entropy of the hidden tokens, mean of target tokens.
+        sentence_loss (`torch.FloatTensor`): Distance of predicted and true pooled vectors.
+        variance_loss, covariance_loss, sigreg_loss (`torch.FloatTensor`): Regularizers.
+        distances (`torch.FloatTensor` of shape `(B, M, T)`): The latent loss of each target token, 0 where unused.
+        predictions, targets (`torch.FloatTensor` of shape `(B, M, T, D)`): Representations of the hidden tokens, as
+            predicted and as the target encoder has them; `None` without a latent loss.
         last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks):
             What the context encoder makes of the visible tokens.
         hidden_states, attentions (`tuple(torch.FloatTensor)`): The context encoder's, where asked for.
@@ -54,6 +61,11 @@ class TextJepaForPreTrainingOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     latent_loss: torch.FloatTensor | None = None
     token_loss: torch.FloatTensor | None = None
+    sentence_loss: torch.FloatTensor | None = None
+    variance_loss: torch.FloatTensor | None = None
+    covariance_loss: torch.FloatTensor | None = None
+    sigreg_loss: torch.FloatTensor | None = None
+    distances: torch.FloatTensor | None = None
     predictions: torch.FloatTensor | None = None
     targets: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
@@ -79,91 +91,145 @@ def gather_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Ten
     return values[rows, index]
 
 
-def average_layers(hidden_states: Sequence[torch.Tensor], attention_mask: torch.Tensor, how: str) -> torch.Tensor:
-    """Targets of a text: the mean of normalised layers, then a layer norm without parameters.
+def moments(values: torch.Tensor, weights: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted mean and variance over some dimensions, which are kept; over dimension 0 of all processes."""
 
-    Args:
-        hidden_states: The last K layers, each (B, S, D).
-        attention_mask: (B, S), 1 for tokens of the text.
-        how: `"layer"` normalises each token over its features (data2vec for text, arXiv 2202.03555, section 4.3),
-            `"instance"` each feature over the tokens of the text (data2vec 2.0, arXiv 2212.07525), `"none"` nothing.
+    def average(x):
+        sums = torch.cat([weights * x, weights], dim=-1).sum(dims, keepdim=True)
+        sums = _SumOfProcesses.apply(sums) if 0 in dims and _world_size() > 1 else sums
+        return sums[..., :-1] / sums[..., -1:].clamp(min=1)
 
-    Returns:
-        (B, S, D) in float32.
+    # Not the mean of the squares less the square of the mean: an outlier dimension would leave nothing but rounding.
+    mean = average(values)
+    return mean, average((values - mean).square())
+
+
+def average_layers(hidden_states, attention_mask, how: str, running=None) -> torch.Tensor:
+    """K layers (B, S, D) and a mask (B, S) -> targets (B, S, D), float32: mean of normalised layers, then normalised.
+
+    `how` is `TextJepaConfig.target_normalization`: `"layer"` as in data2vec for text (arXiv 2202.03555, section 4.3),
+    `"instance"` as in data2vec 2.0 (arXiv 2212.07525); `"running"` needs K [`RunningMoments`].
     """
-    weights = attention_mask.unsqueeze(-1).float()
-    count = weights.sum(dim=1, keepdim=True).clamp(min=1)
-    total = 0
-    for layer in hidden_states:
+    weights, total = attention_mask.unsqueeze(-1).float(), 0
+    for k, layer in enumerate(hidden_states):
         layer = layer.float()
         if how == "layer":
             layer = F.layer_norm(layer, layer.shape[-1:])
-        elif how == "instance":
-            layer = layer - (layer * weights).sum(dim=1, keepdim=True) / count
-            variance = (layer.square() * weights).sum(dim=1, keepdim=True) / count
-            layer = layer * torch.rsqrt(variance + 1e-5)
+        elif how != "none":
+            dims = (1,) if how == "instance" else (0, 1)
+            mean, variance = running[k](layer, weights) if how == "running" else moments(layer, weights, dims)
+            layer = (layer - mean) * torch.rsqrt(variance + 1e-5)
         total = total + layer
     return F.layer_norm(total / len(hidden_states), total.shape[-1:])
 
 
-def latent_distance(predictions: torch.Tensor, targets: torch.Tensor, loss_type: str, beta: float) -> torch.Tensor:
-    """Distance of each prediction to its target: (…, D) twice -> (…), the mean over the D features.
-
-    `"cosine"` is 1 - cos; `beta` is where `"smooth_l1"` turns from quadratic to linear.
-    """
+def latent_distance(predictions, targets, loss_type: str, beta: float) -> torch.Tensor:
+    """Distance of each prediction to its target: (…, D) twice -> (…), mean over features; `"cosine"` is 1 - cos."""
     if loss_type == "cosine":
         return 1 - F.cosine_similarity(predictions, targets, dim=-1)
-    if loss_type == "smooth_l1":
-        return F.smooth_l1_loss(predictions, targets, beta=beta, reduction="none").mean(dim=-1)
-    return {"mse": F.mse_loss, "l1": F.l1_loss}[loss_type](predictions, targets, reduction="none").mean(dim=-1)
+    distance = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": partial(F.smooth_l1_loss, beta=beta)}[loss_type]
+    return distance(predictions, targets, reduction="none").mean(dim=-1)
 
 
-def sample_candidates(labels: torch.Tensor, vocab_size: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Candidate tokens for a cross-entropy that needs no softmax over the vocabulary.
+def contrastive_distance(predictions, targets, ids, temperature: float) -> torch.Tensor:
+    """InfoNCE (arXiv 1807.03748): each prediction has to find its target, by cosine, among those of all processes.
 
-    The tokens of the batch come first, random ones fill up. Should the batch hold more than `count` different tokens,
-    those left out are not predicted in this step. Shapes are fixed and nothing is copied to the host.
+    Predictions and targets (n, D) -> cross-entropies (n,). Targets with equal `ids` (n,) stand for the same thing and
+    are no negatives of each other.
+    """
+    targets, before = gather_rows(targets)
+    logits = F.normalize(predictions, dim=-1) @ F.normalize(targets, dim=-1).T / temperature
+    itself = torch.eye(len(ids), dtype=torch.bool, device=ids.device)
+    # The same number on another process is something else.
+    alike = F.pad((ids[:, None] == ids) & ~itself, (before, len(targets) - before - len(ids)))
+    own = torch.arange(before, before + len(ids), device=ids.device)
+    return F.cross_entropy(logits.masked_fill(alike, -torch.inf), own, reduction="none")
 
-    Args:
-        labels: Token ids of any shape, -100 where there is none.
-        vocab_size: V.
-        count: Number of candidates, at most V.
 
-    Returns:
-        Candidate ids (count,), and the labels as indices into them, -100 where there is none.
+def variance_loss(x: torch.Tensor) -> torch.Tensor:
+    """VICReg's hinge (arXiv 2105.04906, eq. 1): how far the deviations of the features of (n, D) are below 1."""
+    return F.relu(1 - (x.var(dim=0) + 1e-4).sqrt()).mean()
+
+
+def covariance_loss(x: torch.Tensor) -> torch.Tensor:
+    """VICReg's decorrelation (eq. 4): squared covariances of different features of (n, D), summed, over D."""
+    x = x - x.mean(dim=0)
+    covariance = x.T @ x / (len(x) - 1)
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]
+
+
+def sigreg_loss(x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Epps-Pulley statistic of (n, D) along unit directions (D, slices) against N(0, 1), averaged over the slices.
+
+    n times the weighted squared distance of characteristic functions, integrated by the trapezoid rule over 17 knots
+    from 0 to 3, and doubled for the other half (LeJEPA, arXiv 2511.08544). It grows with n: divided by n, it would
+    hardly weigh anything.
+    """
+    t = torch.linspace(0, 3, 17, device=x.device)
+    gaussian = torch.exp(-t.square() / 2)
+    angles = (x @ directions).unsqueeze(-1) * t
+    error = (angles.cos().mean(dim=0) - gaussian).square() + angles.sin().mean(dim=0).square()
+    return len(x) * 2 * torch.trapezoid(error * gaussian, t, dim=-1).mean()
+
+
+def sample_candidates(labels, vocab_size: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens for a cross-entropy without a softmax over the vocabulary: those of the batch first, then random ones.
+
+    Labels of any shape, -100 where there is none, V and a count of at most V -> candidate ids (count,), which of them
+    are in the batch (count,), and the labels as indices into them. Should the batch hold more different tokens, those
+    left out are not predicted in this step. Shapes are fixed and nothing is copied to the host.
     """
     used = labels >= 0
     ids = labels.clamp(min=0)
     score = torch.rand(vocab_size, device=labels.device)
     score.scatter_reduce_(0, ids.flatten(), 2.0 * used.flatten(), reduce="amax")
-    candidates = score.topk(count).indices
+    scores, candidates = score.topk(count)
     slots = torch.full((vocab_size,), -100, device=labels.device)
     slots[candidates] = torch.arange(count, device=labels.device)
-    return candidates, torch.where(used, slots[ids], -100)
+    return candidates, scores == 2, torch.where(used, slots[ids], -100)
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOfProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        values = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _SumOfProcesses.apply(gradient)
+
+
+def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Rows (n, …) of all processes, which need not have equally many, and how many stand before this one's.
+
+    A loss of all rows is the same on each process. Gradients add up to as many times its gradient as there are
+    processes; their mean, which data-parallel training takes, is the gradient itself.
+    """
+    if _world_size() == 1:
+        return rows, 0
+    counts = torch.zeros(_world_size(), dtype=torch.long, device=rows.device)
+    counts[dist.get_rank()] = len(rows)
+    dist.all_reduce(counts)
+    before, behind = counts[: dist.get_rank()].sum().item(), counts[dist.get_rank() + 1 :].sum().item()
+    return _SumOfProcesses.apply(F.pad(rows, (*[0, 0] * (rows.dim() - 1), before, behind))), before
 
 
 # ---- predictor ------------------------------------------------------------------------------------------------------
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention written out: (R, heads, N, d) three times and an additive mask -> (R, N, heads, d), weights."""
-    weights = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
 def packed_attention_mask(context_positions: torch.Tensor, target_spans: torch.Tensor) -> torch.Tensor:
     """Who sees whom in the predictor: the context itself, and each span the context and itself, never another span.
 
-    Args:
-        context_positions: (R, C), -1 where unused.
-        target_spans: (R, T), the span of each query, -1 where unused.
-
-    Returns:
-        (R, 1, N, N) boolean, True where the row may look. Every row sees itself, so that none is empty.
+    (R, C) and (R, T), -1 where unused -> (R, 1, N, N), True where the row may look. Every row sees itself.
     """
     context = context_positions >= 0
     spans = F.pad(target_spans, (context.shape[1], 0), value=-1)
@@ -188,96 +254,126 @@ def rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> t
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
 
 
-class TextJepaPredictorAttention(nn.Module):
-    """Multi-head attention of the predictor; q, k and v in one product."""
-
-    def __init__(self, config: TextJepaConfig):
-        super().__init__()
-        self.config = config
-        self.num_heads = config.pred_num_attention_heads
-        self.head_dim = config.pred_hidden_size // self.num_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.qkv_proj = nn.Linear(config.pred_hidden_size, 3 * config.pred_hidden_size)
-        self.o_proj = nn.Linear(config.pred_hidden_size, config.pred_hidden_size)
-
-    def forward(self, hidden_states, attention_mask, rotary):
-        shape = (*hidden_states.shape[:-1], 3, self.num_heads, self.head_dim)
-        query, key, value = self.qkv_proj(hidden_states).view(shape).permute(2, 0, 3, 1, 4)
-        if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
-            _masked_attention(self.config._attn_implementation), eager_attention_forward
-        )
-        output, _ = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0)
-        return self.o_proj(output.reshape(hidden_states.shape))
-
-
 class TextJepaPredictorLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer."""
+    """Pre-norm transformer layer; q, k and v in one product. Always sdpa: flash attention takes no mask of pairs."""
 
     def __init__(self, config: TextJepaConfig):
         super().__init__()
         width, inner = config.pred_hidden_size, int(config.pred_hidden_size * config.pred_mlp_ratio)
+        self.num_heads = config.pred_num_attention_heads
         self.attention_norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
-        self.attention = TextJepaPredictorAttention(config)
+        self.qkv_proj = nn.Linear(width, 3 * width)
+        self.o_proj = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
         self.mlp = nn.Sequential(nn.Linear(width, inner), ACT2FN[config.pred_hidden_act], nn.Linear(inner, width))
 
     def forward(self, hidden_states, attention_mask, rotary):
-        hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), attention_mask, rotary)
+        qkv = self.qkv_proj(self.attention_norm(hidden_states)).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        attended = F.scaled_dot_product_attention(query, key, value, attention_mask)
+        hidden_states = hidden_states + self.o_proj(attended.transpose(1, 2).flatten(2))
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
 
 
-class TextJepaPredictor(nn.Module):
-    """Narrow transformer that is given the visible states and asked for the states at the target positions.
+class TextJepaConvLayer(GradientCheckpointingLayer):
+    """Grouped convolution over the text, norm and activation beside a shortcut (the decoder of data2vec 2.0)."""
 
-    A query is a learned mask token plus its position, never anything of the token there. All spans of a mask share one
-    pass and are kept from each other by the attention mask, so that a packed pass equals one pass per span.
+    def __init__(self, config: TextJepaConfig):
+        super().__init__()
+        width, kernel = config.pred_hidden_size, config.pred_conv_kernel_size
+        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=config.pred_conv_groups)
+        self.norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
+        self.activation = ACT2FN[config.pred_hidden_act]
+
+    def forward(self, hidden_states):
+        return hidden_states + self.activation(self.norm(self.conv(hidden_states.transpose(1, 2)).transpose(1, 2)))
+
+
+def _mlp_layer(config):
+    return nn.Sequential(ACT2FN[config.pred_hidden_act], nn.Linear(config.pred_hidden_size, config.pred_hidden_size))
+
+
+class TextJepaPredictor(nn.Module):
+    """Narrow network that is given the visible states and asked for the states at the target positions.
+
+    A query is a learned mask token plus its position, never anything of the token there. In a transformer all spans of
+    a mask share one pass and are kept from each other by the attention mask, so that a packed pass equals one pass per
+    span; convolutions see of the other spans only where they are, and a perceptron takes each query by itself.
     """
 
     def __init__(self, config: TextJepaConfig):
         super().__init__()
         self.config = config
         self.context_projection = nn.Linear(config.hidden_size, config.pred_hidden_size)
-        self.mask_token = nn.Parameter(torch.zeros(config.pred_hidden_size))
-        self.position_embeddings = (
-            nn.Embedding(config.max_text_length, config.pred_hidden_size)
-            if config.pred_position_embedding_type == "learned"
-            else None
-        )
-        self.layers = nn.ModuleList(TextJepaPredictorLayer(config) for _ in range(config.pred_num_hidden_layers))
+        self.mask_tokens = nn.Parameter(torch.zeros(config.pred_num_mask_tokens, config.pred_hidden_size))
+        self.position_embeddings = None
+        if config.pred_position_embedding_type == "learned":
+            self.position_embeddings = nn.Embedding(config.max_text_length, config.pred_hidden_size)
+        layer = {"transformer": TextJepaPredictorLayer, "conv": TextJepaConvLayer, "mlp": _mlp_layer}
+        layers = (layer[config.predictor_type](config) for _ in range(config.pred_num_hidden_layers))
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(config.pred_hidden_size, eps=config.pred_layer_norm_eps)
         self.gradient_checkpointing = False
 
-    def forward(self, context_states, context_positions, target_positions, target_spans):
-        """(R, C, D), (R, C), (R, T), (R, T) -> (R, T, P)."""
-        context = self.context_projection(context_states)
-        queries = self.mask_token.to(context.dtype).expand(*target_positions.shape, -1)
-        hidden_states = torch.cat([context, queries], dim=1)
-        positions = torch.cat([context_positions, target_positions], dim=1).clamp(min=0)
-        if self.position_embeddings is not None:
-            hidden_states, rotary = hidden_states + self.position_embeddings(positions), None
-        else:
-            head_dim = self.config.pred_hidden_size // self.config.pred_num_attention_heads
-            rotary = rotary_tables(positions, head_dim, self.config.pred_rope_theta)
-        mask = packed_attention_mask(context_positions, target_spans)
-        mask = _mask_for(mask, self.config._attn_implementation, hidden_states.dtype)
+    def forward(self, states, positions, hidden, spans, strategies=None, query_states=None, pooled=None, length=None):
+        """Context states (R, C, D) and positions (R, C), target positions and their spans (R, T) -> (R, T, P).
+
+        Args:
+            strategies: (R,), which mask token each row's queries are; the first by default.
+            query_states: (R, T, D), what the encoder made of mask tokens at the target positions.
+            pooled: (R, D), added to every query if `pred_pooled_context`.
+            length: S, of which convolutions need to know.
+        """
+        config = self.config
+        queries = self.mask_tokens[0] if strategies is None else self.mask_tokens[strategies].unsqueeze(1)
+        if config.pred_pooled_context:
+            queries = queries + self.context_projection(pooled).unsqueeze(1)
+        if query_states is not None:
+            queries = queries + self.context_projection(query_states)
+        queries = queries.expand(*hidden.shape, -1)
+        if config.predictor_type == "mlp":
+            states = queries + self._embed(hidden)
+            for layer in self.layers:
+                states = layer(states)
+            return self.norm(states)
+        context_length, positions = states.shape[1], thin_out(positions, config.pred_context_ratio)
+        context = self.context_projection(states)
+        states = torch.cat([context, queries.to(context.dtype)], dim=1)
+        places = torch.cat([positions, hidden], dim=1)
+        states = states + self._embed(places)
+        if config.predictor_type == "conv":
+            return self.norm(gather_positions(self._convolve(states, places, length), hidden))
+        rotary, mask = None, packed_attention_mask(positions, spans)
+        if self.position_embeddings is None:
+            head_dim = config.pred_hidden_size // config.pred_num_attention_heads
+            rotary = rotary_tables(places.clamp(min=0), head_dim, config.pred_rope_theta)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, mask, rotary)
-        return self.norm(hidden_states[:, context_states.shape[1] :])
+            states = layer(states, mask, rotary)
+        return self.norm(states[:, context_length:])
+
+    def _embed(self, positions):
+        return 0 if self.position_embeddings is None else self.position_embeddings(positions.clamp(min=0))
+
+    def _convolve(self, states, places, length):
+        """States (R, N, P) at their places (R, N) -> (R, S, P)."""
+        places = places.unsqueeze(-1) + 1  # unused slots fall into place 0, which is cut off
+        empty = states.new_zeros(len(states), length + 1, states.shape[-1])
+        text = empty.scatter(1, places.expand_as(states), states)[:, 1:]
+        used = empty[..., :1].scatter(1, places, 1)[:, 1:]
+        for layer in self.layers:
+            text = layer(text * used)
+        return text
 
 
-def _masked_attention(implementation):
-    # Flash attention takes no mask of pairs, and the predictor needs one.
-    return implementation if implementation == "eager" else "sdpa"
-
-
-def _mask_for(mask, implementation, dtype):
-    """A boolean mask as the implementation wants it: boolean for sdpa, additive for eager."""
-    if _masked_attention(implementation) == "sdpa":
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+def thin_out(positions: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Keeps a share of the used positions of each row (R, C), evenly spaced; the others become -1."""
+    if ratio == 1:
+        return positions
+    number = (positions >= 0).cumsum(dim=1)
+    kept = torch.floor(number * ratio) > torch.floor((number - 1) * ratio)
+    return torch.where(kept & (positions >= 0), positions, -1)
 
 
 # ---- encoder --------------------------------------------------------------------------------------------------------
@@ -320,6 +416,59 @@ def _config_around(encoder, **fields):
     return TextJepaConfig(text_config=copy.deepcopy(encoder.config), attn_implementation=implementation, **fields)
 
 
+def encode_visible(encoder, config, mode, input_ids, attention_mask, positions, hidden=None, **kwargs):
+    """States of the tokens at `positions`, for each mask, as if the others did not exist or were mask tokens.
+
+    The encoder, a `mode` as in `TextJepaConfig.context_mode`, ids and mask (B, S), positions (B, M, K) and, where the
+    states of mask tokens are wanted, hidden (B, M, T), -1 where unused -> the encoder's output with
+    `last_hidden_state` and, if asked for, `hidden_states` (B·M, K, D), and the states (B·M, T, D) of the mask tokens
+    or `None`. What else the output has is of length S unless tokens are dropped.
+    """
+    rows = positions.flatten(0, 1)
+    if mode == "drop":
+        ids = gather_positions(input_ids, positions).flatten(0, 1)
+        numbers = rows.clamp(min=0) + config.position_offset
+        mask = _visible_mask(encoder, rows)
+        return encoder(input_ids=ids, attention_mask=mask, position_ids=numbers, return_dict=True, **kwargs), None
+    ids, mask = (x.repeat_interleave(positions.shape[1], dim=0) for x in (input_ids, attention_mask))
+    visible = torch.zeros(len(ids), ids.shape[1] + 1, dtype=torch.bool, device=ids.device)
+    visible = visible.scatter(1, rows + 1, True)[:, 1:]  # unused slots fall into the column that is cut off
+    if mode == "attention_mask":
+        mask = mask * visible
+    else:
+        ids = ids.masked_fill(~visible, config.mask_token_id)
+    output = encoder(input_ids=ids, attention_mask=mask, return_dict=True, **kwargs)
+    states = output.last_hidden_state
+    output.last_hidden_state = gather_positions(states, rows)
+    if output.hidden_states is not None:
+        output.hidden_states = tuple(gather_positions(layer, rows) for layer in output.hidden_states)
+    return output, gather_positions(states, hidden.flatten(0, 1)) if mode == "mask_token" else None
+
+
+def _states_of(output):
+    return {name: output[name] for name in ("last_hidden_state", "hidden_states", "attentions") if name in output}
+
+
+def _visible_mask(encoder, positions):
+    """Attention mask for gathered tokens at `positions` (R, K), exact also for windows of local attention."""
+    used = positions >= 0
+    if "sliding_attention" not in (getattr(encoder.config, "layer_types", None) or []):
+        return used.long()
+    # ModernBERT cuts its window by index, which dropping has shifted: the true distances are handed in.
+    implementation = encoder.config._attn_implementation
+    if implementation not in ("eager", "sdpa"):
+        raise ValueError(f"dropping tokens from local attention needs sdpa or eager, not {implementation}")
+    itself = torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device)
+    everywhere = used[:, None, None, :] | itself
+    distance = (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs().unsqueeze(1)
+    near = distance <= encoder.config.sliding_window
+    masks = {"full_attention": everywhere, "sliding_attention": everywhere & near}
+    if implementation == "sdpa":
+        return masks
+    lowest = torch.finfo(encoder.get_input_embeddings().weight.dtype).min
+    return {name: lowest * ~mask for name, mask in masks.items()}
+
+
 class TextJepaPreTrainedModel(PreTrainedModel):
     """What all Text-JEPA models share: loading, saving with the code beside the weights, initialisation."""
 
@@ -332,15 +481,13 @@ class TextJepaPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # An encoder or classifier loaded from a pretraining checkpoint leaves these behind on purpose.
-    _keys_to_ignore_on_load_unexpected = [r"^predictor\.", r"^target_encoder\.", r"^latent_head\.", r"^token_head\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(predictor|target_encoder|latent_head|token_head|sentence_head|pooler|running)\."
+    ]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, for a Text-JEPA of any kind.
-
-        Raises:
-            ValueError: The checkpoint is another architecture and this class does not wrap one.
-        """
+        """As `PreTrainedModel.from_pretrained`; a ValueError for what is no Text-JEPA if this class wraps nothing."""
         if config is None:
             model_type = _model_type(pretrained_model_name_or_path, **kwargs)
             if model_type != TextJepaConfig.model_type:
@@ -363,7 +510,10 @@ class TextJepaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, TextJepaPredictor):
-            init.normal_(module.mask_token, std=self.config.initializer_range)
+            init.normal_(module.mask_tokens, std=self.config.initializer_range)
+        elif isinstance(module, (TextJepaPooler, RunningMoments)):
+            for tensor in [*module.parameters(), *module.buffers()]:
+                init.zeros_(tensor)
 
     def get_input_embeddings(self):
         return self.base_model.encoder.get_input_embeddings()
@@ -404,76 +554,49 @@ class TextJepaModel(TextJepaPreTrainedModel):
         return (model, info) if output_loading_info else model
 
     @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        **kwargs,
-    ) -> BaseModelOutput:
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
         """(B, S) -> the stock encoder's output, `last_hidden_state` (B, S, D) first; other arguments pass through."""
-        if position_ids is not None:  # some architectures have no such argument
-            kwargs["position_ids"] = position_ids
-        return self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, return_dict=True, **kwargs
-        )
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
 
-    def encode_context(self, input_ids, attention_mask, context_positions, **kwargs) -> BaseModelOutput:
-        """Encodes the visible tokens of each mask as if the others did not exist.
 
-        Args:
-            input_ids, attention_mask: (B, S).
-            context_positions: (B, M, C), positions of the visible tokens, -1 where unused.
+class TextJepaPooler(nn.Module):
+    """Softmax-weighted mean of the tokens by one learned query; zero, as it begins, is the plain mean."""
 
-        Returns:
-            The encoder's output with `last_hidden_state` (B·M, C, D). In the mode `attention_mask` its further fields
-            are of length S.
-        """
-        rows = context_positions.flatten(0, 1)
-        if self.config.context_mode == "drop":
-            context_ids = gather_positions(input_ids, context_positions).flatten(0, 1)
-            return self.encoder(
-                input_ids=context_ids,
-                attention_mask=self._visible_mask(rows),
-                position_ids=rows.clamp(min=0) + self.config.position_offset,
-                return_dict=True,
-                **kwargs,
-            )
-        masks = context_positions.shape[1]
-        visible = torch.zeros(len(rows), input_ids.shape[1] + 1, dtype=torch.long, device=rows.device)
-        visible = visible.scatter(1, rows + 1, 1)[:, 1:]  # unused slots fall into the column that is cut off
-        visible = visible * attention_mask.repeat_interleave(masks, dim=0)
-        output = self.encoder(
-            input_ids=input_ids.repeat_interleave(masks, dim=0), attention_mask=visible, return_dict=True, **kwargs
-        )
-        output.last_hidden_state = gather_positions(output.last_hidden_state, rows)
-        return output
+    def __init__(self, config: TextJepaConfig):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(config.hidden_size))
 
-    def _visible_mask(self, positions):
-        """Attention mask for gathered tokens at `positions` (R, C), exact also for windows of local attention."""
-        used = positions >= 0
-        layer_types = getattr(self.config.text_config, "layer_types", None) or []
-        if "sliding_attention" not in layer_types:
-            return used.long()
-        # ModernBERT cuts its window by index, which dropping has shifted: the true distances are handed in.
-        implementation = self.encoder.config._attn_implementation
-        if implementation not in ("eager", "sdpa"):
-            raise ValueError(f"dropping tokens from local attention needs sdpa or eager, not {implementation}")
-        itself = torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device)
-        everywhere = used[:, None, None, :] | itself
-        distance = (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs().unsqueeze(1)
-        nearby = everywhere & (distance <= self.config.text_config.sliding_window)
-        dtype = self.get_input_embeddings().weight.dtype
-        masks = {"full_attention": everywhere, "sliding_attention": nearby}
-        return {name: _mask_for(mask, implementation, dtype) for name, mask in masks.items()}
+    def forward(self, states, mask):
+        """(R, N, D), (R, N) -> (R, D)."""
+        scores = (states @ self.query.to(states.dtype) * states.shape[-1] ** -0.5).float()
+        weights = scores.masked_fill(~mask.bool(), torch.finfo(torch.float32).min).softmax(dim=1)
+        return (weights.to(states.dtype).unsqueeze(1) @ states).squeeze(1)
 
-    def get_input_embeddings(self):
-        return self.encoder.get_input_embeddings()
+
+class RunningMoments(nn.Module):
+    """Mean and variance over the batches so far: their plain average at first, then with a momentum."""
+
+    def __init__(self, width: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.zeros(width))
+        self.register_buffer("updates", torch.zeros(()))
+
+    @torch.no_grad()
+    def forward(self, values, weights):
+        """(…, D) with weights (…, 1) -> mean and variance (D,); in training these values are taken in first."""
+        if self.training:
+            self.updates += 1
+            step = (1 / self.updates).clamp(min=1 - self.momentum)
+            found = moments(values, weights, tuple(range(values.dim() - 1)))
+            for running, value in zip((self.mean, self.variance), found, strict=True):
+                running.lerp_(value.flatten(), step)
+        return self.mean, self.variance
 
 
 class TextJepaForPreTraining(TextJepaPreTrainedModel):
-    """Context encoder, target encoder, predictor and losses.
+    """Context encoder, target encoder, predictor and losses; what no term of the loss reads is not built.
 
     The target encoder is in every checkpoint, takes no gradient, stays in eval mode and in float32, and moves only by
     `update_target_encoder`.
@@ -483,105 +606,122 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
     _keys_to_ignore_on_load_unexpected = []
     # In bfloat16 an average with decay 0.999 would not move.
-    _keep_in_fp32_modules_strict = ["target_encoder"]
+    _keep_in_fp32_modules_strict = ["target_encoder", "running"]
 
     def __init__(self, config: TextJepaConfig):
         super().__init__(config)
+        width = config.hidden_size
         self.model = TextJepaModel(config)
-        self.target_encoder = _build_encoder(config.text_config)
-        self.predictor = TextJepaPredictor(config)
-        self.latent_head = nn.Linear(config.pred_hidden_size, config.hidden_size)
-        self.token_head = None
-        if config.token_loss_weight > 0:
-            self.token_head = nn.Linear(config.pred_hidden_size, self.get_input_embeddings().embedding_dim)
+        self.target_encoder = _build_encoder(config.text_config) if config.has_target_encoder else None
+        self.predictor = TextJepaPredictor(config) if config.predicts_tokens else None
+        narrow, embedded = config.pred_hidden_size, self.get_input_embeddings().embedding_dim
+        self.latent_head = nn.Linear(narrow, width) if config.latent_loss_weight > 0 else None
+        self.token_head = nn.Linear(narrow, embedded) if config.token_loss_weight > 0 else None
+        self.pooler = TextJepaPooler(config) if config.pools_context and config.pooling == "attention" else None
+        self.sentence_head = None
+        if config.sentence_loss_weight > 0:
+            inner = config.sentence_hidden_size
+            outer = inner if config.target_encoder_type == "online" else width
+            layers = (nn.Linear(width, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, outer))
+            self.sentence_head = nn.Sequential(*layers)
+        moments_of = {name: RunningMoments(width, config.target_momentum) for name in config.running_statistics}
+        self.running = nn.ModuleDict(moments_of)
         self.post_init()
 
     @classmethod
     def from_encoder(cls, name_or_path, **kwargs):
         """A JEPA around an existing encoder: BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, ModernBERT, DeBERTa …
 
+        It is in eval mode; both encoders have the checkpoint's weights, the predictor is new.
+
         Args:
             name_or_path (`str`): Folder or Hub name of an encoder checkpoint, or of a Text-JEPA.
             **kwargs: Fields of [`TextJepaConfig`]; the rest (`revision`, `token`, `attn_implementation` …) goes to
                 `AutoModel.from_pretrained`.
-
-        Returns:
-            The model in eval mode: both encoders have the checkpoint's weights, the predictor is new.
         """
         fields = _own_fields(kwargs)
         encoder = _load_encoder(name_or_path, **kwargs)
         model = cls(_config_around(encoder, **fields)).to(encoder.dtype)
-        model.target_encoder.float()
         model.model.encoder.load_state_dict(encoder.state_dict())
-        model.target_encoder.load_state_dict(encoder.state_dict())
+        model.running.float()
+        if model.target_encoder is not None:
+            model.target_encoder.float().load_state_dict(encoder.state_dict())
         return model.eval()
 
     @torch.no_grad()
     def initialize_weights(self):
         # Called after construction and again when `from_pretrained` has filled in what a checkpoint holds.
         super().initialize_weights()
-        source = dict(self.model.encoder.state_dict(keep_vars=True))
-        source |= dict(self.model.encoder.named_buffers())
+        if self.target_encoder is None:
+            return
+        source = dict([*self.model.encoder.named_parameters(), *self.model.encoder.named_buffers()])
         for name, tensor in [*self.target_encoder.named_parameters(), *self.target_encoder.named_buffers()]:
             init.copy_(tensor, source[name])  # leaves alone what was loaded
-        self.target_encoder.requires_grad_(False)
-        self.target_encoder.eval()
+        self.target_encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        self.target_encoder.eval()  # targets are made without dropout
+        if self.target_encoder is not None:
+            self.target_encoder.eval()  # targets are made without dropout
         return self
 
     def _resize_token_embeddings(self, *args, **kwargs):
-        self.target_encoder._resize_token_embeddings(*args, **kwargs)
+        if self.target_encoder is not None:
+            self.target_encoder._resize_token_embeddings(*args, **kwargs)
         return super()._resize_token_embeddings(*args, **kwargs)
 
     @torch.no_grad()
     def update_target_encoder(self, decay: float):
-        """Target ← decay · target + (1 - decay) · context, in float32; buffers are copied.
-
-        Args:
-            decay: 1 leaves the target encoder as it is, 0 makes it equal to the context encoder.
-        """
+        """Target ← decay · target + (1 - decay) · context, in float32; buffers are copied."""
         target = list(self.target_encoder.parameters())
         source = [p.to(t.dtype) for p, t in zip(self.model.encoder.parameters(), target, strict=True)]
         torch._foreach_lerp_(target, source, 1 - decay)
         for buffer, value in zip(self.target_encoder.buffers(), self.model.encoder.buffers(), strict=True):
             buffer.copy_(value)
 
-    @torch.no_grad()
-    def encode_targets(self, input_ids, attention_mask) -> torch.Tensor:
-        """(B, S) -> (B, S, D) float32: mean of the last K normalised layers of the target encoder on the full text."""
-        layers = self.target_encoder(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, return_dict=True
-        ).hidden_states[-self.config.target_num_layers :]
-        return average_layers(layers, attention_mask, self.config.target_normalization)
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The encoder that makes the targets: the moving average, or the context encoder itself."""
+        return self.model.encoder if self.target_encoder is None else self.target_encoder
 
-    def predict(self, input_ids, attention_mask, context_positions, target_positions, target_spans, **kwargs):
-        """Predicts the hidden tokens of each mask from the visible ones.
+    def pool(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """States (R, N, D) of tokens or padding (R, N) to vectors (R, D), by `config.pooling`."""
+        if self.pooler is not None:
+            return self.pooler(states, mask)
+        return states[:, 0] if self.config.pooling == "cls" else mean_pool(states, mask)
 
-        Args:
-            input_ids, attention_mask, context_positions, target_positions, target_spans: See `forward`.
+    def teach(self, input_ids, attention_mask, positions=None) -> BaseModelOutput:
+        """The teacher on whole texts (B, S) or on the tokens at `positions` (B, M, T) alone; a gradient if online."""
+        with torch.set_grad_enabled(self.target_encoder is None and torch.is_grad_enabled()):
+            if positions is None:
+                inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+                return self.teacher(**inputs, output_hidden_states=True, return_dict=True)
+            mode = "drop" if self.config.drop_is_exact else "attention_mask"
+            inputs = (self.config, mode, input_ids, attention_mask, positions)
+            return encode_visible(self.teacher, *inputs, output_hidden_states=True)[0]
 
-        Returns:
-            Predictions (B, M, T, D), the predictor's features that they were read from (B·M, T, P), and the context
-            encoder's output.
-        """
-        context = self.model.encode_context(input_ids, attention_mask, context_positions, **kwargs)
-        masks = (mask.flatten(0, 1) for mask in (context_positions, target_positions, target_spans))
-        features = self.predictor(context.last_hidden_state, *masks)
-        return self.latent_head(features).unflatten(0, target_positions.shape[:2]), features, context
+    def make_targets(self, hidden_states, mask) -> torch.Tensor:
+        """Layers of the target encoder (R, N, D) and a mask (R, N) -> token-level targets (R, N, D), float32."""
+        layers = hidden_states[-self.config.target_num_layers :]
+        running = [module for name, module in self.running.items() if name.startswith("layer")]
+        targets = average_layers(layers, mask, self.config.target_normalization, running)
+        if "tokens" in self.running:
+            targets = targets - self.running["tokens"](targets, mask.unsqueeze(-1).float())[0]
+        return targets
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        context_positions: torch.LongTensor | None = None,
-        target_positions: torch.LongTensor | None = None,
-        target_spans: torch.LongTensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        return_loss: bool = True,
+        input_ids,
+        attention_mask=None,
+        context_positions=None,
+        target_positions=None,
+        target_spans=None,
+        mask_strategies=None,
+        view_input_ids=None,
+        view_attention_mask=None,
+        num_items_in_batch=None,
+        return_loss=True,
         **kwargs,
     ) -> TextJepaForPreTrainingOutput:
         """
@@ -593,62 +733,131 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             target_positions (`torch.LongTensor` of shape `(B, M, T)`, *optional*):
                 Hidden positions to predict, -1 where unused.
             target_spans (`torch.LongTensor` of shape `(B, M, T)`, *optional*): The span that each belongs to.
+            mask_strategies (`torch.LongTensor` of shape `(B, M)`, *optional*): Which mask token each mask uses.
+            view_input_ids, view_attention_mask (of shape `(B, S')`, *optional*):
+                A view of each text, whose pooled vector the sentence loss predicts instead of the text's own.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of target tokens that the losses are divided by; the batch's own by default. The Trainer gives
-                that of all accumulated batches of all processes.
-            return_loss (`bool`, *optional*, defaults to `True`): Tells the Trainer that a loss needs no labels.
+                that of all accumulated batches of all processes. Terms on whole batches count by the share of target
+                tokens that this batch has of it.
+            return_loss (`bool`, *optional*, defaults to `True`): `False` leaves it at predictions and targets.
 
         Raises:
             ValueError: Some but not all of the positions and spans are given, or `token_type_ids` beside them.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         masks = (context_positions, target_positions, target_spans)
         if all(mask is None for mask in masks):
-            encoded = self.model(input_ids, attention_mask=attention_mask, **kwargs)
-            return TextJepaForPreTrainingOutput(
-                last_hidden_state=encoded.last_hidden_state,
-                hidden_states=encoded.hidden_states,
-                attentions=encoded.attentions,
-            )
+            return TextJepaForPreTrainingOutput(**_states_of(self.model(input_ids, attention_mask, **kwargs)))
         if any(mask is None for mask in masks):
             raise ValueError("context_positions, target_positions and target_spans belong together")
-
         if "token_type_ids" in kwargs:
             raise ValueError("pretraining takes single texts: leave token_type_ids out")
 
-        targets = gather_positions(self.encode_targets(input_ids, attention_mask), target_positions)
-        predictions, features, context = self.predict(input_ids, attention_mask, *masks, **kwargs)
-        used = target_positions >= 0
-        count = num_items_in_batch if num_items_in_batch is not None else used.sum().clamp(min=1)
-        distance = latent_distance(predictions.float(), targets, self.config.loss_type, self.config.smooth_l1_beta)
-        latent_loss = distance.masked_fill(~used, 0).sum() / count
-        loss = self.config.latent_loss_weight * latent_loss
-        token_loss = None
-        if self.token_head is not None:
-            labels = gather_positions(input_ids, target_positions).masked_fill(~used, -100)
-            token_loss = self._token_loss(features, labels.flatten(0, 1)) / count
-            loss = loss + self.config.token_loss_weight * token_loss
-        return TextJepaForPreTrainingOutput(
-            loss=loss,
-            latent_loss=latent_loss,
-            token_loss=token_loss,
-            predictions=predictions,
-            targets=targets,
-            last_hidden_state=context.last_hidden_state,
-            hidden_states=context.hidden_states,
-            attentions=context.attentions,
-        )
+        config, count = self.config, (target_positions >= 0).sum().clamp(min=1)
+        items = count if num_items_in_batch is None else num_items_in_batch
+        visible, hidden, spans = (mask.flatten(0, 1) for mask in masks)
+        inputs = (config, config.context_mode, input_ids, attention_mask, context_positions, target_positions)
+        context, query_states = encode_visible(self.model.encoder, *inputs, **kwargs)
+        states = context.last_hidden_state
+        pooled = self.pool(states, visible >= 0) if config.pools_context else None
+        if config.predicts_tokens:
+            strategies = None if mask_strategies is None else mask_strategies.flatten()
+            more = (strategies, query_states, pooled, input_ids.shape[1])
+            features = self.predictor(states, visible, hidden, spans, *more)
+        terms, latent, text = {}, {}, None
+        if config.latent_loss_weight > 0:
+            predictions = self.latent_head(features).unflatten(0, target_positions.shape[:2])
+            if config.target_input == "spans":
+                taught = self.teach(input_ids, attention_mask, target_positions)
+                targets = self.make_targets(taught.hidden_states, hidden >= 0).unflatten(0, target_positions.shape[:2])
+            else:
+                text = self.teach(input_ids, attention_mask)
+                targets = gather_positions(self.make_targets(text.hidden_states, attention_mask), target_positions)
+            distances = self._distances(predictions, targets, target_positions, input_ids.shape[1])
+            terms["latent_loss"] = distances.sum() / items
+            latent = {"distances": distances, "predictions": predictions, "targets": targets}
+        if not return_loss:
+            return TextJepaForPreTrainingOutput(**latent, **_states_of(context))
+        if config.token_loss_weight > 0:
+            labels = gather_positions(input_ids, target_positions).masked_fill(target_positions < 0, -100)
+            terms["token_loss"] = self._token_loss(features, labels.flatten(0, 1)) / items
+        sides = [states[visible >= 0] if config.regularizer_level == "token" else pooled]
+        if config.sentence_loss_weight > 0:
+            view = (input_ids, attention_mask) if view_input_ids is None else (view_input_ids, view_attention_mask)
+            taught = self.teach(*view) if text is None or view_input_ids is not None else text
+            target = self.pool(taught.last_hidden_state, view[1])
+            sentence_loss, both = self._sentence_loss(pooled, target)
+            terms["sentence_loss"] = sentence_loss * (count / items)
+            if config.target_encoder_type == "online" and config.regularizer_level == "sentence":
+                sides = both
+        if config.regularizers:
+            terms |= {f"{name}_loss": value * (count / items) for name, value in self._regularize(sides).items()}
+        loss = sum(getattr(config, f"{name}_weight") * value for name, value in terms.items())
+        return TextJepaForPreTrainingOutput(loss=loss, **terms, **latent, **_states_of(context))
+
+    def _distances(self, predictions, targets, target_positions, length):
+        """The latent loss of each target token (B, M, T), 0 where unused."""
+        config, used = self.config, target_positions >= 0
+        if config.loss_type != "infonce":
+            distances = latent_distance(predictions.float(), targets, config.loss_type, config.smooth_l1_beta)
+            return distances.masked_fill(~used, 0)
+        # Several masks of a text may hide the same token: no negatives of each other.
+        ids = target_positions + length * torch.arange(len(used), device=used.device)[:, None, None]
+        found = contrastive_distance(predictions[used].float(), targets[used], ids[used], config.infonce_temperature)
+        return torch.zeros_like(predictions[..., 0], dtype=torch.float32).masked_scatter(used, found)
 
     def _token_loss(self, features, labels):
         """Summed cross-entropy of labels (R, T) from features (R, T, P) through the tied input embedding."""
         embedding = self.get_input_embeddings().weight
-        candidates = self.config.token_loss_candidates
-        if self.training and candidates < len(embedding):
-            ids, labels = sample_candidates(labels, len(embedding), candidates)
+        if hasattr(embedding, "full_tensor"):  # FSDP2 has sharded it apart from this module
+            from torch.distributed.tensor import Partial
+
+            embedding = embedding.full_tensor(grad_placements=[Partial("avg")])
+        candidates = min(self.config.token_loss_candidates or len(embedding), len(embedding))
+        contrastive = self.config.token_loss_type == "contrastive"
+        if contrastive or (self.training and candidates < len(embedding)):
+            ids, present, labels = sample_candidates(labels, len(embedding), candidates)
             embedding = embedding[ids]
-        logits = F.linear(self.token_head(features), embedding.to(features.dtype))
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+        logits = F.linear(self.token_head(features), embedding.to(features.dtype)).float()
+        if contrastive:
+            logits = logits.masked_fill(~present, -torch.inf)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+
+    def _sentence_loss(self, pooled, target):
+        """Mean distance of pooled contexts (B·M, D) and targets (B, D) over all processes, and what is compared."""
+        config, prediction = self.config, self.sentence_head(pooled)
+        if self.target_encoder is None:
+            target = self.sentence_head(target)
+        else:
+            target = target.float() - self.running["sentences"](target.float(), torch.ones_like(target[:, :1]))[0]
+            target = F.layer_norm(target, target.shape[-1:]).detach()
+        ids = torch.arange(len(target), device=target.device).repeat_interleave(len(pooled) // len(target))
+        pair = prediction.float(), target[ids].float()
+        if config.sentence_loss_type == "infonce":
+            distances = contrastive_distance(*pair, ids, config.infonce_temperature)
+        else:
+            distances = latent_distance(*pair, config.sentence_loss_type, config.smooth_l1_beta)
+        return gather_rows(distances)[0].mean(), [prediction, target]
+
+    def _regularize(self, sides):
+        """The regularizers of one or two sets of vectors (n, D), over all processes; 0 of less than two vectors."""
+        sides = [gather_rows(side.float())[0] for side in sides]
+        names = self.config.regularizers
+        if len(sides[0]) < 2:
+            return {name: sides[0].sum() * 0 for name in names}
+        terms = {}
+        if "variance" in names:
+            terms["variance"] = sum(map(variance_loss, sides)) / len(sides)
+        if "covariance" in names:
+            terms["covariance"] = sum(map(covariance_loss, sides))
+        if "sigreg" in names:
+            directions = torch.randn(sides[0].shape[1], self.config.sigreg_num_slices, device=sides[0].device)
+            if _world_size() > 1:
+                dist.broadcast(directions, 0)
+            directions = F.normalize(directions, dim=0)
+            terms["sigreg"] = sum(sigreg_loss(side, directions) for side in sides) / len(sides)
+        return terms
 
 
 class TextJepaForSequenceClassification(TextJepaPreTrainedModel):
@@ -666,28 +875,14 @@ class TextJepaForSequenceClassification(TextJepaPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput:
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs) -> SequenceClassifierOutput:
         """(B, S) and optional labels (B,) -> logits (B, num_labels); the loss follows `config.problem_type`."""
-        encoded = self.model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
-        )
+        encoded = self.model(input_ids, attention_mask, **kwargs)
         states = encoded.last_hidden_state
         pooled = states[:, 0] if self.config.classifier_pooling == "cls" else mean_pool(states, attention_mask)
         logits = self.classifier(self.dropout(pooled))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
-        )
+        loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
 
 
 # Saving copies this code into the folder, so that it opens where the package is not installed.

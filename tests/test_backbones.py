@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
+import modeling_text_jepa
 from configuration_text_jepa import _POSITIONS_AFTER_PADDING, _POSITIONS_FROM_ZERO
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaForSequenceClassification, TextJepaModel
 
@@ -59,7 +60,8 @@ DROPPING = ["bert", "roberta", "distilbert", "electra", "modernbert", "modernber
 RELATIVES = {name: SHAPE | {"model_type": name, "pad_token_id": 1} for name in ("camembert", "data2vec-text", "ernie")}
 RELATIVES |= {name: RELATIVES["camembert"] | {"model_type": name} for name in ("roberta-prelayernorm", "xlm-roberta")}
 RELATIVES["albert"] = SHAPE | {"model_type": "albert", "embedding_size": 16}
-MODES = [(name, "drop") for name in DROPPING] + [(name, "attention_mask") for name in BACKBONES]
+MODES = [(name, "drop") for name in DROPPING]
+MODES += [(name, mode) for mode in ("attention_mask", "mask_token") for name in BACKBONES]
 
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
 every_mode = pytest.mark.parametrize(("name", "mode"), MODES)
@@ -333,10 +335,10 @@ def test_hidden_states_and_attentions_are_the_encoders(name, folders, make_batch
         sums = output.attentions[0].sum(-1).transpose(1, 2)[present]
         close(sums, torch.ones_like(sums))
     rows = texts * batch["context_positions"].shape[1]
-    dropping = model.config.context_mode == "drop"
-    width = batch["context_positions"].shape[2] if dropping else length
+    visible = batch["context_positions"].shape[2]
+    width = visible if model.config.context_mode == "drop" else length
     output = model(**batch, **asked)
-    assert [tuple(states.shape) for states in output.hidden_states] == [(rows, width, 32)] * 3
+    assert [tuple(states.shape) for states in output.hidden_states] == [(rows, visible, 32)] * 3
     assert [tuple(weights.shape) for weights in output.attentions] == [(rows, 2, width, width)] * 2
     assert model(**batch).hidden_states is None
 
@@ -480,7 +482,7 @@ def test_resizing_reaches_both_encoders(name, make_model, make_batch, tmp_path):
 
 @every_mode
 def test_padding_changes_nothing(name, mode, make_model, make_batch):
-    model, batch = make_model(BACKBONES[name], context_mode=mode), make_batch()
+    model, batch = make_model(BACKBONES[name], context_mode=mode, mask_token_id=4), make_batch()
     more = torch.zeros(len(batch["input_ids"]), 8, dtype=torch.long)
     ids, mask = (torch.cat([batch[key], more], dim=1) for key in ("input_ids", "attention_mask"))
     noise = torch.randint(5, 200, ids.shape)
@@ -500,7 +502,7 @@ def test_padding_changes_nothing(name, mode, make_model, make_batch):
 
 @every_mode
 def test_no_prediction_knows_the_tokens_at_hidden_positions(name, mode, make_model, make_batch):
-    model, batch = make_model(BACKBONES[name], context_mode=mode), make_batch(masks=1)
+    model, batch = make_model(BACKBONES[name], context_mode=mode, mask_token_id=4), make_batch(masks=1)
     hidden = torch.zeros(3, 25, dtype=torch.bool).scatter(1, batch["target_positions"][:, 0] + 1, True)[:, 1:]
     visible = ~hidden & (batch["attention_mask"] == 1)
     others = 5 + (batch["input_ids"] + 40) % 195
@@ -552,7 +554,7 @@ def test_the_comparison_of_modes_sees_what_goes_wrong(name, make_model, make_bat
     if name == "roberta":
         monkeypatch.setattr(TextJepaConfig, "position_offset", property(lambda config: 0))
     elif name == "modernbert-windows":
-        monkeypatch.setattr(TextJepaModel, "_visible_mask", lambda model, positions: (positions >= 0).long())
+        monkeypatch.setattr(modeling_text_jepa, "_visible_mask", lambda encoder, positions: (positions >= 0).long())
     else:
         monkeypatch.setattr(TextJepaConfig, "drop_is_exact", property(lambda config: True))
     assert difference_of_modes(name, make_model, make_batch(lengths=(40, 23, 31), width=44)) > 1e-2

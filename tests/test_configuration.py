@@ -8,6 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, BertConfig, ModernBertConfig, PreTrainedConfig
 
+from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForSequenceClassification
 
 
@@ -54,8 +55,9 @@ def test_a_nested_dict_of_the_caller_is_left_as_it_was():
         TextJepaConfig(),
         TextJepaConfig(text_config=BERT, loss_type="cosine", token_loss_candidates=10_000, num_labels=3),
         TextJepaConfig.preset("tiny", {"vocab_size": 64}, target_num_layers=1, pred_position_embedding_type="learned"),
+        *(TextJepaConfig(**fields, mask_token_id=4) for fields in OBJECTIVES.values()),
     ],
-    ids=["default", "bert", "preset"],
+    ids=["default", "bert", "preset", *OBJECTIVES],
 )
 def test_config_survives_json(config, tmp_path):
     config.save_pretrained(tmp_path)
@@ -119,8 +121,32 @@ def test_unknown_preset_lists_those_there_are():
         ({"pred_hidden_size": 10}, "even width per predictor head"),
         ({"target_num_layers": 4}, "target_num_layers must be 1 to 3 for this encoder, got 4"),
         ({"target_num_layers": 0}, "target_num_layers must be 1 to 3 for this encoder, got 0"),
-        ({"latent_loss_weight": 0}, "latent_loss_weight must be positive"),
-        ({"token_loss_weight": -0.1}, "token_loss_weight at least 0"),
+        (
+            {"latent_loss_weight": 0, "token_loss_weight": 0, "sigreg_loss_weight": 1},
+            "latent_loss_weight, token_loss_weight or sentence_loss_weight must be above 0",
+        ),
+        ({"token_loss_weight": -0.1}, "token_loss_weight must be at least 0, got -0.1"),
+        ({"sigreg_loss_weight": -1}, "sigreg_loss_weight must be at least 0, got -1"),
+        ({"sigreg_num_slices": 0}, "sigreg_num_slices must be at least 1, got 0"),
+        ({"infonce_temperature": 0.0}, "infonce_temperature must be positive, got 0.0"),
+        ({"target_momentum": 1}, "target_momentum must be at least 0 and below 1, got 1"),
+        ({"target_encoder_type": "online"}, "online targets collapse without a regularizer"),
+        ({"target_encoder_type": "online", "covariance_loss_weight": 1}, "online targets collapse"),
+        (
+            {"target_encoder_type": "online", "loss_type": "infonce", "sentence_loss_weight": 1},
+            "online targets collap",
+        ),
+        ({"context_mode": "mask_token"}, "needs mask_token_id, the tokenizer's mask token"),
+        (
+            {"predictor_type": "conv", "pred_conv_groups": 3},
+            r"pred_hidden_size \(16\) must be a multiple of pred_conv_groups \(3\)",
+        ),
+        ({"predictor_type": "conv", "pred_conv_kernel_size": 8}, "pred_conv_kernel_size must be odd, got 8"),
+        ({"predictor_type": "mlp", "pred_position_embedding_type": "rotary"}, "an mlp predictor needs"),
+        ({"predictor_type": "mlp", "pred_pooled_context": False}, "and pred_pooled_context unless context_mode is"),
+        ({"pred_context_ratio": 0}, "pred_context_ratio must be at most 1 and, unless pred_pooled_context, above 0"),
+        ({"pred_context_ratio": 1.5, "pred_pooled_context": True}, "pred_context_ratio must be at most 1"),
+        ({"pred_hidden_act": "gleu"}, "unknown pred_hidden_act 'gleu'; did you mean 'gelu'"),
         ({"token_loss_candidates": 1}, "token_loss_candidates must be at least 2, got 1"),
         ({"smooth_l1_beta": 0}, "smooth_l1_beta must be positive, got 0"),
         (
@@ -142,7 +168,11 @@ def test_a_bad_field_is_refused_in_plain_words(fields, message):
         {"pred_num_hidden_layers": 2.0},
         {"pred_mlp_ratio": "4"},
         {"loss_type": "huber"},
-        {"target_normalization": "batch"},
+        {"target_normalization": "group"},
+        {"predictor_type": "lstm"},
+        {"pooling": "max"},
+        {"target_encoder_type": "none"},
+        {"token_loss_type": "sampled"},
         {"context_mode": "delete"},
         {"pred_position_embedding_type": "sinus"},
         {"classifier_pooling": "max"},
@@ -192,28 +222,65 @@ def test_position_offset_follows_the_padding_token():
 
 # no dead field
 
-# For each field a value that is not the default.
+MASK_TOKENS, CONVOLUTION = {"context_mode": "mask_token", "mask_token_id": 4}, {"predictor_type": "conv"}
+SENTENCES, SIGREG = {"sentence_loss_weight": 1.0}, {"sigreg_loss_weight": 1.0}
+# For each field a value that is not the default, and what has to be set for some of them to mean anything.
+BASES = {
+    "infonce_temperature": {"loss_type": "infonce"},
+    "mask_token_id": MASK_TOKENS,
+    "pooling": {"pred_pooled_context": True},
+    "pred_conv_groups": CONVOLUTION,
+    "pred_conv_kernel_size": CONVOLUTION,
+    "regularizer_level": SIGREG,
+    "sentence_hidden_size": SENTENCES,
+    "sentence_loss_type": SENTENCES,
+    "sigreg_num_slices": SIGREG,
+    "target_encoder_type": SIGREG,
+    "target_momentum": {"target_centering": True},
+}
 CHANGES = {
     "classifier_dropout": 0.6,
     "classifier_pooling": "cls",
     "context_mode": "attention_mask",
+    "covariance_loss_weight": 1.0,
+    "infonce_temperature": 0.5,
     "initializer_range": 0.3,
     "latent_loss_weight": 2.0,
     "loss_type": "mse",
+    "mask_token_id": 3,
+    "pooling": "cls",
+    "pred_context_ratio": 0.5,
+    "pred_conv_groups": 4,
+    "pred_conv_kernel_size": 3,
     "pred_hidden_act": "relu",
     "pred_hidden_size": 24,
     "pred_layer_norm_eps": 1e-2,
     "pred_mlp_ratio": 2.0,
     "pred_num_attention_heads": 4,
     "pred_num_hidden_layers": 1,
+    "pred_num_mask_tokens": 3,
+    "pred_pooled_context": True,
     "pred_position_embedding_type": "learned",
     "pred_rope_theta": 100.0,
+    "predictor_type": "conv",
+    "regularizer_level": "token",
+    "sentence_hidden_size": 40,
+    "sentence_loss_type": "mse",
+    "sentence_loss_weight": 1.0,
+    "sigreg_loss_weight": 1.0,
+    "sigreg_num_slices": 8,
     "smooth_l1_beta": 0.1,
+    "target_centering": True,
+    "target_encoder_type": "online",
+    "target_input": "spans",
+    "target_momentum": 0.2,
     "target_normalization": "none",
     "target_num_layers": 1,
     "text_config": BERT | {"vocab_size": 200},
     "token_loss_candidates": 60,
+    "token_loss_type": "contrastive",
     "token_loss_weight": 0.5,
+    "variance_loss_weight": 1.0,
 }
 
 
@@ -222,7 +289,8 @@ def fingerprint(make_model, batch, fields):
     model = make_model(**fields)
     seen = {f"weight {name}": tensor for name, tensor in model.state_dict().items()}
     torch.manual_seed(1)
-    output = model.train()(**batch, output_hidden_states=True)
+    model.train()(**batch | {"input_ids": batch["input_ids"].flip(1)})  # what running statistics begin with
+    output = model(**batch, output_hidden_states=True)
     seen |= {name: value for name, value in output.items() if torch.is_tensor(value)}
     seen["width of hidden states"] = torch.tensor(output.hidden_states[0].shape)
     torch.manual_seed(1)
@@ -238,22 +306,33 @@ def same(first, second):
 
 
 @pytest.fixture(scope="module")
-def plain(make_model, make_batch):
-    return fingerprint(make_model, make_batch(), {})
+def before(make_model, make_batch):
+    """The fingerprint of a base, made once."""
+    made = {}
+
+    def get(base):
+        key = json.dumps(base)
+        if key not in made:
+            made[key] = fingerprint(make_model, make_batch(), base)
+        return made[key]
+
+    return get
 
 
-def test_the_fingerprint_of_a_configuration_is_reproducible(plain, make_model, make_batch):
-    assert same(plain, fingerprint(make_model, make_batch(), {}))
+@pytest.mark.parametrize("base", [{}, CONVOLUTION, SIGREG], ids=["default", "conv", "sigreg"])
+def test_the_fingerprint_of_a_configuration_is_reproducible(base, before, make_model, make_batch):
+    assert same(before(base), fingerprint(make_model, make_batch(), base))
 
 
 @pytest.mark.parametrize("name", OWN_FIELDS)
-def test_every_field_changes_the_model_or_its_outputs(name, plain, make_model, make_batch):
+def test_every_field_changes_the_model_or_its_outputs(name, before, make_model, make_batch):
     assert name in CHANGES, f"the new field '{name}' needs an entry in CHANGES, or should not be there"
-    assert not same(plain, fingerprint(make_model, make_batch(), {name: CHANGES[name]}))
+    base = BASES.get(name, {})
+    assert not same(before(base), fingerprint(make_model, make_batch(), base | {name: CHANGES[name]}))
 
 
 def test_the_table_of_changes_holds_no_field_that_is_gone():
-    assert set(CHANGES) <= set(OWN_FIELDS)
+    assert set(BASES) <= set(CHANGES) <= set(OWN_FIELDS)
 
 
 def test_a_partial_text_config_changes_the_default_encoder():

@@ -7,10 +7,11 @@ The padding on a real corpus: TEXT_JEPA_DATA=folder python -m pytest -q -s tests
 
 import csv
 import gzip
+import itertools
 import json
 import os
 import random
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -25,7 +28,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from text_jepa.arguments import UsageError
 from text_jepa.data import (
+    EndlessStream,
     LengthGroupedSampler,
+    TextsWithSteps,
     cut_points,
     find_files,
     load_corpus,
@@ -34,6 +39,7 @@ from text_jepa.data import (
     tokenize_corpus,
     train_tokenizer,
 )
+from text_jepa.masking import DataCollatorForTextJepa
 
 
 WORDS = ["the", "river", "carried", "a", "little", "boat", "past", "mill", "and", "bridge", "open", "sea", "came"]
@@ -374,6 +380,84 @@ def test_a_length_without_room_for_text_and_a_tokenizer_without_padding_are_erro
         tokenize_corpus(corpus, tokenizer, 16)
 
 
+# ---- views ----------------------------------------------------------------------------------------------------------
+
+
+def parts_of(texts, max_length):
+    """The examples of each document, by the word tokenizer."""
+    corpus = DatasetDict({"train": Dataset.from_dict({"text": texts})})
+    pieces = ids_of(tokenize_corpus(corpus, word_tokenizer(), max_length)["train"])
+    lengths = [len(ids) for ids in word_tokenizer()(texts, add_special_tokens=False)["input_ids"]]
+    parts = []
+    for length in lengths:
+        parts.append([])
+        while sum(len(ids) - 2 for ids in parts[-1]) < length:
+            parts[-1].append(pieces.pop(0))
+    return parts
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("columns", [("body", "title"), ("title", "text"), ("text", "title")])
+def test_the_second_column_is_the_view_of_every_part_of_its_document(tmp_path, load, columns, streaming):
+    text_column, view_column = columns
+    bodies, titles = documents(40, most_words=60), documents(40, seed=1)
+    rows = [{text_column: body, view_column: title, "n": 1} for body, title in zip(bodies, titles, strict=True)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    corpus = load([path], [path], text_column=text_column, view_column=view_column, streaming=streaming)
+    assert set(next(iter(corpus["train"]))) == {"text", "view"}
+    tokenizer = word_tokenizer()
+    examples = list(tokenize_corpus(corpus, tokenizer, 16, view="column")["train"])
+    assert set(examples[0]) == {"input_ids", "length", "view_input_ids"}
+    views = [tokenizer(title, truncation=True, max_length=16)["input_ids"] for title in titles]
+    expected = [(ids, view) for parts, view in zip(parts_of(bodies, 16), views, strict=True) for ids in parts]
+    assert [(list(row["input_ids"]), list(row["view_input_ids"])) for row in examples] == expected
+    assert [row["length"] for row in examples] == [len(ids) for ids, _ in expected]
+
+
+def test_documents_without_a_view_are_left_out(tmp_path, load):
+    rows = [{"text": "the river", "view": view} for view in ("", None, "boat", "  ")]
+    path = write_rows(tmp_path / "a.jsonl", [{"text": "river", "view": "the boat"}, *rows])
+    examples = tokenize_corpus(load([path], [path], view_column="view"), word_tokenizer(), 16, view="column")
+    assert [row["view_input_ids"].tolist() for row in examples["train"]] == [word_tokenizer()("boat")["input_ids"]]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+def test_the_next_sentence_is_the_following_part_of_the_same_document(tmp_path, load, streaming):
+    """More documents of a single part than the library reads at once come first."""
+    texts = ["the river ."] * 1_200 + documents(60, most_words=60)
+    path = str(write(tmp_path / "a.jsonl", texts))
+    examples = tokenize_corpus(load([path], [path], streaming=streaming), word_tokenizer(), 12, view="next_sentence")
+    pairs = [(list(row["input_ids"]), list(row["view_input_ids"])) for row in examples["train"]]
+    expected = [pair for parts in parts_of(texts, 12) for pair in pairwise(parts)]
+    assert pairs == expected
+    assert len(pairs) > 60
+
+
+def test_a_corpus_without_any_pair_is_an_error_with_the_remedy(tmp_path, load):
+    path = write_rows(tmp_path / "a.jsonl", [{"text": "the river .", "other": ""}] * 3)
+    with pytest.raises(UsageError, match=r"no document of more than one text of 16 tokens; lower --max_length"):
+        tokenize_corpus(load([path], [path]), word_tokenizer(), 16, view="next_sentence")
+    with pytest.raises(UsageError, match="no document of at least two tokens with a view"):
+        tokenize_corpus(load([path], [path], view_column="other"), word_tokenizer(), 16, view="column")
+
+
+def test_a_column_that_cannot_be_a_view_is_named_with_the_remedy(tmp_path, load):
+    path = write_rows(tmp_path / "a.jsonl", [{"text": "the river", "title": "boat", "n": 1}] * 3)
+    with pytest.raises(UsageError, match=r"no column 'titel'; did you mean 'title'\?.*; name one with --view_column"):
+        load([path], [path], view_column="titel")
+    with pytest.raises(UsageError, match="column 'n' holds int64, not text; name another with --view_column"):
+        load([path], [path], view_column="n")
+    with pytest.raises(UsageError, match="--view_column text: is the text itself; use --view same"):
+        load([path], [path], view_column="text")
+    with pytest.raises(UsageError, match="--view_column title: the built-in corpus has no second column"):
+        load(view_column="title")
+
+
 # ---- cache ----------------------------------------------------------------------------------------------------------
 
 
@@ -412,10 +496,11 @@ def test_the_use_of_a_tokenizer_does_not_change_the_examples(tmp_path, corpus):
         {"tokenizer": word_tokenizer(before="")},
         {"max_length": 17},
         {"split_documents": "window"},
+        {"view": "next_sentence"},
     ],
-    ids=["vocabulary", "special tokens", "length", "cuts"],
+    ids=["vocabulary", "special tokens", "length", "cuts", "view"],
 )
-def test_the_cache_tells_tokenizers_lengths_and_cuts_apart(corpus, other):
+def test_the_cache_tells_tokenizers_lengths_cuts_and_views_apart(corpus, other):
     usual = {"tokenizer": word_tokenizer(), "max_length": 16, "split_documents": "sentence"}
     one, two = cache_of(tokenize_corpus(corpus, **usual)), cache_of(tokenize_corpus(corpus, **usual | other))
     assert one[0] != two[0]
@@ -481,6 +566,105 @@ def test_batches_do_not_come_in_order_of_length():
     order = order_of(LengthGroupedSampler(lengths, 32), 0)
     means = np.array([lengths[order[i : i + 32]].mean() for i in range(0, len(order), 32)])
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 5 / np.sqrt(len(means))
+
+
+# ---- steps ----------------------------------------------------------------------------------------------------------
+
+
+TEXTS, BATCH, ACCUMULATION = 61, 3, 3
+
+
+def texts_of_a_loader(count=TEXTS):
+    """Numbered texts of different lengths."""
+    rows = [[CLS, 5 + i % 13, *[5 + (i * 7 + j) % 13 for j in range(i % 11 + 2)], SEP] for i in range(count)]
+    return Dataset.from_dict({"input_ids": rows, "length": [len(ids) for ids in rows]})
+
+
+def loader_of(dataset, sampler, rank=0, ranks=1, workers=0, collate_fn=None):
+    """A data loader as the Trainer makes it, of one of several processes."""
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        BATCH,
+        sampler=sampler,
+        collate_fn=collate_fn
+        or (lambda examples: [(example["step"], tuple(example["input_ids"])) for example in examples]),
+        num_workers=workers,
+    )
+    return prepare_data_loader(
+        loader, num_processes=ranks, process_index=rank, put_on_device=False, dispatch_batches=False
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_text_of_a_batch_carries_the_step_that_the_trainer_counts(ranks, workers):
+    """Two passes whose last steps are not full, and a resume in the middle of the second."""
+    dataset = texts_of_a_loader()
+    sampler = LengthGroupedSampler(dataset["length"], BATCH, seed=1, texts_per_step=BATCH * ACCUMULATION * ranks)
+    for rank, epoch in itertools.product(range(ranks), range(2)):
+        loader = loader_of(TextsWithSteps(dataset), sampler, rank, ranks, workers)
+        resumed = skip_first_batches(loader, 5)
+        for part in (loader, resumed):
+            part.set_epoch(epoch)
+        sampler.set_epoch(epoch)  # which the other two reach only in a single process
+        batches = list(loader)
+        first = epoch * -(-len(batches) // ACCUMULATION)
+        steps = [{step for step, _ in batch} for batch in batches]
+        expected = [{first + number // ACCUMULATION} for number in range(len(batches))]
+        # To fill the last batches of two processes texts are repeated, with the step of their first appearance.
+        assert steps[: -1 if ranks > 1 else None] == expected[: -1 if ranks > 1 else None]
+        assert list(resumed) == batches[5:]
+
+
+@pytest.mark.parametrize(("files", "workers"), [(1, 0), (2, 2), (1, 2)])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_texts_of_a_stream_carry_the_step_over_passes_workers_and_ranks(tmp_path, load, ranks, files, workers):
+    paths = [str(write(tmp_path / f"{i}.jsonl", documents(20, seed=i))) for i in range(files)]
+    tokenized = tokenize_corpus(load(paths, paths, streaming=True), word_tokenizer(), 16)["train"]
+    stream = EndlessStream(tokenized.shuffle(seed=0, buffer_size=10), BATCH * ranks, ACCUMULATION)
+    for rank in range(ranks):
+        loader = loader_of(stream, None, rank, ranks, workers)
+        batches = list(islice(loader, 40))
+        assert [{step for step, _ in batch} for batch in batches] == [{i // ACCUMULATION} for i in range(40)]
+        assert list(islice(skip_first_batches(loader, 7), 10)) == batches[7:17]
+
+
+def test_a_stream_carries_no_step_unless_asked():
+    stream = texts_of_a_loader(3).to_iterable_dataset()
+    assert set(next(iter(EndlessStream(stream)))) == {"input_ids", "length", "epoch"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_of_a_schedule_survive_workers_and_a_resume(workers):
+    dataset = texts_of_a_loader()
+    sampler = LengthGroupedSampler(dataset["length"], BATCH, texts_per_step=BATCH)
+    collator = DataCollatorForTextJepa(word_tokenizer(), mask_ratio={"start": 0.0, "end": 0.9, "steps": 20})
+    plain = list(loader_of(TextsWithSteps(dataset), sampler, collate_fn=collator))
+    batches = list(loader_of(TextsWithSteps(dataset), sampler, workers=workers, collate_fn=collator))
+    resumed = list(skip_first_batches(loader_of(TextsWithSteps(dataset), sampler, collate_fn=collator), 13))
+    for found, expected in ((batches, plain), (resumed, plain[13:])):
+        assert len(found) == len(expected)
+        for batch, other in zip(found, expected, strict=True):
+            assert all(torch.equal(batch[name], other[name]) for name in other)
+    hidden = [int((batch["target_positions"] >= 0).sum()) for batch in plain]
+    assert hidden[0] == 0
+    assert hidden[-1] > 0
+
+
+def test_texts_with_steps_look_like_their_dataset():
+    dataset = texts_of_a_loader()
+    texts = TextsWithSteps(dataset)
+    assert len(texts) == TEXTS
+    assert list(texts["length"]) == list(dataset["length"])
+    assert texts[5] == dataset[5]
+    assert texts[7, 5] == {**dataset[5], "step": 7}
+    assert list(texts) == list(dataset)
+
+
+def test_the_rows_of_a_pass_are_the_same_with_steps():
+    lengths = paragraph_lengths(100)
+    plain, stepped = (LengthGroupedSampler(lengths, 8, texts_per_step=number) for number in (None, 16))
+    assert [row for _, row in order_of(stepped, 3)] == order_of(plain, 3)
 
 
 DATA = os.environ.get("TEXT_JEPA_DATA")

@@ -1,19 +1,117 @@
-"""Two processes do what one does."""
+"""Two processes do what one does: whole runs, and one step of every term that looks at the whole batch."""
 
 import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 
-from text_jepa.training import metrics_of
+from text_jepa import TextJepaConfig, TextJepaForPreTraining
 
 
-pytestmark = pytest.mark.distributed
 HERE = Path(__file__).parent
+TEXTS_OF_FIRST = 3
+
+SENTENCE = {"sentence_loss_weight": 1.0, "latent_loss_weight": 0.0, "token_loss_weight": 0.0}
+ONLINE = {"target_encoder_type": "online"}
+SETTINGS = {
+    "latent": {},
+    "batch": {"target_normalization": "batch"},
+    "batch-online": ONLINE | {"target_normalization": "batch", "loss_type": "infonce"},
+    "running": {"target_normalization": "running", "target_centering": True},
+    "infonce": {"loss_type": "infonce"},
+    "sentence-cosine": SENTENCE,
+    "sentence-mse": SENTENCE | {"sentence_loss_type": "mse", "pooling": "attention"},
+    "sentence-infonce": SENTENCE | {"sentence_loss_type": "infonce"},
+    "simcse": SENTENCE | ONLINE | {"sentence_loss_type": "infonce"},
+    "vicreg": SENTENCE
+    | ONLINE
+    | {"sentence_loss_type": "mse", "variance_loss_weight": 1.0, "covariance_loss_weight": 1.0},
+    "sigreg": SENTENCE | ONLINE | {"sentence_loss_type": "mse", "sigreg_loss_weight": 0.1},
+    "tokens": {
+        "variance_loss_weight": 1.0,
+        "covariance_loss_weight": 1.0,
+        "sigreg_loss_weight": 0.1,
+        "regularizer_level": "token",
+    },
+}
+
+
+# ---- one step -------------------------------------------------------------------------------------------------------
+
+
+def step(rank, world, folder):
+    """One step of every setting on this process's part of the batch, as the Trainer makes it; rank 0 keeps it."""
+    torch.set_num_threads(1)
+    batch, models = torch.load(folder / "batch.pt"), torch.load(folder / "models.pt")
+    parts = [slice(None)] if world == 1 else [slice(0, TEXTS_OF_FIRST), slice(TEXTS_OF_FIRST, None)]
+    part = {name: value[parts[rank]] for name, value in batch.items()}
+    count, found = (batch["target_positions"] >= 0).sum(), {}
+    for setting, (fields, state) in models.items():
+        model = TextJepaForPreTraining(TextJepaConfig(**fields)).train()
+        model.load_state_dict(state)
+        torch.manual_seed(rank)  # rank 0 draws the directions of SIGReg
+        parallel = DistributedDataParallel(model) if world > 1 else model
+        output = parallel(**part, num_items_in_batch=count)
+        (world * output.loss).backward()  # the Trainer's factor, which the mean over processes undoes
+        terms = {name: value.detach().clone() for name, value in output.items() if name.endswith("loss")}
+        for value in terms.values() if world > 1 else ():
+            dist.all_reduce(value)
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        found[setting] = terms, gradients, dict(model.running.state_dict())
+    if rank == 0:
+        torch.save(found, folder / f"world{world}.pt")
+
+
+def step_of_two(rank, folder):
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    try:
+        step(rank, 2, folder)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def steps(make_model, make_batch, tmp_path_factory):
+    """By setting, the terms, gradients and running statistics of one process and of two."""
+    folder, models = tmp_path_factory.mktemp("steps"), {}
+    for setting, fields in SETTINGS.items():
+        model = make_model(**fields)
+        for name, parameter in model.named_parameters():
+            if name.startswith("target_encoder"):
+                torch.nn.init.normal_(parameter, std=0.2)
+        models[setting] = fields | {"text_config": model.config.text_config.to_dict()}, model.state_dict()
+    torch.save(models, folder / "models.pt")
+    torch.save(make_batch(lengths=(21, 9, 14, 18, 5)), folder / "batch.pt")
+    step(0, 1, folder)
+    other = multiprocessing.get_context("spawn").Process(target=step_of_two, args=(1, folder))
+    other.start()
+    step_of_two(0, folder)
+    other.join()
+    assert other.exitcode == 0
+    return [torch.load(folder / f"world{world}.pt") for world in (1, 2)]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_step_of_two_processes_is_that_of_one_on_the_joint_batch(steps, setting):
+    """Losses, gradients and running statistics, though one has three texts and the other two."""
+    one, two = (found[setting] for found in steps)
+    for first, second in zip(one, two, strict=True):
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    assert sum(gradient.abs().sum() for gradient in one[1].values()) > 1
+
+
+# ---- whole runs -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +157,10 @@ def ranks(folder):
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
 
 
+@pytest.mark.distributed
 def test_two_processes_log_the_losses_of_one(runs):
+    from text_jepa.training import metrics_of
+
     assert [rank["world"] for rank in ranks(runs / "two")] == [2, 2]
     one, two = ([r for r in metrics_of(runs / name) if "loss" in r] for name in ("one", "two"))
     assert len(one) == len(two) == 10
@@ -68,11 +169,13 @@ def test_two_processes_log_the_losses_of_one(runs):
             assert second[key] == pytest.approx(first[key], rel=1e-5), (first["step"], key)
 
 
+@pytest.mark.distributed
 def test_target_encoder_is_the_same_on_all_ranks_bit_by_bit(runs):
     first, second = (rank["target"] for rank in ranks(runs / "two"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.distributed
 def test_masks_belong_to_texts_not_to_ranks(runs):
     """Together the ranks see the batches of the single process, with the same masks, and never the same text twice."""
     one = ranks(runs / "one")[0]["seen"]
@@ -83,6 +186,7 @@ def test_masks_belong_to_texts_not_to_ranks(runs):
     assert not torch.equal(two[0]["input_ids"], two[1]["input_ids"])
 
 
+@pytest.mark.distributed
 def test_two_processes_leave_one_complete_folder(runs):
     names = {path.name for path in (runs / "two").iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "metrics.jsonl", "pretraining"} <= names

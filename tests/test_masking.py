@@ -20,7 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from text_jepa import masking
 from text_jepa.masking import (
     DataCollatorForTextJepa,
+    MaskStrategy,
     counter_uniforms,
+    draw_share,
     mask_keys,
     span_lengths,
     vocabulary,
@@ -90,9 +92,9 @@ def random_text(tokens=200, seed=0):
     return random_words(np.random.default_rng(seed), tokens).tolist()
 
 
-def hidden_share(collate_texts, texts, usable):
+def hidden_share(collate_texts, texts, usable, **more):
     """Share of the usable tokens that is hidden, over all texts and masks."""
-    batch = collate_texts([{"input_ids": ids} for ids in texts])
+    batch = collate_texts([{"input_ids": ids, **more} for ids in texts])
     return int((batch["target_positions"] >= 0).sum()) / (usable * collate_texts.num_masks)
 
 
@@ -118,6 +120,32 @@ collator_options = st.fixed_dictionaries(
     }
 )
 epochs = st.integers(0, 1000)
+ratios = st.one_of(
+    st.floats(0, 0.98),
+    st.tuples(st.floats(0, 0.5), st.floats(0.5, 0.98)),
+    st.fixed_dictionaries({"start": st.floats(0, 0.98), "end": st.floats(0, 0.98), "steps": st.integers(1, 2_000)}),
+)
+any_strategy = st.one_of(
+    st.fixed_dictionaries(
+        {"span_length_distribution": st.sampled_from(DISTRIBUTIONS), "mean_span_length": st.floats(1, 5)}
+    ),
+    st.fixed_dictionaries({"num_spans": st.integers(1, 4), "min_span_length": st.integers(1, 5)}),
+    st.just({"kind": "suffix"}),
+    st.just({"kind": "keep_block"}),
+    st.fixed_dictionaries({"kind": st.just("blocks"), "num_spans": st.integers(1, 5)}),
+).flatmap(
+    lambda fields: st.fixed_dictionaries(
+        {name: st.just(value) for name, value in fields.items()},
+        optional={
+            "ratio": ratios,
+            "whole_words": st.booleans(),
+            "context_ratio": st.one_of(st.floats(0.01, 1), st.just((0.3, 0.9))),
+        },
+    )
+)
+mixtures = st.lists(any_strategy, min_size=1, max_size=3).map(
+    lambda found: [{**fields, "name": str(i), "weight": i + 1} for i, fields in enumerate(found)]
+)
 
 
 # ---- every batch ----------------------------------------------------------------------------------------------------
@@ -258,6 +286,507 @@ def test_keys_of_all_texts_masks_epochs_and_seeds_differ():
     texts = [np.array([5, i]) for i in range(200)]
     keys = [mask_keys(texts, 4, seed, epoch) for seed in range(5) for epoch in range(5)]
     assert len(np.unique(np.concatenate(keys))) == 200 * 4 * 25
+
+
+# ---- strategies -----------------------------------------------------------------------------------------------------
+
+
+def collate_at(texts, steps, epoch=0, **options):
+    collate_texts = collator(**options)
+    collate_texts.epoch = epoch
+    return collate_texts([{"input_ids": ids, "step": step} for ids, step in zip(texts, steps, strict=True)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches, mixtures, st.integers(1, 3), epochs, st.data())
+def test_masks_of_every_kind_hide_whole_usable_words_in_numbered_runs_and_leave_one_visible(
+    texts, strategies, num_masks, epoch, data
+):
+    steps = [data.draw(st.integers(0, 3_000)) for _ in texts]
+    batch = collate_at(texts, steps, epoch, strategies=strategies, num_masks=num_masks)
+    assert ("mask_strategies" in batch) == (len(strategies) > 1)
+    for row, ids in enumerate(texts):
+        for number, (context, targets, spans) in enumerate(masks_of(batch, row)):
+            strategy = strategies[batch["mask_strategies"][row, number] if len(strategies) > 1 else 0]
+            words = words_of(ids, strategy.get("whole_words", True))
+            usable = {position for word in words for position in word}
+            assert not set(context) & set(targets)
+            assert set(targets) <= usable
+            assert set(range(len(ids))) - usable <= set(context)
+            assert "context_ratio" in strategy or len(context) + len(targets) == len(ids)
+            hidden = "".join(".#"[position in targets] for position in sorted(usable))
+            assert strategy.get("kind") != "suffix" or "#." not in hidden
+            assert strategy.get("kind") != "keep_block" or "#" not in hidden.strip("#")
+            for word in words:
+                assert len(set(word) & set(targets)) in (0, len(word))
+                assert len(set(word) & set(context)) in (0, len(word))
+            assert not words or set(context) & usable
+            assert sorted(set(spans)) == list(range(len(set(spans))))
+            assert spans == sorted(spans)
+            for span in set(spans):
+                places = [position for position, of in zip(targets, spans, strict=True) if of == span]
+                assert not [p for p in range(places[0], places[-1] + 1) if p in usable and p not in places]
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches, texts_of_any_kind, mixtures, epochs, st.randoms(use_true_random=False))
+def test_masks_of_every_kind_do_not_depend_on_batch_mates_order_or_padding(texts, mate, strategies, epoch, shuffler):
+    def rows_of(batch):
+        kinds = batch.get("mask_strategies", torch.zeros(len(batch["input_ids"]), 2))
+        return [(masks_of(batch, row), kinds[row].tolist()) for row in range(len(kinds))]
+
+    options = {"strategies": strategies, "num_masks": 2}
+    alone = [rows_of(collate_at([ids], [7], epoch, **options))[0] for ids in texts]
+    together = [*texts, [*mate, *random_text(40)]]
+    order = list(range(len(together)))
+    shuffler.shuffle(order)
+    batch = collate_at([together[i] for i in order], [7] * len(order), epoch, pad_to_multiple_of=16, **options)
+    assert [rows_of(batch)[order.index(row)] for row in range(len(texts))] == alone
+
+
+SINGLE_WORDS = np.random.default_rng(6).choice(BEGINNINGS, (1_000, 100)).tolist()  # 100,000 words of one token
+
+
+@pytest.mark.parametrize(
+    ("fields", "share"),
+    [
+        ({"kind": "suffix", "ratio": 0.25}, 0.25),
+        ({"kind": "suffix", "ratio": 0.25, "whole_words": False}, 0.25),
+        ({"kind": "keep_block", "ratio": 0.6}, 0.6),
+        ({"kind": "blocks", "ratio": 0.15, "num_spans": 4}, 0.6),
+        ({"kind": "blocks", "ratio": [0.1, 0.16], "num_spans": 3}, 0.39),
+        ({"ratio": (0.2, 0.6)}, 0.4),
+        ({"ratio": 0.4, "context_ratio": (0.3, 0.5)}, 0.4),
+        ({"ratio": 0.15, "span_length_distribution": "fixed", "mean_span_length": 1, "whole_words": False}, 0.15),
+    ],
+)
+def test_hidden_share_of_every_kind_is_the_one_asked_for_within_one_percent(corpus, fields, share):
+    texts, usable = corpus
+    draw = collator(strategies=[fields], num_masks=12)
+    assert hidden_share(draw, texts, usable) == pytest.approx(share, rel=0.01)
+
+
+def hidden_of(fields, texts=SINGLE_WORDS, **options):
+    """(texts · masks, tokens) boolean: what is hidden, and the spans, of texts of one length without padding."""
+    batch = collate(texts, strategies=[fields], **options)
+    spans = np.full((batch["target_positions"].shape[0] * batch["target_positions"].shape[1], len(texts[0])), -1)
+    row, column = np.nonzero(batch["target_positions"].flatten(0, 1).numpy() >= 0)
+    positions = batch["target_positions"].flatten(0, 1).numpy()[row, column]
+    spans[row, positions] = batch["target_spans"].flatten(0, 1).numpy()[row, column]
+    return spans >= 0, spans
+
+
+def runs(hidden):
+    """Number of runs of True in each row."""
+    return (np.diff(hidden.astype(int), axis=1, prepend=0) == 1).sum(axis=1)
+
+
+def test_a_suffix_is_the_end_of_the_text_of_the_share_asked_for():
+    hidden, _ = hidden_of({"kind": "suffix", "ratio": (0.1, 0.5)})
+    shares = hidden.sum(axis=1)
+    assert (hidden == (np.arange(100) >= 100 - shares[:, None])).all()
+    assert (
+        stats.kstest((shares + np.random.default_rng(0).random(1_000) - 0.5) / 100, "uniform", (0.1, 0.4)).pvalue
+        > 1e-4
+    )
+
+
+def test_before_a_suffix_that_hits_every_word_the_first_one_stays():
+    text = [CLS, 5, 45, 46, 47, 48, 6, SEP]
+    masks = masks_of(collate([text], strategies=[{"kind": "suffix", "ratio": 0.95}], num_masks=60), 0)
+    assert {tuple(targets) for _, targets, _ in masks} == {(6,)}
+
+
+def test_a_kept_block_is_one_run_of_the_share_asked_for_that_begins_anywhere():
+    hidden, _ = hidden_of({"kind": "keep_block", "ratio": 0.7})
+    assert (runs(~hidden) == 1).all()
+    assert ((~hidden).sum(axis=1) == 30).all()
+    first = (~hidden).argmax(axis=1)
+    assert (first.min(), first.max()) == (0, 70)
+    assert stats.kstest((first + np.random.default_rng(0).random(1_000)) / 71, "uniform").pvalue > 1e-4
+
+
+def test_spans_by_number_are_so_many_disjoint_spans_of_uniform_length():
+    hidden, spans = hidden_of({"num_spans": 3, "min_span_length": 4, "max_span_length": 9, "ratio": 0.9})
+    assert (spans.max(axis=1) == 2).all()
+    lengths = np.stack([(spans == number).sum(axis=1) for number in range(3)])
+    counts = np.bincount(lengths.ravel(), minlength=10)
+    assert counts[:4].sum() == 0
+    assert len(counts) == 10
+    assert stats.chisquare(counts[4:]).pvalue > 1e-4
+    assert (runs(hidden) <= 3).all()
+
+
+def test_spans_by_number_shrink_alike_where_they_would_hide_more_than_the_ratio():
+    hidden, spans = hidden_of({"num_spans": 2, "min_span_length": 20, "max_span_length": 60, "ratio": 0.3})
+    lengths = np.stack([(spans == number).sum(axis=1) for number in range(2)])
+    assert (hidden.sum(axis=1) == 30).all()
+    assert lengths.min() >= 30 * 20 // 80
+    short = [[BEGINNINGS[i], BEGINNINGS[j], BEGINNINGS[0]] for i in range(40) for j in range(40)]
+    hidden, _ = hidden_of({"num_spans": 2, "min_span_length": 20, "max_span_length": 60, "ratio": 0.99}, short)
+    assert set(hidden.sum(axis=1)) == {2}
+
+
+def test_blocks_have_each_the_share_asked_for_and_do_not_overlap():
+    _, spans = hidden_of({"kind": "blocks", "num_spans": 4, "ratio": (0.15, 0.2)})
+    lengths = np.stack([(spans == number).sum(axis=1) for number in range(4)])
+    assert (lengths.min(), lengths.max()) == (15, 20)
+    assert np.unique(lengths).tolist() == [15, 16, 17, 18, 19, 20]
+    assert abs(np.corrcoef(lengths[:2])[0, 1]) < 5 / np.sqrt(1_000)
+    _, spans = hidden_of({"kind": "blocks", "num_spans": 4, "ratio": 0.9})  # more than there is
+    assert ((spans >= 0).sum(axis=1) == 99).all()
+    assert (spans.max(axis=1) == 3).all()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "keep_block", "ratio": 0.7},
+        {"kind": "blocks", "num_spans": 4, "ratio": 0.15},
+        {"num_spans": 2, "min_span_length": 5, "max_span_length": 15},
+    ],
+)
+def test_both_ends_of_a_text_are_hidden_equally_often_and_no_place_never_or_always(fields):
+    """Within 5 standard deviations of the difference of two binomial shares."""
+    hidden, _ = hidden_of(fields, num_masks=4)
+    share = hidden.mean(axis=0)
+    assert 0.01 < share.min() < share.max() < 0.99
+    assert np.abs(share - share[::-1]).max() < 5 * np.sqrt(2 * 0.25 / len(hidden))
+
+
+def test_an_interval_of_ratios_hides_every_position_equally_often_and_is_drawn_anew_by_every_mask():
+    hidden, _ = hidden_of({"ratio": (0.1, 0.7)}, num_masks=4)
+    assert np.abs(hidden.mean(axis=0) - 0.4).max() < 5 * np.sqrt(0.24 / len(hidden))
+    shares = hidden.mean(axis=1).reshape(1_000, 4)
+    assert shares.std() == pytest.approx(0.6 / np.sqrt(12), rel=0.05)
+    assert np.abs(np.corrcoef(shares, rowvar=False)[np.triu_indices(4, 1)]).max() < 5 / np.sqrt(1_000)
+
+
+def test_with_a_context_ratio_what_is_visible_lies_in_a_block_of_that_share():
+    batch = collate(SINGLE_WORDS, strategies=[{"kind": "blocks", "num_spans": 2, "ratio": 0.1, "context_ratio": 0.4}])
+    ends = []
+    for row in range(1_000):
+        ((context, targets, _),) = masks_of(batch, row)
+        assert context[-1] - context[0] < 40
+        inside = set(range(context[0], context[-1] + 1))
+        assert inside - set(context) <= set(targets)
+        assert len(set(context) | set(targets)) < 65
+        ends.append((context[0], context[-1]))
+    assert min(ends)[0] == 0
+    assert max(last for _, last in ends) == 99
+    whole = collate(SINGLE_WORDS, strategies=[{"kind": "blocks", "num_spans": 2, "ratio": 0.1, "context_ratio": 1.0}])
+    plain = collate(SINGLE_WORDS, strategies=[{"kind": "blocks", "num_spans": 2, "ratio": 0.1}])
+    assert torch.equal(whole["context_positions"], plain["context_positions"])
+    assert torch.equal(batch["target_positions"], plain["target_positions"])
+
+
+def test_a_context_block_of_targets_only_is_replaced_by_a_visible_word(corpus):
+    texts, _ = corpus
+    batch = collate(texts, strategies=[{"kind": "keep_block", "ratio": 0.9, "context_ratio": 0.01}])
+    for row, ids in enumerate(texts):
+        ((context, _, _),) = masks_of(batch, row)
+        assert {0, len(ids) - 1} < set(context)
+
+
+def test_strategies_are_drawn_by_weight_and_each_mask_is_of_its_own():
+    mixture = [
+        {"name": "R", "ratio": 0.15, "weight": 1},
+        {"name": "X", "ratio": 0.6, "weight": 1},
+        MaskStrategy("suffix", 0.25, weight=2, name="S"),
+    ]
+    draw = collator(strategies=mixture, num_masks=4)
+    assert draw.strategy_names == ["R", "X", "S"]
+    batch = draw([{"input_ids": ids} for ids in SINGLE_WORDS])
+    chosen = batch["mask_strategies"]
+    assert chosen.shape == (1_000, 4)
+    assert chosen.dtype == torch.int64
+    counts = np.bincount(chosen.flatten(), minlength=3)
+    assert stats.chisquare(counts, [1_000, 1_000, 2_000]).pvalue > 1e-4
+    pairs = np.bincount(chosen[:, 0] * 3 + chosen[:, 1], minlength=9).reshape(3, 3)
+    assert stats.chi2_contingency(pairs).pvalue > 1e-4
+    hidden = (batch["target_positions"] >= 0).sum(dim=-1)
+    for number, share in enumerate([15, 60, 25]):
+        assert set(hidden[chosen == number].tolist()) == {share}
+    positions = torch.where(batch["target_positions"] < 0, 100, batch["target_positions"]).amin(dim=-1)
+    assert set(positions[chosen == 2].tolist()) == {75}
+
+
+def test_a_mixture_draws_for_its_masks_what_each_strategy_would_draw_alone():
+    mixture = [{"name": "short", "ratio": 0.2}, {"name": "one block", "kind": "blocks", "num_spans": 1}]
+    texts = [random_text(60, seed) for seed in range(40)]
+    batch = collate(texts, strategies=mixture, num_masks=3)
+    alone = [collate(texts, strategies=[fields], num_masks=3) for fields in mixture]
+    for row in range(40):
+        for mask, number in enumerate(batch["mask_strategies"][row].tolist()):
+            assert masks_of(batch, row)[mask] == masks_of(alone[number], row)[mask]
+
+
+@pytest.mark.parametrize("fields", [{}, {"kind": "suffix"}, {"kind": "blocks", "num_spans": 2, "ratio": 0.2}])
+def test_a_word_is_split_only_by_a_strategy_without_whole_words(fields):
+    word = [BEGINNINGS[0], *CONTINUATIONS]
+    for whole_words in (True, False):
+        ((_, targets, _),) = masks_of(collate([word], strategies=[{**fields, "whole_words": whole_words}]), 0)
+        assert bool(targets) != whole_words
+
+
+def test_the_keyword_arguments_are_one_strategy_of_spans():
+    options = {"span_length_distribution": "uniform", "mean_span_length": 2.5, "max_span_length": 6}
+    texts = [random_text(60, seed) for seed in range(5)]
+    one, other = collate(texts, mask_ratio=0.3, **options), collate(texts, strategies=[{"ratio": 0.3, **options}])
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    by_number = {"num_spans": 2, "min_span_length": 2, "max_span_length": 4}
+    one, other = collate(texts, mask_ratio=0.3, **by_number), collate(texts, strategies=[{"ratio": 0.3, **by_number}])
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("fields", [{}, {"kind": "suffix"}, {"kind": "blocks", "num_spans": 2}, {"num_spans": 2}])
+def test_a_ratio_of_zero_hides_nothing(fields):
+    for context, targets, _ in masks_of(collate([random_text(50)], strategies=[{**fields, "ratio": 0}]), 0):
+        assert context == list(range(50))
+        assert targets == []
+
+
+def test_a_schedule_moves_the_ratio_by_the_step_of_each_example_and_then_stays():
+    draw = collator(mask_ratio={"start": 0.1, "end": 0.5, "steps": 200})
+    assert draw.follows_steps
+    assert not collator(mask_ratio=[0.1, 0.5]).follows_steps
+    for step, share in ((0, 0.1), (50, 0.2), (100, 0.3), (200, 0.5), (10_000, 0.5)):
+        assert hidden_share(draw, SINGLE_WORDS, 100_000, step=step) == pytest.approx(share, abs=1e-9)
+    mixed = draw([{"input_ids": ids, "step": 200 * (row % 2)} for row, ids in enumerate(SINGLE_WORDS[:10])])
+    assert (mixed["target_positions"] >= 0).sum(dim=-1).flatten().tolist() == [10, 50] * 5
+
+
+def test_a_schedule_has_reached_its_end_in_evaluation_and_asks_for_steps_in_training():
+    draw = collator(mask_ratio={"start": 0.1, "end": 0.5, "steps": 200})
+    with pytest.raises(ValueError, match=r"needs examples with a step, see text_jepa\.data\.TextsWithSteps"):
+        hidden_share(draw, SINGLE_WORDS, 100_000)
+    draw.epoch = -1
+    assert hidden_share(draw, SINGLE_WORDS, 100_000) == pytest.approx(0.5, abs=1e-9)
+
+
+def test_shares_are_drawn_uniformly_from_intervals():
+    uniforms, steps = np.array([[0.0, 0.25, 0.999]]), np.array([[5]])
+    np.testing.assert_allclose(draw_share(0.3, uniforms, steps), [[0.3] * 3])
+    np.testing.assert_allclose(draw_share([0.2, 0.6], uniforms, steps), [[0.2, 0.3, 0.5996]])
+    np.testing.assert_allclose(draw_share({"start": 0.5, "end": 0.1, "steps": 20}, uniforms, steps), [[0.4]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches, mixtures, st.integers(1, 3))
+def test_with_equal_counts_every_mask_with_targets_has_as_many_of_both_and_keeps_a_visible_word(
+    texts, strategies, num_masks
+):
+    options = {"strategies": strategies, "num_masks": num_masks}
+    whole = collate_at(texts, [9] * len(texts), **options)
+    batch = collate_at(texts, [9] * len(texts), equal_counts=True, **options)
+    if (whole["target_positions"] < 0).all():
+        assert all(torch.equal(batch[name], whole[name]) for name in whole)
+        return
+    numbers = {
+        name: [
+            min(len(mask[place]) for row in range(len(texts)) for mask in masks_of(whole, row) if mask[1])
+            for place in (0, 1)
+        ]
+        for name in ("context_positions", "target_positions")
+    }["context_positions"]
+    assert [batch[name].shape[2] for name in ("context_positions", "target_positions")] == numbers
+    for row, ids in enumerate(texts):
+        usable = {position for word in words_of(ids) for position in word}
+        for cut, uncut in zip(masks_of(batch, row), masks_of(whole, row), strict=True):
+            assert set(cut[0]) <= set(uncut[0])
+            assert set(cut[1]) <= set(uncut[1])
+            assert not uncut[1] or [len(cut[0]), len(cut[1])] == numbers
+            assert not uncut[1] or set(cut[0]) & usable
+            assert cut[2] == sorted(cut[2])
+            assert sorted(set(cut[2])) == list(range(len(set(cut[2]))))
+
+
+def test_with_equal_counts_a_word_stays_visible_before_special_tokens_do():
+    batch = collate([[5, 6], [CLS, SEP, *random_text(20), SEP]], equal_counts=True, whole_words=False)
+    assert batch["context_positions"].shape == batch["target_positions"].shape == (2, 1, 1)
+    assert 2 <= batch["context_positions"][1].item() < 22
+
+
+def test_with_equal_counts_special_tokens_stay_and_others_go_at_random():
+    texts = [[CLS, *random_text(50 if seed else 10, seed), SEP] for seed in range(201)]
+    batch = collate(texts, equal_counts=True, whole_words=False)
+    kept = np.zeros(52)
+    for row in range(1, 201):
+        ((context, targets, _),) = masks_of(batch, row)
+        assert {0, 51} < set(context)
+        kept[context] += 1
+        kept[targets] += 1
+    # 5 + 5 of 50 tokens stay.
+    assert np.abs(kept[1:-1] / 200 - 0.2).max() < 5 * np.sqrt(0.16 / 200)
+
+
+# ---- views ----------------------------------------------------------------------------------------------------------
+
+
+def views_of(batch):
+    """The view of each text as a plain list, without padding."""
+    lengths = batch["view_attention_mask"].sum(dim=1).tolist()
+    return [ids[:length] for ids, length in zip(batch["view_input_ids"].tolist(), lengths, strict=True)]
+
+
+def texts_in(batch):
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    return [ids[:length] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
+
+
+def split_words(ids):
+    """The words of a text as tuples of tokens, special tokens left out."""
+    return [tuple(ids[position] for position in word) for word in words_of(ids)]
+
+
+prose = st.lists(token_ids.filter(lambda token: token not in NEVER_HIDDEN), max_size=20).map(lambda t: [CLS, *t, SEP])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(prose, min_size=1, max_size=4),
+    st.sampled_from(["same", "crop", "crop_both", "deletion"]),
+    st.one_of(st.floats(0.05, 1), st.just((0.2, 0.8))),
+    epochs,
+    st.sampled_from([None, 8]),
+)
+def test_views_are_padded_on_the_right_keep_special_tokens_and_do_not_depend_on_batch_mates(
+    texts, view, share, epoch, multiple
+):
+    options = {"view": view, "view_ratio": share, "pad_to_multiple_of": multiple}
+    batch = collate(texts, epoch, **options)
+    assert list(batch)[-2:] == ["view_input_ids", "view_attention_mask"]
+    ids, mask = batch["view_input_ids"], batch["view_attention_mask"]
+    assert ids.dtype == mask.dtype == torch.int64
+    assert ids.shape == mask.shape
+    assert ids.shape[1] % (multiple or 1) == 0
+    assert not (mask[:, 1:] > mask[:, :-1]).any()
+    assert (ids[mask == 0] == TOKENIZER.pad_token_id).all()
+    for row, text in enumerate(texts):
+        found = views_of(batch)[row]
+        assert (found[0], found[-1]) == (CLS, SEP)
+        assert len(split_words(text)) == 0 or len(split_words(found)) >= 1
+        alone = collate([text], epoch, **options)
+        assert views_of(alone)[0] == found
+        assert texts_in(alone)[0] == texts_in(batch)[row]
+        if view != "crop_both":
+            assert texts_in(batch)[row] == text
+            assert masks_of(batch, row) == masks_of(collate([text], epoch), 0)
+
+
+LONG_TEXTS = [[CLS, *random_text(60, seed), SEP] for seed in range(300)]
+
+
+def is_run(part, whole):
+    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+
+
+def test_the_same_view_is_the_text():
+    batch = collate(LONG_TEXTS, view="same")
+    assert torch.equal(batch["view_input_ids"], batch["input_ids"])
+    assert torch.equal(batch["view_attention_mask"], batch["attention_mask"])
+
+
+def test_a_crop_is_a_run_of_whole_words_of_the_share_asked_for():
+    batch = collate(LONG_TEXTS, view="crop", view_ratio=(0.3, 0.6))
+    shares = []
+    for text, view in zip(LONG_TEXTS, views_of(batch), strict=True):
+        words, found = split_words(text), split_words(view)
+        assert is_run(found, words)
+        shares.append(len(found) / len(words))
+    assert 0.27 < min(shares) < 0.33
+    assert 0.57 < max(shares) < 0.63
+    assert np.mean(shares) == pytest.approx(0.45, abs=5 * 0.3 / np.sqrt(12 * 300))
+    first = [view[1:3] == text[1:3] for text, view in zip(LONG_TEXTS, views_of(batch), strict=True)]
+    last = [view[-3:] == text[-3:] for text, view in zip(LONG_TEXTS, views_of(batch), strict=True)]
+    assert 0 < sum(first) < 60
+    assert 0 < sum(last) < 60
+
+
+def test_both_crops_are_runs_that_differ_and_masks_are_drawn_for_what_is_left():
+    batch = collate(LONG_TEXTS, view="crop_both", view_ratio=0.5)
+    differ = 0
+    for row, (text, view) in enumerate(zip(texts_in(batch), views_of(batch), strict=True)):
+        words = split_words(LONG_TEXTS[row])
+        assert is_run(split_words(text), words)
+        assert is_run(split_words(view), words)
+        assert len(split_words(text)) in (len(words) // 2, len(words) // 2 + 1)
+        differ += text != view
+        ((context, targets, _),) = masks_of(batch, row)
+        assert sorted(context + targets) == list(range(len(text)))
+        assert targets
+    assert differ > 260
+
+
+def test_a_deletion_keeps_whole_words_in_their_order_and_all_words_equally_often():
+    split = 0
+    for text, view in zip(LONG_TEXTS, views_of(collate(LONG_TEXTS, view="deletion", view_ratio=0.4)), strict=True):
+        words, found = split_words(text), split_words(view)
+        rest = iter(words)
+        assert all(word in rest for word in found)
+        assert abs(len(found) - 0.4 * len(words)) < 1
+        split += not is_run(found, words)
+    assert split > 290
+    numbered = [[CLS, *BEGINNINGS, SEP]]
+    counts = np.zeros(40)
+    for seed in range(400):
+        (view,) = views_of(collate(numbered, view="deletion", view_ratio=0.4, seed=seed))
+        counts[np.array(view[1:-1]) - BEGINNINGS[0]] += 1
+    assert np.abs(counts / 400 - 0.4).max() < 5 * np.sqrt(0.24 / 400)
+
+
+def test_views_change_with_seed_and_epoch_and_only_with_them():
+    options = {"view": "crop", "view_ratio": 0.5}
+    one = views_of(collate(LONG_TEXTS, epoch=2, seed=3, **options))
+    assert views_of(collate(LONG_TEXTS, epoch=2, seed=3, num_masks=3, mask_ratio=0.2, **options)) == one
+    assert sum(a != b for a, b in zip(one, views_of(collate(LONG_TEXTS, 3, seed=3, **options)), strict=True)) > 260
+    assert sum(a != b for a, b in zip(one, views_of(collate(LONG_TEXTS, 2, seed=4, **options)), strict=True)) > 260
+
+
+@pytest.mark.parametrize("view", ["column", "next_sentence"])
+def test_a_view_that_the_examples_bring_is_padded_as_it_is(view):
+    pairs = [([CLS, 5, 6, SEP], [CLS, 7, SEP]), ([CLS, 8, SEP], [CLS, 9, 45, 10, SEP])]
+    examples = [{"input_ids": np.array(text), "view_input_ids": second} for text, second in pairs]
+    batch = collator(view=view)(examples)
+    assert texts_in(batch) == [text for text, _ in pairs]
+    assert views_of(batch) == [second for _, second in pairs]
+    assert masks_of(batch, 0) == masks_of(collate([pairs[0][0]]), 0)
+
+
+def test_masks_and_views_in_words_name_every_strategy_and_number():
+    assert collator(num_masks=4).masks_in_words() == (
+        "4 per text, 50% of the words hidden in spans of geometric length, 3 tokens on average."
+    )
+    mixture = [
+        {"name": "R", "ratio": {"start": 0.15, "end": 0.3, "steps": 2_000}, "weight": 3},
+        {"name": "S", "kind": "suffix", "ratio": (0.2, 0.3), "whole_words": False},
+    ]
+    assert collator(strategies=mixture, equal_counts=True, view="crop").masks_in_words() == (
+        "1 per text, each drawn from R (75% of the masks): 15% (at first) to 30% (from step 2,000 on) of the words "
+        "hidden in spans of geometric length, 3 tokens on average; S (25% of the masks): the last 20% to 30% of the "
+        "tokens hidden. All masks of a batch are cut to the same numbers of visible and of hidden tokens. The view of "
+        "a text is a run of 50% to 90% of its words."
+    )
+    words = {
+        "2 spans of 3 to 10 tokens hidden, 50% of the words at most": {"num_spans": 2, "min_span_length": 3},
+        "30% of the words hidden, all around a block that stays": {"kind": "keep_block", "ratio": 0.3},
+        "4 blocks of 50% of the words each hidden, the rest visible in a block of 85% to 100% of the text": {
+            "kind": "blocks",
+            "num_spans": 4,
+            "context_ratio": (0.85, 1.0),
+        },
+        "nothing hidden": {"ratio": 0},
+        "12.5% of the tokens hidden in spans of 1 token": {
+            "ratio": 0.125,
+            "span_length_distribution": "fixed",
+            "mean_span_length": 1,
+            "whole_words": False,
+        },
+    }
+    assert [MaskStrategy(**fields).in_words() for fields in words.values()] == list(words)
+
+
+# ---- loaders --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -564,7 +1093,32 @@ def test_an_unknown_token_that_is_also_the_end_of_text_is_never_hidden():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mask_ratio": 0}, "mask_ratio must lie between 0 and 1, got 0"),
+        ({"mask_ratio": -0.1}, "mask_ratio must lie between 0 and 1, got -0.1"),
+        ({"mask_ratio": "half"}, "mask_ratio must lie between 0 and 1, got half"),
+        ({"mask_ratio": [0.3]}, "mask_ratio: an interval has two ends, got 1"),
+        ({"mask_ratio": [0.3, 0.2]}, r"mask_ratio: the interval ends \(0.2\) before it begins \(0.3\)"),
+        (
+            {"mask_ratio": {"start": 0.3, "end": 0.2}},
+            "mask_ratio: a schedule has start, end and steps, got start, end",
+        ),
+        ({"mask_ratio": {"start": 0, "end": 1, "steps": 5}}, "mask_ratio must lie between 0 and 1, got 1"),
+        ({"mask_ratio": {"start": 0, "end": 0.5, "steps": 0}}, "mask_ratio: steps of the schedule must be at least 1"),
+        ({"view_ratio": 0}, "view_ratio must lie between 0 and 1, got 0"),
+        ({"view_ratio": {"start": 0, "end": 1, "steps": 5}}, "view_ratio must lie between 0 and 1"),
+        ({"view": "flip"}, "view 'flip' is none of same, crop, crop_both, deletion, column, next_sentence"),
+        ({"num_spans": 0}, "num_spans must be at least 1, got 0"),
+        ({"num_spans": 2, "min_span_length": 11}, r"min_span_length must lie between 1 and max_span_length \(10\)"),
+        ({"num_spans": 2, "mean_span_length": 4}, "mean_span_length is not used by kind 'spans' with num_spans"),
+        ({"num_spans": 2.5}, "num_spans must be a whole number, got 2.5"),
+        ({"min_span_length": 2}, "min_span_length is not used by kind 'spans' without num_spans"),
+        ({"strategies": []}, "strategies: at least one is needed"),
+        ({"strategies": [{}, {}]}, "mask strategies need different names, got spans, spans"),
+        ({"strategies": [{"kind": "sufix", "name": "S"}]}, "mask strategy 'S': kind 'sufix' is none of spans, suffix"),
+        ({"strategies": [{"kind": "blocks"}]}, "kind 'blocks' needs num_spans"),
+        ({"strategies": [{"kind": "suffix", "max_span_length": 4}]}, "max_span_length is not used by kind 'suffix'"),
+        ({"strategies": [{"weight": 0}]}, "weight must be above 0, got 0"),
+        ({"strategies": [{"weight": "much"}]}, "weight must be a number, got 'much'"),
+        ({"strategies": [{"context_ratio": 1.2}]}, "context_ratio must lie between 0 and 1, got 1.2"),
         ({"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1, got 1.0"),
         ({"mask_ratio": float("nan")}, "mask_ratio"),
         ({"num_masks": 0}, "num_masks must be at least 1, got 0"),

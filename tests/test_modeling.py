@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from modeling_text_jepa import (
     average_layers,
+    encode_visible,
     gather_positions,
     latent_distance,
     mean_pool,
@@ -23,6 +24,19 @@ from text_jepa import TextJepaConfig, TextJepaForSequenceClassification
 LOSS_TYPES = ["smooth_l1", "mse", "l1", "cosine"]
 POSITION_TYPES = ["rotary", "learned"]
 MASKS = ("context_positions", "target_positions", "target_spans")
+PREDICTORS = {
+    "transformer": {},
+    "conv": {"predictor_type": "conv", "pred_conv_groups": 4},
+    "mlp": {"predictor_type": "mlp"},
+}
+CONTEXTS = {
+    "drop": {},
+    "attention_mask": {"context_mode": "attention_mask"},
+    "mask_token": {"context_mode": "mask_token", "mask_token_id": 4},
+}
+
+every_context = pytest.mark.parametrize("context", CONTEXTS)
+every_predictor = pytest.mark.parametrize("predictor", PREDICTORS)
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -116,7 +130,7 @@ def test_targets_come_from_the_last_layers_of_the_target_encoder_on_the_whole_te
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     last = model.target_encoder(**inputs).last_hidden_state
     expected = average_layers([last], batch["attention_mask"], "instance")
-    close(model.encode_targets(**inputs), expected, 1e-6)
+    close(model.make_targets(model.teach(**inputs).hidden_states, batch["attention_mask"]), expected, 1e-6)
     close(model(**batch).targets, gather_positions(expected, batch["target_positions"]), 1e-6)
 
 
@@ -124,7 +138,7 @@ def test_targets_come_from_the_last_layers_of_the_target_encoder_on_the_whole_te
 def test_candidates_hold_every_label_once_and_labels_map_back(count):
     labels = torch.randint(0, 40, (3, 4))
     labels[0, :3] = labels[2, 1] = -100
-    candidates, new = sample_candidates(labels, 40, count)
+    candidates, _, new = sample_candidates(labels, 40, count)
     assert candidates.shape == (count,)
     assert len(set(candidates.tolist())) == count
     assert candidates.min() >= 0
@@ -143,7 +157,7 @@ def test_candidates_beyond_the_labels_are_random():
 
 def test_labels_that_find_no_candidate_are_not_predicted():
     labels = torch.arange(30).repeat(2)
-    candidates, new = sample_candidates(labels, 100, 10)
+    candidates, _, new = sample_candidates(labels, 100, 10)
     kept = new >= 0
     assert set(candidates.tolist()) <= set(range(30))
     assert set(labels[kept].tolist()) == set(candidates.tolist())
@@ -182,10 +196,11 @@ def test_packed_mask_shows_the_context_and_the_own_span():
 # the predictor: queries, spans, masks
 
 
+@every_context
 @pytest.mark.parametrize("positions", POSITION_TYPES)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_a_packed_pass_equals_one_pass_per_span(make_model, batch, positions, implementation):
-    model = make_model(pred_position_embedding_type=positions)
+def test_a_packed_pass_equals_one_pass_per_span(make_model, batch, context, positions, implementation):
+    model = make_model(**CONTEXTS[context], pred_position_embedding_type=positions)
     model.set_attn_implementation(implementation)
     packed = model(**batch).predictions
     spans = batch["target_spans"]
@@ -198,7 +213,9 @@ def test_a_packed_pass_equals_one_pass_per_span(make_model, batch, positions, im
         close(model(**alone).predictions[only], packed[only])
 
 
-def test_moving_the_other_spans_leaves_a_span_alone(model, batch):
+@every_context
+def test_moving_the_other_spans_leaves_a_span_alone(make_model, batch, context):
+    model = make_model(**CONTEXTS[context])
     first = batch["target_spans"] == 0
     others = used(batch) & ~first
     positions = batch["target_positions"]
@@ -206,6 +223,49 @@ def test_moving_the_other_spans_leaves_a_span_alone(model, batch):
     before, after = model(**batch).predictions, model(**moved).predictions
     close(after[first], before[first])
     assert (after[others] - before[others]).abs().amax(-1).min() > 1e-3
+
+
+def test_no_gradient_of_a_prediction_reaches_the_queries_of_other_spans(model, batch):
+    context, target, spans = (batch[name].flatten(0, 1) for name in MASKS)
+    query_states = torch.randn(*target.shape, 32, requires_grad=True)
+    features = model.predictor(torch.randn(*context.shape, 32), context, target, spans, query_states=query_states)
+    for span in range(int(spans.max()) + 1):
+        (gradient,) = torch.autograd.grad(features[spans == span][:, 0].sum(), query_states, retain_graph=True)
+        assert (gradient[spans == span].abs().amax(-1) > 0).all()
+        assert (gradient[spans != span] == 0).all()
+
+
+@every_predictor
+@every_context
+def test_no_prediction_knows_a_hidden_token(make_model, batch, predictor, context):
+    """Whatever stands at all the hidden positions of a mask, its predictions stay; the visible tokens decide them."""
+    model = make_model(**PREDICTORS[predictor], **CONTEXTS[context])
+    batch = batch | {name: batch[name][:, :1] for name in MASKS}
+    ids, seen = batch["input_ids"], used(batch)
+    before = model(**batch)
+    others = 5 + (ids + 40) % 195
+    changes = {}
+    for name in ("target_positions", "context_positions"):
+        chosen = torch.zeros(3, 25, dtype=torch.bool).scatter(1, batch[name][:, 0] + 1, True)[:, 1:]
+        after = model(**batch | {"input_ids": torch.where(chosen, others, ids)})
+        changes[name] = (after.predictions - before.predictions)[seen].abs().amax(-1)
+    assert changes["target_positions"].max() < 1e-6
+    assert changes["context_positions"].min() > 1e-3
+
+
+@every_predictor
+@every_context
+def test_a_token_neither_visible_nor_asked_for_is_not_seen(make_model, batch, predictor, context):
+    """Masks may leave tokens out: the rest around a context block, or what is cut to make all masks equally long."""
+    model = make_model(**PREDICTORS[predictor], **CONTEXTS[context])
+    positions = batch["context_positions"][:, :1]
+    batch = batch | {name: batch[name][:, :1] for name in MASKS}
+    left_out = positions[:, :, 3].clone()
+    positions[:, :, 3] = -1
+    before = model(**batch).predictions
+    ids = batch["input_ids"].scatter(1, left_out, 7)
+    assert not torch.equal(ids, batch["input_ids"])
+    close(model(**batch | {"input_ids": ids}).predictions[used(batch)], before[used(batch)], 1e-6)
 
 
 def test_queries_of_one_span_see_each_other(model, batch):
@@ -218,7 +278,10 @@ def test_queries_of_one_span_see_each_other(model, batch):
     assert difference[mates].min() > 1e-3
 
 
-def test_many_masks_in_one_pass_equal_a_pass_for_each(model, make_batch):
+@every_predictor
+@every_context
+def test_many_masks_in_one_pass_equal_a_pass_for_each(make_model, make_batch, predictor, context):
+    model = make_model(**PREDICTORS[predictor], **CONTEXTS[context])
     batch = make_batch(masks=3)
     together = model(**batch).predictions
     for mask in range(3):
@@ -227,9 +290,12 @@ def test_many_masks_in_one_pass_equal_a_pass_for_each(model, make_batch):
         close(together[:, mask][seen], alone[:, 0][seen])
 
 
-@pytest.mark.parametrize("positions", POSITION_TYPES)
-def test_permuting_target_positions_permutes_predictions(make_model, batch, positions):
-    model = make_model(pred_position_embedding_type=positions)
+@pytest.mark.parametrize(
+    "fields", [*PREDICTORS.values(), {"pred_position_embedding_type": "learned"}], ids=[*PREDICTORS, "learned"]
+)
+@every_context
+def test_permuting_target_positions_permutes_predictions(make_model, batch, fields, context):
+    model = make_model(**fields, **CONTEXTS[context])
     order = torch.randperm(batch["target_positions"].shape[-1], generator=torch.Generator().manual_seed(3))
     permuted = batch | {name: batch[name][..., order] for name in ("target_positions", "target_spans")}
     before = model(**batch).predictions.masked_fill(~used(batch).unsqueeze(-1), 0)
@@ -238,9 +304,11 @@ def test_permuting_target_positions_permutes_predictions(make_model, batch, posi
     assert (before[:, :, order] - before).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("positions", POSITION_TYPES)
-def test_two_slots_of_a_span_differ(make_model, batch, positions):
-    predictions = make_model(pred_position_embedding_type=positions)(**batch).predictions
+@pytest.mark.parametrize(
+    "fields", [*PREDICTORS.values(), {"pred_position_embedding_type": "learned"}], ids=[*PREDICTORS, "learned"]
+)
+def test_two_slots_of_a_span_differ(make_model, batch, fields):
+    predictions = make_model(**fields)(**batch).predictions
     spans = batch["target_spans"]
     neighbours = (spans[..., 1:] == spans[..., :-1]) & (spans[..., 1:] >= 0)
     difference = (predictions[:, :, 1:] - predictions[:, :, :-1]).abs().amax(-1)
@@ -270,7 +338,10 @@ def test_the_rotary_predictor_knows_distances_and_a_learned_one_places(make_mode
     assert min(changes.values()) > 1e-3
 
 
-def test_unused_slots_change_nothing(model, batch):
+@every_predictor
+@every_context
+def test_unused_slots_change_nothing(make_model, batch, predictor, context):
+    model = make_model(**PREDICTORS[predictor], **CONTEXTS[context])
     wider = batch | {name: F.pad(batch[name], (0, 3), value=-1) for name in MASKS}
     before, after = model(**batch), model(**wider)
     close(after.loss, before.loss)
@@ -366,7 +437,8 @@ def test_token_loss_in_evaluation_is_the_cross_entropy_over_the_vocabulary(make_
     model = make_model(token_loss_candidates=20, token_loss_weight=0.3, latent_loss_weight=2.0)
     output = model(**batch)
     seen = used(batch)
-    context = model.model.encode_context(batch["input_ids"], batch["attention_mask"], batch["context_positions"])
+    inputs = (batch["input_ids"], batch["attention_mask"], batch["context_positions"])
+    context, _ = encode_visible(model.model.encoder, model.config, "drop", *inputs)
     features = model.predictor(context.last_hidden_state, *(batch[name].flatten(0, 1) for name in MASKS))
     logits = model.token_head(features) @ model.get_input_embeddings().weight.T
     labels = gather_positions(batch["input_ids"], batch["target_positions"])

@@ -1,13 +1,14 @@
 """From raw text to examples: load, train a tokenizer, tokenize, split long documents, batch by length.
 
 An example is one text of one document: its token ids with the special tokens, at most `max_length` long. Documents are
-never joined, and no token of a document is lost.
+never joined, and no token of a document is lost. An example may bring a second text, its view.
 """
 
 import contextlib
 import glob
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text_jepa.arguments import UsageError, nearest
 from text_jepa.builtin_corpus import load_builtin_corpus
-from text_jepa.masking import vocabulary
+from text_jepa.masking import View, vocabulary
 
+
+logger = logging.getLogger(__name__)
 
 # File suffix -> builder of the datasets library and its options.
 BUILDERS = {
@@ -51,6 +54,9 @@ _ALPHABET = 1_000
 
 # Part of the cache's fingerprint: raise it whenever the same settings give other examples.
 _TOKENIZATION_VERSION = 1
+
+# Views that the examples bring; the others are made from the text.
+_VIEWS_OF_DATA = ("column", "next_sentence")
 
 # Texts that a stream sets aside for evaluation when it has no held-out split of its own.
 _STREAM_HELD_OUT = 200
@@ -99,6 +105,7 @@ def load_corpus(
     dataset_config_name: str | None = None,
     dataset_split: str = "train",
     text_column: str = "text",
+    view_column: str | None = None,
     sample_by: str = "line",
     streaming: bool = False,
     validation_split_percentage: float = 5,
@@ -109,7 +116,7 @@ def load_corpus(
 
     Local files, a dataset of the Hub (or a folder of one), or the built-in corpus where nothing is named. The held-out
     part is `validation_file`, the dataset's own `validation` (or `test`) split, or a share of the documents chosen by
-    `seed`; for a stream without any, its first documents.
+    `seed`; for a stream without any, its first documents. With `view_column` there is a second column, `view`.
 
     Raises:
         UsageError: A file, split or column is missing, a file cannot be read, or there is no text.
@@ -118,14 +125,19 @@ def load_corpus(
         raise UsageError("--train_file and --dataset_name exclude each other")
     if validation_file and not train_file:
         raise UsageError("--validation_file goes with --train_file; other corpora bring their own held-out part")
+    if view_column == text_column:
+        raise UsageError(f"--view_column {view_column}: is the text itself; use --view same")
+    columns = {"text_column": text_column} | ({"view_column": view_column} if view_column else {})
     if not train_file and not dataset_name:
+        if view_column:
+            raise UsageError(f"--view_column {view_column}: the built-in corpus has no second column")
         corpus = load_builtin_corpus(cache_dir).select_columns(["text"])
         return _as_streams(corpus) if streaming else corpus
     if train_file:
-        corpus = _load_files(train_file, validation_file, text_column, sample_by, streaming, cache_dir)
+        corpus = _load_files(train_file, validation_file, columns, sample_by, streaming, cache_dir)
         what = f"--train_file {train_file[0]}"
     else:
-        corpus = _load_hub(dataset_name, dataset_config_name, dataset_split, text_column, streaming, cache_dir)
+        corpus = _load_hub(dataset_name, dataset_config_name, dataset_split, columns, streaming, cache_dir)
         what = f"--dataset_name {dataset_name}"
     if "validation" not in corpus:
         corpus = _hold_out(corpus["train"], streaming, validation_split_percentage, seed, what)
@@ -151,7 +163,7 @@ def reading(what):
         datasets.logging.set_verbosity(verbosity)
 
 
-def _load_files(train_file, validation_file, text_column, sample_by, streaming, cache_dir):
+def _load_files(train_file, validation_file, columns, sample_by, streaming, cache_dir):
     files = {"train": find_files(train_file, "train_file")}
     if validation_file:
         files["validation"] = find_files(validation_file, "validation_file")
@@ -166,11 +178,11 @@ def _load_files(train_file, validation_file, text_column, sample_by, streaming, 
         options = options | {"streaming": streaming, "cache_dir": cache_dir}
         with reading(what):
             part = load_dataset(builder, data_files=[glob.escape(path) for path in paths], split="train", **options)
-            corpus[split] = _text_only(part, text_column, what)
+            corpus[split] = _text_only(part, columns, what)
     return corpus
 
 
-def _load_hub(name, config_name, split, text_column, streaming, cache_dir):
+def _load_hub(name, config_name, split, columns, streaming, cache_dir):
     what = f"--dataset_name {name}"
     with reading(what):
         splits = datasets.get_dataset_split_names(name, config_name)
@@ -181,28 +193,34 @@ def _load_hub(name, config_name, split, text_column, streaming, cache_dir):
         wanted |= {"validation": held_out} if held_out else {}
         options = {"streaming": streaming, "cache_dir": cache_dir}
         return {
-            part: _text_only(load_dataset(name, config_name, split=found, **options), text_column, what)
+            part: _text_only(load_dataset(name, config_name, split=found, **options), columns, what)
             for part, found in wanted.items()
         }
 
 
-def _text_only(dataset, column, what):
+def _text_only(dataset, columns, what):
+    """The columns named by these flags, as `text` and perhaps `view`."""
     # A stream knows its columns only when something of it has been read.
     known = Dataset.from_list(list(dataset.take(100))) if isinstance(dataset, IterableDataset) else dataset
     if not len(known):
         raise UsageError(f"{what}: holds no document")
-    if column not in known.column_names:
-        raise UsageError(
-            f"{what}: no column '{column}'{nearest(column, known.column_names)} "
-            f"(its columns are {', '.join(known.column_names)}); name one with --text_column"
-        )
-    feature = known.features[column]
-    kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-    if kind not in ("string", "large_string"):
-        raise UsageError(f"{what}: column '{column}' holds {kind}, not text; name another with --text_column")
-    known.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
-    dataset = dataset.select_columns([column])
-    return dataset if column == "text" else dataset.rename_column(column, "text")
+    for flag, column in columns.items():
+        if column not in known.column_names:
+            raise UsageError(
+                f"{what}: no column '{column}'{nearest(column, known.column_names)} "
+                f"(its columns are {', '.join(known.column_names)}); name one with --{flag}"
+            )
+        feature = known.features[column]
+        kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+        if kind not in ("string", "large_string"):
+            raise UsageError(f"{what}: column '{column}' holds {kind}, not text; name another with --{flag}")
+        known.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
+    dataset = dataset.select_columns(list(columns.values()))
+    # The view first, for its column may be called text.
+    for flag, column in reversed(columns.items()):
+        name = flag.removesuffix("_column")
+        dataset = dataset if column == name else dataset.rename_column(column, name)
+    return dataset
 
 
 def _hold_out(train, streaming, percentage, seed, what):
@@ -361,19 +379,23 @@ def tokenize_corpus(
     split_documents: str = "sentence",
     num_proc: int | None = None,
     overwrite_cache: bool = False,
+    view: View | None = None,
 ) -> DatasetDict | IterableDatasetDict:
-    """Documents to examples with `input_ids` and `length`, special tokens included.
+    """Documents to examples with `input_ids` and `length`, special tokens included, and perhaps `view_input_ids`.
 
-    Documents of fewer than two tokens can teach nothing and are left out. The result is cached by corpus, tokenizer
-    and settings.
+    Documents of fewer than two tokens can teach nothing and are left out, and so are those without a view. The result
+    is cached by corpus, tokenizer and settings.
 
     Args:
-        corpus: Splits with a column `text`.
+        corpus: Splits with a column `text`, and `view` where that is the view.
         tokenizer: Any tokenizer with a padding token.
         max_length: Longest example in tokens, special tokens included.
         split_documents: Where longer documents are cut: `"sentence"` or `"window"`, see `cut_points`.
         num_proc: Processes; the tokenizers library uses all cores with one.
         overwrite_cache: Tokenize again.
+        view: `"column"`: every part of a document has the whole column as its view, cut at `max_length`.
+            `"next_sentence"`: the view of a part is the part that follows; the last one has none and is left out.
+            Other views are the collator's.
 
     Raises:
         UsageError: The tokenizer has no padding token, `max_length` has no room, or no document is left.
@@ -388,28 +410,38 @@ def tokenize_corpus(
         sentence_end_table(tokenizer) if split_documents == "sentence" else np.zeros(len(vocabulary(tokenizer)), bool)
     )
 
-    def tokenize(batch):
-        texts = [text or "" for text in batch["text"]]
-        encoded = tokenizer(
-            texts,
+    def ids_of(texts):
+        return tokenizer(
+            [text or "" for text in texts],
             add_special_tokens=False,
             split_special_tokens=True,  # a literal "[MASK]" is text
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
-        )
-        pieces = []
-        for ids in encoded["input_ids"]:
-            if len(ids) < 2:
-                continue
-            cuts = [0, len(ids)]
-            if len(ids) > room:
-                cuts = cut_points(len(ids), room, np.flatnonzero(ends_sentence[ids]) + 1)
-            pieces += [before + ids[i:j] + after for i, j in itertools.pairwise(cuts)]
-        return {"input_ids": pieces, "length": [len(piece) for piece in pieces]}
+        )["input_ids"]
+
+    def pieces_of(ids):
+        cuts = [0, len(ids)]
+        if len(ids) > room:
+            cuts = cut_points(len(ids), room, np.flatnonzero(ends_sentence[ids]) + 1)
+        return [before + ids[i:j] + after for i, j in itertools.pairwise(cuts)]
+
+    def tokenize(batch):
+        documents = [pieces_of(ids) if len(ids) > 1 else [] for ids in ids_of(batch["text"])]
+        if view == "column":
+            seconds = [before + ids[:room] + after if ids else None for ids in ids_of(batch["view"])]
+            pairs = [(piece, second) for pieces, second in zip(documents, seconds, strict=True) for piece in pieces]
+            pairs = [pair for pair in pairs if pair[1] is not None]
+        elif view == "next_sentence":
+            pairs = [pair for pieces in documents for pair in itertools.pairwise(pieces)]
+        else:
+            pairs = [(piece, None) for pieces in documents for piece in pieces]
+        columns = {"input_ids": [text for text, _ in pairs], "length": [len(text) for text, _ in pairs]}
+        return columns | ({"view_input_ids": [second for _, second in pairs]} if view in _VIEWS_OF_DATA else {})
 
     streaming = isinstance(corpus, IterableDatasetDict)
     settings = [_TOKENIZATION_VERSION, _tokenizer_identity(tokenizer), max_length, split_documents]
+    settings += [view] if view in _VIEWS_OF_DATA else []
     examples = {}
     for split, part in corpus.items():
         options = (
@@ -423,9 +455,19 @@ def tokenize_corpus(
                 "desc": f"Tokenizing {split}",
             }
         )
-        examples[split] = part.map(tokenize, batched=True, remove_columns=["text"], **options)
+        columns = ["text", "view"] if view == "column" else ["text"]
+        examples[split] = part.map(tokenize, batched=True, remove_columns=columns, **options)
         if next(iter(examples[split]), None) is None:
-            raise UsageError(f"the {split} part of the corpus holds no document of at least two tokens")
+            wanted = {
+                "column": "of at least two tokens with a view",
+                "next_sentence": f"of more than one text of {max_length} tokens; lower --max_length",
+            }.get(view, "of at least two tokens")
+            raise UsageError(f"the {split} part of the corpus holds no document {wanted}")
+        if view == "next_sentence" and not streaming:
+            logger.info(
+                f"{split}: {len(examples[split]):,} texts with one that follows, from {len(part):,} documents; "
+                "those of a single text are left out"
+            )
     return IterableDatasetDict(examples) if streaming else DatasetDict(examples).with_format("numpy")
 
 
@@ -447,22 +489,58 @@ class EndlessStream(torch.utils.data.IterableDataset):
 
     Args:
         stream: Examples; its `set_epoch` chooses the order of a pass.
+        batch_size: If given, each example carries its `step` too: texts of a batch of all processes together. The step
+            is exact with workers, whose batches take turns, as long as all of them have a share of the files.
+        batches_per_step: Such batches of one optimizer step, that is gradient accumulation.
     """
 
-    def __init__(self, stream: IterableDataset):
+    def __init__(self, stream: IterableDataset, batch_size: int | None = None, batches_per_step: int = 1):
         self.stream = stream
+        self.batch_size = batch_size
+        self.batches_per_step = batches_per_step
 
     def __iter__(self) -> Iterator[dict]:
+        worker = torch.utils.data.get_worker_info()
+        # Workers beyond the number of files have nothing to read and drop out.
+        workers = min(worker.num_workers, self.stream.num_shards) if worker else 1
+        count = itertools.count()
         for epoch in itertools.count():
             self.stream.set_epoch(epoch)
             example = None
             for example in self.stream:
-                yield {**example, "epoch": epoch}
+                number = {"epoch": epoch}
+                if self.batch_size is not None:
+                    batch = next(count) // self.batch_size * workers + (worker.id if worker else 0)
+                    number["step"] = batch // self.batches_per_step
+                yield {**example, **number}
             if example is None:  # a worker without a share of the files would search for ever
                 return
 
 
-class LengthGroupedSampler(torch.utils.data.Sampler[int]):
+class TextsWithSteps(torch.utils.data.Dataset):
+    """A dataset with keys (step, row) beside its own: the example of such a key carries its `step`.
+
+    Args:
+        dataset: Map-style.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self.dataset)
+
+    def __getitem__(self, key):
+        if not isinstance(key, tuple):
+            return self.dataset[key]
+        step, row = key
+        return {**self.dataset[row], "step": step}
+
+
+class LengthGroupedSampler(torch.utils.data.Sampler):
     """Order of one pass in which the texts of a batch are about equally long and batches come at random.
 
     Texts are shuffled, cut into pools of `pool_batches` batches, sorted by length within each pool, cut into batches,
@@ -474,13 +552,26 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
         batch_size: Texts of a batch of one process.
         seed: Seed of the order.
         pool_batches: Batches that are sorted together: more pad less and are less random.
+        texts_per_step: If given, the sampler yields (step, row) for [`TextsWithSteps`] instead of rows: texts of one
+            optimizer step of all processes and accumulated batches together. The step follows from epoch and place, so
+            that workers, ranks and a resume see the same. Of the texts that accelerate repeats to fill the last
+            batches of several ranks it is that of their first appearance; `dataloader_drop_last` may drop a step of a
+            pass that is counted here.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0, pool_batches: int = 50):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        pool_batches: int = 50,
+        texts_per_step: int | None = None,
+    ):
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.pool_batches = pool_batches
+        self.texts_per_step = texts_per_step
         self.epoch = 0
 
     def set_epoch(self, epoch: int):
@@ -490,12 +581,15 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int] | Iterator[tuple[int, int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))
         pool = np.arange(len(order)) // (self.batch_size * self.pool_batches)
         order = order[np.lexsort((self.lengths[order], pool))]
         whole = len(order) // self.batch_size
         batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
-        yield from batches[generator.permutation(whole)].flatten().tolist()
-        yield from order[whole * self.batch_size :].tolist()
+        rows = [*batches[generator.permutation(whole)].flatten().tolist(), *order[whole * self.batch_size :].tolist()]
+        if self.texts_per_step is None:
+            return iter(rows)
+        first = self.epoch * -(-len(rows) // self.texts_per_step)
+        return ((first + place // self.texts_per_step, row) for place, row in enumerate(rows))
