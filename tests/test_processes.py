@@ -1,0 +1,148 @@
+"""Launchers: a shard of every weight, a rank that dies and comes back, and processes that were asked for in vain."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import BertConfig
+
+from text_jepa import TextJepaConfig, TextJepaForPreTraining
+
+
+pytestmark = pytest.mark.distributed
+
+ROOT = Path(__file__).parents[1]
+
+
+# ---- FSDP2 ----------------------------------------------------------------------------------------------------------
+
+
+def bert_jepa():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    bert = BertConfig(vocab_size=120, hidden_dropout_prob=0, attention_probs_dropout_prob=0, **shape)
+    return TextJepaForPreTraining(TextJepaConfig(text_config=bert, token_loss_candidates=None)).train()
+
+
+def sharded_step(rank, folder, batch):
+    """Half of the batch on each rank, every layer and the embeddings sharded, as accelerate wraps them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = bert_jepa()
+    mesh = init_device_mesh("cpu", (2,))
+    names = {*model._no_split_modules, *model.model.encoder._no_split_modules}
+    for module in list(model.modules()):
+        if type(module).__name__ in names:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    part = {name: value[2 * rank : 2 * rank + 2] for name, value in batch.items()}
+    loss = model(**part, num_items_in_batch=(batch["target_positions"] >= 0).sum()).loss
+    (2 * loss).backward()
+    gradients = {
+        name: p.grad.full_tensor() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None
+    }
+    model.update_target_encoder(0.5)
+    target = {name: p.full_tensor() for name, p in model.target_encoder.named_parameters()}
+    if rank == 0:
+        torch.save((gradients, target), folder / "sharded.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_shards_have_the_gradients_of_one_process(tmp_path):
+    ids = torch.randint(5, 120, (4, 12), generator=torch.Generator().manual_seed(5))
+    batch = {
+        "input_ids": ids,
+        "context_positions": torch.arange(8).expand(4, 1, 8),
+        "target_positions": torch.arange(8, 12).expand(4, 1, 4),
+        "target_spans": torch.zeros(4, 1, 4, dtype=torch.long),
+    }
+    multiprocessing.spawn(sharded_step, (tmp_path, batch), nprocs=2)
+    gradients, target = torch.load(tmp_path / "sharded.pt", weights_only=True)
+    model = bert_jepa()
+    before = copy.deepcopy(model.target_encoder.state_dict())
+    model(**batch).loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+    for name, value in target.items():
+        torch.testing.assert_close(value, before[name], msg=name)  # equal encoders stay equal
+
+
+# ---- a rank that dies -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "train.jsonl"
+    lines = (f"Text number {number} is " + "rather " * (number % 11) + "short." for number in range(160))
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+def command(texts, output_dir):
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    flags = {"train_file": texts, "preset": "tiny", "text_config": json.dumps(shape), "vocab_size": 300}
+    flags |= {"max_steps": 60, "save_steps": 10, "logging_steps": 5, "per_device_train_batch_size": 4}
+    flags |= {"resume_from_checkpoint": "auto", "output_dir": output_dir}
+    given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return [str(ROOT / "run_pretraining.py"), *given, "--use_cpu"]
+
+
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def torchrun(*flags):
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *flags]
+
+
+def ranks_of(launcher):
+    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found]
+
+
+def test_a_run_whose_rank_was_killed_starts_again_by_itself_and_ends_as_if_nothing_had_been(texts, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run([*torchrun(), *command(texts, whole)], env=environment(), check=True, capture_output=True)
+    # What the restart needs, see docs/scaling.md.
+    with_restarts = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    launcher = subprocess.Popen(
+        [*torchrun("--max-restarts", "2"), *command(texts, broken)],
+        env=with_restarts,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not list(broken.glob("checkpoint-[1-4]0")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(ranks_of(launcher)[1], signal.SIGKILL)
+        assert launcher.wait(timeout=240) == 0
+    finally:
+        launcher.kill()
+    expected, found = (load_file(folder / "pretraining" / "model.safetensors") for folder in (whole, broken))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_processes_that_accelerate_does_not_start_are_an_error(texts, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--quiet"]
+    result = subprocess.run(
+        [*launch, *command(texts, tmp_path / "run")], env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode != 0
+    assert "error: --num_processes 2: accelerate started one process" in result.stderr
+    assert not (tmp_path / "run").exists()
