@@ -1,0 +1,286 @@
+"""What the trainer does with terms, parts and strategies: schedules of the step, norms, weights and what is logged."""
+
+import copy
+import math
+
+import pytest
+import torch
+from test_training import examples, make_model, parameters_of  # noqa: F401
+from transformers import TrainerCallback
+
+from configuration_text_jepa import OBJECTIVES
+from text_jepa import TextJepaTrainer, TextJepaTrainingArguments
+from text_jepa.masking import DataCollatorForTextJepa
+from text_jepa.training import collapse_signs, ema_decay, measure_representations, metrics_of
+
+
+STRATEGIES = [
+    {"name": "short", "ratio": 0.3, "whole_words": False},
+    {"name": "end", "kind": "suffix", "ratio": 0.4, "whole_words": False, "weight": 2.0},
+]
+EVERY_TERM = {
+    "token_loss_candidates": 10_000,
+    "sentence_loss_weight": 0.5,
+    "variance_loss_weight": 0.2,
+    "covariance_loss_weight": 0.1,
+}
+
+
+@pytest.fixture
+def make_trainer(tokenizer, examples, tmp_path):  # noqa: F811
+    """Builds a trainer of 4 steps of 8 texts whose every step is logged, in a folder of its name."""
+
+    def build(name="run", fields=None, masks=None, **arguments):
+        defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no"}
+        args = TextJepaTrainingArguments(str(tmp_path / name), use_cpu=True, **{**defaults, **arguments})
+        collator = DataCollatorForTextJepa(tokenizer, num_masks=2, **{"whole_words": False} | (masks or {}))
+        model = make_model(tokenizer, **fields or {})
+        texts = examples.select(range(80)), examples.select(range(80, 96))
+        return TextJepaTrainer(model, args, collator, *texts, processing_class=tokenizer)
+
+    return build
+
+
+def train(trainer, checkpoint=None):
+    """Trains; the records of the log of training."""
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return [record for record in metrics_of(trainer.args.output_dir) if "loss" in record]
+
+
+class Recorder(TrainerCallback):
+    """Keeps what a function makes of model and optimizer at each optimizer step."""
+
+    def __init__(self, look):
+        self.look, self.seen = look, {}
+
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        self.seen[state.global_step] = self.look(model, optimizer)
+
+
+def batches_of(trainer):
+    """The list into which the batches of each optimizer step will go."""
+    steps, step = {}, trainer.training_step
+
+    def recording(model, inputs, num_items_in_batch=None):
+        steps.setdefault(trainer.state.global_step, []).append(inputs)
+        return step(model, inputs, num_items_in_batch)
+
+    trainer.training_step = recording
+    return steps
+
+
+def assert_same_weights(first, second):
+    for (name, expected), value in zip(
+        first.model.state_dict().items(), second.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(expected, value), name
+
+
+# ---- schedules ------------------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_target_encoder_stays_bit_by_bit_and_then_moves(make_trainer):
+    trainer = make_trainer(ema_frozen_steps=2, ema_schedule="constant", ema_decay_start=0.5)
+    start = parameters_of(trainer.model.target_encoder)
+    moved = {}
+
+    class AfterStep(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            now = parameters_of(model.target_encoder)
+            moved[state.global_step] = any(not torch.equal(start[name], now[name]) for name in start)
+
+    trainer.add_callback(AfterStep())
+    records = train(trainer)
+    assert moved == {1: False, 2: False, 3: True, 4: True}
+    assert [record["ema_decay"] for record in records] == [1.0, 1.0, 0.5, 0.5]
+
+
+def test_weight_decay_follows_its_cosine_also_after_a_resume(make_trainer):
+    def decays(trainer):
+        recorder = Recorder(lambda model, optimizer: {group["weight_decay"] for group in optimizer.param_groups})
+        trainer.add_callback(recorder)
+        return recorder.seen
+
+    options = {"weight_decay": 0.1, "weight_decay_end": 0.4, "save_strategy": "steps", "save_steps": 2}
+    whole, resumed = make_trainer("whole", **options), make_trainer("resumed", **options)
+    seen, rest = decays(whole), decays(resumed)
+    train(whole)
+    train(resumed, f"{whole.args.output_dir}/checkpoint-2")
+    assert seen == {step: {0.0, ema_decay(step, 4, "cosine", 0.1, 0.4)} for step in range(4)}
+    assert rest == {step: seen[step] for step in (2, 3)}
+    assert_same_weights(whole, resumed)
+
+
+def test_weight_decay_is_constant_unless_asked(make_trainer):
+    trainer = make_trainer(weight_decay=0.1, max_steps=2)
+    recorder = Recorder(lambda model, optimizer: {group["weight_decay"] for group in optimizer.param_groups})
+    trainer.add_callback(recorder)
+    train(trainer)
+    assert recorder.seen == {0: {0.0, 0.1}, 1: {0.0, 0.1}}
+
+
+def test_a_schedule_of_the_mask_ratio_follows_the_optimizer_step_over_passes(make_trainer):
+    """Of accumulated batches too; a pass has 5 steps."""
+    masks = {"mask_ratio": {"start": 0.1, "end": 0.7, "steps": 4}}
+    trainer = make_trainer(masks=masks, max_steps=7, gradient_accumulation_steps=2)
+    steps = batches_of(trainer)
+    train(trainer)
+    for step, batches in steps.items():
+        assert len(batches) == 2
+        for batch in batches:
+            words = 2 * (batch["attention_mask"].sum() - 2 * len(batch["input_ids"]))  # two special tokens each
+            share = (batch["target_positions"] >= 0).sum() / words
+            assert share == pytest.approx(0.1 + 0.6 * min(step / 4, 1), abs=0.06), step
+
+
+# ---- norms ----------------------------------------------------------------------------------------------------------
+
+
+def norms_of_parts(model):
+    parts = {"encoder": [], "predictor": []}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            parts["encoder" if name.startswith("model.") else "predictor"].append(parameter.grad.norm())
+    return {name: float(torch.stack(norms).norm()) for name, norms in parts.items()}
+
+
+def test_each_part_is_clipped_by_itself_and_both_norms_are_logged(make_trainer):
+    """The bound lies between the two, so that one bound for both would not do the same."""
+    trainer = make_trainer(clip_per_module=True, max_grad_norm=0.05, max_steps=2)
+    before, after, clip = [], [], trainer._clip_grad_norm
+
+    def recording(model):
+        before.append(norms_of_parts(model))
+        norm = clip(model)
+        after.append(norms_of_parts(model))
+        return norm
+
+    trainer._clip_grad_norm = recording
+    records = train(trainer)
+    for record, raw, clipped in zip(records, before, after, strict=True):
+        assert min(raw.values()) < 0.05 < max(raw.values()), raw
+        for part, norm in raw.items():
+            assert record[f"grad_norm_{part}"] == pytest.approx(norm, rel=1e-4)
+            assert clipped[part] == pytest.approx(min(norm, 0.05), rel=1e-3)
+        assert record["grad_norm"] == pytest.approx(math.hypot(*raw.values()), rel=1e-4)
+
+
+def test_logged_gradient_norms_of_terms_are_those_of_autograd_on_the_same_batch(make_trainer):
+    trainer = make_trainer(fields=EVERY_TERM, term_gradient_steps=2)
+    expected, step = {}, trainer.training_step
+
+    def by_hand(model, inputs, num_items_in_batch=None):
+        if trainer.state.global_step % 2 == 0:
+            model = copy.deepcopy(model.train())  # a forward pass moves the running mean of the targets
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+            matrix = model.model.encoder.layers[-1].mlp.Wo.weight
+            for name in ("latent_loss", "token_loss", "sentence_loss", "variance_loss", "covariance_loss"):
+                (gradient,) = torch.autograd.grad(outputs[name], matrix, retain_graph=True)
+                expected.setdefault(trainer.state.global_step, {})[f"grad_norm_{name}"] = float(gradient.norm())
+        return step(trainer.model, inputs, num_items_in_batch)
+
+    trainer.training_step = by_hand
+    records = train(trainer)
+    for number, record in enumerate(records):
+        norms = expected[number // 2 * 2]
+        assert {name: record[name] for name in norms} == pytest.approx(norms, rel=1e-4)
+    assert expected[0] != expected[2]
+
+
+def test_gradient_norms_of_terms_cost_nothing_unless_asked_and_change_nothing(make_trainer):
+    plain, looked_at = make_trainer("plain"), make_trainer("looked_at", term_gradient_steps=1)
+    assert not any("_loss" in name and "grad_norm" in name for record in train(plain) for name in record)
+    assert all("grad_norm_latent_loss" in record for record in train(looked_at))
+    assert_same_weights(plain, looked_at)
+
+
+def test_auxiliary_weights_go_half_the_way_to_their_share_at_each_look(make_trainer):
+    trainer = make_trainer(fields=EVERY_TERM, term_gradient_steps=1, auxiliary_gradient_share=0.1)
+    weights = {name: getattr(trainer.model.config, f"{name}_weight") for name in ("token_loss", "variance_loss")}
+    for record in train(trainer):
+        for name, weight in weights.items():
+            share = weight * record[f"grad_norm_{name}"] / record["grad_norm_latent_loss"]
+            weights[name] = record[f"{name}_weight"]
+            now = weights[name] * record[f"grad_norm_{name}"] / record["grad_norm_latent_loss"]
+            assert math.log(now / 0.1) == pytest.approx(math.log(share / 0.1) / 2, abs=1e-5)
+    assert {name: getattr(trainer.model.config, f"{name}_weight") for name in weights} == weights
+    assert trainer.model.config.latent_loss_weight == 1
+
+
+def test_a_resumed_run_goes_on_with_the_weights_that_were_found(make_trainer):
+    options = {"fields": EVERY_TERM, "term_gradient_steps": 1, "auxiliary_gradient_share": 0.1}
+    options |= {"save_strategy": "steps", "save_steps": 2}
+    whole, resumed = make_trainer("whole", **options), make_trainer("resumed", **options)
+    first, rest = train(whole), train(resumed, f"{whole.args.output_dir}/checkpoint-2")
+    found = [
+        [{name: r[name] for name in r if name.endswith("_loss_weight")} for r in records if r["step"] > 2]
+        for records in (first, rest)
+    ]
+    assert [len(weights) for weights in found[0]] == [4, 4]
+    assert found[0] == found[1]
+    assert_same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"auxiliary_gradient_share": 0.1}, "term_gradient_steps"),
+        ({"weight_decay_end": 0.4, "weight_decay": 0.0}, "weight_decay"),
+        ({"ema_frozen_steps": -1}, "ema_frozen_steps"),
+        ({"clip_per_module": True, "fp16": True}, "fp16"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        TextJepaTrainingArguments(str(tmp_path), **arguments)
+
+
+# ---- log ------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_of_strategies_are_logged_and_their_mean_over_tokens_is_the_latent_loss(make_trainer):
+    trainer = make_trainer(
+        fields={"pred_num_mask_tokens": 2}, masks={"strategies": STRATEGIES}, gradient_accumulation_steps=2
+    )
+    steps = batches_of(trainer)
+    for number, record in enumerate(train(trainer)):
+        counts = {"short": 0, "end": 0}
+        for batch in steps[number]:
+            tokens = (batch["target_positions"] >= 0).sum(dim=-1)
+            for strategy, name in enumerate(counts):
+                counts[name] += int(tokens[batch["mask_strategies"] == strategy].sum())
+        total = sum(counts[name] * record[f"latent_loss_{name}"] for name in counts)
+        assert total / sum(counts.values()) == pytest.approx(record["latent_loss"], rel=1e-5)
+        assert record["latent_loss_short"] != record["latent_loss_end"]
+
+
+OTHERS = {name: fields for name, fields in OBJECTIVES.items() if name != "jepa"} | {
+    "online": {
+        "latent_loss_weight": 0.0,
+        "token_loss_weight": 0.0,
+        "target_encoder_type": "online",
+        "sentence_loss_weight": 0.95,
+        "sentence_loss_type": "mse",
+        "sigreg_loss_weight": 0.05,
+    }
+}
+
+
+@pytest.mark.parametrize("objective", OTHERS)
+def test_every_objective_is_watched_and_logs_no_decay_of_an_encoder_that_is_not_there(
+    make_trainer, tokenizer, objective
+):
+    masks = {"mask_ratio": 0.0, "view": "same"} if objective == "simcse" else None
+    fields = OTHERS[objective] | {"mask_token_id": tokenizer.mask_token_id}
+    trainer = make_trainer(fields=fields, masks=masks, max_steps=2)
+    for record in train(trainer):
+        assert ("ema_decay" in record) == ("relative_loss" in record) == (objective == "data2vec")
+        assert {"token_rank", "pooled_rank", "cosine_other_text", "spread"} <= record.keys()
+        for term in ("latent", "token", "sentence", "sigreg"):
+            weight = getattr(trainer.model.config, f"{term}_loss_weight")
+            assert (f"{term}_loss" in record) == (weight > 0), term
+    assert collapse_signs(trainer.monitor.values, 32) == []
+    with torch.no_grad():
+        for parameter in trainer.model.teacher.parameters():
+            parameter.zero_()
+    assert collapse_signs(measure_representations(trainer.model, trainer.monitor.batch), 32) != []
