@@ -150,6 +150,10 @@ class TextJepaConfig(PreTrainedConfig):
             Groups of the convolutions; must divide `pred_hidden_size`.
         pred_num_mask_tokens (`int`, *optional*, defaults to 1):
             Mask tokens of the predictor, one for each mask strategy of a mixture (UL2, arXiv 2205.05131).
+        pred_trainable_mask_tokens (`bool`, *optional*, defaults to `True`):
+            Whether mask tokens learn, or stay as they were drawn.
+        pred_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout of what goes into the predictor's layers.
         pred_pooled_context (`bool`, *optional*):
             Add the pooled context to every query. With a small `pred_context_ratio` the pooled vector becomes a
             bottleneck (RetroMAE, arXiv 2205.12035). Defaults to `False`, but for an `"mlp"` that has nothing else.
@@ -255,6 +259,8 @@ class TextJepaConfig(PreTrainedConfig):
     pred_conv_kernel_size: int = 9
     pred_conv_groups: int = 16
     pred_num_mask_tokens: int = 1
+    pred_trainable_mask_tokens: bool = True
+    pred_dropout: float | int = 0.0
     pred_pooled_context: bool | None = None
     pred_context_ratio: float | int = 1.0
 
@@ -421,6 +427,8 @@ class TextJepaConfig(PreTrainedConfig):
             )
         if self.pred_position_embedding_type == "learned" and self.max_text_length is None:
             raise ValueError("learned predictor positions need an encoder with max_position_embeddings")
+        if not 0 <= self.pred_dropout < 1:
+            raise ValueError(f"pred_dropout must be at least 0 and below 1, got {self.pred_dropout}")
         if not (0 if self.pred_pooled_context else 1e-3) <= self.pred_context_ratio <= 1:
             raise ValueError(
                 f"pred_context_ratio must be at most 1 and, unless pred_pooled_context, above 0, got "

@@ -307,13 +307,13 @@ class TextJepaPredictor(nn.Module):
         super().__init__()
         self.config = config
         self.context_projection = nn.Linear(config.hidden_size, config.pred_hidden_size)
-        self.mask_tokens = nn.Parameter(torch.zeros(config.pred_num_mask_tokens, config.pred_hidden_size))
+        mask_tokens = torch.zeros(config.pred_num_mask_tokens, config.pred_hidden_size)
+        self.mask_tokens = nn.Parameter(mask_tokens, requires_grad=config.pred_trainable_mask_tokens)
         self.position_embeddings = None
         if config.pred_position_embedding_type == "learned":
             self.position_embeddings = nn.Embedding(config.max_text_length, config.pred_hidden_size)
         layer = {"transformer": TextJepaPredictorLayer, "conv": TextJepaConvLayer, "mlp": _mlp_layer}
-        layers = (layer[config.predictor_type](config) for _ in range(config.pred_num_hidden_layers))
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(layer[config.predictor_type](config) for _ in range(config.pred_num_hidden_layers))
         self.norm = nn.LayerNorm(config.pred_hidden_size, eps=config.pred_layer_norm_eps)
         self.gradient_checkpointing = False
 
@@ -334,7 +334,7 @@ class TextJepaPredictor(nn.Module):
             queries = queries + self.context_projection(query_states)
         queries = queries.expand(*hidden.shape, -1)
         if config.predictor_type == "mlp":
-            states = queries + self._embed(hidden)
+            states = F.dropout(queries + self._embed(hidden), config.pred_dropout, self.training)
             for layer in self.layers:
                 states = layer(states)
             return self.norm(states)
@@ -342,7 +342,7 @@ class TextJepaPredictor(nn.Module):
         context = self.context_projection(states)
         states = torch.cat([context, queries.to(context.dtype)], dim=1)
         places = torch.cat([positions, hidden], dim=1)
-        states = states + self._embed(places)
+        states = F.dropout(states + self._embed(places), config.pred_dropout, self.training)
         if config.predictor_type == "conv":
             return self.norm(gather_positions(self._convolve(states, places, length), hidden))
         rotary, mask = None, packed_attention_mask(positions, spans)

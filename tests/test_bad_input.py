@@ -3,18 +3,23 @@
 Run: python -m pytest -q tests/test_bad_input.py
 """
 
+import gzip
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import run_pretraining
-from text_jepa.data import train_tokenizer
+from text_jepa.arguments import UsageError, run_command
+from text_jepa.data import EndlessStream, train_tokenizer
+from text_jepa.training import metrics_of
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +50,16 @@ FILES = {
     "mixed.jsonl": jsonl({"text": "some words"}, {"text": 3}),
     "lists.jsonl": jsonl({"text": ["a", "b"]}, {"text": ["c"]}),
     "missing.jsonl": jsonl({"text": None}, {"text": None}),
+    "good.jsonl": jsonl(*[{"text": line} for line in LINES]),
+    "late.jsonl": jsonl(*[{"text": line} for line in LINES]) + "{oops\n" + jsonl({"text": "a b c"}),
+    "twice.jsonl": '{"text": "a b c", "text": "d e f"}\n' * 5,
+    "numbers_only.jsonl": "3\n4\n",
+    "unfinished.json": json.dumps([{"text": line} for line in LINES])[:-30],
+    "wide.csv": "text,other\n" + "".join(f"{line},1\n" for line in LINES) + "a,b,c,d\n",
+    "quote.csv": "text,other\n" + "".join(f"{line},1\n" for line in LINES) + '"never closed,1\n',
+    "utf16.txt": "\n".join(LINES).encode("utf-16"),
+    "late_latin.txt": "".join(f"{line}\n" for line in LINES).encode() + "un café noir\n".encode("latin-1"),
+    "cut_late.txt.gz": gzip.compress("\n".join(LINES * 50).encode())[:-100],
     "code.py": "print()",
     "key.yaml": "preset: tiny\nmask_ration: 0.4\n",
     "type.yaml": "preset: tiny\nnum_masks: several\n",
@@ -60,6 +75,11 @@ def folder(tmp_path_factory):
     for name, content in FILES.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     (folder / "nothing").mkdir()
+    datasets.Dataset.from_dict({"text": LINES * 20}).to_parquet(folder / "good.parquet")
+    content = (folder / "good.parquet").read_bytes()
+    (folder / "cut.parquet").write_bytes(content[: len(content) // 2])
+    (folder / "bits.parquet").write_bytes(bytes(b ^ 255 if 200 < i < 230 else b for i, b in enumerate(content)))
+    (folder / "checkpoint-9").mkdir()
 
     tokenizer = train_tokenizer(LINES, 200, max_length=16)
     torch.manual_seed(0)
@@ -149,10 +169,42 @@ CORPUS = [
     ("an empty table", ["--train_file", "{dir}/empty.csv"], ["--train_file", "empty.csv", "empty"]),
     ("a header only", ["--train_file", "{dir}/header.csv"], ["--train_file", "header.csv", "no d"]),
     ("a broken parquet file", ["--train_file", "{dir}/broken.parquet"], ["broken.parquet: cannot be read: ", "magic"]),
-    ("a broken json line", ["--train_file", "{dir}/broken.jsonl"], ["broken.jsonl: cannot be read: ", "row 1"]),
-    ("text not in UTF-8", ["--train_file", "{dir}/latin.txt"], ["latin.txt: cannot be read: ", "utf-8", "position 6"]),
-    ("json not in UTF-8", ["--train_file", "{dir}/latin.jsonl"], ["--train_file", "latin.jsonl: cannot be read: "]),
-    ("a broken gzip file", ["--train_file", "{dir}/cut.txt.gz"], ["cut.txt.gz: cannot be read: "]),
+    ("half a parquet file", ["--train_file", "{dir}/cut.parquet"], ["--train_file", "cut.parquet: cannot be read: "]),
+    (
+        "wrong bits in a table",
+        ["--train_file", "{dir}/bits.parquet"],
+        ["--train_file", "bits.parquet: cannot be read"],
+    ),
+    ("a broken json line", ["--train_file", "{dir}/broken.jsonl"], ["broken.jsonl, line 2: not JSON", "mend"]),
+    (
+        "a broken line far behind",
+        ["--train_file", "{dir}/late.jsonl"],
+        ["--train_file", "late.jsonl, line 41: not JSON"],
+    ),
+    (
+        "a broken file among others",
+        ["--train_file", "{dir}/good.jsonl", "{dir}/broken.jsonl"],
+        ["--train_file", "broken.jsonl, line 2: not JSON"],
+    ),
+    (
+        "lines that are no objects",
+        ["--train_file", "{dir}/numbers_only.jsonl"],
+        ["only.jsonl, line 1: no object", "mend"],
+    ),
+    ("a column twice", ["--train_file", "{dir}/twice.jsonl"], ["--train_file", "twice.jsonl: cannot be read", "text"]),
+    ("an unfinished list", ["--train_file", "{dir}/unfinished.json"], ["--train_file", "unfinished.json: cannot be"]),
+    ("a cell too many", ["--train_file", "{dir}/wide.csv"], ["--train_file", "wide.csv: cannot be read", "line 42"]),
+    ("an open quote", ["--train_file", "{dir}/quote.csv"], ["--train_file", "quote.csv: cannot be read", "row 41"]),
+    (
+        "text not in UTF-8",
+        ["--train_file", "{dir}/latin.txt"],
+        ["latin.txt, line 1: not UTF-8", "0xe9", "column 7", "iconv"],
+    ),
+    ("text no longer in UTF-8", ["--train_file", "{dir}/late_latin.txt"], ["late_latin.txt, line 41: not UTF-8"]),
+    ("text in UTF-16", ["--train_file", "{dir}/utf16.txt"], ["utf16.txt, line 1: not UTF-8", "iconv"]),
+    ("json not in UTF-8", ["--train_file", "{dir}/latin.jsonl"], ["--train_file", "latin.jsonl, line 1: not UTF-8"]),
+    ("a broken gzip file", ["--train_file", "{dir}/cut.txt.gz"], ["--train_file", "cut.txt.gz: "]),
+    ("half a gzip file", ["--train_file", "{dir}/cut_late.txt.gz"], ["cut_late.txt.gz: ", "may be incomplete"]),
     ("numbers in a table", ["--train_file", "{dir}/numbers.csv"], ["'text' holds int64, not text", "--text_column"]),
     ("numbers in json", ["--train_file", "{dir}/numbers.jsonl"], ["numbers.jsonl", "'text' holds int64, not text"]),
     ("numbers among texts", ["--train_file", "{dir}/mixed.jsonl"], ["--train_file", "mixed.jsonl"]),
@@ -163,7 +215,7 @@ CORPUS = [
 REFUSALS = [
     *CORPUS,
     ("blank lines", ["--train_file", "{dir}/blank.txt"], ["corpus", "no text"]),
-    ("one word per document", ["--train_file", "{dir}/short.txt"], ["corpus", "no document of at least two tokens"]),
+    ("one word per document", ["--train_file", "{dir}/short.txt"], ["corpus", "no document of at least"]),
     ("a share of all", ["--validation_split_percentage", "100"], ["--validation_split_percentage 100", "below 100"]),
     ("a negative share", ["--validation_split_percentage", "-5"], ["--validation_split_percentage -5", "above 0"]),
     ("a vocabulary of nothing", ["--vocab_size", "5"], ["--vocab_size 5", "above 5"]),
@@ -256,6 +308,18 @@ REFUSALS = [
         ["--validation_file goes with --train_file"],
     ),
     ("a file for a folder", ["--output_dir", "{dir}/good.txt"], ["--output_dir", "good.txt", "is a file"]),
+    (
+        "a file on the way",
+        ["--output_dir", "{dir}/good.txt/run"],
+        ["--output_dir", "good.txt/run: cannot be written to"],
+    ),
+    ("a folder that takes nothing", ["--output_dir", "/proc/run"], ["--output_dir /proc/run: cannot be written to"]),
+    (
+        "half a checkpoint",
+        ["--resume_from_checkpoint", "{dir}/checkpoint-9"],
+        ["--resume_from_checkpoint", "checkpoint-9: no whole checkpoint (manifest.json is missing)", "auto"],
+    ),
+    ("an end of half-trained weights", ["--auto_find_batch_size"], ["--auto_find_batch_size", "batch size"]),
 ]
 
 
@@ -300,6 +364,92 @@ def test_a_real_process_prints_one_line_and_exits_with_code_two(folder, output):
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: --train_file ")
     assert len(result.stderr.splitlines()) == 1, result.stderr
-    assert "broken.jsonl: cannot be read" in result.stderr
+    assert "broken.jsonl, line 2: not JSON" in result.stderr
     assert result.stdout == ""
     assert not output.exists()
+
+
+# ---- what shows late ------------------------------------------------------------------------------------------------
+
+
+def broken_stream(path, shards):
+    """Examples of a stream whose reader fails after the first twenty."""
+
+    def read(shards):
+        for _ in shards:
+            for number in range(20):
+                yield {"input_ids": [2, 7 + number, 3]}
+            raise ValueError("JSON parse error")
+
+    stream = datasets.IterableDataset.from_generator(read, gen_kwargs={"shards": list(range(shards))})
+    return EndlessStream(stream, source=(f"--train_file {path}", [str(path)]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_breaks_in_the_midst_of_training_is_one_line_with_file_and_line_number(folder, capsys, workers):
+    loader = torch.utils.data.DataLoader(
+        broken_stream(folder / "late.jsonl", 2), batch_size=4, num_workers=workers, collate_fn=list
+    )
+    seen = []
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: seen.extend(loader))
+    assert exit_.value.code == 2
+    assert len(seen) >= 5
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: --train_file {folder / 'late.jsonl'}, line 41: not JSON")
+    assert len(line.splitlines()) == 1
+
+
+def test_a_number_far_behind_in_a_stream_is_one_line(refuse, tmp_path):
+    """The columns of a stream are known from its first rows only."""
+    rows = [{"text": line} for line in LINES * 10]
+    (tmp_path / "numbers.jsonl").write_text(jsonl(*rows, {"text": 31415}, *rows))
+    line = refuse("--train_file", str(tmp_path / "numbers.jsonl"), "--streaming")
+    assert "int '31415' where a text is expected" in line
+
+
+# ---- odd, but legal -------------------------------------------------------------------------------------------------
+
+
+ODD = {
+    "empty and blank lines": "\n  \n\t\n",
+    "a single token": "one\n" * 7,
+    "a NUL": "the lamp \x00 went out\n",
+    "line breaks of Windows": "the boat came in\r\nthe boat went out\r\n",
+    "line breaks of Unicode": "the boat\u2028came in\u0085and went\n",
+    "special tokens in words": "the [MASK] of [PAD] and [CLS] [SEP]\n",
+    "special tokens alone": "[MASK] [PAD]\n[CLS]\n",
+    "other alphabets": "灯台守は港へ降りた。 الحارس نزل 👩‍🚀\n",
+    "a huge line": "up and down " * 50_000 + "\n",
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+def test_odd_texts_train_to_a_finite_loss_and_what_is_left_out_is_counted(folder, output, tmp_path, caplog, streaming):
+    """With a byte order mark at the beginning, and more empty documents than are read at once."""
+    text = "\ufeff" + "\n" * 1_200 + "".join(ODD.values()) + "".join(f"{line}\n" for line in LINES)
+    (tmp_path / "odd.txt").write_text(text, newline="")
+    argv = ["--train_file", str(tmp_path / "odd.txt"), "--max_steps", "8", "--save_strategy", "no"]
+    argv += ["--logging_steps", "1", "--per_device_train_batch_size", "4", "--max_eval_samples", "8"]
+    argv += ["--streaming", "--validation_file", "{dir}/good.txt"] if streaming else []
+    with caplog.at_level("INFO"):
+        run_pretraining.main(command(folder, output, argv))
+    losses = [record["loss"] for record in metrics_of(output) if "loss" in record]
+    assert len(losses) == 8
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert streaming or "documents are left out: of fewer than" in caplog.text
+
+
+def test_a_literal_special_token_is_text(tokenizer):
+    """It neither ends a text nor hides a word."""
+    from text_jepa.data import tokenize_corpus
+
+    corpus = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["the [MASK] of [PAD] and [CLS]"]})})
+    ids = tokenize_corpus(corpus, tokenizer, 32)["train"][0]["input_ids"].tolist()
+    inner = ids[1:-1]
+    assert not set(inner) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
+def test_texts_of_other_types_are_refused_before_a_tokenizer_is_trained():
+    with pytest.raises(UsageError, match=r"list .*where a text is expected"):
+        train_tokenizer(["a b", ["c"]], 100)

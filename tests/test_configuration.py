@@ -252,6 +252,7 @@ CHANGES = {
     "pred_context_ratio": 0.5,
     "pred_conv_groups": 4,
     "pred_conv_kernel_size": 3,
+    "pred_dropout": 0.5,
     "pred_hidden_act": "relu",
     "pred_hidden_size": 24,
     "pred_layer_norm_eps": 1e-2,
@@ -262,6 +263,7 @@ CHANGES = {
     "pred_pooled_context": True,
     "pred_position_embedding_type": "learned",
     "pred_rope_theta": 100.0,
+    "pred_trainable_mask_tokens": False,
     "predictor_type": "conv",
     "regularizer_level": "token",
     "sentence_hidden_size": 40,
@@ -288,6 +290,7 @@ def fingerprint(make_model, batch, fields):
     """Whatever the fields can change: weights, and what the models say in training and evaluation."""
     model = make_model(**fields)
     seen = {f"weight {name}": tensor for name, tensor in model.state_dict().items()}
+    seen |= {f"learns {name}": torch.tensor(parameter.requires_grad) for name, parameter in model.named_parameters()}
     torch.manual_seed(1)
     model.train()(**batch | {"input_ids": batch["input_ids"].flip(1)})  # what running statistics begin with
     output = model(**batch, output_hidden_states=True)

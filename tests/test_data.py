@@ -365,7 +365,7 @@ def test_a_stream_gives_the_examples_of_the_map_style_corpus_in_its_order(tmp_pa
 @pytest.mark.parametrize("texts", [["", "river", "  "], [None, "river", None]], ids=["blank", "missing"])
 def test_a_corpus_without_a_document_of_two_tokens_is_an_error(tmp_path, load, texts, streaming):
     path = str(write(tmp_path / "a.jsonl", texts))
-    with pytest.raises(UsageError, match="the train part of the corpus holds no document of at least two tokens"):
+    with pytest.raises(UsageError, match="the train part of the corpus holds no document of at least 2 tokens"):
         tokenize_corpus(load([path], [path], streaming=streaming), word_tokenizer(), 16)
 
 
@@ -442,7 +442,7 @@ def test_a_corpus_without_any_pair_is_an_error_with_the_remedy(tmp_path, load):
     path = write_rows(tmp_path / "a.jsonl", [{"text": "the river .", "other": ""}] * 3)
     with pytest.raises(UsageError, match=r"no document of more than one text of 16 tokens; lower --max_length"):
         tokenize_corpus(load([path], [path]), word_tokenizer(), 16, view="next_sentence")
-    with pytest.raises(UsageError, match="no document of at least two tokens with a view"):
+    with pytest.raises(UsageError, match="no document of at least 2 tokens with a view"):
         tokenize_corpus(load([path], [path], view_column="other"), word_tokenizer(), 16, view="column")
 
 
@@ -733,3 +733,11 @@ def test_a_dataset_of_the_hub_is_read_by_split_and_column_with_its_own_held_out_
     assert len(other["train"]) + len(other["validation"]) == 3
     with pytest.raises(UsageError, match=r"--dataset_split dev: .* has the splits train, test"):
         load_corpus(dataset_name=str(folder), dataset_split="dev", **options)
+
+
+def test_documents_shorter_than_asked_are_left_out(tokenizer, tmp_path):
+    corpus = DatasetDict({"train": Dataset.from_dict({"text": ["a b", "a b c d e f g h"]})})
+    kept = [tokenize_corpus(corpus, tokenizer, 16, min_length=least)["train"] for least in (2, 5)]
+    assert [len(part) for part in kept] == [2, 1]
+    with pytest.raises(UsageError, match="of at least 99 tokens"):
+        tokenize_corpus(corpus, tokenizer, 16, min_length=99)

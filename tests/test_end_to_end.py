@@ -226,7 +226,7 @@ def test_training_continues_from_any_folder(runs, corpus, tmp_path, source):
     assert complete.config.token_loss_weight == 0.5
     if rest:
         old = TextJepaForPreTraining.from_pretrained(path)
-        assert torch.equal(old.predictor.mask_token, complete.predictor.mask_token)
+        assert torch.equal(old.predictor.mask_tokens, complete.predictor.mask_token)
 
 
 def test_run_resumes_and_ends_as_if_uninterrupted(runs, corpus, tmp_path):
@@ -323,11 +323,21 @@ def test_help_is_shown(script):
     assert stop.value.code == 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_configuration_file_runs(path, corpus, tmp_path):
-    output = run_pretraining.main(
-        [str(path), "--train_file", str(corpus), "--output_dir", str(tmp_path / "run"), "--vocab_size", "300", *QUICK]
-    )
+def test_preparing_ends_before_training(corpus, tmp_path, capsys):
+    flags = [
+        "--preset",
+        "tiny",
+        "--train_file",
+        str(corpus),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--vocab_size",
+        "300",
+    ]
+    output = run_pretraining.main([*flags, "--prepare_only", *QUICK])
+    assert "are tokenized and cached" in capsys.readouterr().out
+    assert [path.name for path in output.iterdir()] == ["tokenizer"]
+    run_pretraining.main([*flags, "--resume_from_checkpoint", "auto", *QUICK])
     assert (output / "README.md").exists()
 
 

@@ -1144,3 +1144,27 @@ def test_a_vocabulary_with_gaps_is_read_by_id():
     assert vocabulary(tokenizer) == ["[PAD]", "one", "", "two", "", "", "", "three"]
     batch = DataCollatorForTextJepa(tokenizer)([{"input_ids": [1, 3, 7, 1, 3, 7]}])
     assert (batch["target_positions"] >= 0).sum() == 3
+
+
+# ---- complements ----------------------------------------------------------------------------------------------------
+
+
+def test_of_a_pair_of_complements_each_hides_what_the_other_sees(tokenizer, texts):
+    collator = DataCollatorForTextJepa(tokenizer, num_masks=4, complement_masks=True)
+    batch = collator([{"input_ids": tokenizer(text)["input_ids"]} for text in texts[:8]])
+    special = set(tokenizer.all_special_ids)
+    for ids, targets, context in zip(
+        batch["input_ids"], batch["target_positions"], batch["context_positions"], strict=True
+    ):
+        words = {i for i, token in enumerate(ids.tolist()) if token not in special}
+        hidden = [{p for p in row.tolist() if p >= 0} for row in targets]
+        seen = [{p for p in row.tolist() if p >= 0} & words for row in context]
+        for first, second in ((0, 1), (2, 3)):
+            assert hidden[first]
+            assert (hidden[first], seen[first]) == (seen[second], hidden[second])
+        assert hidden[0] != hidden[2]
+
+
+def test_complements_need_pairs(tokenizer):
+    with pytest.raises(ValueError, match="even num_masks"):
+        DataCollatorForTextJepa(tokenizer, num_masks=3, complement_masks=True)

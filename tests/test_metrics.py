@@ -278,3 +278,12 @@ def test_a_constant_input_gives_finite_scores(constant, dtype):
     assert value(metrics.retrieval_accuracy(x, x)) == 0.0
     assert value(metrics.alignment(x, x)) == 0.0
     assert value(metrics.uniformity(x)) == pytest.approx(0, abs=1e-6)
+
+
+def test_wrong_target_cosines_leave_out_the_right_ones():
+    targets = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    mean, greatest, least = metrics.wrong_target_cosines(targets, targets)
+    rows = torch.nn.functional.normalize(targets - targets.mean(0), dim=-1)
+    wrong = [float(rows[i] @ rows[j]) for i in range(6) for j in range(6) if i != j]
+    assert float(mean) == pytest.approx(sum(wrong) / len(wrong), abs=1e-6)
+    assert (float(greatest), float(least)) == pytest.approx((max(wrong), min(wrong)), abs=1e-6)

@@ -284,3 +284,26 @@ def test_every_objective_is_watched_and_logs_no_decay_of_an_encoder_that_is_not_
         for parameter in trainer.model.teacher.parameters():
             parameter.zero_()
     assert collapse_signs(measure_representations(trainer.model, trainer.monitor.batch), 32) != []
+
+
+def test_the_evaluation_tells_short_spans_from_long_ones(make_trainer):
+    trainer = make_trainer(masks={"mean_span_length": 4.0, "whole_words": False})
+    metrics_ = trainer.evaluate()
+    trainer.model.eval()
+    sums, counts = dict.fromkeys((1, 2, 4, 8), 0.0), dict.fromkeys((1, 2, 4, 8), 0)
+    for batch in trainer.get_eval_dataloader():
+        with torch.no_grad():
+            distances = trainer.model(**batch).distances
+        for spans, losses in zip(batch["target_spans"].flatten(0, 1), distances.flatten(0, 1), strict=True):
+            for span in spans[spans >= 0].unique():
+                length = int((spans == span).sum())
+                least = max(bound for bound in sums if bound <= length)
+                sums[least] += float(losses[spans == span].sum())
+                counts[least] += length
+    for least, total in sums.items():
+        name = f"eval_latent_loss_of_spans_from_{least}"
+        assert (name in metrics_) == (counts[least] > 0)
+        if counts[least]:
+            assert metrics_[name] == pytest.approx(total / counts[least], rel=1e-5)
+    assert counts[1]
+    assert counts[4]

@@ -29,7 +29,9 @@ AutoModelForSequenceClassification.register(TextJepaConfig, TextJepaForSequenceC
 _LAZY = {
     "CollapseMonitorCallback": "training",
     "DataCollatorForTextJepa": "masking",
+    "MaskStrategy": "masking",
     "EmaTargetEncoderCallback": "training",
+    "OnlineProbeCallback": "online_probe",
     "TextJepaTrainer": "training",
     "TextJepaTrainingArguments": "training",
     "export_encoder": "export",

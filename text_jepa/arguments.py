@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -25,15 +26,25 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 
 def run_command(main: Callable[[], Any]) -> NoReturn:
-    """Runs a console command: exit code 0, or 2 and one line on stderr for a `UsageError`."""
+    """Runs a console command: exit code 0, or 2 and one line on stderr for a `UsageError`; 130 for Ctrl-C."""
     try:
         main()
     except UsageError as error:
         sys.exit(_report(str(error)))
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            _report(
+                f"out of memory ({str(error).split('.')[0]}); lower --per_device_train_batch_size and raise "
+                "--gradient_accumulation_steps by as much, or add --gradient_checkpointing"
+            )
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(0)
 
 
 def _report(message):
+    message = message.rpartition("UsageError: ")[2]  # from a worker of a data loader it comes with a traceback
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

@@ -6,9 +6,11 @@ never joined, and no token of a document is lost. An example may bring a second 
 
 import contextlib
 import glob
+import gzip
 import itertools
 import json
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -45,6 +47,7 @@ BUILDERS = {
 
 # What the datasets library and its readers raise for data that are not what they seem.
 _UNREADABLE = (DatasetGenerationError, ArrowException, ValueError, OSError, EOFError, RuntimeError, StopIteration)
+_UNREADABLE += (zlib.error,)
 
 # Enough text for a stable vocabulary of some ten thousand pieces; more only costs time.
 _TOKENIZER_TRAINING_CHARACTERS = 40_000_000
@@ -53,7 +56,7 @@ _TOKENIZER_TRAINING_CHARACTERS = 40_000_000
 _ALPHABET = 1_000
 
 # Part of the cache's fingerprint: raise it whenever the same settings give other examples.
-_TOKENIZATION_VERSION = 1
+_TOKENIZATION_VERSION = 2
 
 # Views that the examples bring; the others are made from the text.
 _VIEWS_OF_DATA = ("column", "next_sentence")
@@ -149,8 +152,16 @@ def _as_streams(corpus):
 
 
 @contextlib.contextmanager
-def reading(what):
-    """Says what could not be read when the datasets library fails in its own words, of which it logs some before."""
+def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
+    """Says what could not be read when the datasets library fails in its own words, of which it logs some before.
+
+    Args:
+        what: The flag and its value.
+        paths: Files, in which the culprit is looked for.
+
+    Raises:
+        UsageError: The body could not read something.
+    """
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
@@ -158,9 +169,39 @@ def reading(what):
     except UsageError:
         raise
     except _UNREADABLE as error:
-        raise UsageError(f"{what}: cannot be read: {error.__cause__ or error}") from error
+        culprit = _culprit(paths)
+        message = f"{what.split()[0]} {culprit}" if culprit else f"{what}: cannot be read: {error.__cause__ or error}"
+        raise UsageError(message) from error
     finally:
         datasets.logging.set_verbosity(verbosity)
+
+
+def legible(rows: Iterable[dict], what: str, paths: Sequence[str] = ()) -> Iterator[dict]:
+    """The rows of a stream, which may turn out to be damaged far behind its beginning; see `reading`."""
+    with reading(what, paths):
+        yield from rows
+
+
+def _culprit(paths):
+    """File and line, counted from 1, that is no text or no JSON, and what to do; `None` if there is none."""
+    for path in paths:
+        kind, number = suffix_of(Path(path)), 0
+        if kind == ".parquet":
+            continue
+        try:
+            with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+                for number, line in enumerate(file, 1):
+                    text = line.decode("utf-8")
+                    if kind == ".jsonl" and text.strip() and not isinstance(json.loads(text), dict):
+                        return f"{path}, line {number}: no object, '{{...}}'; mend or remove it"
+        except UnicodeDecodeError as error:
+            byte = f"byte {error.object[error.start]:#x} in column {error.start + 1}"
+            return f"{path}, line {number}: not UTF-8 ({byte}); convert the file, e.g. by iconv"
+        except json.JSONDecodeError as error:
+            return f"{path}, line {number}: not JSON ({error.msg} in column {error.colno}); mend or remove it"
+        except (OSError, EOFError, zlib.error) as error:
+            return f"{path}: {error}; it may be incomplete"
+    return None
 
 
 def _load_files(train_file, validation_file, columns, sample_by, streaming, cache_dir):
@@ -176,7 +217,7 @@ def _load_files(train_file, validation_file, columns, sample_by, streaming, cach
         if builder == "text":
             options = {"sample_by": sample_by}
         options = options | {"streaming": streaming, "cache_dir": cache_dir}
-        with reading(what):
+        with reading(what, paths):
             part = load_dataset(builder, data_files=[glob.escape(path) for path in paths], split="train", **options)
             corpus[split] = _text_only(part, columns, what)
     return corpus
@@ -329,11 +370,20 @@ def _train_bpe(texts, vocab_size, special, lowercase):
 
 
 def _limited(texts, characters):
-    for text in filter(None, texts):
+    for text in filter(None, map(_checked, texts)):
         yield text
         characters -= len(text)
         if characters <= 0:
             return
+
+
+def _checked(text):
+    """A document, in whose place a stream may have anything."""
+    if text is not None and not isinstance(text, str):
+        raise UsageError(
+            f"the corpus holds {type(text).__name__} {str(text)[:40]!r} where a text is expected; remove it"
+        )
+    return text
 
 
 # ---- tokenization ---------------------------------------------------------------------------------------------------
@@ -380,11 +430,12 @@ def tokenize_corpus(
     num_proc: int | None = None,
     overwrite_cache: bool = False,
     view: View | None = None,
+    min_length: int = 2,
 ) -> DatasetDict | IterableDatasetDict:
     """Documents to examples with `input_ids` and `length`, special tokens included, and perhaps `view_input_ids`.
 
-    Documents of fewer than two tokens can teach nothing and are left out, and so are those without a view. The result
-    is cached by corpus, tokenizer and settings.
+    Documents of fewer than two tokens can teach nothing and are left out, as are shorter ones than `min_length` and
+    those without a view. The result is cached by corpus, tokenizer and settings.
 
     Args:
         corpus: Splits with a column `text`, and `view` where that is the view.
@@ -396,6 +447,7 @@ def tokenize_corpus(
         view: `"column"`: every part of a document has the whole column as its view, cut at `max_length`.
             `"next_sentence"`: the view of a part is the part that follows; the last one has none and is left out.
             Other views are the collator's.
+        min_length: Documents of fewer tokens are left out.
 
     Raises:
         UsageError: The tokenizer has no padding token, `max_length` has no room, or no document is left.
@@ -412,7 +464,7 @@ def tokenize_corpus(
 
     def ids_of(texts):
         return tokenizer(
-            [text or "" for text in texts],
+            [_checked(text) or "" for text in texts],
             add_special_tokens=False,
             split_special_tokens=True,  # a literal "[MASK]" is text
             return_attention_mask=False,
@@ -427,21 +479,26 @@ def tokenize_corpus(
         return [before + ids[i:j] + after for i, j in itertools.pairwise(cuts)]
 
     def tokenize(batch):
-        documents = [pieces_of(ids) if len(ids) > 1 else [] for ids in ids_of(batch["text"])]
+        documents = [pieces_of(ids) if len(ids) >= max(min_length, 2) else [] for ids in ids_of(batch["text"])]
         if view == "column":
             seconds = [before + ids[:room] + after if ids else None for ids in ids_of(batch["view"])]
-            pairs = [(piece, second) for pieces, second in zip(documents, seconds, strict=True) for piece in pieces]
-            pairs = [pair for pair in pairs if pair[1] is not None]
+            found = [
+                [(piece, second) for piece in pieces if second is not None]
+                for pieces, second in zip(documents, seconds, strict=True)
+            ]
         elif view == "next_sentence":
-            pairs = [pair for pieces in documents for pair in itertools.pairwise(pieces)]
+            found = [list(itertools.pairwise(pieces)) for pieces in documents]
         else:
-            pairs = [(piece, None) for pieces in documents for piece in pieces]
+            found = [[(piece, None) for piece in pieces] for pieces in documents]
+        pairs = list(itertools.chain.from_iterable(found))
         columns = {"input_ids": [text for text, _ in pairs], "length": [len(text) for text, _ in pairs]}
+        columns["begins"] = [number == 0 for texts in found for number in range(len(texts))]
         return columns | ({"view_input_ids": [second for _, second in pairs]} if view in _VIEWS_OF_DATA else {})
 
     streaming = isinstance(corpus, IterableDatasetDict)
     settings = [_TOKENIZATION_VERSION, _tokenizer_identity(tokenizer), max_length, split_documents]
     settings += [view] if view in _VIEWS_OF_DATA else []
+    settings += [min_length] if min_length > 2 else []
     examples = {}
     for split, part in corpus.items():
         options = (
@@ -459,15 +516,19 @@ def tokenize_corpus(
         examples[split] = part.map(tokenize, batched=True, remove_columns=columns, **options)
         if next(iter(examples[split]), None) is None:
             wanted = {
-                "column": "of at least two tokens with a view",
+                "column": f"of at least {max(min_length, 2)} tokens with a view",
                 "next_sentence": f"of more than one text of {max_length} tokens; lower --max_length",
-            }.get(view, "of at least two tokens")
+            }.get(view, f"of at least {max(min_length, 2)} tokens")
             raise UsageError(f"the {split} part of the corpus holds no document {wanted}")
-        if view == "next_sentence" and not streaming:
-            logger.info(
-                f"{split}: {len(examples[split]):,} texts with one that follows, from {len(part):,} documents; "
-                "those of a single text are left out"
-            )
+        if not streaming:  # in which a document is counted only when it is read
+            left_out = len(part) - int(np.sum(examples[split].with_format("numpy")["begins"]))
+            why = {"column": " or no view", "next_sentence": ", or of a single text"}.get(view, "")
+            if left_out:
+                logger.info(
+                    f"{split}: {left_out:,} of {len(part):,} documents are left out: of fewer than "
+                    f"{max(min_length, 2)} tokens{why}"
+                )
+        examples[split] = examples[split].remove_columns("begins")
     return IterableDatasetDict(examples) if streaming else DatasetDict(examples).with_format("numpy")
 
 
@@ -492,12 +553,20 @@ class EndlessStream(torch.utils.data.IterableDataset):
         batch_size: If given, each example carries its `step` too: texts of a batch of all processes together. The step
             is exact with workers, whose batches take turns, as long as all of them have a share of the files.
         batches_per_step: Such batches of one optimizer step, that is gradient accumulation.
+        source: What is read, and its files, for `legible`.
     """
 
-    def __init__(self, stream: IterableDataset, batch_size: int | None = None, batches_per_step: int = 1):
+    def __init__(
+        self,
+        stream: IterableDataset,
+        batch_size: int | None = None,
+        batches_per_step: int = 1,
+        source: tuple[str, Sequence[str]] = ("the stream", ()),
+    ):
         self.stream = stream
         self.batch_size = batch_size
         self.batches_per_step = batches_per_step
+        self.source = source
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
@@ -507,7 +576,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
         for epoch in itertools.count():
             self.stream.set_epoch(epoch)
             example = None
-            for example in self.stream:
+            for example in legible(self.stream, *self.source):
                 number = {"epoch": epoch}
                 if self.batch_size is not None:
                     batch = next(count) // self.batch_size * workers + (worker.id if worker else 0)

@@ -1,18 +1,45 @@
-"""A trained encoder as an ordinary checkpoint: no remote code, no flag, no package of ours."""
+"""A trained encoder as an ordinary checkpoint: no remote code, no flag, no package of ours. And as ONNX."""
 
+import contextlib
+import importlib.util
 import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_text_jepa import TextJepaForPreTraining
+from text_jepa.arguments import UsageError
 
 
-def trained_encoder(model: TextJepaForPreTraining, which: Literal["target", "context"] = "target") -> PreTrainedModel:
-    """The stock encoder inside: the moving average (`"target"`) or the one that the optimizer trained."""
-    return model.target_encoder if which == "target" else model.model.encoder
+Which = Literal["target", "context"]
+
+# Largest difference between ONNX and PyTorch, in a hidden state, that is rounding.
+ONNX_TOLERANCE = 1e-4
+
+# Texts and tokens that an ONNX file is checked with, none of them those it was traced with.
+_TRACED, _CHECKED = (2, 11), ((1, 4), (3, 7), (5, 16))
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def trained_encoder(model: TextJepaForPreTraining, which: Which = "target") -> PreTrainedModel:
+    """The stock encoder inside: the moving average (`"target"`), if there is one, or the one that was optimised."""
+    return model.teacher if which == "target" else model.model.encoder
+
+
+def sentence_pooling(config) -> Literal["mean", "cls"]:
+    """How an exported encoder makes a vector of a text: as in training, if a file can say so, or by the mean."""
+    return "cls" if config.sentence_loss_weight and config.pooling == "cls" else "mean"
 
 
 def export_encoder(
@@ -20,7 +47,7 @@ def export_encoder(
     tokenizer: PreTrainedTokenizerBase,
     output_dir: str | Path,
     max_length: int,
-    which: Literal["target", "context"] = "target",
+    which: Which = "target",
 ):
     """Writes an encoder, its tokenizer and the files of sentence-transformers.
 
@@ -39,11 +66,14 @@ def export_encoder(
     encoder.save_pretrained(output_dir)
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(output_dir)
+    # In the form that every version of sentence-transformers reads, which need not be installed here.
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]
-    pooling = {"word_embedding_dimension": encoder.config.hidden_size, "pooling_mode_mean_tokens": True}
+    by_mean = sentence_pooling(model.config) == "mean"
+    pooling = {"word_embedding_dimension": encoder.config.hidden_size}
+    pooling |= {"pooling_mode_mean_tokens": by_mean, "pooling_mode_cls_token": not by_mean}
     _write_json(output_dir / "modules.json", modules)
     _write_json(output_dir / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     _write_json(output_dir / "1_Pooling" / "config.json", pooling)
@@ -64,3 +94,214 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     """Trainable and all parameters."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trainable in counts if trainable), sum(n for n, _ in counts)
+
+
+def load_trained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A finished model with its tokenizer: a [`TextJepaForPreTraining`] or an encoder of any architecture.
+
+    Args:
+        source: Folder or name on the Hub: an exported encoder, `pretraining/` or `checkpoint-N` of a run.
+
+    Raises:
+        UsageError: There is none, it cannot be read, or it needs code of its own.
+    """
+    try:
+        is_ours = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type == "text_jepa"
+        model = (TextJepaForPreTraining if is_ours else AutoModel).from_pretrained(source)
+        return model.eval(), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise UsageError(f"{source}: no model can be read there ({unreadable(error)})") from error
+
+
+def unreadable(error: Exception) -> str:
+    """Why a model cannot be had, in one line; of one that is not found on the Hub also that it may be private."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if "private" in str(error) or "gated" in str(error):
+        reason += " A private one needs the variable HF_TOKEN or `hf auth login`."
+    return reason
+
+
+# ---- sentence-transformers ------------------------------------------------------------------------------------------
+
+
+def export_sentence_transformer(
+    encoder_dir: str | Path,
+    output_dir: str | Path,
+    max_length: int | None = None,
+    prompts: Mapping[str, str] | None = None,
+):
+    """Writes the folder of an exported encoder as sentence-transformers itself does, with prompts.
+
+    Args:
+        encoder_dir: What `export_encoder` has written, or an encoder of any architecture, which is pooled by the mean.
+        output_dir: Folder to write to.
+        max_length: Longest text in tokens. Default: as it is.
+        prompts: Text to be put before a text, by the name of its kind, such as `{"query": "query: "}`.
+
+    Raises:
+        UsageError: The library is not installed.
+    """
+    _need("sentence_transformers", extra="st")
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(encoder_dir), device="cpu", prompts=dict(prompts or {}))
+    if max_length is not None:
+        model.max_seq_length = max_length
+    model.save_pretrained(str(output_dir), create_model_card=False)  # a stub; the run's own card says more
+
+
+def _need(*modules, extra):
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise UsageError(f"{module} is not installed: pip install 'text-jepa[{extra}]'")
+
+
+# ---- ONNX -----------------------------------------------------------------------------------------------------------
+
+
+class _Encoder(torch.nn.Module):
+    """An encoder with the two inputs and the one output that an ONNX file has."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids, attention_mask):
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def export_onnx(encoder: PreTrainedModel, path: str | Path) -> float:
+    """Writes an encoder as ONNX, checked against PyTorch on other shapes than it was traced with.
+
+    Inputs `input_ids` and `attention_mask` (B, S), int64; output `last_hidden_state` (B, S, D), float32. B and S are
+    free.
+
+    Args:
+        encoder: Any encoder with `last_hidden_state`.
+        path: File to write; it is not left behind if the check fails.
+
+    Returns:
+        The largest difference found between the hidden states, at most `ONNX_TOLERANCE`.
+
+    Raises:
+        UsageError: The extra `onnx` is not installed, PyTorch cannot export the architecture, or the result differs.
+    """
+    _need("onnx", "onnxscript", "onnxruntime", extra="onnx")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoder = encoder.float().cpu().eval()
+    shape = {0: "batch", 1: "length"}
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                _Encoder(encoder),
+                kwargs=_inputs(encoder.config, *_TRACED),
+                dynamo=True,
+                dynamic_shapes={"input_ids": shape, "attention_mask": shape},
+                input_names=["input_ids", "attention_mask"],
+                output_names=["last_hidden_state"],
+                verbose=False,
+            )
+    except Exception as error:  # of many kinds: tracing runs the architecture's own code
+        reason = str(error.__cause__ or error).strip().splitlines()
+        raise UsageError(
+            f"{type(encoder).__name__} cannot be exported to ONNX: PyTorch's exporter says "
+            f"'{reason[0] if reason else type(error).__name__}'"
+        ) from error
+    # Beside its place until it is checked; protocol buffers end at 2 GB, weights beyond that are a file of their own.
+    is_large = sum(p.numel() * p.element_size() for p in encoder.parameters()) > 1.9e9
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="_") as staging:
+        unchecked = Path(staging, path.name)
+        program.save(str(unchecked), external_data=is_large)
+        difference = onnx_difference(encoder, unchecked)
+        if not difference <= ONNX_TOLERANCE:
+            raise UsageError(
+                f"{type(encoder).__name__}: the ONNX file differs from PyTorch by {difference:.1e} (at most "
+                f"{ONNX_TOLERANCE:.0e} is rounding); it was not kept"
+            )
+        for file in Path(staging).iterdir():
+            file.replace(path.parent / file.name)
+    return difference
+
+
+def onnx_difference(encoder: PreTrainedModel, path: str | Path) -> float:
+    """Largest difference of a hidden state between PyTorch and an ONNX file, on padded batches of several shapes."""
+    session, worst = _session(path), 0.0
+    for shape in _CHECKED:
+        batch = _inputs(encoder.config, *shape)
+        with torch.no_grad():
+            expected = encoder(**batch).last_hidden_state
+        (found,) = session.run(None, {name: value.numpy() for name, value in batch.items()})
+        difference = np.abs(found - expected.numpy())[batch["attention_mask"].bool().numpy()].max()
+        worst = max(worst, float(difference)) if np.isfinite(difference) else float("nan")
+    return worst
+
+
+def quantize_onnx(path: str | Path, output_path: str | Path):
+    """Writes an ONNX file with matrices of 8-bit integers; activations are quantised when it runs."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder, _silence():
+        prepared = Path(folder, "prepared.onnx")
+        # The symbolic shapes of the exporter stay as they are: inferring them anew fails on some architectures.
+        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        quantize_dynamic(str(prepared), str(output_path), weight_type=QuantType.QInt8, per_channel=True)
+
+
+def embed_with_onnx(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int,
+    pooling: Literal["mean", "cls"] = "mean",
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Pooled hidden states (N, D) of N texts by an ONNX file."""
+    session, order = _session(path), sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    found: list[Any] = [None] * len(texts)
+    for start in range(0, len(texts), batch_size):
+        rows = order[start : start + batch_size]
+        batch = tokenizer(
+            [texts[row] for row in rows], padding=True, truncation=True, max_length=max_length, return_tensors="np"
+        )
+        inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+        (states,) = session.run(None, inputs)
+        weights = inputs["attention_mask"][..., None]
+        vectors = states[:, 0] if pooling == "cls" else (states * weights).sum(1) / weights.sum(1).clip(1)
+        for row, vector in zip(rows, vectors, strict=True):
+            found[row] = vector
+    return np.stack(found)
+
+
+def _session(path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _inputs(config, texts, tokens):
+    """Random ids (B, S) of any words but the first and the padding, and a mask that pads all texts but the first."""
+    generator = torch.Generator().manual_seed(texts * tokens)
+    ids = torch.randint(0, config.vocab_size, (texts, tokens), generator=generator)
+    mask = (torch.arange(tokens) < torch.arange(tokens, 0, -1)[:texts, None].clamp(min=1)).long()
+    padding = config.pad_token_id if config.pad_token_id is not None else 0
+    ids[ids == padding] = (padding + 1) % config.vocab_size
+    return {"input_ids": ids.masked_fill(mask == 0, padding), "attention_mask": mask}
+
+
+@contextlib.contextmanager
+def _silence():
+    """Without the exporters' remarks about themselves."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

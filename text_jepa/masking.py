@@ -598,6 +598,7 @@ class DataCollatorForTextJepa:
             targets: the others lose single tokens at random, special tokens last, so that a span may have holes.
             Removes the padding of positions, as I-JEPA does; a mask then depends on its batch. Texts without targets
             may have less context.
+        complement_masks: Masks come in pairs, of which one hides what the other sees: context and targets swapped.
         view: A second text of the same meaning for each: `"same"`; `"crop"`, a run of words; `"crop_both"`, two runs,
             of which one becomes the text itself; `"deletion"`, without some words; `"column"` and `"next_sentence"`,
             what the examples bring as `view_input_ids`.
@@ -627,6 +628,7 @@ class DataCollatorForTextJepa:
         min_span_length: int = 1,
         strategies: Sequence[MaskStrategy | Mapping[str, Any]] | None = None,
         equal_counts: bool = False,
+        complement_masks: bool = False,
         view: View | None = None,
         view_ratio: float | Sequence[float] = (0.5, 0.9),
     ):
@@ -655,11 +657,14 @@ class DataCollatorForTextJepa:
         self.strategy_names = [strategy.name or strategy.kind for strategy in self.strategies]
         if len(set(self.strategy_names)) < len(self.strategy_names):
             raise ValueError(f"mask strategies need different names, got {', '.join(self.strategy_names)}")
+        if complement_masks and (num_masks % 2 or any(s.context_ratio is not None for s in self.strategies)):
+            raise ValueError("complement_masks needs an even num_masks, and strategies without context_ratio")
         self.follows_steps = any(isinstance(strategy.ratio, Mapping) for strategy in self.strategies)
         self.num_masks = num_masks
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
         self.equal_counts = equal_counts
+        self.complement_masks = complement_masks
         self.view = view
         self.view_ratio = view_ratio
         self._pad_token_id = tokenizer.pad_token_id
@@ -719,6 +724,8 @@ class DataCollatorForTextJepa:
         words = f"{self.num_masks} per text, {words}."
         if self.equal_counts:
             words += " All masks of a batch are cut to the same numbers of visible and of hidden tokens."
+        if self.complement_masks:
+            words += " Every other mask hides what the one before sees."
         share = share_in_words(self.view_ratio)
         view = {
             "same": "the same text",
@@ -803,6 +810,11 @@ class DataCollatorForTextJepa:
                 visible = visible.copy()
                 share = draw_share(strategy.context_ratio, draws[rows, 1], steps[rows])
                 visible[rows] = context_block(*places, spans[rows] >= 0, keys[rows] ^ _FOR_CONTEXT, share)
+        if self.complement_masks:
+            first, second = spans[0::2], spans[1::2]
+            swapped = np.where(usable[0::2] & (first < 0), 0, -1)
+            second[:] = _number_spans(np.where((first >= 0).any(axis=1, keepdims=True), swapped, -1))
+            chosen[1::2] = chosen[0::2]
         hidden = spans >= 0
         context = present & ~hidden & (visible | ~usable)
         if self.equal_counts and hidden.any():

@@ -139,6 +139,18 @@ def retrieval_margin(predictions: Tensor, targets: Tensor, shift: int = 1) -> Te
     return (predictions * (targets - targets.roll(shift, 0))).sum(-1).mean()
 
 
+def wrong_target_cosines(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, greatest and least cosine of a prediction with another row's target, about the mean target.
+
+    Args:
+        predictions, targets: (N, D), N of at least 2.
+    """
+    predictions, targets = _centred_unit_rows(predictions, targets)
+    others = ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    cosines = (predictions @ targets.T)[others]
+    return cosines.mean(), cosines.max(), cosines.min()
+
+
 def retrieval_accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
     """Share of predictions whose nearest target among all rows, by cosine about the mean target, is their own.
 

@@ -1,23 +1,29 @@
 """What a reader is shown of a run: the model card and the curves, each figure from the run itself."""
 
 import importlib.metadata
+import json
+import math
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
 
 import text_jepa
-from text_jepa.export import trained_encoder
+from text_jepa.export import parameter_counts, sentence_pooling, trained_encoder
 
 
 _FIGURES = {
     "eval_loss": "held-out loss",
     "eval_latent_loss": "latent loss",
-    "eval_token_loss": "cross-entropy of hidden tokens (whole vocabulary)",
+    "eval_token_loss": "loss of hidden tokens (cross-entropy: over the whole vocabulary)",
+    "eval_sentence_loss": "sentence loss",
     "relative_loss": "relative loss",
     "copy_relative_loss": "relative loss of copying the nearest visible token",
     "retrieval_margin": "retrieval margin against shuffled targets",
@@ -30,9 +36,15 @@ _FIGURES = {
 }
 
 
+_FACTS, _PROBE = "card.json", "eval_probe_"
+
+
 def final_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The last value of every measure in a run's log."""
     return {name: value for record in records for name, value in record.items()}
+
+
+# ---- card -----------------------------------------------------------------------------------------------------------
 
 
 def write_model_card(
@@ -40,54 +52,193 @@ def write_model_card(
     model,
     records: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
-    settings: Mapping[str, Any],
-):
-    """Writes `README.md`: complete without editing, every figure taken from the log.
+    exported: str | None,
+) -> None:
+    """Writes `README.md` and `curves.png`: complete without editing, every figure from the log or from the facts.
 
     Args:
-        output_dir: The exported folder.
+        output_dir: The exported folder, whose name becomes the title.
         model: The [`TextJepaForPreTraining`].
         records: The run's log.
-        facts: What only the run knows: `data`, `train_texts`, `held_out_texts`, `start`, `masks`, `command`,
-            `max_length`, `steps`, `batch_size`, `tokens`, `minutes`, `which`.
-        settings: Rows of the table of hyperparameters.
+        facts: From `run_in_words`.
+        exported: What the folder holds: the `"target"` or `"context"` encoder, or the complete model (`None`).
     """
-    output_dir = Path(output_dir)
-    config, encoder = model.config, trained_encoder(model, facts["which"])
-    last = final_figures(records)
+    output_dir, config = Path(output_dir), model.config
+    encoder = model.model if exported is None else trained_encoder(model, exported)
+    title = output_dir.resolve().name
+    whole, last = final_figures(records), final_figures([r for r in records if r["step"] <= facts["exported_step"]])
+    titles = _FIGURES | {name: f"online probe: {probe_title(name)}" for name in last if name.startswith(_PROBE)}
+    figures = {name: f"{last[name]:.4g}" for name in titles if name in last}
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
             pipeline_tag="feature-extraction",
-            tags=["text-jepa", "self-supervised", "sentence-transformers"],
+            license=facts.get("license"),
+            base_model=facts.get("base_model"),
+            datasets=facts.get("datasets"),
+            tags=["text-jepa", "self-supervised", "custom_code" if exported is None else "sentence-transformers"],
+            model_name=title,
+            eval_results=[
+                EvalResult(
+                    task_type="feature-extraction",
+                    dataset_type=(facts.get("datasets") or ["text"])[0],
+                    dataset_name=f"held-out texts of {facts['data']}",
+                    metric_type=name,
+                    metric_name=titles[name],
+                    metric_value=float(value),
+                )
+                for name, value in figures.items()
+                if math.isfinite(float(value))
+            ]
+            or None,
         ),
         template_path=str(Path(__file__).with_name("model_card_template.md")),
-        title=output_dir.resolve().name,
+        title=title,
         name=str(output_dir),
-        parameters=f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} million",
+        exported=exported,
+        parameters=f"{parameter_counts(encoder)[1]:,}",
         architecture=type(encoder).__name__,
         layers=config.text_config.num_hidden_layers,
         width=config.hidden_size,
+        idea=idea_in_words(config),
         objective=objective_in_words(config),
-        hardware=hardware(),
-        settings=list(settings.items()),
-        figures=[(title, f"{last[name]:.4g}") for name, title in _FIGURES.items() if name in last],
+        pooling=sentence_pooling(config),
+        figures=[(titles[name], value) for name, value in figures.items()],
+        is_relative="relative_loss" in figures,
+        tokens=f"{whole['tokens_seen']:,}" if "tokens_seen" in whole else None,
+        minutes=f"{whole['train_seconds'] / 60:.1f}" if "train_seconds" in whole else None,
         version=text_jepa.__version__,
-        versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")),
         **facts,
     )
-    (output_dir / "README.md").write_text(card.content, encoding="utf-8")
+    (output_dir / "README.md").write_text(card.content + "\n", encoding="utf-8")
+    plot_curves(records, output_dir / "curves.png")
+
+
+def write_facts(folder: str | Path, facts: Mapping[str, Any]) -> None:
+    """Keeps what a card says of a run beside weights, for later exports of these."""
+    Path(folder, _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def read_facts(folder: str | Path) -> dict[str, Any] | None:
+    """What `write_facts` has kept; `None` if there is nothing."""
+    path = Path(folder, _FACTS)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def renamed_card(card: str, name: str) -> str:
+    """The same card for a repository of the Hub: title, metadata and the name in the snippets.
+
+    Args:
+        card: Content of a `README.md` of ours; of another one only the metadata's name changes, if it has one.
+        name: `owner/name` on the Hub.
+    """
+    card = ModelCard(card, ignore_metadata_errors=True)
+    title = name.rpartition("/")[2]
+    if card.data.model_name is not None:
+        card.text = card.text.replace(f"\n# {card.data.model_name}\n", f"\n# {title}\n", 1)
+        card.data.model_name = title
+    card.text = re.sub(r'^model_id = ".*"$', lambda _: f'model_id = "{name}"', card.text, flags=re.MULTILINE)
+    return card.content
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def run_in_words(trainer) -> dict[str, Any]:
+    """What the card of a run says that is neither in its log nor in its model, as JSON takes it.
+
+    Args:
+        trainer: The [`TextJepaTrainer`]. Its `about` comes first: only the script knows `data`, `start`, `command`,
+            `max_length`, `license`, `base_model` and `datasets`.
+    """
+    args, state = trainer.args, trainer.state
+    return {
+        "data": "texts that the script did not name",
+        "start": "the model as given to the trainer",
+        "command": None,
+        "license": "unknown",
+        "max_length": trainer.model.config.max_text_length,
+        "train_texts": size_of(trainer.train_dataset),
+        "held_out_texts": size_of(trainer.eval_dataset),
+        "masks": trainer.data_collator.masks_in_words(),
+        "steps": f"{state.global_step:,}",
+        "exported_step": trainer.weights_step,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "hardware": hardware(),
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}"]
+            + [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "tokenizers")]
+        ),
+        "settings": settings_in_words(args, trainer.model.config, trainer.weights_step, state.global_step),
+        **trainer.about,
+    }
+
+
+def settings_in_words(args, config, exported_step: int, steps: int) -> dict[str, str]:
+    """Rows of the table of hyperparameters."""
+    rows = {
+        "learning rate": f"{args.learning_rate:g}, {SchedulerType(args.lr_scheduler_type).value}, "
+        f"warm-up {args.warmup_steps:g}",
+        "learning rate around the encoder": None
+        if args.predictor_learning_rate is None
+        else f"{args.predictor_learning_rate:g}",
+        "weight decay": f"{args.weight_decay:g}"
+        + ("" if args.weight_decay_end is None else f" to {args.weight_decay_end:g}"),
+        "optimizer": f"{OptimizerNames(args.optim).value}, betas {args.adam_beta1:g} and {args.adam_beta2:g}, "
+        f"epsilon {args.adam_epsilon:g}, gradients clipped at {args.max_grad_norm:g}",
+        "decay of the target encoder": f"{args.ema_schedule}, "
+        f"{'1 - 100/steps' if args.ema_decay_start is None else args.ema_decay_start} to "
+        f"{'1 - 10/steps' if args.ema_decay_end is None else args.ema_decay_end}"
+        if config.has_target_encoder
+        else None,
+        "predictor": f"{config.predictor_type}, {config.pred_num_hidden_layers} × {config.pred_hidden_size}"
+        if config.predicts_tokens
+        else None,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "seed": str(args.seed),
+    }
+    if exported_step != steps:
+        rows["exported checkpoint"] = f"step {exported_step:,}, the best by {args.metric_for_best_model}"
+    return {name: value for name, value in rows.items() if value is not None}
+
+
+def size_of(texts) -> str:
+    """Number of texts in words."""
+    return "no" if texts is None else f"{len(texts):,}" if hasattr(texts, "__len__") else "a stream of"
+
+
+def probe_title(name: str) -> str:
+    """A figure of the online probe in words: `eval_probe_teacher_linear` is "teacher linear"."""
+    return name.removeprefix(_PROBE).replace("_", " ")
+
+
+def idea_in_words(config) -> str:
+    """What a configuration trains by, in a few words."""
+    if config.latent_loss_weight:
+        return "predicting latent representations of hidden text (JEPA)"
+    return "predicting hidden words" if config.token_loss_weight else "comparing representations of texts"
 
 
 def objective_in_words(config) -> str:
     """The objective of a configuration as a sentence."""
-    sentence = (
-        f"{config.loss_type} loss between the predictor's output and the mean of the last {config.target_num_layers} "
-        f"layers ({config.target_normalization} normalisation) of a moving average of the encoder"
-    )
-    if config.token_loss_weight:
-        sentence += f", plus {config.token_loss_weight:g} times the cross-entropy of the hidden tokens"
-    return sentence + "."
+    maker = "a moving average of the encoder" if config.has_target_encoder else "the encoder itself, with gradient"
+    seen = "the hidden tokens alone" if config.target_input == "spans" else "the whole text"
+    parts = {
+        "latent": f"{config.loss_type} loss between the output of a {config.predictor_type} predictor and the mean of "
+        f"the last {config.target_num_layers} layers ({config.target_normalization} normalisation) of {maker}, which "
+        f"sees {seen}",
+        "token": "cross-entropy of the hidden tokens"
+        if config.token_loss_type == "cross_entropy"
+        else "contrast of the hidden tokens with each other",
+        "sentence": f"{config.sentence_loss_type} loss between the {config.pooling}-pooled context and the pooled "
+        f"target of {maker}",
+        "variance": f"variance hinge at {config.regularizer_level} level",
+        "covariance": f"covariance term at {config.regularizer_level} level",
+        "sigreg": f"SIGReg at {config.regularizer_level} level",
+    }
+    weights = {name: getattr(config, f"{name}_loss_weight") for name in parts}
+    terms = [f"{weights[name]:g} times the {words}" for name, words in parts.items() if weights[name]]
+    return "; plus ".join(terms) + "."
 
 
 def hardware() -> str:
@@ -98,7 +249,7 @@ def hardware() -> str:
 
 
 def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path):
-    """Draws the course of a run: losses, relative loss, ranks, cosines, decay and learning rate.
+    """Draws the course of a run: losses, relative loss, ranks, cosines, decay, learning rate and the online probe.
 
     Args:
         records: The run's log, each record with `step`.
@@ -115,9 +266,15 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path):
         ("spread and cosines", ["spread", "cosine_same_text", "cosine_other_text", "retrieval_margin"]),
         ("decay, and learning rate / peak", ["ema_decay", "learning_rate"]),
     ]
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    probes = sorted({name for record in records for name in record if name.startswith(_PROBE)})
+    if probes:
+        panels.append(("online probe", probes))
+    figure = Figure(figsize=(12, 6.5 if len(panels) == 6 else 9.5), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, names) in zip(figure.subplots(2, 3).flat, panels, strict=True):
+    grid = figure.subplots(-(-len(panels) // 3), 3).flat
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes, (title, names) in zip(grid, panels, strict=False):
         for name in names:
             points = [(record["step"], record[name]) for record in records if name in record]
             if points:

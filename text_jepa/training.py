@@ -4,23 +4,34 @@ import copy
 import json
 import logging
 import math
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import nested_gather
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
 
-from modeling_text_jepa import TextJepaForPreTraining, average_layers, gather_positions, mean_pool
-from text_jepa import metrics
-from text_jepa.data import LengthGroupedSampler
+from configuration_text_jepa import TextJepaConfig
+from modeling_text_jepa import TextJepaForPreTraining, mean_pool
+from text_jepa import checkpointing, hub, metrics
+from text_jepa.arguments import UsageError
+from text_jepa.data import LengthGroupedSampler, TextsWithSteps
+from text_jepa.export import export_encoder
+from text_jepa.model_card import run_in_words, write_facts, write_model_card
 
 
 logger = logging.getLogger(__name__)
@@ -28,8 +39,17 @@ logger = logging.getLogger(__name__)
 # Texts of the fixed held-out batch on which representations are watched, where a batch of evaluation holds as many.
 MONITOR_TEXTS = 64
 
+# Lengths of spans, from and below, whose latent loss an evaluation tells apart.
+SPAN_LENGTHS = ((1, 2), (2, 4), (4, 8), (8, 1 << 30))
+
+# Steps that a loss or gradient norm is compared with.
+SPIKE_WINDOW = 128
+
 # Steps in a row whose gradient is not finite before a run gives up.
 NONFINITE_LIMIT = 3
+
+# Where a checkpoint keeps what the log has added up since its last record.
+_SINCE_LAST_LOG = "since_last_log"
 
 
 @dataclass
@@ -72,6 +92,38 @@ class TextJepaTrainingArguments(TrainingArguments):
     ema_decay_end: float | None = field(
         default=None, metadata={"help": "Last decay. Default: 1 - 10 / steps, an average over 10 % of the run."}
     )
+    ema_frozen_steps: int = field(
+        default=0,
+        metadata={"help": "First steps in which the target encoder stays as it is, for a start from a trained one."},
+    )
+    weight_decay_end: float | None = field(
+        default=None,
+        metadata={"help": "Weight decay at the end of the run, reached along a cosine. Default: constant."},
+    )
+    clip_per_module: bool = field(
+        default=False, metadata={"help": "Clip the gradients of the encoder and of what is around it each by itself."}
+    )
+    term_gradient_steps: int = field(
+        default=0,
+        metadata={"help": "Every so many steps, log the gradient norm of each term on the encoder's last matrix."},
+    )
+    auxiliary_gradient_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "At these steps, draw the weights of all other terms to where their gradients have this share of "
+            "the latent (else the sentence) loss's."
+        },
+    )
+    skip_spikes: bool = field(
+        default=False, metadata={"help": "Leave out steps whose loss or gradient norm is far above the last 128."}
+    )
+    hub_strategy: HubStrategy | str = field(
+        default="end",
+        metadata={"help": "With --push_to_hub: publish the encoder at the end, or at every_save too."},
+    )
+    accept_changes: bool = field(
+        default=False, metadata={"help": "Go on from a checkpoint although settings or data are not those of its run."}
+    )
     stop_on_collapse: bool = field(
         default=False, metadata={"help": "End the run when the collapse monitor warns, instead of only warning."}
     )
@@ -83,15 +135,27 @@ class TextJepaTrainingArguments(TrainingArguments):
                 raise ValueError(f"--{name} must lie between 0 and 1, got {value}")
         least = {"seed": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
         least |= {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "learning_rate": 0}
+        least |= {"ema_frozen_steps": 0, "term_gradient_steps": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"--{name} must be at least {bound}, got {getattr(self, name)}")
+        if self.auxiliary_gradient_share is not None and self.term_gradient_steps < 1:
+            raise ValueError("--auxiliary_gradient_share needs --term_gradient_steps: how often to look")
+        if self.clip_per_module and self.fp16:
+            raise ValueError("--clip_per_module does not go with --fp16, which unscales gradients once; use --bf16")
+        if self.weight_decay_end is not None and not self.weight_decay > 0:
+            raise ValueError("--weight_decay_end needs a --weight_decay above 0 to begin with")
         if self.accelerator_config is None:
             # Streams give batches of different width to each process, which cannot be dispatched from one.
             self.accelerator_config = {"dispatch_batches": False}
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
+        if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"--hub_strategy {self.hub_strategy.value}: checkpoints are not published, encoders are; use end or "
+                "every_save"
+            )
 
 
 # ---- moving average -------------------------------------------------------------------------------------------------
@@ -134,17 +198,22 @@ class EmaTargetEncoderCallback(TrainerCallback):
 
     Args:
         schedule, start, end: See `ema_decay`.
+        frozen_steps: First steps without an update: a frozen teacher (arXiv 2509.24317).
 
     Attributes:
         skip_next: Set by a trainer that drops the gradients of a step: that step moves nothing.
     """
 
-    def __init__(self, schedule: str = "cosine", start: float | None = None, end: float | None = None):
-        self.schedule, self.start, self.end = schedule, start, end
+    def __init__(
+        self, schedule: str = "cosine", start: float | None = None, end: float | None = None, frozen_steps: int = 0
+    ):
+        self.schedule, self.start, self.end, self.frozen_steps = schedule, start, end, frozen_steps
         self.skip_next = False
 
     def decay(self, step: int, total_steps: int) -> float:
-        """The decay at a step, see `ema_decay`."""
+        """The decay at a step, see `ema_decay`; 1 while the target encoder is frozen."""
+        if step < self.frozen_steps:
+            return 1.0
         return ema_decay(step, total_steps, self.schedule, self.start, self.end)
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -165,43 +234,49 @@ def measure_representations(model: TextJepaForPreTraining, batch: Mapping[str, t
         batch: As the collator makes it, on the model's device.
 
     Returns:
+        spread: Standard deviation of the target encoder's states over tokens, mean over dimensions.
+        token_rank, pooled_rank: Effective rank of token states and of mean-pooled texts.
+        cosine_same_text, cosine_other_text: Mean cosine of the states of two tokens.
+
+        And where there is a latent loss:
         relative_loss: Squared error of the predictions over the variance of the targets; 1 is predicting the mean.
         copy_relative_loss: The same for copying the target of the nearest visible token.
         retrieval_margin: Centred cosine with the right target minus that with another one.
         retrieval_accuracy: Share of the first 1,024 predictions that are nearest to their own target among these.
-        spread: Standard deviation of the target encoder's states over tokens, mean over dimensions.
-        target_spread: The same of the normalised targets.
-        token_rank, pooled_rank: Effective rank of token states and of mean-pooled texts.
-        cosine_same_text, cosine_other_text: Mean cosine of the states of two tokens.
+        target_spread: Spread of the normalised targets.
+        wrong_cosine_mean, wrong_cosine_max, wrong_cosine_min: Centred cosines with other tokens' targets.
     """
     training = model.training
     model.eval()
-    mask = batch["attention_mask"]
-    predictions = model.predict(**batch)[0]
-    target = model.target_encoder(
-        input_ids=batch["input_ids"], attention_mask=mask, output_hidden_states=True, return_dict=True
-    )
+    mask, masks = batch["attention_mask"], ("context_positions", "target_positions")
+    outputs = model(**batch, return_loss=False)
+    taught = model.teach(batch["input_ids"], mask)
+    features = model.make_targets(taught.hidden_states, mask)
     model.train(training)
-    states, visible, used = target.last_hidden_state.float(), mask.bool(), batch["target_positions"] >= 0
-    layers = target.hidden_states[-model.config.target_num_layers :]
-    features = average_layers(layers, mask, model.config.target_normalization)
-    predictions = predictions[used].float()
-    targets = gather_positions(features, batch["target_positions"])[used]
-    copied = metrics.copy_nearest_visible(features, batch["context_positions"], batch["target_positions"])[used]
+    states, visible = taught.last_hidden_state.float(), mask.bool()
     text = torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(mask)[visible]
     same, other = metrics.mean_cosine(states[visible], text)
     values = {
-        "relative_loss": metrics.relative_loss(predictions, targets),
-        "copy_relative_loss": metrics.relative_loss(copied, targets),
-        "retrieval_margin": metrics.retrieval_margin(predictions, targets, shift=max(1, len(targets) // 2)),
-        "retrieval_accuracy": metrics.retrieval_accuracy(predictions[:1024], targets[:1024]),
         "spread": metrics.spread(states[visible]),
-        "target_spread": metrics.spread(features[visible]),
         "token_rank": metrics.effective_rank(states[visible]),
         "pooled_rank": metrics.effective_rank(mean_pool(states, mask)),
         "cosine_same_text": same,
         "cosine_other_text": other,
     }
+    used = batch["target_positions"] >= 0
+    if outputs.predictions is not None and used.any():
+        predictions, targets = outputs.predictions[used].float(), outputs.targets[used]
+        copied = metrics.copy_nearest_visible(features, *(batch[name] for name in masks))[used]
+        values |= {
+            "relative_loss": metrics.relative_loss(predictions, targets),
+            "copy_relative_loss": metrics.relative_loss(copied, targets),
+            "retrieval_margin": metrics.retrieval_margin(predictions, targets, shift=max(1, len(targets) // 2)),
+            "retrieval_accuracy": metrics.retrieval_accuracy(predictions[:1024], targets[:1024]),
+            "target_spread": metrics.spread(features[visible]),
+        }
+        if len(targets) > 1:
+            wrong = metrics.wrong_target_cosines(predictions[:1024], targets[:1024])
+            values |= dict(zip(("wrong_cosine_mean", "wrong_cosine_max", "wrong_cosine_min"), wrong, strict=True))
     return {name: float(value) for name, value in values.items()}
 
 
@@ -224,7 +299,7 @@ def collapse_signs(values: Mapping[str, float], dimensions: int) -> list[str]:
     return signs
 
 
-class CollapseMonitorCallback(TrainerCallback):
+class CollapseMonitorCallback(TrainerCallback, ExportableState):
     """Measures representations on a fixed held-out batch at every log, and says in plain words when they collapse.
 
     Args:
@@ -247,6 +322,12 @@ class CollapseMonitorCallback(TrainerCallback):
         self.collapsed = False
         self._suspicious = 0
 
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"_suspicious": self._suspicious}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._suspicious = saved_attributes(self, state).get("_suspicious", 0)
+
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if not control.should_log:
             return
@@ -263,6 +344,62 @@ class CollapseMonitorCallback(TrainerCallback):
             tqdm.write(f"WARNING: collapse at step {state.global_step}: {'; '.join(signs)}. {advice}", file=sys.stderr)
         if self.stop_on_collapse:
             control.should_save = control.should_training_stop = True
+
+
+# ---- spikes ---------------------------------------------------------------------------------------------------------
+
+
+class SpikeCallback(TrainerCallback, ExportableState):
+    """Counts steps whose loss or gradient norm is far above those before it.
+
+    Far is six standard deviations above the mean of the last 128 steps, as in OLMo-core's stability monitor, but of
+    the logarithms: gradient norms have a long tail, of which the plain measure took up to ten of 500 normal steps for
+    spikes. And at least half as much again, so that a run that hardly varies raises no alarm. A spike enters the
+    window as the largest value that is none: it does not hide the next one, and a change that lasts becomes normal.
+    The window is a part of every checkpoint.
+
+    Attributes:
+        count: Spikes so far.
+    """
+
+    def __init__(self):
+        self.windows: dict[str, list[float]] = {"loss": [], "grad_norm": []}
+        self.count = 0
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"windows": self.windows, "count": self.count}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        vars(self).update(saved_attributes(self, state))
+
+    def observe(self, step: int, loss: float, grad_norm: float) -> bool:
+        """Takes in a step; whether it is a spike, which is logged."""
+        spikes = []
+        for name, value in (("loss", loss), ("grad_norm", grad_norm)):
+            most = spike_threshold(self.windows[name])
+            if value > most:
+                spikes.append(f"{name} {value:.4g}")
+            self.windows[name] = [*self.windows[name], min(value, most)][-SPIKE_WINDOW:]
+        if spikes:
+            self.count += 1
+            logger.warning(f"step {step}: a spike ({', '.join(spikes)}); {self.count} so far")
+        return bool(spikes)
+
+
+def saved_attributes(callback: TrainerCallback, state: TrainerState) -> dict[str, Any]:
+    """What a callback with a state has left in the checkpoint that a run goes on from; nothing in a new run."""
+    saved = state.stateful_callbacks.get(type(callback).__name__) if state.global_step else None
+    return saved["attributes"] if saved else {}
+
+
+def spike_threshold(before: Sequence[float]) -> float:
+    """The largest value that is not far above those before it; infinite if these do not fill the window."""
+    if len(before) < SPIKE_WINDOW:
+        return math.inf
+    logs = [math.log(max(value, 1e-12)) for value in before]
+    mean = sum(logs) / len(logs)
+    deviation = math.sqrt(sum((log - mean) ** 2 for log in logs) / len(logs))
+    return math.exp(mean + max(6 * deviation, math.log(1.5)))
 
 
 # ---- what a person sees ---------------------------------------------------------------------------------------------
@@ -296,26 +433,47 @@ def health_line(logs: Mapping[str, float], step: int, total_steps: int, width: i
     parts = [f"step {step:>6}/{total_steps}", f"loss {logs['loss']:.4f}"]
     if "relative_loss" in logs:
         parts.append(f"relative {logs['relative_loss']:.3f} (copying {logs['copy_relative_loss']:.3f})")
+    if "token_rank" in logs:
         parts.append(f"rank {logs['token_rank']:.0f}/{width}")
-    parts.append(f"decay {logs['ema_decay']:.4f}")
+    if "ema_decay" in logs:
+        parts.append(f"decay {logs['ema_decay']:.4f}")
     parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
     return "  ".join(parts)
 
 
 class MetricsFileCallback(TrainerCallback):
-    """Writes every record of the log as a line of `metrics.jsonl`; a resumed run continues the file."""
+    """Writes every record of the log as a line of `metrics.jsonl`, but for the summary that ends a process.
+
+    A resumed run begins with the records of its checkpoint, whatever the file has become since.
+    """
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            path = _metrics_file(args.output_dir)
-            lines = path.read_text().splitlines() if path.exists() and state.global_step else []
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            write_metrics(args.output_dir, state.log_history)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero:
-            with _metrics_file(args.output_dir).open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        if state.is_world_process_zero and "train_runtime" not in logs:
+            path = _metrics_file(args.output_dir)
+            with checkpointing.writing(args.output_dir, path.name), path.open("a") as file:
+                file.write(_line_of({"step": state.global_step, **logs}))
+
+
+def write_metrics(output_dir: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `metrics.jsonl` anew from a log, see `TrainerState.log_history`."""
+    _metrics_file(output_dir).write_text("".join(_line_of({"step": record["step"], **record}) for record in records))
+
+
+def _line_of(record):
+    return json.dumps(representable(record), allow_nan=False) + "\n"
+
+
+def representable(value: Any) -> Any:
+    """The same as JSON that every reader takes: it knows no number that is not finite; these become "nan", "inf"."""
+    if isinstance(value, Mapping):
+        return {name: representable(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [representable(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---- trainer --------------------------------------------------------------------------------------------------------
@@ -328,13 +486,26 @@ class _BeginningCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.steps_logged, self.trainer.clock = state.global_step, time.perf_counter()
+        self.trainer.begin_log(state)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         epoch = int(state.epoch or 0)  # of a stream always 0: there each example brings its own
         self.trainer.data_collator.epoch = epoch
         if self.trainer.train_sampler is not None:  # accelerate does not reach it behind all of its wrappers
             self.trainer.train_sampler.set_epoch(epoch)
+
+
+class WeightDecayCallback(TrainerCallback):
+    """Moves the weight decay along a cosine from the first value to the last, a pure function of the global step."""
+
+    def __init__(self, start: float, end: float):
+        self.start, self.end = start, end
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        value = ema_decay(state.global_step, state.max_steps, "cosine", self.start, self.end)
+        for group in optimizer.param_groups:
+            if group["weight_decay"] > 0:
+                group["weight_decay"] = value
 
 
 class TextJepaTrainer(Trainer):
@@ -350,26 +521,47 @@ class TextJepaTrainer(Trainer):
         model, args, data_collator, train_dataset, eval_dataset, **kwargs: As for `Trainer`; the collator is a
             [`DataCollatorForTextJepa`], datasets have `input_ids` and, if they have a size, `length`.
 
+    A checkpoint counts only when it is whole, see `text_jepa.checkpointing`; SIGTERM and SIGINT end the run with one.
+
+    Args:
+        facts: What a run that goes on from a checkpoint has to agree with, beside what is known here.
+        about: What the model card says beside what is known here, see `run_in_words`; and `which`, the encoder to be
+            exported: `"target"` (the default) or `"context"`.
+
     Attributes:
         nonfinite_steps: Steps in a row, up to now, whose gradient was not finite.
     """
 
-    def __init__(self, model, args, data_collator, train_dataset, eval_dataset=None, **kwargs):
+    def __init__(self, model, args, data_collator, train_dataset, eval_dataset=None, facts=None, about=None, **kwargs):
         self.train_sampler: LengthGroupedSampler | None = None
         self.eval_collator = copy.deepcopy(data_collator)
         self.eval_collator.epoch = -1
         self._terms: dict[str, torch.Tensor] = {}
+        self._step_loss: torch.Tensor | float = 0.0
+        self._by_length = torch.zeros(2, len(SPAN_LENGTHS))
+        self._by_strategy = torch.zeros(2, len(data_collator.strategy_names))
+        self._term_gradients: dict[str, float] = {}
+        self._module_norms: dict[str, torch.Tensor] = {}
         self._tokens = torch.zeros((), dtype=torch.long)
         self._batches: list[Mapping[str, torch.Tensor]] = []
         self.nonfinite_steps = 0
         self.steps_logged, self.clock = 0, None
+        self.about = about or {}
+        if data_collator.follows_steps and hasattr(train_dataset, "__len__"):
+            train_dataset = TextsWithSteps(train_dataset)
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
-        self.ema = EmaTargetEncoderCallback(args.ema_schedule, args.ema_decay_start, args.ema_decay_end)
+        schedule = (args.ema_schedule, args.ema_decay_start, args.ema_decay_end)
+        self.ema = EmaTargetEncoderCallback(*schedule, args.ema_frozen_steps)
         self.monitor = None
+        self.facts = run_facts(args) | (facts or {})
+        self.preemption, self.spikes = checkpointing.PreemptionCallback(), SpikeCallback()
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(_BeginningCallback(self))
-        self.add_callback(self.ema)
+        if model.target_encoder is not None:
+            self.add_callback(self.ema)
+        if args.weight_decay_end is not None:
+            self.add_callback(WeightDecayCallback(args.weight_decay, args.weight_decay_end))
         if eval_dataset is not None:
             count = min(MONITOR_TEXTS, args.per_device_eval_batch_size)
             texts = [example for example, _ in zip(eval_dataset, range(count), strict=False)]
@@ -377,15 +569,161 @@ class TextJepaTrainer(Trainer):
             self.add_callback(self.monitor)
         self.add_callback(ProgressLineCallback())
         self.add_callback(MetricsFileCallback())
+        self.add_callback(self.spikes)
+        self.add_callback(self.preemption)
+
+    # -- checkpoints
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.preemption.restore()
+
+    def bytes_of_checkpoint(self) -> int:
+        """The weights, and two moments of those that train."""
+        return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in self.model.parameters())
+
+    def _save_checkpoint(self, model, trial):
+        """What the Trainer's own method saves, written beside its place and moved there when it is whole."""
+        args, state, first = self.args, self.state, self.args.process_index == 0
+        name = f"checkpoint-{state.global_step}"
+        staging = Path(args.output_dir, checkpointing.STAGING, name)
+        state.stateful_callbacks[_SINCE_LAST_LOG] = self._since_last_log()
+        try:
+            with checkpointing.writing(args.output_dir, name):
+                self._write_checkpoint(name, staging)
+        finally:
+            if first:
+                shutil.rmtree(staging.parent, ignore_errors=True)
+        if args.push_to_hub and args.hub_strategy == HubStrategy.EVERY_SAVE:
+            self._push_from_checkpoint(name)
+
+    def _write_checkpoint(self, name, staging):
+        args, state, first = self.args, self.state, self.args.process_index == 0
+        if first:
+            checkpointing.begin(args.output_dir, state.global_step, self.bytes_of_checkpoint())
+        self.accelerator.wait_for_everyone()
+        self.store_flos()
+        self.save_model(str(staging), _internal_call=True)
+        (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
+        self._save_optimizer_and_scheduler(str(staging))
+        self._save_scaler(str(staging))
+        self._save_rng_state(str(staging))
+        if first:
+            if state.best_global_step == state.global_step:
+                state.best_model_checkpoint = str(Path(args.output_dir, name))
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    state.stateful_callbacks[type(callback).__name__] = callback.state()
+            state.save_to_json(str(staging / TRAINER_STATE_NAME))
+            write_facts(staging, run_in_words(self))
+        self.accelerator.wait_for_everyone()
+        if first:
+            checkpointing.complete(staging, args.output_dir, self.facts)
+            best = state.best_model_checkpoint
+            checkpointing.rotate(args.output_dir, args.save_total_limit, best, state.global_step)
+        self.accelerator.wait_for_everyone()
+
+    # -- sharing
+
+    @property
+    def weights_step(self) -> int:
+        """The step whose weights the model has: the last one, or after a run that keeps the best weights theirs."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end and not self.is_in_train else None
+        return best or self.state.global_step
+
+    def export(self, output_dir: str | Path) -> None:
+        """Writes the encoder as it is now, its tokenizer and the card with curves and log into a folder."""
+        which = self.about.get("which", "target")
+        max_length = run_in_words(self)["max_length"] or self.processing_class.model_max_length
+        export_encoder(self.model, self.processing_class, output_dir, max_length, which)
+        self.write_card(output_dir, which)
+
+    def write_card(self, output_dir: str | Path, exported: str | None) -> None:
+        """Writes card, curves and log of the run so far into a folder, see `write_model_card`."""
+        source, copy_ = _metrics_file(self.args.output_dir), _metrics_file(output_dir)
+        if source.resolve() != copy_.resolve():
+            shutil.copy(source, copy_)
+        facts = run_in_words(self)
+        if exported is None:
+            write_facts(output_dir, facts)
+        write_model_card(output_dir, self.model, metrics_of(output_dir), facts, exported)
+
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: the card comes with the encoder, see `export`. The Trainer would put a stub over it."""
+
+    def init_hf_repo(self, token=None, private=None):
+        """Makes the repository before the first step, so that a missing right is known then."""
+        if self.is_world_process_zero():
+            args = self.args
+            name = args.hub_model_id or Path(args.output_dir).absolute().name
+            private = args.hub_private_repo if private is None else private
+            self.hub_model_id = hub.create_repository(name, private, token or args.hub_token)
+            self.push_in_progress = None
+
+    def push_to_hub(self, commit_message="End of training", token=None, revision=None, private=None):
+        """Publishes the encoder as it is now with its card, in one commit; the folder of the run is not touched.
+
+        Returns:
+            The address of the commit; `None` on other processes than the first.
+
+        Raises:
+            UsageError: It was not published.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        with tempfile.TemporaryDirectory() as folder:
+            self.export(folder)
+            return self._push(folder, commit_message, token, revision)
+
+    def _push(self, folder, message, token=None, revision=None):
+        revision = revision or self.args.hub_revision
+        return hub.push_folder(
+            folder, self.hub_model_id, revision=revision, message=message, token=token or self.args.hub_token
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """Publishes the encoder in the background, unless the last one is still on its way; a failure is a warning."""
+        if not self.is_world_process_zero():
+            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done() and not self.args.hub_always_push:
+            return
+        folder = tempfile.mkdtemp()
+        self.export(folder)
+        self.push_in_progress = PushInProgress(
+            [HfApi().run_as_future(self._push_quietly, folder, f"Step {self.state.global_step}")]
+        )
+
+    def _push_quietly(self, folder, message):
+        try:
+            self._push(folder, message)
+        except UsageError as error:
+            logger.warning(f"{message}: {error}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # -- data
+
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
+        inside = loader.base_dataloader
+        inside.worker_init_fn = partial(checkpointing.heed_only_the_parent, inside.worker_init_fn)
+        return loader
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not hasattr(dataset, "__len__"):
             return None
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        self.train_sampler = LengthGroupedSampler(dataset["length"], self.args.per_device_train_batch_size, seed)
+        size, texts_per_step = self.args.per_device_train_batch_size, None
+        if self.data_collator.follows_steps:
+            texts_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        self.train_sampler = LengthGroupedSampler(dataset["length"], size, seed, texts_per_step=texts_per_step)
         return self.train_sampler
 
     def get_eval_dataloader(self, eval_dataset=None):
@@ -398,38 +736,105 @@ class TextJepaTrainer(Trainer):
     # -- loss
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """Target tokens of all accumulated batches of all processes."""
+        """Target tokens of all accumulated batches of all processes; a batch without any counts as one."""
         if not batch_samples:
             return None
-        count = sum((batch["target_positions"] >= 0).sum() for batch in batch_samples).to(device)
+        count = sum((batch["target_positions"] >= 0).sum().clamp(min=1) for batch in batch_samples).to(device)
         if self.args.world_size > 1 and self.args.average_tokens_across_devices:
             count = self.accelerator.gather(count).sum()
-        return count.clamp(min=1)
+        return count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        terms = {name: value for name, value in outputs.items() if name.endswith("_loss")}
         # The mean over processes undoes the first factor, as it does for the loss itself. In evaluation the mean over
         # texts is wanted.
         weight = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         weight = weight if model.training else len(inputs["input_ids"])
-        for name in ("latent_loss", "token_loss"):
-            if outputs.get(name) is not None:
-                self._terms[name] = self._terms.get(name, 0) + weight * outputs[name].detach()
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0) + weight * value.detach()
         if model.training:
             self._tokens = self._tokens.to(loss.device) + inputs["attention_mask"].sum()
+            if "mask_strategies" in inputs and outputs.get("distances") is not None:
+                self._count_strategies(inputs, outputs["distances"].detach())
+            if len(self._batches) == 1 and self._looks_at_terms():
+                self._weigh_terms(terms)
+        elif outputs.get("distances") is not None:
+            self._by_length = self._by_length.to(loss.device) + sums_by_length(inputs, outputs["distances"])
         return (loss, outputs) if return_outputs else loss
+
+    def _count_strategies(self, inputs, distances):
+        """Adds the latent losses (B, M, T) and target tokens of a batch to the sums of their strategies."""
+        found = torch.stack([distances.sum(-1), (inputs["target_positions"] >= 0).sum(-1).to(distances.dtype)])
+        sums = self._by_strategy.to(distances.device)
+        self._by_strategy = sums.index_add(1, inputs["mask_strategies"].flatten(), found.flatten(1).to(sums.dtype))
+
+    def _looks_at_terms(self):
+        steps = self.args.term_gradient_steps
+        return steps > 0 and self.state.global_step % steps == 0
+
+    def _weigh_terms(self, terms):
+        """Measures each term's gradient on the encoder's last matrix, and draws auxiliary weights to their share."""
+        model = self.accelerator.unwrap_model(self.model)
+        matrix = [p for p in model.model.encoder.parameters() if p.requires_grad and p.dim() > 1][-1]
+        norms = {}
+        for name, value in terms.items():
+            (gradient,) = torch.autograd.grad(value, matrix, retain_graph=True)
+            # Each process has its share of the loss; the mean of the gradients is what DDP applies.
+            norms[name] = self.accelerator.reduce(gradient.float(), "sum").norm().item()
+        self._term_gradients = {f"grad_norm_{name}": norm for name, norm in norms.items()}
+        main = "latent_loss" if "latent_loss" in norms else "sentence_loss"
+        if self.args.auxiliary_gradient_share is None or main not in norms:
+            return
+        aim = self.args.auxiliary_gradient_share * norms[main] * getattr(model.config, f"{main}_weight")
+        for name in norms.keys() - {main}:
+            weight = getattr(model.config, f"{name}_weight")
+            # Halfway in logarithms, for one batch is a noisy witness.
+            weight = math.sqrt(weight * aim / norms[name]) if norms[name] > 0 and aim > 0 else weight
+            setattr(model.config, f"{name}_weight", weight)
+            self._term_gradients[f"{name}_weight"] = weight
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.auxiliary_gradient_share is not None:
+            saved = TextJepaConfig.from_pretrained(resume_from_checkpoint)
+            for name in (name for name in vars(saved) if name.endswith("_loss_weight")):
+                setattr(self.model.config, name, getattr(saved, name))
+
+    def _clip_grad_norm(self, model):
+        if not self.args.clip_per_module:
+            return super()._clip_grad_norm(model)
+        inside = {id(p) for p in self.model.model.parameters()}
+        parts = {"encoder": [], "predictor": []}
+        for parameter in model.parameters():
+            parts["encoder" if id(parameter) in inside else "predictor"].append(parameter)
+        norms = {
+            name: self.accelerator.clip_grad_norm_(part, self.args.max_grad_norm)
+            for name, part in parts.items()
+            if part
+        }
+        self._module_norms = norms
+        return torch.stack([torch.as_tensor(norm) for norm in norms.values()]).norm()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._batches.append(inputs)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss = self._step_loss + loss
+        return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The last look at the gradient before the optimizer's step, the same on all ranks."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         batches, self._batches = self._batches, []
-        # A loss scaler expects overflows and skips such steps by itself.
-        if self.accelerator.scaler is not None or math.isfinite(grad_norm):
+        loss, self._step_loss = float(nested_gather(self._step_loss, self.args.parallel_mode).mean()), 0.0
+        # A loss scaler expects overflows of the gradient and skips such steps by itself.
+        if math.isfinite(loss) and self.accelerator.scaler is not None and not math.isfinite(grad_norm):
+            return grad_norm
+        if math.isfinite(loss) and math.isfinite(grad_norm):
             self.nonfinite_steps = 0
+            if self.spikes.observe(self.state.global_step, loss, float(grad_norm)) and self.args.skip_spikes:
+                self.ema.skip_next = True
+                model.zero_grad(set_to_none=True)
             return grad_norm
         self.nonfinite_steps += 1
         self.ema.skip_next = True
@@ -442,7 +847,8 @@ class TextJepaTrainer(Trainer):
             name = f"step{self.state.global_step}-rank{self.args.process_index}-{number}.safetensors"
             save_file({key: value.cpu().contiguous() for key, value in batch.items()}, folder / name)
         logger.warning(
-            f"step {self.state.global_step}: the gradient is not finite; nothing was updated, its batch is in {folder}"
+            f"step {self.state.global_step}: the loss or its gradient is not finite; nothing was updated, "
+            f"the batch is in {folder}"
         )
         return grad_norm
 
@@ -454,7 +860,48 @@ class TextJepaTrainer(Trainer):
         self._terms = {}
         return terms
 
+    def _all_strategies(self):
+        """Sums (2, strategies) of the losses and target tokens of all processes."""
+        return nested_gather(self._by_strategy, self.args.parallel_mode).view(-1, *self._by_strategy.shape).sum(0)
+
+    def _drain_strategies(self):
+        """The mean latent loss of the target tokens of each strategy since the last log."""
+        sums = self._all_strategies()
+        self._by_strategy = torch.zeros_like(self._by_strategy)
+        pairs = zip(self.data_collator.strategy_names, sums.T.tolist(), strict=True)
+        return {f"latent_loss_{name}": total / count for name, (total, count) in pairs if count}
+
     # -- log
+
+    def begin_log(self, state: TrainerState) -> None:
+        """Begins to add up records of the log, where the run that left the checkpoint had been, if there is one."""
+        saved = state.stateful_callbacks.get(_SINCE_LAST_LOG) if state.global_step else None
+        self.steps_logged, self.clock = state.global_step, time.perf_counter()
+        if not saved:
+            return
+        self.steps_logged = self._globalstep_last_logged = saved["step"]
+        self.clock -= saved["seconds"]
+        self._tr_loss += float(saved["loss"])
+        self._terms = {
+            name: torch.tensor(float(value), device=self.args.device) for name, value in saved["terms"].items()
+        }
+        if self.args.process_index == 0:  # sums over processes
+            self._tokens = torch.tensor(saved["tokens"])
+            self._by_strategy = torch.tensor([[float(value) for value in row] for row in saved["by_strategy"]])
+
+    def _since_last_log(self):
+        """What the next record of the log will add up, of all processes."""
+        gather = partial(nested_gather, parallel_mode=self.args.parallel_mode)
+        return representable(
+            {
+                "step": self.steps_logged,
+                "seconds": time.perf_counter() - self.clock,
+                "loss": gather(self._tr_loss).mean().item(),
+                "terms": {name: gather(value).mean().item() for name, value in self._terms.items()},
+                "tokens": gather(self._tokens.to(self.args.device)).sum().item(),
+                "by_strategy": self._all_strategies().tolist(),
+            }
+        )
 
     def log(self, logs, start_time=None):
         if "loss" in logs:  # a record of training
@@ -464,7 +911,11 @@ class TextJepaTrainer(Trainer):
             self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
             if self.monitor is not None:
                 logs |= self.monitor.values
-            logs["ema_decay"] = self.ema.decay(self.state.global_step - 1, self.state.max_steps)
+            logs |= self._term_gradients | {f"grad_norm_{k}": float(v) for k, v in self._module_norms.items()}
+            logs |= self._drain_strategies()
+            logs["loss_spikes"] = self.spikes.count
+            if self.model.target_encoder is not None:
+                logs["ema_decay"] = self.ema.decay(self.state.global_step - 1, self.state.max_steps)
             now = time.perf_counter()
             tokens = nested_gather(self._tokens, self.args.parallel_mode).sum().item()
             last = next((record for record in reversed(self.state.log_history) if "tokens_seen" in record), {})
@@ -473,6 +924,10 @@ class TextJepaTrainer(Trainer):
             logs["train_seconds"] = last.get("train_seconds", 0.0) + now - self.clock
             self._tokens, self.clock = torch.zeros_like(self._tokens), now
         super().log(logs, start_time)
+        # What is written to trainer_state.json, while callbacks get numbers.
+        record = self.state.log_history.pop()
+        if "train_runtime" not in record:  # a summary of what one process did, not of the run
+            self.state.log_history.append(representable(record))
 
     def evaluate(self, *args, **kwargs):
         training_terms, self._terms = self._terms, {}
@@ -486,6 +941,10 @@ class TextJepaTrainer(Trainer):
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         terms = self._drain_terms(output.num_samples / self.args.world_size)
+        by_length = nested_gather(self._by_length, self.args.parallel_mode).view(-1, *self._by_length.shape).sum(0)
+        self._by_length = torch.zeros_like(self._by_length)
+        for (least, _), (total, count) in zip(SPAN_LENGTHS, by_length.T.tolist(), strict=True):
+            terms |= {f"latent_loss_of_spans_from_{least}": total / count} if count else {}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in terms.items()})
         return output
 
@@ -509,9 +968,34 @@ class TextJepaTrainer(Trainer):
         return [name for name in super().get_decay_parameter_names(model) if name not in vectors]
 
 
+def sums_by_length(batch: Mapping[str, torch.Tensor], distances: torch.Tensor) -> torch.Tensor:
+    """Summed latent losses (B, M, T), and their number, of the target tokens of short to long spans.
+
+    Returns:
+        (2, len(SPAN_LENGTHS)).
+    """
+    spans, used = batch["target_spans"], batch["target_positions"] >= 0
+    lengths = ((spans.unsqueeze(-1) == spans.unsqueeze(-2)) & used.unsqueeze(-2)).sum(-1)
+    groups = [used & (lengths >= least) & (lengths < end) for least, end in SPAN_LENGTHS]
+    return torch.stack([torch.stack([distances[group].sum(), group.sum()]) for group in groups], dim=1)
+
+
+def run_facts(args: TextJepaTrainingArguments) -> dict[str, Any]:
+    """Settings without which a run that goes on would not do what the first one would have done."""
+    names = ["seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"]
+    names += ["max_steps", "num_train_epochs", "bf16", "fp16", "dataloader_drop_last"]
+    names += ["optim", "learning_rate", "predictor_learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"]
+    names += ["warmup_steps", "weight_decay", "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon"]
+    names += ["max_grad_norm", "clip_per_module", "skip_spikes", "auxiliary_gradient_share"]
+    names += ["ema_schedule", "ema_decay_start", "ema_decay_end", "ema_frozen_steps"]
+    return {name: getattr(args, name) for name in names}
+
+
 def metrics_of(output_dir: str | Path) -> list[dict[str, Any]]:
-    """The records of a run's `metrics.jsonl`."""
-    return [json.loads(line) for line in _metrics_file(output_dir).read_text().splitlines()]
+    """The records of a run's `metrics.jsonl`, with numbers that are not finite as numbers again."""
+    records = [json.loads(line) for line in _metrics_file(output_dir).read_text().splitlines()]
+    numbers = {name: float(name) for name in ("nan", "inf", "-inf")}
+    return [{name: numbers.get(value, value) for name, value in record.items()} for record in records]
 
 
 def _metrics_file(output_dir):

@@ -1,0 +1,268 @@
+"""The model card: complete, true to the run's files, understood by the Hub, and its snippets run.
+
+Run: python -m pytest -q tests/test_card.py
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+import yaml
+from hub_server import problems_of_metadata
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import metadata_load
+from transformers import AutoModel
+
+import run_pretraining
+import text_jepa.model_card
+from configuration_text_jepa import OBJECTIVES
+from text_jepa import TextJepaConfig, TextJepaForPreTraining
+from text_jepa.export import export_encoder
+from text_jepa.model_card import idea_in_words, objective_in_words, plot_curves, renamed_card, write_model_card
+from text_jepa.results import Score, update_card
+from text_jepa.training import metrics_of
+
+
+TEMPLATE = Path(text_jepa.model_card.__file__).with_name("model_card_template.md").read_text()
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)*(?:e[-+]?\d+)?")
+FACTS = {
+    "data": "notes.txt",
+    "start": "random weights",
+    "command": None,
+    "license": "unknown",
+    "max_length": 32,
+    "train_texts": "57",
+    "held_out_texts": "3",
+    "masks": "1 per text.",
+    "steps": "3",
+    "exported_step": 3,
+    "batch_size": 4,
+    "hardware": "2 CPU cores",
+    "versions": "Python 3",
+    "settings": {"seed": "0"},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What a run of three steps has left, with two evaluations."""
+    folder = tmp_path_factory.mktemp("cards")
+    lines = [f"The keeper of lighthouse number {i} climbed down to the harbour.\n" for i in range(60)]
+    (folder / "train.txt").write_text("".join(lines))
+    shape = '{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
+    usual = "--preset tiny --vocab_size 200 --max_length 16 --max_steps 3 --logging_steps 1 --save_steps 2 --use_cpu"
+    usual += " --eval_strategy steps --eval_steps 2 --learning_rate 3e-3 --predictor_learning_rate 7e-3 --seed 5"
+    usual += f" --per_device_train_batch_size 4 --train_file {folder}/train.txt --output_dir {folder}/run"
+    return run_pretraining.main([*usual.split(), "--text_config", shape])
+
+
+def card_of(folder):
+    return (folder / "README.md").read_text()
+
+
+def body_of(folder):
+    """The text without metadata and code."""
+    return re.sub(r"```.*?```", "", ModelCard(card_of(folder)).text, flags=re.DOTALL)
+
+
+def blocks(card):
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+
+# ---- true and complete ----------------------------------------------------------------------------------------------
+
+
+def known_numbers(run):
+    """How every number of the run's files may stand in a text: its log, arguments, configuration and environment."""
+    values = [value for record in metrics_of(run) for value in record.values()]
+    values += [record["train_seconds"] / 60 for record in metrics_of(run) if "train_seconds" in record]
+    arguments = yaml.safe_load((run / "arguments.yaml").read_text())
+    values += list(arguments.values())
+    config = json.loads((run / "pretraining" / "config.json").read_text())
+    values += list(config.values()) + list(config["text_config"].values())
+    values += [sum(p.numel() for p in AutoModel.from_pretrained(run).parameters())]
+    values += [60 * 95 // 100, 60 * 5 // 100]  # texts that train, and held out
+    values += [os.cpu_count(), platform.python_version(), text_jepa.__version__]
+    values += [importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")]
+    forms = set()
+    for value in values:
+        if isinstance(value, (int, float)):
+            forms |= {f"{value:.4g}", f"{value:g}", f"{value:.1f}", f"{value:,}", f"{100 * value:g}"}
+        else:
+            forms |= set(NUMBER.findall(str(value)))
+    return forms | set(NUMBER.findall(TEMPLATE))
+
+
+def test_every_number_of_the_card_is_in_a_file_of_the_run(run):
+    found, known = NUMBER.findall(body_of(run)), known_numbers(run)
+    assert len(found) > 30
+    # What is left belongs to the words: x86_64, smooth_l1, the default decay, and what names a figure.
+    words = {"1", "10", "100", "1,024"}
+    assert [number for number in found if number.rstrip(",") not in known | words] == []
+
+
+def test_the_last_figures_stand_in_the_card(run):
+    last = {name: value for record in metrics_of(run) for name, value in record.items()}
+    for name, title in (
+        ("eval_loss", "held-out loss"),
+        ("relative_loss", "relative loss"),
+        ("spread", "spread of tok"),
+    ):
+        assert re.search(rf"^\| {title}.* \| {re.escape(f'{last[name]:.4g}')} \|$", card_of(run), re.MULTILINE)
+    assert f"{last['tokens_seen']:,} tokens in {last['train_seconds'] / 60:.1f} minutes" in card_of(run)
+
+
+def test_the_card_is_complete_without_editing(run):
+    card = card_of(run)
+    for part in ("How to use it", "Training", "What this run measured", "Limits", "Licence and citation"):
+        assert f"\n## {part}\n" in card
+    for said in (
+        "train.txt",
+        "random weights",
+        "spans of geometric length",
+        "| learning rate | 0.003, cosine",
+        "0.007",
+    ):
+        assert said in card
+    assert "accelerate launch run_pretraining.py --preset tiny" in card
+    assert "![curves of the run](curves.png)" in card
+    assert (run / "curves.png").stat().st_size > 10_000
+    for unfinished in ("{{", "}}", "{%", "None", "More information needed", "TODO", "Model ID", "\n\n\n"):
+        assert unfinished not in card
+    assert "knows no language but theirs" in card
+
+
+def test_figures_of_a_kept_step_are_those_of_that_step(make_model, tmp_path):
+    model, records = make_model(), [{"step": 1, "eval_loss": 0.5, "tokens_seen": 9}, {"step": 3, "eval_loss": 0.25}]
+    write_model_card(tmp_path, model, records, {**FACTS, "exported_step": 1}, "target")
+    assert "| held-out loss | 0.5 |" in card_of(tmp_path)
+    assert "0.25" not in card_of(tmp_path)
+
+
+def test_figures_of_the_online_probe_are_shown(make_model, tmp_path):
+    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_probe_teacher_linear": 71.5}], FACTS, "target")
+    assert "| online probe: teacher linear | 71.5 |" in card_of(tmp_path)
+
+
+def test_only_what_predicts_representations_is_called_a_jepa(make_model, tmp_path):
+    for objective, fields in OBJECTIVES.items():
+        config = TextJepaConfig(**{**fields, "mask_token_id": 4})
+        assert ("JEPA" in idea_in_words(config)) == (objective in ("jepa", "data2vec"))
+        assert ("latent" in idea_in_words(config)) == ("predictor and the mean" in objective_in_words(config))
+    write_model_card(tmp_path, make_model(latent_loss_weight=0.0), [{"step": 1, "eval_loss": 2.0}], FACTS, "context")
+    assert "by predicting hidden words" in card_of(tmp_path)
+    assert "A relative loss of 1" not in card_of(tmp_path)
+    assert "the context encoder" in card_of(tmp_path)
+
+
+# ---- snippets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_three_snippets_run_and_agree(make_model, tokenizer, tmp_path, pooling):
+    pytest.importorskip("sentence_transformers")
+    model = make_model(sentence_loss_weight=1.0, pooling=pooling)
+    export_encoder(model, tokenizer, tmp_path, 32)
+    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], FACTS, "target")
+    found = []
+    for block in blocks(card_of(tmp_path)):
+        names = {}
+        exec(block, names)
+        found.append(np.stack([torch.as_tensor(vector).numpy() for vector in names["vectors"]]))
+    assert len(found) == 3
+    for vectors in found[1:]:
+        np.testing.assert_allclose(vectors, found[0], atol=1e-5)
+    batch = tokenizer(["a text", "another text"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = model.teacher(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    expected = (
+        states[:, 0]
+        if pooling == "cls"
+        else torch.stack([s[m > 0].mean(0) for s, m in zip(states, batch["attention_mask"], strict=True)])
+    )
+    np.testing.assert_allclose(found[0], expected.numpy(), atol=1e-5)
+
+
+def test_the_snippets_of_the_complete_model_run(run):
+    first, second = blocks(card_of(run / "pretraining"))
+    names = {}
+    exec(first, names)
+    assert names["states"].shape[-1] == 16
+    exec(second, names)
+    assert isinstance(names["model"], TextJepaForPreTraining)
+
+
+def test_under_another_name_only_title_metadata_and_snippets_differ(run):
+    card, renamed = card_of(run), renamed_card(card_of(run), "you/harbour")
+    assert renamed.count('model_id = "you/harbour"') == 3
+    assert ModelCard(renamed).data.model_name == "harbour"
+    old, new = card.splitlines(), renamed.splitlines()
+    changed = [b for a, b in zip(old, new, strict=True) if a != b]
+    assert changed == ["- name: harbour", "# harbour", *['model_id = "you/harbour"'] * 3]
+
+
+# ---- metadata -------------------------------------------------------------------------------------------------------
+
+
+def test_the_metadata_passes_the_hubs_rules_and_comes_back_as_it_was(run):
+    for folder in (run, run / "pretraining"):
+        assert problems_of_metadata(card_of(folder)) == []
+        data = ModelCard(card_of(folder)).data
+        assert metadata_load(folder / "README.md") == data.to_dict()
+        again = ModelCardData(**{**data.to_dict(), "model_name": data.model_name, "eval_results": data.eval_results})
+        assert again.to_yaml() == data.to_yaml()
+        assert data.library_name == "transformers"
+        assert data.license == "unknown"
+    assert "No licence was stated" in card_of(run)
+
+
+def test_the_model_index_holds_the_figures_of_the_table(run):
+    table = dict(re.findall(r"^\| (.+) \| ([-\d.e]+) \|$", card_of(run).split("## What this run")[1], re.MULTILINE))
+    results = ModelCard(card_of(run)).data.eval_results
+    assert all(isinstance(result, EvalResult) for result in results)
+    assert {result.metric_name: result.metric_value for result in results} == {k: float(v) for k, v in table.items()}
+    assert {result.dataset_name for result in results} == {"held-out texts of train.txt"}
+
+
+def test_a_figure_that_is_not_finite_is_shown_and_not_indexed(make_model, tmp_path):
+    records = [{"step": 1, "eval_loss": float("nan"), "spread": 0.5}]
+    write_model_card(tmp_path, make_model(), records, FACTS, "target")
+    assert "| held-out loss | nan |" in card_of(tmp_path)
+    assert [r.metric_type for r in ModelCard(card_of(tmp_path)).data.eval_results] == ["spread"]
+
+
+def test_start_and_data_of_the_hub_are_metadata(make_model, tmp_path):
+    facts = {**FACTS, "base_model": "org/bert", "datasets": ["org/news"], "license": "mit"}
+    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_loss": 1.0}], facts, "target")
+    data = metadata_load(tmp_path / "README.md")
+    assert (data["base_model"], data["datasets"], data["license"]) == ("org/bert", ["org/news"], "mit")
+    assert data["model-index"][0]["results"][0]["dataset"]["type"] == "org/news"
+    assert "The weights: mit." in card_of(tmp_path)
+
+
+def test_a_later_probe_joins_the_figures_of_the_run(make_model, tmp_path):
+    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_loss": 1.0}], FACTS, "target")
+    score = Score("rte", "linear", "accuracy", "here", 55.0, 50.0, 60.0, 100, 1, None, None, None, None)
+    update_card(tmp_path, [score], "here", {"rte": "validation"}, "python run_probe.py")
+    card = card_of(tmp_path)
+    assert card.index("## What this run measured") < card.index("| rte | linear |") < card.index("## Limits")
+    assert [r.metric_type for r in ModelCard(card).data.eval_results] == ["eval_loss", "accuracy"]
+    assert problems_of_metadata(card) == []
+
+
+# ---- curves ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_online_probe_has_a_panel_of_its_own(tmp_path):
+    records = [{"step": step, "loss": 1 / step, "eval_probe_teacher_linear": 50.0 + step} for step in (1, 2, 3)]
+    plot_curves(records, tmp_path / "with.png")
+    plot_curves([{"step": r["step"], "loss": r["loss"]} for r in records], tmp_path / "without.png")
+    heights = [matplotlib.image.imread(tmp_path / f"{name}.png").shape[0] for name in ("with", "without")]
+    assert heights[0] > heights[1]
