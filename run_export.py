@@ -19,7 +19,6 @@ from typing import NoReturn
 
 import numpy as np
 import transformers
-from huggingface_hub.utils import disable_progress_bars
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -43,8 +42,6 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    if not sys.stderr.isatty():
-        disable_progress_bars()  # of the Hub's client
     args.function(args)
 
 
@@ -191,7 +188,7 @@ def print_scores(splits, model, tokenizer, paths, pooling):
     for name, vectors in systems.items():
         scores = sts_scores(vectors[:half], vectors[half:], labels)
         print(
-            f"{name:<16} Spearman {scores['raw_spearmanr']:.2f} raw, {scores['centred_spearmanr']:.2f} centred "
+            f"{name:<16} Spearman {scores['raw_spearmanr']:.3f} raw, {scores['centred_spearmanr']:.3f} centred "
             f"({half:,} pairs)"
         )
 

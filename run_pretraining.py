@@ -32,7 +32,6 @@ import transformers
 import yaml
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, TrainerState, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
@@ -538,12 +537,11 @@ def check_outcome(trainer):
 def set_up_logging(args):
     """One process speaks, and only of what matters."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.ERROR)
-    for name in ("httpx", "datasets", "accelerate", "matplotlib"):
+    for name in ("httpx", "httpx2", "datasets", "accelerate", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-        disable_progress_bars()  # of the Hub's client
         transformers.utils.logging.disable_progress_bar()
 
 

@@ -13,6 +13,7 @@ Nothing is chosen by the scored split; intervals are 95 % of bootstrap resamples
 """
 
 import dataclasses
+import pickle
 import re
 import shlex
 import sys
@@ -254,7 +255,7 @@ def load_encoders(names, args) -> list[Encoder]:
     for name in dict.fromkeys(names):
         try:
             tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pickle.UnpicklingError) as error:
             raise UsageError(f"{name}: no encoder there ({str(error).splitlines()[0]})") from error
         depth = model.config.get_text_config().num_hidden_layers + 1
         if args.layers > depth:

@@ -295,7 +295,8 @@ REFUSALS = [
     ),
     ("nothing to resume", ["--resume_from_checkpoint", "true"], ["--resume_from_checkpoint: no checkpoint in", "out"]),
     ("a secret on the command line", ["--hub_token", "hf_x"], ["--hub_token", "HF_TOKEN"]),
-    ("an upload while training", ["--push_to_hub"], ["--push_to_hub", "hf upload"]),
+    ("a repository and no upload", ["--hub_model_id", "me/x"], ["--hub_model_id", "--push_to_hub"]),
+    ("an upload of checkpoints", ["--hub_strategy", "checkpoint"], ["--hub_strategy checkpoint", "every_save"]),
     ("an architecture of no encoder", ["--init", "from_config"], ["--init from_config", "--model_name_or_path"]),
     (
         "another shape of trained weights",

@@ -94,6 +94,7 @@ def known_numbers(run):
     forms = set()
     for value in values:
         if isinstance(value, (int, float)):
+            value = abs(value)  # the sign is not a part of what is found
             forms |= {f"{value:.4g}", f"{value:g}", f"{value:.1f}", f"{value:,}", f"{100 * value:g}"}
         else:
             forms |= set(NUMBER.findall(str(value)))
@@ -252,7 +253,7 @@ def test_a_later_probe_joins_the_figures_of_the_run(make_model, tmp_path):
     score = Score("rte", "linear", "accuracy", "here", 55.0, 50.0, 60.0, 100, 1, None, None, None, None)
     update_card(tmp_path, [score], "here", {"rte": "validation"}, "python run_probe.py")
     card = card_of(tmp_path)
-    assert card.index("## What this run measured") < card.index("| rte | linear |") < card.index("## Limits")
+    assert card.index("## What this run measured") < card.index("## What a probe measured") < card.index("## Limits")
     assert [r.metric_type for r in ModelCard(card).data.eval_results] == ["eval_loss", "accuracy"]
     assert problems_of_metadata(card) == []
 

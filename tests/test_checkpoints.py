@@ -743,6 +743,14 @@ def test_a_planted_spike_is_counted_and_does_not_hide_the_next_one(caplog):
     assert spikes.count == 3
 
 
+def test_a_norm_that_is_not_even_clipped_is_no_spike():
+    spikes = SpikeCallback()
+    for step in range(200):
+        spikes.observe(step, 2.0, 0.05, clipped_at=1.0)
+    assert not spikes.observe(200, 2.0, 0.9, clipped_at=1.0)
+    assert spikes.observe(201, 2.0, 1.1, clipped_at=1.0)
+
+
 def test_a_change_that_lasts_becomes_normal():
     """Else a run that leaves spikes out would leave out all that follows."""
     generator = np.random.default_rng(0)

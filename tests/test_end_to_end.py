@@ -226,7 +226,7 @@ def test_training_continues_from_any_folder(runs, corpus, tmp_path, source):
     assert complete.config.token_loss_weight == 0.5
     if rest:
         old = TextJepaForPreTraining.from_pretrained(path)
-        assert torch.equal(old.predictor.mask_tokens, complete.predictor.mask_token)
+        assert torch.equal(old.predictor.mask_tokens, complete.predictor.mask_tokens)
 
 
 def test_run_resumes_and_ends_as_if_uninterrupted(runs, corpus, tmp_path):

@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hub_server import HubServer, problems_of_metadata
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -19,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 import run_export
 import run_pretraining
 from modeling_text_jepa import mean_pool
-from text_jepa import TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
+from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
 from text_jepa.arguments import UsageError
 from text_jepa.hub import files_to_publish, push_folder
 from text_jepa.masking import DataCollatorForTextJepa
@@ -369,33 +372,54 @@ def test_the_server_says_what_is_missing_as_the_hub_does(run, hub):
 # ---- the trainer ----------------------------------------------------------------------------------------------------
 
 
-def test_the_trainer_publishes_its_encoder_and_never_writes_a_stub(hub, tokenizer, texts, tmp_path):
-    from datasets import Dataset
-
+@pytest.fixture
+def trainer(hub, tokenizer, texts, tmp_path):
+    """A trainer as a script of one's own makes it, after its only step."""
     ids = tokenizer(texts, truncation=True, max_length=24)["input_ids"]
     examples = Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids]})
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text_config = {"model_type": "bert", "vocab_size": len(tokenizer), "pad_token_id": 0, **shape}
-    model = TextJepaForPreTraining(TextJepaForPreTraining.config_class(text_config=text_config))
     args = TextJepaTrainingArguments(
         str(tmp_path / "run"),
         max_steps=1,
+        per_device_train_batch_size=4,
         push_to_hub=True,
-        hub_model_id="me/by-hand",
+        hub_model_id=f"me/{tmp_path.name}",
         use_cpu=True,
         save_strategy="no",
     )
     trainer = TextJepaTrainer(
-        model, args, DataCollatorForTextJepa(tokenizer), examples, examples, processing_class=tokenizer
+        TextJepaForPreTraining(TextJepaConfig(text_config=text_config)),
+        args,
+        DataCollatorForTextJepa(tokenizer),
+        examples,
+        examples,
+        processing_class=tokenizer,
     )
     trainer.train()
-    (tmp_path / "run" / "README.md").write_text("my own card")
+    return trainer
+
+
+def test_the_trainer_publishes_its_encoder_and_never_writes_a_stub(hub, trainer):
+    own = Path(trainer.args.output_dir, "README.md")
+    own.write_text("my own card")
     trainer.create_model_card(license="mit")
-    assert trainer.push_to_hub() == f"{hub.url}/me/by-hand/commit/{hub.repositories['me/by-hand'].at().oid}"
-    assert (tmp_path / "run" / "README.md").read_text() == "my own card"
-    files = hub.repositories["me/by-hand"].files()
-    assert set(files) == EXPORTED
-    card = files["README.md"].decode()
-    assert "1 steps of 8 texts" in card or "1 steps of 32 texts" in card
+    repository = hub.repositories[trainer.hub_model_id]
+    assert trainer.push_to_hub() == f"{hub.url}/{repository.name}/commit/{repository.at().oid}"
+    assert own.read_text() == "my own card"
+    assert set(repository.files()) == EXPORTED
+    card = repository.files()["README.md"].decode()
+    assert "1 steps of 4 texts" in card
     for unfinished in ("{{", "None", "More information needed", "fine-tuned version of"):
         assert unfinished not in card
+
+
+def test_a_failing_upload_of_a_checkpoint_is_a_warning_and_one_at_a_time_is_enough(hub, trainer, caplog):
+    hub.failures["commit"] = 403
+    trainer._push_from_checkpoint("checkpoint-1")
+    trainer._finish_current_push()
+    assert f"Step 1: {trainer.hub_model_id} was not published: the Hub says 403" in caplog.text
+    asked = len(hub.requests)
+    trainer.push_in_progress = SimpleNamespace(is_done=lambda: False)
+    trainer._push_from_checkpoint("checkpoint-1")
+    assert len(hub.requests) == asked

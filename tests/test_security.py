@@ -186,10 +186,12 @@ def test_probe_runs_no_code_of_an_encoder(encoder, tmp_path, canary, monkeypatch
     torch.save({"x": Payload(canary)}, encoder / "pytorch_model.bin")
     rows = [{"text": f"the boat {i} was {'good' if i % 2 else 'bad'}", "label": i % 2} for i in range(20)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = [str(encoder), "--tasks", str(tmp_path / "task.jsonl"), "--output_dir", str(tmp_path / "probe")]
+    argv = [str(encoder), "--task_file", str(tmp_path / "task.jsonl"), "--output_dir", str(tmp_path / "probe")]
     monkeypatch.setattr(sys, "argv", ["text-jepa-probe", *argv])
-    with pytest.raises((SystemExit, pickle.UnpicklingError)):
+    with pytest.raises(SystemExit) as stop:
         run_probe.console()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {encoder}: no encoder there")
     assert not canary.exists()
 
 

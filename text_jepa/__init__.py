@@ -35,7 +35,9 @@ _LAZY = {
     "TextJepaTrainer": "training",
     "TextJepaTrainingArguments": "training",
     "export_encoder": "export",
+    "export_onnx": "export",
     "load_builtin_corpus": "builtin_corpus",
+    "push_folder": "hub",
 }
 
 

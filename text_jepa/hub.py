@@ -1,9 +1,11 @@
 """Publishing: the files of a finished folder, and no others, in one commit on the Hub."""
 
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.utils import disable_progress_bars
 
 from text_jepa.arguments import UsageError
 from text_jepa.model_card import renamed_card
@@ -98,6 +100,8 @@ def push_folder(
     Raises:
         UsageError: The folder is not finished, the Hub cannot be reached, or it refuses. Nothing is published then.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # here, for the Trainer switches them on again
     folder, files = Path(folder), files_to_publish(folder)
     name = create_repository(name, private, token)
     card = renamed_card((folder / "README.md").read_text(encoding="utf-8"), name).encode()

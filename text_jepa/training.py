@@ -372,12 +372,12 @@ class SpikeCallback(TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, **kwargs):
         vars(self).update(saved_attributes(self, state))
 
-    def observe(self, step: int, loss: float, grad_norm: float) -> bool:
-        """Takes in a step; whether it is a spike, which is logged."""
+    def observe(self, step: int, loss: float, grad_norm: float, clipped_at: float = 0.0) -> bool:
+        """Takes in a step; whether it is a spike, which is logged. A norm that is not even clipped is none."""
         spikes = []
-        for name, value in (("loss", loss), ("grad_norm", grad_norm)):
+        for name, value, least in (("loss", loss, 0.0), ("grad_norm", grad_norm, clipped_at)):
             most = spike_threshold(self.windows[name])
-            if value > most:
+            if value > max(most, least):
                 spikes.append(f"{name} {value:.4g}")
             self.windows[name] = [*self.windows[name], min(value, most)][-SPIKE_WINDOW:]
         if spikes:
@@ -832,7 +832,10 @@ class TextJepaTrainer(Trainer):
             return grad_norm
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.nonfinite_steps = 0
-            if self.spikes.observe(self.state.global_step, loss, float(grad_norm)) and self.args.skip_spikes:
+            if (
+                self.spikes.observe(self.state.global_step, loss, float(grad_norm), self.args.max_grad_norm)
+                and self.args.skip_spikes
+            ):
                 self.ema.skip_next = True
                 model.zero_grad(set_to_none=True)
             return grad_norm
