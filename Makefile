@@ -27,7 +27,7 @@ probe: setup  ## Probe the newest trained encoder (ENCODER=folder)
 	$(BIN)/python run_probe.py $(ENCODER)
 
 test: setup  ## Run the fast tests
-	$(BIN)/python -m pytest -m 'not slow and not distributed'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed'
 
 test-all: setup  ## Run all tests
 	$(BIN)/python -m pytest

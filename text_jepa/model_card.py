@@ -67,7 +67,7 @@ def write_model_card(
     encoder = model.model if exported is None else trained_encoder(model, exported)
     title = output_dir.resolve().name
     whole, last = final_figures(records), final_figures([r for r in records if r["step"] <= facts["exported_step"]])
-    titles = _FIGURES | {name: f"online probe: {probe_title(name)}" for name in last if name.startswith(_PROBE)}
+    titles = _FIGURES | {name: f"online probe: {spelled_out(name)}" for name in last if name.startswith(_PROBE)}
     figures = {name: f"{last[name]:.4g}" for name in titles if name in last}
     card = ModelCard.from_template(
         ModelCardData(
@@ -207,8 +207,8 @@ def size_of(texts) -> str:
     return "no" if texts is None else f"{len(texts):,}" if hasattr(texts, "__len__") else "a stream of"
 
 
-def probe_title(name: str) -> str:
-    """A figure of the online probe in words: `eval_probe_teacher_linear` is "teacher linear"."""
+def spelled_out(name: str) -> str:
+    """A figure in words: `eval_probe_teacher_linear` is "teacher linear"."""
     return name.removeprefix(_PROBE).replace("_", " ")
 
 
@@ -252,12 +252,13 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path):
     """Draws the course of a run: losses, relative loss, ranks, cosines, decay, learning rate and the online probe.
 
     Args:
-        records: The run's log, each record with `step`.
+        records: The run's log, each record with `step`; what it does not hold gets no panel.
         path: Picture to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    logged = {name for record in records for name in record}
     panels = [
         ("loss", ["loss", "latent_loss", "eval_loss"]),
         ("relative loss (1 = predicting the mean)", ["relative_loss", "copy_relative_loss"]),
@@ -265,27 +266,25 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path):
         ("effective rank", ["token_rank", "pooled_rank"]),
         ("spread and cosines", ["spread", "cosine_same_text", "cosine_other_text", "retrieval_margin"]),
         ("decay, and learning rate / peak", ["ema_decay", "learning_rate"]),
+        ("online probe", sorted(name for name in logged if name.startswith(_PROBE))),
     ]
-    probes = sorted({name for record in records for name in record if name.startswith(_PROBE)})
-    if probes:
-        panels.append(("online probe", probes))
-    figure = Figure(figsize=(12, 6.5 if len(panels) == 6 else 9.5), layout="constrained")
+    panels = [(title, [name for name in names if name in logged]) for title, names in panels]
+    panels = [(title, names) for title, names in panels if names]
+    rows = max(1, math.ceil(len(panels) / 3))
+    figure = Figure(figsize=(12, 3.25 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(-(-len(panels) // 3), 3).flat
+    grid = figure.subplots(rows, 3).flat
     for axes in grid[len(panels) :]:
         axes.remove()
     for axes, (title, names) in zip(grid, panels, strict=False):
         for name in names:
             points = [(record["step"], record[name]) for record in records if name in record]
-            if points:
-                steps, values = zip(*points, strict=True)
-                peak = max(values) if name == "learning_rate" else 1
-                axes.plot(
-                    steps, [v / (peak or 1) for v in values], label=name, marker="." if len(points) < 3 else None
-                )
+            steps, values = zip(*points, strict=True)
+            peak = max(values) if name == "learning_rate" else 1
+            marker = "." if len(points) < 3 else None
+            axes.plot(steps, [v / (peak or 1) for v in values], label=spelled_out(name), marker=marker)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
