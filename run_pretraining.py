@@ -50,7 +50,7 @@ from text_jepa.data import (
     tokenize_corpus,
     train_tokenizer,
 )
-from text_jepa.export import parameter_counts, save_for_continuing, trained_encoder
+from text_jepa.export import first_line, parameter_counts, save_for_continuing, trained_encoder
 from text_jepa.features import embed_texts, nearest_texts
 from text_jepa.hub import push_folder
 from text_jepa.masking import DataCollatorForTextJepa, MaskStrategy, SpanLengthDistribution, View, vocabulary
@@ -746,9 +746,9 @@ def write_arguments(path, *groups):
 
 
 def _first_line(error):
-    # Of a failed validation the last line says what is wrong, of a failed download the first.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if isinstance(error, StrictDataclassError) else lines[0]) if lines else type(error).__name__
+    if isinstance(error, StrictDataclassError):  # the last line says what is wrong
+        return str(error).strip().splitlines()[-1].strip()
+    return first_line(error)
 
 
 def source_of(data_args) -> tuple[str, list[str]]:

@@ -88,7 +88,7 @@ def main():
     tasks = [sts_task(load_glue("stsb", args.glue))] if args.glue else []
     tasks += [reranking_task(load_reranking(args.rerank))] if args.rerank else []
     for name, scores in evaluate(args.encoder, tasks).items():
-        print(f"{name:<16} {100 * scores['main_score']:.2f}")  # noqa: T201
+        print(f"{name:<16} {100 * scores['main_score']:.2f}")
 
 
 if __name__ == "__main__":

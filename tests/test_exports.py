@@ -299,7 +299,7 @@ def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, command, tmp_
     assert export.onnx_difference(encoder, folder / "model.onnx") <= ONNX_TOLERANCE
     assert ONNX_TOLERANCE < export.onnx_difference(encoder, folder / "model_int8.onnx") < 1
     tokenizer = AutoTokenizer.from_pretrained(source)
-    vectors = export.embed_with_onnx(folder / "model.onnx", tokenizer, SENTENCES, 16, batch_size=1)
+    vectors = export.embed_with_onnx(folder / "model.onnx", tokenizer, SENTENCES, 16)
     np.testing.assert_allclose(vectors, mean_pool(*states_of(encoder, tokenizer)), atol=1e-4)
 
 

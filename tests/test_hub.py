@@ -341,7 +341,7 @@ def test_a_card_that_the_hub_refuses_stops_the_upload(run, hub, tmp_path):
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def test_private_and_missing_models_are_one_clear_line(run, hub, tmp_path, monkeypatch, capsys):
+def test_private_and_missing_models_are_one_clear_line(run, hub, command, tmp_path, monkeypatch):
     push_folder(run / "pretraining", "me/hidden", private=True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -352,6 +352,8 @@ def test_private_and_missing_models_are_one_clear_line(run, hub, tmp_path, monke
         assert f"{name}: no model can be read there" in str(refused.value)
         assert "HF_TOKEN" in str(refused.value)
         assert "\n" not in str(refused.value)
+        with pytest.raises(UsageError, match=r"HF_TOKEN"):
+            run_pretraining.main(command(tmp_path / "run", "--tokenizer_name", name))
     monkeypatch.setenv("HF_TOKEN", hub.reader)
     run_export.main(["encoder", "me/hidden", str(tmp_path / "out")])
     assert AutoModel.from_pretrained(tmp_path / "out").config.hidden_size == 16

@@ -110,11 +110,11 @@ def load_trained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         model = (TextJepaForPreTraining if is_ours else AutoModel).from_pretrained(source)
         return model.eval(), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise UsageError(f"{source}: no model can be read there ({unreadable(error)})") from error
+        raise UsageError(f"{source}: no model can be read there ({first_line(error)})") from error
 
 
-def unreadable(error: Exception) -> str:
-    """Why a model cannot be had, in one line; of one that is not found on the Hub also that it may be private."""
+def first_line(error: Exception) -> str:
+    """What an error says first, which of a failed download is the reason; and what a private model needs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     if "private" in str(error) or "gated" in str(error):
