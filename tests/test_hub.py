@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from hub_server import HubServer, problems_of_metadata
 from huggingface_hub import HfApi, ModelCard, constants
@@ -60,6 +61,7 @@ def server(patch):
         patch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
+        patch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # made once, for the endpoint of then
         patch.setenv("HF_TOKEN", server.token)
         yield server
 
