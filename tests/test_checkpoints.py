@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 import run_pretraining
 from benchmarks.faults import differences
@@ -430,11 +431,24 @@ def test_second_signal_ends_at_once_unless_it_is_the_same_one(monkeypatch):
     for after in (0.0, 0.3, 0.6):
         now[0] = 100.0 + after
         callback._note(signal.SIGTERM, None)
+    callback.on_step_end(SimpleNamespace(world_size=1), None, TrainerControl())
     assert callback.asked
     assert ended == []
     now[0] = 101.5
     callback._note(signal.SIGTERM, None)
     assert ended == [PREEMPTED]
+
+
+def test_signal_that_comes_while_the_processes_agree_counts_at_the_next_step(monkeypatch):
+    callback, control = checkpointing.PreemptionCallback(), TrainerControl()
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: callback._note(signal.SIGTERM, None))
+    args = SimpleNamespace(world_size=2, device="cpu")
+    callback.on_step_end(args, None, control)
+    assert not control.should_training_stop
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+    callback.on_step_end(args, None, control)
+    assert control.should_training_stop
+    assert control.should_save
 
 
 def test_run_in_a_thread_trains_without_signals(tokenizer, examples, tmp_path):

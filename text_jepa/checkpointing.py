@@ -284,16 +284,17 @@ class PreemptionCallback(TrainerCallback):
     passes on are the same. All processes agree at the end of each step, so that a signal to one stops them together.
 
     Attributes:
-        asked: Whether the run ends because of a signal.
+        asked: Whether the run ends because of a signal, as all processes have agreed.
     """
 
     def __init__(self):
         self.asked = False
-        self._first = 0.0
+        # Apart from what was agreed: a signal that comes while the processes agree counts at the next step.
+        self._noted_at: float | None = None
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.asked = False
+        self.asked, self._noted_at = False, None
         if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
             return
         handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._note}
@@ -305,15 +306,15 @@ class PreemptionCallback(TrainerCallback):
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     def _note(self, number, frame):
-        if self.asked and time.monotonic() - self._first > _SAME_SIGNAL:
+        if self._noted_at is not None and time.monotonic() - self._noted_at > _SAME_SIGNAL:
             os._exit(PREEMPTED)
         self._note_once(number, frame)
 
     def _note_once(self, number, frame):
-        self._first = self._first if self.asked else time.monotonic()
-        self.asked = True
+        self._noted_at = time.monotonic() if self._noted_at is None else self._noted_at
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.asked = self._noted_at is not None
         if args.world_size > 1:
             asked = torch.tensor(int(self.asked), device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
