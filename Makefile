@@ -5,10 +5,10 @@ BIN := .venv/bin
 RUN ?= runs/tiny_cpu$(if $(wildcard runs/tiny_cpu),-$(shell date +%Y%m%d-%H%M%S))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup pretrain probe test test-all check fix
+.PHONY: help setup pretrain probe test test-oldest test-all check fix
 
 help:  ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: .venv/installed  ## Make .venv with the tested versions
 
@@ -28,6 +28,15 @@ probe: setup  ## Probe the newest trained encoder (ENCODER=folder)
 
 test: setup  ## Run the fast tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed'
+
+test-oldest: .venv-oldest  ## Run the fast tests with the oldest versions allowed
+	.venv-oldest/bin/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed'
+
+.venv-oldest: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet -c constraints-oldest.txt torch
+	.venv-oldest/bin/pip install --quiet -c constraints-oldest.txt -e '.[dev,st]'
+	touch .venv-oldest
 
 test-all: setup  ## Run all tests
 	$(BIN)/python -m pytest

@@ -21,6 +21,9 @@ logging.disable_progress_bar()
 
 VOCABULARY = 200
 
+# How many times as many cases the property tests try: 11 are more than ten thousand in all.
+CASES = int(os.environ.get("TEXT_JEPA_CASES", "1"))
+
 # Weights of the usual size leave the outputs of so small a model almost constant, and comparisons blind: hence 0.2.
 MODERNBERT = {
     "model_type": "modernbert",

@@ -20,6 +20,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from conftest import CASES
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -291,7 +292,7 @@ def test_special_tokens_around_a_text_are_those_of_the_tokenizer(before, after, 
 # ---- cutting --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=CASES * 200, deadline=None)
 @given(st.integers(3, 20), st.integers(2, 120), st.data())
 def test_cuts_are_monotone_and_no_piece_is_too_long_or_a_single_token(room, length, data):
     ends = sorted(data.draw(st.sets(st.integers(1, length), max_size=length)))
@@ -533,7 +534,7 @@ def order_of(sampler, epoch):
     return list(sampler)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=CASES * 60, deadline=None)
 @given(st.lists(st.integers(1, 128), max_size=200), st.integers(1, 9), st.integers(1, 5), st.integers(0, 99))
 def test_every_text_comes_once_per_pass(lengths, batch_size, pool_batches, epoch):
     sampler = LengthGroupedSampler(lengths, batch_size, pool_batches=pool_batches)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -151,7 +152,7 @@ mixtures = st.lists(any_strategy, min_size=1, max_size=3).map(
 # ---- every batch ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=CASES * 200, deadline=None)
 @given(batches, collator_options, epochs)
 def test_every_mask_hides_whole_usable_words_in_numbered_spans_and_leaves_one_visible(texts, options, epoch):
     batch = collate(texts, epoch, **options)
@@ -177,7 +178,7 @@ def test_every_mask_hides_whole_usable_words_in_numbered_spans_and_leaves_one_vi
                 assert options["whole_words"] or len(places) <= options["max_span_length"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=CASES * 60, deadline=None)
 @given(batches, collator_options)
 def test_texts_are_padded_on_the_right_and_unused_entries_are_minus_one_on_the_right(texts, options):
     batch = collate(texts, **options)
@@ -196,7 +197,7 @@ def test_texts_are_padded_on_the_right_and_unused_entries_are_minus_one_on_the_r
     assert ((batch["target_positions"] >= 0) == (batch["target_spans"] >= 0)).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=CASES * 100, deadline=None)
 @given(batches, texts_of_any_kind, collator_options, epochs, st.randoms(use_true_random=False))
 def test_masks_of_a_text_do_not_depend_on_batch_mates_order_or_padding(texts, mate, options, epoch, shuffler):
     batch = collate(texts, epoch, **options)
@@ -209,7 +210,7 @@ def test_masks_of_a_text_do_not_depend_on_batch_mates_order_or_padding(texts, ma
         assert masks_of(batch, row) == masks_of(collate([ids], epoch, **options), 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=CASES * 40, deadline=None)
 @given(batches, collator_options, st.integers(0, 2**31))
 def test_global_random_state_is_neither_used_nor_moved_and_inputs_stay_as_they_are(texts, options, seed):
     expected = collate(texts, **options)
@@ -297,7 +298,7 @@ def collate_at(texts, steps, epoch=0, **options):
     return collate_texts([{"input_ids": ids, "step": step} for ids, step in zip(texts, steps, strict=True)])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=CASES * 150, deadline=None)
 @given(batches, mixtures, st.integers(1, 3), epochs, st.data())
 def test_masks_of_every_kind_hide_whole_usable_words_in_numbered_runs_and_leave_one_visible(
     texts, strategies, num_masks, epoch, data
@@ -328,7 +329,7 @@ def test_masks_of_every_kind_hide_whole_usable_words_in_numbered_runs_and_leave_
                 assert not [p for p in range(places[0], places[-1] + 1) if p in usable and p not in places]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=CASES * 60, deadline=None)
 @given(batches, texts_of_any_kind, mixtures, epochs, st.randoms(use_true_random=False))
 def test_masks_of_every_kind_do_not_depend_on_batch_mates_order_or_padding(texts, mate, strategies, epoch, shuffler):
     def rows_of(batch):
@@ -571,7 +572,7 @@ def test_shares_are_drawn_uniformly_from_intervals():
     np.testing.assert_allclose(draw_share({"start": 0.5, "end": 0.1, "steps": 20}, uniforms, steps), [[0.4]])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=CASES * 60, deadline=None)
 @given(batches, mixtures, st.integers(1, 3))
 def test_with_equal_counts_every_mask_with_targets_has_as_many_of_both_and_keeps_a_visible_word(
     texts, strategies, num_masks
@@ -642,7 +643,7 @@ def split_words(ids):
 prose = st.lists(token_ids.filter(lambda token: token not in NEVER_HIDDEN), max_size=20).map(lambda t: [CLS, *t, SEP])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=CASES * 60, deadline=None)
 @given(
     st.lists(prose, min_size=1, max_size=4),
     st.sampled_from(["same", "crop", "crop_both", "deletion"]),
