@@ -116,13 +116,13 @@ def start(argv):
 def kill(process, output_dir, chance) -> bool | None:
     """Kills a run at a random moment; whether that was inside a save, or `None` if it ended before."""
     saves = output_dir / STAGING
-    if chance.random() < 0.6:
+    if chance.random() < 0.8:
         for _ in range(chance.randint(1, 3)):
             while saves.exists() and process.is_alive():
                 time.sleep(0.0005)
             while not saves.exists() and process.is_alive():
                 time.sleep(0.0005)
-        time.sleep(chance.uniform(0, 0.03))
+        time.sleep(chance.uniform(0, 0.02))
     else:
         process.join(chance.uniform(0, LONGEST_WAIT))
     if not process.is_alive():
