@@ -172,6 +172,10 @@ def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
         culprit = _culprit(paths)
         message = f"{what.split()[0]} {culprit}" if culprit else f"{what}: cannot be read: {error.__cause__ or error}"
         raise UsageError(message) from error
+    except TypeError as error:  # datasets 5.0 of a line of JSON that is no object; else a bug of ours
+        if culprit := _culprit(paths):
+            raise UsageError(f"{what.split()[0]} {culprit}") from error
+        raise
     finally:
         datasets.logging.set_verbosity(verbosity)
 
