@@ -38,7 +38,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, checkpointing
-from text_jepa.arguments import UsageError, config_arguments, nearest, parse_arguments, run_command
+from text_jepa.arguments import UsageError, config_arguments, first_line, nearest, parse_arguments, run_command
 from text_jepa.checkpointing import PREEMPTED, damage, differing_facts, newest_whole_checkpoint
 from text_jepa.data import (
     BUILDERS,
@@ -50,7 +50,7 @@ from text_jepa.data import (
     tokenize_corpus,
     train_tokenizer,
 )
-from text_jepa.export import first_line, parameter_counts, save_for_continuing, trained_encoder
+from text_jepa.export import parameter_counts, save_for_continuing, trained_encoder
 from text_jepa.features import embed_texts, nearest_texts
 from text_jepa.hub import push_folder
 from text_jepa.masking import DataCollatorForTextJepa, MaskStrategy, SpanLengthDistribution, View, vocabulary
@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None) -> Path:
             trainer.train(resume_from_checkpoint=checkpoint)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{checkpoint}: holds code where numbers belong; it was not run ({_first_line(error)})"
+            f"{checkpoint}: holds code where numbers belong; it was not run ({first_line(error)})"
         ) from error
     if trainer.preemption.asked and trainer.state.global_step < trainer.state.max_steps:
         logger.info(f"stopped by a signal at step {trainer.state.global_step}; --resume_from_checkpoint auto goes on")
@@ -451,7 +451,7 @@ def check_trackers(args):
         for tracker in get_reporting_integration_callbacks(args.report_to):
             tracker()
     except (ValueError, ImportError, RuntimeError) as error:
-        raise UsageError(f"--report_to: {_first_line(error)}") from error
+        raise UsageError(f"--report_to: {first_line(error)}") from error
 
 
 def check_processes(args):
@@ -636,7 +636,7 @@ def make_tokenizer(model_args, data_args, args, train):
         return AutoTokenizer.from_pretrained(name, **hub), False
     except (OSError, ValueError) as error:
         flag = "tokenizer_name" if model_args.tokenizer_name else "model_name_or_path"
-        raise UsageError(f"--{flag} {name}: no tokenizer there ({_first_line(error)})") from error
+        raise UsageError(f"--{flag} {name}: no tokenizer there ({first_line(error)})") from error
 
 
 def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForPreTraining:
@@ -686,7 +686,7 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
         raise UsageError(f"{name}: its weights hold code, which is not run; save them as safetensors") from error
     except (OSError, ValueError, TypeError, RuntimeError, IndexError, SafetensorError, StrictDataclassError) as error:
         # RuntimeError: weights of other shapes, as of a pretraining checkpoint with another predictor.
-        raise UsageError(f"the model cannot be built: {_first_line(error)}") from error
+        raise UsageError(f"the model cannot be built: {first_line(error)}") from error
     limit = model.config.max_text_length
     if limit is not None and data_args.max_length > limit:
         raise UsageError(f"--max_length {data_args.max_length}: the encoder has positions for {limit} tokens only")
@@ -743,12 +743,6 @@ def write_arguments(path, *groups):
         found = group.to_dict() if isinstance(group, TextJepaTrainingArguments) else dataclasses.asdict(group)
         values |= {key: value for key, value in found.items() if value not in (None, [], {}) and key != "hub_token"}
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-
-
-def _first_line(error):
-    if isinstance(error, StrictDataclassError):  # the last line says what is wrong
-        return str(error).strip().splitlines()[-1].strip()
-    return first_line(error)
 
 
 def source_of(data_args) -> tuple[str, list[str]]:

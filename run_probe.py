@@ -33,7 +33,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from text_jepa import features, probing
-from text_jepa.arguments import UsageError, nearest, parse_arguments, run_command
+from text_jepa.arguments import UsageError, first_line, nearest, parse_arguments, run_command
 from text_jepa.builtin_corpus import load_builtin_corpus
 from text_jepa.features import Pooling
 from text_jepa.finetuning import finetune
@@ -256,7 +256,7 @@ def load_encoders(names, args) -> list[Encoder]:
         try:
             tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
         except (OSError, ValueError, pickle.UnpicklingError) as error:
-            raise UsageError(f"{name}: no encoder there ({str(error).splitlines()[0]})") from error
+            raise UsageError(f"{name}: no encoder there ({first_line(error)})") from error
         depth = model.config.get_text_config().num_hidden_layers + 1
         if args.layers > depth:
             raise UsageError(f"--layers {args.layers}: {name} has {depth}, the embeddings included")

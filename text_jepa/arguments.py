@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 
@@ -23,6 +24,18 @@ def nearest(name: str, names: Sequence[str]) -> str:
     """`"; did you mean 'x'?"` for the known name that is closest, or nothing."""
     match = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def first_line(error: Exception) -> str:
+    """The line of an error that says what is wrong; and what a private model needs.
+
+    Of a failed download it is the first one, of a failed validation the last.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = lines[-1 if isinstance(error, StrictDataclassError) else 0]
+    if "private" in str(error) or "gated" in str(error):
+        reason += " A private one needs the variable HF_TOKEN or `hf auth login`."
+    return reason
 
 
 def run_command(main: Callable[[], Any]) -> NoReturn:

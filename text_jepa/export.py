@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_text_jepa import TextJepaForPreTraining
-from text_jepa.arguments import UsageError
+from text_jepa.arguments import UsageError, first_line
 
 
 Which = Literal["target", "context"]
@@ -111,15 +111,6 @@ def load_trained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         return model.eval(), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UsageError(f"{source}: no model can be read there ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, which of a failed download is the reason; and what a private model needs."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    if "private" in str(error) or "gated" in str(error):
-        reason += " A private one needs the variable HF_TOKEN or `hf auth login`."
-    return reason
 
 
 # ---- sentence-transformers ------------------------------------------------------------------------------------------

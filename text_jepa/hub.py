@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import disable_progress_bars
 
-from text_jepa.arguments import UsageError
+from text_jepa.arguments import UsageError, first_line
 from text_jepa.model_card import renamed_card
 
 
@@ -122,5 +122,4 @@ def _reason(error):
     status = getattr(getattr(cause, "response", None), "status_code", None)
     if status in (401, 403):
         return f"the Hub says {status}; set the variable HF_TOKEN, or log in with `hf auth login`, to write there"
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[0] if lines else type(cause).__name__
+    return first_line(cause)

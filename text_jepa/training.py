@@ -801,10 +801,14 @@ class TextJepaTrainer(Trainer):
             for name in (name for name in vars(saved) if name.endswith("_loss_weight")):
                 setattr(self.model.config, name, getattr(saved, name))
 
+    def _ids_inside(self):
+        """What tells the parameters of the encoder from those around it."""
+        return {id(parameter) for parameter in self.model.model.parameters()}
+
     def _clip_grad_norm(self, model):
         if not self.args.clip_per_module:
             return super()._clip_grad_norm(model)
-        inside = {id(p) for p in self.model.model.parameters()}
+        inside = self._ids_inside()
         parts = {"encoder": [], "predictor": []}
         for parameter in model.parameters():
             parts["encoder" if id(parameter) in inside else "predictor"].append(parameter)
@@ -958,7 +962,7 @@ class TextJepaTrainer(Trainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.args.predictor_learning_rate is not None:
-            inside = {id(parameter) for parameter in self.model.model.parameters()}
+            inside = self._ids_inside()
             for group in list(optimizer.param_groups):
                 around = [p for p in group["params"] if id(p) not in inside]
                 group["params"] = [p for p in group["params"] if id(p) in inside]
