@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import pytest
 
 import run_pretraining
-from text_jepa import TextJepaConfig
+from text_jepa import TextJepaConfig, pretraining_arguments
 from text_jepa.arguments import UsageError, config_arguments, nearest, parse_arguments, run_command
 from text_jepa.training import TextJepaTrainingArguments
 
@@ -197,7 +197,11 @@ def test_help_of_the_pretraining_command_shows_every_flag(capsys):
         run_pretraining.main(["--help"])
     assert exit_.value.code == 0
     printed = capsys.readouterr().out
-    groups = (run_pretraining.ModelArguments, run_pretraining.DataArguments, run_pretraining.ObjectiveArguments)
+    groups = (
+        pretraining_arguments.ModelArguments,
+        pretraining_arguments.DataArguments,
+        pretraining_arguments.ObjectiveArguments,
+    )
     for group in (*groups, TextJepaTrainingArguments):
         for flag in dataclasses.fields(group):
             assert not flag.init or f"--{flag.name}" in printed

@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, Bert
 
 import run_pretraining
 import run_probe
-from text_jepa import TextJepaForPreTraining, TextJepaModel
+from text_jepa import TextJepaForPreTraining, TextJepaModel, pretraining_arguments
 from text_jepa.arguments import parse_arguments
 from text_jepa.training import TextJepaTrainingArguments, metrics_of
 
@@ -367,7 +367,11 @@ COMMANDS = [
 def test_flags_of_the_readme_exist(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(command.split("run_pretraining.py")[1])
-    classes = (run_pretraining.ModelArguments, run_pretraining.DataArguments, run_pretraining.ObjectiveArguments)
+    classes = (
+        pretraining_arguments.ModelArguments,
+        pretraining_arguments.DataArguments,
+        pretraining_arguments.ObjectiveArguments,
+    )
     parse_arguments((*classes, TextJepaTrainingArguments), arguments, "")
 
 

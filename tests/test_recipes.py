@@ -11,7 +11,7 @@ from transformers import AutoModel, BertConfig, BertModel
 
 import run_pretraining
 from configuration_text_jepa import OBJECTIVES
-from text_jepa import TextJepaForPreTraining
+from text_jepa import TextJepaForPreTraining, pretraining_arguments
 from text_jepa.arguments import UsageError
 from text_jepa.training import TextJepaTrainingArguments, metrics_of
 
@@ -118,7 +118,11 @@ def test_every_test_that_the_table_of_features_names_exists():
 def test_every_flag_that_the_table_of_features_names_exists():
     """Flags of the probe stand in cells that name it."""
     cells = [line.split("|")[2] for line in (ROOT / "docs" / "features.md").read_text().splitlines() if "|" in line]
-    classes = (run_pretraining.ModelArguments, run_pretraining.DataArguments, run_pretraining.ObjectiveArguments)
+    classes = (
+        pretraining_arguments.ModelArguments,
+        pretraining_arguments.DataArguments,
+        pretraining_arguments.ObjectiveArguments,
+    )
     known = {field for c in (*classes, TextJepaTrainingArguments) for field in c.__dataclass_fields__}
     flags = {flag for cell in cells if "run_probe.py" not in cell for flag in re.findall(r"--(\w+)", cell)}
     assert flags - known - {"flag"} == set()

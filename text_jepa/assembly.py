@@ -1,0 +1,189 @@
+"""What a pretraining run is made of, from its arguments: tokenizer, model, collator, probe."""
+
+import dataclasses
+import json
+import math
+import pickle
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
+
+from configuration_text_jepa import OBJECTIVES, TextJepaConfig
+from modeling_text_jepa import TextJepaForPreTraining
+from text_jepa.arguments import UsageError, first_line, nearest
+from text_jepa.data import (
+    BUILDERS,
+    legible,
+    suffix_of,
+    train_tokenizer,
+)
+from text_jepa.launching import chooses
+from text_jepa.masking import DataCollatorForTextJepa, MaskStrategy, vocabulary
+from text_jepa.online_probe import OnlineProbeCallback
+from text_jepa.pretraining_arguments import (
+    ObjectiveArguments,
+    fields_for,
+    source_of,
+)
+from text_jepa.tasks import load_glue, load_task_file, package_task
+
+
+def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
+    """The collator with the masks asked for; lengths that tensor cores like, where the encoder has positions for."""
+    fits = -(-data_args.max_length // 8) * 8 <= (limit or math.inf)
+    strategies = data_args.mask_strategies
+    try:
+        if strategies is not None:
+            strategies = [MaskStrategy(**fields, name=str(name)) for name, fields in strategies.items()]
+        return DataCollatorForTextJepa(
+            tokenizer,
+            seed=args.seed,
+            pad_to_multiple_of=8 if fits and (args.bf16 or args.fp16) else None,
+            strategies=strategies,
+            **fields_for(DataCollatorForTextJepa, data_args),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def make_tokenizer(model_args, data_args, args, train):
+    """The tokenizer named, the encoder's, the one in the output folder, or a new one; and whether it is new."""
+    name = model_args.tokenizer_name or model_args.model_name_or_path
+    kept = Path(args.output_dir, "tokenizer")
+    if name is None and kept.is_dir():
+        name = str(kept)
+    if name is None:
+        rows = legible(train, *source_of(data_args))
+        texts = (text for row in rows for text in row.values())  # the view's words too
+        return train_tokenizer(
+            texts, model_args.vocab_size, model_args.lowercase, data_args.max_length, model_args.tokenizer_type
+        ), True
+    try:
+        hub = {"cache_dir": model_args.cache_dir, "trust_remote_code": False}  # which is not even asked for
+        if not model_args.tokenizer_name:
+            hub["revision"] = model_args.model_revision
+        return AutoTokenizer.from_pretrained(name, **hub), False
+    except (OSError, ValueError) as error:
+        flag = "tokenizer_name" if model_args.tokenizer_name else "model_name_or_path"
+        raise UsageError(f"--{flag} {name}: no tokenizer there ({first_line(error)})") from error
+
+
+def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForPreTraining:
+    """The model around a trained encoder, or a new one of the size or configuration asked for."""
+    fields = OBJECTIVES[model_args.objective]
+    fields = fields | {name: value for name, value in vars(objective_args).items() if value is not None}
+    if fields.get("context_mode") == "mask_token":
+        fields.setdefault("mask_token_id", tokenizer.mask_token_id)
+        if fields["mask_token_id"] is None:
+            raise UsageError("--context_mode mask_token: the tokenizer has no mask token; use drop or attention_mask")
+    # A mask token for each strategy, unless a number was asked for.
+    strategies = len(data_args.mask_strategies or [""])
+    if strategies > 1:
+        fields.setdefault("pred_num_mask_tokens", strategies)
+        if fields["pred_num_mask_tokens"] < strategies:
+            raise UsageError(
+                f"--pred_num_mask_tokens {fields['pred_num_mask_tokens']}: each of the {strategies} mask strategies "
+                "needs one; leave it out"
+            )
+    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
+    name = model_args.model_name_or_path
+    chosen = [flag for flag in ("preset", "config_name", "model_name_or_path") if getattr(model_args, flag)]
+    if len(chosen) > 1:
+        raise UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other: they name the encoder")
+    try:
+        shape = json.loads(model_args.text_config or "{}")
+    except ValueError as error:
+        raise UsageError(f"--text_config {model_args.text_config}: not JSON: {error}") from error
+    if not isinstance(shape, dict):
+        raise UsageError(f"--text_config {model_args.text_config}: expected fields and values, '{{...}}'")
+    try:
+        if name and model_args.init == "pretrained":
+            # A pretraining checkpoint goes on with its predictor and target encoder, any other encoder gets new ones.
+            is_ours = config_of(name, hub).model_type == TextJepaConfig.model_type
+            load = TextJepaForPreTraining.from_pretrained if is_ours else TextJepaForPreTraining.from_encoder
+            model = load(name, **hub, **fields)
+        elif name or model_args.config_name:
+            source = name or model_args.config_name
+            model = TextJepaForPreTraining(config_from(source, tokenizer_fields(tokenizer), shape, fields, hub))
+        else:
+            length = {"max_position_embeddings": max(512, data_args.max_length)}
+            text_config = tokenizer_fields(tokenizer) | length | shape
+            model = TextJepaForPreTraining(TextJepaConfig.preset(model_args.preset or "mini", text_config, **fields))
+    except UsageError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{name}: its weights hold code, which is not run; save them as safetensors") from error
+    except (OSError, ValueError, TypeError, RuntimeError, IndexError, SafetensorError, StrictDataclassError) as error:
+        # RuntimeError: weights of other shapes, as of a pretraining checkpoint with another predictor.
+        raise UsageError(f"the model cannot be built: {first_line(error)}") from error
+    limit = model.config.max_text_length
+    if limit is not None and data_args.max_length > limit:
+        raise UsageError(f"--max_length {data_args.max_length}: the encoder has positions for {limit} tokens only")
+    words, rows = len(vocabulary(tokenizer)), model.get_input_embeddings().num_embeddings
+    if words > rows:
+        raise UsageError(
+            f"the tokenizer has {words} tokens, the encoder {rows}; name the encoder's own tokenizer "
+            "with --tokenizer_name"
+        )
+    return model
+
+
+def config_of(name, hub):
+    """A configuration from a folder or the Hub, which brings no code with it."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+    if "/" in (config._attn_implementation or ""):
+        raise UsageError(
+            f"{name}: its configuration asks for code of the Hub ({config._attn_implementation}), which is not run; "
+            "set attn_implementation to sdpa"
+        )
+    return config
+
+
+def check_fields(shape, text_config):
+    """Refuses fields that the encoder's configuration does not have; transformers would take them in silence."""
+    known = {*(field.name for field in dataclasses.fields(text_config)), *text_config.attribute_map}
+    for key in shape:
+        if key not in known:
+            raise UsageError(f"--text_config: unknown field '{key}'{nearest(key, known)}")
+
+
+def config_from(name, text_fields, shape, fields, hub) -> TextJepaConfig:
+    """A Text-JEPA configuration from a folder or the Hub, of ours or of any encoder, for a new encoder."""
+    config = config_of(name, hub)
+    text_config = config.text_config if config.model_type == "text_jepa" else config
+    check_fields(shape, text_config)
+    text_config = type(text_config).from_dict(text_config.to_dict() | text_fields | shape)
+    if config.model_type == "text_jepa":
+        saved = {key: value for key, value in config.to_dict().items() if key in vars(ObjectiveArguments())}
+        fields = saved | fields
+    return TextJepaConfig(text_config=text_config, **fields)
+
+
+def tokenizer_fields(tokenizer) -> dict:
+    """What an encoder's configuration takes from its tokenizer."""
+    names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+    return {"vocab_size": len(vocabulary(tokenizer))} | {name: getattr(tokenizer, name) for name in names}
+
+
+def make_probe(data_args, args, tokenizer, cache_dir) -> OnlineProbeCallback | None:
+    """The probe of the task named by --probe_task, if any; it must have the figure that chooses the checkpoint."""
+    name, chosen = data_args.probe_task, args.metric_for_best_model
+    if name is None:
+        return None
+    if name == "packages":
+        task = package_task(cache_dir)
+    elif suffix_of(Path(name)) in BUILDERS:
+        if not Path(name).is_file():
+            raise UsageError(f"--probe_task {name}: no such file")
+        task = load_task_file(name, cache_dir=cache_dir)
+    else:
+        task = load_glue(name, data_args.probe_data_dir, cache_dir)
+    probe = OnlineProbeCallback(task, tokenizer, data_args.max_length)
+    if chooses(args) and f"eval_{chosen.removeprefix('eval_')}" not in probe.names:
+        raise UsageError(
+            f"--metric_for_best_model {chosen}: the probe of {task.name} has no such figure"
+            f"{nearest(chosen, probe.names)} (it has {', '.join(probe.names)})"
+        )
+    return probe

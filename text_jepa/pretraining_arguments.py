@@ -1,0 +1,229 @@
+"""What a pretraining run can be asked for: the encoder, the texts, what of them is hidden, the objective."""
+
+import dataclasses
+import inspect
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+import yaml
+
+from configuration_text_jepa import TextJepaConfig
+from text_jepa.arguments import UsageError, config_arguments, nearest
+from text_jepa.data import (
+    find_files,
+)
+from text_jepa.masking import MaskStrategy, SpanLengthDistribution, View
+from text_jepa.training import (
+    TextJepaTrainingArguments,
+)
+
+
+@dataclass
+class ModelArguments:
+    """The encoder to start from."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Encoder to start from: folder or Hub name of an encoder or a Text-JEPA."}
+    )
+    init: Literal["pretrained", "from_config"] = field(
+        default="pretrained",
+        metadata={"help": "With --model_name_or_path: keep its weights, or only its architecture and tokenizer."},
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": "Size of a new encoder: tiny, mini, small, base or large. Default: mini."}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a new encoder: folder or Hub name, any architecture."}
+    )
+    text_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of a new encoder's configuration that differ, as JSON: '{\"num_hidden_layers\": 3}'."
+        },
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer: folder or Hub name. Default: the encoder's; trained if it is new."}
+    )
+    tokenizer_type: Literal["wordpiece", "bpe"] = field(
+        default="wordpiece", metadata={"help": "Kind of a tokenizer trained on the corpus; bpe is byte-level."}
+    )
+    vocab_size: int = field(default=16_384, metadata={"help": "Words of a tokenizer trained on the corpus."})
+    lowercase: bool = field(default=True, metadata={"help": "Fold case and accents in a tokenizer trained here."})
+    objective: Literal["jepa", "mlm", "drop_mlm", "data2vec", "simcse"] = field(
+        default="jepa",
+        metadata={"help": "What other flags of the objective start from: ours, or a baseline in the same trainer."},
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and the built-in corpus are kept."})
+    export_encoder: Literal["target", "context"] = field(
+        default="target", metadata={"help": "Exported encoder: the moving average, or the one that was optimised."}
+    )
+    license: str = field(
+        default="unknown",
+        metadata={"help": "Licence of the weights for the card, by its name on the Hub: apache-2.0, cc-by-sa-4.0 …"},
+    )
+
+
+@dataclass
+class DataArguments:
+    """The texts, and what of them is hidden."""
+
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "Files, folders or globs: txt, json, jsonl, parquet, csv, tsv (.gz too)."}
+    )
+    validation_file: list[str] | None = field(default=None, metadata={"help": "Held-out texts, likewise."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder of one."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split to train on."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the documents."})
+    sample_by: Literal["line", "paragraph", "document"] = field(
+        default="line", metadata={"help": "What a document is in a text file: a line, a paragraph, or the whole file."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read while training; needs --max_steps."})
+    shuffle_buffer: int = field(default=10_000, metadata={"help": "Texts of a stream that are shuffled together."})
+    validation_split_percentage: float = field(
+        default=5, metadata={"help": "Documents held out where there is no held-out part, in percent."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training documents."})
+    max_eval_samples: int = field(default=1_000, metadata={"help": "Evaluate on so many held-out texts."})
+    max_length: int = field(default=128, metadata={"help": "Longest text in tokens; longer documents are split."})
+    min_length: int = field(default=2, metadata={"help": "Documents of fewer tokens are left out."})
+    prepare_only: bool = field(
+        default=False, metadata={"help": "End when the corpus is tokenized and cached, before any training."}
+    )
+    split_documents: Literal["sentence", "window"] = field(
+        default="sentence", metadata={"help": "Split long documents at ends of sentences, or at full windows."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again."})
+
+    num_masks: int = field(default=1, metadata={"help": "Masks per text and step; they share one target pass."})
+    mask_ratio: list[str] = field(
+        default_factory=lambda: ["0.5"],
+        metadata={
+            "help": "Share of the words hidden by a mask: 0.5; two ends of an interval that each mask draws from, 0.3 "
+            "0.5; or a schedule, '{start: 0.15, end: 0.4, steps: 10000}'. 0 hides nothing. With --num_spans the most "
+            "that they hide."
+        },
+    )
+    span_length_distribution: SpanLengthDistribution = field(
+        default="geometric", metadata={"help": "Distribution of the lengths of hidden spans."}
+    )
+    mean_span_length: float = field(default=3.0, metadata={"help": "Mean length of a hidden span in tokens."})
+    max_span_length: int = field(default=10, metadata={"help": "Longest hidden span in tokens."})
+    num_spans: int | None = field(
+        default=None, metadata={"help": "Hide so many spans, of --min_span_length to --max_span_length tokens each."}
+    )
+    min_span_length: int = field(default=1, metadata={"help": "With --num_spans: shortest hidden span in tokens."})
+    whole_words: bool = field(default=True, metadata={"help": "Hide whole words, never a part of one."})
+    mask_strategies: str | None = field(
+        default=None,
+        metadata={
+            "help": "Several ways to hide, of which each mask draws one, instead of the flags above: names and fields "
+            "of text_jepa.masking.MaskStrategy, as in '{short: {ratio: 0.15}, end: {kind: suffix, ratio: 0.25}}'."
+        },
+    )
+    equal_counts: bool = field(
+        default=False, metadata={"help": "Cut all masks of a batch to the same number of tokens, without padding."}
+    )
+    complement_masks: bool = field(
+        default=False, metadata={"help": "Masks come in pairs, of which one hides what the other sees."}
+    )
+    view: View | None = field(
+        default=None, metadata={"help": "Second text of the same meaning, for the sentence-level objectives."}
+    )
+    view_column: str | None = field(
+        default=None, metadata={"help": "With --view column: the column that holds the second text."}
+    )
+    view_ratio: list[float] = field(
+        default_factory=lambda: [0.5, 0.9],
+        metadata={"help": "Share of the words that a crop or deletion keeps: a number, or two ends of an interval."},
+    )
+
+    probe_task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Probe both encoders at every evaluation on the training part of a task: packages (built in), one "
+            "of GLUE, or a file with the columns text and label. Its eval_probe_* figures can choose the checkpoint: "
+            "--load_best_model_at_end --metric_for_best_model eval_probe_teacher_linear."
+        },
+    )
+    probe_data_dir: str | None = field(default=None, metadata={"help": "Folder of GLUE tasks. Default: the Hub."})
+
+    def __post_init__(self):
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if (self.view == "column") != (self.view_column is not None):
+            raise ValueError("--view column and --view_column NAME go together")
+        self.mask_ratio = read_yaml("mask_ratio", f"[{', '.join(self.mask_ratio)}]")
+        self.mask_ratio = self.mask_ratio if len(self.mask_ratio) > 1 else self.mask_ratio[0]
+        self.view_ratio = self.view_ratio if len(self.view_ratio) > 1 else self.view_ratio[0]
+        if self.mask_strategies is not None:
+            self.mask_strategies = read_strategies(self.mask_strategies)
+            defaults = {f.name: f.default for f in dataclasses.fields(self)} | {"mask_ratio": 0.5}
+            for name in ("mask_ratio", "whole_words", *(name for name in defaults if "span" in name)):
+                if getattr(self, name) != defaults[name]:
+                    raise ValueError(f"--{name} and --mask_strategies exclude each other: it is a field of a strategy")
+
+
+def read_yaml(flag, text):
+    """The value of a flag that is written as YAML or JSON."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--{flag} {text}: not YAML: {error}") from error
+
+
+def read_strategies(text) -> dict[str, dict]:
+    """The fields of mask strategies by name."""
+    strategies = read_yaml("mask_strategies", text)
+    if not isinstance(strategies, dict) or not all(isinstance(fields, dict) for fields in strategies.values()):
+        raise UsageError(
+            "--mask_strategies: expected names and fields, '{short: {ratio: 0.15}, end: {kind: suffix, ratio: 0.25}}'"
+        )
+    known = [f.name for f in dataclasses.fields(MaskStrategy) if f.name != "name"]
+    for name, fields in strategies.items():
+        for key in fields:
+            if key not in known:
+                raise UsageError(
+                    f"--mask_strategies: '{name}' has an unknown field '{key}'{nearest(str(key), known)} "
+                    f"(the fields are {', '.join(known)})"
+                )
+    return strategies
+
+
+ObjectiveArguments = config_arguments(TextJepaConfig, exclude=("text_config",))
+
+
+def fields_for(function, arguments) -> dict:
+    """The fields of a dataclass of arguments that are parameters of a function."""
+    return {name: value for name, value in vars(arguments).items() if name in inspect.signature(function).parameters}
+
+
+def write_arguments(path, *groups):
+    """Writes all arguments with their values, as a YAML file that the command takes again."""
+    values = {}
+    for group in groups:
+        found = group.to_dict() if isinstance(group, TextJepaTrainingArguments) else dataclasses.asdict(group)
+        values |= {key: value for key, value in found.items() if value not in (None, [], {}) and key != "hub_token"}
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def source_of(data_args) -> tuple[str, list[str]]:
+    """The flag that names the corpus, and its files, for messages of what cannot be read."""
+    if data_args.dataset_name:
+        return f"--dataset_name {data_args.dataset_name}", []
+    files = find_files(data_args.train_file or [], "train_file")
+    return f"--train_file {', '.join(files[:3])}" if files else "the built-in corpus", files
+
+
+def describe_data(data_args) -> str:
+    """The corpus in words."""
+    if data_args.dataset_name:
+        return " ".join(filter(None, (data_args.dataset_name, data_args.dataset_config_name)))
+    if data_args.train_file:
+        return ", ".join(os.path.basename(os.path.normpath(name)) for name in data_args.train_file)
+    return "the built-in corpus (documentation of installed Python packages)"
