@@ -12,7 +12,6 @@ Sizes in shapes: B texts, S tokens of the padded text, M masks (draws of context
 T target tokens, N = C + T, R = B·M rows, D width of the encoder, P width of the predictor, V words, L layers.
 
 Every term of the loss is `<name>_loss`, weighted by the field `<name>_loss_weight` of the configuration.
-
 Both encoders are stock architectures of transformers: either exports as an ordinary checkpoint of its own kind.
 """
 
@@ -53,9 +52,9 @@ class TextJepaForPreTrainingOutput(ModelOutput):
         distances (`torch.FloatTensor` of shape `(B, M, T)`): The latent loss of each target token, 0 where unused.
         predictions, targets (`torch.FloatTensor` of shape `(B, M, T, D)`): Representations of the hidden tokens, as
             predicted and as the target encoder has them; `None` without a latent loss.
-        last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks):
-            What the context encoder makes of the visible tokens.
-        hidden_states, attentions (`tuple(torch.FloatTensor)`): The context encoder's, where asked for.
+        text_targets (`tuple(torch.FloatTensor)`): What [`~TextJepaForPreTraining.teach_texts`] made of the texts.
+        last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks), hidden_states,
+            attentions (`tuple(torch.FloatTensor)`, where asked for): The context encoder's.
     """
 
     loss: torch.FloatTensor | None = None
@@ -68,6 +67,7 @@ class TextJepaForPreTrainingOutput(ModelOutput):
     distances: torch.FloatTensor | None = None
     predictions: torch.FloatTensor | None = None
     targets: torch.FloatTensor | None = None
+    text_targets: tuple[torch.FloatTensor | None, ...] | None = None
     last_hidden_state: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -219,7 +219,8 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     counts = torch.zeros(_world_size(), dtype=torch.long, device=rows.device)
     counts[dist.get_rank()] = len(rows)
     dist.all_reduce(counts)
-    before, behind = counts[: dist.get_rank()].sum().item(), counts[dist.get_rank() + 1 :].sum().item()
+    ends = counts.cumsum(dim=0).tolist()  # the one look that the host takes
+    before, behind = ends[dist.get_rank()] - len(rows), ends[-1] - ends[dist.get_rank()]
     return _SumOfProcesses.apply(F.pad(rows, (*[0, 0] * (rows.dim() - 1), before, behind))), before
 
 
@@ -255,24 +256,24 @@ def rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> t
 
 
 class TextJepaPredictorLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer; q, k and v in one product. Always sdpa: flash attention takes no mask of pairs."""
+    """Pre-norm transformer layer for the rows from `first` on. Always sdpa: flash attention takes no mask of pairs."""
 
     def __init__(self, config: TextJepaConfig):
         super().__init__()
         width, inner = config.pred_hidden_size, int(config.pred_hidden_size * config.pred_mlp_ratio)
         self.num_heads = config.pred_num_attention_heads
         self.attention_norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
-        self.qkv_proj = nn.Linear(width, 3 * width)
-        self.o_proj = nn.Linear(width, width)
+        self.q_proj, self.kv_proj, self.o_proj = (nn.Linear(width, count * width) for count in (1, 2, 1))
         self.mlp_norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
         self.mlp = nn.Sequential(nn.Linear(width, inner), ACT2FN[config.pred_hidden_act], nn.Linear(inner, width))
 
-    def forward(self, hidden_states, attention_mask, rotary):
-        qkv = self.qkv_proj(self.attention_norm(hidden_states)).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    def forward(self, hidden_states, attention_mask, rotary, first):
+        normed, hidden_states = self.attention_norm(hidden_states), hidden_states[:, first:]
+        query = self.q_proj(normed[:, first:]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key, value = self.kv_proj(normed).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
-        attended = F.scaled_dot_product_attention(query, key, value, attention_mask)
+            query, key = rotate(query, [table[:, :, first:] for table in rotary]), rotate(key, rotary)
+        attended = F.scaled_dot_product_attention(query, key, value, attention_mask[:, :, first:])
         hidden_states = hidden_states + self.o_proj(attended.transpose(1, 2).flatten(2))
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
 
@@ -309,9 +310,8 @@ class TextJepaPredictor(nn.Module):
         self.context_projection = nn.Linear(config.hidden_size, config.pred_hidden_size)
         mask_tokens = torch.zeros(config.pred_num_mask_tokens, config.pred_hidden_size)
         self.mask_tokens = nn.Parameter(mask_tokens, requires_grad=config.pred_trainable_mask_tokens)
-        self.position_embeddings = None
-        if config.pred_position_embedding_type == "learned":
-            self.position_embeddings = nn.Embedding(config.max_text_length, config.pred_hidden_size)
+        learned = config.pred_position_embedding_type == "learned"
+        self.position_embeddings = nn.Embedding(config.max_text_length, config.pred_hidden_size) if learned else None
         layer = {"transformer": TextJepaPredictorLayer, "conv": TextJepaConvLayer, "mlp": _mlp_layer}
         self.layers = nn.ModuleList(layer[config.predictor_type](config) for _ in range(config.pred_num_hidden_layers))
         self.norm = nn.LayerNorm(config.pred_hidden_size, eps=config.pred_layer_norm_eps)
@@ -349,9 +349,9 @@ class TextJepaPredictor(nn.Module):
         if self.position_embeddings is None:
             head_dim = config.pred_hidden_size // config.pred_num_attention_heads
             rotary = rotary_tables(places.clamp(min=0), head_dim, config.pred_rope_theta)
-        for layer in self.layers:
-            states = layer(states, mask, rotary)
-        return self.norm(states[:, context_length:])
+        for layer in self.layers:  # of the last one only the queries are read
+            states = layer(states, mask, rotary, context_length if layer is self.layers[-1] else 0)
+        return self.norm(states)
 
     def _embed(self, positions):
         return 0 if self.position_embeddings is None else self.position_embeddings(positions.clamp(min=0))
@@ -427,8 +427,7 @@ def encode_visible(encoder, config, mode, input_ids, attention_mask, positions, 
     rows = positions.flatten(0, 1)
     if mode == "drop":
         ids = gather_positions(input_ids, positions).flatten(0, 1)
-        numbers = rows.clamp(min=0) + config.position_offset
-        mask = _visible_mask(encoder, rows)
+        numbers, mask = rows.clamp(min=0) + config.position_offset, _visible_mask(encoder, rows)
         return encoder(input_ids=ids, attention_mask=mask, position_ids=numbers, return_dict=True, **kwargs), None
     ids, mask = (x.repeat_interleave(positions.shape[1], dim=0) for x in (input_ids, attention_mask))
     visible = torch.zeros(len(ids), ids.shape[1] + 1, dtype=torch.bool, device=ids.device)
@@ -458,8 +457,7 @@ def _visible_mask(encoder, positions):
     implementation = encoder.config._attn_implementation
     if implementation not in ("eager", "sdpa"):
         raise ValueError(f"dropping tokens from local attention needs sdpa or eager, not {implementation}")
-    itself = torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device)
-    everywhere = used[:, None, None, :] | itself
+    everywhere = used[:, None, None, :] | torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device)
     distance = (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs().unsqueeze(1)
     near = distance <= encoder.config.sliding_window
     masks = {"full_attention": everywhere, "sliding_attention": everywhere & near}
@@ -652,12 +650,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     def initialize_weights(self):
         # Called after construction and again when `from_pretrained` has filled in what a checkpoint holds.
         super().initialize_weights()
-        if self.target_encoder is None:
-            return
-        source = dict([*self.model.encoder.named_parameters(), *self.model.encoder.named_buffers()])
-        for name, tensor in [*self.target_encoder.named_parameters(), *self.target_encoder.named_buffers()]:
-            init.copy_(tensor, source[name])  # leaves alone what was loaded
-        self.target_encoder.requires_grad_(False).eval()
+        if self.target_encoder is not None:
+            source = dict([*self.model.encoder.named_parameters(), *self.model.encoder.named_buffers()])
+            for name, tensor in [*self.target_encoder.named_parameters(), *self.target_encoder.named_buffers()]:
+                init.copy_(tensor, source[name])  # leaves alone what was loaded
+            self.target_encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -709,6 +706,21 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             targets = targets - self.running["tokens"](targets, mask.unsqueeze(-1).float())[0]
         return targets
 
+    def teach_texts(self, text, view) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Ids and mask of texts and of views -> what all masks aim at: (B, S, D) and (B, D), `None` where unread."""
+        config, taught, tokens, pooled = self.config, None, None, None
+        if config.latent_loss_weight > 0 and config.target_input == "text":
+            taught = self.teach(*text)
+            tokens = self.make_targets(taught.hidden_states, text[1])
+        if config.sentence_loss_weight > 0:
+            taught = self.teach(*view) if taught is None or view is not text else taught
+            pooled = self.pool(taught.last_hidden_state, view[1])
+            if self.target_encoder is None:
+                return tokens, self.sentence_head(pooled)
+            pooled = pooled.float() - self.running["sentences"](pooled.float(), torch.ones_like(pooled[:, :1]))[0]
+            pooled = F.layer_norm(pooled, pooled.shape[-1:]).detach()
+        return tokens, pooled
+
     @can_return_tuple
     def forward(
         self,
@@ -720,6 +732,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         mask_strategies=None,
         view_input_ids=None,
         view_attention_mask=None,
+        text_targets=None,
         num_items_in_batch=None,
         return_loss=True,
         **kwargs,
@@ -730,16 +743,15 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(B, S)`, *optional*): 1 for tokens, 0 for padding.
             context_positions (`torch.LongTensor` of shape `(B, M, C)`, *optional*):
                 Visible positions of each mask, -1 where unused. Without them the model only encodes.
-            target_positions (`torch.LongTensor` of shape `(B, M, T)`, *optional*):
-                Hidden positions to predict, -1 where unused.
-            target_spans (`torch.LongTensor` of shape `(B, M, T)`, *optional*): The span that each belongs to.
+            target_positions, target_spans (`torch.LongTensor` of shape `(B, M, T)`, *optional*):
+                Hidden positions to predict, and the span that each belongs to, -1 where unused.
             mask_strategies (`torch.LongTensor` of shape `(B, M)`, *optional*): Which mask token each mask uses.
             view_input_ids, view_attention_mask (of shape `(B, S')`, *optional*):
                 A view of each text, whose pooled vector the sentence loss predicts instead of the text's own.
+            text_targets (`tuple`, *optional*): Of the output for other masks of these texts, instead of another pass.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Number of target tokens that the losses are divided by; the batch's own by default. The Trainer gives
-                that of all accumulated batches of all processes. Terms on whole batches count by the share of target
-                tokens that this batch has of it.
+                Number of target tokens that losses are divided by; the batch's own by default. The Trainer gives that
+                of all accumulated batches and processes. Terms on whole batches count by this batch's share of it.
             return_loss (`bool`, *optional*, defaults to `True`): `False` leaves it at predictions and targets.
 
         Raises:
@@ -762,50 +774,55 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         states = context.last_hidden_state
         pooled = self.pool(states, visible >= 0) if config.pools_context else None
         if config.predicts_tokens:
-            strategies = None if mask_strategies is None else mask_strategies.flatten()
-            more = (strategies, query_states, pooled, input_ids.shape[1])
-            features = self.predictor(states, visible, hidden, spans, *more)
-        terms, latent, text = {}, {}, None
+            more = (None if mask_strategies is None else mask_strategies.flatten(), query_states, pooled)
+            features = self.predictor(states, visible, hidden, spans, *more, input_ids.shape[1])
+        text, view = (input_ids, attention_mask), (view_input_ids, view_attention_mask)
+        text_targets = text_targets or self.teach_texts(text, text if view_input_ids is None else view)
+        terms, latent = {}, {"text_targets": text_targets}
         if config.latent_loss_weight > 0:
             predictions = self.latent_head(features).unflatten(0, target_positions.shape[:2])
             if config.target_input == "spans":
                 taught = self.teach(input_ids, attention_mask, target_positions)
                 targets = self.make_targets(taught.hidden_states, hidden >= 0).unflatten(0, target_positions.shape[:2])
             else:
-                text = self.teach(input_ids, attention_mask)
-                targets = gather_positions(self.make_targets(text.hidden_states, attention_mask), target_positions)
+                targets = gather_positions(text_targets[0], target_positions)
             distances = self._distances(predictions, targets, target_positions, input_ids.shape[1])
             terms["latent_loss"] = distances.sum() / items
-            latent = {"distances": distances, "predictions": predictions, "targets": targets}
+            latent |= {"distances": distances, "predictions": predictions, "targets": targets}
         if not return_loss:
             return TextJepaForPreTrainingOutput(**latent, **_states_of(context))
         if config.token_loss_weight > 0:
             labels = gather_positions(input_ids, target_positions).masked_fill(target_positions < 0, -100)
             terms["token_loss"] = self._token_loss(features, labels.flatten(0, 1)) / items
-        sides = [states[visible >= 0] if config.regularizer_level == "token" else pooled]
         if config.sentence_loss_weight > 0:
-            view = (input_ids, attention_mask) if view_input_ids is None else (view_input_ids, view_attention_mask)
-            taught = self.teach(*view) if text is None or view_input_ids is not None else text
-            target = self.pool(taught.last_hidden_state, view[1])
-            sentence_loss, both = self._sentence_loss(pooled, target)
-            terms["sentence_loss"] = sentence_loss * (count / items)
-            if config.target_encoder_type == "online" and config.regularizer_level == "sentence":
-                sides = both
+            prediction, target = self.sentence_head(pooled), text_targets[1]
+            texts = torch.arange(len(target), device=target.device).repeat_interleave(target_positions.shape[1])
+            distance = self._distance(config.sentence_loss_type, prediction, target[texts], texts)
+            terms["sentence_loss"] = gather_rows(distance)[0].mean() * (count / items)
         if config.regularizers:
+            both = config.sentence_loss_weight > 0 and self.target_encoder is None
+            sides = [prediction, target] if both else [pooled]
+            sides = [states[visible >= 0]] if config.regularizer_level == "token" else sides
             terms |= {f"{name}_loss": value * (count / items) for name, value in self._regularize(sides).items()}
         loss = sum(getattr(config, f"{name}_weight") * value for name, value in terms.items())
         return TextJepaForPreTrainingOutput(loss=loss, **terms, **latent, **_states_of(context))
 
     def _distances(self, predictions, targets, target_positions, length):
         """The latent loss of each target token (B, M, T), 0 where unused."""
-        config, used = self.config, target_positions >= 0
-        if config.loss_type != "infonce":
-            distances = latent_distance(predictions.float(), targets, config.loss_type, config.smooth_l1_beta)
-            return distances.masked_fill(~used, 0)
+        loss_type, used = self.config.loss_type, target_positions >= 0
+        if loss_type != "infonce":
+            return self._distance(loss_type, predictions, targets).masked_fill(~used, 0)
         # Several masks of a text may hide the same token: no negatives of each other.
         ids = target_positions + length * torch.arange(len(used), device=used.device)[:, None, None]
-        found = contrastive_distance(predictions[used].float(), targets[used], ids[used], config.infonce_temperature)
+        found = self._distance(loss_type, predictions[used], targets[used], ids[used])
         return torch.zeros_like(predictions[..., 0], dtype=torch.float32).masked_scatter(used, found)
+
+    def _distance(self, loss_type, predictions, targets, ids=None):
+        """Of predictions and targets (…, D), in float32; in InfoNCE equal `ids` (n,) stand for the same thing."""
+        predictions, targets = predictions.float(), targets.float()
+        if loss_type == "infonce":
+            return contrastive_distance(predictions, targets, ids, self.config.infonce_temperature)
+        return latent_distance(predictions, targets, loss_type, self.config.smooth_l1_beta)
 
     def _token_loss(self, features, labels):
         """Summed cross-entropy of labels (R, T) from features (R, T, P) through the tied input embedding."""
@@ -824,29 +841,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             logits = logits.masked_fill(~present, -torch.inf)
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
 
-    def _sentence_loss(self, pooled, target):
-        """Mean distance of pooled contexts (B·M, D) and targets (B, D) over all processes, and what is compared."""
-        config, prediction = self.config, self.sentence_head(pooled)
-        if self.target_encoder is None:
-            target = self.sentence_head(target)
-        else:
-            target = target.float() - self.running["sentences"](target.float(), torch.ones_like(target[:, :1]))[0]
-            target = F.layer_norm(target, target.shape[-1:]).detach()
-        ids = torch.arange(len(target), device=target.device).repeat_interleave(len(pooled) // len(target))
-        pair = prediction.float(), target[ids].float()
-        if config.sentence_loss_type == "infonce":
-            distances = contrastive_distance(*pair, ids, config.infonce_temperature)
-        else:
-            distances = latent_distance(*pair, config.sentence_loss_type, config.smooth_l1_beta)
-        return gather_rows(distances)[0].mean(), [prediction, target]
-
     def _regularize(self, sides):
         """The regularizers of one or two sets of vectors (n, D), over all processes; 0 of less than two vectors."""
         sides = [gather_rows(side.float())[0] for side in sides]
-        names = self.config.regularizers
+        names, terms = self.config.regularizers, {}
         if len(sides[0]) < 2:
             return {name: sides[0].sum() * 0 for name in names}
-        terms = {}
         if "variance" in names:
             terms["variance"] = sum(map(variance_loss, sides)) / len(sides)
         if "covariance" in names:

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_text_jepa import (
     average_layers,
@@ -27,7 +28,7 @@ MASKS = ("context_positions", "target_positions", "target_spans")
 PREDICTORS = {
     "transformer": {},
     "conv": {"predictor_type": "conv", "pred_conv_groups": 4},
-    "mlp": {"predictor_type": "mlp"},
+    "mlp": {"predictor_type": "mlp", "pred_context_ratio": 1.0},
 }
 CONTEXTS = {
     "drop": {},
@@ -570,3 +571,104 @@ def test_the_classifier_loss_follows_the_problem(make_model, batch, num_labels, 
         "multi_label_classification": lambda: F.binary_cross_entropy_with_logits(logits, labels),
     }[problem]()
     close(output.loss, expected, 1e-6)
+
+
+# work of a step
+
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+STEPS = {
+    "modernbert": {},
+    "candidates": {"token_loss_candidates": 50},
+    "bert": {"text_config": BERT},
+    "data2vec": {**CONTEXTS["mask_token"], "predictor_type": "mlp", "token_loss_weight": 0.0},
+    "running": {"target_normalization": "running", "target_centering": True},
+    "sentence": {"sentence_loss_weight": 1.0, "variance_loss_weight": 0.1, "sigreg_loss_weight": 0.1},
+}
+
+every_step = pytest.mark.parametrize("step", STEPS)
+
+
+@every_step
+def test_the_loss_is_one_graph(make_model, batch, step):
+    """After a first pass, in which transformers installs hooks."""
+    model = make_model(**STEPS[step]).train()
+    model(**batch)
+    torch.compiler.reset()
+    loss = torch.compile(lambda **inputs: model(**inputs).loss, fullgraph=True, backend="eager")(**batch)
+    loss.backward()
+    assert gradients(model)
+
+
+class WaitsForTheDevice(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: a number read, or a shape that depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        indices = args[1] if name in ("aten::index", "aten::index_put", "aten::index_put_") else ()
+        by_mask = any(index is not None and index.dtype is torch.bool for index in indices)
+        self.count += by_mask or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
+        return function(*args, **kwargs or {})
+
+
+@every_step
+def test_host_never_waits_in_a_step_beside_the_encoders_look_at_its_padding(make_model, batch, step):
+    """And a loss that compares the hidden tokens alone is seen to wait: the test is not blind."""
+
+    def waits(**fields):
+        model = make_model(**fields).train()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        counts = []
+        for work in (lambda: model.model(**inputs), lambda: model(**batch).loss.backward()):
+            with WaitsForTheDevice() as mode:
+                work()
+            counts.append(mode.count)
+        model.update_target_encoder(0.9)
+        return counts
+
+    encoder, step_ = waits(**STEPS[step])
+    assert step_ == 2 * encoder
+    encoder, step_ = waits(loss_type="infonce")
+    assert step_ > 2 * encoder
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_masks_apart_with_the_targets_of_the_first_equal_all_masks(make_model, make_batch, view):
+    """With running statistics too, which take a text in once; and the targets alone decide, not the encoder."""
+    fields = {"sentence_loss_weight": 0.5, "target_normalization": "running", "token_loss_candidates": 10_000}
+    joint, apart = (make_model(**fields).train() for _ in range(2))
+    batch = make_batch(masks=4, ratio=0.4)
+    if view:
+        batch |= {"view_input_ids": batch["input_ids"][:, :7], "view_attention_mask": batch["attention_mask"][:, :7]}
+    expected = joint(**batch)
+    expected.loss.backward()
+    passes, targets = [], None
+    apart.target_encoder.register_forward_hook(lambda *_: passes.append(1))
+    parts, count = [], used(batch).sum()
+    for mask in range(4):
+        part = {name: batch[name][:, mask : mask + 1] for name in MASKS}
+        output = apart(**batch | part, text_targets=targets, num_items_in_batch=count)
+        output.loss.backward()
+        targets = output.text_targets
+        parts.append(output)
+    assert len(passes) == 1 + view
+    for name in ("latent_loss", "token_loss"):
+        close(sum(output[name] for output in parts), expected[name], 1e-6)
+    for name, value in joint.running.state_dict().items():
+        assert torch.equal(apart.running.state_dict()[name], value), name
+    close(torch.cat([output.distances for output in parts], dim=1), expected.distances, 1e-5)
+    other = apart(**batch, text_targets=(2 * targets[0], -targets[1]))
+    assert (other.latent_loss - expected.latent_loss).abs() > 1e-2
+    assert (other.sentence_loss - expected.sentence_loss).abs() > 1e-2

@@ -9,9 +9,9 @@ from test_training import examples, make_model, parameters_of  # noqa: F401
 from transformers import TrainerCallback
 
 from configuration_text_jepa import OBJECTIVES
-from text_jepa import TextJepaTrainer, TextJepaTrainingArguments
+from text_jepa import TextJepaTrainer, TextJepaTrainingArguments, metrics
 from text_jepa.masking import DataCollatorForTextJepa
-from text_jepa.training import collapse_signs, ema_decay, measure_representations, metrics_of
+from text_jepa.training import ema_decay, masks_apart, measure_representations, metrics_of
 
 
 STRATEGIES = [
@@ -33,7 +33,7 @@ def make_trainer(tokenizer, examples, tmp_path):  # noqa: F811
     def build(name="run", fields=None, masks=None, **arguments):
         defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no"}
         args = TextJepaTrainingArguments(str(tmp_path / name), use_cpu=True, **{**defaults, **arguments})
-        collator = DataCollatorForTextJepa(tokenizer, num_masks=2, **{"whole_words": False} | (masks or {}))
+        collator = DataCollatorForTextJepa(tokenizer, **{"num_masks": 2, "whole_words": False} | (masks or {}))
         model = make_model(tokenizer, **fields or {})
         texts = examples.select(range(80)), examples.select(range(80, 96))
         return TextJepaTrainer(model, args, collator, *texts, processing_class=tokenizer)
@@ -109,6 +109,46 @@ def test_weight_decay_follows_its_cosine_also_after_a_resume(make_trainer):
     assert seen == {step: {0.0, ema_decay(step, 4, "cosine", 0.1, 0.4)} for step in range(4)}
     assert rest == {step: seen[step] for step in (2, 3)}
     assert_same_weights(whole, resumed)
+
+
+def learning_rates(trainer):
+    """The learning rate of each step of a run."""
+    recorder = Recorder(lambda model, optimizer: optimizer.param_groups[0]["lr"])
+    trainer.add_callback(recorder)
+    train(trainer)
+    return [recorder.seen[step] for step in sorted(recorder.seen)]
+
+
+WARMUP_FROM = {"lr_scheduler_type": "cosine_warmup_with_min_lr", "max_steps": 10, "learning_rate": 1e-3}
+
+
+def test_a_warm_up_rises_from_its_start_to_the_peak_and_a_cosine_falls_to_its_end(make_trainer):
+    """A share of the run each, as on the command line: 0.2 of the peak, three of ten steps up, 0.01 of the peak."""
+    arguments = WARMUP_FROM | {"warmup_steps": 0.3}
+    rates = learning_rates(
+        make_trainer(lr_scheduler_kwargs='{"warmup_lr_rate": 0.2, "min_lr_rate": 0.01}', **arguments)
+    )
+    assert rates[:3] == pytest.approx([2e-4, 6e-4, 1e-3])
+    cosine = [0.01 + 0.99 * (1 + math.cos(math.pi * step / 7)) / 2 for step in range(1, 8)]
+    assert rates[3:] == pytest.approx([1e-3 * factor for factor in cosine])
+    assert rates[-1] == pytest.approx(1e-5)
+
+
+def test_the_same_schedule_falls_as_one_cycle_does_and_peaks_and_ends_where_it_does(make_trainer):
+    """With its defaults; only the rise is straight, not a cosine."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=10)
+    expected = []
+    for _ in range(10):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < 10:
+            cycle.step()
+    shares = f'{{"warmup_lr_rate": {1 / 25}, "min_lr_rate": {1 / 25 / 1e4}}}'
+    rates = learning_rates(make_trainer(lr_scheduler_kwargs=shares, warmup_steps=0.3, **WARMUP_FROM))
+    assert max(rates) == rates[2] == pytest.approx(max(expected))
+    assert rates[0] == pytest.approx(expected[0])
+    assert rates[2:] == pytest.approx(expected[2:])
 
 
 def test_weight_decay_is_constant_unless_asked(make_trainer):
@@ -235,6 +275,11 @@ def test_settings_that_cannot_work_are_refused(arguments, message, tmp_path):
         TextJepaTrainingArguments(str(tmp_path), **arguments)
 
 
+def test_more_mask_strategies_than_mask_tokens_are_refused_before_training(make_trainer):
+    with pytest.raises(ValueError, match=r"2 mask strategies, the model 1 mask tokens; set pred_num_mask_tokens=2"):
+        make_trainer(masks={"strategies": STRATEGIES})
+
+
 # ---- log ------------------------------------------------------------------------------------------------------------
 
 
@@ -279,11 +324,11 @@ def test_every_objective_is_watched_and_logs_no_decay_of_an_encoder_that_is_not_
         for term in ("latent", "token", "sentence", "sigreg"):
             weight = getattr(trainer.model.config, f"{term}_loss_weight")
             assert (f"{term}_loss" in record) == (weight > 0), term
-    assert collapse_signs(trainer.monitor.values, 32) == []
+    assert metrics.collapse_signs(trainer.monitor.values, 32) == []
     with torch.no_grad():
         for parameter in trainer.model.teacher.parameters():
             parameter.zero_()
-    assert collapse_signs(measure_representations(trainer.model, trainer.monitor.batch), 32) != []
+    assert metrics.collapse_signs(measure_representations(trainer.model, trainer.monitor.batch), 32) != []
 
 
 def test_the_evaluation_tells_short_spans_from_long_ones(make_trainer):
@@ -307,3 +352,171 @@ def test_the_evaluation_tells_short_spans_from_long_ones(make_trainer):
             assert metrics_[name] == pytest.approx(total / counts[least], rel=1e-5)
     assert counts[1]
     assert counts[4]
+
+
+# ---- masks in one pass or one after the other -----------------------------------------------------------------------
+
+
+PER_TOKEN = {
+    "hybrid": {"token_loss_candidates": 10_000},
+    "running": {"token_loss_candidates": 10_000, "target_normalization": "running", "target_centering": True},
+    "data2vec": OBJECTIVES["data2vec"],
+    "spans": {"token_loss_candidates": 10_000, "target_input": "spans"},
+    "online": {"token_loss_candidates": 10_000, "target_encoder_type": "online", "sigreg_loss_weight": 1e-9},
+}
+
+
+def passes_of(trainer):
+    """The list into which the passes of the target encoder in each training step will go."""
+    steps, step, passes = [], trainer.training_step, []
+    trainer.model.teacher.register_forward_hook(lambda *_: passes.append(1))
+
+    def counting(*args):
+        passes.clear()
+        loss = step(*args)
+        steps.append(len(passes))
+        return loss
+
+    trainer.training_step = counting
+    return steps
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("objective", PER_TOKEN)
+def test_masks_one_after_the_other_learn_and_log_what_all_in_one_pass_do(
+    make_trainer, tokenizer, objective, accumulation
+):
+    """Terms that are sums over target tokens: losses, norms, counts, and the gradients of the first step."""
+    masks = {"num_masks": 4, "strategies": STRATEGIES}
+    fields = {"pred_num_mask_tokens": 2, "mask_token_id": tokenizer.mask_token_id, **PER_TOKEN[objective]}
+    runs, gradients = [], []
+    for how in ("joint", "sequential"):
+        options = {"mask_batching": how, "gradient_accumulation_steps": accumulation, "ema_decay_start": 0.9}
+        trainer = make_trainer(how, fields, masks, max_steps=2, **options)
+        recorder = Recorder(lambda model, _: [p.grad.clone() for p in model.parameters() if p.requires_grad])
+        trainer.add_callback(recorder)
+        passes = passes_of(trainer)
+        runs.append(train(trainer))
+        gradients.append(recorder.seen[0])
+        if how == "joint" or objective not in ("spans", "online"):
+            assert passes == [1 + (objective == "online")] * 2 * accumulation
+    for joint, sequential in zip(*runs, strict=True):
+        assert sequential.keys() == joint.keys()
+        assert sequential["tokens_seen"] == joint["tokens_seen"]
+        for name in ("loss", "grad_norm", *(name for name in joint if "_loss" in name and "sigreg" not in name)):
+            assert sequential[name] == pytest.approx(joint[name], rel=1e-5, abs=1e-5), name
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5)
+    assert max(value.abs().max() for value in gradients[0]) > 1e-2
+
+
+def test_terms_on_whole_batches_look_at_one_mask_at_a_time(make_trainer):
+    """And gradients of terms are measured once, on the first mask."""
+    fields = EVERY_TERM | {"loss_type": "infonce"}
+    options = {"term_gradient_steps": 1, "max_steps": 1, "mask_batching": "sequential"}
+    trainer = make_trainer(fields=fields, **options)
+    model, batches = copy.deepcopy(trainer.model).train(), batches_of(trainer)
+    (record,) = train(trainer)
+    (batch,) = batches[0]
+    count = (batch["target_positions"] >= 0).sum()
+    parts = [model(**part, num_items_in_batch=count) for part in masks_apart(batch)]
+    joint = model(**batch)
+    for name in ("latent_loss", "variance_loss", "covariance_loss"):
+        assert record[name] == pytest.approx(sum(part[name].item() for part in parts), rel=1e-5)
+        assert record[name] != pytest.approx(joint[name].item(), rel=1e-4)
+    matrix = model.model.encoder.layers[-1].mlp.Wo.weight
+    (gradient,) = torch.autograd.grad(parts[0].latent_loss, matrix)
+    assert record["grad_norm_latent_loss"] == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
+def test_a_loss_without_target_tokens_does_not_grow_with_the_passes(make_trainer):
+    fields = {"latent_loss_weight": 0.0, "token_loss_weight": 0.0, "sentence_loss_weight": 1.0}
+    masks = {"num_masks": 3, "mask_ratio": 0.0, "view": "same"}
+    joint, sequential = (
+        train(make_trainer(how, fields, masks, mask_batching=how, max_steps=1))[0] for how in ("joint", "sequential")
+    )
+    assert sequential["sentence_loss"] == pytest.approx(joint["sentence_loss"], rel=1e-5)
+
+
+class LiveBytes(torch.autograd.graph.saved_tensors_hooks):
+    """The most bytes that graphs have held at a time."""
+
+    def __init__(self):
+        self.now = self.most = 0
+        super().__init__(lambda tensor: _Held(self, tensor), lambda held: held.tensor)
+
+
+class _Held:
+    def __init__(self, live, tensor):
+        self.live, self.tensor, self.size = live, tensor, tensor.numel() * tensor.element_size()
+        live.now += self.size
+        live.most = max(live.most, live.now)
+
+    def __del__(self):
+        self.live.now -= self.size
+
+
+def test_memory_of_activations_does_not_grow_with_the_masks_where_they_go_one_after_the_other(make_trainer):
+    most = {}
+    for how in ("joint", "sequential"):
+        trainer = make_trainer(how, masks={"num_masks": 4}, mask_batching=how)
+        batch = next(iter(trainer.get_train_dataloader()))
+        for count, inputs in ((1, masks_apart(batch)[0]), (4, batch)):
+            live = LiveBytes()
+            with live:
+                trainer.training_step(trainer.model, inputs, torch.tensor(100))
+            assert live.now == 0
+            most[how, count] = live.most
+    assert most["joint", 4] > 2 * most["joint", 1]
+    assert most["sequential", 4] == most["sequential", 1] == most["joint", 1]
+
+
+def test_only_the_last_pass_of_a_step_sends_gradients(make_trainer, monkeypatch):
+    trainer = make_trainer(masks={"num_masks": 4}, mask_batching="sequential", max_steps=2)
+    held_back, no_sync = [], trainer.accelerator.no_sync
+    monkeypatch.setattr(trainer.accelerator, "no_sync", lambda model: (held_back.append(1), no_sync(model))[1])
+    train(trainer)
+    assert len(held_back) == 2 * 3
+
+
+def test_a_run_with_masks_one_after_the_other_resumes_bit_by_bit_and_not_as_the_other_kind(make_trainer):
+    options = {"mask_batching": "sequential", "save_strategy": "steps", "save_steps": 2}
+    whole, resumed = make_trainer("whole", **options), make_trainer("resumed", **options)
+    train(whole)
+    train(resumed, f"{whole.args.output_dir}/checkpoint-2")
+    assert_same_weights(whole, resumed)
+    assert whole.facts != make_trainer("joint").facts
+
+
+# ---- the host and the device ----------------------------------------------------------------------------------------
+
+
+def test_host_looks_at_losses_and_norms_once_a_step(make_trainer, monkeypatch):
+    """Where nothing is logged, the norms of two parts included."""
+    trainer = make_trainer(logging_first_step=False, logging_steps=100, clip_per_module=True)
+    looks, inside = [], []
+
+    def watching(name):
+        method = getattr(trainer, name)
+
+        def watched(*args, **kwargs):
+            inside.append(name)
+            try:
+                return method(*args, **kwargs)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(trainer, name, watched)
+
+    for name in ("_get_grad_norm", "_clip_grad_norm", "compute_loss"):
+        watching(name)
+    for name in ("tolist", "item", "__float__", "__bool__"):
+        method = getattr(torch.Tensor, name)
+
+        def looking(tensor, *args, method=method, name=name):
+            if inside and tensor.dim() < 2 and tensor.dtype.is_floating_point:
+                looks.append((inside[-1], name))
+            return method(tensor, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, looking)
+    trainer.train()
+    assert looks == [("_get_grad_norm", "tolist")] * 4

@@ -11,9 +11,17 @@ rank. `spread` says nothing behind a final LayerNorm. `relative_loss` and the re
 merely smooths, which is why `copy_nearest_visible` is the baseline to beat.
 """
 
+import math
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+# Beyond these the representations are called collapsed: the share of the dimensions that the tokens use, the mean
+# cosine of tokens of different texts, and the standard deviation of tokens.
+COLLAPSED_RANK_SHARE, COLLAPSED_COSINE, COLLAPSED_SPREAD = 0.1, 0.98, 1e-3
 
 
 def _row_mean(x: Tensor) -> Tensor:
@@ -227,3 +235,22 @@ def copy_nearest_visible(features: Tensor, context_positions: Tensor, target_pos
     source = nearest.gather(-1, target_positions.long().clamp_min(0))
     copied = features[torch.arange(texts, device=features.device)[:, None, None], source.clamp(0, length - 1)]
     return copied.masked_fill(((target_positions < 0) | ~visible.any(-1, keepdim=True))[..., None], 0.0)
+
+
+def collapse_signs(values: Mapping[str, float], dimensions: float) -> list[str]:
+    """Plain-word reasons to call the representations collapsed or degenerate; none if they look healthy.
+
+    Args:
+        values: From `training.measure_representations`, or a record of the log.
+        dimensions: What the rank could be at most: the width of the encoder, or fewer tokens.
+    """
+    signs = []
+    if not all(math.isfinite(value) for value in values.values()):
+        return ["representations are not finite"]
+    if values["token_rank"] < COLLAPSED_RANK_SHARE * dimensions:
+        signs.append(f"tokens use {values['token_rank']:.1f} of {dimensions} dimensions")
+    if values["cosine_other_text"] > COLLAPSED_COSINE:
+        signs.append(f"tokens of different texts point the same way (cosine {values['cosine_other_text']:.3f})")
+    if values["spread"] < COLLAPSED_SPREAD:
+        signs.append(f"tokens hardly differ (standard deviation {values['spread']:.1e})")
+    return signs

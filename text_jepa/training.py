@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,9 @@ SPIKE_WINDOW = 128
 
 # Steps in a row whose gradient is not finite before a run gives up.
 NONFINITE_LIMIT = 3
+
+# What a batch holds of each mask.
+_OF_MASKS = ("context_positions", "target_positions", "target_spans", "mask_strategies")
 
 # Where a checkpoint keeps what the log has added up since its last record.
 _SINCE_LAST_LOG = "since_last_log"
@@ -100,6 +104,13 @@ class TextJepaTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Weight decay at the end of the run, reached along a cosine. Default: constant."},
     )
+    mask_batching: Literal["joint", "sequential"] = field(
+        default="joint",
+        metadata={
+            "help": "Masks of a text: all in one pass, or one after the other in the memory of one. Terms that look "
+            "at a whole batch then look at one mask at a time; targets are made once either way."
+        },
+    )
     clip_per_module: bool = field(
         default=False, metadata={"help": "Clip the gradients of the encoder and of what is around it each by itself."}
     )
@@ -151,6 +162,9 @@ class TextJepaTrainingArguments(TrainingArguments):
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
+        if self.report_to and self.run_name is None:
+            # Trackio goes on with the run of that name. Without one it takes the closing evaluation for another run.
+            self.run_name = Path(self.output_dir).absolute().name
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"--hub_strategy {self.hub_strategy.value}: checkpoints are not published, encoders are; use end or "
@@ -280,25 +294,6 @@ def measure_representations(model: TextJepaForPreTraining, batch: Mapping[str, t
     return {name: float(value) for name, value in values.items()}
 
 
-def collapse_signs(values: Mapping[str, float], dimensions: int) -> list[str]:
-    """Plain-word reasons to call the representations collapsed or degenerate; none if they look healthy.
-
-    Args:
-        values: From `measure_representations`.
-        dimensions: What the rank could be at most: the width of the encoder, or fewer tokens.
-    """
-    signs = []
-    if not all(math.isfinite(value) for value in values.values()):
-        return ["representations are not finite"]
-    if values["token_rank"] < 0.1 * dimensions:
-        signs.append(f"tokens use {values['token_rank']:.1f} of {dimensions} dimensions")
-    if values["cosine_other_text"] > 0.98:
-        signs.append(f"tokens of different texts point the same way (cosine {values['cosine_other_text']:.3f})")
-    if values["spread"] < 1e-3:
-        signs.append(f"tokens hardly differ (standard deviation {values['spread']:.1e})")
-    return signs
-
-
 class CollapseMonitorCallback(TrainerCallback, ExportableState):
     """Measures representations on a fixed held-out batch at every log, and says in plain words when they collapse.
 
@@ -334,7 +329,7 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         self.batch = {name: tensor.to(model.device) for name, tensor in self.batch.items()}
         self.values = measure_representations(model, self.batch)
         tokens = int(self.batch["attention_mask"].sum())
-        signs = collapse_signs(self.values, min(model.config.hidden_size, tokens - 1))
+        signs = metrics.collapse_signs(self.values, min(model.config.hidden_size, tokens - 1))
         self._suspicious = self._suspicious + 1 if signs else 0
         if self._suspicious < self.patience or self.collapsed:
             return
@@ -410,8 +405,10 @@ class ProgressLineCallback(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=not sys.stderr.isatty())
-        self.current_step = 0
+            # From the step where a resumed run begins, or the time left would be that of a much faster one.
+            steps = {"total": state.max_steps, "initial": state.global_step}
+            self.training_bar = tqdm(**steps, desc="Training", unit=" steps", dynamic_ncols=True, disable=None)
+        self.current_step = state.global_step
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if sys.stderr.isatty():
@@ -422,6 +419,8 @@ class ProgressLineCallback(ProgressCallback):
             line = health_line(logs, state.global_step, state.max_steps, model.config.hidden_size)
             if line:
                 tqdm.write(line)
+            if self.training_bar is not None and "tokens_per_second" in logs:
+                self.training_bar.set_postfix_str(_speed(logs))
 
 
 def health_line(logs: Mapping[str, float], step: int, total_steps: int, width: int) -> str:
@@ -437,8 +436,12 @@ def health_line(logs: Mapping[str, float], step: int, total_steps: int, width: i
         parts.append(f"rank {logs['token_rank']:.0f}/{width}")
     if "ema_decay" in logs:
         parts.append(f"decay {logs['ema_decay']:.4f}")
-    parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+    parts.append(_speed(logs))
     return "  ".join(parts)
+
+
+def _speed(logs):
+    return f"{logs['tokens_per_second']:,.0f} tokens/s"
 
 
 class MetricsFileCallback(TrainerCallback):
@@ -544,9 +547,16 @@ class TextJepaTrainer(Trainer):
         self._module_norms: dict[str, torch.Tensor] = {}
         self._tokens = torch.zeros((), dtype=torch.long)
         self._batches: list[Mapping[str, torch.Tensor]] = []
+        self._text_targets: tuple[torch.Tensor | None, ...] | None = None
         self.nonfinite_steps = 0
         self.steps_logged, self.clock = 0, None
         self.about = about or {}
+        strategies, mask_tokens = len(data_collator.strategies), model.config.pred_num_mask_tokens
+        if model.predictor is not None and strategies > mask_tokens:
+            raise ValueError(
+                f"the collator has {strategies} mask strategies, the model {mask_tokens} mask tokens; "
+                f"set pred_num_mask_tokens={strategies}"
+            )
         if data_collator.follows_steps and hasattr(train_dataset, "__len__"):
             train_dataset = TextsWithSteps(train_dataset)
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
@@ -736,15 +746,23 @@ class TextJepaTrainer(Trainer):
     # -- loss
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """Target tokens of all accumulated batches of all processes; a batch without any counts as one."""
+        """Target tokens of all accumulated batches of all processes; a pass without any counts as one."""
         if not batch_samples:
             return None
-        count = sum((batch["target_positions"] >= 0).sum().clamp(min=1) for batch in batch_samples).to(device)
+        passes = [part for batch in batch_samples for part in self._passes(batch)]
+        count = sum((part["target_positions"] >= 0).sum().clamp(min=1) for part in passes).to(device)
         if self.args.world_size > 1 and self.args.average_tokens_across_devices:
             count = self.accelerator.gather(count).sum()
         return count
 
+    def _passes(self, batch):
+        """The batches that a batch (B, M, …) is trained on: itself, or one of each mask."""
+        return masks_apart(batch) if self.args.mask_batching == "sequential" else [batch]
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        is_first_pass = self._text_targets is None
+        if model.training and not is_first_pass and self.model.target_encoder is not None:
+            inputs = {**inputs, "text_targets": self._text_targets}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         terms = {name: value for name, value in outputs.items() if name.endswith("_loss")}
         # The mean over processes undoes the first factor, as it does for the loss itself. In evaluation the mean over
@@ -754,10 +772,12 @@ class TextJepaTrainer(Trainer):
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + weight * value.detach()
         if model.training:
-            self._tokens = self._tokens.to(loss.device) + inputs["attention_mask"].sum()
+            if is_first_pass:
+                self._tokens = self._tokens.to(loss.device) + inputs["attention_mask"].sum()
+                self._text_targets = outputs.text_targets if self.args.mask_batching == "sequential" else None
             if "mask_strategies" in inputs and outputs.get("distances") is not None:
                 self._count_strategies(inputs, outputs["distances"].detach())
-            if len(self._batches) == 1 and self._looks_at_terms():
+            if len(self._batches) == 1 and is_first_pass and self._looks_at_terms():
                 self._weigh_terms(terms)
         elif outputs.get("distances") is not None:
             self._by_length = self._by_length.to(loss.device) + sums_by_length(inputs, outputs["distances"])
@@ -822,7 +842,14 @@ class TextJepaTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._batches.append(inputs)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        *others, last = self._passes(inputs)
+        loss = 0.0
+        for part in others:
+            # The last pass sends the gradients of all, unless more batches follow.
+            with self.accelerator.no_sync(model) if self.accelerator.sync_gradients else nullcontext():
+                loss = loss + super().training_step(model, part, num_items_in_batch)
+        loss = loss + super().training_step(model, last, num_items_in_batch)
+        self._text_targets = None
         self._step_loss = self._step_loss + loss
         return loss
 
@@ -830,14 +857,19 @@ class TextJepaTrainer(Trainer):
         """The last look at the gradient before the optimizer's step, the same on all ranks."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         batches, self._batches = self._batches, []
-        loss, self._step_loss = float(nested_gather(self._step_loss, self.args.parallel_mode).mean()), 0.0
+        loss, self._step_loss = nested_gather(self._step_loss, self.args.parallel_mode).mean(), 0.0
+        grad_norm = torch.as_tensor(grad_norm, device=loss.device)
+        if hasattr(grad_norm, "full_tensor"):  # FSDP2's
+            grad_norm = grad_norm.full_tensor()
+        # The only time in a step that the host waits for the device.
+        loss, grad_norm = torch.stack([loss, grad_norm]).tolist()
         # A loss scaler expects overflows of the gradient and skips such steps by itself.
         if math.isfinite(loss) and self.accelerator.scaler is not None and not math.isfinite(grad_norm):
             return grad_norm
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.nonfinite_steps = 0
             if (
-                self.spikes.observe(self.state.global_step, loss, float(grad_norm), self.args.max_grad_norm)
+                self.spikes.observe(self.state.global_step, loss, grad_norm, self.args.max_grad_norm)
                 and self.args.skip_spikes
             ):
                 self.ema.skip_next = True
@@ -975,6 +1007,12 @@ class TextJepaTrainer(Trainer):
         return [name for name in super().get_decay_parameter_names(model) if name not in vectors]
 
 
+def masks_apart(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """A batch of M masks of each text as M batches of one, (B, 1, …), of the same texts."""
+    drawn = [name for name in _OF_MASKS if name in batch]
+    return [{**batch, **{name: batch[name][:, m : m + 1] for name in drawn}} for m in range(batch[drawn[0]].shape[1])]
+
+
 def sums_by_length(batch: Mapping[str, torch.Tensor], distances: torch.Tensor) -> torch.Tensor:
     """Summed latent losses (B, M, T), and their number, of the target tokens of short to long spans.
 
@@ -993,7 +1031,7 @@ def run_facts(args: TextJepaTrainingArguments) -> dict[str, Any]:
     names += ["max_steps", "num_train_epochs", "bf16", "fp16", "dataloader_drop_last"]
     names += ["optim", "learning_rate", "predictor_learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"]
     names += ["warmup_steps", "weight_decay", "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon"]
-    names += ["max_grad_norm", "clip_per_module", "skip_spikes", "auxiliary_gradient_share"]
+    names += ["max_grad_norm", "clip_per_module", "skip_spikes", "mask_batching", "auxiliary_gradient_share"]
     names += ["ema_schedule", "ema_decay_start", "ema_decay_end", "ema_frozen_steps"]
     return {name: getattr(args, name) for name in names}
 
