@@ -24,11 +24,7 @@ from text_jepa import checkpointing
 from text_jepa.arguments import UsageError, first_line, parse_arguments, run_command
 from text_jepa.assembly import make_collator, make_model, make_probe, make_tokenizer
 from text_jepa.checkpointing import PREEMPTED, differing_facts
-from text_jepa.data import (
-    EndlessStream,
-    load_corpus,
-    tokenize_corpus,
-)
+from text_jepa.data import DocumentCount, EndlessStream, load_corpus, tell_left_out, tokenize_corpus
 from text_jepa.export import parameter_counts, save_for_continuing, trained_encoder
 from text_jepa.features import embed_texts, nearest_texts
 from text_jepa.hub import push_folder
@@ -62,11 +58,12 @@ def main(argv: list[str] | None = None) -> Path:
     set_up_logging(args)
     check_processes(args)
     check_trackers(args)
-    check_flags(model_args, data_args, args)
+    check_flags(data_args, args)
     if data_args.streaming and args.max_steps <= 0:
         raise UsageError("--streaming needs --max_steps: a stream has no known end")
     checkpoint = check_output_dir(args)
     set_seed(args.seed)
+    count = DocumentCount()
 
     # The first process makes the caches, the others read them.
     with args.main_process_first(desc="preparing the corpus"):
@@ -75,7 +72,11 @@ def main(argv: list[str] | None = None) -> Path:
             corpus["train"] = corpus["train"].take(data_args.max_train_samples)
         tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus["train"])
         examples = tokenize_corpus(
-            corpus, tokenizer, num_proc=data_args.preprocessing_num_workers, **fields_for(tokenize_corpus, data_args)
+            corpus,
+            tokenizer,
+            num_proc=data_args.preprocessing_num_workers,
+            count=count,
+            **fields_for(tokenize_corpus, data_args),
         )
         model = make_model(model_args, data_args, objective_args, tokenizer)
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> Path:
         shuffled = examples["train"].shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer)
         batch_size = args.train_batch_size * args.world_size
         steps = args.gradient_accumulation_steps
-        examples["train"] = EndlessStream(shuffled, batch_size, steps, source_of(data_args))
+        examples["train"] = EndlessStream(shuffled, batch_size, steps, source_of(data_args), args.seed)
         held_out = list(examples["validation"].take(data_args.max_eval_samples))
     else:
         held_out = examples["validation"]
@@ -116,6 +117,7 @@ def main(argv: list[str] | None = None) -> Path:
     try:
         if checkpoint is None or not load_finished(trainer, checkpoint):
             trainer.train(resume_from_checkpoint=checkpoint)
+            tell_left_out("train", count.left_out, count.read, data_args.min_length, data_args.view)
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{checkpoint}: holds code where numbers belong; it was not run ({first_line(error)})"
@@ -160,10 +162,11 @@ def publish(trainer):
 
 def about_run(model_args, data_args, argv) -> dict:
     """What the card says that the trainer does not know."""
-    name = model_args.model_name_or_path if model_args.init == "pretrained" else None
+    name = model_args.model_name_or_path if model_args.init != "from_config" else None
+    part = {"embeddings": "the input embeddings of ", "layers": "the layers of "}.get(model_args.init, "")
     return {
         "data": describe_data(data_args),
-        "start": name or "random weights",
+        "start": f"{part}{name}" if name else "random weights",
         "command": shlex.join(["accelerate", "launch", "run_pretraining.py", *argv]),
         "max_length": data_args.max_length,
         "license": model_args.license,

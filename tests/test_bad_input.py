@@ -6,6 +6,7 @@ Run: python -m pytest -q tests/test_bad_input.py
 import gzip
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -374,7 +375,7 @@ def test_a_real_process_prints_one_line_and_exits_with_code_two(folder, output):
 
 
 def broken_stream(path, shards):
-    """Examples of a stream whose reader fails after the first twenty."""
+    """Batches of four of a stream whose reader fails after the first twenty examples."""
 
     def read(shards):
         for _ in shards:
@@ -383,7 +384,7 @@ def broken_stream(path, shards):
             raise ValueError("JSON parse error")
 
     stream = datasets.IterableDataset.from_generator(read, gen_kwargs={"shards": list(range(shards))})
-    return EndlessStream(stream, source=(f"--train_file {path}", [str(path)]))
+    return EndlessStream(stream, 4, source=(f"--train_file {path}", [str(path)]), pool_batches=1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -425,20 +426,23 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
-def test_odd_texts_train_to_a_finite_loss_and_what_is_left_out_is_counted(folder, output, tmp_path, caplog, streaming):
+@pytest.mark.parametrize("workers", [None, 0, 1], ids=["map", "stream", "stream-of-a-worker"])
+def test_odd_texts_train_to_a_finite_loss_and_what_is_left_out_is_counted(folder, output, tmp_path, caplog, workers):
     """With a byte order mark at the beginning, and more empty documents than are read at once."""
     text = "\ufeff" + "\n" * 1_200 + "".join(ODD.values()) + "".join(f"{line}\n" for line in LINES)
     (tmp_path / "odd.txt").write_text(text, newline="")
     argv = ["--train_file", str(tmp_path / "odd.txt"), "--max_steps", "8", "--save_strategy", "no"]
     argv += ["--logging_steps", "1", "--per_device_train_batch_size", "4", "--max_eval_samples", "8"]
-    argv += ["--streaming", "--validation_file", "{dir}/good.txt"] if streaming else []
+    if workers is not None:
+        argv += ["--streaming", "--validation_file", "{dir}/good.txt", "--dataloader_num_workers", str(workers)]
     with caplog.at_level("INFO"):
         run_pretraining.main(command(folder, output, argv))
     losses = [record["loss"] for record in metrics_of(output) if "loss" in record]
     assert len(losses) == 8
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
-    assert streaming or "documents are left out: of fewer than" in caplog.text
+    (left_out, documents), *others = re.findall(r"train: ([\d,]+) of ([\d,]+) documents are left out", caplog.text)
+    assert others == []
+    assert 1_000 < int(left_out.replace(",", "")) < int(documents.replace(",", ""))
 
 
 def test_a_literal_special_token_is_text(tokenizer):

@@ -62,7 +62,8 @@ def trainer_of(tokenizer, examples, output_dir, streaming=False, dropout=False, 
     collator = DataCollatorForTextJepa(tokenizer, whole_words=False)
     train = examples.select(range(40))
     if streaming:
-        train = EndlessStream(train.to_iterable_dataset(num_shards=2).shuffle(seed=3, buffer_size=10))
+        stream = train.to_iterable_dataset(num_shards=2).shuffle(seed=3, buffer_size=10)
+        train = EndlessStream(stream, args.train_batch_size, args.gradient_accumulation_steps, pool_batches=2)
     return TextJepaTrainer(
         model_of(tokenizer, **(DROPOUT if dropout else {})),
         args,

@@ -29,11 +29,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from text_jepa.arguments import UsageError
 from text_jepa.data import (
+    DocumentCount,
     EndlessStream,
     LengthGroupedSampler,
     TextsWithSteps,
     cut_points,
     find_files,
+    legible,
     load_corpus,
     sentence_end_table,
     special_tokens_around,
@@ -630,9 +632,103 @@ def test_the_texts_of_a_stream_carry_the_step_over_passes_workers_and_ranks(tmp_
         assert list(islice(skip_first_batches(loader, 7), 10)) == batches[7:17]
 
 
-def test_a_stream_carries_no_step_unless_asked():
-    stream = texts_of_a_loader(3).to_iterable_dataset()
-    assert set(next(iter(EndlessStream(stream)))) == {"input_ids", "length", "epoch"}
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+def stream_of(lengths, shards=1, buffer=64, **options):
+    """An endless stream of texts of these lengths, each with its `row`."""
+    rows = {"input_ids": [[5] * length for length in lengths], "row": list(range(len(lengths)))}
+    stream = Dataset.from_dict(rows).to_iterable_dataset(num_shards=shards)
+    return EndlessStream(stream.shuffle(seed=0, buffer_size=buffer), **options)
+
+
+def rows_of(stream, count):
+    """Pass and row of the first texts of a stream."""
+    return [(text["epoch"], text["row"]) for text in islice(stream, count)]
+
+
+@settings(max_examples=CASES * 30, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 4))
+def test_every_text_of_a_stream_comes_once_per_pass(lengths, batch_size, pool_batches):
+    """Whole passes fill whole batches sooner or later; at any time less than a batch waits."""
+    stream = stream_of(lengths, batch_size=batch_size, pool_batches=pool_batches)
+    found = rows_of(stream, batch_size * len(lengths))
+    assert sorted(found) == list(itertools.product(range(batch_size), range(len(lengths))))
+
+
+def test_what_is_left_of_a_pass_waits_for_no_more_than_the_next_pool():
+    stream = stream_of(range(1, 28), batch_size=4, pool_batches=3)
+    found = rows_of(stream, 27 * 4)
+    for number in range(3):
+        last = max(place for place, (epoch, _) in enumerate(found) if epoch == number)
+        assert last < 27 * (number + 1) + 3 * 4
+
+
+def test_the_order_of_a_stream_is_a_pure_function_of_its_seed():
+    lengths = paragraph_lengths(200)
+    first = rows_of(stream_of(lengths, batch_size=8, seed=1), 600)
+    state = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002 - the global state must not matter
+    again = stream_of(lengths, batch_size=8, seed=1)
+    assert rows_of(again, 600) == rows_of(again, 600) == first
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+    passes = [[row for _, row in first[start : start + 200]] for start in (0, 200, 400)]
+    assert passes[0] != passes[1] != passes[2] != passes[0]
+    assert rows_of(stream_of(lengths, batch_size=8, seed=2), 600) != first
+
+
+def test_the_pass_of_another_worker_does_not_change_the_order_of_this_one(monkeypatch):
+    """The datasets library keeps it where all workers see it; here one comes in between."""
+    stream = stream_of(paragraph_lengths(100), batch_size=8)
+    expected = rows_of(stream, 250)
+
+    def meddled(rows, *source):
+        stream.stream.set_epoch(7)
+        return legible(rows, *source)
+
+    monkeypatch.setattr("text_jepa.data.legible", meddled)
+    assert rows_of(stream, 250) == expected
+
+
+@pytest.mark.parametrize("batch_size", [16, 32])
+def test_batches_of_a_stream_pad_little_over_the_border_of_a_pass(batch_size):
+    """Passes whose texts do not fill their last batch; and batches do not come in order of length."""
+    lengths = paragraph_lengths(1_500 + batch_size // 2)
+    order = [row for _, row in rows_of(stream_of(lengths, batch_size=batch_size, buffer=1_000), 3_000)]
+    order = order[: len(order) // batch_size * batch_size]
+    widths = lengths[np.array(order)].reshape(-1, batch_size)
+    assert 1 - widths.sum() / (widths.max(axis=1).sum() * batch_size) < 0.08
+    means = widths.mean(axis=1)
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 5 / np.sqrt(len(means))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_get_parts_of_similar_length_of_a_batch_of_a_stream(workers):
+    """So that none waits long for another."""
+    lengths = paragraph_lengths(2_000).tolist()
+    stream = stream_of(lengths, shards=2, buffer=500, batch_size=BATCH * 2)
+
+    def collate(texts):
+        return [(text["epoch"], text["row"]) for text in texts]
+
+    ranks = [list(islice(loader_of(stream, None, rank, 2, workers, collate), 300)) for rank in range(2)]
+    found = [text for batches in ranks for batch in batches for text in batch]
+    assert len(set(found)) == len(found)
+    means = np.array([[np.mean([lengths[row] for _, row in batch]) for batch in batches] for batches in ranks])
+    assert np.abs(means[0] - means[1]).mean() < 0.2 * np.abs(means[0] - np.roll(means[1], 1)).mean()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_documents_that_a_stream_leaves_out_are_counted_once(tmp_path, load, workers):
+    """Also in files and batches that hold nothing else, and by several workers."""
+    texts = documents(30), ["boat", "", " "] * 500 + documents(10, seed=1), [*documents(20, seed=2), "boat"]
+    paths = [str(write(tmp_path / f"{number}.jsonl", part)) for number, part in enumerate(texts)]
+    count = DocumentCount()
+    stream = tokenize_corpus(load(paths, paths[:1], streaming=True), word_tokenizer(), 16, count=count)["train"]
+    assert count.read == 0
+    for passes in (1, 2):
+        assert len(list(torch.utils.data.DataLoader(stream, None, num_workers=workers))) > 60
+        assert (count.read, count.left_out) == (passes * 1_561, passes * 1_501)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -698,6 +794,24 @@ def test_batches_of_a_real_corpus_pad_at_most_five_percent(load, max_length, cap
             texts = f"{split}, {max_length} tokens: {len(lengths):,} texts"
             print(f"\n{texts}, {share:.2%} padding, {plain:.1%} unsorted")  # noqa: T201
         assert share <= 0.05
+
+
+@pytest.mark.skipif(not DATA, reason="TEXT_JEPA_DATA names no data folder")
+@pytest.mark.parametrize("max_length", [128, 512])
+def test_batches_of_a_streamed_real_corpus_pad_at_most_five_percent(load, max_length, capsys):
+    """Against the order in which the stream gives its texts."""
+    folder = Path(DATA, "pretrain", "wikipedia_short")
+    corpus = load([str(folder / "train.parquet")], [str(folder / "validation.parquet")], streaming=True)
+    corpus["train"] = corpus["train"].take(2_000)
+    tokenizer = bert_tokenizer(Path(DATA, "tokenizers", "bert_base_uncased", "vocab.txt"))
+    stream = tokenize_corpus(corpus, tokenizer, max_length)["train"].shuffle(seed=0, buffer_size=10_000)
+    plain = np.array([text["length"] for text in stream])
+    grouped = np.array([text["length"] for text in islice(EndlessStream(stream, 32), len(plain) // 32 * 32)])
+    shares = [padding_share(found, np.arange(len(found)), 32) for found in (grouped, plain)]
+    with capsys.disabled():
+        texts = f"stream, {max_length} tokens: {len(plain):,} texts"
+        print(f"\n{texts}, {shares[0]:.2%} padding, {shares[1]:.1%} as they come")  # noqa: T201
+    assert shares[0] <= 0.05 < shares[1]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])

@@ -1,5 +1,6 @@
 """Every recipe of `configs/` as a user starts it, three steps long: it trains, and what it leaves opens."""
 
+import itertools
 import json
 import math
 import re
@@ -12,7 +13,7 @@ from transformers import AutoModel, BertConfig, BertModel
 import run_pretraining
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaForPreTraining, pretraining_arguments
-from text_jepa.arguments import UsageError
+from text_jepa.arguments import UsageError, parse_arguments
 from text_jepa.training import TextJepaTrainingArguments, metrics_of
 
 
@@ -96,6 +97,71 @@ def test_each_mask_strategy_gets_a_mask_token_of_its_own(corpus, tmp_path, capsy
         run_pretraining.main(
             [*QUICK, *corpus, *strategies, "--pred_num_mask_tokens", "2", "--output_dir", str(tmp_path / "other")]
         )
+
+
+# ---- corpora --------------------------------------------------------------------------------------------------------
+
+CORPORA = {path.stem: path for path in sorted((ROOT / "configs" / "corpora").glob("*.yaml"))}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_is_a_file_of_its_own_that_goes_over_a_recipe(name):
+    """With the command that its header gives; it says where the texts are and nothing of the method."""
+    content = CORPORA[name].read_text()
+    command = re.search(r"run_pretraining\.py (configs/\S+\.yaml) (configs/corpora/\S+\.yaml)$", content, re.M)
+    recipe, corpus = (ROOT / path for path in command.groups())
+    assert corpus == CORPORA[name]
+    assert "not fetched here" in content
+    assert max(map(len, content.splitlines())) <= 119
+    values = yaml.safe_load(content)
+    assert values.keys() <= {"dataset_name", "dataset_config_name", "text_column", "view_column", "streaming"}
+    classes = (
+        pretraining_arguments.ModelArguments,
+        pretraining_arguments.DataArguments,
+        pretraining_arguments.ObjectiveArguments,
+    )
+    output = ["--output_dir", "anywhere", "--use_cpu"]
+    groups = parse_arguments((*classes, TextJepaTrainingArguments), [str(recipe), str(corpus), *output], "")
+    assert {key: getattr(groups[1], key) for key in values} == values
+    assert groups[3].max_steps > 0  # which a stream needs
+
+
+def test_the_corpora_of_the_plan_are_there():
+    assert {"wiki1m_for_simcse", "askubuntu", "wikipedia", "fineweb_edu", "tinystories"} <= CORPORA.keys()
+
+
+# ---- health ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_run(texts, tokenizer, tmp_path_factory):
+    """Flags for 500 steps of a tiny encoder on orders of the sentences that the tests share."""
+    folder = tmp_path_factory.mktemp("health")
+    rows = [{"text": " ".join(three)} for three in itertools.permutations(texts, 3)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer.save_pretrained(folder / "tokenizer")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    flags = ["--train_file", str(folder / "train.jsonl"), "--tokenizer_name", str(folder / "tokenizer"), "--use_cpu"]
+    flags += ["--validation_split_percentage", "20", "--text_config", json.dumps(shape), *QUICK[:4]]
+    flags += ["--max_steps", "500", "--warmup_steps", "40", "--per_device_train_batch_size", "8"]
+    return [*flags, "--logging_steps", "50", "--eval_strategy", "no", "--save_strategy", "no"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hybrid", "ijepa-text"])
+def test_five_hundred_steps_of_a_recipe_are_healthy(name, long_run, tmp_path, capsys):
+    """One with grounding in tokens, and one that is latent alone."""
+    output = run_pretraining.main([str(RECIPES[name]), *long_run, "--output_dir", str(tmp_path / "run")])
+    assert metrics_of(output)[-1]["step"] == 500
+    assert "WARNING: collapse" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_recipe_made_to_collapse_is_warned_of(long_run, tmp_path, capsys):
+    """Latent alone, at a high rate, towards targets that follow at once."""
+    degenerate = ["--ema_decay_start", "0", "--ema_decay_end", "0", "--learning_rate", "0.02"]
+    run_pretraining.main([str(RECIPES["ijepa-text"]), *long_run, *degenerate, "--output_dir", str(tmp_path / "run")])
+    assert "WARNING: collapse at step" in capsys.readouterr().err
 
 
 # ---- the table of features ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import gzip
 import itertools
 import json
 import logging
+import multiprocessing
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -393,6 +394,39 @@ def _checked(text):
 # ---- tokenization ---------------------------------------------------------------------------------------------------
 
 
+class DocumentCount:
+    """Documents that a stream has read, and those that it left out, in this process and its workers together.
+
+    A stream is read ahead of training, and again in each pass: of a document that comes twice both are counted.
+    """
+
+    def __init__(self):
+        self._shared = multiprocessing.Array("q", 2)
+
+    def add(self, read: int, left_out: int):
+        with self._shared:
+            self._shared[0] += read
+            self._shared[1] += left_out
+
+    @property
+    def read(self) -> int:
+        return self._shared[0]
+
+    @property
+    def left_out(self) -> int:
+        return self._shared[1]
+
+
+def tell_left_out(split: str, left_out: int, documents: int, min_length: int, view: View | None):
+    """Logs how many documents were left out, if any, and why; see `tokenize_corpus`."""
+    if left_out:
+        why = {"column": " or no view", "next_sentence": ", or of a single text"}.get(view, "")
+        logger.info(
+            f"{split}: {left_out:,} of {documents:,} documents are left out: of fewer than {max(min_length, 2)} "
+            f"tokens{why}"
+        )
+
+
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Ids that the tokenizer puts before and after a single text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -435,6 +469,7 @@ def tokenize_corpus(
     overwrite_cache: bool = False,
     view: View | None = None,
     min_length: int = 2,
+    count: DocumentCount | None = None,
 ) -> DatasetDict | IterableDatasetDict:
     """Documents to examples with `input_ids` and `length`, special tokens included, and perhaps `view_input_ids`.
 
@@ -452,6 +487,7 @@ def tokenize_corpus(
             `"next_sentence"`: the view of a part is the part that follows; the last one has none and is left out.
             Other views are the collator's.
         min_length: Documents of fewer tokens are left out.
+        count: To which a stream adds the documents of `train` when it is read; of another corpus it is told at once.
 
     Raises:
         UsageError: The tokenizer has no padding token, `max_length` has no room, or no document is left.
@@ -499,6 +535,11 @@ def tokenize_corpus(
         columns["begins"] = [number == 0 for texts in found for number in range(len(texts))]
         return columns | ({"view_input_ids": [second for _, second in pairs]} if view in _VIEWS_OF_DATA else {})
 
+    def tokenize_and_count(batch):
+        examples = tokenize(batch)
+        count.add(len(batch["text"]), len(batch["text"]) - sum(examples["begins"]))
+        return examples
+
     streaming = isinstance(corpus, IterableDatasetDict)
     settings = [_TOKENIZATION_VERSION, _tokenizer_identity(tokenizer), max_length, split_documents]
     settings += [view] if view in _VIEWS_OF_DATA else []
@@ -517,21 +558,19 @@ def tokenize_corpus(
             }
         )
         columns = ["text", "view"] if view == "column" else ["text"]
-        examples[split] = part.map(tokenize, batched=True, remove_columns=columns, **options)
+        options |= {"batched": True, "remove_columns": columns}
+        examples[split] = part.map(tokenize, **options)
         if next(iter(examples[split]), None) is None:
             wanted = {
                 "column": f"of at least {max(min_length, 2)} tokens with a view",
                 "next_sentence": f"of more than one text of {max_length} tokens; lower --max_length",
             }.get(view, f"of at least {max(min_length, 2)} tokens")
             raise UsageError(f"the {split} part of the corpus holds no document {wanted}")
-        if not streaming:  # in which a document is counted only when it is read
-            left_out = len(part) - int(np.sum(examples[split].with_format("numpy")["begins"]))
-            why = {"column": " or no view", "next_sentence": ", or of a single text"}.get(view, "")
-            if left_out:
-                logger.info(
-                    f"{split}: {left_out:,} of {len(part):,} documents are left out: of fewer than "
-                    f"{max(min_length, 2)} tokens{why}"
-                )
+        if not streaming:
+            kept = int(np.sum(examples[split].with_format("numpy")["begins"]))
+            tell_left_out(split, len(part) - kept, len(part), min_length, view)
+        elif split == "train" and count is not None:  # not before, for the look above reads as well
+            examples[split] = part.map(tokenize_and_count, **options)
         examples[split] = examples[split].remove_columns("begins")
     return IterableDatasetDict(examples) if streaming else DatasetDict(examples).with_format("numpy")
 
@@ -547,47 +586,65 @@ def _tokenizer_identity(tokenizer):
 
 
 class EndlessStream(torch.utils.data.IterableDataset):
-    """A stream that begins again when it ends, in another order if it is shuffled.
+    """A stream that begins again when it ends, in batches of texts of similar length that come at random.
 
-    The Trainer does not know where a pass over a stream ends: here each example carries the number of its pass, so
-    that masks change from pass to pass, and a resumed run that skips what it has seen arrives at the same place.
+    Texts are drawn into pools of `pool_batches` batches, sorted by length within each pool, cut into batches, and the
+    batches shuffled. What is left of a pass, less than a batch, waits for the first pool of the next one, so that all
+    batches stay whole. The order is a pure function of seed, pass, worker and what the stream gives.
+
+    The Trainer does not know where a pass over a stream ends: here each example carries the number of its pass, its
+    `epoch`, so that masks change from pass to pass, and a resumed run that skips what it has seen arrives at the same
+    place. It carries its `step` too, which is exact with workers, whose batches take turns, as long as all of them
+    have a share of the files.
 
     Args:
         stream: Examples; its `set_epoch` chooses the order of a pass.
-        batch_size: If given, each example carries its `step` too: texts of a batch of all processes together. The step
-            is exact with workers, whose batches take turns, as long as all of them have a share of the files.
+        batch_size: Texts of a batch of all processes together, of which each then has its part of similar length.
         batches_per_step: Such batches of one optimizer step, that is gradient accumulation.
         source: What is read, and its files, for `legible`.
+        seed: Seed of the order of the batches.
+        pool_batches: Batches that are sorted together.
     """
 
     def __init__(
         self,
         stream: IterableDataset,
-        batch_size: int | None = None,
+        batch_size: int,
         batches_per_step: int = 1,
         source: tuple[str, Sequence[str]] = ("the stream", ()),
+        seed: int = 0,
+        pool_batches: int = 50,
     ):
         self.stream = stream
         self.batch_size = batch_size
         self.batches_per_step = batches_per_step
         self.source = source
+        self.seed = seed
+        self.pool_batches = pool_batches
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
         # Workers beyond the number of files have nothing to read and drop out.
-        workers = min(worker.num_workers, self.stream.num_shards) if worker else 1
-        count = itertools.count()
+        place, workers = (worker.id, min(worker.num_workers, self.stream.num_shards)) if worker else (0, 1)
+        batches, rest = itertools.count(place, workers), []
+        # All workers share the number of the pass of a stream, and are not in the same one: each makes its own.
+        stream = self.stream.with_format(None)
         for epoch in itertools.count():
-            self.stream.set_epoch(epoch)
-            example = None
-            for example in legible(self.stream, *self.source):
-                number = {"epoch": epoch}
-                if self.batch_size is not None:
-                    batch = next(count) // self.batch_size * workers + (worker.id if worker else 0)
-                    number["step"] = batch // self.batches_per_step
-                yield {**example, **number}
-            if example is None:  # a worker without a share of the files would search for ever
+            stream.set_epoch(epoch)
+            texts = ({**example, "epoch": epoch} for example in legible(stream, *self.source))
+            first = next(texts, None)
+            if first is None:  # a worker without a share of the files would search for ever
                 return
+            generator = np.random.default_rng([self.seed, epoch, place])
+            texts = itertools.chain(rest, [first], texts)
+            while pool := list(itertools.islice(texts, self.batch_size * self.pool_batches)):
+                whole = len(pool) // self.batch_size * self.batch_size
+                pool, rest = pool[:whole], pool[whole:]
+                order = np.argsort([len(text["input_ids"]) for text in pool], kind="stable")
+                for batch in generator.permutation(order.reshape(-1, self.batch_size)):
+                    step = next(batches) // self.batches_per_step
+                    for row in batch:
+                        yield {**pool[row], "step": step}
 
 
 class TextsWithSteps(torch.utils.data.Dataset):
