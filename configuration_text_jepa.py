@@ -425,6 +425,8 @@ class TextJepaConfig(PreTrainedConfig):
                 "an mlp predictor needs pred_position_embedding_type 'learned', and pred_pooled_context unless "
                 "context_mode is 'mask_token', for it knows nothing else"
             )
+        if self.predictor_type == "mlp" and self.pred_context_ratio != 1:
+            raise ValueError("pred_context_ratio must be 1 for an mlp predictor, which sees no context tokens")
         if self.pred_position_embedding_type == "learned" and self.max_text_length is None:
             raise ValueError("learned predictor positions need an encoder with max_position_embeddings")
         if not 0 <= self.pred_dropout < 1:

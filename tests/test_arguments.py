@@ -123,6 +123,18 @@ def test_flags_take_values_as_usual(argv, expected):
     assert changed(*argv) == expected
 
 
+def test_of_several_files_the_last_wins_and_flags_over_all(yaml, tmp_path):
+    first = yaml("vocab_size: 7\npreset: tiny\ntrain_file: [a.txt, b.txt]\n")
+    second = tmp_path / "corpus.yaml"
+    second.write_text("train_file: c.txt\nvocab_size: 8\nstreaming: true\n")
+    expected = {"vocab_size": 9, "preset": "tiny", "train_file": ["c.txt"], "streaming": True}
+    assert changed(first, str(second), "--vocab_size", "9") == expected
+    assert changed(str(second), first)["vocab_size"] == 7
+    second.write_text("vocab_sise: 8\n")
+    with pytest.raises(UsageError, match=r"corpus\.yaml: unknown key 'vocab_sise'"):
+        parse(first, str(second))
+
+
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
 
@@ -167,13 +179,40 @@ def test_a_mistake_in_the_file_names_file_key_and_remedy(yaml, content, message)
         (["--learning_rate", "-1"], r"^--learning_rate must not be negative$"),
         (["--streaming", "maybe"], r"argument --streaming.*maybe"),
         (["--vocab_size", "7", "run.yaml"], r"^no flag takes the value 'run\.yaml'; a YAML file comes first"),
-        (["none.yaml"], r"^none\.yaml: No such file or directory; the first argument is a YAML file of flags$"),
-        (["."], r"^\.: Is a directory; the first argument is a YAML file"),
+        (["none.yaml"], r"^none\.yaml: No such file or directory; before the flags stand YAML files of them$"),
+        (["."], r"^\.: Is a directory; before the flags stand YAML files"),
     ],
 )
 def test_a_mistake_on_the_command_line_names_flag_and_remedy(argv, message):
     with pytest.raises(UsageError, match=message):
         parse(*argv)
+
+
+PRETRAINING = (pretraining_arguments.ModelArguments, pretraining_arguments.DataArguments)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--view_ratio", "0.3"], "^--view_ratio goes with --view crop, crop_both or deletion$"),
+        (["--view", "same", "--view_ratio", "0.3", "0.5"], "^--view_ratio goes with --view crop"),
+        (["--init", "embeddings"], "^--init embeddings goes with --model_name_or_path$"),
+        (["--init", "layers", "--config_name", "x"], "^--init layers goes with --model_name_or_path$"),
+        (
+            ["--init", "layers", "--model_name_or_path", "x", "--text_config", '{"num_hidden_layers": 2}'],
+            "^--text_config changes a new encoder, not a pretrained one; add --init from_config or embeddings$",
+        ),
+    ],
+)
+def test_a_flag_of_pretraining_that_would_have_no_effect_is_refused(argv, message):
+    with pytest.raises(UsageError, match=message):
+        parse_arguments(PRETRAINING, argv, "A test.")
+
+
+def test_a_share_of_a_view_is_taken_by_the_views_that_have_one():
+    for view in ("crop", "crop_both", "deletion"):
+        _, data_args = parse_arguments(PRETRAINING, ["--view", view, "--view_ratio", "0.3"], "A test.")
+        assert data_args.view_ratio == 0.3
 
 
 def test_the_nearest_name_is_offered_only_if_one_is_near():

@@ -146,6 +146,7 @@ def test_unknown_preset_lists_those_there_are():
         ({"predictor_type": "mlp", "pred_pooled_context": False}, "and pred_pooled_context unless context_mode is"),
         ({"pred_context_ratio": 0}, "pred_context_ratio must be at most 1 and, unless pred_pooled_context, above 0"),
         ({"pred_context_ratio": 1.5, "pred_pooled_context": True}, "pred_context_ratio must be at most 1"),
+        ({"predictor_type": "mlp", "pred_context_ratio": 0.5}, "pred_context_ratio must be 1 for an mlp predictor"),
         ({"pred_hidden_act": "gleu"}, "unknown pred_hidden_act 'gleu'; did you mean 'gelu'"),
         ({"token_loss_candidates": 1}, "token_loss_candidates must be at least 2, got 1"),
         ({"smooth_l1_beta": 0}, "smooth_l1_beta must be positive, got 0"),

@@ -16,12 +16,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, BertConfig, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 import run_pretraining
 import run_probe
 from text_jepa import TextJepaForPreTraining, TextJepaModel, pretraining_arguments
-from text_jepa.arguments import parse_arguments
+from text_jepa.arguments import UsageError, parse_arguments
+from text_jepa.assembly import make_model
 from text_jepa.training import TextJepaTrainingArguments, metrics_of
 
 
@@ -304,6 +313,69 @@ def test_new_encoder_takes_the_shape_of_a_configuration(runs, corpus, tmp_path):
         assert exported.config.hidden_size == 32
         original = BertModel.from_pretrained(bert).embeddings.word_embeddings.weight
         assert not torch.allclose(exported.embeddings.word_embeddings.weight, original, atol=0.05)
+
+
+@pytest.mark.parametrize("init", ["embeddings", "layers"])
+def test_a_run_begins_with_the_part_of_a_checkpoint_that_was_asked_for(runs, corpus, tmp_path, init):
+    """The matrix of input embeddings, or all but this for a vocabulary of the corpus. Nothing learns here."""
+    bert = runs["scratch"].parent / "bert"
+    still = ["--learning_rate", "0", "--ema_decay_start", "1", "--ema_decay_end", "1"]
+    still += ["--vocab_size", "150"] if init == "layers" else ["--text_config", '{"num_hidden_layers": 3}']
+    arguments = ["--train_file", str(corpus), "--model_name_or_path", str(bert), "--init", init, *QUICK, *still]
+    output = run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "run")])
+    model = TextJepaForPreTraining.from_pretrained(output / "pretraining")
+    trained = dict(BertModel.from_pretrained(bert, add_pooling_layer=False).named_parameters())
+    found = dict(model.model.encoder.named_parameters())
+    for name, value in model.target_encoder.named_parameters():
+        assert torch.equal(value, found[name]), name
+    words = "embeddings.word_embeddings.weight"
+    assert len(found[words]) == len(AutoTokenizer.from_pretrained(output)) or init == "embeddings"
+    assert (len(found[words]) == len(trained[words])) == (init == "embeddings")
+    assert (found.keys() == trained.keys()) == (init == "layers")
+    # Biases and norms of a new layer are those of every new layer, also of the checkpoint's.
+    for name in [name for name in trained if trained[name].dim() == 2]:
+        assert torch.equal(found[name], trained[name]) == ((name == words) == (init == "embeddings")), name
+
+
+def model_from(folder, tokenizer, *flags):
+    """The model that a run would train, of an encoder and a tokenizer."""
+    classes = (
+        pretraining_arguments.ModelArguments,
+        pretraining_arguments.DataArguments,
+        pretraining_arguments.ObjectiveArguments,
+    )
+    groups = parse_arguments(classes, ["--model_name_or_path", str(folder), "--max_length", "32", *flags], "")
+    return make_model(*groups, tokenizer)
+
+
+def test_trained_layers_see_the_same_positions_whatever_number_the_padding_has(tokenizer, tmp_path):
+    """RoBERTa counts them from behind it: 1 in the checkpoint, 0 in the other tokenizer."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=len(tokenizer), pad_token_id=1, max_position_embeddings=66, **shape)
+    trained = RobertaModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        trained.embeddings.position_embeddings.weight.mul_(20)
+    trained.save_pretrained(tmp_path)
+    assert tokenizer.pad_token_id == 0
+    encoder = model_from(tmp_path, tokenizer, "--init", "layers").eval().model.encoder
+    ids = torch.arange(5, 45).view(2, 20)
+    with torch.no_grad():
+        assert not torch.allclose(encoder(ids).last_hidden_state, trained(ids).last_hidden_state, atol=1e-3)
+        encoder.get_input_embeddings().weight.copy_(trained.get_input_embeddings().weight)
+        torch.testing.assert_close(encoder(ids).last_hidden_state, trained(ids).last_hidden_state)
+
+
+def test_trained_embeddings_of_another_width_are_refused(runs, tokenizer):
+    flags = ["--init", "embeddings", "--text_config", '{"hidden_size": 16}']
+    with pytest.raises(UsageError, match=r"--text_config: the trained input embeddings are \d+ x 32, .* be \d+ x 16$"):
+        model_from(runs["scratch"].parent / "bert", tokenizer, *flags)
+
+
+@pytest.mark.parametrize("init", ["from_config", "embeddings", "layers"])
+def test_new_weights_are_in_full_precision_beside_those_of_a_half_one(runs, tokenizer, tmp_path, init):
+    BertModel.from_pretrained(runs["scratch"].parent / "bert").to(torch.bfloat16).save_pretrained(tmp_path)
+    model = model_from(tmp_path, tokenizer, "--init", init)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_context_encoder_is_exported_on_request(corpus, runs, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 import re
 import sys
@@ -73,7 +74,9 @@ class _Parser(HfArgumentParser):
 
 
 def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str], description: str) -> tuple[Any, ...]:
-    """Parses `[FILE.yaml] [--flag value …]` into one instance per dataclass; flags win over the file.
+    """Parses `[FILE.yaml …] [--flag value …]` into one instance per dataclass.
+
+    Later files win over earlier ones, and flags over all of them.
 
     Args:
         argument_classes: Dataclasses whose fields are the flags, as for `transformers.HfArgumentParser`.
@@ -85,9 +88,9 @@ def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str], descr
     """
     parser = _Parser(argument_classes, description=description, allow_abbrev=False)
     flags = {option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")}
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv = _file_as_flags(argv[0], flags) + argv[1:]
+    files = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    of_files = [flag for path in files for flag in _file_as_flags(path, flags)]
+    argv = [*of_files, *argv[len(files) :]]
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         if not unknown[0].startswith("-"):
@@ -108,7 +111,7 @@ def _file_as_flags(path, flags):
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; the first argument is a YAML file of flags") from error
+        raise UsageError(f"{path}: {error.strerror}; before the flags stand YAML files of them") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(content, dict):

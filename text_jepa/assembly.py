@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
-from modeling_text_jepa import TextJepaForPreTraining
+from modeling_text_jepa import TextJepaForPreTraining, TextJepaModel
 from text_jepa.arguments import UsageError, first_line, nearest
 from text_jepa.data import (
     BUILDERS,
@@ -49,8 +49,11 @@ def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
 
 
 def make_tokenizer(model_args, data_args, args, train):
-    """The tokenizer named, the encoder's, the one in the output folder, or a new one; and whether it is new."""
-    name = model_args.tokenizer_name or model_args.model_name_or_path
+    """The tokenizer named, the encoder's, the one in the output folder, or a new one; and whether it is new.
+
+    New input embeddings under trained layers are for another tokenizer than the encoder's.
+    """
+    name = model_args.tokenizer_name or (model_args.model_name_or_path if model_args.init != "layers" else None)
     kept = Path(args.output_dir, "tokenizer")
     if name is None and kept.is_dir():
         name = str(kept)
@@ -105,8 +108,12 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
             load = TextJepaForPreTraining.from_pretrained if is_ours else TextJepaForPreTraining.from_encoder
             model = load(name, **hub, **fields)
         elif name or model_args.config_name:
-            source = name or model_args.config_name
-            model = TextJepaForPreTraining(config_from(source, tokenizer_fields(tokenizer), shape, fields, hub))
+            source, init = name or model_args.config_name, model_args.init
+            # Trained embeddings are as many as they are, often more than the tokenizer has words.
+            text_fields = {} if init == "embeddings" else tokenizer_fields(tokenizer)
+            model = TextJepaForPreTraining(config_from(source, text_fields, shape, fields, hub))
+            if init in ("embeddings", "layers"):
+                take_over(model, TextJepaModel.from_pretrained(name, **hub), init)
         else:
             length = {"max_position_embeddings": max(512, data_args.max_length)}
             text_config = tokenizer_fields(tokenizer) | length | shape
@@ -154,11 +161,44 @@ def config_from(name, text_fields, shape, fields, hub) -> TextJepaConfig:
     config = config_of(name, hub)
     text_config = config.text_config if config.model_type == "text_jepa" else config
     check_fields(shape, text_config)
-    text_config = type(text_config).from_dict(text_config.to_dict() | text_fields | shape)
+    # New weights are in full precision, whatever the checkpoint's are in.
+    text_config = type(text_config).from_dict(text_config.to_dict() | {"dtype": None} | text_fields | shape)
     if config.model_type == "text_jepa":
         saved = {key: value for key, value in config.to_dict().items() if key in vars(ObjectiveArguments())}
         fields = saved | fields
     return TextJepaConfig(text_config=text_config, **fields)
+
+
+def take_over(model, trained, part):
+    """Starts both encoders of a new model with a part of a trained encoder of the same architecture.
+
+    Args:
+        model: The new `TextJepaForPreTraining`.
+        trained: A `TextJepaModel`.
+        part: `"embeddings"`, the matrix of input embeddings alone; or `"layers"`, all weights but that one.
+
+    Raises:
+        UsageError: The input embeddings of the two differ in shape.
+    """
+    encoder, matrix = model.model.encoder, trained.encoder.get_input_embeddings().weight
+    own = encoder.get_input_embeddings().weight
+    if part == "embeddings" and own.shape != matrix.shape:
+        there, here = ("{} x {}".format(*tensor.shape) for tensor in (matrix, own))
+        raise UsageError(f"--text_config: the trained input embeddings are {there}, the new encoder's would be {here}")
+    matrix_name = next(name for name, parameter in trained.encoder.named_parameters() if parameter is matrix)
+    taken = {
+        name: value
+        for name, value in trained.encoder.state_dict().items()
+        if (name == matrix_name) == (part == "embeddings")
+    }
+    # RoBERTa and its kin count positions from behind the padding token, which another tokenizer may number otherwise.
+    shift = model.config.position_offset - trained.config.position_offset
+    for name in taken:
+        if name.endswith("position_embeddings.weight"):
+            taken[name] = taken[name].roll(shift, 0)
+    encoder.load_state_dict(taken, strict=False)
+    if model.target_encoder is not None:
+        model.target_encoder.load_state_dict(encoder.state_dict())
 
 
 def tokenizer_fields(tokenizer) -> dict:

@@ -4,6 +4,7 @@ import itertools
 import logging
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 import datasets
@@ -86,11 +87,13 @@ def check_output_dir(args) -> str | None:
 
 
 def check_trackers(args):
-    """Raises UsageError if a tracker is unknown or not installed."""
+    """Raises UsageError if a tracker is unknown or not installed, or wandb does not know who it is for."""
     try:
         for tracker in get_reporting_integration_callbacks(args.report_to):
             tracker()
-    except (ValueError, ImportError, RuntimeError) as error:
+        if "wandb" in args.report_to and args.process_index == 0:
+            import_module("wandb").login()  # else it would ask for a key when the corpus is prepared
+    except Exception as error:  # trackers have errors of their own
         raise UsageError(f"--report_to: {first_line(error)}") from error
 
 
@@ -107,7 +110,7 @@ def check_processes(args):
             )
 
 
-def check_flags(model_args, data_args, args):
+def check_flags(data_args, args):
     """Raises UsageError for what cannot be done, rather than leaving it undone in silence."""
     if args.hub_token:
         raise UsageError(
@@ -121,11 +124,6 @@ def check_flags(model_args, data_args, args):
         raise UsageError("--restore_callback_states_from_checkpoint: leave it out; the state is always restored")
     if args.n_gpu > 1:
         raise UsageError("several GPUs in one process: start one process for each with accelerate launch")
-    if model_args.init == "from_config" and not model_args.model_name_or_path:
-        raise UsageError("--init from_config goes with --model_name_or_path")
-    changed = model_args.text_config not in (None, "{}")
-    if changed and model_args.model_name_or_path and model_args.init == "pretrained":
-        raise UsageError("--text_config changes a new encoder, not a pretrained one; add --init from_config")
     if data_args.probe_data_dir and not data_args.probe_task:
         raise UsageError("--probe_data_dir goes with --probe_task")
     if chooses(args) and not (data_args.probe_task and "probe_" in (args.metric_for_best_model or "")):

@@ -26,9 +26,13 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Encoder to start from: folder or Hub name of an encoder or a Text-JEPA."}
     )
-    init: Literal["pretrained", "from_config"] = field(
+    init: Literal["pretrained", "from_config", "embeddings", "layers"] = field(
         default="pretrained",
-        metadata={"help": "With --model_name_or_path: keep its weights, or only its architecture and tokenizer."},
+        metadata={
+            "help": "With --model_name_or_path: keep its weights; only its architecture and tokenizer; its input "
+            "embeddings too, under new layers; or all but these, for another tokenizer: --tokenizer_name, else one "
+            "trained on the corpus."
+        },
     )
     preset: str | None = field(
         default=None, metadata={"help": "Size of a new encoder: tiny, mini, small, base or large. Default: mini."}
@@ -63,6 +67,15 @@ class ModelArguments:
         default="unknown",
         metadata={"help": "Licence of the weights for the card, by its name on the Hub: apache-2.0, cc-by-sa-4.0 …"},
     )
+
+    def __post_init__(self):
+        if self.init != "pretrained" and not self.model_name_or_path:
+            raise ValueError(f"--init {self.init} goes with --model_name_or_path")
+        keeps_layers = self.model_name_or_path and self.init in ("pretrained", "layers")
+        if keeps_layers and self.text_config not in (None, "{}"):
+            raise ValueError(
+                "--text_config changes a new encoder, not a pretrained one; add --init from_config or embeddings"
+            )
 
 
 @dataclass
@@ -158,6 +171,8 @@ class DataArguments:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         if (self.view == "column") != (self.view_column is not None):
             raise ValueError("--view column and --view_column NAME go together")
+        if self.view not in ("crop", "crop_both", "deletion") and self.view_ratio != [0.5, 0.9]:
+            raise ValueError("--view_ratio goes with --view crop, crop_both or deletion")
         self.mask_ratio = read_yaml("mask_ratio", f"[{', '.join(self.mask_ratio)}]")
         self.mask_ratio = self.mask_ratio if len(self.mask_ratio) > 1 else self.mask_ratio[0]
         self.view_ratio = self.view_ratio if len(self.view_ratio) > 1 else self.view_ratio[0]
