@@ -10,7 +10,6 @@ import platform
 import re
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -25,7 +24,7 @@ import text_jepa.model_card
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
 from text_jepa.export import export_encoder
-from text_jepa.model_card import idea_in_words, objective_in_words, plot_curves, renamed_card, write_model_card
+from text_jepa.model_card import idea_in_words, objective_in_words, renamed_card, write_model_card
 from text_jepa.results import Score, update_card
 from text_jepa.training import metrics_of
 
@@ -256,15 +255,3 @@ def test_a_later_probe_joins_the_figures_of_the_run(make_model, tmp_path):
     assert card.index("## What this run measured") < card.index("## What a probe measured") < card.index("## Limits")
     assert [r.metric_type for r in ModelCard(card).data.eval_results] == ["eval_loss", "accuracy"]
     assert problems_of_metadata(card) == []
-
-
-# ---- curves ---------------------------------------------------------------------------------------------------------
-
-
-def test_what_was_logged_has_a_panel_and_nothing_else(tmp_path):
-    """Three panels stand in a row."""
-    records = [{"step": step, "loss": 1 / step, "relative_loss": 1.0, "token_rank": 9.0} for step in (1, 2, 3)]
-    plot_curves(records, tmp_path / "one.png")
-    plot_curves([r | {"eval_probe_teacher_linear": 50.0} for r in records], tmp_path / "two.png")
-    heights = [matplotlib.image.imread(tmp_path / f"{name}.png").shape[0] for name in ("one", "two")]
-    assert heights[1] == pytest.approx(2 * heights[0], abs=2)

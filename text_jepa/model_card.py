@@ -1,4 +1,4 @@
-"""What a reader is shown of a run: the model card and the curves, each figure from the run itself."""
+"""What a reader is shown of a run: the model card, each figure from the run itself."""
 
 import importlib.metadata
 import json
@@ -17,6 +17,7 @@ from transformers.training_args import OptimizerNames
 
 import text_jepa
 from text_jepa.export import parameter_counts, sentence_pooling, trained_encoder
+from text_jepa.pictures import Run, plot_curves
 
 
 _FIGURES = {
@@ -111,7 +112,7 @@ def write_model_card(
         **facts,
     )
     (output_dir / "README.md").write_text(card.content + "\n", encoding="utf-8")
-    plot_curves(records, output_dir / "curves.png")
+    plot_curves([Run(title, records, config.hidden_size)], output_dir / "curves.png")
 
 
 def write_facts(folder: str | Path, facts: Mapping[str, Any]) -> None:
@@ -246,45 +247,3 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"
-
-
-def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path):
-    """Draws the course of a run: losses, relative loss, ranks, cosines, decay, learning rate and the online probe.
-
-    Args:
-        records: The run's log, each record with `step`; what it does not hold gets no panel.
-        path: Picture to write.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    logged = {name for record in records for name in record}
-    panels = [
-        ("loss", ["loss", "latent_loss", "eval_loss"]),
-        ("relative loss (1 = predicting the mean)", ["relative_loss", "copy_relative_loss"]),
-        ("cross-entropy of hidden tokens", ["token_loss", "eval_token_loss"]),
-        ("effective rank", ["token_rank", "pooled_rank"]),
-        ("spread and cosines", ["spread", "cosine_same_text", "cosine_other_text", "retrieval_margin"]),
-        ("decay, and learning rate / peak", ["ema_decay", "learning_rate"]),
-        ("online probe", sorted(name for name in logged if name.startswith(_PROBE))),
-    ]
-    panels = [(title, [name for name in names if name in logged]) for title, names in panels]
-    panels = [(title, names) for title, names in panels if names]
-    rows = max(1, math.ceil(len(panels) / 3))
-    figure = Figure(figsize=(12, 3.25 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, 3).flat
-    for axes in grid[len(panels) :]:
-        axes.remove()
-    for axes, (title, names) in zip(grid, panels, strict=False):
-        for name in names:
-            points = [(record["step"], record[name]) for record in records if name in record]
-            steps, values = zip(*points, strict=True)
-            peak = max(values) if name == "learning_rate" else 1
-            marker = "." if len(points) < 3 else None
-            axes.plot(steps, [v / (peak or 1) for v in values], label=spelled_out(name), marker=marker)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("step", fontsize=8)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCard
 import text_jepa
 from text_jepa.arguments import UsageError
 from text_jepa.glue_metric import HEADLINE
+from text_jepa.pictures import MARKERS, PALETTE, panels, short
 from text_jepa.probing import bootstrap_interval
 from text_jepa.tasks import GLUE_TASKS, Task
 
@@ -215,8 +217,6 @@ def read_results(path: str | Path) -> list[Score]:
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
-_MARKERS = "osD^vP*X"
-
 
 def plot_scores(scores: Sequence[Score], path: str | Path) -> None:
     """Draws scores with their intervals: a panel per task, a row per system, a colour per mode.
@@ -227,26 +227,27 @@ def plot_scores(scores: Sequence[Score], path: str | Path) -> None:
         scores: Some, of any tasks.
         path: Picture to write.
     """
-    systems, modes = _distinct(scores, "system"), _distinct(scores, "mode")
+    systems, modes, tasks = (_distinct(scores, field) for field in ("system", "mode", "task"))
     own_modes = {system: _distinct([s for s in scores if s.system == system], "mode") for system in systems}
     height = 0.6 + len(systems) * (0.2 + 0.08 * max(map(len, own_modes.values())))
-    figure, panels = _panels(_distinct(scores, "task"), 3.4, height, extra=2.2, sharey=True)
-    for task, axes in panels.items():
-        metric = headline(task, _distinct([s for s in scores if s.task == task], "metric"))
-        for s in scores:
-            if (s.task, s.metric) == (task, metric):
-                style = _style(modes, s.mode)
-                own = own_modes[s.system]
-                y = systems.index(s.system) + 0.75 * ((own.index(s.mode) + 0.5) / len(own) - 0.5)
-                axes.plot(s.score, y, linestyle="none", **style)
-                if s.low is not None:
-                    axes.hlines(y, s.low, s.high, color=style["color"], linewidth=1.2)
-        axes.set_title(task if metric == "average" else f"{task}: {metric}", fontsize=9)
-        axes.set_yticks(range(len(systems)), [_short(system) for system in systems], fontsize=8)
-        axes.set_ylim(len(systems) - 0.5, -0.5)
-        axes.hlines(np.arange(1, len(systems)) - 0.5, 0, 1, transform=axes.get_yaxis_transform(), color="0.9", lw=0.8)
-        axes.grid(axis="x", alpha=0.3)
-    _finish(figure, panels, modes, path)
+    metrics = {task: headline(task, _distinct([s for s in scores if s.task == task], "metric")) for task in tasks}
+    titles = {task: task if metric == "average" else f"{task}: {metric}" for task, metric in metrics.items()}
+    with _panels(path, titles, modes, 3.4, height, extra=2.2, sharey=True) as by_task:
+        for task, axes in by_task.items():
+            for s in scores:
+                if (s.task, s.metric) == (task, metrics[task]):
+                    style = _style(modes, s.mode)
+                    own = own_modes[s.system]
+                    y = systems.index(s.system) + 0.75 * ((own.index(s.mode) + 0.5) / len(own) - 0.5)
+                    axes.plot(s.score, y, linestyle="none", **style)
+                    if s.low is not None:
+                        axes.hlines(y, s.low, s.high, color=style["color"], linewidth=1.2)
+            axes.set_yticks(range(len(systems)), [short(system) for system in systems])
+            axes.set_ylim(len(systems) - 0.5, -0.5)
+            axes.hlines(
+                np.arange(1, len(systems)) - 0.5, 0, 1, transform=axes.get_yaxis_transform(), color="0.9", lw=0.8
+            )
+            axes.grid(visible=False, axis="y")
 
 
 def plot_layers(by_layer: Mapping[tuple[str, str], Sequence[Score]], path: str | Path) -> None:
@@ -257,50 +258,35 @@ def plot_layers(by_layer: Mapping[tuple[str, str], Sequence[Score]], path: str |
         path: Picture to write.
     """
     modes = list(dict.fromkeys(mode for _, mode in by_layer))
-    figure, panels = _panels(list(dict.fromkeys(task for task, _ in by_layer)), 3.8, 3.0)
-    for (task, mode), scores in by_layer.items():
-        axes, style, layers = panels[task], _style(modes, mode), range(len(scores))
-        axes.plot(layers, [s.score for s in scores], **style)
-        axes.fill_between(layers, [s.low for s in scores], [s.high for s in scores], color=style["color"], alpha=0.15)
-        axes.set_title(f"{task}: {scores[0].metric}", fontsize=9)
-        axes.set_xlabel("layer (0 = embeddings)", fontsize=8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    _finish(figure, panels, modes, path)
+    titles = {task: f"{task}: {scores[0].metric}" for (task, _), scores in by_layer.items()}
+    with _panels(path, titles, modes, 3.8, 3.0) as by_task:
+        for (task, mode), scores in by_layer.items():
+            axes, style, layers = by_task[task], _style(modes, mode), range(len(scores))
+            axes.plot(layers, [s.score for s in scores], **style)
+            axes.fill_between(
+                layers, [s.low for s in scores], [s.high for s in scores], color=style["color"], alpha=0.15
+            )
+            axes.set_xlabel("layer (0 = embeddings)")
+            axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _panels(titles, width, height, extra=0.0, **shared):
-    """A figure and its axes by title, in at most four columns of `width` x `height` inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+@contextmanager
+def _panels(path, titles, modes, width, height, extra=0.0, **shared):
+    """Axes by task, in at most four columns of `width` x `height` inches, above a legend of the modes."""
+    from matplotlib.lines import Line2D
 
     columns = min(len(titles), 4 if len(titles) > 6 else 3)
-    rows = -(-len(titles) // columns)
-    figure = Figure(figsize=(max(columns * width + extra, 6), rows * height + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
-    for unused in axes[len(titles) :]:
-        unused.set_axis_off()
-    return figure, dict(zip(titles, axes, strict=False))
+    whole = max(columns * width + extra, 6)
+    with panels(path, list(titles.values()), height, columns, whole, **shared) as (figure, by_title):
+        yield {task: by_title[title] for task, title in titles.items()}
+        handles = [Line2D([], [], linestyle="none", label=mode, **_style(modes, mode)) for mode in modes]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(modes), 6))
 
 
 def _style(modes, mode):
     number = modes.index(mode)
-    return {"color": f"C{number}", "marker": _MARKERS[number % len(_MARKERS)], "markersize": 4.5}
-
-
-def _short(name):
-    return name if len(name) <= 28 else f"…{name[-27:]}"
-
-
-def _finish(figure, panels, modes, path):
-    from matplotlib.lines import Line2D
-
-    for axes in panels.values():
-        axes.tick_params(labelsize=8)
-    handles = [Line2D([], [], linestyle="none", label=mode, **_style(modes, mode)) for mode in modes]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(modes), 6), fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
+    color, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+    return {"color": color, "marker": marker, "markersize": 4.5}
 
 
 # ---- model card -----------------------------------------------------------------------------------------------------
