@@ -30,6 +30,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from text_jepa import features, probing
@@ -176,7 +177,9 @@ def main(argv: list[str] | None = None) -> list[Score]:
         raise UsageError("--do_predict: no task has a test split with hidden labels; leave the flag out")
     encoders = load_encoders([first, *(args.compare or [])], args)
 
-    predicted, settings = predict(tasks, rerankings, encoders, args)
+    count = fits(tasks, encoders, args)
+    with tqdm(total=count, desc="Probing", unit=" fits", disable=None, leave=False) as bar:
+        predicted, settings = predict(tasks, rerankings, encoders, args, bar)
     scores = [score for task in tasks for score in score_task(task, predicted[task], args.seeds[0])]
     averages = macro_averages([s for s in scores if not is_layer(s.system)])
     scores += [score for task in rerankings for score in score_reranking(task, predicted[task], args.seeds[0])]
@@ -327,8 +330,8 @@ def is_layer(system) -> bool:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def predict(tasks, rerankings, encoders, args):
-    """What every system says about every task.
+def predict(tasks, rerankings, encoders, args, bar):
+    """What every system says about every task; the bar moves with every fit.
 
     Returns:
         Task -> mode -> system -> one array (N,) per seed, a single one where seeds change nothing; for reranking the
@@ -342,24 +345,34 @@ def predict(tasks, rerankings, encoders, args):
     if texts:
         for system, seeds, table in embedded(encoders, sorted(texts), args):
             for task in pooled:
-                answer_by_vectors(task, system, table, seeds, args, predicted[task])
+                answer_by_vectors(task, system, table, seeds, args, predicted[task], bar)
             for task in rerankings:
                 rank_by_vectors(task, system, table, predicted[task])
     for task in pooled:
-        answer_by_words(task, args, predicted[task])
+        answer_by_words(task, args, predicted[task], bar)
     for task in rerankings:
         rank_by_words(task, predicted[task])
     for task in tasks:
         if "attentive" in args.mode:
-            answer_by_attention(task, encoders, args, predicted[task]["attentive"])
+            answer_by_attention(task, encoders, args, predicted[task]["attentive"], bar)
     settings = []
     for task in tasks:
         if "finetune" in args.mode:
-            settings += answer_by_finetuning(task, encoders, args, predicted[task]["finetune"])
+            settings += answer_by_finetuning(task, encoders, args, predicted[task]["finetune"], bar)
         if task.kind == "classification":
             commonest = np.bincount(task.train.labels).argmax()
             predicted[task]["majority"]["majority"] = [np.full(len(task.test), commonest)]
     return predicted, settings
+
+
+def fits(tasks, encoders, args) -> int:
+    """How often something is fitted: for each task and mode each system by each seed, nearest neighbours once."""
+    seeds = len(args.seeds)
+    heads = (len(encoders) + 1) * seeds  # of the encoders and of random weights
+    layers = encoders[0].model.config.get_text_config().num_hidden_layers + 1 if args.layer_sweep else 0
+    others = 2 + layers  # the bag of embeddings and TF-IDF
+    of_mode = {"linear": heads + others * seeds, "knn": len(encoders) + seeds + others}
+    return len(tasks) * sum(of_mode.get(mode, heads) for mode in args.mode)
 
 
 @contextmanager
@@ -371,7 +384,7 @@ def naming(system, task):
         raise UsageError(f"{task.name}, {system}: {error}") from error
 
 
-def answer_by_vectors(task, system, table, seeds, args, predicted):
+def answer_by_vectors(task, system, table, seeds, args, predicted, bar):
     """Linear probe and nearest neighbours; of similarities also the cosines."""
 
     def features_of(split):
@@ -384,28 +397,31 @@ def answer_by_vectors(task, system, table, seeds, args, predicted):
     train, asked = features_of(rows), features_of(asked_rows(task, args))
     with naming(system, task):
         if "linear" in args.mode:
-            predicted["linear"][system] += [probing.fit_linear(train, rows.labels, asked, seed) for seed in seeds]
+            for seed in seeds:
+                predicted["linear"][system].append(probing.fit_linear(train, rows.labels, asked, seed))
+                bar.update()
         if "knn" in args.mode:
             predicted["knn"][system].append(probing.knn_predict(train, rows.labels, asked))
+            bar.update()
     if task.is_similarity and system != TFIDF:
         u, v = (np.stack([table[text] for text in part]) for part in (task.test.texts, task.test.pairs))
         for form, cosines in probing.sts_cosines(u, v).items():
             predicted[f"cosine {form}"][system].append(cosines)
 
 
-def answer_by_words(task, args, predicted):
+def answer_by_words(task, args, predicted, bar):
     """The same for TF-IDF."""
     rows, asked = training_rows(task, TRAINING_ROWS, args), asked_rows(task, args)
     fitted_on, texts = (sorted({text for key in keys for text in key}) for keys in (rows.keys, rows.keys + asked.keys))
     with naming(TFIDF, task):
         table = dict(zip(texts, features.tfidf_vectors(fitted_on, texts), strict=True))
-    answer_by_vectors(task, TFIDF, table, args.seeds, args, predicted)
+    answer_by_vectors(task, TFIDF, table, args.seeds, args, predicted, bar)
     if task.is_similarity:
         cosines = features.tfidf_cosines(task.test.texts + task.test.pairs, task.test.texts, task.test.pairs)
         predicted["cosine raw"][TFIDF] = [cosines]
 
 
-def answer_by_attention(task, encoders, args, predicted):
+def answer_by_attention(task, encoders, args, predicted, bar):
     """The attentive probe of the encoders and of random weights."""
     rows, asked = training_rows(task, ATTENTIVE_ROWS, args), asked_rows(task, args)
     for encoder, seeds in with_controls(encoders, args.seeds):
@@ -416,12 +432,12 @@ def answer_by_attention(task, encoders, args, predicted):
             for part in (rows, asked)
         )
         with naming(encoder.name, task):
-            predicted[encoder.name] += [
-                probing.attentive_predict(*train, rows.labels, *test, seed=seed) for seed in seeds
-            ]
+            for seed in seeds:
+                predicted[encoder.name].append(probing.attentive_predict(*train, rows.labels, *test, seed=seed))
+                bar.update()
 
 
-def answer_by_finetuning(task, encoders, args, predicted) -> list[dict]:
+def answer_by_finetuning(task, encoders, args, predicted, bar) -> list[dict]:
     """Fine-tunes the encoders and random weights; returns the settings of each run."""
     overrides = dict(pair.split("=", 1) for pair in args.finetune_args or ())
     settings = []
@@ -439,6 +455,7 @@ def answer_by_finetuning(task, encoders, args, predicted) -> list[dict]:
                 )
                 kept = {"epoch": tuned.epoch, "dev_score": tuned.dev_score}
                 settings.append({"task": task.name, "system": encoder.name, "seed": seed} | kept | tuned.settings)
+                bar.update()
     return settings
 
 

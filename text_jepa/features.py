@@ -117,22 +117,27 @@ def _hidden_states(
     if pairs is None or "token_type_ids" not in inspect.signature(model.forward).parameters:
         # Of a single text they are zeros, which models assume by themselves.
         encoded.pop("token_type_ids", None)
-    order = sorted(range(len(texts)), key=lambda row: len(encoded["input_ids"][row]))
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    order = sorted(range(len(texts)), key=lengths.__getitem__)
     bfloat16 = model.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    for start in tqdm(range(0, len(order), batch_size), desc="Embedding", disable=None, leave=False):
-        rows = order[start : start + batch_size]
-        columns = {name: [values[row] for row in rows] for name, values in encoded.items()}
-        batch = tokenizer.pad(columns, return_tensors="pt").to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-            output = model(**batch, output_hidden_states=layers != 1)
-        states = [output.last_hidden_state]
-        if layers != 1:
-            # In the tuple the last one may lack the final norm.
-            states = [*output.hidden_states[:-1], *states]
-            if layers and layers > len(states):
-                raise ValueError(f"{layers} layers are more than its {len(states)} with the embeddings")
-            states = states[-(layers or 0) :]
-        yield rows, torch.stack(states), batch["attention_mask"]
+    # Of tokens, because the texts become longer on the way.
+    tokens = {"total": sum(lengths), "unit": " tokens", "unit_scale": True}
+    with tqdm(**tokens, desc=f"Embedding {len(texts):,} texts", disable=None, leave=False) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            columns = {name: [values[row] for row in rows] for name, values in encoded.items()}
+            batch = tokenizer.pad(columns, return_tensors="pt").to(model.device)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+                output = model(**batch, output_hidden_states=layers != 1)
+            states = [output.last_hidden_state]
+            if layers != 1:
+                # In the tuple the last one may lack the final norm.
+                states = [*output.hidden_states[:-1], *states]
+                if layers and layers > len(states):
+                    raise ValueError(f"{layers} layers are more than its {len(states)} with the embeddings")
+                states = states[-(layers or 0) :]
+            yield rows, torch.stack(states), batch["attention_mask"]
+            bar.update(sum(lengths[row] for row in rows))
 
 
 def bag_of_embeddings(
