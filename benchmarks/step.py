@@ -1,13 +1,15 @@
 """One optimizer step, side by side with other ways to train the same encoder.
 
     python benchmarks/step.py [--vocab_size 30522] [--width 256] [--layers 4] [--repeats 7] [--json FILE] [--plot FILE]
+    python benchmarks/step.py --device cuda --dtype bfloat16 --compile --width 768 --layers 12 --length 512 --memory
 
 Each arm does forward, backward, clipping, fused AdamW and, where it has one, the update of the target encoder, on the
 same 32 texts of 128 random tokens, dropout off. Arms take turns in one process, and so does the matrix product that
 stands for the machine's peak; a ratio compares medians. Half the tokens are hidden from a Text-JEPA; 15 % are to be
 predicted by a masked language model, which computes logits for every token, as transformers does, or (`sparse`) for
 these alone; 35 % by the data2vec-style step. FLOPs are counted by `torch.utils.flop_counter`; memory is the growth of
-the peak of a process of its own over two steps.
+the peak of a process of its own over two steps. `--compile` is for the times alone: FLOPs, memory and the split are
+those of the same step as Python runs it, and flash attention's own FLOPs are not counted.
 """
 
 import argparse
@@ -39,7 +41,7 @@ from text_jepa import TextJepaConfig, TextJepaForPreTraining
 from text_jepa.masking import DataCollatorForTextJepa
 
 
-PEAK = 1024  # rows and columns of the matrix product that is the peak
+PEAK = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrix product that is the peak
 MASKED = 3  # stands in for the tokenizer's mask token
 
 
@@ -49,14 +51,17 @@ def main():
         print(json.dumps(peak_of_two_steps(lambda: arms_of(args)[args.memory_of]())))
         return
     arms = {name: build() for name, build in arms_of(args).items()}
-    left, right = torch.randn(2, PEAK, PEAK)
     examples, tokenizer = texts_of(args)
     collator = DataCollatorForTextJepa(tokenizer)
-    small = {"collator": lambda: collator(examples), "ema": arms["text_jepa_m1"].ema, "matmul": lambda: left @ right}
+    small = {"collator": lambda: collator(examples), "ema": arms["text_jepa_m1"].ema, "matmul": matrix_product(args)}
     flops = {name: flops_of(arm) for name, arm in arms.items()}
+    split = split_of(arms["text_jepa_m1"], args.repeats)
+    if args.compile:
+        for arm in arms.values():
+            arm.compile()
     seconds = take_turns({**arms, **small}, args.repeats)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
-    peak = 2 * PEAK**3 / middle["matmul"]
+    peak = 2 * PEAK[args.device] ** 3 / middle["matmul"]
     base, step = middle["bert_mlm"], middle["text_jepa_m1"]
     results = {
         "settings": {name: value for name, value in vars(args).items() if name in SHAPE} | {"threads": threads()},
@@ -66,7 +71,7 @@ def main():
         "gigaflop": {name: count / 1e9 for name, count in flops.items()},
         "peak_gigaflop_per_second": peak / 1e9,
         "share_of_step": {name: middle[name] / step for name in ("collator", "ema")},
-        "split": split_of(arms["text_jepa_m1"], args.repeats),
+        "split": split,
         "peak_memory": {name: memory_of(name) for name in arms} if args.memory else {},
         "seconds": seconds,
     }
@@ -78,22 +83,32 @@ def main():
         plot(results, args.plot)
 
 
-SHAPE = ("vocab_size", "width", "layers", "texts", "length")
+SHAPE = ("vocab_size", "width", "layers", "texts", "length", "device", "dtype", "attention", "compile")
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = shape_parser(__doc__)
+    parser.add_argument("--memory", action="store_true", help="measure the peak of memory of each arm too")
+    parser.add_argument("--plot", help="draw the figures into this file")
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def shape_parser(doc):
+    """The flags that all benchmarks of a step share."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--vocab_size", type=int, default=30_522)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--texts", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--memory", action="store_true", help="measure the peak of memory of each arm too")
+    parser.add_argument("--device", choices=list(PEAK), default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: by autocast")
+    parser.add_argument("--attention", choices=["sdpa", "eager", "flash_attention_2"], default="sdpa")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the loss of each arm")
     parser.add_argument("--json", help="write the figures to this file")
-    parser.add_argument("--plot", help="draw the figures into this file")
-    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
 
 
 def threads():
@@ -114,36 +129,44 @@ def texts_of(args):
     return [{"input_ids": row} for row in ids], tokenizer
 
 
-def arms_of(args):
-    """Name -> what builds the step."""
-    torch.manual_seed(0)
-    shape = {
+def shape_of(args):
+    """What encoders of all kinds have in common."""
+    return {
         "vocab_size": args.vocab_size,
         "hidden_size": args.width,
         "num_hidden_layers": args.layers,
         "num_attention_heads": max(1, args.width // 64),
         "max_position_embeddings": max(512, args.length),
+        "attn_implementation": args.attention,
     }
-    bert = shape | {"intermediate_size": 4 * args.width}
-    bert |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    modern = shape | {"intermediate_size": 8 * args.width // 3, "pad_token_id": 0, "reference_compile": False}
+
+
+def bert_config(args):
+    """BERT without dropout."""
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertConfig(**shape_of(args), intermediate_size=4 * args.width, **dropout)
+
+
+def arms_of(args):
+    """Name -> what builds the step."""
+    torch.manual_seed(0)
+    modern = shape_of(args) | {"intermediate_size": 8 * args.width // 3, "pad_token_id": 0, "reference_compile": False}
     modern |= {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
     examples, tokenizer = texts_of(args)
-    ids = torch.from_numpy(np.stack([example["input_ids"] for example in examples]))
+    ids = torch.from_numpy(np.stack([example["input_ids"] for example in examples])).to(args.device)
 
     def jepa(masks, **fields):
-        config = TextJepaConfig(text_config={"model_type": "bert", **bert}, **fields)
-        collator = DataCollatorForTextJepa(tokenizer, **masks)
-        return TextJepaStep(config, collator(examples))
+        config = TextJepaConfig(text_config=bert_config(args), **fields)
+        return TextJepaStep(config, DataCollatorForTextJepa(tokenizer, **masks)(examples), args)
 
     data2vec = {"context_mode": "mask_token", "mask_token_id": MASKED, "predictor_type": "mlp"}
     data2vec |= {"pred_num_hidden_layers": 1, "token_loss_weight": 0.0, "smooth_l1_beta": 4.0}
     return {
-        "bert_mlm": lambda: masked_language_model(BertForMaskedLM(BertConfig(**bert)), ids),
-        "bert_mlm_sparse": lambda: sparse_masked_language_model(BertForMaskedLM(BertConfig(**bert)), ids),
-        "modernbert_mlm": lambda: masked_language_model(ModernBertForMaskedLM(ModernBertConfig(**modern)), ids),
+        "bert_mlm": lambda: masked_language_model(BertForMaskedLM(bert_config(args)), ids, args),
+        "bert_mlm_sparse": lambda: sparse_masked_language_model(BertForMaskedLM(bert_config(args)), ids, args),
+        "modernbert_mlm": lambda: masked_language_model(ModernBertForMaskedLM(ModernBertConfig(**modern)), ids, args),
         "modernbert_mlm_sparse": lambda: masked_language_model(
-            ModernBertForMaskedLM(ModernBertConfig(**modern, sparse_prediction=True)), ids
+            ModernBertForMaskedLM(ModernBertConfig(**modern, sparse_prediction=True)), ids, args
         ),
         "data2vec_style": lambda: jepa({"mask_ratio": 0.35}, **data2vec),
         "text_jepa_m1": lambda: jepa({"num_masks": 1}),
@@ -153,62 +176,91 @@ def arms_of(args):
     }
 
 
-class TextJepaStep:
-    """A step of Text-JEPA on a collated batch."""
+class Step:
+    """The loss, its backward, clipping and AdamW, the same for every arm."""
 
-    def __init__(self, config, batch):
-        self.model, self.batch = TextJepaForPreTraining(config).train(), batch
-        self.update = Update(self.model)
+    def __init__(self, model, loss, args):
+        self.model = model.to(args.device).train()
+        self.loss = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")(loss)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
 
     def __call__(self):
-        self.update(self.model(**self.batch).loss)
+        self.backward()
+        self.clip()
+        self.update()
+
+    def backward(self):
+        self.loss().backward()
+
+    def clip(self):
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+
+    def update(self):
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def compile(self):
+        self.loss = torch.compile(self.loss)
+
+
+class TextJepaStep(Step):
+    """A step of Text-JEPA on a collated batch, with the move of the target encoder."""
+
+    def __init__(self, config, batch, args):
+        super().__init__(TextJepaForPreTraining(config), lambda: self.forward(**self.batch).loss, args)
+        self.forward = self.model
+        self.take(batch)
+
+    def __call__(self):
+        super().__call__()
         self.ema()
+
+    def take(self, batch):
+        """The batch of the next steps."""
+        self.batch = {name: value.to(self.model.device) for name, value in batch.items()}
 
     def ema(self):
         self.model.update_target_encoder(0.999)
 
 
-def masked_language_model(model, ids):
+def masked_language_model(model, ids, args):
     """A step of transformers' masked language model with 15 % of the tokens to predict."""
-    model.train()
-    masked = torch.rand(ids.shape) < 0.15
-    inputs, labels = ids.masked_fill(masked, MASKED), ids.masked_fill(~masked, -100)
-    update = Update(model)
-    return lambda: update(model(input_ids=inputs, attention_mask=torch.ones_like(ids), labels=labels).loss)
+    masked = torch.rand(ids.shape, device=ids.device) < 0.15
+    inputs = {"input_ids": ids.masked_fill(masked, MASKED), "attention_mask": torch.ones_like(ids)}
+    labels = ids.masked_fill(~masked, -100)
+    return Step(model, lambda: model(**inputs, labels=labels).loss, args)
 
 
-def sparse_masked_language_model(model, ids):
+def sparse_masked_language_model(model, ids, args):
     """The same with logits for the masked tokens alone."""
-    model.train()
-    masked = torch.rand(ids.shape) < 0.15
-    inputs, labels = ids.masked_fill(masked, MASKED), ids[masked]
-    update = Update(model)
+    masked = torch.rand(ids.shape, device=ids.device) < 0.15
+    inputs = {"input_ids": ids.masked_fill(masked, MASKED), "attention_mask": torch.ones_like(ids)}
+    labels, places = ids[masked], masked.flatten().nonzero().squeeze(1)
 
-    def step():
-        states = model.bert(input_ids=inputs, attention_mask=torch.ones_like(ids)).last_hidden_state
-        update(F.cross_entropy(model.cls(states[masked]), labels))
+    def loss():
+        states = model.bert(**inputs).last_hidden_state.flatten(0, 1)
+        return F.cross_entropy(model.cls(states[places]), labels)
 
-    return step
+    return Step(model, loss, args)
 
 
-class Update:
-    """Backward, clipping and AdamW, the same for every arm."""
-
-    def __init__(self, model):
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
-
-    def __call__(self, loss):
-        loss.backward()
-        self.clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def clip(self):
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+def matrix_product(args):
+    """The product of two square matrices that stands for the peak of the machine in this precision."""
+    left, right = torch.randn(2, PEAK[args.device], PEAK[args.device], device=args.device).to(
+        getattr(torch, args.dtype)
+    )
+    return lambda: left @ right
 
 
 # ---- measures -------------------------------------------------------------------------------------------------------
+
+
+def now():
+    """Seconds, when all that was started is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def take_turns(arms, repeats):
@@ -216,9 +268,9 @@ def take_turns(arms, repeats):
     seconds = {name: [] for name in arms}
     for _ in range(repeats + 1):
         for name, arm in arms.items():
-            started = time.perf_counter()
+            started = now()
             arm()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(now() - started)
     return {name: times[1:] for name, times in seconds.items()}
 
 
@@ -231,13 +283,13 @@ def flops_of(arm):
 
 def split_of(step, repeats):
     """Shares of a Text-JEPA step, by the clock."""
-    model, update, clock = step.model, step.update, {}
+    model, clock = step.model, {}
 
     @contextmanager
     def part(name):
-        started = time.perf_counter()
+        started = now()
         yield
-        clock[name] = clock.get(name, 0.0) + time.perf_counter() - started
+        clock[name] = clock.get(name, 0.0) + now() - started
 
     def timed(name, function):
         def run(*args, **kwargs):
@@ -256,14 +308,13 @@ def split_of(step, repeats):
         for _ in range(repeats):
             with part("whole"):
                 with part("forward"):
-                    loss = model(**step.batch).loss
+                    loss = step.loss()
                 with part("backward"):
                     loss.backward()
                 with part("clipping"):
-                    update.clip()
+                    step.clip()
                 with part("optimizer"):
-                    update.optimizer.step()
-                    update.optimizer.zero_grad()
+                    step.update()
                 with part("moving average"):
                     step.ema()
     whole, forward = clock.pop("whole"), clock.pop("forward")
@@ -280,10 +331,17 @@ def memory_of(name):
 
 def peak_of_two_steps(build):
     arm = build()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     for _ in range(2):
         arm()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_memory() - before
+
+
+def peak_memory():
+    """The most memory this process has held, in megabytes: the GPU's if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # ---- output ---------------------------------------------------------------------------------------------------------
@@ -292,7 +350,8 @@ def peak_of_two_steps(build):
 def print_table(results, arms):
     shape = results["settings"]
     print(f"{shape['layers']} × {shape['width']}, {shape['texts']} × {shape['length']} tokens, ", end="")
-    print(f"{shape['vocab_size']:,} words, {shape['threads']} threads; matrix products of {PEAK}³ run at ", end="")
+    print(f"{shape['vocab_size']:,} words, {shape['dtype']}, {shape['threads']} threads; ", end="")
+    print(f"matrix products of {PEAK[shape['device']]}³ run at ", end="")
     print(f"{results['peak_gigaflop_per_second']:.0f} GFLOP/s\n")
     print("| step | seconds (median, min to max) | ratio to bert_mlm | GFLOP | share of the peak | memory, MB |")
     print("|---|---|---|---|---|---|")

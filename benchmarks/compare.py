@@ -1,0 +1,433 @@
+"""Which objective makes the better encoder: arms with all else equal, several seeds, intervals, verdicts.
+
+    python benchmarks/compare.py configs/compare/tiny.yaml --seconds 20
+    python benchmarks/compare.py configs/compare/scratch.yaml --seconds 300 --seeds 0 1 2 --jobs 2
+    python benchmarks/compare.py configs/compare/scratch.yaml --tokens 10000000 --output_dir runs/scratch-tokens
+    python benchmarks/compare.py configs/compare/from_encoder.yaml --seconds 300 --model_name_or_path ENCODER
+
+The file has `common` flags of run_pretraining.py, `arms` by name with the flags that set them apart (and `recipe`, a
+file to begin with; `trainer: tsdae` is the denoising autoencoder, `trainer: none` the encoder untouched), flags of
+run_probe.py in `probe` and `over_time`, and the `reference` that all others are compared with. Flags that are none of
+ours join the common ones, over which an arm's own win. ${VARIABLES} are those of the environment.
+
+Seconds are those of training by the clock. Schedules need to know the number of steps, so each arm makes a short pilot
+run first: its rate times the seconds gives the steps of all seeds. What a run really took is in the table. --tokens
+divides by the pilot's tokens per step instead; a text counts once, in however many views or masks a step shows it.
+--jobs runs so many arms side by side, each with its share of the cores; times want a machine that does nothing else.
+
+All arms have one tokenizer, and by seed one order of the texts and one held-out part. Every run is a process with a
+log beside its folder: one that fails is named, the others go on, and the same command later makes what is missing.
+
+Intervals are 95 % of bootstrap resamples of seeds and of scored rows, the same ones for all arms. K seeds drawn from K
+vary less than K new ones, so deviations are widened by sqrt(K / (K - 1)); with three seeds they are still too narrow.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from text_jepa.arguments import UsageError, nearest, run_command
+from text_jepa.glue_metric import FUNCTIONS
+from text_jepa.model_card import hardware
+from text_jepa.training import metrics_of
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("common", "arms", "probe", "over_time", "reference")
+
+PILOT_STEPS = 40  # that are timed, after as many to warm up
+LOGS = 25  # records of a run
+CHECKPOINTS = 4  # of a run, to be probed over time
+WATCHED = ("relative_loss", "token_rank", "pooled_rank", "spread")
+RESAMPLES = 1000
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; ends with code 1 if an arm failed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args, rest = make_parser().parse_known_args(argv)
+    plan = read_plan(args.config, rest, args.arms, args.reference)
+    out = Path(args.output_dir or f"runs/compare-{Path(args.config).stem}")
+    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    share_tokenizer(plan, out, environment)
+    budget = {"seconds": args.seconds, "tokens": args.tokens}
+    failures = in_turns(args.jobs, [(arm, "pilot") for arm in plan["arms"]], pilot, plan, out, environment)
+    runs = [(arm, seed) for seed in args.seeds for arm in plan["arms"] if (arm, "pilot") not in failures]
+    failures |= in_turns(args.jobs, runs, run, plan, out, environment, budget)
+    done = [one for one in runs if one not in failures]
+    if plan["reference"] not in dict(done):
+        raise UsageError(f"no run of {plan['reference']}, the reference, succeeded: {next(iter(failures.values()))}")
+    files = [out / f"seed{seed}" / f"{arm}.answers.npz" for arm, seed in done]
+    results = {
+        "command": shlex.join(["python", "benchmarks/compare.py", *argv]),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{hardware()}, {args.jobs} at a time with {threads} threads",
+        "versions": {name: importlib.metadata.version(name) for name in ("text-jepa", "torch", "transformers")},
+        "budget": budget,
+        "plan": plan,
+        "failures": [f"{arm}, {what}: {line}" for (arm, what), line in failures.items()],
+        "runs": [facts_of(plan, out, *one) for one in done],
+        **judged(*read_answers(files), plan["reference"]),
+    }
+    (out / "results.json").write_text(json.dumps(results) + "\n")
+    (out / "results.md").write_text(in_words(results))
+    draw_curves(results["runs"], out / "curves.png")
+    print(in_words(results))
+    sys.exit(1 if failures else 0)
+
+
+# ---- what is asked --------------------------------------------------------------------------------------------------
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("config", help="the comparison, a file of configs/compare")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--seconds", type=float, help="of training, for every arm")
+    budget.add_argument("--tokens", type=float, help="to train on, for every arm, in place of seconds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", help="these alone")
+    parser.add_argument("--reference", help="compare this arm with all others")
+    parser.add_argument("--jobs", type=int, default=1, help="arms side by side")
+    parser.add_argument("--output_dir", help="default: runs/compare- and the name of the file")
+    return parser
+
+
+def read_plan(
+    path: str, rest: Sequence[str] = (), arms: Sequence[str] | None = None, reference: str | None = None
+) -> dict[str, Any]:
+    """A comparison from its file, with further common flags, all arms or some, and another reference if named."""
+    try:
+        text = os.path.expandvars(Path(path).read_text(encoding="utf-8"))
+        plan = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); name a file of configs/compare") from error
+    if unset := re.search(r"\$\{(\w+)\}", text):
+        raise UsageError(f"{path}: the variable {unset[1]} is not set; it names the folder of the data")
+    if not isinstance(plan, dict) or not plan.keys() >= {"arms", "probe", "reference"}:
+        raise UsageError(f"{path}: expected arms, probe and reference")
+    for name in plan.keys() - set(PARTS):
+        raise UsageError(f"{path}: unknown part '{name}'{nearest(name, PARTS)} (there are {', '.join(PARTS)})")
+    for name in [*(arms or ()), reference or plan["reference"]]:
+        if name not in plan["arms"]:
+            raise UsageError(f"{path}: no arm '{name}'{nearest(name, plan['arms'])} ({', '.join(plan['arms'])})")
+    plan["reference"] = reference or plan["reference"]
+    if arms and plan["reference"] not in arms:
+        raise UsageError(f"--arms leaves out {plan['reference']}, which the others are compared with; --reference ARM")
+    plan["common"] = (plan.get("common") or {}) | as_flags(rest)
+    chosen = {name: flags for name, flags in plan["arms"].items() if not arms or name in arms}
+    plan["arms"] = {name: plan["common"] | flags for name, flags in chosen.items()}
+    return {"over_time": None, **plan}
+
+
+def as_flags(argv: Sequence[str]) -> dict[str, Any]:
+    """`--name value …` as names with their values; a name alone is true."""
+    found: dict[str, Any] = {}
+    for word in argv:
+        if word.startswith("--"):
+            name, *value = word[2:].split("=", 1)
+            found[name] = value
+        elif found:
+            found[name].append(word)
+        else:
+            raise UsageError(f"no flag takes the value '{word}' (see --help)")
+    return {name: values if values else True for name, values in found.items()}
+
+
+def as_argv(flags: Mapping[str, Any]) -> list[str]:
+    """Names with their values as a command line."""
+    argv = []
+    for name, value in flags.items():
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        argv += [f"--{name}", *map(str, values)]
+    return argv
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def in_turns(jobs: int, runs: Sequence[tuple], function: Callable[..., None], *arguments) -> dict[tuple, str]:
+    """Calls `function(*arguments, arm, seed)` for all, so many at a time; returns what went wrong, by run."""
+    failures = {}
+
+    def one(which):
+        try:
+            function(*arguments, *which)
+            print(f"{', '.join(map(str, which))}: done", flush=True)
+        except UsageError as error:
+            failures[which] = str(error)
+            print(f"{', '.join(map(str, which))}: {error}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, runs))
+    return failures
+
+
+def call(command: Sequence[str], log: Path, made: Path, environment: Mapping[str, str]) -> None:
+    """Runs a command whose last trace is the file `made`, unless it is there.
+
+    Raises:
+        UsageError: It failed, or the file is that of another command.
+    """
+    line = shlex.join(command)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.read_text().split("\n")[0] != line:
+        raise UsageError(f"{log}: of another command; name another --output_dir, or remove it and what it made")
+    if made.exists():
+        return
+    if not log.exists():
+        log.write_text(f"{line}\n")
+    with log.open("a") as file:
+        code = subprocess.run([sys.executable, *command], stdout=file, stderr=file, env=environment).returncode
+    if code:
+        last = [words for words in log.read_text().splitlines() if words.strip()][-1]
+        raise UsageError(f"exit code {code}, {log}: {last.removeprefix('error: ')}")
+
+
+def train(flags: Mapping[str, Any], folder: Path, environment: Mapping[str, str], **settings) -> None:
+    """A training run with the flags of an arm; the file of arguments is the last that it leaves."""
+    flags = {**flags, **settings, "eval_strategy": "no", "resume_from_checkpoint": "auto", "output_dir": str(folder)}
+    recipe, trainer = flags.pop("recipe", None), flags.pop("trainer", "run_pretraining")
+    script = ROOT / ("benchmarks/tsdae.py" if trainer == "tsdae" else "run_pretraining.py")
+    command = [str(script), *([str(ROOT / recipe)] if recipe else []), *as_argv(flags)]
+    made = "tokenizer" if "prepare_only" in flags else "arguments.yaml"
+    call(command, folder.parent / f"{folder.name}.log", folder / made, environment)
+
+
+def share_tokenizer(plan: dict[str, Any], out: Path, environment: Mapping[str, str]) -> None:
+    """Trains one for all arms, unless the common flags name one or an encoder, which brings its own."""
+    if not plan["common"].keys() & {"tokenizer_name", "model_name_or_path"}:
+        train(plan["common"], out / "prepared", environment, prepare_only=True)
+        for flags in plan["arms"].values():
+            flags["tokenizer_name"] = str(out / "prepared/tokenizer")
+
+
+def pilot(plan, out, environment, arm, _) -> None:
+    """The run that is timed."""
+    if plan["arms"][arm].get("trainer") != "none":
+        steps = {"max_steps": 2 * PILOT_STEPS, "logging_steps": PILOT_STEPS}
+        train(plan["arms"][arm], out / "pilot" / arm, environment, **steps, save_strategy="no")
+
+
+def steps_for(records: Sequence[Mapping[str, float]], seconds: float | None, tokens: float | None) -> int:
+    """Steps that take so many seconds or tokens, by the last two records of a pilot."""
+    before, last = [record for record in records if "train_seconds" in record][-2:]
+    unit, asked = ("train_seconds", seconds) if seconds is not None else ("tokens_seen", tokens)
+    return max(1, round(asked * (last["step"] - before["step"]) / (last[unit] - before[unit])))
+
+
+def run(plan, out, environment, budget, arm, seed) -> None:
+    """Trains an arm with a seed and writes what its encoder, the controls and its checkpoints answer."""
+    flags, folder = plan["arms"][arm], out / f"seed{seed}" / arm
+    trained = flags.get("trainer") != "none"
+    if trained:
+        steps = steps_for(metrics_of(out / "pilot" / arm), **budget)
+        often = {"logging_steps": max(1, steps // LOGS), "save_steps": math.ceil(steps / CHECKPOINTS)}
+        often |= {"save_strategy": "steps", "save_total_limit": CHECKPOINTS}
+        train(flags, folder, environment, seed=seed, max_steps=steps, **often)
+    asked = [("answers", {arm: str(folder if trained else flags["model_name_or_path"])}, plan["probe"])]
+    if trained and plan["over_time"]:
+        paths = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        asked.append(("over_time", {path.name.split("-")[1]: str(path) for path in paths}, plan["over_time"]))
+    for name, systems, probe in asked:
+        file = folder.parent / f"{arm}.{name}.npz"
+        controls = name == "answers" and arm == plan["reference"]
+        which = flags.get("export_encoder", "target")
+        job = {"file": str(file), "systems": systems, "probe": as_argv(probe | {"seeds": seed}), "which": which}
+        command = [str(ROOT / "benchmarks/answers.py"), json.dumps(job | {"controls": controls})]
+        call(command, file.with_suffix(".log"), file, environment)
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+
+def read_answers(files: Sequence[Path]) -> tuple[dict, dict]:
+    """(task, mode, metric) -> system -> (K, N), an array from each file that has it; and task -> (N,) gold."""
+    found, gold = defaultdict(lambda: defaultdict(list)), {}
+    for file in files:
+        with np.load(file) as arrays:
+            for key, array in arrays.items():
+                *column, last = key.split("|")
+                if last == "gold":
+                    gold[column[0]] = array
+                else:
+                    found[tuple(column)][last].append(array)
+    return {column: {s: np.stack(rows) for s, rows in by.items()} for column, by in found.items()}, gold
+
+
+def resampled(
+    function: Callable[..., float], answers: np.ndarray, gold: Sequence[np.ndarray], rows: np.ndarray, luck: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores in percent: (K,) of every seed on all rows, and (R,) of every resample of rows and seeds.
+
+    Args:
+        function: Of (N,) answers and of `gold`, up to 1.
+        answers: (K, N), a row per seed.
+        gold: (N,) labels, if any.
+        rows: (R, N) drawn rows.
+        luck: (R, K or more) between 0 and 1, by which seeds are drawn: for all arms the same ones.
+    """
+    count = len(answers)
+    whole = 100 * np.array([function(one, *gold) for one in answers])
+    drawn = 100 * np.array([[function(one[r], *(labels[r] for labels in gold)) for one in answers] for r in rows])
+    mean = drawn.mean(1)
+    of_seeds = np.take_along_axis(drawn, (luck[:, :count] * count).astype(int), axis=1).mean(1)
+    return whole, mean + math.sqrt(count / max(1, count - 1)) * (of_seeds - mean)
+
+
+def verdict(low: float, high: float) -> str:
+    """Of an interval of a difference in favour of the reference."""
+    return "better" if low > 0 else "worse" if high < 0 else "not told apart"
+
+
+def judged(answers: Mapping, gold: Mapping, reference: str, resamples: int = RESAMPLES) -> dict[str, list[dict]]:
+    """`scores` with intervals, and `pairs`: how far the reference is ahead of every other system.
+
+    The mean over all tasks of a mode (WNLI left out) is a task of its own, of the systems that have them all.
+    """
+    luck = np.random.default_rng(0).random((resamples, max(len(a) for by in answers.values() for a in by.values())))
+    columns = {}
+    for number, ((task, mode, metric), by_system) in enumerate(answers.items(), start=1):
+        size = next(iter(by_system.values())).shape[1]
+        rows = np.random.default_rng([0, number]).integers(size, size=(resamples, size))
+        labels = [gold[task]] if metric in FUNCTIONS else []
+        function = FUNCTIONS.get(metric, np.mean)
+        columns[task, mode, metric] = {
+            system: resampled(function, one, labels, rows, luck) for system, one in by_system.items()
+        }
+    for mode in ("linear", "knn"):
+        parts = [by for (task, m, _), by in columns.items() if m == mode and not task.startswith("wnli")]
+        if len(parts) > 1:
+            whole = [system for system in parts[0] if all(system in by for by in parts)]
+            columns[f"average of {len(parts)} tasks", mode, "average"] = {
+                system: tuple(np.mean([by[system][i] for by in parts], axis=0) for i in range(2)) for system in whole
+            }
+    scores, pairs = [], []
+    for (task, mode, metric), by_system in columns.items():
+        for system, (whole, draws) in by_system.items():
+            named = {"task": task, "mode": mode, "metric": metric, "system": system}
+            low, high = np.percentile(draws, [2.5, 97.5]).tolist()
+            scores.append(named | {"score": whole.mean().item(), "low": low, "high": high, "by_seed": whole.tolist()})
+            if system != reference and reference in by_system:
+                ours, our_draws = by_system[reference]
+                low, high = np.percentile(our_draws - draws, [2.5, 97.5]).tolist()
+                pairs.append(named | {"ahead": (ours.mean() - whole.mean()).item(), "low": low, "high": high})
+                pairs[-1]["verdict"] = verdict(low, high)
+    return {"scores": scores, "pairs": pairs}
+
+
+def facts_of(plan, out, arm, seed) -> dict[str, Any]:
+    """What a run cost, what the collapse monitor said, and its curves: (seconds, value) by name."""
+    folder, facts = out / f"seed{seed}" / arm, {"arm": arm, "seed": seed}
+    if plan["arms"][arm].get("trainer") == "none":
+        return facts
+    records = [record for record in metrics_of(folder) if "train_seconds" in record]
+    curves = {name: [(r["train_seconds"], r[name]) for r in records if name in r] for name in WATCHED}
+    warned = re.search(r"collapse at step (\d+)", (folder.parent / f"{arm}.log").read_text())
+    health = f"collapse at step {warned[1]}" if warned else "healthy" if curves["token_rank"] else "not watched"
+    if plan["over_time"]:
+        answers, gold = read_answers([folder.parent / f"{arm}.over_time.npz"])
+        clock = [record["step"] for record in records], [record["train_seconds"] for record in records]
+        for (task, mode, metric), by_step in answers.items():
+            score = {int(step): 100 * FUNCTIONS[metric](rows[0], gold[task]) for step, rows in by_step.items()}
+            curves[f"{task}, {mode}"] = [(np.interp(step, *clock).item(), score[step]) for step in sorted(score)]
+    cost = {name: records[-1][name] for name in ("step", "tokens_seen", "train_seconds")}
+    return facts | cost | {"health": health, "curves": {name: points for name, points in curves.items() if points}}
+
+
+# ---- what is written ------------------------------------------------------------------------------------------------
+
+
+def in_words(results: Mapping[str, Any]) -> str:
+    """The results as Markdown: scores, differences with verdicts, cost and health."""
+    asked = next(f"{value:,.0f} {unit}" for unit, value in results["budget"].items() if value is not None)
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    scores = [s | {"half": (s["high"] - s["low"]) / 2} for s in results["scores"]]
+    parts = [
+        f"`{results['command']}`",
+        f"{results['date']}, {results['machine']}; {versions}. Each arm trains for {asked}. Scores are percent, means "
+        "over the seeds, ± half of the 95 % interval over seeds and rows.",
+        score_table(scores, "{score:.1f} ± {half:.1f}"),
+        f"How far `{results['plan']['reference']}` is ahead, with the 95 % interval on the same seeds and rows; it is "
+        "better or worse where that does not hold zero:",
+        score_table(results["pairs"], "{ahead:+.1f} [{low:+.1f}, {high:+.1f}] {verdict}"),
+        "What the runs cost, and how representations were at their end; means over the seeds:",
+        cost_table([run for run in results["runs"] if "curves" in run]),
+        *(f"Failed: {line}" for line in results["failures"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
+
+
+def score_table(scores: Sequence[Mapping[str, Any]], form: str) -> str:
+    """A row per system, a column per task and mode; `form` says what stands in a cell."""
+    cells = {(s["system"], f"{s['task']}, {s['mode']}, {s['metric']}"): form.format(**s) for s in scores}
+    systems, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    rows = [[system, *(cells.get((system, column), "") for column in columns)] for system in systems]
+    return as_markdown(["system", *columns], rows)
+
+
+def cost_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A row per arm."""
+    last = list(dict.fromkeys(name for run in runs for name in run["curves"]))
+    rows = []
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        own = [run for run in runs if run["arm"] == arm]
+        steps, tokens, seconds = (np.mean([r[key] for r in own]) for key in ("step", "tokens_seen", "train_seconds"))
+        row = [arm, f"{steps:,.0f}", f"{tokens:,.0f}", f"{seconds:,.0f}", f"{tokens / seconds:,.0f}"]
+        ends = [[r["curves"][name][-1][1] for r in own if name in r["curves"]] for name in last]
+        row += [f"{np.mean(values):.3g}" if values else "" for values in ends]
+        rows.append([*row, ", ".join(dict.fromkeys(run["health"] for run in own))])
+    names = [name.replace("_", " ") for name in last]
+    return as_markdown(["arm", "steps", "tokens", "seconds", "tokens/s", *names, "collapse monitor"], rows)
+
+
+def draw_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws a panel per curve against seconds of training, a line per run, a colour per arm."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    panels = list(dict.fromkeys(name for run in runs for name in run.get("curves", ())))
+    arms = list(dict.fromkeys(run["arm"] for run in runs if "curves" in run))
+    styles = {arm: {"color": f"C{n % 10}", "linestyle": "-" if n < 10 else "--"} for n, arm in enumerate(arms)}
+    columns = -(-len(panels) // 2)
+    figure = Figure(figsize=(4.5 * columns, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, name in enumerate(panels, start=1):
+        axes = figure.add_subplot(2, columns, number)
+        for run in runs:
+            if name in run.get("curves", ()):
+                axes.plot(*zip(*run["curves"][name], strict=True), **styles[run["arm"]], linewidth=1)
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.set_xlabel("seconds of training", fontsize=8)
+        axes.grid(alpha=0.3)
+    handles = [Line2D([], [], label=arm, **style) for arm, style in styles.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,333 @@
+"""The way of a text into the step, beside the least that it could cost.
+
+    python benchmarks/data.py [--train_file FILE …] [--parts tokenization collator padding loop startup] [--json FILE]
+
+Parts: tokenization, ours against the bare call of the tokenizers library, and a second call that finds the cache; the
+collator, against that of transformers for masked language modelling and the step it feeds; padding, the useful tokens
+of a second of the bare step on texts as long as they are, against as many tokens in full-length texts; the loop, the
+Trainer's step with logging and collapse monitor against the bare step on the same batches; start-up, in processes of
+their own. Arms take turns; a ratio compares medians. Without `--train_file` the texts are Wikipedia's short articles
+where TEXT_JEPA_DATA names the shared data, else the built-in corpus.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+from datasets import DatasetDict
+from step import TextJepaStep, bert_config, now, shape_parser, take_turns, threads
+from transformers import DataCollatorForLanguageModeling, TrainerCallback
+
+from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
+from text_jepa.data import LengthGroupedSampler, load_corpus, tokenize_corpus, train_tokenizer
+from text_jepa.masking import DataCollatorForTextJepa
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main():
+    args = arguments()
+    datasets.disable_progress_bars()
+    corpus = load_corpus(args.train_file or default_files())
+    tokenizer = train_tokenizer(corpus["train"]["text"], args.vocab_size, max_length=args.length)
+    args.vocab_size = len(tokenizer)  # which a small corpus does not fill, and an alphabet may exceed
+    results = {"settings": {name: vars(args)[name] for name in SETTINGS} | {"threads": threads()}}
+    for name in args.parts:
+        results[name] = PARTS[name](args, corpus, tokenizer)
+    print_results(results)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(results, file, indent=2)
+
+
+SETTINGS = ("vocab_size", "width", "layers", "texts", "length", "device", "dtype", "documents", "steps", "repeats")
+
+
+def arguments():
+    parser = shape_parser(__doc__)
+    parser.add_argument("--train_file", nargs="+", help="texts, as for run_pretraining.py")
+    parser.add_argument("--documents", type=int, default=10_000, help="documents that are tokenized")
+    parser.add_argument("--steps", type=int, default=50, help="batches of the parts padding and loop")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    return parser.parse_args()
+
+
+def default_files():
+    data = os.environ.get("TEXT_JEPA_DATA")
+    return [str(Path(data, "pretrain", "wikipedia_short", "train.parquet"))] if data else None
+
+
+# ---- tokenization ---------------------------------------------------------------------------------------------------
+
+
+def tokenization(args, corpus, tokenizer):
+    """Documents and tokens per second of each way."""
+    part = DatasetDict(train=corpus["train"].take(min(args.documents, len(corpus["train"]))))
+    texts, bare = list(part["train"]["text"]), tokenizer.backend_tokenizer
+    plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    arms = {
+        "tokenize_corpus": lambda: tokenize_corpus(part, tokenizer, args.length, overwrite_cache=True),
+        "tokenize_corpus, cached": lambda: tokenize_corpus(part, tokenizer, args.length),
+        "tokenizer(texts)": lambda: tokenizer(texts, verbose=False, **plain),
+        "encode_batch_fast": lambda: bare.encode_batch_fast(texts, add_special_tokens=False),
+    }
+    seconds = take_turns(arms, args.repeats)
+    middle = medians(seconds)
+    tokens = sum(len(encoding.ids) for encoding in bare.encode_batch_fast(texts, add_special_tokens=False))
+    return {
+        "documents_per_second": {name: len(texts) / middle[name] for name in arms},
+        "tokens_per_second": {name: tokens / middle[name] for name in arms},
+        "ratio_to_bare": {name: middle["encode_batch_fast"] / middle[name] for name in arms},
+        "seconds": seconds,
+    }
+
+
+# ---- collator -------------------------------------------------------------------------------------------------------
+
+
+def collator(args, corpus, tokenizer):
+    """Seconds per batch of both collators, and their share of a step on this batch."""
+    examples = list(examples_of(args, corpus, tokenizer, args.texts))
+    lists = [{"input_ids": example["input_ids"].tolist()} for example in examples]
+    ours, theirs = DataCollatorForTextJepa(tokenizer), DataCollatorForLanguageModeling(tokenizer)
+    step = TextJepaStep(TextJepaConfig(text_config=bert_config(args)), ours(examples), args)
+    arms = {"text_jepa": lambda: ours(examples), "masked_lm": lambda: theirs(lists), "step": step}
+    seconds = take_turns(arms, args.repeats)
+    middle = medians(seconds)
+    return {
+        "seconds_per_batch": middle,
+        "ratio_to_masked_lm": middle["text_jepa"] / middle["masked_lm"],
+        "share_of_step": {name: middle[name] / middle["step"] for name in ("text_jepa", "masked_lm")},
+        "seconds": seconds,
+    }
+
+
+# ---- padding --------------------------------------------------------------------------------------------------------
+
+
+def padding(args, corpus, tokenizer):
+    """Slots that hold a token, and useful tokens per second, of orders of the texts and of full-length texts.
+
+    Each order shows the same texts in as many batches; the full-length ones hold the same tokens, joined.
+    """
+    texts = [example["input_ids"] for example in examples_of(args, corpus, tokenizer, args.texts * args.steps)]
+    lengths = np.array([len(text) for text in texts])
+    shuffled = np.random.default_rng(0).permutation(len(texts))
+    count = -(-len(texts) // args.texts)
+    plain, to_limit = (DataCollatorForTextJepa(tokenizer, pad_to_multiple_of=limit) for limit in (None, args.length))
+
+    def batches(order, collate):
+        parts = (order[i * args.texts : (i + 1) * args.texts] for i in range(count))
+        return [collate([{"input_ids": texts[row]} for row in part]) for part in parts]
+
+    full = np.array_split(full_length(texts, args.length), count)
+    arms = {
+        "pad to the limit": batches(shuffled, to_limit),
+        "random order": batches(shuffled, plain),
+        "length-grouped": batches(list(LengthGroupedSampler(lengths, args.texts)), plain),
+        "full length": [plain([{"input_ids": text} for text in part]) for part in full if len(part)],
+    }
+    step = TextJepaStep(TextJepaConfig(text_config=bert_config(args)), arms["full length"][0], args)
+    seconds = take_turns({name: over(step, found) for name, found in arms.items()}, args.repeats)
+    middle, tokens = medians(seconds), {name: tokens_in(found) for name, found in arms.items()}
+    speed = {name: tokens[name] / middle[name] for name in arms}
+    slots = {name: sum(batch["attention_mask"].numel() for batch in found) for name, found in arms.items()}
+    return {
+        "slots_filled": {name: tokens[name] / slots[name] for name in arms},
+        "useful_tokens_per_second": speed,
+        "ratio_to_full_length": {name: speed[name] / speed["full length"] for name in arms},
+        "mean_length": float(lengths.mean()),
+        "seconds": seconds,
+    }
+
+
+def examples_of(args, corpus, tokenizer, count):
+    """So many examples of the corpus, in random order."""
+    examples = tokenize_corpus(corpus, tokenizer, args.length)["train"].shuffle(seed=0)
+    return examples.take(min(count, len(examples)))
+
+
+def tokens_in(batches):
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)
+
+
+def full_length(texts, length):
+    """The tokens of all texts, joined and cut into texts of one length; what is left over falls away."""
+    joined = np.concatenate(texts)
+    return joined[: len(joined) // length * length].reshape(-1, length)
+
+
+def over(step, batches):
+    """What makes the step on each of the batches."""
+
+    def run():
+        for batch in batches:
+            step.take(batch)
+            step()
+
+    return run
+
+
+# ---- loop -----------------------------------------------------------------------------------------------------------
+
+
+def loop(args, corpus, tokenizer):
+    """Seconds of the same steps by the Trainer and bare; of the Trainer those between its first and its last step."""
+    examples = tokenize_corpus(corpus, tokenizer, args.length)
+    held_out = examples["validation"].take(min(64, len(examples["validation"])))
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+
+        def make_trainer():
+            settings = TextJepaTrainingArguments(
+                folder,
+                max_steps=args.steps + 1,
+                per_device_train_batch_size=args.texts,
+                save_strategy="no",
+                report_to="none",
+                use_cpu=args.device == "cpu",
+                bf16=args.dtype == "bfloat16",
+                torch_compile=args.compile,
+            )
+            model = TextJepaForPreTraining(TextJepaConfig(text_config=bert_config(args)))
+            collate = DataCollatorForTextJepa(tokenizer)
+            return TextJepaTrainer(model, settings, collate, examples["train"], held_out, processing_class=tokenizer)
+
+        batches = list(islice(make_trainer().get_train_dataloader(), 1, args.steps + 1))
+        step = TextJepaStep(TextJepaConfig(text_config=bert_config(args)), batches[0], args)
+        if args.compile:
+            step.compile()
+
+        def bare():
+            started = now()
+            over(step, batches)()
+            return now() - started
+
+        def trained():
+            clock, trainer = Clock(), make_trainer()
+            trainer.add_callback(clock)
+            trainer.train()
+            return clock.times[len(batches)] - clock.times[0]
+
+        seconds = in_turn({"bare step": bare, "trainer": trained}, args.repeats)
+    middle = medians(seconds)
+    return {
+        "tokens_per_second": {name: tokens_in(batches) / middle[name] for name in seconds},
+        "ratio_to_bare_step": middle["bare step"] / middle["trainer"],
+        "seconds": seconds,
+    }
+
+
+class Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self):
+        self.times = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.times.append(now())
+
+
+def in_turn(measures, repeats):
+    """As `take_turns`, of functions that tell their own seconds."""
+    rounds = [{name: measure() for name, measure in measures.items()} for _ in range(repeats + 1)]
+    return {name: [found[name] for found in rounds[1:]] for name in measures}
+
+
+# ---- start-up -------------------------------------------------------------------------------------------------------
+
+
+def startup(args, corpus, tokenizer):
+    """Seconds to import, beside what any model of transformers imports, and from launch to the line of the first step.
+
+    Each in a process of its own. The first round, which does not count, leaves the corpus in the cache.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(Path(folder, "tokenizer"))
+        measures = {
+            "transformers": lambda: seconds_to_run("from transformers import PreTrainedModel"),
+            "text_jepa": lambda: seconds_to_run("import text_jepa"),
+            "launch to first step": lambda: seconds_to_first_step(args, folder),
+        }
+        seconds = in_turn(measures, args.repeats)
+    middle = medians(seconds)
+    return {
+        "import_beyond_transformers": middle["text_jepa"] - middle["transformers"],
+        "launch_to_first_step": middle["launch to first step"],
+        "seconds": seconds,
+    }
+
+
+def seconds_to_run(line):
+    """Seconds that a line of Python takes in a fresh process, without the start of the interpreter."""
+    code = f"import time; started = time.perf_counter(); {line}; print(time.perf_counter() - started)"
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT).stdout)
+
+
+def seconds_to_first_step(args, folder):
+    """Seconds from the launch of a pretraining run to what it prints of its first step."""
+    flags = {"tokenizer_name": f"{folder}/tokenizer", "output_dir": tempfile.mkdtemp(dir=folder)}
+    flags |= {"max_length": args.length, "per_device_train_batch_size": args.texts, "max_steps": 1}
+    flags |= {"save_strategy": "no", "report_to": "none", "max_eval_samples": 8, "use_cpu": args.device == "cpu"}
+    command = [sys.executable, "run_pretraining.py", *(f"--{name}={value}" for name, value in flags.items())]
+    files = args.train_file or default_files()
+    command += ["--train_file", *map(os.path.abspath, files)] if files else []
+    started = time.perf_counter()
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **quiet) as run:
+        next(line for line in run.stdout if line.startswith("step "))
+        seconds = time.perf_counter() - started
+        run.stdout.read()  # evaluation and export, to the end
+    return seconds
+
+
+# ---- output ---------------------------------------------------------------------------------------------------------
+
+
+PARTS = {
+    "tokenization": tokenization,
+    "collator": collator,
+    "padding": padding,
+    "loop": loop,
+    "startup": startup,
+}
+
+
+def medians(seconds):
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def print_results(results):
+    """A table of each part: a row for each arm where figures have arms, else one of a single figure."""
+    settings, *parts = results.items()
+    print(", ".join(f"{name} {value}" for name, value in settings[1].items()))
+    for part, found in parts:
+        figures = {name: value for name, value in found.items() if name != "seconds"}
+        columns = {name: value for name, value in figures.items() if isinstance(value, dict)}
+        print(f"\n{part}\n")
+        if columns:
+            print("| | " + " | ".join(columns) + " |\n" + "|---" * (1 + len(columns)) + "|")
+        for arm in dict.fromkeys(arm for column in columns.values() for arm in column):
+            print(f"| {arm} | " + " | ".join(in_words(column.get(arm)) for column in columns.values()) + " |")
+        for name, value in figures.items():
+            if name not in columns:
+                print(f"{name}: {in_words(value)}")
+
+
+def in_words(value):
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""benchmarks/compare.py: budgets, intervals and verdicts by themselves, the files of configs/, and a comparison."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import compare
+from text_jepa.arguments import UsageError
+
+
+ROOT = Path(__file__).parents[1]
+PLANS = sorted((ROOT / "configs/compare").glob("*.yaml"))
+
+PILOT = [
+    {"step": 1, "train_seconds": 9.0, "tokens_seen": 100},
+    {"step": 40, "train_seconds": 20.0, "tokens_seen": 4_000},
+    {"step": 80, "train_seconds": 40.0, "tokens_seen": 8_000},
+    {"step": 80, "eval_loss": 1.0},
+]
+
+
+# ---- budget ---------------------------------------------------------------------------------------------------------
+
+
+def test_seconds_become_steps_at_the_rate_after_the_warm_up():
+    assert compare.steps_for(PILOT, seconds=100, tokens=None) == 200
+
+
+def test_tokens_become_steps_whatever_the_speed():
+    slow = [{**record, "train_seconds": 7 * record.get("train_seconds", 0)} for record in PILOT[:3]]
+    assert compare.steps_for(PILOT, None, 50_000) == compare.steps_for(slow, None, 50_000) == 500
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+
+def accuracy(answers, gold):
+    return float((answers == gold).mean())
+
+
+def draws(seeds, rows, resamples=2000):
+    generator = np.random.default_rng(1)
+    return generator.integers(rows, size=(resamples, rows)), generator.random((resamples, seeds))
+
+
+def test_interval_of_one_seed_is_that_of_its_rows():
+    gold = np.zeros(400, int)
+    answers = np.where(np.arange(400) < 100, 1, 0)[None]
+    whole, resampled = compare.resampled(accuracy, answers, [gold], *draws(1, 400))
+    assert whole == pytest.approx([75])
+    assert resampled.std() == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 400), rel=0.1)
+
+
+def test_interval_of_equal_rows_is_that_of_the_mean_of_new_seeds():
+    """Every row tells the same, so that only seeds vary: the standard error of their mean, without the bias of K."""
+    scores = np.array([0.2, 0.5, 0.8])
+    answers = np.repeat(scores[:, None], 50, axis=1)
+    _, resampled = compare.resampled(np.mean, answers, [], *draws(3, 50, 20_000))
+    assert resampled.mean() == pytest.approx(50, abs=1)
+    assert resampled.std() == pytest.approx(100 * scores.std(ddof=1) / math.sqrt(3), rel=0.03)
+
+
+def table(**systems):
+    """Answers and gold of one task, each system right with its probability, three seeds."""
+    generator = np.random.default_rng(2)
+    gold = generator.integers(2, size=600)
+    answers = {name: np.where(generator.random((3, 600)) < p, gold, 1 - gold) for name, p in systems.items()}
+    return {("sst2", "linear", "accuracy"): answers}, {"sst2": gold}
+
+
+def verdicts(answers, gold):
+    judged = compare.judged(answers, gold, "ours", resamples=200)
+    return {pair["system"]: pair["verdict"] for pair in judged["pairs"]}
+
+
+def test_verdict_names_the_better_and_the_worse_and_does_not_guess():
+    answers, gold = table(ours=0.8, weak=0.6, strong=0.95)
+    of_task = next(iter(answers.values()))
+    of_task["same"] = of_task["ours"]
+    assert verdicts(answers, gold) == {"weak": "better", "strong": "worse", "same": "not told apart"}
+
+
+def test_a_difference_on_the_same_rows_is_told_apart_where_the_two_intervals_overlap():
+    generator = np.random.default_rng(3)
+    gold, right = np.zeros(500, int), generator.random((3, 500)) < 0.7
+    lost = right & (generator.random((3, 500)) < 0.96)
+    answers = {("rte", "linear", "accuracy"): {"ours": np.where(right, 0, 1), "theirs": np.where(lost, 0, 1)}}
+    judged = compare.judged(answers, {"rte": gold}, "ours", resamples=500)
+    ours, theirs = judged["scores"]
+    assert ours["low"] < theirs["high"]
+    assert judged["pairs"][0]["verdict"] == "better"
+
+
+def test_a_system_without_a_task_has_no_average():
+    answers, gold = table(ours=0.8, theirs=0.7)
+    answers["rte", "linear", "accuracy"] = {"ours": answers["sst2", "linear", "accuracy"]["ours"]}
+    gold["rte"] = gold["sst2"]
+    averages = [s for s in compare.judged(answers, gold, "ours", 50)["scores"] if s["metric"] == "average"]
+    assert [s["system"] for s in averages] == ["ours"]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_recipe_of_a_comparison_exists(path, monkeypatch):
+    monkeypatch.setenv("TEXT_JEPA_DATA", "data")
+    plan = compare.read_plan(str(path))
+    assert all((ROOT / flags["recipe"]).is_file() for flags in plan["arms"].values() if "recipe" in flags)
+
+
+def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("common: {a: 1}\narms: {x: {b: 2}, y: {}}\nprobe: {}\nreference: x\n")
+    plan = compare.read_plan(str(path), ["--a", "3", "--b", "4", "5", "--c"])
+    assert plan["arms"] == {"x": {"a": ["3"], "b": 2, "c": True}, "y": {"a": ["3"], "b": ["4", "5"], "c": True}}
+    assert compare.as_argv(plan["arms"]["y"]) == ["--a", "3", "--b", "4", "5", "--c", "True"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("arms: {x: {}}\nprobe: {}\nreference: y\n", {}, "no arm 'y'"),
+        ("arms: {x: {}, y: {}}\nprobe: {}\nreference: x\n", {"arms": ["y"]}, "leaves out x"),
+        ("arms: {x: {}}\nprobes: {}\nprobe: {}\nreference: x\n", {}, "did you mean 'probe'"),
+        ("arms: {x: {}}\nprobe: {data_dir: '${NOT_SET_HERE}/glue'}\nreference: x\n", {}, "NOT_SET_HERE is not set"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(text, options, message, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        compare.read_plan(str(path), **options)
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_repeated_and_another_command_is_refused(tmp_path):
+    log, made = tmp_path / "run.log", tmp_path / "made"
+    command = ["-c", f"open({str(made)!r}, 'x')"]  # would fail a second time
+    compare.call(command, log, made, {})
+    compare.call(command, log, made, {})
+    with pytest.raises(UsageError, match="another command"):
+        compare.call(["-c", "pass"], log, made, {})
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
+    def one(arm, seed):
+        code = "raise SystemExit('error: no such thing')" if arm == "bad" else f"open({str(tmp_path / arm)!r}, 'x')"
+        compare.call(["-c", code], tmp_path / f"{arm}.log", tmp_path / arm, {})
+
+    failures = compare.in_turns(1, [("bad", 0), ("good", 0)], one)
+    assert list(failures) == [("bad", 0)]
+    assert failures["bad", 0].endswith("no such thing")
+    assert (tmp_path / "good").exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated(texts, tmp_path):
+    with (tmp_path / "train.jsonl").open("w") as file:
+        file.writelines(json.dumps({"text": f"{a} {b}"}) + "\n" for a in texts for b in texts)
+    rows = [f"{text.split('.')[0]},{number % 2}\n" for number, text in enumerate(texts * 4)]
+    (tmp_path / "task.csv").write_text("text,label\n" + "".join(row.replace(", ", " ") for row in rows))
+    probe = {"task_file": str(tmp_path / "task.csv"), "mode": ["linear"]}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    common = {"train_file": str(tmp_path / "train.jsonl"), "preset": "tiny", "text_config": shape, "vocab_size": 300}
+    common |= {"max_length": 32, "per_device_train_batch_size": 4, "max_eval_samples": 4, "use_cpu": True}
+    arms = {"mlm": {"objective": "mlm", "mask_ratio": 0.3}, "jepa": {}, "broken": {"objective": "nonsense"}}
+    plan = {"common": common, "arms": arms, "probe": probe, "over_time": probe, "reference": "jepa"}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    command = [sys.executable, str(ROOT / "benchmarks/compare.py"), str(tmp_path / "plan.yaml"), "--tokens", "2000"]
+    command += ["--seeds", "0", "1", "--output_dir", str(tmp_path / "out")]
+
+    first = subprocess.run(command, capture_output=True, text=True)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert first.returncode == 1, first.stderr
+    assert [line.split(",")[0] for line in results["failures"]] == ["broken"]
+    assert {"mlm", "jepa", "random weights", "bag of its embeddings", "TF-IDF"} == {
+        score["system"] for score in results["scores"]
+    }
+    assert all(len(score["by_seed"]) == 2 for score in results["scores"])
+    assert all(abs(run["tokens_seen"] - 2000) < 500 for run in results["runs"])
+    assert {"token_rank", "task, linear"} <= results["runs"][0]["curves"].keys()
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"results.md", "curves.png"}
+
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npz")}
+    subprocess.run(command, capture_output=True, text=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npz")} == trained
