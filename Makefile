@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN ?= runs/tiny_cpu$(if $(wildcard runs/tiny_cpu),-$(shell date +%Y%m%d-%H%M%S))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup pretrain probe test test-oldest test-all check fix
+.PHONY: help setup pretrain probe test test-oldest test-all docs check fix
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,7 +15,7 @@ setup: .venv/installed  ## Make .venv with the tested versions
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,st,mteb,onnx]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs,st,mteb,onnx]'
 	@touch $@
 
 pretrain: setup  ## Train the default encoder on the built-in corpus (RUN=folder)
@@ -40,6 +40,9 @@ test-oldest: .venv-oldest  ## Run the fast tests with the oldest versions allowe
 
 test-all: setup  ## Run all tests
 	$(BIN)/python -m pytest
+
+docs: setup  ## Build the pages of docs/ as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 check: setup  ## Lint and check the format
 	$(BIN)/ruff check .

@@ -353,7 +353,7 @@ def test_return_dict_false_gives_the_same_as_a_tuple(name, folders, make_batch):
         named, plain = callee(**arguments), callee(**arguments, return_dict=False)
         assert isinstance(plain, tuple)
         assert len(plain) == len(named.to_tuple())
-        assert all(torch.equal(first, second) for first, second in zip(plain, named.to_tuple(), strict=True))
+        torch.testing.assert_close(plain, named.to_tuple(), rtol=0, atol=0)
 
 
 @every_backbone
