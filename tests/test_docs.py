@@ -1,0 +1,234 @@
+"""The pages of docs/: what they link to, show and name exists, and the site that is built of them says all of it."""
+
+import dataclasses
+import importlib.util
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run_export
+import run_pictures
+import run_pretraining
+import text_jepa
+from run_probe import ProbeArguments
+from run_show_masks import GalleryArguments
+from text_jepa.arguments import parse_arguments
+from text_jepa.pretraining_arguments import DataArguments, ModelArguments, ObjectiveArguments
+from text_jepa.results import Score, write_results
+from text_jepa.training import TextJepaTrainingArguments
+
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob("*.md"))}
+PRETRAINING = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
+
+_spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+hooks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(hooks)
+
+
+def blocks_of(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+# ---- pages ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_page_is_in_the_navigation_once():
+    entries = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(entries) == sorted(PAGES)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_of_a_page_lead_to_files(name):
+    """In the repository, where they are read too; that the headings are there is for the strict build."""
+    targets = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", PAGES[name].read_text())
+    assert [target for target in targets if not (PAGES[name].parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_scripts_configurations_and_tests_that_a_page_names_exist(name):
+    text = PAGES[name].read_text()
+    files = re.findall(r"(?<![\w/.])((?:benchmarks|examples|tests|configs|text_jepa)/[\w/-]+\.(?:py|yaml))", text)
+    files = [file for file in files if not Path(file).stem.isupper()]  # NAME stands for any
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    named = re.findall(r"(test_\w+\.py)::(test_\w+)", text)
+    assert [pair for pair in named if f"\ndef {pair[1]}(" not in (ROOT / "tests" / pair[0]).read_text()] == []
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def parse_probe(words):
+    named = ["--model_name_or_path"] if words and not words[0].startswith("-") else []
+    parse_arguments((ProbeArguments,), [*named, *words], "")
+
+
+PROGRAMS = {
+    # Of a command for GPUs, too.
+    "run_pretraining.py": lambda words: parse_arguments(PRETRAINING, [*words, "--use_cpu"], ""),
+    "run_probe.py": parse_probe,
+    "run_show_masks.py": lambda words: parse_arguments((GalleryArguments, *PRETRAINING), words, ""),
+    "run_export.py": lambda words: run_export.make_parser().parse_args(words),
+    "run_pictures.py": lambda words: run_pictures.make_parser().parse_args(words),
+}
+PROGRAMS |= {
+    command: PROGRAMS[f"{script}.py"]
+    for command, script in re.findall(
+        r'^(text-jepa-\S+) = "(\w+):console"$', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+}
+COMMANDS = [
+    (name, line)
+    for name, path in {**PAGES, "README.md": ROOT / "README.md"}.items()
+    for block in blocks_of(path, "bash")
+    for line in block.replace("\\\n", " ").splitlines()
+    if shlex.split(line, comments=True)
+]
+
+
+@pytest.mark.parametrize(("name", "line"), COMMANDS, ids=lambda value: " ".join(value.split())[:60])
+def test_every_command_that_is_shown_is_understood(name, line, monkeypatch):
+    """Behind its launcher, if it has one."""
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line, comments=True)
+    words = list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+    place = next((place for place, word in enumerate(words) if word in PROGRAMS), None)
+    if place is not None:
+        PROGRAMS[words[place]](words[place + 1 :])
+    elif words[0] == "make":
+        assert f"\n{words[1]}: " in (ROOT / "Makefile").read_text()
+    elif words[0] == "python" and words[1] != "-m":
+        script = (ROOT / words[1]).read_text()
+        assert [word for word in words[2:] if word.startswith("--") and f'"{word}"' not in script] == []
+    else:
+        assert words[0] in {"pip", "python", "source"}
+
+
+# ---- python ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workspace(texts, tokenizer, tmp_path_factory):
+    """A folder with what the pages speak of: a run in runs/notes, and results of a probe."""
+    folder = tmp_path_factory.mktemp("workspace")
+    rows = [{"text": f"{texts[number % len(texts)]} {texts[number % 5]}"} for number in range(24)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer.save_pretrained(folder / "tokenizer")
+    flags = ["--train_file", str(folder / "train.jsonl"), "--tokenizer_name", str(folder / "tokenizer"), "--use_cpu"]
+    flags += ["--preset", "tiny", "--max_length", "32", "--max_steps", "2", "--per_device_train_batch_size", "4"]
+    flags += ["--save_strategy", "no", "--logging_steps", "1", "--output_dir", str(folder / "runs" / "notes")]
+    run_pretraining.main(flags)
+    score = Score("rte", "linear", "accuracy", "runs/notes", 50.0, 45.0, 55.0, 277, 1, None, None, None, None)
+    write_results(folder / "results", [score], [], "python run_probe.py runs/notes --tasks rte", {})
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name, path in PAGES.items() if blocks_of(path, "python")])
+def test_python_of_a_page_runs_from_top_to_bottom(name, workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    exec("\n".join(blocks_of(PAGES[name], "python")), {})
+
+
+# ---- what is read from the code -------------------------------------------------------------------------------------
+
+
+def named_in_the_reference():
+    """What the pages of the reference have to name: every public name, and every flag of every command."""
+    classes = (*PRETRAINING, ProbeArguments, GalleryArguments)
+    flags = {f"--{field.name}" for cls in classes for field in dataclasses.fields(cls) if field.init}
+    for module in (run_export, run_pictures):
+        (commands,) = (action for action in module.make_parser()._actions if action.dest == "command")
+        actions = [action for parser in commands.choices.values() for action in parser._actions]
+        flags |= {option for action in actions for option in action.option_strings if option.startswith("--")}
+    return flags - {"--help"}, text_jepa.__all__
+
+
+def test_the_reference_names_every_flag_and_every_public_name():
+    flags, names = named_in_the_reference()
+    page = hooks.on_page_markdown(PAGES["reference/flags.md"].read_text())
+    assert {flag for flag in flags if not re.search(rf"`(-\w, )?{flag}`", page)} == set()
+    page = hooks.on_page_markdown(PAGES["reference/python.md"].read_text())
+    assert [name for name in names if not re.search(rf"^::: [\w.]+\.{name}$", page, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("folder", ["configs", "configs/corpora"])
+def test_a_table_of_recipes_has_a_row_for_each_file_that_says_what_it_is(folder):
+    rows = [line.split(" | ") for line in hooks.headers(folder).splitlines()[2:]]
+    assert len(rows) == len(list((ROOT / folder).glob("*.yaml")))
+    assert all(len(cells) == 3 and cells[1] for cells in rows)
+
+
+def test_no_block_of_a_page_is_left_unfilled():
+    for path in PAGES.values():
+        assert "{{" not in hooks.on_page_markdown(path.read_text())
+
+
+def test_a_link_out_of_the_pages_becomes_words_and_one_within_stays():
+    assert hooks.on_page_markdown("see [the file](../configs/mlm.yaml).") == "see the file."
+    assert hooks.on_page_markdown("see [the page](../faq.md#settings).") == "see [the page](../faq.md#settings)."
+
+
+def test_marks_of_transformers_in_docstrings_become_links_and_plain_types():
+    html = hooks.on_page_content(
+        "<p>[<code>TextJepaModel</code>] [<code>Other</code>] (<code>`int`, *optional*</code>)</p>"
+    )
+    link = '<a href="#modeling_text_jepa.TextJepaModel"><code>TextJepaModel</code></a>'
+    assert html == f"<p>{link} <code>Other</code> (<em>int, optional</em>)</p>"
+
+
+# ---- the site -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built without a warning."""
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_flag_and_class_and_asks_no_other_server(site):
+    flags, names = named_in_the_reference()
+    page = (site / "reference" / "flags.html").read_text()
+    assert {flag for flag in flags if f"{flag}</code>" not in page} == set()
+    page = (site / "reference" / "python.html").read_text()
+    assert [name for name in names if f'.{name}" class="doc' not in page] == []
+    for name in PAGES:
+        page = (site / name).with_suffix(".html").read_text()
+        assert re.findall(r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//|<link[^>]*stylesheet[^>]*//', page) == []
+    assert not (site / "hooks.py").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1300, 500])
+@pytest.mark.parametrize("name", ["index", "method", "reference/flags", "reference/python"])
+def test_a_browser_shows_the_page(site, name, width, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium here")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    words += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    words = [browser, *words, f"--window-size={width},1000"]
+    address, picture = (site / name).with_suffix(".html").as_uri(), tmp_path / "page.png"
+    subprocess.run([*words, f"--screenshot={picture}", address], check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(picture).convert("L"), dtype=float)
+    assert pixels.shape == (1000, width)
+    assert pixels[200:].std() > 10  # below the bar at the top there is something to read
+    page = subprocess.run([*words, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120)
+    title = re.search(r"^# (.+)$", PAGES[f"{name}.md"].read_text(), re.MULTILINE)[1]
+    assert re.search(rf"<h1[^>]*>{re.escape(title)}", page.stdout)
