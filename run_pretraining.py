@@ -22,9 +22,9 @@ from transformers import TrainerState, set_seed
 
 from text_jepa import checkpointing
 from text_jepa.arguments import UsageError, first_line, parse_arguments, run_command
-from text_jepa.assembly import make_collator, make_model, make_probe, make_tokenizer
+from text_jepa.assembly import make_collator, make_examples, make_model, make_probe, make_stream
 from text_jepa.checkpointing import PREEMPTED, differing_facts
-from text_jepa.data import DocumentCount, EndlessStream, load_corpus, tell_left_out, tokenize_corpus
+from text_jepa.data import DocumentCount, tell_left_out
 from text_jepa.export import parameter_counts, save_for_continuing, trained_encoder
 from text_jepa.features import embed_texts, nearest_texts
 from text_jepa.hub import push_folder
@@ -35,7 +35,6 @@ from text_jepa.pretraining_arguments import (
     ModelArguments,
     ObjectiveArguments,
     describe_data,
-    fields_for,
     source_of,
     write_arguments,
 )
@@ -67,17 +66,7 @@ def main(argv: list[str] | None = None) -> Path:
 
     # The first process makes the caches, the others read them.
     with args.main_process_first(desc="preparing the corpus"):
-        corpus = load_corpus(**fields_for(load_corpus, data_args), seed=args.seed, cache_dir=model_args.cache_dir)
-        if data_args.max_train_samples is not None:
-            corpus["train"] = corpus["train"].take(data_args.max_train_samples)
-        tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus["train"])
-        examples = tokenize_corpus(
-            corpus,
-            tokenizer,
-            num_proc=data_args.preprocessing_num_workers,
-            count=count,
-            **fields_for(tokenize_corpus, data_args),
-        )
+        tokenizer, is_new, examples = make_examples(model_args, data_args, args, count)
         model = make_model(model_args, data_args, objective_args, tokenizer)
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
         probe = make_probe(data_args, args, tokenizer, model_args.cache_dir)
@@ -93,10 +82,7 @@ def main(argv: list[str] | None = None) -> Path:
         print("without --prepare_only and with --resume_from_checkpoint auto")
         return Path(args.output_dir)
     if data_args.streaming:
-        shuffled = examples["train"].shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer)
-        batch_size = args.train_batch_size * args.world_size
-        steps = args.gradient_accumulation_steps
-        examples["train"] = EndlessStream(shuffled, batch_size, steps, source_of(data_args), args.seed)
+        examples["train"] = make_stream(examples["train"], data_args, args)
         held_out = list(examples["validation"].take(data_args.max_eval_samples))
     else:
         held_out = examples["validation"]

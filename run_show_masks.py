@@ -22,16 +22,14 @@ from transformers import HfArgumentParser
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from text_jepa import gallery
 from text_jepa.arguments import UsageError, first_line, parse_arguments, run_command
-from text_jepa.assembly import config_of, make_collator, make_tokenizer
-from text_jepa.data import EndlessStream, LengthGroupedSampler, TextsWithSteps, load_corpus, tokenize_corpus
+from text_jepa.assembly import config_of, make_collator, make_examples, make_stream
+from text_jepa.data import DocumentCount, LengthGroupedSampler, TextsWithSteps
 from text_jepa.launching import set_up_logging
 from text_jepa.pretraining_arguments import (
     DataArguments,
     ModelArguments,
     ObjectiveArguments,
     describe_data,
-    fields_for,
-    source_of,
 )
 from text_jepa.training import TextJepaTrainingArguments
 
@@ -61,14 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging(args)
     if show.html:
         check_page(Path(show.html))
-    corpus = load_corpus(**fields_for(load_corpus, data_args), seed=args.seed, cache_dir=model_args.cache_dir)
-    if data_args.max_train_samples is not None:
-        corpus["train"] = corpus["train"].take(data_args.max_train_samples)
-    tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus["train"])
+    tokenizer, _, examples = make_examples(model_args, data_args, args, DocumentCount())
     objective = objective_of(model_args, objective_args)
-    examples = tokenize_corpus(
-        corpus, tokenizer, num_proc=data_args.preprocessing_num_workers, **fields_for(tokenize_corpus, data_args)
-    )
     # How long the encoder's texts may be decides on padding only, which is not shown.
     collator = make_collator(data_args, args, tokenizer, limit=None)
     batch = batch_of_step(examples["train"], collator, data_args, args, show.step)
@@ -93,8 +85,7 @@ def batch_of_step(train, collator, data_args, args, step: int) -> dict:
     """The first batch of a step, as the trainer's loader gives it to a run of one process."""
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     if data_args.streaming:
-        shuffled = train.shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer)
-        stream = EndlessStream(shuffled, size, accumulated, source_of(data_args), args.seed)
+        stream = make_stream(train, data_args, args)
         loader = DataLoader(stream, size, collate_fn=collator, num_workers=args.dataloader_num_workers)
         return next(itertools.islice(loader, step * accumulated, None))
     seed = args.data_seed if args.data_seed is not None else args.seed

@@ -1,4 +1,4 @@
-"""What a pretraining run is made of, from its arguments: tokenizer, model, collator, probe."""
+"""What a pretraining run is made of, from its arguments: texts, tokenizer, model, collator, probe."""
 
 import dataclasses
 import json
@@ -15,18 +15,18 @@ from modeling_text_jepa import TextJepaForPreTraining, TextJepaModel
 from text_jepa.arguments import UsageError, first_line, nearest
 from text_jepa.data import (
     BUILDERS,
+    DocumentCount,
+    EndlessStream,
     legible,
+    load_corpus,
     suffix_of,
+    tokenize_corpus,
     train_tokenizer,
 )
 from text_jepa.launching import chooses
 from text_jepa.masking import DataCollatorForTextJepa, MaskStrategy, vocabulary
 from text_jepa.online_probe import OnlineProbeCallback
-from text_jepa.pretraining_arguments import (
-    ObjectiveArguments,
-    fields_for,
-    source_of,
-)
+from text_jepa.pretraining_arguments import ObjectiveArguments, fields_for, source_of
 from text_jepa.tasks import load_glue, load_task_file, package_task
 
 
@@ -46,6 +46,23 @@ def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def make_examples(model_args, data_args, args, count: DocumentCount):
+    """The tokenizer, whether it is new, and the tokenized splits of the corpus; `count` counts those of a stream."""
+    corpus = load_corpus(**fields_for(load_corpus, data_args), seed=args.seed, cache_dir=model_args.cache_dir)
+    if data_args.max_train_samples is not None:
+        corpus["train"] = corpus["train"].take(data_args.max_train_samples)
+    tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus["train"])
+    options = fields_for(tokenize_corpus, data_args) | {"num_proc": data_args.preprocessing_num_workers}
+    return tokenizer, is_new, tokenize_corpus(corpus, tokenizer, count=count, **options)
+
+
+def make_stream(train, data_args, args) -> EndlessStream:
+    """The shuffled training texts of a stream, for all processes together."""
+    shuffled = train.shuffle(seed=args.seed, buffer_size=data_args.shuffle_buffer)
+    batch_size = args.train_batch_size * args.world_size
+    return EndlessStream(shuffled, batch_size, args.gradient_accumulation_steps, source_of(data_args), args.seed)
 
 
 def make_tokenizer(model_args, data_args, args, train):
