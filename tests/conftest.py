@@ -1,6 +1,8 @@
 """Shared by all tests: one thread, no network, a tiny tokenizer, a tiny model and a batch with masks."""
 
 import os
+import shutil
+import subprocess
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.utils import logging
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
@@ -106,3 +109,23 @@ def make_batch():
         }
 
     return build
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """What chromium makes of a page (a file, a width in pixels): grey pixels (1000, width), and its text as HTML."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium here")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    words += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+
+    def show(page, width):
+        picture, command = tmp_path / "page.png", [program, *words, f"--window-size={width},1000"]
+        known = {"check": True, "capture_output": True, "timeout": 120}
+        subprocess.run([*command, f"--screenshot={picture}", page.as_uri()], **known)
+        pixels = np.asarray(Image.open(picture).convert("L"), dtype=float)
+        assert pixels.shape == (1000, width)
+        return pixels, subprocess.run([*command, "--dump-dom", page.as_uri()], text=True, **known).stdout
+
+    return show

@@ -6,14 +6,11 @@ import itertools
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import run_export
 import run_pictures
@@ -217,18 +214,8 @@ def test_the_site_has_every_page_flag_and_class_and_asks_no_other_server(site):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1300, 500])
 @pytest.mark.parametrize("name", ["index", "method", "reference/flags", "reference/python"])
-def test_a_browser_shows_the_page(site, name, width, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium here")
-    words = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    words += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
-    words = [browser, *words, f"--window-size={width},1000"]
-    address, picture = (site / name).with_suffix(".html").as_uri(), tmp_path / "page.png"
-    subprocess.run([*words, f"--screenshot={picture}", address], check=True, capture_output=True, timeout=120)
-    pixels = np.asarray(Image.open(picture).convert("L"), dtype=float)
-    assert pixels.shape == (1000, width)
+def test_a_browser_shows_the_page(site, name, width, browser):
+    pixels, page = browser((site / name).with_suffix(".html"), width)
     assert pixels[200:].std() > 10  # below the bar at the top there is something to read
-    page = subprocess.run([*words, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120)
     title = re.search(r"^# (.+)$", PAGES[f"{name}.md"].read_text(), re.MULTILINE)[1]
-    assert re.search(rf"<h1[^>]*>{re.escape(title)}", page.stdout)
+    assert re.search(rf"<h1[^>]*>{re.escape(title)}", page)

@@ -382,3 +382,14 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(folder):
     result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "Error" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_shows_the_page_with_the_hidden_words_in_colour(tokenizer, texts, width, browser, tmp_path):
+    shown = read(tokenizer, texts, **RECIPES["blocks"])[0]
+    page = tmp_path / "masks.html"
+    page.write_text(gallery.to_html(shown, "What is asked", "Question", ["Fact"]), encoding="utf-8")
+    pixels, seen = browser(page, width)
+    assert pixels.std() > 10
+    assert "What is asked" in seen

@@ -1,0 +1,219 @@
+"""The examples as people run them; the page of the demo in a browser, where there is one."""
+
+import ast
+import importlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, BertModel
+
+from text_jepa.arguments import UsageError
+
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def bag(tokenizer, tmp_path_factory):
+    """Folder of an encoder without layers: the mean of its states is that of the vectors of a text's words."""
+    folder = tmp_path_factory.mktemp("bag")
+    shape = {"hidden_size": 64, "num_hidden_layers": 0, "num_attention_heads": 2, "max_position_embeddings": 128}
+    model = BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **shape), add_pooling_layer=False)
+    with torch.no_grad():
+        model.embeddings.position_embeddings.weight.zero_()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(*command, **environment):
+    """A command in the root of the repository; what it printed, all of it where it failed."""
+    result = subprocess.run(
+        [str(word) for word in command], cwd=ROOT, env={**ENVIRONMENT, **environment}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+# ---- search ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def search(monkeypatch):
+    """The module of the example, and a function that calls it with arguments."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    module = importlib.import_module("semantic_search")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["semantic_search.py", *map(str, arguments)])
+        module.main()
+
+    return module, call
+
+
+def test_search_prints_file_and_line_of_the_paragraph_that_answers_first(search, bag, texts, tmp_path, capsys):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "one.txt").write_text("\n\n".join(texts[:3]))
+    (tmp_path / "deep" / "two.md").write_text(f"Title\n\n{texts[3]}\n \n{texts[4]}\n{texts[5]}\n")
+    (tmp_path / "deep" / "code.py").write_text(texts[3])
+    search[1](bag, tmp_path, "flour water salt bread")
+    first, *others = capsys.readouterr().out.splitlines()
+    score, place, text = re.split(" {2,}", first)
+    assert place == f"{tmp_path / 'deep' / 'two.md'}:3"
+    assert texts[3].startswith(text)
+    assert len(others) == 4
+    assert all(float(score) >= float(other.split()[0]) for other in others)
+
+
+def test_a_paragraph_goes_to_the_next_blank_line(search, texts, tmp_path):
+    (tmp_path / "two.md").write_text(f"\n{texts[0]}\n{texts[1]}\n  \nToo few words\n\n{texts[2]}")
+    found = list(search[0].paragraphs_of(tmp_path))
+    assert found == [(f"{tmp_path / 'two.md'}:2", f"{texts[0]} {texts[1]}"), (f"{tmp_path / 'two.md'}:7", texts[2])]
+
+
+def test_search_of_a_folder_without_texts_or_without_an_encoder_says_so(search, bag, tmp_path):
+    with pytest.raises(UsageError, match="no paragraph"):
+        search[1](bag, tmp_path, "anything")
+    (tmp_path / "a.txt").write_text("a paragraph of at least five words")
+    with pytest.raises(UsageError, match="no model"):
+        search[1](tmp_path, tmp_path, "anything")
+
+
+def test_search_is_forty_lines_of_code():
+    tree = ast.parse((EXAMPLES / "semantic_search.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node):
+            del node.body[0]
+    assert len(ast.unparse(tree).replace("\n\n", "\n").splitlines()) <= 40
+
+
+# ---- domain adaptation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_domain_adaptation_leaves_an_encoder_and_compares_it_with_the_one_before(bag, texts, tmp_path):
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = BertModel.from_pretrained(bag).config.vocab_size
+    BertModel(BertConfig(vocab_size=words, **shape)).save_pretrained(tmp_path / "before")
+    for file in bag.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "before")
+    (tmp_path / "texts.txt").write_text("\n".join(text for text in texts for _ in range(20)))
+    rows = [{"text": text, "label": int(row > 2)} for row, text in enumerate(texts) for _ in range(5)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    printed = run(
+        EXAMPLES / "domain_adaptation.sh",
+        tmp_path / "before",
+        tmp_path / "texts.txt",
+        tmp_path / "after",
+        "--task_file",
+        tmp_path / "mine.jsonl",
+        STEPS="2",
+    )
+    before, after = (AutoModel.from_pretrained(tmp_path / name) for name in ("before", "after"))
+    assert after.config.model_type == before.config.model_type
+    systems = {row.split("|")[4].strip() for row in printed.splitlines() if row.startswith("| ")}
+    assert {str(tmp_path / "after"), str(tmp_path / "before"), "random weights"} <= systems
+
+
+# ---- tour -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_notebook_is_what_the_script_gives():
+    """`jupytext --to ipynb examples/tour.py` makes it anew."""
+    script = []
+    for part in re.split(r"^# %%", (EXAMPLES / "tour.py").read_text(), flags=re.MULTILINE)[1:]:
+        kind, _, source = part.partition("\n")
+        if kind == " [markdown]":
+            source = re.sub(r"^# ?", "", source, flags=re.MULTILINE)
+        script.append(("markdown" if kind else "code", source.strip()))
+    cells = json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"]
+    assert [(cell["cell_type"], "".join(cell["source"])) for cell in cells] == script
+    assert not any(cell.get("outputs") for cell in cells)
+
+
+@pytest.mark.slow
+def test_the_tour_runs_to_its_end():
+    printed = run(sys.executable, EXAMPLES / "tour.py")
+    assert re.search(r"step +150/150 +loss .* rank \d+/128", printed)
+    assert "ModernBertModel" in printed
+    assert printed.count("\n0.") == 3  # neighbours
+
+
+# ---- demo -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(bag):
+    """The demo's page in a browser, and the hosts that it asked for something."""
+    pytest.importorskip("gradio", reason="needs the extra demo")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    environment = {**ENVIRONMENT, "GRADIO_SERVER_PORT": address.rpartition(":")[2]}
+    demo = subprocess.Popen([sys.executable, EXAMPLES / "demo.py", bag], cwd=ROOT, env=environment)
+    try:
+        wait_for(address, demo)
+        with playwright.sync_playwright() as driver:
+            # As root, Chromium has no sandbox.
+            chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+            opened = chromium.new_page()
+            opened.set_default_timeout(120_000)
+            hosts = set()
+            opened.on("request", lambda request: hosts.add(re.sub(r"^(\w+:/*[^/]*).*", r"\1", request.url)[:40]))
+            opened.goto(address)
+            yield opened, hosts, address
+            chromium.close()
+    finally:
+        demo.terminate()
+        demo.wait()
+
+
+def wait_for(address, process):
+    """Returns when something answers there."""
+    for _ in range(600):
+        assert process.poll() is None, "the demo ended"
+        try:
+            return urllib.request.urlopen(address).close()
+        except urllib.error.URLError:
+            time.sleep(0.5)
+    raise AssertionError("the demo does not answer")
+
+
+@pytest.mark.slow
+def test_the_demo_searches_and_shows_masks_and_asks_nobody_else(page, texts):
+    opened, hosts, address = page
+    opened.get_by_text("or your own").click()
+    opened.get_by_label("Texts, one per line").first.fill("\n".join(["<script>alert(1)</script>", *texts]))
+    opened.get_by_label("Query").fill("flour water salt bread")
+    opened.get_by_role("button", name="Search").click()
+    assert texts[3] in opened.locator(".found li").first.inner_text()
+    assert opened.locator(".found script").count() == 0
+
+    opened.get_by_role("tab", name="Masks").click()
+    masks = opened.frame_locator("iframe[title=Masks]")
+    masks.locator("figure mark").first.wait_for()
+    assert masks.locator("figure").count() == 2
+    number = opened.get_by_label("number input for Masks")
+    number.fill("4")
+    number.press("Enter")
+    masks.locator("figure").nth(3).locator("mark").first.wait_for()
+    opened.get_by_label("Text", exact=True).fill(texts[4])
+    masks.get_by_text("little boat").first.wait_for()
+    assert {host for host in hosts if not host.startswith(("data:", "blob:", "about:"))} == {address}
