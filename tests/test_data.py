@@ -14,6 +14,7 @@ import random
 from itertools import islice, pairwise
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -169,6 +170,14 @@ def test_documents_of_every_kind_of_file_arrive_in_order(tmp_path, load, kind, s
     files = [write(tmp_path / f"{name}.{kind}", texts) for name, texts in (("train", train), ("held", held_out))]
     corpus = load([str(files[0])], [str(files[1])], streaming=streaming)
     assert {split: texts_of(part) for split, part in corpus.items()} == {"train": train, "validation": held_out}
+
+
+def test_no_server_is_told_of_the_files_that_are_read(tmp_path, load, monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append("session"))
+    load([str(write(tmp_path / "texts.txt", documents(5)))])
+    assert not asked
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])

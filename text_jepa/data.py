@@ -34,6 +34,9 @@ from text_jepa.masking import View, vocabulary
 
 logger = logging.getLogger(__name__)
 
+# The datasets library would tell a server of each folder and file that it opens.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
 # File suffix -> builder of the datasets library and its options.
 BUILDERS = {
     ".txt": ("text", {}),

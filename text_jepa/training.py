@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import HubStrategy
@@ -566,7 +566,7 @@ class TextJepaTrainer(Trainer):
         self.facts = run_facts(args) | (facts or {})
         self.preemption, self.spikes = checkpointing.PreemptionCallback(), SpikeCallback()
         self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
+        self.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # in notebooks another one
         self.add_callback(_BeginningCallback(self))
         if model.target_encoder is not None:
             self.add_callback(self.ema)

@@ -1,0 +1,109 @@
+"""A page to try an encoder on: search in texts, and what the training hides of a text.
+
+    python examples/demo.py runs/tiny_cpu
+
+Needs `pip install text-jepa[demo]`. The page is for this machine alone, and asks and tells nobody else anything.
+GRADIO_SERVER_PORT names another port than the first free one from 7860 on.
+"""
+
+import argparse
+import html
+import textwrap
+from functools import lru_cache
+from pathlib import Path
+
+import datasets
+import gradio as gr
+import numpy as np
+from semantic_search import similarities
+from transformers.utils.logging import disable_progress_bar
+
+from text_jepa import DataCollatorForTextJepa, TextJepaConfig, gallery, load_builtin_corpus
+from text_jepa.arguments import run_command
+from text_jepa.export import load_trained
+from text_jepa.features import embed_texts
+
+
+TEXT = (
+    "The lighthouse keeper lit the lamp and climbed down to the harbour before the storm came in. The boats were in "
+    "already, all but one, and he knew whose it was."
+)
+STYLE = """
+.found li { margin: .6rem 0; }
+.found b { margin-right: .6rem; }
+iframe { width: 100%; height: 44rem; }
+footer { display: none !important; }
+"""
+
+
+def make_page(model, tokenizer) -> gr.Blocks:
+    """The page for an encoder."""
+
+    @lru_cache(maxsize=4)
+    def vectors_of(texts):
+        return embed_texts(model, tokenizer, texts)
+
+    @lru_cache(maxsize=1)
+    def builtin():
+        return tuple(load_builtin_corpus()["validation"]["text"])
+
+    def search(query, pasted, files):
+        """The ten nearest texts as a list, nearest first."""
+        if not query.strip():
+            return "Ask something."
+        lines = [line for file in files or () for line in Path(file).read_text("utf-8", "replace").splitlines()]
+        texts = tuple(line.strip() for line in [*pasted.splitlines(), *lines] if line.strip()) or builtin()
+        scores = similarities(embed_texts(model, tokenizer, [query]), vectors_of(texts))
+        best = ((scores[row], html.escape(textwrap.shorten(texts[row], 400))) for row in np.argsort(-scores)[:10])
+        items = (f"<li><b>{score:.2f}</b>{text}</li>" for score, text in best)
+        return f"<ol class='found'>{''.join(items)}</ol>"
+
+    def show_masks(text, ratio, span, masks, seed):
+        """The gallery of one text, as a page in the page: its style is its own."""
+        collator = DataCollatorForTextJepa(
+            tokenizer, int(masks), ratio, mean_span_length=span, max_span_length=int(3 * span), seed=int(seed)
+        )
+        batch = collator([{"input_ids": tokenizer(text, truncation=True, max_length=128)["input_ids"]}])
+        texts = gallery.read_batch(batch, tokenizer, collator.strategy_names, limit=1)
+        question = gallery.question_in_words(TextJepaConfig, has_view=False)
+        page = gallery.to_html(texts, "What the training asks", question, [f"Masks: {collator.masks_in_words()}"])
+        return f'<iframe title="Masks" srcdoc="{html.escape(page)}"></iframe>'
+
+    with gr.Blocks(title="Text-JEPA", analytics_enabled=False) as page:
+        gr.Markdown(f"# Text-JEPA\nAn encoder of {model.num_parameters() / 1e6:.1f} million parameters.")
+        with gr.Tab("Search"):
+            query = gr.Textbox("", label="Query", placeholder="What are you looking for?")
+            with gr.Accordion("Texts: the documentation of installed packages, or your own", open=False):
+                pasted = gr.Textbox("", label="Texts, one per line", lines=6)
+                files = gr.File(label="Files of texts, one per line", file_count="multiple", file_types=["text"])
+            button = gr.Button("Search", variant="primary")
+            found = gr.HTML()
+            gr.on([query.submit, button.click], search, [query, pasted, files], found)
+        with gr.Tab("Masks"):
+            text = gr.Textbox(TEXT, label="Text", lines=3)
+            with gr.Row():
+                ratio = gr.Slider(0.05, 0.9, 0.5, step=0.05, label="Hidden share")
+                span = gr.Slider(1, 10, 3, step=0.5, label="Span length")
+                masks = gr.Slider(1, 4, 2, step=1, label="Masks")
+                seed = gr.Slider(0, 100, 0, step=1, label="Seed")
+            shown = gr.HTML()
+            settings = [text, ratio, span, masks, seed]
+            moved = [page.load, *(setting.change for setting in settings)]
+            gr.on(moved, show_masks, settings, shown, show_progress="hidden", trigger_mode="always_last")
+    return page
+
+
+def main():
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("encoder", help="Folder or Hub name.")
+    args = parser.parse_args()
+    disable_progress_bar()
+    datasets.disable_progress_bars()
+    page = make_page(*load_trained(args.encoder))
+    # The usual theme sets bold words in two fonts at once.
+    page.launch(share=False, theme=gr.themes.Default(font=["system-ui", "sans-serif"]), css=STYLE)
+
+
+if __name__ == "__main__":
+    run_command(main)
