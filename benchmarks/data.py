@@ -39,6 +39,7 @@ def main():
     args = arguments()
     datasets.disable_progress_bars()
     corpus = load_corpus(args.train_file or default_files())
+    corpus["train"] = corpus["train"].take(min(args.documents, len(corpus["train"])))
     tokenizer = train_tokenizer(corpus["train"]["text"], args.vocab_size, max_length=args.length)
     args.vocab_size = len(tokenizer)  # which a small corpus does not fill, and an alphabet may exceed
     results = {"settings": {name: vars(args)[name] for name in SETTINGS} | {"threads": threads()}}
@@ -56,8 +57,8 @@ SETTINGS = ("vocab_size", "width", "layers", "texts", "length", "device", "dtype
 def arguments():
     parser = shape_parser(__doc__)
     parser.add_argument("--train_file", nargs="+", help="texts, as for run_pretraining.py")
-    parser.add_argument("--documents", type=int, default=10_000, help="documents that are tokenized")
-    parser.add_argument("--steps", type=int, default=50, help="batches of the parts padding and loop")
+    parser.add_argument("--documents", type=int, default=10_000, help="first documents of the corpus")
+    parser.add_argument("--steps", type=int, default=20, help="batches of the parts padding and loop")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     return parser.parse_args()
 
@@ -72,7 +73,7 @@ def default_files():
 
 def tokenization(args, corpus, tokenizer):
     """Documents and tokens per second of each way."""
-    part = DatasetDict(train=corpus["train"].take(min(args.documents, len(corpus["train"]))))
+    part = DatasetDict(train=corpus["train"])
     texts, bare = list(part["train"]["text"]), tokenizer.backend_tokenizer
     plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
     arms = {
@@ -277,7 +278,13 @@ def seconds_to_first_step(args, folder):
     """Seconds from the launch of a pretraining run to what it prints of its first step."""
     flags = {"tokenizer_name": f"{folder}/tokenizer", "output_dir": tempfile.mkdtemp(dir=folder)}
     flags |= {"max_length": args.length, "per_device_train_batch_size": args.texts, "max_steps": 1}
-    flags |= {"save_strategy": "no", "report_to": "none", "max_eval_samples": 8, "use_cpu": args.device == "cpu"}
+    flags |= {
+        "save_strategy": "no",
+        "report_to": "none",
+        "max_eval_samples": 8,
+        "max_train_samples": args.documents,
+        "use_cpu": args.device == "cpu",
+    }
     command = [sys.executable, "run_pretraining.py", *(f"--{name}={value}" for name, value in flags.items())]
     files = args.train_file or default_files()
     command += ["--train_file", *map(os.path.abspath, files)] if files else []

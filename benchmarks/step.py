@@ -15,12 +15,12 @@ those of the same step as Python runs it, and flash attention's own FLOPs are no
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -338,10 +338,12 @@ def peak_of_two_steps(build):
 
 
 def peak_memory():
-    """The most memory this process has held, in megabytes: the GPU's if there is one."""
+    """The most memory this process has held, in megabytes: the GPU's if there is one, else as Linux tells it."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage, which counts in what the process that started this one held.
+    words = Path("/proc/self/status").read_text().split()
+    return int(words[words.index("VmHWM:") + 1]) / 1024
 
 
 # ---- output ---------------------------------------------------------------------------------------------------------
