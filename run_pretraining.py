@@ -186,7 +186,7 @@ def facts_of(data_args, config, collator, train_dataset, workers) -> dict:
     facts |= {f"text_config.{name}": encoder[name] for name in encoder.keys() - {"transformers_version"}}
     facts["masks"] = collator.masks_in_words()
     if hasattr(train_dataset, "__len__"):
-        lengths = np.asarray(train_dataset["length"])
+        lengths = np.asarray(train_dataset["length"][:])
         checksum = zlib.crc32(lengths.tobytes())
         for row in range(0, len(lengths), -(-len(lengths) // 1_000)):  # a thousand texts stand for all
             checksum = zlib.crc32(np.asarray(train_dataset[row]["input_ids"]).tobytes(), checksum)

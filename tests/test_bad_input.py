@@ -237,6 +237,7 @@ REFUSALS = [
     ("a layer that is not there", ["--target_num_layers", "9"], ["target_num_layers must be 1 to 2", "got 9"]),
     ("a negative weight", ["--token_loss_weight", "-1"], ["token_loss_weight"]),
     ("an unknown activation", ["--pred_hidden_act", "nope"], ["pred_hidden_act", "nope"]),
+    ("attention that is not installed", ["--attn_implementation", "flash_attention_2"], ["cannot be built", "Flash"]),
     ("an unknown preset", ["--preset", "huge"], ["unknown preset 'huge'", "tiny, mini, small, base, large"]),
     ("a shape that is no JSON", ["--text_config", "{{oops"], ["--text_config"]),
     ("a shape without fields", ["--text_config", "[1]"], ["--text_config [1]", "fields"]),

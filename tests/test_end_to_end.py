@@ -315,6 +315,17 @@ def test_new_encoder_takes_the_shape_of_a_configuration(runs, corpus, tmp_path):
         assert not torch.allclose(exported.embeddings.word_embeddings.weight, original, atol=0.05)
 
 
+@pytest.mark.parametrize("start", ["new", "trained"])
+def test_both_encoders_take_the_attention_that_was_asked_for(runs, start):
+    folder = str(runs["scratch"].parent / "bert")
+    chosen = {"config_name": folder} if start == "new" else {"model_name_or_path": folder}
+    model_args = pretraining_arguments.ModelArguments(attn_implementation="eager", **chosen)
+    data_args, objective_args = pretraining_arguments.DataArguments(), pretraining_arguments.ObjectiveArguments()
+    model = make_model(model_args, data_args, objective_args, AutoTokenizer.from_pretrained(folder))
+    assert model.model.encoder.config._attn_implementation == "eager"
+    assert model.target_encoder.config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize("init", ["embeddings", "layers"])
 def test_a_run_begins_with_the_part_of_a_checkpoint_that_was_asked_for(runs, corpus, tmp_path, init):
     """The matrix of input embeddings, or all but this for a vocabulary of the corpus. Nothing learns here."""

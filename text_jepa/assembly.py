@@ -30,6 +30,11 @@ from text_jepa.pretraining_arguments import ObjectiveArguments, fields_for, sour
 from text_jepa.tasks import load_glue, load_task_file, package_task
 
 
+# What transformers raises for a model that there is not, or cannot be here.
+_UNBUILDABLE = (OSError, ValueError, TypeError, RuntimeError, IndexError, ImportError)
+_UNBUILDABLE += (SafetensorError, StrictDataclassError)
+
+
 def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
     """The collator with the masks asked for; lengths that tensor cores like, where the encoder has positions for."""
     fits = -(-data_args.max_length // 8) * 8 <= (limit or math.inf)
@@ -135,11 +140,13 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
             length = {"max_position_embeddings": max(512, data_args.max_length)}
             text_config = tokenizer_fields(tokenizer) | length | shape
             model = TextJepaForPreTraining(TextJepaConfig.preset(model_args.preset or "mini", text_config, **fields))
+        if model_args.attn_implementation:
+            model.set_attn_implementation(model_args.attn_implementation)
     except UsageError:
         raise
     except pickle.UnpicklingError as error:
         raise UsageError(f"{name}: its weights hold code, which is not run; save them as safetensors") from error
-    except (OSError, ValueError, TypeError, RuntimeError, IndexError, SafetensorError, StrictDataclassError) as error:
+    except _UNBUILDABLE as error:
         # RuntimeError: weights of other shapes, as of a pretraining checkpoint with another predictor.
         raise UsageError(f"the model cannot be built: {first_line(error)}") from error
     limit = model.config.max_text_length

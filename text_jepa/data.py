@@ -570,7 +570,7 @@ def tokenize_corpus(
             }.get(view, f"of at least {max(min_length, 2)} tokens")
             raise UsageError(f"the {split} part of the corpus holds no document {wanted}")
         if not streaming:
-            kept = int(np.sum(examples[split].with_format("numpy")["begins"]))
+            kept = int(np.sum(examples[split].with_format("numpy")["begins"][:]))
             tell_left_out(split, len(part) - kept, len(part), min_length, view)
         elif split == "train" and count is not None:  # not before, for the look above reads as well
             examples[split] = part.map(tokenize_and_count, **options)

@@ -58,6 +58,10 @@ class ModelArguments:
         default="jepa",
         metadata={"help": "What other flags of the objective start from: ours, or a baseline in the same trainer."},
     )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = field(
+        default=None,
+        metadata={"help": "Attention of both encoders, where they offer it. Default: sdpa. The predictor's is sdpa."},
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and the built-in corpus are kept."})
     export_encoder: Literal["target", "context"] = field(
