@@ -403,6 +403,7 @@ def test_what_breaks_in_the_midst_of_training_is_one_line_with_file_and_line_num
     assert len(line.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_number_far_behind_in_a_stream_is_one_line(refuse, tmp_path):
     """The columns of a stream are known from its first rows only."""
     rows = [{"text": line} for line in LINES * 10]

@@ -285,6 +285,7 @@ def test_an_architecture_that_cannot_be_exported_says_why(onnxruntime, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, command, tmp_path):
     rows = [{"sentence1": a, "sentence2": b, "label": s} for a, b, s in zip(*[iter(pairs())] * 3, strict=True)]
     (tmp_path / "sts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

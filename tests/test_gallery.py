@@ -377,6 +377,7 @@ def test_help_is_short_and_names_its_own_flags(capsys):
     assert len(printed.splitlines()) < 40
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(folder):
     command = f"'{sys.executable}' run_show_masks.py '{folder / 'run.yaml'}' --texts 4 | true"
     result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True)

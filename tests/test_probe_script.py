@@ -202,6 +202,7 @@ def test_bm25_ranks_equal_scores_as_its_file_does(done):
     assert found == pytest.approx(100 * np.mean([1 / rank for rank in (2, 3, 4, 5)]))
 
 
+@pytest.mark.slow
 def test_labels_of_the_scored_split_change_no_prediction(folder, tmp_path):
     """A planted leak: whatever reads them, in any mode, control or seed, answers differently when they are exchanged.
 

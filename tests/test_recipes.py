@@ -45,7 +45,11 @@ def encoder(tokenizer, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# The others train among the slow tests.
+AT_ONCE = ("hybrid", "continue-from-encoder", "tiny_cpu")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in AT_ONCE else pytest.mark.slow) for n in RECIPES])
 def test_recipe_trains_and_its_encoder_opens(name, corpus, encoder, tmp_path):
     quick = [*QUICK, *corpus, "--output_dir", str(tmp_path / "run")]
     if name == "continue-from-encoder":
