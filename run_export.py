@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import transformers
@@ -24,17 +23,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa import export, hub
-from text_jepa.arguments import UsageError, run_command
+from text_jepa.arguments import UsageError, command_parser, run_command
 from text_jepa.features import embed_texts
 from text_jepa.model_card import read_facts, write_model_card
 from text_jepa.probing import sts_scores
 from text_jepa.tasks import load_task_file
 from text_jepa.training import metrics_of, write_metrics
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message) -> NoReturn:
-        raise UsageError(f"{message} (see --help)")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,13 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's parser, one sub-command for each form."""
-    parser = _Parser(
-        prog="text-jepa-export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="FORM", parser_class=_Parser)
+    parser, commands = command_parser("text-jepa-export", __doc__, "FORM")
 
     def command(name, function, help):
         one = commands.add_parser(name, help=help, description=help, allow_abbrev=False)

@@ -11,7 +11,6 @@ sweep over the layers of an encoder is drawn by `text-jepa-probe ENCODER --layer
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import datasets
 import numpy as np
@@ -20,12 +19,11 @@ import transformers
 from transformers import AutoConfig, AutoModel, set_seed
 
 from modeling_text_jepa import TextJepaForPreTraining, mean_pool
-from text_jepa.arguments import UsageError, run_command
-from text_jepa.data import BUILDERS, suffix_of
+from text_jepa.arguments import UsageError, command_parser, run_command
 from text_jepa.export import load_trained, trained_encoder
 from text_jepa.features import nearest_texts
 from text_jepa.pictures import Run, flat, plot_curves, plot_map, plot_spectra, short, spectrum
-from text_jepa.tasks import load_glue, load_task_file, package_task
+from text_jepa.tasks import load_task
 from text_jepa.training import metrics_of
 
 
@@ -33,11 +31,6 @@ from text_jepa.training import metrics_of
 TEXTS = 1_000
 
 SUFFIXES = (".png", ".svg", ".pdf")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message) -> NoReturn:
-        raise UsageError(f"{message} (see --help)")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,13 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's parser, one sub-command for each picture."""
-    parser = _Parser(
-        prog="text-jepa-pictures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="PICTURE", parser_class=_Parser)
+    parser, commands = command_parser("text-jepa-pictures", __doc__, "PICTURE")
 
     def command(name, function, source, help):
         one = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
@@ -156,14 +143,7 @@ def read_run(folder) -> Run:
 
 def labelled_texts(args) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     """Texts of the scored split of a task, their labels (N,) and the names of these."""
-    if args.task == "packages":
-        task = package_task(args.cache_dir)
-    elif suffix_of(Path(args.task)) in BUILDERS:
-        if not Path(args.task).is_file():
-            raise UsageError(f"--task {args.task}: no such file")
-        task = load_task_file(args.task, cache_dir=args.cache_dir)
-    else:
-        task = load_glue(args.task, args.data_dir, args.cache_dir)
+    task = load_task("task", args.task, args.data_dir, args.cache_dir)
     if task.kind != "classification" or task.test.pairs is not None:
         raise UsageError(f"--task {args.task}: not single texts with classes; name packages, sst2, cola or a file")
     rows = task.test

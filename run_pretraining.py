@@ -58,8 +58,6 @@ def main(argv: list[str] | None = None) -> Path:
     check_processes(args)
     check_trackers(args)
     check_flags(data_args, args)
-    if data_args.streaming and args.max_steps <= 0:
-        raise UsageError("--streaming needs --max_steps: a stream has no known end")
     checkpoint = check_output_dir(args)
     set_seed(args.seed)
     count = DocumentCount()

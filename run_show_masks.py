@@ -90,7 +90,7 @@ def batch_of_step(train, collator, data_args, args, step: int) -> dict:
         return next(itertools.islice(loader, step * accumulated, None))
     seed = args.data_seed if args.data_seed is not None else args.seed
     texts_per_step = size * accumulated if collator.follows_steps else None
-    sampler = LengthGroupedSampler(train["length"][:], size, seed, texts_per_step=texts_per_step)
+    sampler = LengthGroupedSampler(train["length"], size, seed, texts_per_step=texts_per_step)
     batches = len(sampler) // size if args.dataloader_drop_last else -(-len(sampler) // size)
     epoch, step = divmod(step, max(1, -(-batches // accumulated)))
     sampler.set_epoch(epoch)

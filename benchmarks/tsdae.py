@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 def batches(examples, args) -> Iterator[list[int]]:
     """Rows of one step after another, pass by pass."""
     size = args.per_device_train_batch_size
-    sampler = LengthGroupedSampler(examples["length"][:], size, args.seed)
+    sampler = LengthGroupedSampler(examples["length"], size, args.seed)
     while True:
         order = list(sampler)
         yield from (order[start : start + size] for start in range(0, len(order), size))

@@ -11,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from transformers.utils import logging
 
@@ -109,6 +110,14 @@ def make_batch():
         }
 
     return build
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved, in place of their files."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    return figures
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from transformers import BertConfig, BertModel
 
 import run_pictures
@@ -28,14 +27,6 @@ HEALTHY = {"token_rank": 20.0, "pooled_rank": 9.0, "cosine_other_text": 0.1, "co
 def log(*measures):
     """Records of a run, ten steps apart."""
     return [{"step": 10 * i, "loss": 1 / i, **HEALTHY, **own} for i, own in enumerate(measures, 1)]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, in place of their files."""
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
-    return figures
 
 
 def panels_of(figure):

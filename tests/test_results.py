@@ -227,16 +227,6 @@ def test_the_headline_is_that_of_glue_and_else_the_leading_metric():
     assert headline("cola", ["accuracy"]) == "accuracy"  # somebody's own file of that name
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, in place of their files."""
-    from matplotlib.figure import Figure
-
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
-    return figures
-
-
 def test_every_score_is_drawn_once_by_the_headline_metric_of_its_task(drawn):
     scores = [
         made("mrpc", metric=metric, system=system, mode=mode, score=score)

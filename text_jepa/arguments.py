@@ -1,5 +1,6 @@
 """Command lines: a YAML file whose values the flags override, and one clear line for every mistake of a user."""
 
+import argparse
 import dataclasses
 import difflib
 import itertools
@@ -71,6 +72,18 @@ class _Parser(HfArgumentParser):
 
     def error(self, message):
         raise UsageError(f"{message} (see --help)")
+
+
+class _CommandParser(argparse.ArgumentParser):
+    def error(self, message) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def command_parser(prog: str, description: str, metavar: str):
+    """A parser whose mistakes are of one line, and the place of its sub-commands, called `metavar` in the help."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = _CommandParser(prog=prog, description=description, formatter_class=form, allow_abbrev=False)
+    return parser, parser.add_subparsers(dest="command", required=True, metavar=metavar)
 
 
 def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str], description: str) -> tuple[Any, ...]:

@@ -14,12 +14,10 @@ from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, TextJepaModel
 from text_jepa.arguments import UsageError, first_line, nearest
 from text_jepa.data import (
-    BUILDERS,
     DocumentCount,
     EndlessStream,
     legible,
     load_corpus,
-    suffix_of,
     tokenize_corpus,
     train_tokenizer,
 )
@@ -27,7 +25,7 @@ from text_jepa.launching import chooses
 from text_jepa.masking import DataCollatorForTextJepa, MaskStrategy, vocabulary
 from text_jepa.online_probe import OnlineProbeCallback
 from text_jepa.pretraining_arguments import ObjectiveArguments, fields_for, source_of
-from text_jepa.tasks import load_glue, load_task_file, package_task
+from text_jepa.tasks import load_task
 
 
 # What transformers raises for a model that there is not, or cannot be here.
@@ -236,14 +234,7 @@ def make_probe(data_args, args, tokenizer, cache_dir) -> OnlineProbeCallback | N
     name, chosen = data_args.probe_task, args.metric_for_best_model
     if name is None:
         return None
-    if name == "packages":
-        task = package_task(cache_dir)
-    elif suffix_of(Path(name)) in BUILDERS:
-        if not Path(name).is_file():
-            raise UsageError(f"--probe_task {name}: no such file")
-        task = load_task_file(name, cache_dir=cache_dir)
-    else:
-        task = load_glue(name, data_args.probe_data_dir, cache_dir)
+    task = load_task("probe_task", name, data_args.probe_data_dir, cache_dir)
     probe = OnlineProbeCallback(task, tokenizer, data_args.max_length)
     if chooses(args) and f"eval_{chosen.removeprefix('eval_')}" not in probe.names:
         raise UsageError(

@@ -700,7 +700,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         pool_batches: int = 50,
         texts_per_step: int | None = None,
     ):
-        self.lengths = np.asarray(lengths)
+        self.lengths = np.asarray(lengths[:])  # a column of the datasets library would be asked row by row
         self.batch_size = batch_size
         self.seed = seed
         self.pool_batches = pool_batches

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from text_jepa import metrics
-from text_jepa.metrics import effective_rank
 
 
 # Without its yellow, which is too pale for lines.
@@ -297,7 +296,7 @@ def plot_spectra(features: Mapping[str, Mapping[str, np.ndarray]], path: str | P
             for number, (system, rows) in enumerate(features[title].items(), 1):
                 style = {"color": _GREY, "ls": "--"} if number == len(features[title]) else {}
                 style = style or {"color": PALETTE[(number - 1) % len(PALETTE)]}
-                rank, shares = effective_rank(torch.from_numpy(rows)).item(), spectrum(rows)
+                rank, shares = metrics.effective_rank(torch.from_numpy(rows)).item(), spectrum(rows)
                 shares[shares < _ROUNDING] = np.nan
                 label = f"{short(system, 36)}: rank {rank:.1f} of {min(rows.shape)}"
                 axes.loglog(np.arange(1, len(shares) + 1), shares, label=label, **style)

@@ -590,6 +590,21 @@ def word_content(texts: Sequence[str], words: int = 50, texts_per_word: int = 50
     return _task("word_content", "classification", _labelled(parts), _METRICS["classification"], tuple(rows))
 
 
+def load_task(flag: str, name: str, data_dir: str | None = None, cache_dir: str | None = None) -> Task:
+    """The task that a flag names: `packages`, one of GLUE, or a file with the columns `text` and `label`.
+
+    Raises:
+        UsageError: There is no such file or task, or it cannot be read.
+    """
+    if name == "packages":
+        return package_task(cache_dir)
+    if suffix_of(Path(name)) not in BUILDERS:
+        return load_glue(name, data_dir, cache_dir)
+    if not Path(name).is_file():
+        raise UsageError(f"--{flag} {name}: no such file")
+    return load_task_file(name, cache_dir=cache_dir)
+
+
 def package_task(cache_dir: str | None = None) -> Task:
     """Which of ten Python packages does a held-out text of the built-in corpus document?
 

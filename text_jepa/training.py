@@ -733,7 +733,7 @@ class TextJepaTrainer(Trainer):
         size, texts_per_step = self.args.per_device_train_batch_size, None
         if self.data_collator.follows_steps:
             texts_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.train_sampler = LengthGroupedSampler(dataset["length"][:], size, seed, texts_per_step=texts_per_step)
+        self.train_sampler = LengthGroupedSampler(dataset["length"], size, seed, texts_per_step=texts_per_step)
         return self.train_sampler
 
     def get_eval_dataloader(self, eval_dataset=None):
