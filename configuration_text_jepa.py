@@ -214,7 +214,7 @@ class TextJepaConfig(PreTrainedConfig):
         sentence_loss_type (`str`, *optional*, defaults to `"cosine"`):
             Distance of the two, as `loss_type`; a squared error of online targets is VICReg's invariance term.
         sentence_hidden_size (`int`, *optional*):
-            Width of that head. Defaults to twice the encoder's.
+            Width of that head. Defaults to twice the encoder's. 0 leaves it out: then the pooled vectors themselves meet.
         variance_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of VICReg's variance hinge (arXiv 2105.04906).
         covariance_loss_weight (`float`, *optional*, defaults to 0.0):
@@ -403,9 +403,11 @@ class TextJepaConfig(PreTrainedConfig):
 
     def validate_predictor(self):
         """Raises ValueError if the predictor cannot be built."""
-        for name in ("pred_num_hidden_layers", "pred_num_mask_tokens", "sigreg_num_slices", "sentence_hidden_size"):
+        for name in ("pred_num_hidden_layers", "pred_num_mask_tokens", "sigreg_num_slices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.sentence_hidden_size < 0:
+            raise ValueError(f"sentence_hidden_size must be at least 0, got {self.sentence_hidden_size}")
         if self.pred_hidden_act not in ACT2CLS:
             raise ValueError(
                 f"unknown pred_hidden_act '{self.pred_hidden_act}'{_nearest(self.pred_hidden_act, ACT2CLS)}"

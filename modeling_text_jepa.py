@@ -621,7 +621,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             inner = config.sentence_hidden_size
             outer = inner if config.target_encoder_type == "online" else width
             layers = (nn.Linear(width, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, outer))
-            self.sentence_head = nn.Sequential(*layers)
+            self.sentence_head = nn.Sequential(*layers if inner else ())
         moments_of = {name: RunningMoments(width, config.target_momentum) for name in config.running_statistics}
         self.running = nn.ModuleDict(moments_of)
         self.post_init()

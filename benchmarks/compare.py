@@ -5,10 +5,10 @@
     python benchmarks/compare.py configs/compare/scratch.yaml --tokens 10000000 --output_dir runs/scratch-tokens
     python benchmarks/compare.py configs/compare/from_encoder.yaml --seconds 300 --model_name_or_path ENCODER
 
-The file has `common` flags of run_pretraining.py, `arms` by name with the flags that set them apart (and `recipe`, a
-file to begin with; `trainer: tsdae` is the denoising autoencoder, `trainer: none` the encoder untouched), flags of
-run_probe.py in `probe` and `over_time`, and the `reference` that all others are compared with. Flags that are none of
-ours join the common ones, over which an arm's own win. ${VARIABLES} are those of the environment.
+The file has a `title`, `common` flags of run_pretraining.py, `arms` by name with the flags that set them apart (and
+`recipe`, a file to begin with; `trainer: tsdae` is the denoising autoencoder, `trainer: none` the encoder untouched),
+flags of run_probe.py in `probe` and `over_time`, and the `reference` that all others are compared with. Flags that are
+none of ours join the common ones, over which an arm's own win. ${VARIABLES} are those of the environment.
 
 Seconds are those of training by the clock. Schedules need to know the number of steps, so each arm makes a short pilot
 run first: its rate times the seconds gives the steps of all seeds. What a run really took is in the table. --tokens
@@ -48,7 +48,7 @@ from text_jepa.training import metrics_of
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("common", "arms", "probe", "over_time", "reference")
+PARTS = ("title", "common", "arms", "probe", "over_time", "reference")
 
 PILOT_STEPS = 40  # that are timed, after as many to warm up
 LOGS = 25  # records of a run
@@ -122,8 +122,8 @@ def read_plan(
         raise UsageError(f"{path}: cannot be read ({error}); name a file of configs/compare") from error
     if unset := re.search(r"\$\{(\w+)\}", text):
         raise UsageError(f"{path}: the variable {unset[1]} is not set; it names the folder of the data")
-    if not isinstance(plan, dict) or not plan.keys() >= {"arms", "probe", "reference"}:
-        raise UsageError(f"{path}: expected arms, probe and reference")
+    if not isinstance(plan, dict) or not plan.keys() >= {"title", "arms", "probe", "reference"}:
+        raise UsageError(f"{path}: expected title, arms, probe and reference")
     for name in plan.keys() - set(PARTS):
         raise UsageError(f"{path}: unknown part '{name}'{nearest(name, PARTS)} (there are {', '.join(PARTS)})")
     for name in [*(arms or ()), reference or plan["reference"]]:
@@ -362,6 +362,7 @@ def in_words(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     scores = [s | {"half": (s["high"] - s["low"]) / 2} for s in results["scores"]]
     parts = [
+        f"## {results['plan']['title']}",
         f"`{results['command']}`",
         f"{results['date']}, {results['machine']}; {versions}. Each arm trains for {asked}. Scores are percent, means "
         "over the seeds, ± half of the 95 % interval over seeds and rows.",
@@ -379,6 +380,20 @@ def in_words(results: Mapping[str, Any]) -> str:
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
+
+
+def main_table(results: Mapping[str, Any]) -> str:
+    """Raw cosines and the mean of the linear probes, and how far the reference is ahead: a row per system."""
+    ahead = {
+        (p["system"], p["task"], p["mode"]): " ({ahead:+.1f} [{low:+.1f}, {high:+.1f}])".format(**p)
+        for p in results["pairs"]
+    }
+    scores = [
+        s | {"half": (s["high"] - s["low"]) / 2, "ahead": ahead.get((s["system"], s["task"], s["mode"]), "")}
+        for s in results["scores"]
+        if s["mode"] == "cosine raw" or (s["metric"] == "average" and s["mode"] == "linear")
+    ]
+    return score_table(scores, "{score:.1f} ± {half:.1f}{ahead}")
 
 
 def score_table(scores: Sequence[Mapping[str, Any]], form: str) -> str:

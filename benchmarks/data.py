@@ -11,6 +11,7 @@ where TEXT_JEPA_DATA names the shared data, else the built-in corpus.
 """
 
 import contextlib
+import inspect
 import json
 import os
 import statistics
@@ -33,6 +34,7 @@ from text_jepa.masking import DataCollatorForTextJepa
 
 
 ROOT = Path(__file__).resolve().parents[1]
+POOL = inspect.signature(LengthGroupedSampler).parameters["pool_batches"].default
 
 
 def main():
@@ -119,9 +121,11 @@ def collator(args, corpus, tokenizer):
 def padding(args, corpus, tokenizer):
     """Slots that hold a token, and useful tokens per second, of orders of the texts and of full-length texts.
 
-    Each order shows the same texts in as many batches; the full-length ones hold the same tokens, joined.
+    Each order shows the same texts in as many batches; the full-length ones hold the same tokens, joined. There are
+    texts enough for a whole pool of the sampler: of a part of one its batches would pad more than those of a run.
     """
-    texts = [example["input_ids"] for example in examples_of(args, corpus, tokenizer, args.texts * args.steps)]
+    rows = args.texts * max(args.steps, POOL)
+    texts = [example["input_ids"] for example in examples_of(args, corpus, tokenizer, rows)]
     lengths = np.array([len(text) for text in texts])
     shuffled = np.random.default_rng(0).permutation(len(texts))
     count = -(-len(texts) // args.texts)

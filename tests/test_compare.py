@@ -1,5 +1,6 @@
 """benchmarks/compare.py: budgets, intervals and verdicts by themselves, the files of configs/, and a comparison."""
 
+import importlib
 import json
 import math
 import subprocess
@@ -116,7 +117,7 @@ def test_every_recipe_of_a_comparison_exists(path, monkeypatch):
 
 def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path):
     path = tmp_path / "plan.yaml"
-    path.write_text("common: {a: 1}\narms: {x: {b: 2}, y: {}}\nprobe: {}\nreference: x\n")
+    path.write_text("title: A\ncommon: {a: 1}\narms: {x: {b: 2}, y: {}}\nprobe: {}\nreference: x\n")
     plan = compare.read_plan(str(path), ["--a", "3", "--b", "4", "5", "--c"])
     assert plan["arms"] == {"x": {"a": ["3"], "b": 2, "c": True}, "y": {"a": ["3"], "b": ["4", "5"], "c": True}}
     assert compare.as_argv(plan["arms"]["y"]) == ["--a", "3", "--b", "4", "5", "--c", "True"]
@@ -125,10 +126,15 @@ def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path)
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("arms: {x: {}}\nprobe: {}\nreference: y\n", {}, "no arm 'y'"),
-        ("arms: {x: {}, y: {}}\nprobe: {}\nreference: x\n", {"arms": ["y"]}, "leaves out x"),
-        ("arms: {x: {}}\nprobes: {}\nprobe: {}\nreference: x\n", {}, "did you mean 'probe'"),
-        ("arms: {x: {}}\nprobe: {data_dir: '${NOT_SET_HERE}/glue'}\nreference: x\n", {}, "NOT_SET_HERE is not set"),
+        ("arms: {x: {}}\nprobe: {}\nreference: x\n", {}, "expected title"),
+        ("title: A\narms: {x: {}}\nprobe: {}\nreference: y\n", {}, "no arm 'y'"),
+        ("title: A\narms: {x: {}, y: {}}\nprobe: {}\nreference: x\n", {"arms": ["y"]}, "leaves out x"),
+        ("title: A\narms: {x: {}}\nprobes: {}\nprobe: {}\nreference: x\n", {}, "did you mean 'probe'"),
+        (
+            "title: A\narms: {x: {}}\nprobe: {data_dir: '${NOT_SET_HERE}/glue'}\nreference: x\n",
+            {},
+            "NOT_SET_HERE is not set",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(text, options, message, tmp_path):
@@ -136,6 +142,57 @@ def test_a_mistake_in_the_file_is_one_line(text, options, message, tmp_path):
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         compare.read_plan(str(path), **options)
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def found(tmp_path):
+    """A folder as a comparison leaves it, of two arms on two tasks."""
+    answers, gold = table(ours=0.8, mlm=0.6)
+    answers["rte", "linear", "accuracy"], gold["rte"] = answers["sst2", "linear", "accuracy"], gold["sst2"]
+    answers["qqp dev", "cosine raw", "map"] = {"ours": np.full((3, 9), 0.75), "mlm": np.full((3, 9), 0.5)}
+    plan = {"title": "Two arms", "reference": "ours"}
+    curves = {"token_rank": [(1.0, 2.0)]}
+    run = {"arm": "mlm", "step": 1, "tokens_seen": 2, "train_seconds": 4, "health": "healthy", "curves": curves}
+    results = {"command": "made up", "date": "today", "machine": "none", "versions": {}, "budget": {"seconds": 5}}
+    results |= {"plan": plan, "failures": [], "runs": [run], **compare.judged(answers, gold, "ours", 50)}
+    folder = tmp_path / "pair"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "curves.png").write_bytes(b"picture")
+    return folder
+
+
+@pytest.fixture
+def report(monkeypatch):
+    """The module, which is a script beside compare.py."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("report")
+
+
+def test_the_page_has_every_comparison_and_the_readme_the_main_table(found, report, tmp_path):
+    (tmp_path / "docs/assets").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("Before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
+    report.main([str(found)], tmp_path)
+    page, readme = ((tmp_path / name).read_text() for name in ("docs/results.md", "README.md"))
+    assert "## Two arms" in page
+    assert "sst2, linear, accuracy" in page
+    assert (tmp_path / "docs" / page.split("](")[-1].split(")")[0]).read_bytes() == b"picture"
+    assert "old" not in readme
+    assert readme.startswith("Before")
+    assert readme.endswith("after\n")
+    assert "| mlm | 50.0 ± 0.0 (+25.0 [+25.0, +25.0]) |" in readme
+    assert "average of 2 tasks" in readme
+    assert "sst2, linear" not in readme
+
+
+def test_a_folder_without_results_changes_nothing(report, tmp_path):
+    (tmp_path / "README.md").write_text("as it was")
+    with pytest.raises(UsageError, match=r"run benchmarks/compare\.py"):
+        report.main([str(tmp_path / "nowhere")], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
@@ -172,7 +229,14 @@ def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated
     common = {"train_file": str(tmp_path / "train.jsonl"), "preset": "tiny", "text_config": shape, "vocab_size": 300}
     common |= {"max_length": 32, "per_device_train_batch_size": 4, "max_eval_samples": 4, "use_cpu": True}
     arms = {"mlm": {"objective": "mlm", "mask_ratio": 0.3}, "jepa": {}, "broken": {"objective": "nonsense"}}
-    plan = {"common": common, "arms": arms, "probe": probe, "over_time": probe, "reference": "jepa"}
+    plan = {
+        "title": "Few texts",
+        "common": common,
+        "arms": arms,
+        "probe": probe,
+        "over_time": probe,
+        "reference": "jepa",
+    }
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
     command = [sys.executable, str(ROOT / "benchmarks/compare.py"), str(tmp_path / "plan.yaml"), "--tokens", "2000"]
     command += ["--seeds", "0", "1", "--output_dir", str(tmp_path / "out")]
