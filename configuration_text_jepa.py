@@ -67,14 +67,21 @@ OBJECTIVES = {
         "latent_loss_weight": 0.0,
         "token_loss_weight": 1.0,
         "token_loss_candidates": None,
+        "sentence_loss_weight": 0.0,
     },
-    "drop_mlm": {"latent_loss_weight": 0.0, "token_loss_weight": 1.0, "token_loss_candidates": None},
+    "drop_mlm": {
+        "latent_loss_weight": 0.0,
+        "token_loss_weight": 1.0,
+        "token_loss_candidates": None,
+        "sentence_loss_weight": 0.0,
+    },
     "data2vec": {
         "context_mode": "mask_token",
         "predictor_type": "mlp",
         "pred_num_hidden_layers": 1,
         "smooth_l1_beta": 4.0,
         "token_loss_weight": 0.0,
+        "sentence_loss_weight": 0.0,
     },
     "simcse": {
         "latent_loss_weight": 0.0,
@@ -207,14 +214,15 @@ class TextJepaConfig(PreTrainedConfig):
             cross-entropy, so that no softmax over the whole vocabulary is needed. `None`, or as many as there are
             words, takes the whole vocabulary, as evaluation of a cross-entropy always does. Candidates are drawn per
             batch and process: with fewer than the vocabulary, this term depends a little on how a batch is split.
-        sentence_loss_weight (`float`, *optional*, defaults to 0.0):
+        sentence_loss_weight (`float`, *optional*, defaults to 0.5):
             Weight of the sentence loss: the pooled context, through a head, predicts the pooled target of the whole
             text, or of its view where the collator makes one. With an online target both sides go through the head
             (the expander of VICReg, the projection of SimCSE).
-        sentence_loss_type (`str`, *optional*, defaults to `"cosine"`):
+        sentence_loss_type (`str`, *optional*, defaults to `"infonce"`):
             Distance of the two, as `loss_type`; a squared error of online targets is VICReg's invariance term.
         sentence_hidden_size (`int`, *optional*):
-            Width of that head. Defaults to twice the encoder's. 0 leaves it out: then the pooled vectors themselves meet.
+            Width of that head; 0 leaves it out, so that the pooled vectors themselves are compared. Defaults to twice the
+            encoder's, and to 0 for `"infonce"` with a moving average.
         variance_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of VICReg's variance hinge (arXiv 2105.04906).
         covariance_loss_weight (`float`, *optional*, defaults to 0.0):
@@ -282,8 +290,8 @@ class TextJepaConfig(PreTrainedConfig):
     token_loss_weight: float | int = 0.1
     token_loss_type: Literal["cross_entropy", "contrastive"] = "cross_entropy"
     token_loss_candidates: int | None = 1024
-    sentence_loss_weight: float | int = 0.0
-    sentence_loss_type: Literal["cosine", "mse", "l1", "smooth_l1", "infonce"] = "cosine"
+    sentence_loss_weight: float | int = 0.5
+    sentence_loss_type: Literal["cosine", "mse", "l1", "smooth_l1", "infonce"] = "infonce"
     sentence_hidden_size: int | None = None
     variance_loss_weight: float | int = 0.0
     covariance_loss_weight: float | int = 0.0
@@ -320,7 +328,8 @@ class TextJepaConfig(PreTrainedConfig):
         if self.pred_pooled_context is None:
             self.pred_pooled_context = self.predictor_type == "mlp" and self.context_mode != "mask_token"
         if self.sentence_hidden_size is None:
-            self.sentence_hidden_size = 2 * self.text_config.hidden_size
+            bare = self.sentence_loss_type == "infonce" and self.target_encoder_type == "ema"
+            self.sentence_hidden_size = 0 if bare else 2 * self.text_config.hidden_size
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -1,7 +1,7 @@
 """Shows what a pretraining run hides: real texts with their spans coloured, in the terminal and as a page.
 
     text-jepa-show-masks configs/t-jepa-ul2.yaml --train_file notes/*.txt
-    text-jepa-show-masks configs/hybrid.yaml --texts 20 --html masks.html
+    text-jepa-show-masks configs/default.yaml --texts 20 --html masks.html
     text-jepa-show-masks --mask_ratio "{start: 0.15, end: 0.4, steps: 10000}" --step 5000
 
 It takes the YAML files and flags of text-jepa-pretrain and shows the batch that such a run would see: same tokenizer,

@@ -52,7 +52,7 @@ PARTS = ("title", "common", "arms", "probe", "over_time", "reference")
 
 PILOT_STEPS = 40  # that are timed, after as many to warm up
 LOGS = 25  # records of a run
-CHECKPOINTS = 4  # of a run, to be probed over time
+CHECKPOINTS = 4  # of a run with the first seed, to be probed over time
 WATCHED = ("relative_loss", "token_rank", "pooled_rank", "spread")
 RESAMPLES = 1000
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; ends with code 1 if an arm failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = make_parser().parse_known_args(argv)
-    plan = read_plan(args.config, rest, args.arms, args.reference)
+    plan = read_plan(args.config, rest, args.arms, args.reference) | {"first_seed": args.seeds[0]}
     out = Path(args.output_dir or f"runs/compare-{Path(args.config).stem}")
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
@@ -244,7 +244,7 @@ def run(plan, out, environment, budget, arm, seed) -> None:
         often |= {"save_strategy": "steps", "save_total_limit": CHECKPOINTS}
         train(flags, folder, environment, seed=seed, max_steps=steps, **often)
     asked = [("answers", {arm: str(folder if trained else flags["model_name_or_path"])}, plan["probe"])]
-    if trained and plan["over_time"]:
+    if trained and plan["over_time"] and seed == plan["first_seed"]:
         paths = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         asked.append(("over_time", {path.name.split("-")[1]: str(path) for path in paths}, plan["over_time"]))
     for name, systems, probe in asked:
@@ -343,7 +343,7 @@ def facts_of(plan, out, arm, seed) -> dict[str, Any]:
     curves = {name: [(r["train_seconds"], r[name]) for r in records if name in r] for name in WATCHED}
     warned = re.search(r"collapse at step (\d+)", (folder.parent / f"{arm}.log").read_text())
     health = f"collapse at step {warned[1]}" if warned else "healthy" if curves["token_rank"] else "not watched"
-    if plan["over_time"]:
+    if plan["over_time"] and seed == plan["first_seed"]:
         answers, gold = read_answers([folder.parent / f"{arm}.over_time.npz"])
         clock = [record["step"] for record in records], [record["train_seconds"] for record in records]
         for (task, mode, metric), by_step in answers.items():

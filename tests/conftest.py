@@ -77,11 +77,15 @@ def texts():
 
 @pytest.fixture(scope="session")
 def make_model():
-    """Builds a `TextJepaForPreTraining` in eval mode, around `MODERNBERT` or another `text_config`."""
+    """Builds a `TextJepaForPreTraining` in eval mode, around `MODERNBERT` or another `text_config`.
+
+    Its loss has token-level terms alone unless asked for more: the sentence loss contrasts the texts of a batch, which
+    the many tests of how batches are cut and joined would have to allow for.
+    """
 
     def build(text_config=None, seed=0, **fields):
         torch.manual_seed(seed)
-        fields = {"initializer_range": 0.2, **fields}
+        fields = {"initializer_range": 0.2, "sentence_loss_weight": 0.0, **fields}
         return TextJepaForPreTraining(TextJepaConfig(text_config=dict(text_config or MODERNBERT), **fields)).eval()
 
     return build
