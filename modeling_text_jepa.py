@@ -616,12 +616,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         self.latent_head = nn.Linear(narrow, width) if config.latent_loss_weight > 0 else None
         self.token_head = nn.Linear(narrow, embedded) if config.token_loss_weight > 0 else None
         self.pooler = TextJepaPooler(config) if config.pools_context and config.pooling == "attention" else None
-        self.sentence_head = None
-        if config.sentence_loss_weight > 0:
-            inner = config.sentence_hidden_size
+        self.sentence_head = nn.Identity() if config.sentence_loss_weight > 0 else None
+        if config.sentence_loss_weight > 0 and (inner := config.sentence_hidden_size):
             outer = inner if config.target_encoder_type == "online" else width
             layers = (nn.Linear(width, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, outer))
-            self.sentence_head = nn.Sequential(*layers if inner else ())
+            self.sentence_head = nn.Sequential(*layers)
         moments_of = {name: RunningMoments(width, config.target_momentum) for name in config.running_statistics}
         self.running = nn.ModuleDict(moments_of)
         self.post_init()
