@@ -818,7 +818,9 @@ def test_a_spike_is_logged_and_skipped_if_asked(tokenizer, examples, tmp_path, s
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [r["loss_spikes"] for r in metrics_of(tmp_path) if r["step"] > 2 and "loss" in r] == [1, 1]
     before = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
-    unchanged = all(torch.equal(states[3][name], tensor) for name, tensor in before.items())
+    # Running means of targets follow the texts, also those of a step that is skipped.
+    kept = {name: tensor for name, tensor in before.items() if not name.startswith("running.")}
+    unchanged = all(torch.equal(states[3][name], tensor) for name, tensor in kept.items())
     assert unchanged == skip
     assert any(not torch.equal(states[4][name], tensor) for name, tensor in before.items())
 

@@ -216,7 +216,8 @@ def test_saved_tensors_are_neither_doubled_nor_missing(runs, kind):
     exported, complete = names(runs[kind]), names(runs[kind] / "pretraining")
     for prefix in ("model.encoder.", "target_encoder."):
         assert {name.removeprefix(prefix) for name in complete if name.startswith(prefix)} == exported
-    assert {n.split(".")[0] for n in complete} == {"model", "target_encoder", "predictor", "latent_head", "token_head"}
+    parts = {"model", "target_encoder", "predictor", "latent_head", "token_head", "running"}
+    assert {name.split(".")[0] for name in complete} == parts
     assert complete == names(runs[kind] / "checkpoint-6")
 
 

@@ -33,7 +33,8 @@ def bert_jepa():
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     bert = BertConfig(vocab_size=120, hidden_dropout_prob=0, attention_probs_dropout_prob=0, **shape)
-    return TextJepaForPreTraining(TextJepaConfig(text_config=bert, token_loss_candidates=None)).train()
+    fields = {"token_loss_candidates": None, "sentence_loss_weight": 0.0}
+    return TextJepaForPreTraining(TextJepaConfig(text_config=bert, **fields)).train()
 
 
 def sharded_step(rank, folder, batch):

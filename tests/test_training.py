@@ -40,6 +40,7 @@ def make_model(tokenizer, text_config=None, **fields):
         **shape,
         **(text_config or {}),
     }
+    fields = {"sentence_loss_weight": 0.0, **fields}  # which contrasts the texts of a batch, however it was cut
     return TextJepaForPreTraining(TextJepaConfig.preset("tiny", text_config, **fields))
 
 
