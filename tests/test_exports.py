@@ -183,7 +183,9 @@ def test_the_files_written_by_hand_mean_what_the_library_writes(run, tmp_path):
 def test_pooling_by_the_first_token_is_exported_where_it_was_trained(make_model, tokenizer, tmp_path):
     st = pytest.importorskip("sentence_transformers")
     trained = make_model(sentence_loss_weight=1.0, pooling="cls")
+    length = tokenizer.model_max_length
     export_encoder(trained, tokenizer, tmp_path / "cls", 32)
+    assert tokenizer.model_max_length == length  # the caller's stays as it was
     states, _ = states_of(AutoModel.from_pretrained(tmp_path / "cls"), tokenizer)
     found = st.SentenceTransformer(str(tmp_path / "cls"), device="cpu").encode(SENTENCES)
     np.testing.assert_allclose(found, states[:, 0].numpy(), atol=1e-5)

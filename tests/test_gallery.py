@@ -230,7 +230,8 @@ def test_the_page_marks_each_hidden_run_once(tokenizer, texts, recipe):
 )
 def test_the_question_says_what_the_losses_ask(fields, view, said, unsaid):
     names = [name for name in TextJepaConfig.__annotations__ if hasattr(TextJepaConfig, name)]
-    objective = SimpleNamespace(**{name: getattr(TextJepaConfig, name) for name in names} | fields)
+    tokens_alone = {name: getattr(TextJepaConfig, name) for name in names} | {"sentence_loss_weight": 0.0}
+    objective = SimpleNamespace(**tokens_alone | fields)
     question = gallery.question_in_words(objective, view)
     assert all(words in question for words in said)
     assert not any(words in question for words in unsaid)

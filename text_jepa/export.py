@@ -1,6 +1,7 @@
 """A trained encoder as an ordinary checkpoint: no remote code, no flag, no package of ours. And as ONNX."""
 
 import contextlib
+import copy
 import importlib.util
 import json
 import logging
@@ -64,6 +65,7 @@ def export_encoder(
     encoder = trained_encoder(model, which)
     output_dir = Path(output_dir)
     encoder.save_pretrained(output_dir)
+    tokenizer = copy.copy(tokenizer)  # which is the caller's
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(output_dir)
     # In the form that every version of sentence-transformers reads, which need not be installed here.
