@@ -221,8 +221,8 @@ class TextJepaConfig(PreTrainedConfig):
         sentence_loss_type (`str`, *optional*, defaults to `"infonce"`):
             Distance of the two, as `loss_type`; a squared error of online targets is VICReg's invariance term.
         sentence_hidden_size (`int`, *optional*):
-            Width of that head; 0 leaves it out, so that the pooled vectors themselves are compared. Defaults to twice the
-            encoder's, and to 0 for `"infonce"` with a moving average.
+            Width of that head; 0 leaves it out, so that the pooled vectors themselves are compared. Defaults to twice
+            the encoder's, and to 0 for `"infonce"` with a moving average.
         variance_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of VICReg's variance hinge (arXiv 2105.04906).
         covariance_loss_weight (`float`, *optional*, defaults to 0.0):
