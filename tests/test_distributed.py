@@ -27,7 +27,8 @@ SETTINGS = {
     "batch-online": ONLINE | {"target_normalization": "batch", "loss_type": "infonce"},
     "running": {"target_normalization": "running", "target_centering": True},
     "infonce": {"loss_type": "infonce"},
-    "sentence-cosine": SENTENCE,
+    "default": {"sentence_loss_weight": 0.5},
+    "sentence-cosine": SENTENCE | {"sentence_loss_type": "cosine"},
     "sentence-mse": SENTENCE | {"sentence_loss_type": "mse", "pooling": "attention"},
     "sentence-infonce": SENTENCE | {"sentence_loss_type": "infonce"},
     "simcse": SENTENCE | ONLINE | {"sentence_loss_type": "infonce"},
@@ -84,6 +85,7 @@ def steps(make_model, make_batch, tmp_path_factory):
     """By setting, the terms, gradients and running statistics of one process and of two."""
     folder, models = tmp_path_factory.mktemp("steps"), {}
     for setting, fields in SETTINGS.items():
+        fields = {"sentence_loss_weight": 0.0} | fields
         model = make_model(**fields)
         for name, parameter in model.named_parameters():
             if name.startswith("target_encoder"):
