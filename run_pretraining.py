@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> Path:
         ) from error
     if trainer.preemption.asked and trainer.state.global_step < trainer.state.max_steps:
         logger.info(f"stopped by a signal at step {trainer.state.global_step}; --resume_from_checkpoint auto goes on")
+        args.distributed_state.destroy_process_group()
         sys.exit(PREEMPTED)
     check_outcome(trainer)
     evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
@@ -122,6 +123,8 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"\nThe encoder is in {args.output_dir}  (its card: {Path(args.output_dir, 'README.md')})")
         if args.push_to_hub:
             publish(trainer)
+    # Its threads must not outlive the interpreter: a rank that ends with them may abort and take the others along.
+    args.distributed_state.destroy_process_group()
     return Path(args.output_dir)
 
 

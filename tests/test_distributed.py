@@ -125,6 +125,7 @@ def runs(tmp_path_factory):
             file.write(json.dumps({"text": f"Text number {number} is " + "rather " * (number % 11) + "short."}) + "\n")
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     arguments = ["--train_file", str(folder / "train.jsonl"), "--preset", "tiny", "--text_config", json.dumps(shape)]
+    # No contrast of texts, which sees one accumulated batch at a time but all processes at once.
     # 80 texts: a pass that divides evenly, so that accelerate repeats no text to fill up the ranks.
     arguments += [
         "--validation_split_percentage",
@@ -133,6 +134,8 @@ def runs(tmp_path_factory):
         "300",
         "--token_loss_candidates",
         "400",
+        "--sentence_loss_weight",
+        "0",
         "--use_cpu",
         "--logging_steps",
         "1",

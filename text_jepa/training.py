@@ -349,7 +349,8 @@ class SpikeCallback(TrainerCallback, ExportableState):
 
     Far is six standard deviations above the mean of the last 128 steps, as in OLMo-core's stability monitor, but of
     the logarithms: gradient norms have a long tail, of which the plain measure took up to ten of 500 normal steps for
-    spikes. And at least half as much again, so that a run that hardly varies raises no alarm. A spike enters the
+    spikes (of the contrast of texts it is longer still: four of 1,200 steps of `make pretrain` are counted). And at
+    least half as much again, so that a run that hardly varies raises no alarm. A spike enters the
     window as the largest value that is none: it does not hide the next one, and a change that lasts becomes normal.
     The window is a part of every checkpoint.
 
