@@ -360,13 +360,12 @@ def in_words(results: Mapping[str, Any]) -> str:
     """The results as Markdown: scores, differences with verdicts, cost and health."""
     asked = next(f"{value:,.0f} {unit}" for unit, value in results["budget"].items() if value is not None)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    scores = [s | {"half": (s["high"] - s["low"]) / 2} for s in results["scores"]]
     parts = [
         f"## {results['plan']['title']}",
         f"`{results['command']}`",
         f"{results['date']}, {results['machine']}; {versions}. Each arm trains for {asked}. Scores are percent, means "
         "over the seeds, ± half of the 95 % interval over seeds and rows.",
-        score_table(scores, "{score:.1f} ± {half:.1f}"),
+        score_table(results["scores"], "{score:.1f} ± {half:.1f}"),
         f"How far `{results['plan']['reference']}` is ahead, with the 95 % interval on the same seeds and rows; it is "
         "better or worse where that does not hold zero:",
         score_table(results["pairs"], "{ahead:+.1f} [{low:+.1f}, {high:+.1f}] {verdict}"),
@@ -389,7 +388,7 @@ def main_table(results: Mapping[str, Any]) -> str:
         for p in results["pairs"]
     }
     scores = [
-        s | {"half": (s["high"] - s["low"]) / 2, "ahead": ahead.get((s["system"], s["task"], s["mode"]), "")}
+        s | {"ahead": ahead.get((s["system"], s["task"], s["mode"]), "")}
         for s in results["scores"]
         if s["mode"] == "cosine raw" or (s["metric"] == "average" and s["mode"] == "linear")
     ]
@@ -397,8 +396,11 @@ def main_table(results: Mapping[str, Any]) -> str:
 
 
 def score_table(scores: Sequence[Mapping[str, Any]], form: str) -> str:
-    """A row per system, a column per task and mode; `form` says what stands in a cell."""
-    cells = {(s["system"], f"{s['task']}, {s['mode']}, {s['metric']}"): form.format(**s) for s in scores}
+    """A row per system, a column per task and mode; `form` says what stands in a cell, `half` is of the interval."""
+    cells = {
+        (s["system"], f"{s['task']}, {s['mode']}, {s['metric']}"): form.format(**s, half=(s["high"] - s["low"]) / 2)
+        for s in scores
+    }
     systems, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     rows = [[system, *(cells.get((system, column), "") for column in columns)] for system in systems]
     return as_markdown(["system", *columns], rows)
