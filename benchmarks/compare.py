@@ -8,7 +8,8 @@
 The file has a `title`, `common` flags of run_pretraining.py, `arms` by name with the flags that set them apart (and
 `recipe`, a file to begin with; `trainer: tsdae` is the denoising autoencoder, `trainer: none` the encoder untouched),
 flags of run_probe.py in `probe` and `over_time`, and the `reference` that all others are compared with. Flags that are
-none of ours join the common ones, over which an arm's own win. ${VARIABLES} are those of the environment.
+none of ours join the common ones, over which an arm's own win. ${VARIABLES}, in quoted flags too, are those of the
+environment.
 
 Seconds are those of training by the clock. Schedules need to know the number of steps, so each arm makes a short pilot
 run first: its rate times the seconds gives the steps of all seeds. What a run really took is in the table. --tokens
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = make_parser().parse_known_args(argv)
     plan = read_plan(args.config, rest, args.arms, args.reference) | {"first_seed": args.seeds[0]}
+    plan["title"] = args.title or plan["title"]
     out = Path(args.output_dir or f"runs/compare-{Path(args.config).stem}")
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
@@ -106,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", help="these alone")
     parser.add_argument("--reference", help="compare this arm with all others")
+    parser.add_argument("--title", help="of what other flags make of it")
     parser.add_argument("--jobs", type=int, default=1, help="arms side by side")
     parser.add_argument("--output_dir", help="default: runs/compare- and the name of the file")
     return parser
@@ -116,12 +119,9 @@ def read_plan(
 ) -> dict[str, Any]:
     """A comparison from its file, with further common flags, all arms or some, and another reference if named."""
     try:
-        text = os.path.expandvars(Path(path).read_text(encoding="utf-8"))
-        plan = yaml.safe_load(text)
+        plan = yaml.safe_load(expanded(Path(path).read_text(encoding="utf-8"), path))
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); name a file of configs/compare") from error
-    if unset := re.search(r"\$\{(\w+)\}", text):
-        raise UsageError(f"{path}: the variable {unset[1]} is not set; it names the folder of the data")
     if not isinstance(plan, dict) or not plan.keys() >= {"title", "arms", "probe", "reference"}:
         raise UsageError(f"{path}: expected title, arms, probe and reference")
     for name in plan.keys() - set(PARTS):
@@ -132,10 +132,18 @@ def read_plan(
     plan["reference"] = reference or plan["reference"]
     if arms and plan["reference"] not in arms:
         raise UsageError(f"--arms leaves out {plan['reference']}, which the others are compared with; --reference ARM")
-    plan["common"] = (plan.get("common") or {}) | as_flags(rest)
+    plan["common"] = (plan.get("common") or {}) | as_flags([expanded(word, word) for word in rest])
     chosen = {name: flags for name, flags in plan["arms"].items() if not arms or name in arms}
     plan["arms"] = {name: plan["common"] | flags for name, flags in chosen.items()}
     return {"over_time": None, **plan}
+
+
+def expanded(text: str, where: str) -> str:
+    """The text with the values of its ${VARIABLES}."""
+    text = os.path.expandvars(text)
+    if unset := re.search(r"\$\{(\w+)\}", text):
+        raise UsageError(f"{where}: the variable {unset[1]} is not set; it names the folder of the data")
+    return text
 
 
 def as_flags(argv: Sequence[str]) -> dict[str, Any]:
@@ -356,15 +364,21 @@ def facts_of(plan, out, arm, seed) -> dict[str, Any]:
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
-def in_words(results: Mapping[str, Any]) -> str:
-    """The results as Markdown: scores, differences with verdicts, cost and health."""
+def source_of(results: Mapping[str, Any]) -> str:
+    """Command, date, machine, versions and budget, and what the figures are."""
     asked = next(f"{value:,.0f} {unit}" for unit, value in results["budget"].items() if value is not None)
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return (
+        f"`{results['command']}`\n\n{results['date']}, {results['machine']}; {versions}. Each arm trains for {asked}. "
+        "Scores are percent, means over the seeds, ± half of the 95 % interval over seeds and rows."
+    )
+
+
+def in_words(results: Mapping[str, Any]) -> str:
+    """The results as Markdown: scores, differences with verdicts, cost and health."""
     parts = [
         f"## {results['plan']['title']}",
-        f"`{results['command']}`",
-        f"{results['date']}, {results['machine']}; {versions}. Each arm trains for {asked}. Scores are percent, means "
-        "over the seeds, ± half of the 95 % interval over seeds and rows.",
+        source_of(results),
         score_table(results["scores"], "{score:.1f} ± {half:.1f}"),
         f"How far `{results['plan']['reference']}` is ahead, with the 95 % interval on the same seeds and rows; it is "
         "better or worse where that does not hold zero:",

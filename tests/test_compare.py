@@ -123,6 +123,14 @@ def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path)
     assert compare.as_argv(plan["arms"]["y"]) == ["--a", "3", "--b", "4", "5", "--c", "True"]
 
 
+def test_a_quoted_flag_may_name_a_variable_as_the_file_does(tmp_path, monkeypatch):
+    path = tmp_path / "plan.yaml"
+    path.write_text("title: A\ncommon: {a: '${HERE_OF_TEST}/1'}\narms: {x: {}}\nprobe: {}\nreference: x\n")
+    monkeypatch.setenv("HERE_OF_TEST", "folder")
+    flags = compare.read_plan(str(path), ["--b", "${HERE_OF_TEST}/2"])["arms"]["x"]
+    assert flags == {"a": "folder/1", "b": ["folder/2"]}
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
@@ -135,6 +143,7 @@ def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path)
             {},
             "NOT_SET_HERE is not set",
         ),
+        ("title: A\narms: {x: {}}\nprobe: {}\nreference: x\n", {"rest": ["--a", "${NOT_SET_HERE}"]}, "is not set"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(text, options, message, tmp_path):
@@ -186,6 +195,20 @@ def test_the_page_has_every_comparison_and_the_readme_the_main_table(found, repo
     assert "| mlm | 50.0 ± 0.0 (+25.0 [+25.0, +25.0]) |" in readme
     assert "average of 2 tasks" in readme
     assert "sst2, linear" not in readme
+
+
+def test_a_card_gets_the_main_table_once_with_its_command(found, report, tmp_path):
+    (tmp_path / "docs/assets").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("<!-- results --><!-- end of results -->")
+    card = tmp_path / "encoder/README.md"
+    card.parent.mkdir()
+    card.write_text("# encoder\n")
+    for _ in range(2):
+        report.main([str(found), "--card", str(card.parent)], tmp_path)
+    assert card.read_text().startswith("# encoder\n\n<!-- results -->\n## Beside other objectives\n\n`made up`\n")
+    assert card.read_text().count("| mlm | 50.0 ± 0.0 (+25.0 [+25.0, +25.0]) |") == 1
+    with pytest.raises(UsageError, match=r"nowhere/README\.md: does not exist"):
+        report.main([str(found), "--card", str(tmp_path / "nowhere")], tmp_path)
 
 
 def test_a_folder_without_results_changes_nothing(report, tmp_path):
