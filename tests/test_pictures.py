@@ -169,6 +169,11 @@ def test_a_warning_is_marked_where_the_collapse_monitor_gives_it(rank, cosine, s
     assert marked == (30 if metrics.collapse_signs(values, 64) else None)
 
 
+def test_a_fall_of_the_pooled_rank_to_less_than_half_is_marked():
+    assert collapsed_at(Run("a", log({}, {"pooled_rank": 4.4}, {"pooled_rank": 4.4}), 64)) == 30
+    assert collapsed_at(Run("a", log({}, {"pooled_rank": 4.6}, {"pooled_rank": 4.6}), 64)) is None
+
+
 def test_a_single_odd_measurement_is_no_warning():
     odd = {"spread": 0.0}
     assert collapsed_at(Run("a", log(odd, {}, odd, {}), 64)) is None

@@ -428,12 +428,13 @@ def test_an_encoder_that_says_the_same_of_everything_shows_it(tokenizer, batch):
         ({"cosine_other_text": 0.999}, "same way"),
         ({"spread": 1e-5}, "hardly differ"),
         ({"relative_loss": math.nan}, "not finite"),
+        ({"pooled_rank": 4.9}, "4.9 dimensions, 10.0 at first"),
     ],
 )
 def test_signs_of_collapse_are_told_in_plain_words(changed, words):
-    healthy = {"token_rank": 20.0, "cosine_other_text": 0.3, "spread": 0.8, "relative_loss": 0.7}
-    assert metrics.collapse_signs(healthy, 32) == []
-    (sign,) = metrics.collapse_signs({**healthy, **changed}, 32)
+    healthy = {"token_rank": 20.0, "pooled_rank": 5.1, "cosine_other_text": 0.3, "spread": 0.8, "relative_loss": 0.7}
+    assert metrics.collapse_signs(healthy, 32, 10.0) == []
+    (sign,) = metrics.collapse_signs({**healthy, **changed}, 32, 10.0)
     assert words in sign
 
 
@@ -482,6 +483,27 @@ def test_a_collapsing_run_is_told_from_a_healthy_one(tokenizer, examples, tmp_pa
     trainer.train()
     assert trainer.monitor.collapsed == collapses
     assert (trainer.state.global_step < 300) == collapses
+
+
+def test_pooled_texts_are_held_against_the_first_log_also_after_a_resume(tokenizer, batch):
+    model, state, control = make_model(tokenizer), TrainerState(), TrainerControl(should_log=True)
+    monitor = CollapseMonitorCallback(batch)
+    monitor.on_step_end(None, state, control, model=model)
+    first = monitor.values["pooled_rank"]
+    saved = TrainerState(global_step=1, stateful_callbacks={"CollapseMonitorCallback": monitor.state()})
+    resumed = CollapseMonitorCallback(batch)
+    resumed.on_train_begin(None, saved, control)
+    with torch.no_grad():
+        words = model.target_encoder.get_input_embeddings().weight
+        words.copy_(words[torch.arange(len(words)) % 8])  # eight words are left
+    for _ in range(2):
+        resumed.on_step_end(None, saved, control, model=model)
+    assert resumed.first_pooled_rank == first
+    assert resumed.collapsed
+    anew = CollapseMonitorCallback(batch)
+    for _ in range(2):
+        anew.on_step_end(None, state, control, model=model)
+    assert not anew.collapsed
 
 
 def test_monitor_measures_only_when_something_is_logged(tokenizer, batch):

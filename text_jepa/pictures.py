@@ -122,7 +122,7 @@ _CURVES = {
 _HELD_OUT, _PROBE = "eval_", "eval_probe_"
 
 # What the collapse monitor looks at.
-_WATCHED = ("token_rank", "cosine_other_text", "spread")
+_WATCHED = ("token_rank", "pooled_rank", "cosine_other_text", "spread")
 
 
 def plot_curves(runs: Sequence[Run], path: str | Path) -> None:
@@ -189,7 +189,10 @@ def points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], 
 def collapsed_at(run: Run) -> int | None:
     """The step at which the collapse monitor warns: the second measurement in a row with a sign of collapse."""
     measured = [record for record in run.records if "token_rank" in record]
-    signs = [metrics.collapse_signs({name: r[name] for name in _WATCHED}, run.width or 0) for r in measured]
+    signs = [
+        metrics.collapse_signs({name: r[name] for name in _WATCHED}, run.width or 0, measured[0]["pooled_rank"])
+        for r in measured
+    ]
     return next((measured[i]["step"] for i in range(1, len(signs)) if signs[i - 1] and signs[i]), None)
 
 

@@ -304,10 +304,14 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
 
     Attributes:
         values: The latest measures, see `measure_representations`.
+        first_pooled_rank: That of the first log, which a later one is held against.
         collapsed: Whether the monitor has warned.
     """
 
-    remedy = "Raise --ema_decay_start, lower --learning_rate, lengthen --warmup_steps, or raise --token_loss_weight."
+    remedy = (
+        "Raise --ema_decay_start, lower --learning_rate, lengthen --warmup_steps, raise --token_loss_weight, or tell "
+        "texts apart (--sentence_loss_type infonce)."
+    )
 
     def __init__(self, batch: Mapping[str, torch.Tensor], stop_on_collapse: bool = False, patience: int = 2):
         self.batch = batch
@@ -315,13 +319,16 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         self.patience = patience
         self.values: dict[str, float] = {}
         self.collapsed = False
+        self.first_pooled_rank: float | None = None
         self._suspicious = 0
 
     def state(self) -> dict:
-        return {"args": {}, "attributes": {"_suspicious": self._suspicious}}
+        names = ("first_pooled_rank", "_suspicious")
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._suspicious = saved_attributes(self, state).get("_suspicious", 0)
+        saved = saved_attributes(self, state)
+        self.first_pooled_rank, self._suspicious = saved.get("first_pooled_rank"), saved.get("_suspicious", 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if not control.should_log:
@@ -329,7 +336,10 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         self.batch = {name: tensor.to(model.device) for name, tensor in self.batch.items()}
         self.values = measure_representations(model, self.batch)
         tokens = int(self.batch["attention_mask"].sum())
-        signs = metrics.collapse_signs(self.values, min(model.config.hidden_size, tokens - 1))
+        if self.first_pooled_rank is None:
+            self.first_pooled_rank = self.values["pooled_rank"]
+        dimensions = min(model.config.hidden_size, tokens - 1)
+        signs = metrics.collapse_signs(self.values, dimensions, self.first_pooled_rank)
         self._suspicious = self._suspicious + 1 if signs else 0
         if self._suspicious < self.patience or self.collapsed:
             return
