@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("title", "common", "arms", "probe", "over_time", "reference")
 
 PILOT_STEPS = 40  # that are timed, after as many to warm up
-LOGS = 25  # records of a run
+LOGS = 12  # records of a run
 CHECKPOINTS = 4  # of a run with the first seed, to be probed over time
 WATCHED = ("relative_loss", "token_rank", "pooled_rank", "spread")
 RESAMPLES = 1000
@@ -246,13 +246,16 @@ def run(plan, out, environment, budget, arm, seed) -> None:
     """Trains an arm with a seed and writes what its encoder, the controls and its checkpoints answer."""
     flags, folder = plan["arms"][arm], out / f"seed{seed}" / arm
     trained = flags.get("trainer") != "none"
+    watched = trained and plan["over_time"] and seed == plan["first_seed"]
     if trained:
         steps = steps_for(metrics_of(out / "pilot" / arm), **budget)
-        often = {"logging_steps": max(1, steps // LOGS), "save_steps": math.ceil(steps / CHECKPOINTS)}
-        often |= {"save_strategy": "steps", "save_total_limit": CHECKPOINTS}
+        often = {"logging_steps": max(1, steps // LOGS), "save_strategy": "no"}
+        if watched:
+            often |= {"save_strategy": "steps", "save_steps": math.ceil(steps / CHECKPOINTS)}
+            often["save_total_limit"] = CHECKPOINTS
         train(flags, folder, environment, seed=seed, max_steps=steps, **often)
     asked = [("answers", {arm: str(folder if trained else flags["model_name_or_path"])}, plan["probe"])]
-    if trained and plan["over_time"] and seed == plan["first_seed"]:
+    if watched:
         paths = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         asked.append(("over_time", {path.name.split("-")[1]: str(path) for path in paths}, plan["over_time"]))
     for name, systems, probe in asked:
