@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     main, table = comparisons[0], main_table(comparisons[0])
     put(table, root / "README.md")
     if args.card:
-        put(f"## Beside other objectives\n\n{source_of(main)}\n\n{table}", args.card / "README.md", at_the_end=True)
+        said = f"{source_of(main)} In brackets how far `{main['plan']['reference']}` is ahead, with its interval."
+        put(f"## Beside other objectives\n\n{said}\n\n{table}", args.card / "README.md", at_the_end=True)
     (root / "docs/results.md").write_text("\n".join(page), encoding="utf-8")
 
 
