@@ -147,7 +147,7 @@ def expanded(text: str, where: str) -> str:
 
 
 def as_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """`--name value …` as names with their values; a name alone is true."""
+    """`--name value …` as names with their value, or list of values; a name alone is true."""
     found: dict[str, Any] = {}
     for word in argv:
         if word.startswith("--"):
@@ -157,7 +157,7 @@ def as_flags(argv: Sequence[str]) -> dict[str, Any]:
             found[name].append(word)
         else:
             raise UsageError(f"no flag takes the value '{word}' (see --help)")
-    return {name: values if values else True for name, values in found.items()}
+    return {name: values if values[1:] else values[0] if values else True for name, values in found.items()}
 
 
 def as_argv(flags: Mapping[str, Any]) -> list[str]:

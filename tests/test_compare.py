@@ -119,7 +119,7 @@ def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path)
     path = tmp_path / "plan.yaml"
     path.write_text("title: A\ncommon: {a: 1}\narms: {x: {b: 2}, y: {}}\nprobe: {}\nreference: x\n")
     plan = compare.read_plan(str(path), ["--a", "3", "--b", "4", "5", "--c"])
-    assert plan["arms"] == {"x": {"a": ["3"], "b": 2, "c": True}, "y": {"a": ["3"], "b": ["4", "5"], "c": True}}
+    assert plan["arms"] == {"x": {"a": "3", "b": 2, "c": True}, "y": {"a": "3", "b": ["4", "5"], "c": True}}
     assert compare.as_argv(plan["arms"]["y"]) == ["--a", "3", "--b", "4", "5", "--c", "True"]
 
 
@@ -128,7 +128,7 @@ def test_a_quoted_flag_may_name_a_variable_as_the_file_does(tmp_path, monkeypatc
     path.write_text("title: A\ncommon: {a: '${HERE_OF_TEST}/1'}\narms: {x: {}}\nprobe: {}\nreference: x\n")
     monkeypatch.setenv("HERE_OF_TEST", "folder")
     flags = compare.read_plan(str(path), ["--b", "${HERE_OF_TEST}/2"])["arms"]["x"]
-    assert flags == {"a": "folder/1", "b": ["folder/2"]}
+    assert flags == {"a": "folder/1", "b": "folder/2"}
 
 
 @pytest.mark.parametrize(
