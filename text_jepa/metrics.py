@@ -21,7 +21,7 @@ from torch import Tensor
 
 # Beyond these the representations are called collapsed: the share of the dimensions that the tokens use, the mean
 # cosine of tokens of different texts, the standard deviation of tokens, and the share that is left of the dimensions
-# that pooled texts used at first. Of some fifty runs of 2026-11-21 two kinds fell below the last: the worst encoders.
+# that pooled texts used at first. Of 68 runs (docs/experiments.md) the two worst kinds fell below the last.
 COLLAPSED_RANK_SHARE, COLLAPSED_COSINE, COLLAPSED_SPREAD, COLLAPSED_POOLED_SHARE = 0.1, 0.98, 1e-3, 0.5
 
 
