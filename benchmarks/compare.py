@@ -242,20 +242,26 @@ def steps_for(records: Sequence[Mapping[str, float]], seconds: float | None, tok
     return max(1, round(asked * (last["step"] - before["step"]) / (last[unit] - before[unit])))
 
 
+def is_probed_over_time(plan, arm, seed) -> bool:
+    """Whether checkpoints of this run are kept and probed: those of every trained arm's first seed."""
+    trained = plan["arms"][arm].get("trainer") != "none"
+    return trained and plan["over_time"] is not None and seed == plan["first_seed"]
+
+
 def run(plan, out, environment, budget, arm, seed) -> None:
     """Trains an arm with a seed and writes what its encoder, the controls and its checkpoints answer."""
     flags, folder = plan["arms"][arm], out / f"seed{seed}" / arm
     trained = flags.get("trainer") != "none"
-    watched = trained and plan["over_time"] and seed == plan["first_seed"]
+    over_time = is_probed_over_time(plan, arm, seed)
     if trained:
         steps = steps_for(metrics_of(out / "pilot" / arm), **budget)
         often = {"logging_steps": max(1, steps // LOGS), "save_strategy": "no"}
-        if watched:
+        if over_time:
             often |= {"save_strategy": "steps", "save_steps": math.ceil(steps / CHECKPOINTS)}
             often["save_total_limit"] = CHECKPOINTS
         train(flags, folder, environment, seed=seed, max_steps=steps, **often)
     asked = [("answers", {arm: str(folder if trained else flags["model_name_or_path"])}, plan["probe"])]
-    if watched:
+    if over_time:
         paths = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         asked.append(("over_time", {path.name.split("-")[1]: str(path) for path in paths}, plan["over_time"]))
     for name, systems, probe in asked:
@@ -354,7 +360,7 @@ def facts_of(plan, out, arm, seed) -> dict[str, Any]:
     curves = {name: [(r["train_seconds"], r[name]) for r in records if name in r] for name in WATCHED}
     warned = re.search(r"collapse at step (\d+)", (folder.parent / f"{arm}.log").read_text())
     health = f"collapse at step {warned[1]}" if warned else "healthy" if curves["token_rank"] else "not watched"
-    if plan["over_time"] and seed == plan["first_seed"]:
+    if is_probed_over_time(plan, arm, seed):
         answers, gold = read_answers([folder.parent / f"{arm}.over_time.npz"])
         clock = [record["step"] for record in records], [record["train_seconds"] for record in records]
         for (task, mode, metric), by_step in answers.items():

@@ -37,16 +37,16 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser.add_argument("--card", type=Path, metavar="ENCODER", help="a folder whose README.md gets the table too")
     args = parser.parse_args(argv)
     comparisons = [read(folder) for folder in args.folders]
+    main, table = comparisons[0], main_table(comparisons[0])
+    if args.card:  # the file that most likely is not there comes first, so that nothing is half written
+        said = f"{source_of(main)} In brackets how far `{main['plan']['reference']}` is ahead, with its interval."
+        put(f"## Beside other objectives\n\n{said}\n\n{table}", args.card / "README.md", at_the_end=True)
+    put(table, root / "README.md")
     page = [INTRODUCTION.format(folders=" ".join(map(str, args.folders)))]
     for folder, results in zip(args.folders, comparisons, strict=True):
         picture = root / "docs/assets" / f"results-{folder.name}.png"
         shutil.copyfile(folder / "curves.png", picture)
         page.append(f"{in_words(results)}\n![curves over seconds of training](assets/{picture.name})\n")
-    main, table = comparisons[0], main_table(comparisons[0])
-    put(table, root / "README.md")
-    if args.card:
-        said = f"{source_of(main)} In brackets how far `{main['plan']['reference']}` is ahead, with its interval."
-        put(f"## Beside other objectives\n\n{said}\n\n{table}", args.card / "README.md", at_the_end=True)
     (root / "docs/results.md").write_text("\n".join(page), encoding="utf-8")
 
 

@@ -152,9 +152,9 @@ def long_run(texts, tokenizer, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["default", "ijepa-text"])
+@pytest.mark.parametrize("name", ["default", "hybrid", "ijepa-text"])
 def test_five_hundred_steps_of_a_recipe_are_healthy(name, long_run, tmp_path, capsys):
-    """The default, and one that is latent alone."""
+    """The default, one with all terms at once, and one that is latent alone."""
     output = run_pretraining.main([str(RECIPES[name]), *long_run, "--output_dir", str(tmp_path / "run")])
     assert metrics_of(output)[-1]["step"] == 500
     assert "WARNING: collapse" not in capsys.readouterr().err
