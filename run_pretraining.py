@@ -8,6 +8,7 @@ Values of the YAML file come first, flags win. The output folder is the encoder,
 architecture; `pretraining/` in it holds the complete model for going on.
 """
 
+import gc
 import logging
 import os
 import pickle
@@ -53,7 +54,20 @@ def main(argv: list[str] | None = None) -> Path:
     """Runs the command; returns the folder of the encoder."""
     argv = sys.argv[1:] if argv is None else argv
     classes = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
-    model_args, data_args, objective_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
+    arguments = parse_arguments(classes, argv, __doc__.split("\n")[0])
+    args = arguments[-1]
+    is_done = pretrain(*arguments, argv)
+    # The threads of a group must not outlive the interpreter: one that still has a tensor to give back would abort the
+    # process, and the launcher then ends the others. They end with the group, which parts of the trainer hold.
+    args.distributed_state.destroy_process_group()
+    gc.collect()
+    if not is_done:
+        sys.exit(PREEMPTED)
+    return Path(args.output_dir)
+
+
+def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
+    """Trains, and leaves the results in the output folder; False if a signal has stopped it before its end."""
     set_up_logging(args)
     check_processes(args)
     check_trackers(args)
@@ -78,7 +92,7 @@ def main(argv: list[str] | None = None) -> Path:
             f"{size_of(examples['train'])} training texts are tokenized and cached; to train on them, the same command"
         )
         print("without --prepare_only and with --resume_from_checkpoint auto")
-        return Path(args.output_dir)
+        return True
     if data_args.streaming:
         examples["train"] = make_stream(examples["train"], data_args, args)
         held_out = list(examples["validation"].take(data_args.max_eval_samples))
@@ -108,8 +122,7 @@ def main(argv: list[str] | None = None) -> Path:
         ) from error
     if trainer.preemption.asked and trainer.state.global_step < trainer.state.max_steps:
         logger.info(f"stopped by a signal at step {trainer.state.global_step}; --resume_from_checkpoint auto goes on")
-        args.distributed_state.destroy_process_group()
-        sys.exit(PREEMPTED)
+        return False
     check_outcome(trainer)
     evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
     if trainer.weights_step not in evaluated:
@@ -121,11 +134,10 @@ def main(argv: list[str] | None = None) -> Path:
         encoder = trained_encoder(model, model_args.export_encoder)
         show_neighbours(encoder, tokenizer, held_out, data_args.max_length)
         print(f"\nThe encoder is in {args.output_dir}  (its card: {Path(args.output_dir, 'README.md')})")
-        if args.push_to_hub:
-            publish(trainer)
-    # Its threads must not outlive the interpreter: a rank that ends with them may abort and take the others along.
-    args.distributed_state.destroy_process_group()
-    return Path(args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+    if args.push_to_hub and args.process_index == 0:
+        publish(trainer)
+    return True
 
 
 def leave_results(trainer, tokenizer, arguments):

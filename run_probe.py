@@ -47,6 +47,7 @@ from text_jepa.results import (
     macro_averages,
     plot_layers,
     update_card,
+    write_answers,
     write_results,
     write_submission,
 )
@@ -72,6 +73,9 @@ TRAINING_ROWS = 10_000
 ATTENTIVE_ROWS = 2_000
 
 TFIDF = "TF-IDF"
+
+# Of each query of a reranking set.
+RERANKING = ("map", "mrr", "p@1", "p@5")
 
 
 @dataclass
@@ -125,7 +129,10 @@ class ProbeArguments:
     finetune_args: list[str] | None = field(
         default=None, metadata={"help": "KEY=VALUE in place of the recipe: fields of TrainingArguments."}
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Write results and pictures here."})
+    controls: bool = field(
+        default=True, metadata={"help": "Probe what needs no training too: --no_controls leaves it out."}
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Write results, answers and pictures here."})
     do_predict: bool = field(
         default=False, metadata={"help": "Write predictions of hidden test splits in GLUE's format to the output_dir."}
     )
@@ -180,16 +187,16 @@ def main(argv: list[str] | None = None) -> list[Score]:
     count = fits(tasks, encoders, args)
     with tqdm(total=count, desc="Probing", unit=" fits", disable=None, leave=False) as bar:
         predicted, settings = predict(tasks, rerankings, encoders, args, bar)
-    scores = [score for task in tasks for score in score_task(task, predicted[task], args.seeds[0])]
-    averages = macro_averages([s for s in scores if not is_layer(s.system)])
-    scores += [score for task in rerankings for score in score_reranking(task, predicted[task], args.seeds[0])]
-    scores += averages
+    answers, gold = scored_answers(tasks, rerankings, predicted)
+    scores = all_scores(answers, gold, args.seeds[0])
+    scores += macro_averages([s for s in scores if s.task in gold and not is_layer(s.system)])
     notes = [note for task in [*tasks, *rerankings] for note in task.notes]
     command = shlex.join(["python", "run_probe.py", *argv])
     print("\n".join([as_table(scores), *(f"note: {note}" for note in notes)]))
     if args.output_dir:
         facts = {"arguments": dataclasses.asdict(args), "finetuning": settings}
         write_results(args.output_dir, scores, notes, command, facts)
+        write_answers(args.output_dir, answers, gold)
     if args.layer_sweep:
         plot_layers(by_layer(scores), Path(args.output_dir, "layers.png"))
     if args.do_predict:
@@ -275,11 +282,11 @@ def untrained(encoder, seed) -> Encoder:
     return encoder._replace(name="random weights", model=model)
 
 
-def with_controls(encoders, seeds) -> Iterator[tuple[Encoder, list[int]]]:
+def with_controls(encoders, args) -> Iterator[tuple[Encoder, list[int]]]:
     """Each encoder with the seeds it stands for: all of them, or the one that drew its weights."""
     for encoder in encoders:
-        yield encoder, seeds
-    for seed in seeds:
+        yield encoder, args.seeds
+    for seed in args.seeds if args.controls else ():
         yield untrained(encoders[0], seed), [seed]
 
 
@@ -302,7 +309,7 @@ def embedded(encoders, texts, args) -> Iterator[tuple[str, list[int], dict[str, 
         return dict(zip(texts, vectors, strict=True))
 
     by_layer = []
-    for encoder, seeds in with_controls(encoders, args.seeds):
+    for encoder, seeds in with_controls(encoders, args):
         options = {"max_length": encoder.max_length, "pooling": args.pooling}
         if args.layer_sweep and encoder is encoders[0]:
             by_layer = features.embed_layers(*encoder[1:3], texts, **options)
@@ -311,8 +318,9 @@ def embedded(encoders, texts, args) -> Iterator[tuple[str, list[int], dict[str, 
             vectors = features.embed_texts(*encoder[1:3], texts, layers=args.layers, **options)
         yield encoder.name, seeds, table(encoder.name, vectors)
     first = encoders[0]
-    bag = features.bag_of_embeddings(first.model, first.tokenizer, texts, first.max_length)
-    yield "bag of its embeddings", args.seeds, table("bag of its embeddings", bag)
+    if args.controls:
+        bag = features.bag_of_embeddings(first.model, first.tokenizer, texts, first.max_length)
+        yield "bag of its embeddings", args.seeds, table("bag of its embeddings", bag)
     for number, vectors in enumerate(by_layer):
         yield layer_name(number), args.seeds, table(layer_name(number), vectors)
 
@@ -348,9 +356,9 @@ def predict(tasks, rerankings, encoders, args, bar):
                 answer_by_vectors(task, system, table, seeds, args, predicted[task], bar)
             for task in rerankings:
                 rank_by_vectors(task, system, table, predicted[task])
-    for task in pooled:
+    for task in pooled if args.controls else ():
         answer_by_words(task, args, predicted[task], bar)
-    for task in rerankings:
+    for task in rerankings if args.controls else ():
         rank_by_words(task, predicted[task])
     for task in tasks:
         if "attentive" in args.mode:
@@ -359,7 +367,7 @@ def predict(tasks, rerankings, encoders, args, bar):
     for task in tasks:
         if "finetune" in args.mode:
             settings += answer_by_finetuning(task, encoders, args, predicted[task]["finetune"], bar)
-        if task.kind == "classification":
+        if args.controls and task.kind == "classification":
             commonest = np.bincount(task.train.labels).argmax()
             predicted[task]["majority"]["majority"] = [np.full(len(task.test), commonest)]
     return predicted, settings
@@ -368,10 +376,10 @@ def predict(tasks, rerankings, encoders, args, bar):
 def fits(tasks, encoders, args) -> int:
     """How often something is fitted: for each task and mode each system by each seed, nearest neighbours once."""
     seeds = len(args.seeds)
-    heads = (len(encoders) + 1) * seeds  # of the encoders and of random weights
+    heads = (len(encoders) + args.controls) * seeds  # of the encoders and of random weights
     layers = encoders[0].model.config.get_text_config().num_hidden_layers + 1 if args.layer_sweep else 0
-    others = 2 + layers  # the bag of embeddings and TF-IDF
-    of_mode = {"linear": heads + others * seeds, "knn": len(encoders) + seeds + others}
+    others = 2 * args.controls + layers  # the bag of embeddings and TF-IDF
+    of_mode = {"linear": heads + others * seeds, "knn": len(encoders) + seeds * args.controls + others}
     return len(tasks) * sum(of_mode.get(mode, heads) for mode in args.mode)
 
 
@@ -424,7 +432,7 @@ def answer_by_words(task, args, predicted, bar):
 def answer_by_attention(task, encoders, args, predicted, bar):
     """The attentive probe of the encoders and of random weights."""
     rows, asked = training_rows(task, ATTENTIVE_ROWS, args), asked_rows(task, args)
-    for encoder, seeds in with_controls(encoders, args.seeds):
+    for encoder, seeds in with_controls(encoders, args):
         train, test = (
             features.token_states(
                 encoder.model, encoder.tokenizer, part.texts, part.pairs, encoder.max_length, layers=args.layers
@@ -441,7 +449,7 @@ def answer_by_finetuning(task, encoders, args, predicted, bar) -> list[dict]:
     """Fine-tunes the encoders and random weights; returns the settings of each run."""
     overrides = dict(pair.split("=", 1) for pair in args.finetune_args or ())
     settings = []
-    for encoder, seeds in with_controls(encoders, args.seeds):
+    for encoder, seeds in with_controls(encoders, args):
         with tempfile.TemporaryDirectory() as folder:
             path = encoder.name
             if encoder.name == "random weights":
@@ -501,24 +509,39 @@ def figures_of(task, ranked) -> dict[str, np.ndarray]:
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def score_task(task, predicted, seed) -> list[Score]:
-    """Scores of all systems in all modes on the scored split."""
-    scores = []
-    for mode, by_system in predicted.items():
-        answers = {system: np.stack(rows)[:, : len(task.test)] for system, rows in by_system.items()}
-        for metric in task.metrics:
-            scores += compare(task.name, mode, metric, FUNCTIONS[metric], answers, task.test.labels, seed=seed)
-    return scores
+def scored_answers(tasks, rerankings, predicted) -> tuple[dict[tuple, np.ndarray], dict[str, np.ndarray]]:
+    """(task, mode, metric, system) -> (K, N) answers by seed and row, of reranking by query; task -> (N,) labels."""
+    answers = {
+        (task.name, mode, metric, system): np.stack(rows)[:, : len(task.test)]
+        for task in tasks
+        for mode, by_system in predicted[task].items()
+        for system, rows in by_system.items()
+        for metric in task.metrics
+    }
+    answers |= {
+        (title_of(task), mode, metric, system): np.stack([row[metric] for row in rows])
+        for task in rerankings
+        for mode, by_system in predicted[task].items()
+        for system, rows in by_system.items()
+        for metric in RERANKING
+    }
+    return answers, {task.name: task.test.labels for task in tasks}
 
 
-def score_reranking(task, predicted, seed) -> list[Score]:
-    """Means over the queries."""
-    scores = []
-    for mode, by_system in predicted.items():
-        for metric in ("map", "mrr", "p@1", "p@5"):
-            values = {system: np.stack([row[metric] for row in rows]) for system, rows in by_system.items()}
-            scores += compare(title_of(task), mode, metric, np.mean, values, seed=seed)
-    return scores
+def all_scores(answers, gold, seed) -> list[Score]:
+    """Scores of all systems in all modes on the scored rows; of reranking, means over the queries."""
+    columns = defaultdict(dict)
+    for (*column, system), rows in answers.items():
+        columns[tuple(column)][system] = rows
+    return [
+        figure
+        for (task, mode, metric), by_system in columns.items()
+        for figure in compare(
+            *(task, mode, metric, FUNCTIONS.get(metric, np.mean), by_system),
+            *([gold[task]] if task in gold else []),
+            seed=seed,
+        )
+    ]
 
 
 def title_of(task) -> str:

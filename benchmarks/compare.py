@@ -11,16 +11,18 @@ flags of run_probe.py in `probe` and `over_time`, and the `reference` that all o
 none of ours join the common ones, over which an arm's own win. ${VARIABLES}, in quoted flags too, are those of the
 environment.
 
-Seconds are those of training by the clock. Schedules need to know the number of steps, so each arm makes a short pilot
-run first: its rate times the seconds gives the steps of all seeds. What a run really took is in the table. --tokens
-divides by the pilot's tokens per step instead; a text counts once, in however many views or masks a step shows it.
---jobs runs so many arms side by side, each with its share of the cores; times want a machine that does nothing else.
+Schedules need to know the number of steps, so each arm makes a short pilot run first: the steps that its rate makes of
+--seconds are those of all seeds. What a run really took is in the table. --tokens divides by the pilot's tokens per
+step instead; a text counts once, in however many views or masks a step shows it. --jobs runs so many arms side by
+side, each with its share of the cores; times want a machine that does nothing else.
 
 All arms have one tokenizer, and by seed one order of the texts and one held-out part. Every run is a process with a
 log beside its folder: one that fails is named, the others go on, and the same command later makes what is missing.
 
 Intervals are 95 % of bootstrap resamples of seeds and of scored rows, the same ones for all arms. K seeds drawn from K
-vary less than K new ones, so deviations are widened by sqrt(K / (K - 1)); with three seeds they are still too narrow.
+vary less than K new ones, and tell little of how much those do: deviations by seed are widened by sqrt(K / (K - 1))
+and by the ratio of Student's quantile to the normal one, 2.2 of three seeds. A seed that one system lacks counts for
+none.
 """
 
 import argparse
@@ -41,10 +43,12 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy import stats
 
 from text_jepa.arguments import UsageError, nearest, run_command
 from text_jepa.glue_metric import FUNCTIONS
 from text_jepa.model_card import hardware
+from text_jepa.results import headline, read_answers
 from text_jepa.training import metrics_of
 
 
@@ -55,6 +59,7 @@ PILOT_STEPS = 40  # that are timed, after as many to warm up
 LOGS = 12  # records of a run
 CHECKPOINTS = 4  # of a run with the first seed, to be probed over time
 WATCHED = ("relative_loss", "token_rank", "pooled_rank", "spread")
+AVERAGED = ("linear", "knn")  # modes of which tasks have an average
 RESAMPLES = 1000
 
 
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; ends with code 1 if an arm failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = make_parser().parse_known_args(argv)
-    plan = read_plan(args.config, rest, args.arms, args.reference) | {"first_seed": args.seeds[0]}
+    plan = read_plan(args.config, rest, args.arms, args.reference)
     plan["title"] = args.title or plan["title"]
     out = Path(args.output_dir or f"runs/compare-{Path(args.config).stem}")
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
@@ -71,11 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     budget = {"seconds": args.seconds, "tokens": args.tokens}
     failures = in_turns(args.jobs, [(arm, "pilot") for arm in plan["arms"]], pilot, plan, out, environment)
     runs = [(arm, seed) for seed in args.seeds for arm in plan["arms"] if (arm, "pilot") not in failures]
-    failures |= in_turns(args.jobs, runs, run, plan, out, environment, budget)
+    failures |= in_turns(args.jobs, runs, run, plan, out, environment, budget, args.seeds[0])
     done = [one for one in runs if one not in failures]
     if plan["reference"] not in dict(done):
         raise UsageError(f"no run of {plan['reference']}, the reference, succeeded: {next(iter(failures.values()))}")
-    files = [out / f"seed{seed}" / f"{arm}.answers.npz" for arm, seed in done]
     results = {
         "command": shlex.join(["python", "benchmarks/compare.py", *argv]),
         "date": datetime.date.today().isoformat(),
@@ -85,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "plan": plan,
         "failures": [f"{arm}, {what}: {line}" for (arm, what), line in failures.items()],
         "runs": [facts_of(plan, out, *one) for one in done],
-        **judged(*read_answers(files), plan["reference"]),
+        **judged(*gathered(plan, out, done), plan["reference"]),
     }
     (out / "results.json").write_text(json.dumps(results) + "\n")
     (out / "results.md").write_text(in_words(results))
@@ -242,52 +246,78 @@ def steps_for(records: Sequence[Mapping[str, float]], seconds: float | None, tok
     return max(1, round(asked * (last["step"] - before["step"]) / (last[unit] - before[unit])))
 
 
-def is_probed_over_time(plan, arm, seed) -> bool:
-    """Whether checkpoints of this run are kept and probed: those of every trained arm's first seed."""
-    trained = plan["arms"][arm].get("trainer") != "none"
-    return trained and plan["over_time"] is not None and seed == plan["first_seed"]
+def encoder_of(plan, out, arm, seed) -> str:
+    """The folder of an arm's encoder, or the name of the untouched one."""
+    untouched = plan["arms"][arm].get("trainer") == "none"
+    return str(plan["arms"][arm]["model_name_or_path"] if untouched else out / f"seed{seed}" / arm)
 
 
-def run(plan, out, environment, budget, arm, seed) -> None:
-    """Trains an arm with a seed and writes what its encoder, the controls and its checkpoints answer."""
+def run(plan, out, environment, budget, first_seed, arm, seed) -> None:
+    """Trains an arm with a seed and probes its encoder; of the first seed also that of each checkpoint."""
     flags, folder = plan["arms"][arm], out / f"seed{seed}" / arm
-    trained = flags.get("trainer") != "none"
-    over_time = is_probed_over_time(plan, arm, seed)
-    if trained:
+    over_time = plan["over_time"] if seed == first_seed and "trainer" not in flags else None
+    if flags.get("trainer") != "none":
         steps = steps_for(metrics_of(out / "pilot" / arm), **budget)
         often = {"logging_steps": max(1, steps // LOGS), "save_strategy": "no"}
         if over_time:
             often |= {"save_strategy": "steps", "save_steps": math.ceil(steps / CHECKPOINTS)}
             often["save_total_limit"] = CHECKPOINTS
         train(flags, folder, environment, seed=seed, max_steps=steps, **often)
-    asked = [("answers", {arm: str(folder if trained else flags["model_name_or_path"])}, plan["probe"])]
+    probe_flags = plan["probe"] | {"controls": arm == plan["reference"]}
+    probe([encoder_of(plan, out, arm, seed)], seed, probe_flags, answers_at(out, arm, seed), environment)
     if over_time:
-        paths = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        asked.append(("over_time", {path.name.split("-")[1]: str(path) for path in paths}, plan["over_time"]))
-    for name, systems, probe in asked:
-        file = folder.parent / f"{arm}.{name}.npz"
-        controls = name == "answers" and arm == plan["reference"]
-        which = flags.get("export_encoder", "target")
-        job = {"file": str(file), "systems": systems, "probe": as_argv(probe | {"seeds": seed}), "which": which}
-        command = [str(ROOT / "benchmarks/answers.py"), json.dumps(job | {"controls": controls})]
-        call(command, file.with_suffix(".log"), file, environment)
+        encoders = [exported(path, flags, environment) for path in sorted(folder.glob("checkpoint-*"))]
+        probe(encoders, seed, over_time | {"controls": False}, answers_at(out, arm, seed, "over_time"), environment)
+
+
+def answers_at(out, arm, seed, part="answers") -> Path:
+    """Where the answers of an arm are, or those of its checkpoints."""
+    return out / f"seed{seed}" / f"{arm}.{part}"
+
+
+def probe(encoders: Sequence[str], seed: int, flags: Mapping[str, Any], folder: Path, environment) -> None:
+    """run_probe.py, with its results in a folder."""
+    first, *others = encoders
+    flags = {**flags, "seeds": seed, "output_dir": str(folder)} | ({"compare": others} if others else {})
+    command = [str(ROOT / "run_probe.py"), first, *as_argv(flags)]
+    call(command, folder.with_suffix(f"{folder.suffix}.log"), folder / "answers.npz", environment)
+
+
+def exported(checkpoint: Path, flags: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+    """The folder of the encoder that a run would have left at a checkpoint."""
+    folder = checkpoint.with_name(f"encoder-{checkpoint.name.split('-')[1]}")
+    which = ["--which", flags["export_encoder"]] if "export_encoder" in flags else []
+    command = [str(ROOT / "run_export.py"), "encoder", str(checkpoint), str(folder), *which]
+    call(command, folder.with_suffix(".log"), folder / "README.md", environment)
+    return str(folder)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def read_answers(files: Sequence[Path]) -> tuple[dict, dict]:
-    """(task, mode, metric) -> system -> (K, N), an array from each file that has it; and task -> (N,) gold."""
-    found, gold = defaultdict(lambda: defaultdict(list)), {}
-    for file in files:
-        with np.load(file) as arrays:
-            for key, array in arrays.items():
-                *column, last = key.split("|")
-                if last == "gold":
-                    gold[column[0]] = array
-                else:
-                    found[tuple(column)][last].append(array)
-    return {column: {s: np.stack(rows) for s, rows in by.items()} for column, by in found.items()}, gold
+def gathered(plan, out, done) -> tuple[dict[tuple, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """(task, mode, metric) -> system -> (K, N) answers by seed and row; and task -> (N,) gold.
+
+    Raises:
+        UsageError: There is no seed that all systems have.
+    """
+    found, gold = defaultdict(lambda: defaultdict(dict)), {}
+    for arm, seed in done:
+        answers, of_tasks = read_answers(answers_at(out, arm, seed))
+        gold |= of_tasks
+        for (task, mode, metric, system), (rows,) in answers.items():
+            name = arm if system == encoder_of(plan, out, arm, seed) else system
+            # The commonest class stands beside what was learned of the same labels.
+            found[task, mode.replace("majority", "linear"), metric][name][seed] = rows
+    return {column: in_common(by_system) for column, by_system in found.items()}, gold
+
+
+def in_common(by_system: Mapping[str, Mapping[int, np.ndarray]]) -> dict[str, np.ndarray]:
+    """System -> (K, N) of system -> seed -> (N,): the seeds that all have, in one order."""
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in by_system.values())))
+    if not seeds:
+        raise UsageError(f"no seed that all of {', '.join(by_system)} have; the same command makes what is missing")
+    return {system: np.stack([by_seed[seed] for seed in seeds]) for system, by_seed in by_system.items()}
 
 
 def resampled(
@@ -307,7 +337,14 @@ def resampled(
     drawn = 100 * np.array([[function(one[r], *(labels[r] for labels in gold)) for one in answers] for r in rows])
     mean = drawn.mean(1)
     of_seeds = np.take_along_axis(drawn, (luck[:, :count] * count).astype(int), axis=1).mean(1)
-    return whole, mean + math.sqrt(count / max(1, count - 1)) * (of_seeds - mean)
+    return whole, mean + widening(count) * (of_seeds - mean)
+
+
+def widening(count: int) -> float:
+    """By how much deviations of means of so many seeds, resampled from themselves, are too small for an interval."""
+    if count == 1:
+        return 1.0  # there are none
+    return math.sqrt(count / (count - 1)) * stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
 
 
 def verdict(low: float, high: float) -> str:
@@ -316,56 +353,83 @@ def verdict(low: float, high: float) -> str:
 
 
 def judged(answers: Mapping, gold: Mapping, reference: str, resamples: int = RESAMPLES) -> dict[str, list[dict]]:
-    """`scores` with intervals, and `pairs`: how far the reference is ahead of every other system.
+    """`scores` with intervals, and `pairs`: how far one system is ahead of another.
 
-    The mean over all tasks of a mode (WNLI left out) is a task of its own, of the systems that have them all.
+    The reference is paired with every other system, and in the columns of the main table each with each. Of a task's
+    metrics the leading one is scored, of probes all, for the averages of `results.macro_averages`: the mean over tasks
+    (WNLI left out) of the mean over a task's metrics, of the systems that have them all.
     """
     luck = np.random.default_rng(0).random((resamples, max(len(a) for by in answers.values() for a in by.values())))
-    columns = {}
+    columns, averaged = {}, defaultdict(lambda: defaultdict(list))
     for number, ((task, mode, metric), by_system) in enumerate(answers.items(), start=1):
+        leads = metric == headline(task, [m for t, _, m in answers if t == task])
+        if not leads and mode not in AVERAGED:
+            continue
         size = next(iter(by_system.values())).shape[1]
         rows = np.random.default_rng([0, number]).integers(size, size=(resamples, size))
-        labels = [gold[task]] if metric in FUNCTIONS else []
+        labels = [gold[task]] if task in gold else []
         function = FUNCTIONS.get(metric, np.mean)
-        columns[task, mode, metric] = {
-            system: resampled(function, one, labels, rows, luck) for system, one in by_system.items()
-        }
-    for mode in ("linear", "knn"):
-        parts = [by for (task, m, _), by in columns.items() if m == mode and not task.startswith("wnli")]
-        if len(parts) > 1:
-            whole = [system for system in parts[0] if all(system in by for by in parts)]
-            columns[f"average of {len(parts)} tasks", mode, "average"] = {
-                system: tuple(np.mean([by[system][i] for by in parts], axis=0) for i in range(2)) for system in whole
-            }
+        column = {system: resampled(function, one, labels, rows, luck) for system, one in by_system.items()}
+        if leads:
+            columns[task, mode, metric] = column
+        if mode in AVERAGED and not task.startswith("wnli"):
+            averaged[mode][task].append(column)
+    for mode, by_task in averaged.items():
+        means = [mean_of(columns_) for columns_ in by_task.values()]
+        if len(means) > 1:
+            columns[f"average of {len(means)} tasks", mode, "average"] = mean_of(means)
     scores, pairs = [], []
     for (task, mode, metric), by_system in columns.items():
+        named = {"task": task, "mode": mode, "metric": metric}
         for system, (whole, draws) in by_system.items():
-            named = {"task": task, "mode": mode, "metric": metric, "system": system}
             low, high = np.percentile(draws, [2.5, 97.5]).tolist()
-            scores.append(named | {"score": whole.mean().item(), "low": low, "high": high, "by_seed": whole.tolist()})
-            if system != reference and reference in by_system:
-                ours, our_draws = by_system[reference]
-                low, high = np.percentile(our_draws - draws, [2.5, 97.5]).tolist()
-                pairs.append(named | {"ahead": (ours.mean() - whole.mean()).item(), "low": low, "high": high})
-                pairs[-1]["verdict"] = verdict(low, high)
+            figures = {"score": whole.mean().item(), "low": low, "high": high, "by_seed": whole.tolist()}
+            scores.append(named | {"system": system} | figures)
+        firsts = list(by_system) if is_main(named) else [reference] if reference in by_system else []
+        for first, (ours, our_draws) in ((name, by_system[name]) for name in firsts):
+            for system, (whole, draws) in by_system.items():
+                if system != first:
+                    low, high = np.percentile(our_draws - draws, [2.5, 97.5]).tolist()
+                    figures = {"ahead": (ours.mean() - whole.mean()).item(), "low": low, "high": high}
+                    pairs.append(named | {"of": first, "system": system, **figures, "verdict": verdict(low, high)})
     return {"scores": scores, "pairs": pairs}
+
+
+def mean_of(columns: Sequence[Mapping[str, tuple]]) -> dict[str, tuple]:
+    """The mean of columns, of scores and of their resamples alike, for the systems that are in all."""
+    return {
+        system: tuple(np.mean([column[system][part] for column in columns], axis=0) for part in range(2))
+        for system in columns[0]
+        if all(system in column for column in columns)
+    }
+
+
+def is_main(column: Mapping[str, Any]) -> bool:
+    """Whether a figure belongs into the main table: raw and centred cosines, and the average of linear probes."""
+    return column["mode"] in ("cosine raw", "cosine centred") or (column["metric"], column["mode"]) == (
+        "average",
+        "linear",
+    )
 
 
 def facts_of(plan, out, arm, seed) -> dict[str, Any]:
     """What a run cost, what the collapse monitor said, and its curves: (seconds, value) by name."""
     folder, facts = out / f"seed{seed}" / arm, {"arm": arm, "seed": seed}
+    over_time = answers_at(out, arm, seed, "over_time")
     if plan["arms"][arm].get("trainer") == "none":
         return facts
     records = [record for record in metrics_of(folder) if "train_seconds" in record]
     curves = {name: [(r["train_seconds"], r[name]) for r in records if name in r] for name in WATCHED}
     warned = re.search(r"collapse at step (\d+)", (folder.parent / f"{arm}.log").read_text())
     health = f"collapse at step {warned[1]}" if warned else "healthy" if curves["token_rank"] else "not watched"
-    if is_probed_over_time(plan, arm, seed):
-        answers, gold = read_answers([folder.parent / f"{arm}.over_time.npz"])
+    if over_time.exists():
+        answers, gold = read_answers(over_time)
         clock = [record["step"] for record in records], [record["train_seconds"] for record in records]
-        for (task, mode, metric), by_step in answers.items():
-            score = {int(step): 100 * FUNCTIONS[metric](rows[0], gold[task]) for step, rows in by_step.items()}
-            curves[f"{task}, {mode}"] = [(np.interp(step, *clock).item(), score[step]) for step in sorted(score)]
+        for (task, mode, metric, system), (rows,) in answers.items():
+            if metric == headline(task, [m for t, _, m, _ in answers if t == task]):
+                seconds = np.interp(int(system.rpartition("-")[2]), *clock).item()
+                score = 100 * FUNCTIONS[metric](rows, gold[task])
+                curves[f"{task}, {mode}"] = sorted([*curves.get(f"{task}, {mode}", ()), (seconds, score)])
     cost = {name: records[-1][name] for name in ("step", "tokens_seen", "train_seconds")}
     return facts | cost | {"health": health, "curves": {name: points for name, points in curves.items() if points}}
 
@@ -376,22 +440,26 @@ def facts_of(plan, out, arm, seed) -> dict[str, Any]:
 def source_of(results: Mapping[str, Any]) -> str:
     """Command, date, machine, versions and budget, and what the figures are."""
     asked = next(f"{value:,.0f} {unit}" for unit, value in results["budget"].items() if value is not None)
+    seeds = len({run["seed"] for run in results["runs"]})
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return (
-        f"`{results['command']}`\n\n{results['date']}, {results['machine']}; {versions}. Each arm trains for {asked}. "
-        "Scores are percent, means over the seeds, ± half of the 95 % interval over seeds and rows."
+        f"`{results['command']}`\n\n{results['date']}, {results['machine']}; {versions}. Each arm makes the "
+        f"steps of {asked} in a pilot. Scores are percent, means over {seeds} seeds, ± half of the 95 % interval over "
+        "seeds and rows."
     )
 
 
 def in_words(results: Mapping[str, Any]) -> str:
     """The results as Markdown: scores, differences with verdicts, cost and health."""
+    reference = results["plan"]["reference"]
     parts = [
         f"## {results['plan']['title']}",
         source_of(results),
         score_table(results["scores"], "{score:.1f} ± {half:.1f}"),
-        f"How far `{results['plan']['reference']}` is ahead, with the 95 % interval on the same seeds and rows; it is "
-        "better or worse where that does not hold zero:",
-        score_table(results["pairs"], "{ahead:+.1f} [{low:+.1f}, {high:+.1f}] {verdict}"),
+        f"How far `{reference}` is ahead, with the 95 % interval on the same seeds and rows; it is better or worse "
+        "where that does not hold zero:",
+        score_table(against(reference, results["pairs"]), "{ahead:+.1f} [{low:+.1f}, {high:+.1f}] {verdict}"),
+        verdict_table(results["pairs"]),
         "What the runs cost, and how representations were at their end; means over the seeds:",
         cost_table([run for run in results["runs"] if "curves" in run]),
         *(f"Failed: {line}" for line in results["failures"]),
@@ -408,14 +476,34 @@ def main_table(results: Mapping[str, Any]) -> str:
     """Raw cosines and the mean of the linear probes, and how far the reference is ahead: a row per system."""
     ahead = {
         (p["system"], p["task"], p["mode"]): " ({ahead:+.1f} [{low:+.1f}, {high:+.1f}])".format(**p)
-        for p in results["pairs"]
+        for p in against(results["plan"]["reference"], results["pairs"])
     }
     scores = [
-        s | {"ahead": ahead.get((s["system"], s["task"], s["mode"]), "")}
-        for s in results["scores"]
-        if s["mode"] == "cosine raw" or (s["metric"] == "average" and s["mode"] == "linear")
+        s | {"ahead": ahead.get((s["system"], s["task"], s["mode"]), "")} for s in results["scores"] if is_main(s)
     ]
     return score_table(scores, "{score:.1f} ± {half:.1f}{ahead}")
+
+
+def against(reference: str, pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The pairs of the reference with the others."""
+    return [pair for pair in pairs if pair["of"] == reference]
+
+
+def verdict_table(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """Every pair in the columns of the main table: a sign for each."""
+    main = [pair for pair in pairs if is_main(pair)]
+    columns = list(dict.fromkeys(f"{p['task']}, {p['mode']}" for p in main))
+    systems = list(dict.fromkeys(p["of"] for p in main))
+    signs = {"better": "+", "worse": "−", "not told apart": "·"}
+    cells = {(p["of"], p["system"], f"{p['task']}, {p['mode']}"): signs[p["verdict"]] for p in main}
+    rows = [
+        [one, *("".join(cells.get((one, other, column), " ") for column in columns) for other in systems)]
+        for one in systems
+    ]
+    return (
+        f"Every pair, by {'; '.join(columns)}: whether the system of the row is better (+) than that of the column, "
+        f"worse (−), or not told apart (·):\n\n{as_markdown(['', *systems], rows)}"
+    )
 
 
 def score_table(scores: Sequence[Mapping[str, Any]], form: str) -> str:
@@ -431,7 +519,7 @@ def score_table(scores: Sequence[Mapping[str, Any]], form: str) -> str:
 
 def cost_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """A row per arm."""
-    last = list(dict.fromkeys(name for run in runs for name in run["curves"]))
+    last = [name for name in WATCHED if any(name in run["curves"] for run in runs)]
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
         own = [run for run in runs if run["arm"] == arm]

@@ -1,6 +1,8 @@
 """Started by `test_distributed.py` in each process: run_pretraining, keeping what the rank saw for the test."""
 
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -18,11 +20,18 @@ class RecordingTrainer(TextJepaTrainer):
     def train(self, *args, **kwargs):
         output = super().train(*args, **kwargs)
         kept = {"seen": self.seen, "target": self.model.target_encoder.state_dict(), "world": self.args.world_size}
+        kept["threads"] = threads()
         torch.save(kept, f"{self.args.output_dir}/rank{self.args.process_index}.pt")
         return output
+
+
+def threads():
+    """The names of the threads of this process, where the system tells them."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     run_pretraining.TextJepaTrainer = RecordingTrainer
-    run_pretraining.main(sys.argv[1:])
+    output_dir = run_pretraining.main(sys.argv[1:])
+    output_dir.joinpath(f"threads-{os.environ.get('RANK', 0)}.txt").write_text("\n".join(threads()))

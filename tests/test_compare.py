@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import run_probe
 from benchmarks import compare
 from text_jepa.arguments import UsageError
+from text_jepa.results import macro_averages
 
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +65,29 @@ def test_interval_of_equal_rows_is_that_of_the_mean_of_new_seeds():
     answers = np.repeat(scores[:, None], 50, axis=1)
     _, resampled = compare.resampled(np.mean, answers, [], *draws(3, 50, 20_000))
     assert resampled.mean() == pytest.approx(50, abs=1)
-    assert resampled.std() == pytest.approx(100 * scores.std(ddof=1) / math.sqrt(3), rel=0.03)
+    # Student's quantile over the normal one, with two degrees of freedom.
+    assert resampled.std() == pytest.approx(100 * scores.std(ddof=1) / math.sqrt(3) * 4.303 / 1.960, rel=0.03)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_interval_of_few_seeds_holds_the_truth_as_often_as_it_says(seeds):
+    generator, held = np.random.default_rng(4), 0
+    for _ in range(400):
+        answers = np.repeat(generator.normal(size=(seeds, 1)), 2, axis=1)
+        _, resampled = compare.resampled(np.mean, answers, [], *draws(seeds, 2, 400))
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        held += low <= 0 <= high
+    assert held / 400 == pytest.approx(0.95, abs=0.03)
+
+
+def test_a_seed_that_one_system_lacks_counts_for_none():
+    """By place, the difference of an arm to its own copy without the first seed would not be 0."""
+    whole = {seed: np.full(4, value) for seed, value in {1: 0.2, 2: 0.5, 3: 0.8}.items()}
+    found = compare.in_common({"ours": whole, "same": {seed: whole[seed] for seed in (3, 2)}})
+    assert np.array_equal(found["ours"], found["same"])
+    assert found["ours"].mean() == pytest.approx(0.65)
+    with pytest.raises(UsageError, match="no seed that all of ours, other have"):
+        compare.in_common({"ours": whole, "other": {4: whole[1]}})
 
 
 def table(**systems):
@@ -103,6 +127,32 @@ def test_a_system_without_a_task_has_no_average():
     gold["rte"] = gold["sst2"]
     averages = [s for s in compare.judged(answers, gold, "ours", 50)["scores"] if s["metric"] == "average"]
     assert [s["system"] for s in averages] == ["ours"]
+
+
+def test_averages_are_those_of_the_probe():
+    """Of a task with two metrics their mean counts; its table shows the leading one alone."""
+    answers, gold = table(ours=0.8, theirs=0.7)
+    (of_task,) = answers.values()
+    answers |= {("mrpc", "linear", metric): of_task for metric in ("accuracy", "f1")}
+    gold["mrpc"] = gold["sst2"]
+    judged = compare.judged(answers, gold, "ours", 50)
+    shown = {(s["task"], s["metric"], s["system"]): s["score"] for s in judged["scores"]}
+    assert {metric for task, metric, _ in shown if task == "mrpc"} == {"f1"}
+    rows = {(*column, system): rows for column, by in answers.items() for system, rows in by.items()}
+    expected = macro_averages(run_probe.all_scores(rows, gold, 0))
+    assert {s.system: pytest.approx(s.score) for s in expected} == {
+        system: value for (_, metric, system), value in shown.items() if metric == "average"
+    }
+
+
+def test_every_two_systems_are_compared_where_the_main_table_looks():
+    answers, gold = table(ours=0.9, weak=0.6, strong=0.9)
+    answers = {("qqp test", "cosine raw", "map"): next(iter(answers.values())), **answers}
+    pairs = compare.judged(answers, gold, "ours", 200)["pairs"]
+    assert {(p["of"], p["system"]) for p in pairs if p["task"] == "sst2"} == {("ours", "weak"), ("ours", "strong")}
+    found = {(p["of"], p["system"]): p["ahead"] for p in pairs if p["task"] == "qqp test"}
+    assert len(found) == 6
+    assert all(ahead == pytest.approx(-found[other, one]) for (one, other), ahead in found.items())
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -164,7 +214,15 @@ def found(tmp_path):
     answers["qqp dev", "cosine raw", "map"] = {"ours": np.full((3, 9), 0.75), "mlm": np.full((3, 9), 0.5)}
     plan = {"title": "Two arms", "reference": "ours"}
     curves = {"token_rank": [(1.0, 2.0)]}
-    run = {"arm": "mlm", "step": 1, "tokens_seen": 2, "train_seconds": 4, "health": "healthy", "curves": curves}
+    run = {
+        "arm": "mlm",
+        "seed": 1,
+        "step": 1,
+        "tokens_seen": 2,
+        "train_seconds": 4,
+        "health": "healthy",
+        "curves": curves,
+    }
     results = {"command": "made up", "date": "today", "machine": "none", "versions": {}, "budget": {"seconds": 5}}
     results |= {"plan": plan, "failures": [], "runs": [run], **compare.judged(answers, gold, "ours", 50)}
     folder = tmp_path / "pair"
@@ -268,7 +326,7 @@ def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert first.returncode == 1, first.stderr
     assert [line.split(",")[0] for line in results["failures"]] == ["broken"]
-    assert {"mlm", "jepa", "random weights", "bag of its embeddings", "TF-IDF"} == {
+    assert {"mlm", "jepa", "random weights", "bag of its embeddings", "TF-IDF", "majority"} == {
         score["system"] for score in results["scores"]
     }
     assert all(len(score["by_seed"]) == 2 for score in results["scores"])
@@ -276,6 +334,6 @@ def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated
     assert {"token_rank", "task, linear"} <= results["runs"][0]["curves"].keys()
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"results.md", "curves.png"}
 
-    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npz")}
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("answers.npz")}
     subprocess.run(command, capture_output=True, text=True)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npz")} == trained
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("answers.npz")} == trained

@@ -195,3 +195,12 @@ def test_masks_belong_to_texts_not_to_ranks(runs):
 def test_two_processes_leave_one_complete_folder(runs):
     names = {path.name for path in (runs / "two").iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "metrics.jsonl", "pretraining"} <= names
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are read from /proc")
+def test_no_thread_of_the_group_outlives_a_run(runs):
+    """One that gave back a tensor while the interpreter ended aborted its process, and with it the whole run."""
+    for number, rank in enumerate(ranks(runs / "two")):
+        assert any("gloo" in name for name in rank["threads"])
+        assert "gloo" not in (runs / "two" / f"threads-{number}.txt").read_text()

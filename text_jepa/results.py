@@ -215,6 +215,29 @@ def read_results(path: str | Path) -> list[Score]:
     return [Score(**row) for row in rows]
 
 
+def write_answers(
+    folder: str | Path, answers: Mapping[tuple[str, str, str, str], np.ndarray], gold: Mapping[str, np.ndarray]
+) -> None:
+    """Writes `answers.npz`: what the figures are of, for statistics over other rows, seeds or systems.
+
+    Args:
+        folder: There already.
+        answers: (task, mode, metric, system) to (K, N), a row per seed: predictions, or values of the metric itself.
+        gold: Task to (N,) labels, where the answers are predictions.
+    """
+    arrays = {"|".join(key): rows for key, rows in answers.items()} | {f"{task}|gold": of for task, of in gold.items()}
+    unfinished = Path(folder, "_answers.npz")
+    np.savez_compressed(unfinished, **arrays)
+    unfinished.rename(Path(folder, "answers.npz"))
+
+
+def read_answers(folder: str | Path) -> tuple[dict[tuple[str, ...], np.ndarray], dict[str, np.ndarray]]:
+    """What `write_answers` has written: the answers and the labels."""
+    with np.load(Path(folder, "answers.npz")) as arrays:
+        found = {tuple(name.split("|", 3)): array for name, array in arrays.items()}
+    return {k: v for k, v in found.items() if len(k) == 4}, {k[0]: v for k, v in found.items() if len(k) == 2}
+
+
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
