@@ -58,31 +58,18 @@ _PRESETS = {
 
 # What the comparisons in the same trainer set: same encoder, data and order, another objective. The masks are the
 # collator's: `configs/` has a recipe of each.
+_TOKENS_ALONE = {
+    "latent_loss_weight": 0.0,
+    "token_loss_weight": 1.0,
+    "token_loss_candidates": None,
+    "sentence_loss_weight": 0.0,
+}
+_IN_PLACE = {"context_mode": "mask_token", "predictor_type": "mlp", "pred_num_hidden_layers": 1}
 OBJECTIVES = {
     "jepa": {},
-    "mlm": {
-        "context_mode": "mask_token",
-        "predictor_type": "mlp",
-        "pred_num_hidden_layers": 1,
-        "latent_loss_weight": 0.0,
-        "token_loss_weight": 1.0,
-        "token_loss_candidates": None,
-        "sentence_loss_weight": 0.0,
-    },
-    "drop_mlm": {
-        "latent_loss_weight": 0.0,
-        "token_loss_weight": 1.0,
-        "token_loss_candidates": None,
-        "sentence_loss_weight": 0.0,
-    },
-    "data2vec": {
-        "context_mode": "mask_token",
-        "predictor_type": "mlp",
-        "pred_num_hidden_layers": 1,
-        "smooth_l1_beta": 4.0,
-        "token_loss_weight": 0.0,
-        "sentence_loss_weight": 0.0,
-    },
+    "mlm": _IN_PLACE | _TOKENS_ALONE,
+    "drop_mlm": _TOKENS_ALONE,
+    "data2vec": _IN_PLACE | {"smooth_l1_beta": 4.0, "token_loss_weight": 0.0, "sentence_loss_weight": 0.0},
     "simcse": {
         "latent_loss_weight": 0.0,
         "token_loss_weight": 0.0,
@@ -412,7 +399,8 @@ class TextJepaConfig(PreTrainedConfig):
 
     def validate_predictor(self):
         """Raises ValueError if the predictor cannot be built."""
-        for name in ("pred_num_hidden_layers", "pred_num_mask_tokens", "sigreg_num_slices"):
+        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "conv_groups", "num_mask_tokens")
+        for name in (*(f"pred_{count}" for count in counts), "sigreg_num_slices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.sentence_hidden_size < 0:
@@ -464,14 +452,14 @@ class TextJepaConfig(PreTrainedConfig):
         if not 1 <= self.target_num_layers <= layers:
             raise ValueError(f"target_num_layers must be 1 to {layers} for this encoder, got {self.target_num_layers}")
         for name in ("latent", "token", "sentence", "variance", "covariance", "sigreg"):
-            if getattr(self, f"{name}_loss_weight") < 0:
+            if not getattr(self, f"{name}_loss_weight") >= 0:  # NaN is not, either
                 raise ValueError(f"{name}_loss_weight must be at least 0, got {getattr(self, f'{name}_loss_weight')}")
         if not self.predicts_tokens and not self.sentence_loss_weight:
             raise ValueError("latent_loss_weight, token_loss_weight or sentence_loss_weight must be above 0")
         if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
             raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
         for name in ("smooth_l1_beta", "infonce_temperature"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.target_momentum < 1:
             raise ValueError(f"target_momentum must be at least 0 and below 1, got {self.target_momentum}")

@@ -131,19 +131,20 @@ def latent_distance(predictions, targets, loss_type: str, beta: float) -> torch.
     return distance(predictions, targets, reduction="none").mean(dim=-1)
 
 
-def contrastive_distance(predictions, targets, ids, temperature: float) -> torch.Tensor:
+def contrastive_distance(predictions, targets, own, temperature: float, ids=None) -> torch.Tensor:
     """InfoNCE (arXiv 1807.03748): each prediction has to find its target, by cosine, among those of all processes.
 
-    Predictions and targets (n, D) -> cross-entropies (n,). Targets with equal `ids` (n,) stand for the same thing and
-    are no negatives of each other.
+    Predictions (n, D), targets (m, D) and the row `own` (n,) of each prediction's target -> cross-entropies (n,).
+    Targets with equal `ids` (m,) stand for the same thing and are no negatives of each other.
     """
     targets, before = gather_rows(targets)
     logits = F.normalize(predictions, dim=-1) @ F.normalize(targets, dim=-1).T / temperature
-    itself = torch.eye(len(ids), dtype=torch.bool, device=ids.device)
-    # The same number on another process is something else.
-    alike = F.pad((ids[:, None] == ids) & ~itself, (before, len(targets) - before - len(ids)))
-    own = torch.arange(before, before + len(ids), device=ids.device)
-    return F.cross_entropy(logits.masked_fill(alike, -torch.inf), own, reduction="none")
+    if ids is not None:
+        alike = (ids[own, None] == ids) & (own[:, None] != torch.arange(len(ids), device=ids.device))
+        # The same number on another process is something else.
+        alike = F.pad(alike, (before, len(targets) - before - len(ids)))
+        logits = logits.masked_fill(alike, -torch.inf)
+    return F.cross_entropy(logits, own + before, reduction="none")
 
 
 def variance_loss(x: torch.Tensor) -> torch.Tensor:
@@ -583,13 +584,17 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def forward(self, values, weights):
-        """(…, D) with weights (…, 1) -> mean and variance (D,); in training these values are taken in first."""
+        """(…, D) with weights (…, 1) -> mean and variance (D,); in training these values are taken in first.
+
+        Values that are not finite are left out, for they would stay.
+        """
         if self.training:
-            self.updates += 1
-            step = (1 / self.updates).clamp(min=1 - self.momentum)
-            found = moments(values, weights, tuple(range(values.dim() - 1)))
+            found = [value.flatten() for value in moments(values, weights, tuple(range(values.dim() - 1)))]
+            finite = torch.stack(found).isfinite().all()
+            self.updates += finite
+            step = (1 / self.updates.clamp(min=1)).clamp(min=1 - self.momentum)
             for running, value in zip((self.mean, self.variance), found, strict=True):
-                running.lerp_(value.flatten(), step)
+                running.lerp_(torch.where(finite, value, running), step)
         return self.mean, self.variance
 
 
@@ -796,7 +801,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if config.sentence_loss_weight > 0:
             prediction, target = self.sentence_head(pooled), text_targets[1]
             texts = torch.arange(len(target), device=target.device).repeat_interleave(target_positions.shape[1])
-            distance = self._distance(config.sentence_loss_type, prediction, target[texts], texts)
+            distance = self._distance(config.sentence_loss_type, prediction, target, texts)
             terms["sentence_loss"] = gather_rows(distance)[0].mean() * (count / items)
         if config.regularizers:
             both = config.sentence_loss_weight > 0 and self.target_encoder is None
@@ -813,15 +818,20 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             return self._distance(loss_type, predictions, targets).masked_fill(~used, 0)
         # Several masks of a text may hide the same token: no negatives of each other.
         ids = target_positions + length * torch.arange(len(used), device=used.device)[:, None, None]
-        found = self._distance(loss_type, predictions[used], targets[used], ids[used])
+        ids = ids[used]
+        found = self._distance(
+            loss_type, predictions[used], targets[used], torch.arange(len(ids), device=ids.device), ids
+        )
         return torch.zeros_like(predictions[..., 0], dtype=torch.float32).masked_scatter(used, found)
 
-    def _distance(self, loss_type, predictions, targets, ids=None):
-        """Of predictions and targets (…, D), in float32; in InfoNCE equal `ids` (n,) stand for the same thing."""
+    def _distance(self, loss_type, predictions, targets, own=None, ids=None):
+        """Of predictions (…, D) and their targets, in float32: of the same shape, or the rows `own` of (m, D)."""
         predictions, targets = predictions.float(), targets.float()
-        if loss_type == "infonce":
-            return contrastive_distance(predictions, targets, ids, self.config.infonce_temperature)
-        return latent_distance(predictions, targets, loss_type, self.config.smooth_l1_beta)
+        if loss_type != "infonce":
+            targets = targets if own is None else targets[own]
+            return latent_distance(predictions, targets, loss_type, self.config.smooth_l1_beta)
+        with torch.autocast(predictions.device.type, enabled=False):
+            return contrastive_distance(predictions, targets, own, self.config.infonce_temperature, ids)
 
     def _token_loss(self, features, labels):
         """Summed cross-entropy of labels (R, T) from features (R, T, P) through the tied input embedding."""
@@ -849,7 +859,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if "variance" in names:
             terms["variance"] = sum(map(variance_loss, sides)) / len(sides)
         if "covariance" in names:
-            terms["covariance"] = sum(map(covariance_loss, sides))
+            with torch.autocast(sides[0].device.type, enabled=False):  # whose products of float32 are not
+                terms["covariance"] = sum(map(covariance_loss, sides))
         if "sigreg" in names:
             directions = torch.randn(sides[0].shape[1], self.config.sigreg_num_slices, device=sides[0].device)
             if _world_size() > 1:

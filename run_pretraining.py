@@ -8,6 +8,7 @@ Values of the YAML file come first, flags win. The output folder is the encoder,
 architecture; `pretraining/` in it holds the complete model for going on.
 """
 
+import dataclasses
 import gc
 import logging
 import os
@@ -130,7 +131,9 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
     trainer.save_state()
     if args.process_index == 0:
         with checkpointing.writing(args.output_dir, "the encoder"):
-            leave_results(trainer, tokenizer, (model_args, data_args, objective_args, args))
+            # What the objective was when the run began, for defaults change.
+            objective = ObjectiveArguments(**{name: trainer.facts[name] for name in vars(objective_args)})
+            leave_results(trainer, tokenizer, (model_args, data_args, objective, args))
         encoder = trained_encoder(model, model_args.export_encoder)
         show_neighbours(encoder, tokenizer, held_out, data_args.max_length)
         print(f"\nThe encoder is in {args.output_dir}  (its card: {Path(args.output_dir, 'README.md')})")
@@ -198,6 +201,7 @@ def facts_of(data_args, config, collator, train_dataset, workers) -> dict:
     encoder = config.text_config.to_dict()
     facts |= {f"text_config.{name}": encoder[name] for name in encoder.keys() - {"transformers_version"}}
     facts["masks"] = collator.masks_in_words()
+    facts["mask_strategies"] = [dataclasses.asdict(strategy) for strategy in collator.strategies]  # words are rounded
     if hasattr(train_dataset, "__len__"):
         lengths = np.asarray(train_dataset["length"][:])
         checksum = zlib.crc32(lengths.tobytes())
@@ -226,8 +230,8 @@ def check_agreement(trainer, checkpoint):
 def load_finished(trainer, checkpoint) -> bool:
     """Loads a checkpoint if its run has done all its steps, which the Trainer would follow by one more."""
     state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
-    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps
-    if state.global_step < steps:
+    steps, epochs = trainer.args.max_steps, trainer.args.num_train_epochs
+    if state.global_step < (steps if steps > 0 else state.max_steps) or (steps <= 0 and state.epoch + 1e-6 < epochs):
         return False
     best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best or checkpoint)

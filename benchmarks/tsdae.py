@@ -3,8 +3,9 @@
     python benchmarks/tsdae.py --model_name_or_path ENCODER --train_file TEXTS --learning_rate 3e-5 --max_steps 1000
 
 Wang et al. (2021): 60 % of the words are deleted, and a decoder that sees one pooled vector writes the text again. It
-shares the encoder's weights where that architecture has a causal form, and else is a new BERT of the same size. The
-encoder's own pooling stands in for the first token. Texts and their order are those of run_pretraining.py.
+shares the encoder's weights where that architecture has a causal form, and else is a new BERT of the same size; what
+the encoder lacks learns at --predictor_learning_rate. The encoder's own pooling stands in for the first token. Texts
+and their order are those of run_pretraining.py.
 """
 
 import random
@@ -38,7 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     examples = tokenize_corpus(corpus, encoder.tokenizer, **fields_for(tokenize_corpus, data_args))["train"]
     output_dir = Path(args.output_dir)
     loss = DenoisingAutoEncoderLoss(encoder, **decoder_for(encoder, output_dir / "decoder")).train()
-    optimizer = torch.optim.AdamW(loss.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    inside = {id(parameter) for parameter in encoder.parameters()}
+    around = [parameter for parameter in loss.parameters() if id(parameter) not in inside]
+    groups = [{"params": list(encoder.parameters())}]
+    groups.append({"params": around, "lr": args.predictor_learning_rate or args.learning_rate})
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
     steps = args.max_steps
     schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps)
     chance, records, tokens, started = random.Random(args.seed), [], 0, time.perf_counter()
@@ -61,8 +66,6 @@ def main(argv: list[str] | None = None) -> None:
         if step % args.logging_steps == 0 or step == steps:
             seconds = time.perf_counter() - started
             records.append({"step": step, "loss": value.item(), "tokens_seen": tokens, "train_seconds": seconds})
-        if args.save_strategy == "steps" and (step % args.save_steps == 0 or step == steps):
-            encoder.save(str(output_dir / f"checkpoint-{step}"))
     encoder.save(str(output_dir))
     write_metrics(output_dir, records)
     write_arguments(output_dir / "arguments.yaml", model_args, data_args, args)

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerControl
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import run_pretraining
 from benchmarks.faults import differences
@@ -541,6 +541,7 @@ def test_command_goes_on_where_it_was(command, finished, copy):
         (["--max_steps", "9"], "max_steps was 6 and is 9"),
         (["--max_train_samples", "50"], "data was '201 texts"),
         (["--mask_ratio", "0.3"], "masks was"),
+        (["--mean_span_length", "3.00001"], "mask_strategies was"),
         (["--token_loss_weight", "0"], "token_loss_weight was"),
         (["--text_config", json.dumps(SHAPE)], "text_config.embedding_dropout was 0.2 and is 0.0"),
     ],
@@ -586,6 +587,15 @@ def test_resume_of_a_finished_run_does_no_step(command, finished, tmp_path):
         if name.suffix == ".safetensors" or name.parts[0].startswith("checkpoint"):
             assert after[name] == before[name], name
     assert differences(finished, run, "metrics.jsonl") == []
+
+
+def test_more_passes_than_a_finished_run_made_are_made(corpus, tmp_path):
+    """The number of steps follows from them; that of the checkpoint said nothing was left to do."""
+    once = [*flags(corpus, tmp_path / "run"), "--max_steps", "-1", "--max_train_samples", "16"]
+    run_pretraining.main([*once, "--num_train_epochs", "1"])
+    steps = TrainerState.load_from_json(tmp_path / "run/trainer_state.json").global_step
+    run_pretraining.main([*once, "--num_train_epochs", "2", *AUTO, "--accept_changes"])
+    assert TrainerState.load_from_json(tmp_path / "run/trainer_state.json").global_step == 2 * steps
 
 
 def test_folder_in_use_is_refused_and_left_alone(command, copy, finished, tmp_path):

@@ -239,14 +239,26 @@ def report(monkeypatch):
     return importlib.import_module("report")
 
 
-def test_the_page_has_every_comparison_and_the_readme_the_main_table(found, report, tmp_path):
+@pytest.fixture
+def root(tmp_path):
+    """A checkout with a page of one older comparison."""
     (tmp_path / "docs/assets").mkdir(parents=True)
+    page = "# Results\n\n<!-- comparison older -->\n## Older\n<!-- end of comparison -->\n"
+    (tmp_path / "docs/results.md").write_text(page)
     (tmp_path / "README.md").write_text("Before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
-    report.main([str(found)], tmp_path)
-    page, readme = ((tmp_path / name).read_text() for name in ("docs/results.md", "README.md"))
-    assert "## Two arms" in page
+    return tmp_path
+
+
+def test_the_page_has_every_comparison_and_the_readme_the_main_table(found, report, root):
+    for _ in range(2):
+        report.main([str(found), "--readme"], root)
+    page, readme = ((root / name).read_text() for name in ("docs/results.md", "README.md"))
+    assert page.startswith("# Results\n\n<!-- comparison older -->\n## Older\n")
+    assert page.count("## Two arms") == 1
     assert "sst2, linear, accuracy" in page
-    assert (tmp_path / "docs" / page.split("](")[-1].split(")")[0]).read_bytes() == b"picture"
+    assert (root / "docs/assets/results-pair.png").read_bytes() == b"picture"
+    assert "(assets/results-pair.png)" in page
+    assert (root / "docs/assets/results-pair.json").read_text() == (found / "results.json").read_text()
     assert "old" not in readme
     assert readme.startswith("Before")
     assert readme.endswith("after\n")
@@ -255,18 +267,24 @@ def test_the_page_has_every_comparison_and_the_readme_the_main_table(found, repo
     assert "sst2, linear" not in readme
 
 
-def test_a_card_gets_the_main_table_once_with_its_command(found, report, tmp_path):
-    (tmp_path / "docs/assets").mkdir(parents=True)
-    (tmp_path / "README.md").write_text("<!-- results --><!-- end of results -->")
-    card = tmp_path / "encoder/README.md"
+def test_every_part_of_the_page_with_figures_is_what_they_say(report):
+    page = (ROOT / "docs/results.md").read_text()
+    kept = sorted((ROOT / "docs/assets").glob("results-*.json"))
+    assert kept
+    for path in kept:
+        assert report.in_words(json.loads(path.read_text())) in page, path.name
+
+
+def test_a_card_gets_the_main_table_once_with_its_command(found, report, root):
+    card = root / "encoder/README.md"
     card.parent.mkdir()
     card.write_text("# encoder\n")
     for _ in range(2):
-        report.main([str(found), "--card", str(card.parent)], tmp_path)
+        report.main([str(found), "--card", str(card.parent)], root)
     assert card.read_text().startswith("# encoder\n\n<!-- results -->\n## Beside other objectives\n\n`made up`\n")
     assert card.read_text().count("| mlm | 50.0 ± 0.0 (+25.0 [+25.0, +25.0]) |") == 1
     with pytest.raises(UsageError, match=r"nowhere/README\.md: does not exist"):
-        report.main([str(found), "--card", str(tmp_path / "nowhere")], tmp_path)
+        report.main([str(found), "--card", str(root / "nowhere")], root)
 
 
 def test_a_folder_without_results_changes_nothing(report, tmp_path):

@@ -119,6 +119,11 @@ def test_unknown_preset_lists_those_there_are():
         ({"pred_num_hidden_layers": 0}, "pred_num_hidden_layers must be at least 1, got 0"),
         ({"pred_hidden_size": 15}, r"pred_hidden_size \(15\) must be a multiple of pred_num_attention_heads \(2\)"),
         ({"pred_hidden_size": 10}, "even width per predictor head"),
+        ({"pred_hidden_size": 0}, "pred_hidden_size must be at least 1, got 0"),
+        ({"pred_num_attention_heads": 0}, "pred_num_attention_heads must be at least 1, got 0"),
+        ({"predictor_type": "conv", "pred_conv_groups": 0}, "pred_conv_groups must be at least 1, got 0"),
+        ({"infonce_temperature": float("nan")}, "infonce_temperature must be positive, got nan"),
+        ({"token_loss_weight": float("nan")}, "token_loss_weight must be at least 0, got nan"),
         ({"target_num_layers": 4}, "target_num_layers must be 1 to 3 for this encoder, got 4"),
         ({"target_num_layers": 0}, "target_num_layers must be 1 to 3 for this encoder, got 0"),
         (

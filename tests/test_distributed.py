@@ -175,6 +175,16 @@ def test_two_processes_log_the_losses_of_one(runs):
 
 
 @pytest.mark.distributed
+def test_two_processes_evaluate_as_one_does(runs):
+    """But for texts that one of them reads twice, so that both read as many."""
+    from text_jepa.training import metrics_of
+
+    one, two = (next(r for r in metrics_of(runs / name) if "eval_loss" in r) for name in ("one", "two"))
+    for key in ("eval_loss", "eval_latent_loss", "eval_token_loss"):
+        assert two[key] == pytest.approx(one[key], rel=0.1), key
+
+
+@pytest.mark.distributed
 def test_target_encoder_is_the_same_on_all_ranks_bit_by_bit(runs):
     first, second = (rank["target"] for rank in ranks(runs / "two"))
     assert all(torch.equal(first[name], second[name]) for name in first)

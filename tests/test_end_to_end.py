@@ -30,7 +30,7 @@ import run_pretraining
 import run_probe
 from text_jepa import TextJepaForPreTraining, TextJepaModel, pretraining_arguments
 from text_jepa.arguments import UsageError, parse_arguments
-from text_jepa.assembly import make_model
+from text_jepa.assembly import config_from, make_model
 from text_jepa.training import TextJepaTrainingArguments, metrics_of
 
 
@@ -221,6 +221,29 @@ def test_saved_tensors_are_neither_doubled_nor_missing(runs, kind):
     assert complete == names(runs[kind] / "checkpoint-6")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target_encoder_type", "online", "--sentence_loss_type", "cosine"], "online targets collapse"),
+        (["--token_loss_weight", "-1"], "token_loss_weight must be at least 0"),
+    ],
+)
+def test_an_objective_that_a_checkpoint_cannot_have_is_refused_before_the_first_step(
+    runs, corpus, tmp_path, flags, message
+):
+    path = str(runs["scratch"] / "pretraining")
+    arguments = ["--train_file", str(corpus), "--model_name_or_path", path, *QUICK, *flags]
+    with pytest.raises(UsageError, match=message):
+        run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "on")])
+    assert not (tmp_path / "on").exists()
+
+
+def test_an_encoder_of_another_depth_takes_the_kinds_of_layers_of_that_depth(runs):
+    """A configuration names a kind for each layer; with their number alone it would not fit."""
+    config = config_from(str(runs["scratch"]), {}, {"num_hidden_layers": 3}, {}, {})
+    assert len(config.text_config.layer_types) == 3
+
+
 @pytest.mark.parametrize("source", ["scratch/pretraining", "scratch", "from_encoder/pretraining"])
 def test_training_continues_from_any_folder(runs, corpus, tmp_path, source):
     """A pretraining folder keeps its predictor; an exported encoder gets a new one."""
@@ -275,6 +298,9 @@ def test_arguments_file_repeats_the_run(runs, tmp_path):
     output = run_pretraining.main([str(path), "--output_dir", str(tmp_path / "again")])
     first, second = metrics_of(runs["scratch"]), metrics_of(output)
     assert [r["loss"] for r in first if "loss" in r] == [r["loss"] for r in second if "loss" in r]
+    # Defaults change; what the run did stays.
+    assert yaml.safe_load(path.read_text())["sentence_loss_type"] == "infonce"
+    assert yaml.safe_load(path.read_text())["token_loss_weight"] == 0.1
 
 
 def test_model_card_is_complete_and_true(runs):

@@ -1,5 +1,6 @@
 """Every term, target and objective against a formula written by hand. Predictor and leaks: test_modeling.py."""
 
+import copy
 import itertools
 import math
 
@@ -225,21 +226,48 @@ def plain_infonce(predictions, targets, ids, temperature):
 def test_infonce_is_the_plain_formula_without_duplicates_as_negatives(ids):
     predictions, targets = torch.randn(6, 4), torch.randn(6, 4)
     expected = torch.tensor(plain_infonce(predictions, targets, ids, 0.2))
-    close(contrastive_distance(predictions, targets, torch.tensor(ids), 0.2), expected)
+    close(contrastive_distance(predictions, targets, torch.arange(6), 0.2, torch.tensor(ids)), expected)
 
 
 def test_the_optimum_of_infonce_is_at_aligned_orthogonal_pairs():
     ids, pairs = torch.arange(6), torch.linalg.qr(torch.randn(6, 6))[0]
-    best = contrastive_distance(pairs, pairs, ids, 0.1)
+    best = contrastive_distance(pairs, pairs, ids, 0.1, ids)
     close(best, torch.full((6,), math.log(1 + 5 * math.exp(-10))), 1e-6)
-    assert (contrastive_distance(pairs, pairs.roll(1, 0), ids, 0.1) > 10).all()
-    assert contrastive_distance(torch.ones(6, 6), torch.ones(6, 6), ids, 0.1)[0].item() == pytest.approx(math.log(6))
+    assert (contrastive_distance(pairs, pairs.roll(1, 0), ids, 0.1, ids) > 10).all()
+    assert contrastive_distance(torch.ones(6, 6), torch.ones(6, 6), ids, 0.1, ids)[0].item() == pytest.approx(
+        math.log(6)
+    )
     # The best of all is a simplex, a little more than orthogonal: there is no way down from it.
     simplex = (pairs - pairs.mean(0)).requires_grad_()
-    lowest = contrastive_distance(simplex, simplex, ids, 0.1)
+    lowest = contrastive_distance(simplex, simplex, ids, 0.1, ids)
     close(lowest, torch.full((6,), math.log(1 + 5 * math.exp(-12))), 1e-6)
     (gradient,) = torch.autograd.grad(lowest.sum(), simplex)
     close(gradient, torch.zeros(6, 6), 1e-6)
+
+
+def test_a_text_is_one_negative_however_many_masks_it_has(make_model, make_batch):
+    fields = {"latent_loss_weight": 0, "sentence_loss_weight": 1, "sentence_loss_type": "infonce"}
+    model, batch = make_model(**fields), make_batch(masks=1)
+    drawn = ("context_positions", "target_positions", "target_spans")
+    twice = batch | {name: batch[name].repeat(1, 3, 1) for name in drawn}
+    one, three = (model.eval()(**inputs).sentence_loss for inputs in (batch, twice))
+    close(three, one)
+    assert one.item() > 1e-3
+
+
+@pytest.mark.parametrize("fields", [{"sentence_loss_type": "infonce"}, {"covariance_loss_weight": 1.0}])
+def test_contrast_and_covariance_are_in_float32_under_autocast(make_model, fields):
+    """Logits of cosines over a small temperature, and sums of squares of half precision, are no such."""
+    model, own = make_model(sentence_loss_weight=1.0, infonce_temperature=0.05, **fields), torch.arange(16)
+    vectors = F.normalize(torch.randn(2, 16, 32), dim=-1)
+    values = [
+        lambda: model._distance("infonce", *vectors, own).sum(),
+        lambda: sum(model._regularize([vectors[0] * 60]).values(), torch.zeros(())),
+    ]
+    for value in values:
+        expected = value()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(value(), expected)
 
 
 def test_latent_infonce_contrasts_with_all_other_hidden_tokens_of_the_batch(make_model, batch):
@@ -282,6 +310,20 @@ def test_moments_survive_an_outlier_dimension():
     mean, variance = moments(values.float(), weights.float(), (0, 1))
     np.testing.assert_allclose(mean.flatten(), present.mean(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(variance.flatten(), present.var(0, correction=0), rtol=2e-2)
+
+
+def test_running_moments_leave_out_what_is_not_finite():
+    """It would stay: every later loss would be NaN, long after the step that was skipped."""
+    running, weights = RunningMoments(3, 0.9).train(), torch.ones(4, 1)
+    values = torch.randn(3, 4, 3)
+    for one in values[:2]:
+        running(one, weights)
+    before = copy.deepcopy(running.state_dict())
+    running(values[2].index_fill(0, torch.tensor([1]), math.inf), weights)
+    assert all(torch.equal(value, before[name]) for name, value in running.state_dict().items())
+    running(values[2], weights)
+    assert running.updates == 3
+    close(running.mean, values.mean((0, 1)))
 
 
 def standardised(values, mean, variance):
@@ -441,7 +483,9 @@ def test_the_pooled_context_predicts_the_pooled_text_or_its_view(make_model, mak
             targets.append(pooled[text])
     predictions, targets = torch.stack(predictions), torch.stack(targets).detach()
     if loss_type == "infonce":
-        expected = torch.tensor(plain_infonce(predictions, targets, [0, 0, 1, 1, 2, 2], 0.1)).mean()
+        # Among the three texts, each of them once.
+        of_masks = [plain_infonce(predictions[mask::2], targets[mask::2], [0, 1, 2], 0.1) for mask in range(2)]
+        expected = torch.tensor(of_masks).mean()
     else:
         expected = latent_distance(predictions, targets, loss_type, 1.0).mean()
     close(output.sentence_loss, expected)

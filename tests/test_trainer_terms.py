@@ -2,11 +2,12 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_training import examples, make_model, parameters_of  # noqa: F401
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaTrainer, TextJepaTrainingArguments, metrics
@@ -55,6 +56,46 @@ class Recorder(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         self.seen[state.global_step] = self.look(model, optimizer)
+
+
+def test_what_processes_exchange_lies_on_their_device(make_trainer, monkeypatch):
+    """NCCL gathers nothing that lies elsewhere: the first log of a run on several GPUs would be its end."""
+    trainer, seen = make_trainer(fields={"latent_loss_weight": 0.0, "token_loss_weight": 1.0}), []
+
+    def gather(value, parallel_mode):
+        seen.append(value.device)
+        return torch.zeros(value.shape)
+
+    monkeypatch.setattr("text_jepa.training.nested_gather", gather)
+    monkeypatch.setattr(TextJepaTrainingArguments, "device", torch.device("meta"))
+    trainer._drain_strategies()
+    output = SimpleNamespace(metrics={}, num_samples=1)
+    monkeypatch.setattr("transformers.Trainer.evaluation_loop", lambda *args, **kwargs: output)
+    trainer.evaluation_loop(None)
+    assert len(seen) == 3
+    assert set(seen) == {torch.device("meta")}
+
+
+def test_means_of_an_evaluation_are_over_the_texts_that_were_read(make_trainer, monkeypatch):
+    """Where they do not divide evenly, processes read some twice; the mean was over those of the dataset."""
+    trainer = make_trainer(per_device_eval_batch_size=5)
+    whole = trainer.evaluate()["eval_latent_loss"]
+    loop = Trainer.evaluation_loop
+
+    def half_counted(self, *args, **kwargs):
+        output = loop(self, *args, **kwargs)
+        return output._replace(num_samples=output.num_samples // 2)
+
+    monkeypatch.setattr(Trainer, "evaluation_loop", half_counted)
+    assert trainer.evaluate()["eval_latent_loss"] == pytest.approx(whole)
+
+
+def test_vectors_and_mask_tokens_do_not_decay(make_trainer):
+    trainer = make_trainer()
+    decaying = trainer.get_decay_parameter_names(trainer.model)
+    assert "predictor.mask_tokens" in dict(trainer.model.named_parameters())
+    assert "predictor.mask_tokens" not in decaying
+    assert "latent_head.weight" in decaying
 
 
 def batches_of(trainer):

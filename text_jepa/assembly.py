@@ -127,6 +127,7 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
             is_ours = config_of(name, hub).model_type == TextJepaConfig.model_type
             load = TextJepaForPreTraining.from_pretrained if is_ours else TextJepaForPreTraining.from_encoder
             model = load(name, **hub, **fields)
+            model.config.validate()  # of a checkpoint, whose fields are replaced without a look
         elif name or model_args.config_name:
             source, init = name or model_args.config_name, model_args.init
             # Trained embeddings are as many as they are, often more than the tokenizer has words.
@@ -184,7 +185,10 @@ def config_from(name, text_fields, shape, fields, hub) -> TextJepaConfig:
     text_config = config.text_config if config.model_type == "text_jepa" else config
     check_fields(shape, text_config)
     # New weights are in full precision, whatever the checkpoint's are in.
-    text_config = type(text_config).from_dict(text_config.to_dict() | {"dtype": None} | text_fields | shape)
+    shape_of_it = text_config.to_dict()
+    if "num_hidden_layers" in shape:
+        shape_of_it.pop("layer_types", None)  # a kind for each layer: of another number the default ones
+    text_config = type(text_config).from_dict(shape_of_it | {"dtype": None} | text_fields | shape)
     if config.model_type == "text_jepa":
         saved = {key: value for key, value in config.to_dict().items() if key in vars(ObjectiveArguments())}
         fields = saved | fields

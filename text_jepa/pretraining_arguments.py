@@ -178,6 +178,8 @@ class DataArguments:
         if self.view not in ("crop", "crop_both", "deletion") and self.view_ratio != [0.5, 0.9]:
             raise ValueError("--view_ratio goes with --view crop, crop_both or deletion")
         self.mask_ratio = read_yaml("mask_ratio", f"[{', '.join(self.mask_ratio)}]")
+        if not self.mask_ratio:
+            raise ValueError("--mask_ratio: expected a share, the two ends of an interval, or shares by step")
         self.mask_ratio = self.mask_ratio if len(self.mask_ratio) > 1 else self.mask_ratio[0]
         self.view_ratio = self.view_ratio if len(self.view_ratio) > 1 else self.view_ratio[0]
         if self.mask_strategies is not None:

@@ -8,8 +8,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -240,12 +240,17 @@ class EmaTargetEncoderCallback(TrainerCallback):
 
 
 @torch.no_grad()
-def measure_representations(model: TextJepaForPreTraining, batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def measure_representations(
+    model: TextJepaForPreTraining,
+    batch: Mapping[str, torch.Tensor],
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> dict[str, float]:
     """What the target encoder's representations and the predictions are worth, on one batch.
 
     Args:
         model: In any mode, left as it was.
         batch: As the collator makes it, on the model's device.
+        autocast: Makes the context in which its encoders run: accelerate casts in `forward` alone.
 
     Returns:
         spread: Standard deviation of the target encoder's states over tokens, mean over dimensions.
@@ -264,7 +269,8 @@ def measure_representations(model: TextJepaForPreTraining, batch: Mapping[str, t
     model.eval()
     mask, masks = batch["attention_mask"], ("context_positions", "target_positions")
     outputs = model(**batch, return_loss=False)
-    taught = model.teach(batch["input_ids"], mask)
+    with autocast():
+        taught = model.teach(batch["input_ids"], mask)
     features = model.make_targets(taught.hidden_states, mask)
     model.train(training)
     states, visible = taught.last_hidden_state.float(), mask.bool()
@@ -301,6 +307,7 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         batch: A collated batch of held-out texts with fixed masks.
         stop_on_collapse: End the run at the first warning.
         patience: Logs in a row that must show signs before the warning, so that the first steps may look odd.
+        autocast: As for `measure_representations`.
 
     Attributes:
         values: The latest measures, see `measure_representations`.
@@ -313,8 +320,14 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         "texts apart (--sentence_loss_type infonce)."
     )
 
-    def __init__(self, batch: Mapping[str, torch.Tensor], stop_on_collapse: bool = False, patience: int = 2):
-        self.batch = batch
+    def __init__(
+        self,
+        batch: Mapping[str, torch.Tensor],
+        stop_on_collapse: bool = False,
+        patience: int = 2,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.batch, self.autocast = batch, autocast
         self.stop_on_collapse = stop_on_collapse
         self.patience = patience
         self.values: dict[str, float] = {}
@@ -334,7 +347,7 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         if not control.should_log:
             return
         self.batch = {name: tensor.to(model.device) for name, tensor in self.batch.items()}
-        self.values = measure_representations(model, self.batch)
+        self.values = measure_representations(model, self.batch, self.autocast)
         tokens = int(self.batch["attention_mask"].sum())
         if self.first_pooled_rank is None:
             self.first_pooled_rank = self.values["pooled_rank"]
@@ -552,7 +565,7 @@ class TextJepaTrainer(Trainer):
         self.eval_collator.epoch = -1
         self._terms: dict[str, torch.Tensor] = {}
         self._step_loss: torch.Tensor | float = 0.0
-        self._by_length = torch.zeros(2, len(SPAN_LENGTHS))
+        self._by_length, self._eval_texts = torch.zeros(2, len(SPAN_LENGTHS)), torch.tensor(0)
         self._by_strategy = torch.zeros(2, len(data_collator.strategy_names))
         self._term_gradients: dict[str, float] = {}
         self._module_norms: dict[str, torch.Tensor] = {}
@@ -586,7 +599,8 @@ class TextJepaTrainer(Trainer):
         if eval_dataset is not None:
             count = min(MONITOR_TEXTS, args.per_device_eval_batch_size)
             texts = [example for example, _ in zip(eval_dataset, range(count), strict=False)]
-            self.monitor = CollapseMonitorCallback(self.eval_collator(texts), args.stop_on_collapse)
+            batch, stop, cast = self.eval_collator(texts), args.stop_on_collapse, self.accelerator.autocast
+            self.monitor = CollapseMonitorCallback(batch, stop, autocast=cast)
             self.add_callback(self.monitor)
         self.add_callback(ProgressLineCallback())
         self.add_callback(MetricsFileCallback())
@@ -790,7 +804,9 @@ class TextJepaTrainer(Trainer):
                 self._count_strategies(inputs, outputs["distances"].detach())
             if len(self._batches) == 1 and is_first_pass and self._looks_at_terms():
                 self._weigh_terms(terms)
-        elif outputs.get("distances") is not None:
+        else:
+            self._eval_texts = self._eval_texts + len(inputs["input_ids"])
+        if not model.training and outputs.get("distances") is not None:
             self._by_length = self._by_length.to(loss.device) + sums_by_length(inputs, outputs["distances"])
         return (loss, outputs) if return_outputs else loss
 
@@ -912,7 +928,9 @@ class TextJepaTrainer(Trainer):
 
     def _all_strategies(self):
         """Sums (2, strategies) of the losses and target tokens of all processes."""
-        return nested_gather(self._by_strategy, self.args.parallel_mode).view(-1, *self._by_strategy.shape).sum(0)
+        # To the device first: NCCL gathers nothing that is elsewhere.
+        sums = self._by_strategy.to(self.args.device)
+        return nested_gather(sums, self.args.parallel_mode).view(-1, *self._by_strategy.shape).sum(0)
 
     def _drain_strategies(self):
         """The mean latent loss of the target tokens of each strategy since the last log."""
@@ -990,8 +1008,11 @@ class TextJepaTrainer(Trainer):
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        terms = self._drain_terms(output.num_samples / self.args.world_size)
-        by_length = nested_gather(self._by_length, self.args.parallel_mode).view(-1, *self._by_length.shape).sum(0)
+        # Processes have read some texts twice, where their number does not divide evenly.
+        texts = nested_gather(self._eval_texts.to(self.args.device), self.args.parallel_mode).float().mean().item()
+        terms, self._eval_texts = self._drain_terms(max(texts, 1)), torch.tensor(0)
+        sums = self._by_length.to(self.args.device)
+        by_length = nested_gather(sums, self.args.parallel_mode).view(-1, *sums.shape).sum(0)
         self._by_length = torch.zeros_like(self._by_length)
         for (least, _), (total, count) in zip(SPAN_LENGTHS, by_length.T.tolist(), strict=True):
             terms |= {f"latent_loss_of_spans_from_{least}": total / count} if count else {}
@@ -1014,8 +1035,8 @@ class TextJepaTrainer(Trainer):
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Matrices decay; biases, norms and the mask token do not."""
-        vectors = {name for name, parameter in model.named_parameters() if parameter.dim() < 2}
-        return [name for name in super().get_decay_parameter_names(model) if name not in vectors]
+        few = {name for name, p in model.named_parameters() if p.dim() < 2 or name.endswith("mask_tokens")}
+        return [name for name in super().get_decay_parameter_names(model) if name not in few]
 
 
 def masks_apart(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -1042,7 +1063,8 @@ def run_facts(args: TextJepaTrainingArguments) -> dict[str, Any]:
     names += ["max_steps", "num_train_epochs", "bf16", "fp16", "dataloader_drop_last"]
     names += ["optim", "learning_rate", "predictor_learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"]
     names += ["warmup_steps", "weight_decay", "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon"]
-    names += ["max_grad_norm", "clip_per_module", "skip_spikes", "mask_batching", "auxiliary_gradient_share"]
+    names += ["max_grad_norm", "clip_per_module", "skip_spikes", "mask_batching"]
+    names += ["auxiliary_gradient_share", "term_gradient_steps"]
     names += ["ema_schedule", "ema_decay_start", "ema_decay_end", "ema_frozen_steps"]
     return {name: getattr(args, name) for name in names}
 
