@@ -356,8 +356,8 @@ def judged(answers: Mapping, gold: Mapping, reference: str, resamples: int = RES
     """`scores` with intervals, and `pairs`: how far one system is ahead of another.
 
     The reference is paired with every other system, and in the columns of the main table each with each. Of a task's
-    metrics the leading one is scored, of probes all, for the averages of `results.macro_averages`: the mean over tasks
-    (WNLI left out) of the mean over a task's metrics, of the systems that have them all.
+    metrics the leading one is shown; averages are made as by `results.macro_averages`: the mean over tasks (WNLI left
+    out) of the mean over a task's metrics, of the systems that have them all.
     """
     luck = np.random.default_rng(0).random((resamples, max(len(a) for by in answers.values() for a in by.values())))
     columns, averaged = {}, defaultdict(lambda: defaultdict(list))
@@ -373,7 +373,7 @@ def judged(answers: Mapping, gold: Mapping, reference: str, resamples: int = RES
         if leads:
             columns[task, mode, metric] = column
         if mode in AVERAGED and not task.startswith("wnli"):
-            averaged[mode][task].append(column)
+            averaged[mode][task.removesuffix("-mm")].append(column)
     for mode, by_task in averaged.items():
         means = [mean_of(columns_) for columns_ in by_task.values()]
         if len(means) > 1:
