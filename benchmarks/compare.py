@@ -360,13 +360,14 @@ def judged(answers: Mapping, gold: Mapping, reference: str, resamples: int = RES
     out) of the mean over a task's metrics, of the systems that have them all.
     """
     luck = np.random.default_rng(0).random((resamples, max(len(a) for by in answers.values() for a in by.values())))
+    tasks = list(dict.fromkeys(task for task, _, _ in answers))
     columns, averaged = {}, defaultdict(lambda: defaultdict(list))
-    for number, ((task, mode, metric), by_system) in enumerate(answers.items(), start=1):
+    for (task, mode, metric), by_system in answers.items():
         leads = metric == headline(task, [m for t, _, m in answers if t == task])
         if not leads and mode not in AVERAGED:
             continue
         size = next(iter(by_system.values())).shape[1]
-        rows = np.random.default_rng([0, number]).integers(size, size=(resamples, size))
+        rows = np.random.default_rng([0, tasks.index(task)]).integers(size, size=(resamples, size))
         labels = [gold[task]] if task in gold else []
         function = FUNCTIONS.get(metric, np.mean)
         column = {system: resampled(function, one, labels, rows, luck) for system, one in by_system.items()}
@@ -406,10 +407,8 @@ def mean_of(columns: Sequence[Mapping[str, tuple]]) -> dict[str, tuple]:
 
 def is_main(column: Mapping[str, Any]) -> bool:
     """Whether a figure belongs into the main table: raw and centred cosines, and the average of linear probes."""
-    return column["mode"] in ("cosine raw", "cosine centred") or (column["metric"], column["mode"]) == (
-        "average",
-        "linear",
-    )
+    average = column["metric"] == "average" and column["mode"] == "linear"
+    return average or column["mode"] in ("cosine raw", "cosine centred")
 
 
 def facts_of(plan, out, arm, seed) -> dict[str, Any]:
