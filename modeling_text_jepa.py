@@ -111,8 +111,7 @@ def average_layers(hidden_states, attention_mask, how: str, running=None) -> tor
     `"instance"` as in data2vec 2.0 (arXiv 2212.07525); `"running"` needs K [`RunningMoments`].
     """
     weights, total = attention_mask.unsqueeze(-1).float(), 0
-    for k, layer in enumerate(hidden_states):
-        layer = layer.float()
+    for k, layer in enumerate(layer.float() for layer in hidden_states):
         if how == "layer":
             layer = F.layer_norm(layer, layer.shape[-1:])
         elif how != "none":
@@ -131,19 +130,18 @@ def latent_distance(predictions, targets, loss_type: str, beta: float) -> torch.
     return distance(predictions, targets, reduction="none").mean(dim=-1)
 
 
-def contrastive_distance(predictions, targets, own, temperature: float, ids=None) -> torch.Tensor:
+def contrastive_distance(predictions, targets, temperature: float, own=None, ids=None) -> torch.Tensor:
     """InfoNCE (arXiv 1807.03748): each prediction has to find its target, by cosine, among those of all processes.
 
-    Predictions (n, D), targets (m, D) and the row `own` (n,) of each prediction's target -> cross-entropies (n,).
-    Targets with equal `ids` (m,) stand for the same thing and are no negatives of each other.
+    Predictions (n, D), targets (m, D) and the row `own` (n,) of each prediction's target, by default the same one, ->
+    cross-entropies (n,). Targets with equal `ids` (m,) stand for the same thing and are no negatives of each other.
     """
+    own = torch.arange(len(predictions), device=predictions.device) if own is None else own
     targets, before = gather_rows(targets)
     logits = F.normalize(predictions, dim=-1) @ F.normalize(targets, dim=-1).T / temperature
-    if ids is not None:
+    if ids is not None:  # of this process; the same number on another one is something else
         alike = (ids[own, None] == ids) & (own[:, None] != torch.arange(len(ids), device=ids.device))
-        # The same number on another process is something else.
-        alike = F.pad(alike, (before, len(targets) - before - len(ids)))
-        logits = logits.masked_fill(alike, -torch.inf)
+        logits = logits.masked_fill(F.pad(alike, (before, len(targets) - before - len(ids))), -torch.inf)
     return F.cross_entropy(logits, own + before, reduction="none")
 
 
@@ -584,10 +582,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def forward(self, values, weights):
-        """(…, D) with weights (…, 1) -> mean and variance (D,); in training these values are taken in first.
-
-        Values that are not finite are left out, for they would stay.
-        """
+        """(…, D) with weights (…, 1) -> mean and variance (D,); in training these values, if finite, come in first."""
         if self.training:
             found = [value.flatten() for value in moments(values, weights, tuple(range(values.dim() - 1)))]
             finite = torch.stack(found).isfinite().all()
@@ -818,20 +813,17 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             return self._distance(loss_type, predictions, targets).masked_fill(~used, 0)
         # Several masks of a text may hide the same token: no negatives of each other.
         ids = target_positions + length * torch.arange(len(used), device=used.device)[:, None, None]
-        ids = ids[used]
-        found = self._distance(
-            loss_type, predictions[used], targets[used], torch.arange(len(ids), device=ids.device), ids
-        )
+        found = self._distance(loss_type, predictions[used], targets[used], ids=ids[used])
         return torch.zeros_like(predictions[..., 0], dtype=torch.float32).masked_scatter(used, found)
 
     def _distance(self, loss_type, predictions, targets, own=None, ids=None):
         """Of predictions (…, D) and their targets, in float32: of the same shape, or the rows `own` of (m, D)."""
         predictions, targets = predictions.float(), targets.float()
-        if loss_type != "infonce":
-            targets = targets if own is None else targets[own]
-            return latent_distance(predictions, targets, loss_type, self.config.smooth_l1_beta)
-        with torch.autocast(predictions.device.type, enabled=False):
-            return contrastive_distance(predictions, targets, own, self.config.infonce_temperature, ids)
+        if loss_type == "infonce":
+            with torch.autocast(predictions.device.type, enabled=False):
+                return contrastive_distance(predictions, targets, self.config.infonce_temperature, own, ids)
+        targets = targets if own is None else targets[own]
+        return latent_distance(predictions, targets, loss_type, self.config.smooth_l1_beta)
 
     def _token_loss(self, features, labels):
         """Summed cross-entropy of labels (R, T) from features (R, T, P) through the tied input embedding."""
@@ -846,8 +838,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             ids, present, labels = sample_candidates(labels, len(embedding), candidates)
             embedding = embedding[ids]
         logits = F.linear(self.token_head(features), embedding.to(features.dtype)).float()
-        if contrastive:
-            logits = logits.masked_fill(~present, -torch.inf)
+        logits = logits.masked_fill(~present, -torch.inf) if contrastive else logits
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
 
     def _regularize(self, sides):
@@ -865,8 +856,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             directions = torch.randn(sides[0].shape[1], self.config.sigreg_num_slices, device=sides[0].device)
             if _world_size() > 1:
                 dist.broadcast(directions, 0)
-            directions = F.normalize(directions, dim=0)
-            terms["sigreg"] = sum(sigreg_loss(side, directions) for side in sides) / len(sides)
+            terms["sigreg"] = sum(sigreg_loss(side, F.normalize(directions, dim=0)) for side in sides) / len(sides)
         return terms
 
 

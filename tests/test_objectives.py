@@ -226,20 +226,20 @@ def plain_infonce(predictions, targets, ids, temperature):
 def test_infonce_is_the_plain_formula_without_duplicates_as_negatives(ids):
     predictions, targets = torch.randn(6, 4), torch.randn(6, 4)
     expected = torch.tensor(plain_infonce(predictions, targets, ids, 0.2))
-    close(contrastive_distance(predictions, targets, torch.arange(6), 0.2, torch.tensor(ids)), expected)
+    close(contrastive_distance(predictions, targets, 0.2, ids=torch.tensor(ids)), expected)
 
 
 def test_the_optimum_of_infonce_is_at_aligned_orthogonal_pairs():
     ids, pairs = torch.arange(6), torch.linalg.qr(torch.randn(6, 6))[0]
-    best = contrastive_distance(pairs, pairs, ids, 0.1, ids)
+    best = contrastive_distance(pairs, pairs, 0.1, ids=ids)
     close(best, torch.full((6,), math.log(1 + 5 * math.exp(-10))), 1e-6)
-    assert (contrastive_distance(pairs, pairs.roll(1, 0), ids, 0.1, ids) > 10).all()
-    assert contrastive_distance(torch.ones(6, 6), torch.ones(6, 6), ids, 0.1, ids)[0].item() == pytest.approx(
+    assert (contrastive_distance(pairs, pairs.roll(1, 0), 0.1, ids=ids) > 10).all()
+    assert contrastive_distance(torch.ones(6, 6), torch.ones(6, 6), 0.1, ids=ids)[0].item() == pytest.approx(
         math.log(6)
     )
     # The best of all is a simplex, a little more than orthogonal: there is no way down from it.
     simplex = (pairs - pairs.mean(0)).requires_grad_()
-    lowest = contrastive_distance(simplex, simplex, ids, 0.1, ids)
+    lowest = contrastive_distance(simplex, simplex, 0.1, ids=ids)
     close(lowest, torch.full((6,), math.log(1 + 5 * math.exp(-12))), 1e-6)
     (gradient,) = torch.autograd.grad(lowest.sum(), simplex)
     close(gradient, torch.zeros(6, 6), 1e-6)
