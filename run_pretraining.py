@@ -58,13 +58,24 @@ def main(argv: list[str] | None = None) -> Path:
     arguments = parse_arguments(classes, argv, __doc__.split("\n")[0])
     args = arguments[-1]
     is_done = pretrain(*arguments, argv)
-    # The threads of a group must not outlive the interpreter: one that still has a tensor to give back would abort the
-    # process, and the launcher then ends the others. They end with the group, which parts of the trainer hold.
-    args.distributed_state.destroy_process_group()
-    gc.collect()
+    if args.world_size > 1:
+        leave_group(args)
     if not is_done:
         sys.exit(PREEMPTED)
     return Path(args.output_dir)
+
+
+def leave_group(args):
+    """Ends the threads of the process group, which must not outlive the interpreter.
+
+    One that still has a tensor to give back would abort the process then, and the launcher would end the others. The
+    threads end with the group, and the parts of the trainer that hold it are in cycles. The last to let go of it has
+    to be its Python object: that one waits for the threads without the interpreter's lock, for which they may wait.
+    """
+    group = torch.distributed.group.WORLD
+    args.distributed_state.destroy_process_group()
+    gc.collect()
+    del group
 
 
 def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
@@ -137,9 +148,8 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
         encoder = trained_encoder(model, model_args.export_encoder)
         show_neighbours(encoder, tokenizer, held_out, data_args.max_length)
         print(f"\nThe encoder is in {args.output_dir}  (its card: {Path(args.output_dir, 'README.md')})")
-    trainer.accelerator.wait_for_everyone()
-    if args.push_to_hub and args.process_index == 0:
-        publish(trainer)
+        if args.push_to_hub:
+            publish(trainer)
     return True
 
 

@@ -793,7 +793,7 @@ class TextJepaTrainer(Trainer):
         # The mean over processes undoes the first factor, as it does for the loss itself. In evaluation the mean over
         # texts is wanted.
         weight = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        weight = weight if model.training else len(inputs["input_ids"])
+        weight = weight if model.training else weight * len(inputs["input_ids"])
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0) + weight * value.detach()
         if model.training:
