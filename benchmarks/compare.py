@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machine": f"{hardware()}, {args.jobs} at a time with {threads} threads",
         "versions": {name: importlib.metadata.version(name) for name in ("text-jepa", "torch", "transformers")},
         "budget": budget,
-        "plan": plan,
+        "plan": {name: plan[name] for name in ("title", "reference")},  # the command's file has the rest
         "failures": [f"{arm}, {what}: {line}" for (arm, what), line in failures.items()],
         "runs": [facts_of(plan, out, *one) for one in done],
         **judged(*gathered(plan, out, done), plan["reference"]),
