@@ -186,7 +186,7 @@ class TextJepaConfig(PreTrainedConfig):
             hidden tokens of the batch of all processes.
         smooth_l1_beta (`float`, *optional*, defaults to 1.0):
             Where the smooth L1 loss turns from quadratic to linear.
-        infonce_temperature (`float`, *optional*, defaults to 0.1):
+        infonce_temperature (`float`, *optional*, defaults to 0.2):
             Cosines are divided by this in InfoNCE.
         latent_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the latent loss. 0 makes a baseline of the other terms; what only it needs is not built.
@@ -210,6 +210,9 @@ class TextJepaConfig(PreTrainedConfig):
         sentence_hidden_size (`int`, *optional*):
             Width of that head; 0 leaves it out, so that the pooled vectors themselves are compared. Defaults to twice
             the encoder's, and to 0 for `"infonce"` with a moving average.
+        sentence_whitening (`bool`, *optional*, defaults to `True`):
+            Whiten the pooled targets of a moving average by their running covariance, instead of centring them alone:
+            what the texts share, such as frequent words, then weighs no more than what sets them apart.
         variance_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of VICReg's variance hinge (arXiv 2105.04906).
         covariance_loss_weight (`float`, *optional*, defaults to 0.0):
@@ -272,7 +275,7 @@ class TextJepaConfig(PreTrainedConfig):
 
     loss_type: Literal["smooth_l1", "mse", "l1", "cosine", "infonce"] = "smooth_l1"
     smooth_l1_beta: float | int = 1.0
-    infonce_temperature: float | int = 0.1
+    infonce_temperature: float | int = 0.2
     latent_loss_weight: float | int = 1.0
     token_loss_weight: float | int = 0.1
     token_loss_type: Literal["cross_entropy", "contrastive"] = "cross_entropy"
@@ -280,6 +283,7 @@ class TextJepaConfig(PreTrainedConfig):
     sentence_loss_weight: float | int = 0.5
     sentence_loss_type: Literal["cosine", "mse", "l1", "smooth_l1", "infonce"] = "infonce"
     sentence_hidden_size: int | None = None
+    sentence_whitening: bool = True
     variance_loss_weight: float | int = 0.0
     covariance_loss_weight: float | int = 0.0
     sigreg_loss_weight: float | int = 0.0

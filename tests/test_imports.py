@@ -70,7 +70,7 @@ def test_remote_code_keeps_its_annotations_evaluated(name):
 
 
 def test_modeling_file_stays_readable():
-    assert len(source_of("modeling_text_jepa").splitlines()) < 900
+    assert len(source_of("modeling_text_jepa").splitlines()) < 950
 
 
 def test_configuration_imports_nothing_of_ours():

@@ -13,6 +13,7 @@ from test_modeling import CONTEXTS, MASKS, PREDICTORS, close, gradients, used
 from configuration_text_jepa import OBJECTIVES
 from modeling_text_jepa import (
     RunningMoments,
+    RunningWhitening,
     average_layers,
     contrastive_distance,
     covariance_loss,
@@ -22,6 +23,7 @@ from modeling_text_jepa import (
     sigreg_loss,
     thin_out,
     variance_loss,
+    whitening,
 )
 from text_jepa import TextJepaForPreTraining, TextJepaModel
 from text_jepa.export import export_encoder
@@ -275,7 +277,7 @@ def test_latent_infonce_contrasts_with_all_other_hidden_tokens_of_the_batch(make
     seen = used(batch)
     ids = [(text, int(batch["target_positions"][text, mask, k])) for text, mask, k in seen.nonzero().tolist()]
     assert len(set(ids)) < len(ids)
-    expected = plain_infonce(output.predictions[seen], output.targets[seen], ids, 0.1)
+    expected = plain_infonce(output.predictions[seen], output.targets[seen], ids, 0.2)
     assert output.latent_loss.item() == pytest.approx(np.mean(expected), abs=1e-5)
     close(output.distances[seen], torch.tensor(expected), 1e-4)
     assert (output.distances[~seen] == 0).all()
@@ -462,7 +464,7 @@ def plain_pool(model, states):
 @pytest.mark.parametrize("loss_type", ["cosine", "mse", "l1", "smooth_l1", "infonce"])
 @pytest.mark.parametrize("viewed", [True, False])
 def test_the_pooled_context_predicts_the_pooled_text_or_its_view(make_model, make_batch, pooling, loss_type, viewed):
-    model = drift(make_model(**SENTENCE, pooling=pooling, sentence_loss_type=loss_type))
+    model = drift(make_model(**SENTENCE, pooling=pooling, sentence_loss_type=loss_type, sentence_whitening=False))
     if model.pooler is not None:
         torch.nn.init.normal_(model.pooler.query)
     batch, views = make_batch(), views_of(make_batch)
@@ -484,7 +486,7 @@ def test_the_pooled_context_predicts_the_pooled_text_or_its_view(make_model, mak
     predictions, targets = torch.stack(predictions), torch.stack(targets).detach()
     if loss_type == "infonce":
         # Among the three texts, each of them once.
-        of_masks = [plain_infonce(predictions[mask::2], targets[mask::2], [0, 1, 2], 0.1) for mask in range(2)]
+        of_masks = [plain_infonce(predictions[mask::2], targets[mask::2], [0, 1, 2], 0.2) for mask in range(2)]
         expected = torch.tensor(of_masks).mean()
     else:
         expected = latent_distance(predictions, targets, loss_type, 1.0).mean()
@@ -494,8 +496,38 @@ def test_the_pooled_context_predicts_the_pooled_text_or_its_view(make_model, mak
         close(*gradients_of_query)
 
 
-def test_pooled_targets_are_centred_by_their_running_mean(make_model, make_batch):
-    model = drift(make_model(**SENTENCE, sentence_loss_type="mse", target_momentum=0.0))
+def zca(covariance):
+    """The inverse square root by eigenvectors, of variances larger by a tenth of their mean."""
+    variance, directions = torch.linalg.eigh(covariance.double())
+    return (directions / (variance + 0.1 * variance.mean()).sqrt() @ directions.T).float()
+
+
+@pytest.mark.parametrize("width", [3, 64, 256])
+def test_whitening_is_the_inverse_square_root(width):
+    """Of variances that fall by the power law of real texts, and of one that there is nothing in."""
+    directions = torch.linalg.qr(torch.randn(width, width))[0]
+    covariance = directions * torch.arange(1.0, width + 1) ** -1.2 @ directions.T
+    covariance *= width / covariance.trace()
+    close(whitening(covariance), zca(covariance), 1e-3)
+    assert whitening(torch.zeros(width, width)).isfinite().all()
+
+
+def test_whitened_vectors_are_hardly_correlated():
+    running, vectors = RunningWhitening(3, 0.9, whitens=True).train(), torch.randn(5000, 3)
+    mixed = vectors @ torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]]) + 3
+    before, after = (torch.corrcoef(x.T)[0, 1] for x in (mixed, running(mixed)))
+    assert before > 0.65
+    assert after < 0.25
+    close(running.eval()(mixed).mean(0), torch.zeros(3))
+    before = copy.deepcopy(running.state_dict())
+    running.train()(mixed.index_fill(0, torch.tensor([7]), math.nan))
+    assert all(torch.equal(value, before[name]) for name, value in running.state_dict().items())
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_pooled_targets_are_centred_by_their_running_mean_and_whitened(make_model, make_batch, whitened):
+    fields = {"sentence_loss_type": "mse", "target_momentum": 0.0, "sentence_whitening": whitened}
+    model = drift(make_model(**SENTENCE, **fields))
     first, batch = make_batch(seed=1), make_batch(seed=2)
 
     def pooled(inputs):
@@ -505,6 +537,7 @@ def test_pooled_targets_are_centred_by_their_running_mean(make_model, make_batch
     model.train()(**first)
     output = model.eval()(**batch)
     targets = pooled(batch) - pooled(first).mean(0)
+    targets = targets @ zca(torch.cov(pooled(first).T, correction=0)) if whitened else targets
     targets = F.layer_norm(targets, (32,)).repeat_interleave(2, dim=0)
     states, visible = output.last_hidden_state, batch["context_positions"].flatten(0, 1) >= 0
     context = torch.stack([rows[mask].mean(0) for rows, mask in zip(states, visible, strict=True)])
