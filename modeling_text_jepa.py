@@ -600,15 +600,16 @@ class RunningMoments(nn.Module):
     def forward(self, values, weights):
         """(…, D) with weights (…, 1) -> mean and variance (D,); in training these values, if finite, come in first."""
         if self.training:
-            self._take(*(value.flatten() for value in moments(values, weights, tuple(range(values.dim() - 1)))))
+            found = [value.flatten() for value in moments(values, weights, tuple(range(values.dim() - 1)))]
+            self._average([self.mean, self.variance], found)
         return self.mean, self.variance
 
-    def _take(self, mean, variance):
-        finite = mean.isfinite().all() & variance.isfinite().all()
+    def _average(self, averages, found):
+        finite = torch.stack([value.isfinite().all() for value in found]).all()
         self.updates += finite
         step = (1 / self.updates.clamp(min=1)).clamp(min=1 - self.momentum)
-        self.mean.lerp_(torch.where(finite, mean, self.mean), step)
-        self.variance.lerp_(torch.where(finite, variance, self.variance), step)
+        for running, value in zip(averages, found, strict=True):
+            running.lerp_(torch.where(finite, value, running), step)
 
 
 class RunningWhitening(RunningMoments):
@@ -616,7 +617,9 @@ class RunningWhitening(RunningMoments):
 
     def __init__(self, width: int, momentum: float, whitens: bool):
         super().__init__(width, momentum)
-        self.variance, self.whitens = torch.zeros(width, width), whitens
+        del self.variance
+        self.register_buffer("covariance", torch.zeros(width, width))
+        self.whitens = whitens
 
     @torch.no_grad()
     def forward(self, vectors):
@@ -625,9 +628,9 @@ class RunningWhitening(RunningMoments):
             if self.training:
                 rows = gather_rows(vectors)[0]
                 mean = rows.mean(dim=0)
-                self._take(mean, (rows - mean).T @ (rows - mean) / len(rows))
+                self._average([self.mean, self.covariance], [mean, (rows - mean).T @ (rows - mean) / len(rows)])
             vectors = vectors - self.mean
-            return vectors @ whitening(self.variance) if self.whitens else vectors
+            return vectors @ whitening(self.covariance) if self.whitens else vectors
 
 
 class TextJepaForPreTraining(TextJepaPreTrainedModel):

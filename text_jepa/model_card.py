@@ -223,6 +223,7 @@ def idea_in_words(config) -> str:
 def objective_in_words(config) -> str:
     """The objective of a configuration as a sentence."""
     maker = "a moving average of the encoder" if config.has_target_encoder else "the encoder itself, with gradient"
+    whitened = "whitened " if config.has_target_encoder and config.sentence_whitening else ""
     seen = "the hidden tokens alone" if config.target_input == "spans" else "the whole text"
     parts = {
         "latent": f"{config.loss_type} loss between the output of a {config.predictor_type} predictor and the mean of "
@@ -231,8 +232,8 @@ def objective_in_words(config) -> str:
         "token": "cross-entropy of the hidden tokens"
         if config.token_loss_type == "cross_entropy"
         else "contrast of the hidden tokens with each other",
-        "sentence": f"{config.sentence_loss_type} loss between the {config.pooling}-pooled context and the pooled "
-        f"target of {maker}",
+        "sentence": f"{config.sentence_loss_type} loss between the {config.pooling}-pooled context and the "
+        f"{whitened}pooled target of {maker}",
         "variance": f"variance hinge at {config.regularizer_level} level",
         "covariance": f"covariance term at {config.regularizer_level} level",
         "sigreg": f"SIGReg at {config.regularizer_level} level",
