@@ -786,6 +786,7 @@ def bert_tokenizer(vocabulary):
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="TEXT_JEPA_DATA names no data folder")
 @pytest.mark.parametrize("max_length", [128, 512])
 def test_batches_of_a_real_corpus_pad_at_most_five_percent(load, max_length, capsys):
@@ -805,6 +806,7 @@ def test_batches_of_a_real_corpus_pad_at_most_five_percent(load, max_length, cap
         assert share <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="TEXT_JEPA_DATA names no data folder")
 @pytest.mark.parametrize("max_length", [128, 512])
 def test_batches_of_a_streamed_real_corpus_pad_at_most_five_percent(load, max_length, capsys):

@@ -209,6 +209,7 @@ for phase in ("online", "offline"):
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_what_was_published_with_equal_vectors(run, hub, vectors, tmp_path):
     """The encoder in three libraries and at a tag, the complete model as remote code; then again from the cache."""
     TextJepaForPreTraining.from_pretrained(run / "pretraining").push_to_hub("me/complete")

@@ -181,6 +181,7 @@ def test_mteb_gives_our_figures_on_local_tasks(encoder):
     compare_mteb(encoder, made_similarity(), made_reranking())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="TEXT_JEPA_DATA names no data folder")
 def test_all_three_agree_on_real_data(tmp_path):
     """STS-B and the questions of QQP, with a vocabulary under which no two questions are the same to the encoder."""
