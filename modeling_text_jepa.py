@@ -613,13 +613,12 @@ class RunningMoments(nn.Module):
 
 
 class RunningWhitening(RunningMoments):
-    """Centres vectors by their mean over the batches so far, and whitens them by their covariance if asked to."""
+    """Whitens vectors by their mean and covariance over the batches so far."""
 
-    def __init__(self, width: int, momentum: float, whitens: bool):
+    def __init__(self, width: int, momentum: float):
         super().__init__(width, momentum)
         del self.variance
         self.register_buffer("covariance", torch.zeros(width, width))
-        self.whitens = whitens
 
     @torch.no_grad()
     def forward(self, vectors):
@@ -629,8 +628,7 @@ class RunningWhitening(RunningMoments):
                 rows = gather_rows(vectors)[0]
                 mean = rows.mean(dim=0)
                 self._average([self.mean, self.covariance], [mean, (rows - mean).T @ (rows - mean) / len(rows)])
-            vectors = vectors - self.mean
-            return vectors @ whitening(self.covariance) if self.whitens else vectors
+            return (vectors - self.mean) @ whitening(self.covariance)
 
 
 class TextJepaForPreTraining(TextJepaPreTrainedModel):
@@ -661,10 +659,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             outer = inner if config.target_encoder_type == "online" else width
             layers = (nn.Linear(width, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, outer))
             self.sentence_head = nn.Sequential(*layers)
-        moments_of = {name: RunningMoments(width, config.target_momentum) for name in config.running_statistics}
-        if "sentences" in moments_of:
-            moments_of["sentences"] = RunningWhitening(width, config.target_momentum, config.sentence_whitening)
-        self.running = nn.ModuleDict(moments_of)
+        kinds = dict.fromkeys(config.running_statistics, RunningMoments)
+        if "sentences" in kinds and config.sentence_whitening:
+            kinds["sentences"] = RunningWhitening
+        self.running = nn.ModuleDict({name: kind(width, config.target_momentum) for name, kind in kinds.items()})
         self.post_init()
 
     @classmethod
@@ -758,7 +756,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             pooled = self.pool(taught.last_hidden_state, view[1])
             if self.target_encoder is None:
                 return tokens, self.sentence_head(pooled)
-            pooled = F.layer_norm(self.running["sentences"](pooled.float()), pooled.shape[-1:]).detach()
+            pooled, running = pooled.float(), self.running["sentences"]
+            if config.sentence_whitening:
+                pooled = running(pooled)
+            else:
+                pooled = pooled - running(pooled, torch.ones_like(pooled[:, :1]))[0]
+            pooled = F.layer_norm(pooled, pooled.shape[-1:]).detach()
         return tokens, pooled
 
     @can_return_tuple

@@ -513,7 +513,7 @@ def test_whitening_is_the_inverse_square_root(width):
 
 
 def test_whitened_vectors_are_hardly_correlated():
-    running, vectors = RunningWhitening(3, 0.9, whitens=True).train(), torch.randn(5000, 3)
+    running, vectors = RunningWhitening(3, 0.9).train(), torch.randn(5000, 3)
     mixed = vectors @ torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]]) + 3
     before, after = (torch.corrcoef(x.T)[0, 1] for x in (mixed, running(mixed)))
     assert before > 0.65
