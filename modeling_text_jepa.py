@@ -524,7 +524,7 @@ class TextJepaPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, TextJepaPredictor):
             init.normal_(module.mask_tokens, std=self.config.initializer_range)
-        elif isinstance(module, (TextJepaPooler, RunningMoments)):
+        elif isinstance(module, (TextJepaPooler, RunningAverages)):
             for tensor in [*module.parameters(), *module.buffers()]:
                 init.zeros_(tensor)
 
@@ -586,39 +586,46 @@ class TextJepaPooler(nn.Module):
         return (weights.to(states.dtype).unsqueeze(1) @ states).squeeze(1)
 
 
-class RunningMoments(nn.Module):
-    """Mean and variance over the batches so far: their plain average at first, then with a momentum."""
+class RunningAverages(nn.Module):
+    """Statistics over the batches so far: their plain average at first, then with a momentum."""
 
-    def __init__(self, width: int, momentum: float):
+    def __init__(self, momentum: float, **shapes):
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("variance", torch.zeros(width))
         self.register_buffer("updates", torch.zeros(()))
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
+
+    def include(self, **found):
+        """Averages in the statistics of one batch, by name; unless one of them is not finite."""
+        finite = torch.stack([value.isfinite().all() for value in found.values()]).all()
+        self.updates += finite
+        step = (1 / self.updates.clamp(min=1)).clamp(min=1 - self.momentum)
+        for name, value in found.items():
+            running = getattr(self, name)
+            running.lerp_(torch.where(finite, value, running), step)
+
+
+class RunningMoments(RunningAverages):
+    """Mean and variance over the batches so far."""
+
+    def __init__(self, width: int, momentum: float):
+        super().__init__(momentum, mean=width, variance=width)
 
     @torch.no_grad()
     def forward(self, values, weights):
         """(…, D) with weights (…, 1) -> mean and variance (D,); in training these values, if finite, come in first."""
         if self.training:
-            found = [value.flatten() for value in moments(values, weights, tuple(range(values.dim() - 1)))]
-            self._average([self.mean, self.variance], found)
+            mean, variance = moments(values, weights, tuple(range(values.dim() - 1)))
+            self.include(mean=mean.flatten(), variance=variance.flatten())
         return self.mean, self.variance
 
-    def _average(self, averages, found):
-        finite = torch.stack([value.isfinite().all() for value in found]).all()
-        self.updates += finite
-        step = (1 / self.updates.clamp(min=1)).clamp(min=1 - self.momentum)
-        for running, value in zip(averages, found, strict=True):
-            running.lerp_(torch.where(finite, value, running), step)
 
-
-class RunningWhitening(RunningMoments):
+class RunningWhitening(RunningAverages):
     """Whitens vectors by their mean and covariance over the batches so far."""
 
     def __init__(self, width: int, momentum: float):
-        super().__init__(width, momentum)
-        del self.variance
-        self.register_buffer("covariance", torch.zeros(width, width))
+        super().__init__(momentum, mean=width, covariance=(width, width))
 
     @torch.no_grad()
     def forward(self, vectors):
@@ -627,7 +634,7 @@ class RunningWhitening(RunningMoments):
             if self.training:
                 rows = gather_rows(vectors)[0]
                 mean = rows.mean(dim=0)
-                self._average([self.mean, self.covariance], [mean, (rows - mean).T @ (rows - mean) / len(rows)])
+                self.include(mean=mean, covariance=(rows - mean).T @ (rows - mean) / len(rows))
             return (vectors - self.mean) @ whitening(self.covariance)
 
 
