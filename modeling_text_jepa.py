@@ -592,8 +592,7 @@ class RunningAverages(nn.Module):
     def __init__(self, momentum: float, **shapes):
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("updates", torch.zeros(()))
-        for name, shape in shapes.items():
+        for name, shape in {"updates": (), **shapes}.items():
             self.register_buffer(name, torch.zeros(shape))
 
     def include(self, **found):
@@ -602,8 +601,7 @@ class RunningAverages(nn.Module):
         self.updates += finite
         step = (1 / self.updates.clamp(min=1)).clamp(min=1 - self.momentum)
         for name, value in found.items():
-            running = getattr(self, name)
-            running.lerp_(torch.where(finite, value, running), step)
+            getattr(self, name).lerp_(torch.where(finite, value, getattr(self, name)), step)
 
 
 class RunningMoments(RunningAverages):
