@@ -326,6 +326,7 @@ def test_streaming_run_trains_and_exports(corpus, tmp_path):
     assert any("eval_loss" in record for record in metrics_of(output))
 
 
+@pytest.mark.slow
 def test_new_encoder_takes_the_shape_of_a_configuration(runs, corpus, tmp_path):
     """`--config_name` and `--init from_config` build the architecture anew."""
     bert = runs["scratch"].parent / "bert"
