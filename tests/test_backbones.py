@@ -385,6 +385,7 @@ def test_sdpa_equals_eager(name, folders, make_batch):
     close(first.targets[seen], second.targets[seen])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "training"), [("bert", False), ("modernbert-windows", True)])
 def test_torch_compile_takes_the_model_as_one_graph_and_changes_nothing(name, training, make_model, make_batch):
     undisturbed = {"attention_dropout": 0.0, "mlp_dropout": 0.0} if training else {}

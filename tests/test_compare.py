@@ -69,6 +69,7 @@ def test_interval_of_equal_rows_is_that_of_the_mean_of_new_seeds():
     assert resampled.std() == pytest.approx(100 * scores.std(ddof=1) / math.sqrt(3) * 4.303 / 1.960, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_the_interval_of_few_seeds_holds_the_truth_as_often_as_it_says(seeds):
     generator, held = np.random.default_rng(4), 0

@@ -193,7 +193,13 @@ def test_bar_of_embedding_tells_texts_and_tokens_per_second_on_a_terminal_alone(
         assert screen.getvalue() == ""
 
 
-@pytest.mark.parametrize("modes", [("linear", "knn", "--layer_sweep"), ("attentive",)], ids=["features", "attention"])
+@pytest.mark.parametrize(
+    "modes",
+    [
+        pytest.param(("linear", "knn", "--layer_sweep"), marks=pytest.mark.slow, id="features"),
+        pytest.param(("attentive",), id="attention"),
+    ],
+)
 def test_bar_of_probing_ends_when_the_last_fit_does(folder, modes, tmp_path, monkeypatch):  # noqa: F811
     bars = []
 

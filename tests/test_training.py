@@ -467,6 +467,7 @@ def test_few_tokens_are_no_sign_of_collapse(tokenizer, examples):
     assert not monitor.collapsed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "fields", "collapses"),
     [
