@@ -47,6 +47,14 @@ _INHERITED_KEYWORDS = {
     "use_cache",
 }
 
+# Fields that the files of older versions hold, with their defaults of then.
+_REMOVED_FIELDS = {
+    "pred_context_ratio": 1.0,
+    "pred_trainable_mask_tokens": True,
+    "target_centering": False,
+    "token_loss_type": "cross_entropy",
+}
+
 # 64 dimensions per head; the feed-forward is gated, so that 8/3 of the width costs as much as BERT's 4 times it.
 _PRESETS = {
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 2},
@@ -144,15 +152,10 @@ class TextJepaConfig(PreTrainedConfig):
             Groups of the convolutions; must divide `pred_hidden_size`.
         pred_num_mask_tokens (`int`, *optional*, defaults to 1):
             Mask tokens of the predictor, one for each mask strategy of a mixture (UL2, arXiv 2205.05131).
-        pred_trainable_mask_tokens (`bool`, *optional*, defaults to `True`):
-            Whether mask tokens learn, or stay as they were drawn.
         pred_dropout (`float`, *optional*, defaults to 0.0):
             Dropout of what goes into the predictor's layers.
         pred_pooled_context (`bool`, *optional*):
-            Add the pooled context to every query. With a small `pred_context_ratio` the pooled vector becomes a
-            bottleneck (RetroMAE, arXiv 2205.12035). Defaults to `False`, but for an `"mlp"` that has nothing else.
-        pred_context_ratio (`float`, *optional*, defaults to 1.0):
-            Share of the context tokens that the predictor sees, evenly spaced; 0 leaves the pooled context alone.
+            Add the pooled context to every query. Defaults to `False`, but for an `"mlp"` that has nothing else.
         pooling (`"mean"`, `"cls"` or `"attention"`, *optional*, defaults to `"mean"`):
             The vector of a text in sentence-level terms and in `pred_pooled_context`: the mean of its tokens, the
             first token, or a softmax-weighted mean with one learned query. Not a part of an exported encoder.
@@ -176,9 +179,6 @@ class TextJepaConfig(PreTrainedConfig):
             or per feature over the tokens of a text (`"instance"`, data2vec 2.0), of the batch of all processes
             (`"batch"`), or of all batches so far (`"running"`, for encoders with outlier dimensions). A layer norm
             without parameters follows the mean in every case.
-        target_centering (`bool`, *optional*, defaults to `False`):
-            Subtract the running mean of the token-level targets (DINO, arXiv 2104.14294). Sentence-level targets of a
-            moving average are always centred.
         target_momentum (`float`, *optional*, defaults to 0.99):
             Momentum of the running statistics and means of targets.
         loss_type (`"smooth_l1"`, `"mse"`, `"l1"`, `"cosine"` or `"infonce"`, *optional*, defaults to `"smooth_l1"`):
@@ -193,14 +193,11 @@ class TextJepaConfig(PreTrainedConfig):
         token_loss_weight (`float`, *optional*, defaults to 0.1):
             Weight of token grounding: the hidden token itself, read from the predictor's output through the tied input
             embedding. 0 is a pure JEPA and creates no head.
-        token_loss_type (`"cross_entropy"` or `"contrastive"`, *optional*, defaults to `"cross_entropy"`):
-            Over the vocabulary or a sample of it, or over the tokens hidden in the batch alone (headless language
-            models, arXiv 2309.08351).
         token_loss_candidates (`int`, *optional*, defaults to 1024):
-            In training, the tokens that are contrasted: those of the batch first, then random ones for a
-            cross-entropy, so that no softmax over the whole vocabulary is needed. `None`, or as many as there are
-            words, takes the whole vocabulary, as evaluation of a cross-entropy always does. Candidates are drawn per
-            batch and process: with fewer than the vocabulary, this term depends a little on how a batch is split.
+            In training, the tokens that are contrasted: those of the batch first, then random ones, so that no softmax
+            over the whole vocabulary is needed. `None`, or as many as there are words, takes the whole vocabulary, as
+            evaluation always does. Candidates are drawn per batch and process: with fewer than the vocabulary, this
+            term depends a little on how a batch is split.
         sentence_loss_weight (`float`, *optional*, defaults to 0.5):
             Weight of the sentence loss: the pooled context, through a head, predicts the pooled target of the whole
             text, or of its view where the collator makes one. With an online target both sides go through the head
@@ -257,10 +254,8 @@ class TextJepaConfig(PreTrainedConfig):
     pred_conv_kernel_size: int = 9
     pred_conv_groups: int = 16
     pred_num_mask_tokens: int = 1
-    pred_trainable_mask_tokens: bool = True
     pred_dropout: float | int = 0.0
     pred_pooled_context: bool | None = None
-    pred_context_ratio: float | int = 1.0
 
     pooling: Literal["mean", "cls", "attention"] = "mean"
     context_mode: Literal["drop", "attention_mask", "mask_token"] | None = None
@@ -270,7 +265,6 @@ class TextJepaConfig(PreTrainedConfig):
     target_input: Literal["text", "spans"] = "text"
     target_num_layers: int | None = None
     target_normalization: Literal["none", "layer", "instance", "batch", "running"] = "layer"
-    target_centering: bool = False
     target_momentum: float | int = 0.99
 
     loss_type: Literal["smooth_l1", "mse", "l1", "cosine", "infonce"] = "smooth_l1"
@@ -278,7 +272,6 @@ class TextJepaConfig(PreTrainedConfig):
     infonce_temperature: float | int = 0.2
     latent_loss_weight: float | int = 1.0
     token_loss_weight: float | int = 0.1
-    token_loss_type: Literal["cross_entropy", "contrastive"] = "cross_entropy"
     token_loss_candidates: int | None = 1024
     sentence_loss_weight: float | int = 0.5
     sentence_loss_type: Literal["cosine", "mse", "l1", "smooth_l1", "infonce"] = "infonce"
@@ -295,6 +288,7 @@ class TextJepaConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        self._drop_removed_fields(kwargs)
         self._refuse_unknown_fields(kwargs)
         if self.text_config is None or (isinstance(self.text_config, dict) and "model_type" not in self.text_config):
             self.text_config = _default_text_config(**self.text_config or {})
@@ -365,9 +359,8 @@ class TextJepaConfig(PreTrainedConfig):
 
     @property
     def running_statistics(self) -> list[str]:
-        """What statistics are kept of: target layers, token-level targets, pooled targets of a moving average."""
+        """What statistics are kept of: target layers, pooled targets of a moving average."""
         names = [f"layer{k}" for k in range(self.target_num_layers)] if self.target_normalization == "running" else []
-        names += ["tokens"] if self.target_centering else []
         return names + ["sentences"] * (self.target_encoder_type == "ema" and self.sentence_loss_weight > 0)
 
     @property
@@ -394,6 +387,12 @@ class TextJepaConfig(PreTrainedConfig):
     @property
     def _positions_follow_padding(self):
         return self.text_config.model_type in _POSITIONS_AFTER_PADDING | _OTHERS_AFTER_PADDING
+
+    def _drop_removed_fields(self, kwargs):
+        for name, default in _REMOVED_FIELDS.items():
+            value = kwargs.pop(name, default)
+            if value != default:
+                raise ValueError(f"{name}={value!r}: this option was removed; leave it out and train the model anew")
 
     def _refuse_unknown_fields(self, kwargs):
         own = {field.name for field in dataclasses.fields(self)}
@@ -428,17 +427,10 @@ class TextJepaConfig(PreTrainedConfig):
                 "an mlp predictor needs pred_position_embedding_type 'learned', and pred_pooled_context unless "
                 "context_mode is 'mask_token', for it knows nothing else"
             )
-        if self.predictor_type == "mlp" and self.pred_context_ratio != 1:
-            raise ValueError("pred_context_ratio must be 1 for an mlp predictor, which sees no context tokens")
         if self.pred_position_embedding_type == "learned" and self.max_text_length is None:
             raise ValueError("learned predictor positions need an encoder with max_position_embeddings")
         if not 0 <= self.pred_dropout < 1:
             raise ValueError(f"pred_dropout must be at least 0 and below 1, got {self.pred_dropout}")
-        if not (0 if self.pred_pooled_context else 1e-3) <= self.pred_context_ratio <= 1:
-            raise ValueError(
-                f"pred_context_ratio must be at most 1 and, unless pred_pooled_context, above 0, got "
-                f"{self.pred_context_ratio}"
-            )
 
     def _validate_heads(self):
         if self.pred_hidden_size % self.pred_num_attention_heads:

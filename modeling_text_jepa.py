@@ -187,21 +187,21 @@ def sigreg_loss(x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     return len(x) * 2 * torch.trapezoid(error * gaussian, t, dim=-1).mean()
 
 
-def sample_candidates(labels, vocab_size: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def sample_candidates(labels, vocab_size: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens for a cross-entropy without a softmax over the vocabulary: those of the batch first, then random ones.
 
-    Labels of any shape, -100 where there is none, V and a count of at most V -> candidate ids (count,), which of them
-    are in the batch (count,), and the labels as indices into them. Should the batch hold more different tokens, those
-    left out are not predicted in this step. Shapes are fixed and nothing is copied to the host.
+    Labels of any shape, -100 where there is none, V and a count of at most V -> candidate ids (count,) and the labels
+    as indices into them. Should the batch hold more different tokens, those left out are not predicted in this step.
+    Shapes are fixed and nothing is copied to the host.
     """
     used = labels >= 0
     ids = labels.clamp(min=0)
     score = torch.rand(vocab_size, device=labels.device)
     score.scatter_reduce_(0, ids.flatten(), 2.0 * used.flatten(), reduce="amax")
-    scores, candidates = score.topk(count)
+    candidates = score.topk(count).indices
     slots = torch.full((vocab_size,), -100, device=labels.device)
     slots[candidates] = torch.arange(count, device=labels.device)
-    return candidates, scores == 2, torch.where(used, slots[ids], -100)
+    return candidates, torch.where(used, slots[ids], -100)
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------
@@ -323,8 +323,7 @@ class TextJepaPredictor(nn.Module):
         super().__init__()
         self.config = config
         self.context_projection = nn.Linear(config.hidden_size, config.pred_hidden_size)
-        mask_tokens = torch.zeros(config.pred_num_mask_tokens, config.pred_hidden_size)
-        self.mask_tokens = nn.Parameter(mask_tokens, requires_grad=config.pred_trainable_mask_tokens)
+        self.mask_tokens = nn.Parameter(torch.zeros(config.pred_num_mask_tokens, config.pred_hidden_size))
         learned = config.pred_position_embedding_type == "learned"
         self.position_embeddings = nn.Embedding(config.max_text_length, config.pred_hidden_size) if learned else None
         layer = {"transformer": TextJepaPredictorLayer, "conv": TextJepaConvLayer, "mlp": _mlp_layer}
@@ -353,7 +352,7 @@ class TextJepaPredictor(nn.Module):
             for layer in self.layers:
                 states = layer(states)
             return self.norm(states)
-        context_length, positions = states.shape[1], thin_out(positions, config.pred_context_ratio)
+        context_length = states.shape[1]
         context = self.context_projection(states)
         states = torch.cat([context, queries.to(context.dtype)], dim=1)
         places = torch.cat([positions, hidden], dim=1)
@@ -380,15 +379,6 @@ class TextJepaPredictor(nn.Module):
         for layer in self.layers:
             text = layer(text * used)
         return text
-
-
-def thin_out(positions: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Keeps a share of the used positions of each row (R, C), evenly spaced; the others become -1."""
-    if ratio == 1:
-        return positions
-    number = (positions >= 0).cumsum(dim=1)
-    kept = torch.floor(number * ratio) > torch.floor((number - 1) * ratio)
-    return torch.where(kept & (positions >= 0), positions, -1)
 
 
 # ---- encoder --------------------------------------------------------------------------------------------------------
@@ -745,10 +735,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """Layers of the target encoder (R, N, D) and a mask (R, N) -> token-level targets (R, N, D), float32."""
         layers = hidden_states[-self.config.target_num_layers :]
         running = [module for name, module in self.running.items() if name.startswith("layer")]
-        targets = average_layers(layers, mask, self.config.target_normalization, running)
-        if "tokens" in self.running:
-            targets = targets - self.running["tokens"](targets, mask.unsqueeze(-1).float())[0]
-        return targets
+        return average_layers(layers, mask, self.config.target_normalization, running)
 
     def teach_texts(self, text, view) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Ids and mask of texts and of views -> what all masks aim at: (B, S, D) and (B, D), `None` where unread."""
@@ -882,12 +869,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
             embedding = embedding.full_tensor(grad_placements=[Partial("avg")])
         candidates = min(self.config.token_loss_candidates or len(embedding), len(embedding))
-        contrastive = self.config.token_loss_type == "contrastive"
-        if contrastive or (self.training and candidates < len(embedding)):
-            ids, present, labels = sample_candidates(labels, len(embedding), candidates)
+        if self.training and candidates < len(embedding):
+            ids, labels = sample_candidates(labels, len(embedding), candidates)
             embedding = embedding[ids]
         logits = F.linear(self.token_head(features), embedding.to(features.dtype)).float()
-        logits = logits.masked_fill(~present, -torch.inf) if contrastive else logits
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
 
     def _regularize(self, sides):

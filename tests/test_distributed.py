@@ -25,7 +25,7 @@ SETTINGS = {
     "latent": {},
     "batch": {"target_normalization": "batch"},
     "batch-online": ONLINE | {"target_normalization": "batch", "loss_type": "infonce"},
-    "running": {"target_normalization": "running", "target_centering": True},
+    "running": {"target_normalization": "running"},
     "infonce": {"loss_type": "infonce"},
     "default": {"sentence_loss_weight": 0.5},
     "sentence-cosine": SENTENCE | {"sentence_loss_type": "cosine"},

@@ -28,7 +28,7 @@ MASKS = ("context_positions", "target_positions", "target_spans")
 PREDICTORS = {
     "transformer": {},
     "conv": {"predictor_type": "conv", "pred_conv_groups": 4},
-    "mlp": {"predictor_type": "mlp", "pred_context_ratio": 1.0},
+    "mlp": {"predictor_type": "mlp"},
 }
 CONTEXTS = {
     "drop": {},
@@ -139,7 +139,7 @@ def test_targets_come_from_the_last_layers_of_the_target_encoder_on_the_whole_te
 def test_candidates_hold_every_label_once_and_labels_map_back(count):
     labels = torch.randint(0, 40, (3, 4))
     labels[0, :3] = labels[2, 1] = -100
-    candidates, _, new = sample_candidates(labels, 40, count)
+    candidates, new = sample_candidates(labels, 40, count)
     assert candidates.shape == (count,)
     assert len(set(candidates.tolist())) == count
     assert candidates.min() >= 0
@@ -158,7 +158,7 @@ def test_candidates_beyond_the_labels_are_random():
 
 def test_labels_that_find_no_candidate_are_not_predicted():
     labels = torch.arange(30).repeat(2)
-    candidates, _, new = sample_candidates(labels, 100, 10)
+    candidates, new = sample_candidates(labels, 100, 10)
     kept = new >= 0
     assert set(candidates.tolist()) <= set(range(30))
     assert set(labels[kept].tolist()) == set(candidates.tolist())
@@ -590,7 +590,7 @@ STEPS = {
     "candidates": {"token_loss_candidates": 50},
     "bert": {"text_config": BERT},
     "data2vec": {**CONTEXTS["mask_token"], "predictor_type": "mlp", "token_loss_weight": 0.0},
-    "running": {"target_normalization": "running", "target_centering": True},
+    "running": {"target_normalization": "running"},
     "sentence": {"sentence_loss_weight": 1.0, "variance_loss_weight": 0.1, "sigreg_loss_weight": 0.1},
 }
 

@@ -21,7 +21,6 @@ from modeling_text_jepa import (
     latent_distance,
     moments,
     sigreg_loss,
-    thin_out,
     variance_loss,
     whitening,
 )
@@ -39,12 +38,11 @@ VICREG = {
 # Whatever the model can be told to learn from, one of each kind.
 SETTINGS = {name: fields | {"mask_token_id": 4} for name, fields in OBJECTIVES.items()} | {
     "infonce": {"loss_type": "infonce"},
-    "contrastive": {"token_loss_type": "contrastive"},
     "instance": {"target_normalization": "instance"},
     "batch": {"target_normalization": "batch"},
-    "running": {"target_normalization": "running", "target_centering": True},
+    "running": {"target_normalization": "running"},
     "spans": {"target_input": "spans"},
-    "bottleneck": {"pred_pooled_context": True, "pred_context_ratio": 0.0, "pooling": "attention"},
+    "pooled": {"pred_pooled_context": True, "pooling": "attention"},
     "sentence-cosine": {"sentence_loss_weight": 1.0, "sentence_loss_type": "cosine", "pooling": "attention"},
     "sentence-infonce": SENTENCE | {"sentence_loss_type": "infonce", "pooling": "cls", "sentence_hidden_size": 48},
     "default": {"sentence_loss_weight": 0.5},
@@ -56,7 +54,7 @@ SETTINGS = {name: fields | {"mask_token_id": 4} for name, fields in OBJECTIVES.i
 every_setting = pytest.mark.parametrize("setting", SETTINGS)
 settings_and_predictors = pytest.mark.parametrize(
     ("setting", "predictor"),
-    [(name, "transformer") for name in SETTINGS] + [("bottleneck", "conv"), ("jepa", "conv"), ("jepa", "mlp")],
+    [(name, "transformer") for name in SETTINGS] + [("pooled", "conv"), ("jepa", "conv"), ("jepa", "mlp")],
 )
 
 
@@ -283,25 +281,6 @@ def test_latent_infonce_contrasts_with_all_other_hidden_tokens_of_the_batch(make
     assert (output.distances[~seen] == 0).all()
 
 
-# ---- token grounding ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_contrastive_token_loss_is_a_softmax_over_the_hidden_tokens_of_the_batch(make_model, batch, training):
-    model = make_model(token_loss_type="contrastive", token_loss_candidates=120).train(training)
-    seen = used(batch)
-    labels = gather_positions(batch["input_ids"], batch["target_positions"])[seen].tolist()
-    distinct = sorted(set(labels))
-    assert 5 < len(distinct) < len(labels)
-    features = []
-    hook = model.token_head.register_forward_hook(lambda module, inputs, output: features.append(output))
-    output = model(**batch)
-    hook.remove()
-    logits = features[0].view(*seen.shape, -1)[seen] @ model.get_input_embeddings().weight[distinct].T
-    expected = F.cross_entropy(logits, torch.tensor([distinct.index(label) for label in labels]))
-    close(output.token_loss, expected)
-
-
 # ---- targets --------------------------------------------------------------------------------------------------------
 
 
@@ -382,16 +361,6 @@ def test_running_targets_use_the_statistics_so_far_and_only_training_updates_the
     close(after_one[seen].double(), gather_positions(expected, second["target_positions"])[seen], 5e-5)
     close(model.eval()(**second).targets[seen], after_one[seen], 0)
     assert all(torch.equal(tensor, states[name]) for name, tensor in model.running.state_dict().items())
-
-
-def test_centred_targets_are_the_targets_less_their_running_mean(make_model, batch):
-    plain, centred = (drift(make_model(target_centering=centering)) for centering in (False, True))
-    centred.target_encoder.load_state_dict(plain.target_encoder.state_dict())
-    targets = plain.make_targets(plain.teach(**inputs_of(batch)).hidden_states, batch["attention_mask"])
-    mean = targets[batch["attention_mask"].bool()].mean(0)
-    seen = used(batch)
-    close(centred(**batch).targets[seen], plain(**batch).targets[seen], 0)  # nothing is known of the mean yet
-    close(centred.train()(**batch).targets[seen], (plain(**batch).targets - mean)[seen])
 
 
 @pytest.mark.parametrize("kind", ["modernbert", "mpnet"])
@@ -767,20 +736,8 @@ def predictor_inputs(batch):
     return torch.randn(*context.shape, 32), context, target, spans
 
 
-@pytest.mark.parametrize("predictor", ["transformer", "conv"])
-def test_a_full_bottleneck_lets_the_context_through_as_one_vector_only(make_model, batch, predictor):
-    fields = {"pred_pooled_context": True, "pred_context_ratio": 0.0} | PREDICTORS[predictor]
-    network = make_model(**fields).predictor
-    states, *places = predictor_inputs(batch)
-    seen, pooled = places[1] >= 0, torch.randn(len(states), 32)
-    before = network(states, *places, pooled=pooled, length=24)[seen]
-    close(network(torch.randn_like(states), *places, pooled=pooled, length=24)[seen], before, 1e-6)
-    after = network(states, *places, pooled=torch.randn_like(pooled), length=24)[seen]
-    assert (after - before).abs().amax(-1).min() > 1e-3
-
-
-def test_the_bottleneck_of_a_model_is_its_pooled_context(make_model, batch):
-    model = make_model(pred_pooled_context=True, pred_context_ratio=0.0)
+def test_the_pooled_context_of_queries_is_the_mean_of_the_visible_states(make_model, batch):
+    model = make_model(pred_pooled_context=True)
     pooled = []
     hook = model.predictor.register_forward_pre_hook(
         lambda module, args: pooled.append((args[0], args[-2], args[1] >= 0))
@@ -789,29 +746,6 @@ def test_the_bottleneck_of_a_model_is_its_pooled_context(make_model, batch):
     hook.remove()
     ((states, vectors, visible),) = pooled
     close(vectors, torch.stack([rows[mask].mean(0) for rows, mask in zip(states, visible, strict=True)]), 1e-6)
-
-
-@pytest.mark.parametrize("ratio", [0.5, 0.3, 0.75])
-def test_a_part_of_the_context_is_evenly_spaced(ratio):
-    positions = torch.arange(40).where(torch.arange(40) < torch.tensor([[40], [7], [0]]), -1)
-    kept = thin_out(positions, ratio)
-    for row, length in zip(kept, (40, 7, 0), strict=True):
-        places = row[row >= 0]
-        assert len(places) == math.floor(ratio * length)
-        assert set(places.diff().tolist()) <= {math.floor(1 / ratio), math.ceil(1 / ratio)}
-
-
-@pytest.mark.parametrize("predictor", ["transformer", "conv"])
-def test_a_predictor_sees_the_kept_part_of_the_context_only(make_model, batch, predictor):
-    states, context, target, spans = predictor_inputs(batch)
-    half = make_model(**PREDICTORS[predictor], pred_context_ratio=0.5).predictor
-    whole = make_model(**PREDICTORS[predictor]).predictor
-    kept = torch.full_like(context, -1)
-    kept[:, 1::2] = context[:, 1::2]
-    seen = target >= 0
-    expected = whole(states, kept, target, spans, length=24)[seen]
-    close(half(states, context, target, spans, length=24)[seen], expected, 1e-6)
-    assert (whole(states, context, target, spans, length=24)[seen] - expected).abs().max() > 1e-2
 
 
 def test_convolutions_know_places_and_reach_as_far_as_their_kernels(make_model):

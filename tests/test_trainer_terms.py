@@ -400,7 +400,7 @@ def test_the_evaluation_tells_short_spans_from_long_ones(make_trainer):
 
 PER_TOKEN = {
     "hybrid": {"token_loss_candidates": 10_000},
-    "running": {"token_loss_candidates": 10_000, "target_normalization": "running", "target_centering": True},
+    "running": {"token_loss_candidates": 10_000, "target_normalization": "running"},
     "data2vec": OBJECTIVES["data2vec"],
     "spans": {"token_loss_candidates": 10_000, "target_input": "spans"},
     "online": {"token_loss_candidates": 10_000, "target_encoder_type": "online", "sigreg_loss_weight": 1e-9},

@@ -229,9 +229,7 @@ def objective_in_words(config) -> str:
         "latent": f"{config.loss_type} loss between the output of a {config.predictor_type} predictor and the mean of "
         f"the last {config.target_num_layers} layers ({config.target_normalization} normalisation) of {maker}, which "
         f"sees {seen}",
-        "token": "cross-entropy of the hidden tokens"
-        if config.token_loss_type == "cross_entropy"
-        else "contrast of the hidden tokens with each other",
+        "token": "cross-entropy of the hidden tokens",
         "sentence": f"{config.sentence_loss_type} loss between the {config.pooling}-pooled context and the "
         f"{whitened}pooled target of {maker}",
         "variance": f"variance hinge at {config.regularizer_level} level",
