@@ -214,101 +214,11 @@ def test_a_schedule_of_the_mask_ratio_follows_the_optimizer_step_over_passes(mak
             assert share == pytest.approx(0.1 + 0.6 * min(step / 4, 1), abs=0.06), step
 
 
-# ---- norms ----------------------------------------------------------------------------------------------------------
-
-
-def norms_of_parts(model):
-    parts = {"encoder": [], "predictor": []}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            parts["encoder" if name.startswith("model.") else "predictor"].append(parameter.grad.norm())
-    return {name: float(torch.stack(norms).norm()) for name, norms in parts.items()}
-
-
-def test_each_part_is_clipped_by_itself_and_both_norms_are_logged(make_trainer):
-    """The bound lies between the two, so that one bound for both would not do the same."""
-    trainer = make_trainer(clip_per_module=True, max_grad_norm=0.05, max_steps=2)
-    before, after, clip = [], [], trainer._clip_grad_norm
-
-    def recording(model):
-        before.append(norms_of_parts(model))
-        norm = clip(model)
-        after.append(norms_of_parts(model))
-        return norm
-
-    trainer._clip_grad_norm = recording
-    records = train(trainer)
-    for record, raw, clipped in zip(records, before, after, strict=True):
-        assert min(raw.values()) < 0.05 < max(raw.values()), raw
-        for part, norm in raw.items():
-            assert record[f"grad_norm_{part}"] == pytest.approx(norm, rel=1e-4)
-            assert clipped[part] == pytest.approx(min(norm, 0.05), rel=1e-3)
-        assert record["grad_norm"] == pytest.approx(math.hypot(*raw.values()), rel=1e-4)
-
-
-def test_logged_gradient_norms_of_terms_are_those_of_autograd_on_the_same_batch(make_trainer):
-    trainer = make_trainer(fields=EVERY_TERM, term_gradient_steps=2)
-    expected, step = {}, trainer.training_step
-
-    def by_hand(model, inputs, num_items_in_batch=None):
-        if trainer.state.global_step % 2 == 0:
-            model = copy.deepcopy(model.train())  # a forward pass moves the running mean of the targets
-            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-            matrix = model.model.encoder.layers[-1].mlp.Wo.weight
-            for name in ("latent_loss", "token_loss", "sentence_loss", "variance_loss", "covariance_loss"):
-                (gradient,) = torch.autograd.grad(outputs[name], matrix, retain_graph=True)
-                expected.setdefault(trainer.state.global_step, {})[f"grad_norm_{name}"] = float(gradient.norm())
-        return step(trainer.model, inputs, num_items_in_batch)
-
-    trainer.training_step = by_hand
-    records = train(trainer)
-    for number, record in enumerate(records):
-        norms = expected[number // 2 * 2]
-        assert {name: record[name] for name in norms} == pytest.approx(norms, rel=1e-4)
-    assert expected[0] != expected[2]
-
-
-def test_gradient_norms_of_terms_cost_nothing_unless_asked_and_change_nothing(make_trainer):
-    plain, looked_at = make_trainer("plain"), make_trainer("looked_at", term_gradient_steps=1)
-    assert not any("_loss" in name and "grad_norm" in name for record in train(plain) for name in record)
-    assert all("grad_norm_latent_loss" in record for record in train(looked_at))
-    assert_same_weights(plain, looked_at)
-
-
-def test_auxiliary_weights_go_half_the_way_to_their_share_at_each_look(make_trainer):
-    trainer = make_trainer(fields=EVERY_TERM, term_gradient_steps=1, auxiliary_gradient_share=0.1)
-    weights = {name: getattr(trainer.model.config, f"{name}_weight") for name in ("token_loss", "variance_loss")}
-    for record in train(trainer):
-        for name, weight in weights.items():
-            share = weight * record[f"grad_norm_{name}"] / record["grad_norm_latent_loss"]
-            weights[name] = record[f"{name}_weight"]
-            now = weights[name] * record[f"grad_norm_{name}"] / record["grad_norm_latent_loss"]
-            assert math.log(now / 0.1) == pytest.approx(math.log(share / 0.1) / 2, abs=1e-5)
-    assert {name: getattr(trainer.model.config, f"{name}_weight") for name in weights} == weights
-    assert trainer.model.config.latent_loss_weight == 1
-
-
-def test_a_resumed_run_goes_on_with_the_weights_that_were_found(make_trainer):
-    options = {"fields": EVERY_TERM, "term_gradient_steps": 1, "auxiliary_gradient_share": 0.1}
-    options |= {"save_strategy": "steps", "save_steps": 2}
-    whole, resumed = make_trainer("whole", **options), make_trainer("resumed", **options)
-    first, rest = train(whole), train(resumed, f"{whole.args.output_dir}/checkpoint-2")
-    found = [
-        [{name: r[name] for name in r if name.endswith("_loss_weight")} for r in records if r["step"] > 2]
-        for records in (first, rest)
-    ]
-    assert [len(weights) for weights in found[0]] == [4, 4]
-    assert found[0] == found[1]
-    assert_same_weights(whole, resumed)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"auxiliary_gradient_share": 0.1}, "term_gradient_steps"),
         ({"weight_decay_end": 0.4, "weight_decay": 0.0}, "weight_decay"),
         ({"ema_frozen_steps": -1}, "ema_frozen_steps"),
-        ({"clip_per_module": True, "fp16": True}, "fp16"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(arguments, message, tmp_path):
@@ -451,10 +361,8 @@ def test_masks_one_after_the_other_learn_and_log_what_all_in_one_pass_do(
 
 
 def test_terms_on_whole_batches_look_at_one_mask_at_a_time(make_trainer):
-    """And gradients of terms are measured once, on the first mask."""
     fields = EVERY_TERM | {"loss_type": "infonce"}
-    options = {"term_gradient_steps": 1, "max_steps": 1, "mask_batching": "sequential"}
-    trainer = make_trainer(fields=fields, **options)
+    trainer = make_trainer(fields=fields, max_steps=1, mask_batching="sequential")
     model, batches = copy.deepcopy(trainer.model).train(), batches_of(trainer)
     (record,) = train(trainer)
     (batch,) = batches[0]
@@ -464,9 +372,6 @@ def test_terms_on_whole_batches_look_at_one_mask_at_a_time(make_trainer):
     for name in ("latent_loss", "variance_loss", "covariance_loss"):
         assert record[name] == pytest.approx(sum(part[name].item() for part in parts), rel=1e-5)
         assert record[name] != pytest.approx(joint[name].item(), rel=1e-4)
-    matrix = model.model.encoder.layers[-1].mlp.Wo.weight
-    (gradient,) = torch.autograd.grad(parts[0].latent_loss, matrix)
-    assert record["grad_norm_latent_loss"] == pytest.approx(gradient.norm().item(), rel=1e-4)
 
 
 def test_a_loss_without_target_tokens_does_not_grow_with_the_passes(make_trainer):
@@ -533,8 +438,8 @@ def test_a_run_with_masks_one_after_the_other_resumes_bit_by_bit_and_not_as_the_
 
 
 def test_host_looks_at_losses_and_norms_once_a_step(make_trainer, monkeypatch):
-    """Where nothing is logged, the norms of two parts included."""
-    trainer = make_trainer(logging_first_step=False, logging_steps=100, clip_per_module=True)
+    """Where nothing is logged."""
+    trainer = make_trainer(logging_first_step=False, logging_steps=100)
     looks, inside = [], []
 
     def watching(name):

@@ -26,7 +26,6 @@ from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, mean_pool
 from text_jepa import checkpointing, hub, metrics
 from text_jepa.arguments import UsageError
@@ -111,20 +110,6 @@ class TextJepaTrainingArguments(TrainingArguments):
             "at a whole batch then look at one mask at a time; targets are made once either way."
         },
     )
-    clip_per_module: bool = field(
-        default=False, metadata={"help": "Clip the gradients of the encoder and of what is around it each by itself."}
-    )
-    term_gradient_steps: int = field(
-        default=0,
-        metadata={"help": "Every so many steps, log the gradient norm of each term on the encoder's last matrix."},
-    )
-    auxiliary_gradient_share: float | None = field(
-        default=None,
-        metadata={
-            "help": "At these steps, draw the weights of all other terms to where their gradients have this share of "
-            "the latent (else the sentence) loss's."
-        },
-    )
     skip_spikes: bool = field(
         default=False, metadata={"help": "Leave out steps whose loss or gradient norm is far above the last 128."}
     )
@@ -146,14 +131,10 @@ class TextJepaTrainingArguments(TrainingArguments):
                 raise ValueError(f"--{name} must lie between 0 and 1, got {value}")
         least = {"seed": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
         least |= {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "learning_rate": 0}
-        least |= {"ema_frozen_steps": 0, "term_gradient_steps": 0}
+        least |= {"ema_frozen_steps": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"--{name} must be at least {bound}, got {getattr(self, name)}")
-        if self.auxiliary_gradient_share is not None and self.term_gradient_steps < 1:
-            raise ValueError("--auxiliary_gradient_share needs --term_gradient_steps: how often to look")
-        if self.clip_per_module and self.fp16:
-            raise ValueError("--clip_per_module does not go with --fp16, which unscales gradients once; use --bf16")
         if self.weight_decay_end is not None and not self.weight_decay > 0:
             raise ValueError("--weight_decay_end needs a --weight_decay above 0 to begin with")
         if self.accelerator_config is None:
@@ -567,8 +548,6 @@ class TextJepaTrainer(Trainer):
         self._step_loss: torch.Tensor | float = 0.0
         self._by_length, self._eval_texts = torch.zeros(2, len(SPAN_LENGTHS)), torch.tensor(0)
         self._by_strategy = torch.zeros(2, len(data_collator.strategy_names))
-        self._term_gradients: dict[str, float] = {}
-        self._module_norms: dict[str, torch.Tensor] = {}
         self._tokens = torch.zeros((), dtype=torch.long)
         self._batches: list[Mapping[str, torch.Tensor]] = []
         self._text_targets: tuple[torch.Tensor | None, ...] | None = None
@@ -802,8 +781,6 @@ class TextJepaTrainer(Trainer):
                 self._text_targets = outputs.text_targets if self.args.mask_batching == "sequential" else None
             if "mask_strategies" in inputs and outputs.get("distances") is not None:
                 self._count_strategies(inputs, outputs["distances"].detach())
-            if len(self._batches) == 1 and is_first_pass and self._looks_at_terms():
-                self._weigh_terms(terms)
         else:
             self._eval_texts = self._eval_texts + len(inputs["input_ids"])
         if not model.training and outputs.get("distances") is not None:
@@ -815,57 +792,6 @@ class TextJepaTrainer(Trainer):
         found = torch.stack([distances.sum(-1), (inputs["target_positions"] >= 0).sum(-1).to(distances.dtype)])
         sums = self._by_strategy.to(distances.device)
         self._by_strategy = sums.index_add(1, inputs["mask_strategies"].flatten(), found.flatten(1).to(sums.dtype))
-
-    def _looks_at_terms(self):
-        steps = self.args.term_gradient_steps
-        return steps > 0 and self.state.global_step % steps == 0
-
-    def _weigh_terms(self, terms):
-        """Measures each term's gradient on the encoder's last matrix, and draws auxiliary weights to their share."""
-        model = self.accelerator.unwrap_model(self.model)
-        matrix = [p for p in model.model.encoder.parameters() if p.requires_grad and p.dim() > 1][-1]
-        norms = {}
-        for name, value in terms.items():
-            (gradient,) = torch.autograd.grad(value, matrix, retain_graph=True)
-            # Each process has its share of the loss; the mean of the gradients is what DDP applies.
-            norms[name] = self.accelerator.reduce(gradient.float(), "sum").norm().item()
-        self._term_gradients = {f"grad_norm_{name}": norm for name, norm in norms.items()}
-        main = "latent_loss" if "latent_loss" in norms else "sentence_loss"
-        if self.args.auxiliary_gradient_share is None or main not in norms:
-            return
-        aim = self.args.auxiliary_gradient_share * norms[main] * getattr(model.config, f"{main}_weight")
-        for name in norms.keys() - {main}:
-            weight = getattr(model.config, f"{name}_weight")
-            # Halfway in logarithms, for one batch is a noisy witness.
-            weight = math.sqrt(weight * aim / norms[name]) if norms[name] > 0 and aim > 0 else weight
-            setattr(model.config, f"{name}_weight", weight)
-            self._term_gradients[f"{name}_weight"] = weight
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.args.auxiliary_gradient_share is not None:
-            saved = TextJepaConfig.from_pretrained(resume_from_checkpoint)
-            for name in (name for name in vars(saved) if name.endswith("_loss_weight")):
-                setattr(self.model.config, name, getattr(saved, name))
-
-    def _ids_inside(self):
-        """What tells the parameters of the encoder from those around it."""
-        return {id(parameter) for parameter in self.model.model.parameters()}
-
-    def _clip_grad_norm(self, model):
-        if not self.args.clip_per_module:
-            return super()._clip_grad_norm(model)
-        inside = self._ids_inside()
-        parts = {"encoder": [], "predictor": []}
-        for parameter in model.parameters():
-            parts["encoder" if id(parameter) in inside else "predictor"].append(parameter)
-        norms = {
-            name: self.accelerator.clip_grad_norm_(part, self.args.max_grad_norm)
-            for name, part in parts.items()
-            if part
-        }
-        self._module_norms = norms
-        return torch.stack([torch.as_tensor(norm) for norm in norms.values()]).norm()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._batches.append(inputs)
@@ -979,7 +905,6 @@ class TextJepaTrainer(Trainer):
             self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
             if self.monitor is not None:
                 logs |= self.monitor.values
-            logs |= self._term_gradients | {f"grad_norm_{k}": float(v) for k, v in self._module_norms.items()}
             logs |= self._drain_strategies()
             logs["loss_spikes"] = self.spikes.count
             if self.model.target_encoder is not None:
@@ -1026,7 +951,7 @@ class TextJepaTrainer(Trainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.args.predictor_learning_rate is not None:
-            inside = self._ids_inside()
+            inside = {id(parameter) for parameter in self.model.model.parameters()}
             for group in list(optimizer.param_groups):
                 around = [p for p in group["params"] if id(p) not in inside]
                 group["params"] = [p for p in group["params"] if id(p) in inside]
@@ -1063,8 +988,7 @@ def run_facts(args: TextJepaTrainingArguments) -> dict[str, Any]:
     names += ["max_steps", "num_train_epochs", "bf16", "fp16", "dataloader_drop_last"]
     names += ["optim", "learning_rate", "predictor_learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"]
     names += ["warmup_steps", "weight_decay", "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon"]
-    names += ["max_grad_norm", "clip_per_module", "skip_spikes", "mask_batching"]
-    names += ["auxiliary_gradient_share", "term_gradient_steps"]
+    names += ["max_grad_norm", "skip_spikes", "mask_batching"]
     names += ["ema_schedule", "ema_decay_start", "ema_decay_end", "ema_frozen_steps"]
     return {name: getattr(args, name) for name in names}
 
