@@ -223,7 +223,7 @@ def facts_of(data_args, config, collator, train_dataset, workers) -> dict:
         files = source_of(data_args)[1]
         facts["data"] = f"{describe_data(data_args)} ({sum(os.path.getsize(path) for path in files)} bytes)"
         names = ("dataset_split", "text_column", "view_column", "sample_by", "max_train_samples", "max_length")
-        facts |= {name: getattr(data_args, name) for name in (*names, "split_documents", "shuffle_buffer")}
+        facts |= {name: getattr(data_args, name) for name in (*names, "shuffle_buffer")}
         facts["dataloader_num_workers"] = workers
     return facts
 

@@ -319,15 +319,12 @@ def test_cuts_are_monotone_and_no_piece_is_too_long_or_a_single_token(room, leng
         assert stop == (wanted - 1 if wanted == length - 1 else wanted)  # a single token is not left behind
 
 
-def test_pieces_end_at_the_last_sentence_that_fits_or_at_full_windows(load, tmp_path):
+def test_pieces_end_at_the_last_sentence_that_fits(load, tmp_path):
     sentence = "the river came ."
     path = str(write(tmp_path / "a.txt", [" ".join([sentence] * 5)]))
     corpus = load([path], [path])
-    lengths = {
-        kind: [len(ids) - 2 for ids in ids_of(tokenize_corpus(corpus, word_tokenizer(), 12, kind)["train"])]
-        for kind in ("sentence", "window")
-    }
-    assert lengths == {"sentence": [8, 8, 4], "window": [10, 10]}
+    pieces = ids_of(tokenize_corpus(corpus, word_tokenizer(), 12)["train"])
+    assert [len(ids) - 2 for ids in pieces] == [8, 8, 4]
 
 
 def test_sentences_end_at_tokens_that_end_in_a_mark():
@@ -336,13 +333,12 @@ def test_sentences_end_at_tokens_that_end_in_a_mark():
     assert set(tokenizer.convert_ids_to_tokens(ends.tolist())) == {".", "!", "?!", "。", "##."}
 
 
-@pytest.mark.parametrize("split_documents", ["sentence", "window"])
 @pytest.mark.parametrize("max_length", [5, 16, 64])
-def test_pieces_of_a_document_together_are_the_document_and_of_no_other(tmp_path, load, split_documents, max_length):
+def test_pieces_of_a_document_together_are_the_document_and_of_no_other(tmp_path, load, max_length):
     tokenizer = word_tokenizer()
     texts = documents(60)
     path = str(write(tmp_path / "a.jsonl", texts))
-    examples = tokenize_corpus(load([path], [path]), tokenizer, max_length, split_documents)["train"]
+    examples = tokenize_corpus(load([path], [path]), tokenizer, max_length)["train"]
     assert set(examples.column_names) == {"input_ids", "length"}
     pieces = ids_of(examples)
     assert [len(ids) for ids in pieces] == [int(row["length"]) for row in examples]
@@ -507,13 +503,12 @@ def test_the_use_of_a_tokenizer_does_not_change_the_examples(tmp_path, corpus):
         {"tokenizer": word_tokenizer("more")},
         {"tokenizer": word_tokenizer(before="")},
         {"max_length": 17},
-        {"split_documents": "window"},
         {"view": "next_sentence"},
     ],
-    ids=["vocabulary", "special tokens", "length", "cuts", "view"],
+    ids=["vocabulary", "special tokens", "length", "view"],
 )
-def test_the_cache_tells_tokenizers_lengths_cuts_and_views_apart(corpus, other):
-    usual = {"tokenizer": word_tokenizer(), "max_length": 16, "split_documents": "sentence"}
+def test_the_cache_tells_tokenizers_lengths_and_views_apart(corpus, other):
+    usual = {"tokenizer": word_tokenizer(), "max_length": 16}
     one, two = cache_of(tokenize_corpus(corpus, **usual)), cache_of(tokenize_corpus(corpus, **usual | other))
     assert one[0] != two[0]
     assert not set(one[1]) & set(two[1])

@@ -467,7 +467,6 @@ def tokenize_corpus(
     corpus: DatasetDict | IterableDatasetDict,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    split_documents: str = "sentence",
     num_proc: int | None = None,
     overwrite_cache: bool = False,
     view: View | None = None,
@@ -482,8 +481,7 @@ def tokenize_corpus(
     Args:
         corpus: Splits with a column `text`, and `view` where that is the view.
         tokenizer: Any tokenizer with a padding token.
-        max_length: Longest example in tokens, special tokens included.
-        split_documents: Where longer documents are cut: `"sentence"` or `"window"`, see `cut_points`.
+        max_length: Longest example in tokens, special tokens included; longer documents are cut, see `cut_points`.
         num_proc: Processes; the tokenizers library uses all cores with one.
         overwrite_cache: Tokenize again.
         view: `"column"`: every part of a document has the whole column as its view, cut at `max_length`.
@@ -501,9 +499,7 @@ def tokenize_corpus(
     room = max_length - len(before) - len(after)
     if room < 3:
         raise UsageError(f"--max_length {max_length}: leaves no room for text beside the special tokens")
-    ends_sentence = (
-        sentence_end_table(tokenizer) if split_documents == "sentence" else np.zeros(len(vocabulary(tokenizer)), bool)
-    )
+    ends_sentence = sentence_end_table(tokenizer)
 
     def ids_of(texts):
         return tokenizer(
@@ -544,7 +540,8 @@ def tokenize_corpus(
         return examples
 
     streaming = isinstance(corpus, IterableDatasetDict)
-    settings = [_TOKENIZATION_VERSION, _tokenizer_identity(tokenizer), max_length, split_documents]
+    # The last one is in the names of caches that are there, from when documents could be cut otherwise.
+    settings = [_TOKENIZATION_VERSION, _tokenizer_identity(tokenizer), max_length, "sentence"]
     settings += [view] if view in _VIEWS_OF_DATA else []
     settings += [min_length] if min_length > 2 else []
     examples = {}

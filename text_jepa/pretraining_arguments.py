@@ -104,13 +104,12 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training documents."})
     max_eval_samples: int = field(default=1_000, metadata={"help": "Evaluate on so many held-out texts."})
-    max_length: int = field(default=128, metadata={"help": "Longest text in tokens; longer documents are split."})
+    max_length: int = field(
+        default=128, metadata={"help": "Longest text in tokens; longer documents are split at ends of sentences."}
+    )
     min_length: int = field(default=2, metadata={"help": "Documents of fewer tokens are left out."})
     prepare_only: bool = field(
         default=False, metadata={"help": "End when the corpus is tokenized and cached, before any training."}
-    )
-    split_documents: Literal["sentence", "window"] = field(
-        default="sentence", metadata={"help": "Split long documents at ends of sentences, or at full windows."}
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
     overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again."})
