@@ -216,19 +216,38 @@ def _load_files(train_file, validation_file, columns, sample_by, streaming, cach
     files = {"train": find_files(train_file, "train_file")}
     if validation_file:
         files["validation"] = find_files(validation_file, "validation_file")
-    corpus = {}
-    for split, paths in files.items():
-        what = f"--{split}_file {', '.join(paths[:3])}"
-        if not any(Path(path).stat().st_size for path in paths):
-            raise UsageError(f"{what}: empty")
-        builder, options = BUILDERS[suffix_of(Path(paths[0]))]
-        if builder == "text":
-            options = {"sample_by": sample_by}
-        options = options | {"streaming": streaming, "cache_dir": cache_dir}
-        with reading(what, paths):
-            part = load_dataset(builder, data_files=[glob.escape(path) for path in paths], split="train", **options)
-            corpus[split] = _text_only(part, columns, what)
-    return corpus
+    options = {"sample_by": sample_by, "streaming": streaming, "cache_dir": cache_dir}
+    return {split: _read_files(paths, f"{split}_file", columns, **options) for split, paths in files.items()}
+
+
+def load_texts(files: Sequence[str], flag: str, text_column: str = "text", cache_dir: str | None = None) -> Dataset:
+    """Loads local files as `load_corpus` does, with none held out: one column, `text`, one document per row.
+
+    Args:
+        files: Paths, folders and globs, see `find_files`.
+        flag: The flag that names them, for messages.
+        text_column: The column that holds the text.
+        cache_dir: Cache of the datasets library.
+
+    Raises:
+        UsageError: A file or the column is missing, a file cannot be read, or there is no text.
+    """
+    paths = find_files(files, flag)
+    columns = {"text_column": text_column}
+    return _read_files(paths, flag, columns, sample_by="line", streaming=False, cache_dir=cache_dir)
+
+
+def _read_files(paths, flag, columns, sample_by, streaming, cache_dir):
+    what = f"--{flag} {', '.join(paths[:3])}"
+    if not any(Path(path).stat().st_size for path in paths):
+        raise UsageError(f"{what}: empty")
+    builder, options = BUILDERS[suffix_of(Path(paths[0]))]
+    if builder == "text":
+        options = {"sample_by": sample_by}
+    options = options | {"streaming": streaming, "cache_dir": cache_dir}
+    with reading(what, paths):
+        part = load_dataset(builder, data_files=[glob.escape(path) for path in paths], split="train", **options)
+        return _text_only(part, columns, what)
 
 
 def _load_hub(name, config_name, split, columns, streaming, cache_dir):
