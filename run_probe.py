@@ -60,7 +60,9 @@ from text_jepa.tasks import (
     load_reranking,
     load_task_file,
     package_task,
+    question_words_task,
     word_content,
+    word_order_task,
 )
 
 
@@ -89,8 +91,8 @@ class ProbeArguments:
     tasks: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Tasks of GLUE by name; packages and word_content on the built-in corpus. Default: packages, if "
-            "nothing else is named."
+            "help": "Tasks of GLUE by name; packages, word_content and word_order on the built-in corpus; "
+            "question_words of the questions of QNLI. Default: packages, if nothing else is named."
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder of GLUE tasks. Default: the Hub."})
@@ -213,6 +215,8 @@ def main(argv: list[str] | None = None) -> list[Score]:
 def load_tasks(args) -> tuple[list[Task], list[RerankingTask]]:
     """The tasks and the reranking sets asked for."""
     own = {"packages": partial(package_task, args.cache_dir), "word_content": partial(words_task, args.cache_dir)}
+    own["question_words"] = partial(question_words_task, args.data_dir, args.cache_dir)
+    own["word_order"] = partial(word_order_task, args.cache_dir)
     known = (*GLUE_TASKS, *own)
     tasks = []
     for name in dict.fromkeys(args.tasks or ([] if args.task_file or args.rerank_dir else ["packages"])):

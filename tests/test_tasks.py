@@ -18,7 +18,17 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from text_jepa import tasks
 from text_jepa.arguments import UsageError
-from text_jepa.tasks import GLUE_TASKS, load_glue, load_reranking, load_task_file, package_task, word_content
+from text_jepa.tasks import (
+    GLUE_TASKS,
+    load_glue,
+    load_reranking,
+    load_task_file,
+    package_task,
+    question_words,
+    question_words_task,
+    word_content,
+    word_order,
+)
 
 
 COLUMNS = {
@@ -527,6 +537,105 @@ def test_word_content_of_too_few_texts():
         word_content(list(dict.fromkeys(collection()))[:70])
     with pytest.raises(UsageError, match="at least 2 words"):
         word_content(collection(), words=1)
+
+
+def questions(count):
+    """So many questions of each of three kinds."""
+    starts = ["Who wrote", "How many read", "In what year came"]
+    return [f"{start} book {number}?" for number in range(count) for start in starts]
+
+
+def test_question_words_asks_for_the_kind_of_a_question_whose_word_stays_in_it():
+    task = question_words(questions(20), train=12)
+    assert (len(task.train), len(task.test)) == (12, 48)
+    expected = {"Who": "who", "How": "how many", "In": "what"}
+    for split in (task.train, task.test):
+        for text, label in zip(split.texts, split.labels, strict=True):
+            assert task.label_names[label] == expected[text.split()[0]]
+    assert not set(task.train.texts) & set(task.test.texts)
+
+
+def test_question_words_leaves_out_questions_of_two_kinds_and_of_none():
+    unclear = ["Who said what?", "Name the book.", "When and how?", "Whatever happened?"]
+    task = question_words(unclear + questions(5) + questions(5), train=3)
+    assert sorted(task.train.texts + task.test.texts) == sorted(questions(5))
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [("HOW MUCH is it?", "how many"), ("How is it?", "how"), ("By whom is it?", "who"), ("Is it somehow why?", "why")],
+)
+def test_kind_of_a_question_is_the_whole_word_in_any_case(question, kind):
+    task = question_words([*questions(5), question], train=3)
+    labels = dict(zip(task.train.texts + task.test.texts, [*task.train.labels, *task.test.labels], strict=True))
+    assert task.label_names[labels[question]] == kind
+
+
+def test_question_words_has_no_more_of_the_commonest_kind_than_asked_for():
+    many = [f"What is number {number}?" for number in range(40)]
+    task = question_words(many + questions(10), train=5, per_kind=10)
+    assert Counter([*task.train.labels, *task.test.labels]) == {0: 10, 3: 10, 6: 10}
+
+
+def test_question_words_of_too_few_questions():
+    with pytest.raises(UsageError, match=r"9 questions with one question word are too few for 300 .* ask for fewer"):
+        question_words(questions(3))
+
+
+def test_question_words_are_those_of_all_splits_of_qnli(tmp_path):
+    for split, shift in (("train", 0), ("validation", 200)):
+        asked = [f"Who wrote {number + shift}?" for number in range(200)]
+        asked += [f"Where is {number + shift}?" for number in range(200)]
+        table = {"question": asked, "sentence": ["It is."] * 400, "label": [0, 1] * 200}
+        write(tmp_path / "glue/qnli_mini" / f"{split}.parquet", table)
+    task = question_words_task(str(tmp_path / "glue"), str(tmp_path / "cache"))
+    assert len(task.train) + len(task.test) == 600
+    numbers = [int(text[:-1].split()[-1]) for text in task.test.texts]
+    assert min(numbers) < 200 < max(numbers)
+
+
+def sentences(count):
+    return [f"The  {word} one sees the number {n}." for n in range(count) for word in ("old", "new")]
+
+
+def test_word_order_exchanges_two_neighbours_inside_every_second_sentence():
+    task = word_order(sentences(20))
+    assert (len(task.train), len(task.test)) == (32, 8)
+    written = {" ".join(sentence.split()) for sentence in sentences(20)}
+    for split in (task.train, task.test):
+        assert np.bincount(split.labels).tolist() == [len(split) // 2] * 2
+        for text, label in zip(split.texts, split.labels, strict=True):
+            assert (text in written) == (label == 0)
+            words = text.split()
+            assert words[0] == "The"
+            back = [[*words[:i], words[i + 1], words[i], *words[i + 2 :]] for i in range(len(words) - 1)]
+            assert label == 0 or written & {" ".join(one) for one in back}
+
+
+def test_word_order_has_no_sentence_in_both_forms():
+    task = word_order(sentences(20))
+    bags = [tuple(sorted(text.split())) for text in task.train.texts + task.test.texts]
+    assert len(set(bags)) == len(bags) == 40
+
+
+def test_word_order_cannot_be_seen_by_capitals_marks_or_blanks():
+    """Words with a mark, a capital or a digit stay where they are, and both forms have single blanks."""
+    unfit = ["Too few words here.", "Paris, London, Rome, Berlin and 9 of UNO.", "so so so so so so so"]
+    task = word_order(sentences(20) + unfit)
+    assert len(task.train) + len(task.test) == 40
+    assert not any("  " in text for text in task.train.texts + task.test.texts)
+
+
+def test_word_order_is_deterministic_by_seed_and_limited():
+    first, again, other = (word_order(sentences(20), limit=20, seed=seed) for seed in (0, 0, 1))
+    assert first.train.texts == again.train.texts
+    assert first.train.texts != other.train.texts
+    assert len(first.train) + len(first.test) == 20
+
+
+def test_word_order_of_too_few_sentences():
+    with pytest.raises(UsageError, match=r"word order: 8 sentences .* give at least 10"):
+        word_order(sentences(4))
 
 
 def test_package_task(monkeypatch):

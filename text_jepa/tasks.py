@@ -35,6 +35,21 @@ _METRICS = {"classification": ("accuracy",), "regression": ("pearson", "spearman
 # Of a set without a test file, every so many rows are held out.
 _HOLD_OUT_EVERY = 5
 
+# Kinds of questions, each by the words that ask it.
+_QUESTION_WORDS = {
+    "who": r"who|whom|whose",
+    "where": r"where",
+    "when": r"when",
+    "what": r"what",
+    "which": r"which",
+    "why": r"why",
+    "how many": r"how (?:many|much)",
+    "how": r"how(?! (?:many|much))",
+}
+
+# Of a sentence whose word order is asked for, at least and at most.
+_SENTENCE_WORDS = (5, 25)
+
 _PACKAGES = 10
 _PACKAGE_TEXTS = {"train": 200, "test": 50}  # per package, at most
 
@@ -588,6 +603,107 @@ def word_content(texts: Sequence[str], words: int = 50, texts_per_word: int = 50
         parts["test"] += [(texts[row], label) for row in picked[:held_out]]
         parts["train"] += [(texts[row], label) for row in picked[held_out:]]
     return _task("word_content", "classification", _labelled(parts), _METRICS["classification"], tuple(rows))
+
+
+def question_words(texts: Sequence[str], train: int = 300, per_kind: int = 300, seed: int = 0) -> Task:
+    """Which kind of question is this: who, where, when, what, which, why, how many or how?
+
+    The question word stays in the text, so that the probe asks whether a vector still tells function words apart. A
+    text with question words of two kinds, or of none, is left out; equal texts count once. Few training questions
+    keep the task from being saturated.
+
+    Args:
+        texts: Questions; other texts may be among them.
+        train: Number of training questions; all others are scored.
+        per_kind: Most questions of a kind, so that "what", half of all, does not decide the score.
+        seed: Of the choice of the questions and of the split.
+
+    Raises:
+        UsageError: There are no more questions than are to be trained on.
+    """
+    questions = {kind: [] for kind in _QUESTION_WORDS}
+    for text in dict.fromkeys(texts):
+        kinds = _kinds_of_question(text)
+        if len(kinds) == 1:
+            questions[kinds[0]].append(text)
+    chance = random.Random(seed)
+    rows = []
+    for label, of_kind in enumerate(questions.values()):
+        chance.shuffle(of_kind)
+        rows += [(text, label) for text in of_kind[:per_kind]]
+    if len(rows) <= train:
+        raise UsageError(
+            f"question words: {len(rows)} questions with one question word are too few for {train} training "
+            "questions; give more texts or ask for fewer"
+        )
+    chance.shuffle(rows)
+    parts = {"train": rows[:train], "test": rows[train:]}
+    return _task("question_words", "classification", _labelled(parts), _METRICS["classification"], tuple(questions))
+
+
+def _kinds_of_question(text):
+    lowered = text.lower()
+    return [kind for kind, words in _QUESTION_WORDS.items() if re.search(rf"\b(?:{words})\b", lowered)]
+
+
+def question_words_task(data_dir: str | None = None, cache_dir: str | None = None) -> Task:
+    """`question_words` of the questions of GLUE's QNLI, of all its splits."""
+    qnli = load_glue("qnli", data_dir, cache_dir)
+    return question_words([question for split in qnli.splits.values() for question in split.texts])
+
+
+def word_order(sentences: Sequence[str], limit: int = 5_000, seed: int = 0) -> Task:
+    """Were two neighbouring words of this sentence exchanged? (Bigram shift of Conneau et al. 2018.)
+
+    Sentences have 5 to 25 words. The exchanged words are inside the sentence, in lower case and without punctuation,
+    so that order alone gives them away. Every second sentence is changed, and a fifth is held out; a sentence is
+    never there in both forms. A vector that does not know the order of words is right in half of the cases.
+
+    Args:
+        sentences: Sentences as they were written; equal ones count once.
+        limit: Most sentences of the task.
+        seed: Of the choice of the sentences, of the exchanged words and of the split.
+
+    Raises:
+        UsageError: There are fewer than 10 sentences in which words can be exchanged.
+    """
+    chance = random.Random(seed)
+    candidates = [sentence.split() for sentence in dict.fromkeys(sentences)]
+    candidates = [words for words in candidates if _exchangeable(words)]
+    chance.shuffle(candidates)
+    rows = []
+    for number, words in enumerate(candidates[:limit]):
+        is_changed = number % 2
+        if is_changed:
+            place = chance.choice(_exchangeable(words))
+            words = [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
+        rows.append((" ".join(words), is_changed))
+    held_out = len(rows) // _HOLD_OUT_EVERY
+    if held_out < 2:
+        raise UsageError(
+            f"word order: {len(rows)} sentences in which words can be exchanged are too few; give at least 10"
+        )
+    parts = {"train": rows[held_out:], "test": rows[:held_out]}
+    return _task(
+        "word_order", "classification", _labelled(parts), _METRICS["classification"], ("as written", "exchanged")
+    )
+
+
+def _exchangeable(words):
+    """Places of words that can change with the next one; none in a sentence that is too short or too long."""
+    if not _SENTENCE_WORDS[0] <= len(words) <= _SENTENCE_WORDS[1]:
+        return []
+    plain = [word.isalpha() and word.islower() for word in words]
+    inside = range(1, len(words) - 2)
+    return [place for place in inside if plain[place] and plain[place + 1] and words[place] != words[place + 1]]
+
+
+def word_order_task(cache_dir: str | None = None) -> Task:
+    """`word_order` of the sentences in the held-out part of the built-in corpus, which no encoder was trained on."""
+    texts = load_builtin_corpus(cache_dir)["validation"]["text"]
+    # A line that ends without a stop is a heading or an item of a list.
+    sentences = [sentence for text in texts for sentence in re.split(r"(?<=[.!?])\s+|\n", text)]
+    return word_order([sentence for sentence in sentences if sentence.endswith((".", "!", "?"))])
 
 
 def load_task(flag: str, name: str, data_dir: str | None = None, cache_dir: str | None = None) -> Task:
