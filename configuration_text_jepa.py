@@ -55,8 +55,13 @@ _REMOVED_FIELDS = {
     "token_loss_type": "cross_entropy",
 }
 
+# The terms of the loss, in the order in which they are reported: each is `<name>_loss`, weighted by
+# `<name>_loss_weight`.
+LOSS_TERMS = ("latent", "token", "document", "sentence", "variance", "covariance", "sigreg")
+
 # 64 dimensions per head; the feed-forward is gated, so that 8/3 of the width costs as much as BERT's 4 times it.
 _PRESETS = {
+    "static": {"num_hidden_layers": 0, "hidden_size": 512, "num_attention_heads": 8},
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 2},
     "mini": {"num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4},
     "small": {"num_hidden_layers": 12, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6},
@@ -74,6 +79,13 @@ _TOKENS_ALONE = {
 }
 _IN_PLACE = {"context_mode": "mask_token", "predictor_type": "mlp", "pred_num_hidden_layers": 1}
 OBJECTIVES = {
+    "documents": {
+        "latent_loss_weight": 0.0,
+        "token_loss_weight": 0.0,
+        "document_loss_weight": 1.0,
+        "sentence_loss_weight": 0.0,
+        "pooling": "idf",
+    },
     "jepa": {},
     "mlm": _IN_PLACE | _TOKENS_ALONE,
     "drop_mlm": _TOKENS_ALONE,
@@ -90,7 +102,9 @@ OBJECTIVES = {
 
 
 def _default_text_config(**overrides):
-    """A ModernBERT shape with full attention in every layer, for texts of up to 512 tokens."""
+    """A ModernBERT shape with full attention in every layer, for texts of up to 512 tokens; see below for no layer."""
+    if overrides.get("num_hidden_layers") == 0:
+        return _static_text_config(**overrides)
     config_class = CONFIG_MAPPING["modernbert"]
     known = [field.name for field in dataclasses.fields(config_class)]
     for key in overrides:
@@ -110,6 +124,30 @@ def _default_text_config(**overrides):
     # ModernBERT's own base of 160,000 is meant for 8,192 tokens.
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     shape.setdefault("rope_parameters", {"full_attention": dict(rope), "sliding_attention": dict(rope)})
+    return config_class(**shape)
+
+
+def _static_text_config(**overrides):
+    """An encoder without layers: the embeddings of a DistilBERT and their norm.
+
+    ModernBERT cannot be saved with no layer, and BERT would bring a pooler that nothing trains.
+    """
+    config_class = CONFIG_MAPPING["distilbert"]
+    names = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
+    shape = {
+        "vocab_size": 30_522,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        **_PRESETS["static"],
+    }
+    for key, value in overrides.items():
+        if key in ("cls_token_id", "sep_token_id"):  # DistilBERT leaves these to its tokenizer
+            continue
+        if key not in names:
+            raise ValueError(f"unknown field '{key}' of text_config{_nearest(key, names)}")
+        shape[key] = value
     return config_class(**shape)
 
 
@@ -156,9 +194,10 @@ class TextJepaConfig(PreTrainedConfig):
             Dropout of what goes into the predictor's layers.
         pred_pooled_context (`bool`, *optional*):
             Add the pooled context to every query. Defaults to `False`, but for an `"mlp"` that has nothing else.
-        pooling (`"mean"`, `"cls"` or `"attention"`, *optional*, defaults to `"mean"`):
-            The vector of a text in sentence-level terms and in `pred_pooled_context`: the mean of its tokens, the
-            first token, or a softmax-weighted mean with one learned query. Not a part of an exported encoder.
+        pooling (`"mean"`, `"cls"`, `"attention"` or `"idf"`, *optional*, defaults to `"mean"`):
+            The vector of a text in document- and sentence-level terms and in `pred_pooled_context`: the mean of its
+            tokens, the first token, a softmax-weighted mean with one learned query, or a mean weighted by the inverse
+            document frequency of each token, see [`~TextJepaForPreTraining.set_word_weights`].
         context_mode (`"drop"`, `"attention_mask"` or `"mask_token"`, *optional*):
             How the context encoder is kept from seeing hidden tokens: `"drop"` removes them from its input (cost
             falls with the hidden share), `"attention_mask"` keeps the full length and masks them as keys. Both give
@@ -167,9 +206,10 @@ class TextJepaConfig(PreTrainedConfig):
             tested (`TextJepaConfig.drop_is_exact`) and to `"attention_mask"` for all others.
         mask_token_id (`int`, *optional*):
             The tokenizer's mask token, for `context_mode="mask_token"`.
-        target_encoder_type (`"ema"` or `"online"`, *optional*, defaults to `"ema"`):
-            Who makes the targets: a moving average of the context encoder without gradient, or the context encoder
-            itself with gradient, which needs a regularizer or InfoNCE against collapse.
+        target_encoder_type (`"ema"`, `"frozen"` or `"online"`, *optional*, defaults to `"ema"`):
+            What makes the targets: a moving average of the context encoder without gradient, the encoder as it was
+            before the run (SALT, arXiv 2509.24317), or the context encoder itself with gradient, which needs a
+            regularizer or InfoNCE against collapse.
         target_input (`"text"` or `"spans"`, *optional*, defaults to `"text"`):
             What the target encoder sees for token-level targets: the whole text, or the hidden tokens of a mask only.
         target_num_layers (`int`, *optional*):
@@ -198,6 +238,19 @@ class TextJepaConfig(PreTrainedConfig):
             over the whole vocabulary is needed. `None`, or as many as there are words, takes the whole vocabulary, as
             evaluation always does. Candidates are drawn per batch and process: with fewer than the vocabulary, this
             term depends a little on how a batch is split.
+        document_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the document loss: the pooled context, through a predictor of its own, predicts the vector of
+            the rest of its document (or of a neighbouring window), which the collator gives as the view.
+        document_target (`"lexical"` or `"encoder"`, *optional*, defaults to `"lexical"`):
+            The space of these targets: the weighted mean of fixed random vectors of the tokens (random indexing,
+            Kanerva et al., 2000), which needs no network and cannot collapse; or the pooled states of the target
+            encoder. Either is centred by its running mean.
+        document_target_size (`int`, *optional*, defaults to 384):
+            Width of the lexical space.
+        document_loss_type (`"cosine"` or `"smooth_l1"`, *optional*, defaults to `"cosine"`):
+            Distance of prediction and target.
+        document_hidden_size (`int`, *optional*):
+            Width of the hidden layer of that predictor. Defaults to twice the encoder's.
         sentence_loss_weight (`float`, *optional*, defaults to 0.5):
             Weight of the sentence loss: the pooled context, through a head, predicts the pooled target of the whole
             text, or of its view where the collator makes one. With an online target both sides go through the head
@@ -257,11 +310,11 @@ class TextJepaConfig(PreTrainedConfig):
     pred_dropout: float | int = 0.0
     pred_pooled_context: bool | None = None
 
-    pooling: Literal["mean", "cls", "attention"] = "mean"
+    pooling: Literal["mean", "cls", "attention", "idf"] = "mean"
     context_mode: Literal["drop", "attention_mask", "mask_token"] | None = None
     mask_token_id: int | None = None
 
-    target_encoder_type: Literal["ema", "online"] = "ema"
+    target_encoder_type: Literal["ema", "frozen", "online"] = "ema"
     target_input: Literal["text", "spans"] = "text"
     target_num_layers: int | None = None
     target_normalization: Literal["none", "layer", "instance", "batch", "running"] = "layer"
@@ -273,6 +326,11 @@ class TextJepaConfig(PreTrainedConfig):
     latent_loss_weight: float | int = 1.0
     token_loss_weight: float | int = 0.1
     token_loss_candidates: int | None = 1024
+    document_loss_weight: float | int = 0.0
+    document_target: Literal["lexical", "encoder"] = "lexical"
+    document_target_size: int = 384
+    document_loss_type: Literal["cosine", "smooth_l1"] = "cosine"
+    document_hidden_size: int | None = None
     sentence_loss_weight: float | int = 0.5
     sentence_loss_type: Literal["cosine", "mse", "l1", "smooth_l1", "infonce"] = "infonce"
     sentence_hidden_size: int | None = None
@@ -305,7 +363,7 @@ class TextJepaConfig(PreTrainedConfig):
         if self.pred_num_attention_heads is None:
             self.pred_num_attention_heads = self.text_config.num_attention_heads
         if self.target_num_layers is None:
-            self.target_num_layers = self.text_config.num_hidden_layers
+            self.target_num_layers = max(self.text_config.num_hidden_layers, 1)
         if self.context_mode is None:
             self.context_mode = "drop" if self.drop_is_exact else "attention_mask"
         if self.pred_position_embedding_type is None:
@@ -313,13 +371,17 @@ class TextJepaConfig(PreTrainedConfig):
         if self.pred_pooled_context is None:
             self.pred_pooled_context = self.predictor_type == "mlp" and self.context_mode != "mask_token"
         if self.sentence_hidden_size is None:
-            bare = self.sentence_loss_type == "infonce" and self.target_encoder_type == "ema"
+            bare = self.sentence_loss_type == "infonce" and self.target_encoder_type != "online"
             self.sentence_hidden_size = 0 if bare else 2 * self.text_config.hidden_size
+        if self.document_hidden_size is None:
+            self.document_hidden_size = 2 * self.text_config.hidden_size
         super().__post_init__(**kwargs)
 
     @classmethod
     def preset(cls, name, text_config=None, **kwargs):
-        """A named size: `tiny` 2 × 128, `mini` 4 × 256, `small` 12 × 384, `base` 12 × 768, `large` 24 × 1024.
+        """A named size.
+
+        `static` 0 × 512, `tiny` 2 × 128, `mini` 4 × 256, `small` 12 × 384, `base` 12 × 768, `large` 24 × 1024.
 
         Args:
             name (`str`): The size.
@@ -346,22 +408,36 @@ class TextJepaConfig(PreTrainedConfig):
 
     @property
     def has_target_encoder(self) -> bool:
-        """Whether a term of the loss reads a moving average."""
-        return self.target_encoder_type == "ema" and (self.latent_loss_weight > 0 or self.sentence_loss_weight > 0)
+        """Whether a term of the loss reads a target encoder without gradient."""
+        if self.target_encoder_type == "online":
+            return False
+        return self.latent_loss_weight > 0 or self.sentence_loss_weight > 0 or self.encodes_documents
+
+    @property
+    def encodes_documents(self) -> bool:
+        """Whether the targets of the document loss are made by an encoder."""
+        return self.document_loss_weight > 0 and self.document_target == "encoder"
 
     @property
     def pools_context(self) -> bool:
         """Whether a part of the model reads the pooled context."""
-        predicts = self.predicts_tokens and self.pred_pooled_context
-        return bool(
-            predicts or self.sentence_loss_weight or (self.regularizers and self.regularizer_level == "sentence")
-        )
+        if self.document_loss_weight > 0 or self.sentence_loss_weight > 0:
+            return True
+        if self.predicts_tokens and self.pred_pooled_context:
+            return True
+        return bool(self.regularizers) and self.regularizer_level == "sentence"
 
     @property
     def running_statistics(self) -> list[str]:
-        """What statistics are kept of: target layers, pooled targets of a moving average."""
-        names = [f"layer{k}" for k in range(self.target_num_layers)] if self.target_normalization == "running" else []
-        return names + ["sentences"] * (self.target_encoder_type == "ema" and self.sentence_loss_weight > 0)
+        """What statistics are kept of: target layers, targets of documents, pooled targets without gradient."""
+        names = []
+        if self.target_normalization == "running":
+            names += [f"layer{k}" for k in range(self.target_num_layers)]
+        if self.document_loss_weight > 0:
+            names.append("documents")
+        if self.sentence_loss_weight > 0 and self.target_encoder_type != "online":
+            names.append("sentences")
+        return names
 
     @property
     def regularizers(self) -> tuple[str, ...]:
@@ -406,6 +482,9 @@ class TextJepaConfig(PreTrainedConfig):
         for name in (*(f"pred_{count}" for count in counts), "sigreg_num_slices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("document_target_size", "document_hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.sentence_hidden_size < 0:
             raise ValueError(f"sentence_hidden_size must be at least 0, got {self.sentence_hidden_size}")
         if self.pred_hidden_act not in ACT2CLS:
@@ -445,13 +524,14 @@ class TextJepaConfig(PreTrainedConfig):
     def validate_objective(self):
         """Raises ValueError if the objective is empty, undefined or not possible with this encoder."""
         layers = self.text_config.num_hidden_layers
-        if not 1 <= self.target_num_layers <= layers:
+        if not 1 <= self.target_num_layers <= max(layers, 1):
             raise ValueError(f"target_num_layers must be 1 to {layers} for this encoder, got {self.target_num_layers}")
-        for name in ("latent", "token", "sentence", "variance", "covariance", "sigreg"):
+        for name in LOSS_TERMS:
             if not getattr(self, f"{name}_loss_weight") >= 0:  # NaN is not, either
                 raise ValueError(f"{name}_loss_weight must be at least 0, got {getattr(self, f'{name}_loss_weight')}")
-        if not self.predicts_tokens and not self.sentence_loss_weight:
-            raise ValueError("latent_loss_weight, token_loss_weight or sentence_loss_weight must be above 0")
+        if not (self.predicts_tokens or self.document_loss_weight or self.sentence_loss_weight):
+            names = ", ".join(f"{name}_loss_weight" for name in LOSS_TERMS[:3])
+            raise ValueError(f"{names} or sentence_loss_weight must be above 0")
         if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
             raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
         for name in ("smooth_l1_beta", "infonce_temperature"):
@@ -461,6 +541,7 @@ class TextJepaConfig(PreTrainedConfig):
             raise ValueError(f"target_momentum must be at least 0 and below 1, got {self.target_momentum}")
         compared = {self.loss_type} if self.latent_loss_weight else set()
         compared |= {self.sentence_loss_type} if self.sentence_loss_weight else set()
+        compared |= {self.document_loss_type} if self.encodes_documents else set()
         spread = {"variance", "sigreg"} & set(self.regularizers)
         if self.target_encoder_type == "online" and compared - {"infonce"} and not spread:
             raise ValueError(
@@ -483,4 +564,4 @@ def _nearest(key, names):
 
 TextJepaConfig.register_for_auto_class()
 
-__all__ = ["OBJECTIVES", "TextJepaConfig"]
+__all__ = ["LOSS_TERMS", "OBJECTIVES", "TextJepaConfig"]

@@ -5,8 +5,10 @@
               │                                                                            │ at hidden positions
               └─ visible ids (B·M,C) ─► CONTEXT ENCODER ─► PREDICTOR ─► predictions (B,M,T,D) ─► latent loss
                                              │                    └─► token grounding (tied embedding)
-                                             └─ pooled (B·M,D) ─► sentence loss against the pooled text or view (B,D),
-                                                                  variance, covariance, SIGReg
+                                             └─ pooled (B·M,D) ─► DOCUMENT PREDICTOR ─► document loss against the
+                                                                  │    rest of the document (B,T) in a fixed space
+                                                                  └─► sentence loss against the pooled text or view
+                                                                      (B,D), variance, covariance, SIGReg
 
 Sizes in shapes: B texts, S tokens of the padded text, M masks (draws of context and spans) per text, C context tokens,
 T target tokens, N = C + T, R = B·M rows, D width of the encoder, P width of the predictor, V words, L layers.
@@ -47,6 +49,7 @@ class TextJepaForPreTrainingOutput(ModelOutput):
         loss (`torch.FloatTensor`): Weighted sum of the terms below.
         latent_loss (`torch.FloatTensor`): Distance of predictions and targets, mean of target tokens.
         token_loss (`torch.FloatTensor`): Cross-entropy of the hidden tokens, mean of target tokens.
+        document_loss (`torch.FloatTensor`): Distance of the predicted and the true vector of the rest of a document.
         sentence_loss (`torch.FloatTensor`): Distance of predicted and true pooled vectors.
         variance_loss, covariance_loss, sigreg_loss (`torch.FloatTensor`): Regularizers.
         distances (`torch.FloatTensor` of shape `(B, M, T)`): The latent loss of each target token, 0 where unused.
@@ -60,6 +63,7 @@ class TextJepaForPreTrainingOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     latent_loss: torch.FloatTensor | None = None
     token_loss: torch.FloatTensor | None = None
+    document_loss: torch.FloatTensor | None = None
     sentence_loss: torch.FloatTensor | None = None
     variance_loss: torch.FloatTensor | None = None
     covariance_loss: torch.FloatTensor | None = None
@@ -82,6 +86,14 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None =
         return hidden_states.mean(dim=1)
     weights = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def weighted_mean_pool(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor, token_weights: torch.Tensor
+) -> torch.Tensor:
+    """Weighted mean of the visible tokens: (B, S, D), (B, S) and (B, S) -> (B, D), zeros where all weights are 0."""
+    weights = (token_weights * attention_mask).unsqueeze(-1).to(hidden_states.dtype)
+    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)
 
 
 def gather_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -485,7 +497,8 @@ class TextJepaPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # An encoder or classifier loaded from a pretraining checkpoint leaves these behind on purpose.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(predictor|target_encoder|latent_head|token_head|sentence_head|pooler|running)\."
+        r"^(predictor|target_encoder|latent_head|token_head|document_predictor|lexical_space|sentence_head|pooler"
+        r"|running)\."
     ]
 
     @classmethod
@@ -517,6 +530,20 @@ class TextJepaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (TextJepaPooler, RunningAverages)):
             for tensor in [*module.parameters(), *module.buffers()]:
                 init.zeros_(tensor)
+        elif isinstance(module, TextJepaWordPooler):
+            init.ones_(module.word_weights)
+        elif isinstance(module, TextJepaLexicalSpace):
+            init.normal_(module.vectors)
+
+    @torch.no_grad()
+    def initialize_weights(self):
+        super().initialize_weights()
+        encoder = self.base_model.encoder
+        if self.config.text_config.num_hidden_layers == 0:
+            # Without layers a position is an offset that says nothing about a text.
+            positions = encoder.embeddings.position_embeddings.weight
+            init.zeros_(positions)
+            positions.requires_grad_(False)
 
     def get_input_embeddings(self):
         return self.base_model.encoder.get_input_embeddings()
@@ -569,11 +596,56 @@ class TextJepaPooler(nn.Module):
         super().__init__()
         self.query = nn.Parameter(torch.zeros(config.hidden_size))
 
-    def forward(self, states, mask):
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(R, N, D), (R, N) -> (R, D)."""
         scores = (states @ self.query.to(states.dtype) * states.shape[-1] ** -0.5).float()
         weights = scores.masked_fill(~mask.bool(), torch.finfo(torch.float32).min).softmax(dim=1)
         return (weights.to(states.dtype).unsqueeze(1) @ states).squeeze(1)
+
+
+class TextJepaWordPooler(nn.Module):
+    """Mean of the tokens weighted by a fixed weight of each word of the vocabulary."""
+
+    def __init__(self, config: TextJepaConfig):
+        super().__init__()
+        self.register_buffer("word_weights", torch.ones(config.text_config.vocab_size))
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """(R, N, D), (R, N) and (R, N) -> (R, D)."""
+        return weighted_mean_pool(states, mask, self.word_weights[input_ids])
+
+
+class TextJepaLexicalSpace(nn.Module):
+    """A fixed space of texts: the weighted mean of one random vector for each word of the vocabulary.
+
+    Random indexing (Kanerva et al., 2000): a random projection of weighted word counts, with no network that could
+    collapse. What PV-DBOW (arXiv 1405.4053) learns by sampling words of a document, the document loss predicts whole.
+    """
+
+    def __init__(self, config: TextJepaConfig):
+        super().__init__()
+        self.register_buffer("vectors", torch.empty(config.text_config.vocab_size, config.document_target_size))
+
+    def forward(self, input_ids: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
+        """Ids (B, S) and weights (B, S), 0 for padding -> (B, T)."""
+        summed = F.embedding_bag(input_ids, self.vectors, per_sample_weights=token_weights, mode="sum")
+        return summed / token_weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+class TextJepaDocumentPredictor(nn.Module):
+    """Predicts from the vector of a window that of the rest of its document: a perceptron with one hidden layer."""
+
+    def __init__(self, config: TextJepaConfig):
+        super().__init__()
+        is_lexical = config.document_target == "lexical"
+        width = config.document_target_size if is_lexical else config.hidden_size
+        self.hidden = nn.Linear(config.hidden_size, config.document_hidden_size)
+        self.activation = ACT2FN[config.pred_hidden_act]
+        self.output = nn.Linear(config.document_hidden_size, width)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(R, D) -> (R, T)."""
+        return self.output(self.activation(self.hidden(pooled)))
 
 
 class RunningAverages(nn.Module):
@@ -637,7 +709,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
     _keys_to_ignore_on_load_unexpected = []
     # In bfloat16 an average with decay 0.999 would not move.
-    _keep_in_fp32_modules_strict = ["target_encoder", "running"]
+    _keep_in_fp32_modules_strict = ["target_encoder", "running", "pooler", "lexical_space"]
 
     def __init__(self, config: TextJepaConfig):
         super().__init__(config)
@@ -648,17 +720,49 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         narrow, embedded = config.pred_hidden_size, self.get_input_embeddings().embedding_dim
         self.latent_head = nn.Linear(narrow, width) if config.latent_loss_weight > 0 else None
         self.token_head = nn.Linear(narrow, embedded) if config.token_loss_weight > 0 else None
-        self.pooler = TextJepaPooler(config) if config.pools_context and config.pooling == "attention" else None
+        self.pooler = self._build_pooler(config)
+        predicts_documents = config.document_loss_weight > 0
+        is_lexical = predicts_documents and config.document_target == "lexical"
+        self.document_predictor = TextJepaDocumentPredictor(config) if predicts_documents else None
+        self.lexical_space = TextJepaLexicalSpace(config) if is_lexical else None
         self.sentence_head = nn.Identity() if config.sentence_loss_weight > 0 else None
         if config.sentence_loss_weight > 0 and (inner := config.sentence_hidden_size):
             outer = inner if config.target_encoder_type == "online" else width
             layers = (nn.Linear(width, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, outer))
             self.sentence_head = nn.Sequential(*layers)
-        kinds = dict.fromkeys(config.running_statistics, RunningMoments)
-        if "sentences" in kinds and config.sentence_whitening:
-            kinds["sentences"] = RunningWhitening
-        self.running = nn.ModuleDict({name: kind(width, config.target_momentum) for name, kind in kinds.items()})
+        self.running = nn.ModuleDict()
+        for name in config.running_statistics:
+            whitens = name == "sentences" and config.sentence_whitening
+            kind = RunningWhitening if whitens else RunningMoments
+            size = config.document_target_size if name == "documents" and is_lexical else width
+            self.running[name] = kind(size, config.target_momentum)
         self.post_init()
+
+    @staticmethod
+    def _build_pooler(config: TextJepaConfig) -> nn.Module | None:
+        if not config.pools_context:
+            return None
+        if config.pooling == "attention":
+            return TextJepaPooler(config)
+        return TextJepaWordPooler(config) if config.pooling == "idf" else None
+
+    @property
+    def word_weights(self) -> torch.Tensor | None:
+        """The weights of words (V,) of `pooling="idf"`; `None` where texts are pooled in another way."""
+        return self.pooler.word_weights if isinstance(self.pooler, TextJepaWordPooler) else None
+
+    @torch.no_grad()
+    def set_word_weights(self, weights: torch.Tensor):
+        """Sets the weights of words, such as inverse document frequencies (V,); they are 1 before.
+
+        Raises:
+            ValueError: The model does not pool by weights of words, or has another number of words.
+        """
+        if self.word_weights is None:
+            raise ValueError("weights of words are for models of pooling='idf'")
+        if weights.shape != self.word_weights.shape:
+            raise ValueError(f"{len(weights)} weights for {len(self.word_weights)} words")
+        self.word_weights.copy_(weights)
 
     @classmethod
     def from_encoder(cls, name_or_path, **kwargs):
@@ -675,7 +779,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         encoder = _load_encoder(name_or_path, **kwargs)
         model = cls(_config_around(encoder, **fields)).to(encoder.dtype)
         model.model.encoder.load_state_dict(encoder.state_dict())
-        model.running.float()
+        for name in ("running", "pooler", "lexical_space"):
+            if getattr(model, name) is not None:
+                getattr(model, name).float()
         if model.target_encoder is not None:
             model.target_encoder.float().load_state_dict(encoder.state_dict())
         return model.eval()
@@ -699,7 +805,21 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     def _resize_token_embeddings(self, *args, **kwargs):
         if self.target_encoder is not None:
             self.target_encoder._resize_token_embeddings(*args, **kwargs)
-        return super()._resize_token_embeddings(*args, **kwargs)
+        embeddings = super()._resize_token_embeddings(*args, **kwargs)
+        self._resize_word_tables(embeddings.num_embeddings)
+        return embeddings
+
+    @torch.no_grad()
+    def _resize_word_tables(self, num_words: int):
+        """Cuts or extends what is kept for each word: a new word is as rare as the rarest, its vector drawn anew."""
+        if self.word_weights is not None:
+            kept = self.word_weights[:num_words]
+            new = kept.new_full((num_words - len(kept),), kept.max())
+            self.pooler.word_weights = torch.cat([kept, new])
+        if self.lexical_space is not None:
+            kept = self.lexical_space.vectors[:num_words]
+            new = torch.randn(num_words - len(kept), kept.shape[1], device=kept.device)
+            self.lexical_space.vectors = torch.cat([kept, new])
 
     @torch.no_grad()
     def update_target_encoder(self, decay: float):
@@ -712,11 +832,13 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The encoder that makes the targets: the moving average, or the context encoder itself."""
+        """The encoder that makes the targets: the moving average or frozen one, or the context encoder itself."""
         return self.model.encoder if self.target_encoder is None else self.target_encoder
 
-    def pool(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """States (R, N, D) of tokens or padding (R, N) to vectors (R, D), by `config.pooling`."""
+    def pool(self, states: torch.Tensor, mask: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """States (R, N, D), tokens or padding (R, N) and ids (R, N) to vectors (R, D), by `config.pooling`."""
+        if isinstance(self.pooler, TextJepaWordPooler):
+            return self.pooler(states, mask, input_ids)
         if self.pooler is not None:
             return self.pooler(states, mask)
         return states[:, 0] if self.config.pooling == "cls" else mean_pool(states, mask)
@@ -726,10 +848,14 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         with torch.set_grad_enabled(self.target_encoder is None and torch.is_grad_enabled()):
             if positions is None:
                 inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-                return self.teacher(**inputs, output_hidden_states=True, return_dict=True)
-            mode = "drop" if self.config.drop_is_exact else "attention_mask"
-            inputs = (self.config, mode, input_ids, attention_mask, positions)
-            return encode_visible(self.teacher, *inputs, output_hidden_states=True)[0]
+                output = self.teacher(**inputs, output_hidden_states=True, return_dict=True)
+            else:
+                mode = "drop" if self.config.drop_is_exact else "attention_mask"
+                inputs = (self.config, mode, input_ids, attention_mask, positions)
+                output, _ = encode_visible(self.teacher, *inputs, output_hidden_states=True)
+        if not output.hidden_states:  # of an encoder without layers
+            output.hidden_states = (output.last_hidden_state,)
+        return output
 
     def make_targets(self, hidden_states, mask) -> torch.Tensor:
         """Layers of the target encoder (R, N, D) and a mask (R, N) -> token-level targets (R, N, D), float32."""
@@ -737,24 +863,57 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         running = [module for name, module in self.running.items() if name.startswith("layer")]
         return average_layers(layers, mask, self.config.target_normalization, running)
 
-    def teach_texts(self, text, view) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Ids and mask of texts and of views -> what all masks aim at: (B, S, D) and (B, D), `None` where unread."""
-        config, taught, tokens, pooled = self.config, None, None, None
+    def teach_texts(self, text, view) -> tuple[torch.Tensor | None, ...]:
+        """The targets that all masks of a text share.
+
+        Args:
+            text, view: Ids and attention mask, (B, S) and (B, S'), of the texts and of their views.
+
+        Returns:
+            Token-level targets (B, S, D), sentence-level (B, D) and document-level (B, T) ones; `None` for a term
+            without weight.
+        """
+        config = self.config
+        tokens = sentences = documents = encoded = pooled = None
         if config.latent_loss_weight > 0 and config.target_input == "text":
-            taught = self.teach(*text)
-            tokens = self.make_targets(taught.hidden_states, text[1])
+            encoded = self.teach(*text)
+            tokens = self.make_targets(encoded.hidden_states, text[1])
+        if config.sentence_loss_weight > 0 or config.encodes_documents:
+            if encoded is None or view is not text:
+                encoded = self.teach(*view)
+            pooled = self.pool(encoded.last_hidden_state, view[1], view[0])
         if config.sentence_loss_weight > 0:
-            taught = self.teach(*view) if taught is None or view is not text else taught
-            pooled = self.pool(taught.last_hidden_state, view[1])
-            if self.target_encoder is None:
-                return tokens, self.sentence_head(pooled)
-            pooled, running = pooled.float(), self.running["sentences"]
-            if config.sentence_whitening:
-                pooled = running(pooled)
-            else:
-                pooled = pooled - running(pooled, torch.ones_like(pooled[:, :1]))[0]
-            pooled = F.layer_norm(pooled, pooled.shape[-1:]).detach()
-        return tokens, pooled
+            sentences = self._sentence_targets(pooled)
+        if config.document_loss_weight > 0:
+            documents = self._document_targets(pooled, *view)
+        return tokens, sentences, documents
+
+    def _sentence_targets(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Pooled views (B, D) of the target encoder, centred or whitened; of an online one behind the head."""
+        if self.target_encoder is None:
+            return self.sentence_head(pooled)
+        pooled, running = pooled.float(), self.running["sentences"]
+        if self.config.sentence_whitening:
+            pooled = running(pooled)
+        else:
+            pooled = pooled - running(pooled, torch.ones_like(pooled[:, :1]))[0]
+        return F.layer_norm(pooled, pooled.shape[-1:]).detach()
+
+    def _document_targets(
+        self, pooled: torch.Tensor | None, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Vectors (B, T) of the views, which hold the rest of each document, less their running mean."""
+        if self.lexical_space is not None:
+            token_weights = attention_mask.float()
+            if self.word_weights is not None:
+                token_weights = token_weights * self.word_weights[input_ids]
+            targets = self.lexical_space(input_ids, token_weights)
+        else:
+            targets = pooled.float()
+        mean, _ = self.running["documents"](targets, torch.ones_like(targets[:, :1]))
+        targets = targets - mean
+        # An online encoder learns by its targets as well.
+        return targets if self.config.target_encoder_type == "online" else targets.detach()
 
     @can_return_tuple
     def forward(
@@ -782,7 +941,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 Hidden positions to predict, and the span that each belongs to, -1 where unused.
             mask_strategies (`torch.LongTensor` of shape `(B, M)`, *optional*): Which mask token each mask uses.
             view_input_ids, view_attention_mask (of shape `(B, S')`, *optional*):
-                A view of each text, whose pooled vector the sentence loss predicts instead of the text's own.
+                A view of each text, such as the rest of its document: what the document loss predicts, and the
+                sentence loss instead of the text itself.
             text_targets (`tuple`, *optional*): Of the output for other masks of these texts, instead of another pass.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of target tokens that losses are divided by; the batch's own by default. The Trainer gives that
@@ -807,7 +967,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         inputs = (config, config.context_mode, input_ids, attention_mask, context_positions, target_positions)
         context, query_states = encode_visible(self.model.encoder, *inputs, **kwargs)
         states = context.last_hidden_state
-        pooled = self.pool(states, visible >= 0) if config.pools_context else None
+        pooled = None
+        if config.pools_context:
+            visible_ids = gather_positions(input_ids, context_positions).flatten(0, 1)
+            pooled = self.pool(states, visible >= 0, visible_ids)
         if config.predicts_tokens:
             more = (None if mask_strategies is None else mask_strategies.flatten(), query_states, pooled)
             features = self.predictor(states, visible, hidden, spans, *more, input_ids.shape[1])
@@ -829,6 +992,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if config.token_loss_weight > 0:
             labels = gather_positions(input_ids, target_positions).masked_fill(target_positions < 0, -100)
             terms["token_loss"] = self._token_loss(features, labels.flatten(0, 1)) / items
+        if config.document_loss_weight > 0:
+            terms["document_loss"] = self._document_loss(pooled, text_targets[2]) * (count / items)
         if config.sentence_loss_weight > 0:
             prediction, target = self.sentence_head(pooled), text_targets[1]
             texts = torch.arange(len(target), device=target.device).repeat_interleave(target_positions.shape[1])
@@ -841,6 +1006,14 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             terms |= {f"{name}_loss": value * (count / items) for name, value in self._regularize(sides).items()}
         loss = sum(getattr(config, f"{name}_weight") * value for name, value in terms.items())
         return TextJepaForPreTrainingOutput(loss=loss, **terms, **latent, **_states_of(context))
+
+    def _document_loss(self, pooled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean distance between what pooled contexts (B·M, D) predict and the targets (B, T) of their documents."""
+        predictions = self.document_predictor(pooled)
+        document = torch.arange(len(targets), device=targets.device)
+        document = document.repeat_interleave(len(predictions) // len(targets))
+        distance = self._distance(self.config.document_loss_type, predictions, targets, own=document)
+        return gather_rows(distance)[0].mean()
 
     def _distances(self, predictions, targets, target_positions, length):
         """The latent loss of each target token (B, M, T), 0 where unused."""

@@ -24,11 +24,21 @@ from transformers import TrainerState, set_seed
 
 from text_jepa import checkpointing
 from text_jepa.arguments import UsageError, first_line, parse_arguments, run_command
-from text_jepa.assembly import make_collator, make_examples, make_model, make_probe, make_stream
+from text_jepa.assembly import (
+    make_collator,
+    make_examples,
+    make_model,
+    make_probe,
+    make_stream,
+    objective_of,
+    set_dependent_defaults,
+    weigh_words,
+    windows_of,
+)
 from text_jepa.checkpointing import PREEMPTED, differing_facts
 from text_jepa.data import DocumentCount, tell_left_out
 from text_jepa.export import parameter_counts, save_for_continuing, trained_encoder
-from text_jepa.features import embed_texts, nearest_texts
+from text_jepa.features import Encoder, embed_texts, nearest_texts
 from text_jepa.hub import push_folder
 from text_jepa.launching import check_flags, check_output_dir, check_processes, check_trackers, set_up_logging
 from text_jepa.model_card import size_of
@@ -87,12 +97,14 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
     checkpoint = check_output_dir(args)
     set_seed(args.seed)
     count = DocumentCount()
+    set_dependent_defaults(data_args, objective_of(model_args, objective_args))
 
     # The first process makes the caches, the others read them.
     with args.main_process_first(desc="preparing the corpus"):
         tokenizer, is_new, examples = make_examples(model_args, data_args, args, count)
         model = make_model(model_args, data_args, objective_args, tokenizer)
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
+        weigh_words(model, examples["train"], tokenizer)
         probe = make_probe(data_args, args, tokenizer, model_args.cache_dir)
         if is_new and args.process_index == 0:
             # Not before all that was asked for is known to be possible: a refused run leaves no trace.
@@ -111,6 +123,8 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
     else:
         held_out = examples["validation"]
         held_out = held_out.shuffle(seed=args.seed).take(min(data_args.max_eval_samples, len(held_out)))
+        examples["train"] = windows_of(examples["train"], data_args, tokenizer)
+        held_out = windows_of(held_out, data_args, tokenizer, data_args.max_eval_samples)
     facts = facts_of(data_args, model.config, collator, examples["train"], args.dataloader_num_workers)
     about = about_run(model_args, data_args, argv)
     trainer = TextJepaTrainer(
@@ -276,7 +290,7 @@ def show_neighbours(encoder, tokenizer, held_out, max_length: int, queries: int 
     """Prints five held-out texts and the nearest other one of each."""
     texts = [tokenizer.decode(example["input_ids"], skip_special_tokens=True) for example in held_out]
     rows = [int(i * len(texts) / queries) for i in range(min(queries, len(texts)))]
-    found, cosines = nearest_texts(embed_texts(encoder, tokenizer, texts, max_length), rows)
+    found, cosines = nearest_texts(embed_texts(Encoder("this encoder", encoder, tokenizer, max_length), texts), rows)
     print("\nNearest held-out texts (centred cosine of mean-pooled states):")
     for row, neighbour, cosine in zip(rows, found, cosines, strict=True):
         print(f"  query         {texts[row][:100]}\n  {cosine:.2f} nearest  {texts[neighbour][:100]}\n")

@@ -14,15 +14,20 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
-from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from text_jepa import gallery
-from text_jepa.arguments import UsageError, first_line, parse_arguments, run_command
-from text_jepa.assembly import config_of, make_collator, make_examples, make_stream
+from text_jepa.arguments import UsageError, parse_arguments, run_command
+from text_jepa.assembly import (
+    make_collator,
+    make_examples,
+    make_stream,
+    objective_of,
+    set_dependent_defaults,
+    windows_of,
+)
 from text_jepa.data import DocumentCount, LengthGroupedSampler, TextsWithSteps
 from text_jepa.launching import set_up_logging
 from text_jepa.pretraining_arguments import (
@@ -59,11 +64,13 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging(args)
     if show.html:
         check_page(Path(show.html))
-    tokenizer, _, examples = make_examples(model_args, data_args, args, DocumentCount())
     objective = objective_of(model_args, objective_args)
+    set_dependent_defaults(data_args, objective)
+    tokenizer, _, examples = make_examples(model_args, data_args, args, DocumentCount())
     # How long the encoder's texts may be decides on padding only, which is not shown.
     collator = make_collator(data_args, args, tokenizer, limit=None)
-    batch = batch_of_step(examples["train"], collator, data_args, args, show.step)
+    train = examples["train"] if data_args.streaming else windows_of(examples["train"], data_args, tokenizer)
+    batch = batch_of_step(train, collator, data_args, args, show.step)
 
     texts = gallery.read_batch(batch, tokenizer, collator.strategy_names, show.texts)
     files = [Path(word).name for word in itertools.takewhile(lambda word: not word.startswith("-"), argv)]
@@ -98,26 +105,6 @@ def batch_of_step(train, collator, data_args, args, step: int) -> dict:
     first = step * accumulated * size
     texts = TextsWithSteps(train)
     return collator([texts[key] for key in itertools.islice(sampler, first, first + size)])
-
-
-def objective_of(model_args, objective_args) -> SimpleNamespace:
-    """The fields of the objective as a model would have them that these arguments make."""
-    fields = {name: getattr(TextJepaConfig, name) for name in vars(objective_args)}
-    name = model_args.model_name_or_path or model_args.config_name
-    if name:
-        try:
-            config = config_of(name, {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision})
-        except UsageError:
-            raise
-        except (OSError, ValueError) as error:
-            flag = "model_name_or_path" if model_args.model_name_or_path else "config_name"
-            raise UsageError(f"--{flag} {name}: no configuration there ({first_line(error)})") from error
-        if config.model_type == TextJepaConfig.model_type:
-            fields |= {field: value for field, value in config.to_dict().items() if field in fields}
-    fields |= OBJECTIVES[model_args.objective]
-    return SimpleNamespace(
-        **fields | {field: value for field, value in vars(objective_args).items() if value is not None}
-    )
 
 
 # ---- page and terminal ----------------------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ import json
 import math
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
+import torch
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
@@ -15,6 +18,7 @@ from modeling_text_jepa import TextJepaForPreTraining, TextJepaModel
 from text_jepa.arguments import UsageError, first_line, nearest
 from text_jepa.data import (
     DocumentCount,
+    DocumentWindows,
     EndlessStream,
     legible,
     load_corpus,
@@ -22,15 +26,76 @@ from text_jepa.data import (
     train_tokenizer,
 )
 from text_jepa.launching import chooses
-from text_jepa.masking import DataCollatorForTextJepa, MaskStrategy, vocabulary
+from text_jepa.masking import DOCUMENT_VIEWS, DataCollatorForTextJepa, MaskStrategy, special_tokens_around, vocabulary
 from text_jepa.online_probe import OnlineProbeCallback
 from text_jepa.pretraining_arguments import ObjectiveArguments, fields_for, source_of
 from text_jepa.tasks import load_task
+from text_jepa.word_weights import DocumentFrequency, word_weights
 
+
+# Texts of a stream by which the weights of words are counted.
+STREAM_TEXTS_TO_WEIGH = 10_000
 
 # What transformers raises for a model that there is not, or cannot be here.
 _UNBUILDABLE = (OSError, ValueError, TypeError, RuntimeError, IndexError, ImportError)
 _UNBUILDABLE += (SafetensorError, StrictDataclassError)
+
+
+def objective_fields(model_args, objective_args, continues: bool) -> dict:
+    """The fields of `TextJepaConfig` that the flags ask for.
+
+    Args:
+        model_args, objective_args: The arguments.
+        continues: Whether a complete Text-JEPA is trained further, which has an objective of its own.
+    """
+    name = model_args.objective or ("jepa" if continues else "documents")
+    given = {name: value for name, value in vars(objective_args).items() if value is not None}
+    return OBJECTIVES[name] | given
+
+
+def objective_of(model_args, objective_args) -> SimpleNamespace:
+    """The fields of the objective as the model will have them.
+
+    Raises:
+        UsageError: The encoder that is named has no configuration.
+    """
+    fields = {name: getattr(TextJepaConfig, name) for name in vars(objective_args)}
+    name = model_args.model_name_or_path or model_args.config_name
+    continues = False
+    if name:
+        try:
+            config = config_of(name, {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision})
+        except UsageError:
+            raise
+        except (OSError, ValueError) as error:
+            flag = "model_name_or_path" if model_args.model_name_or_path else "config_name"
+            raise UsageError(f"--{flag} {name}: no configuration there ({first_line(error)})") from error
+        continues = config.model_type == TextJepaConfig.model_type
+        if continues:
+            fields |= {field: value for field, value in config.to_dict().items() if field in fields}
+    return SimpleNamespace(**fields | objective_fields(model_args, objective_args, continues))
+
+
+def set_dependent_defaults(data_args, config) -> None:
+    """Fills in what depends on the objective: the view of a text, and how much of it is hidden.
+
+    Args:
+        data_args: The [`DataArguments`], which are changed.
+        config: The [`TextJepaConfig`], or its fields.
+
+    Raises:
+        UsageError: The document loss is to predict a view that is not of a document.
+    """
+    if data_args.view is None and config.document_loss_weight > 0:
+        data_args.view = "rest"
+    if config.document_loss_weight > 0 and data_args.view not in (*DOCUMENT_VIEWS, "column"):
+        raise UsageError(
+            f"--view {data_args.view}: the document loss predicts the rest of a document; use rest, neighbour or "
+            "column, or --document_loss_weight 0"
+        )
+    if data_args.mask_ratio is None and data_args.mask_strategies is None:
+        predicts_tokens = config.latent_loss_weight > 0 or config.token_loss_weight > 0
+        data_args.mask_ratio = 0.5 if predicts_tokens or config.document_loss_weight == 0 else 0.0
 
 
 def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
@@ -45,6 +110,7 @@ def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
             seed=args.seed,
             pad_to_multiple_of=8 if fits and (args.bf16 or args.fp16) else None,
             strategies=strategies,
+            window_length=data_args.max_length,
             **fields_for(DataCollatorForTextJepa, data_args),
         )
     except ValueError as error:
@@ -59,6 +125,14 @@ def make_examples(model_args, data_args, args, count: DocumentCount):
     tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus["train"])
     options = fields_for(tokenize_corpus, data_args) | {"num_proc": data_args.preprocessing_num_workers}
     return tokenizer, is_new, tokenize_corpus(corpus, tokenizer, count=count, **options)
+
+
+def windows_of(documents: Dataset, data_args, tokenizer, max_windows: int | None = None):
+    """The windows of documents, where the view is of a document; else the texts as they are."""
+    if data_args.view not in DOCUMENT_VIEWS:
+        return documents
+    before, after = special_tokens_around(tokenizer)
+    return DocumentWindows(documents, data_args.max_length, len(before) + len(after), max_windows)
 
 
 def make_stream(train, data_args, args) -> EndlessStream:
@@ -95,8 +169,10 @@ def make_tokenizer(model_args, data_args, args, train):
 
 def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForPreTraining:
     """The model around a trained encoder, or a new one of the size or configuration asked for."""
-    fields = OBJECTIVES[model_args.objective]
-    fields = fields | {name: value for name, value in vars(objective_args).items() if value is not None}
+    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
+    name = model_args.model_name_or_path
+    continues = objective_continues(name or model_args.config_name, hub)
+    fields = objective_fields(model_args, objective_args, continues)
     if fields.get("context_mode") == "mask_token":
         fields.setdefault("mask_token_id", tokenizer.mask_token_id)
         if fields["mask_token_id"] is None:
@@ -110,8 +186,6 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
                 f"--pred_num_mask_tokens {fields['pred_num_mask_tokens']}: each of the {strategies} mask strategies "
                 "needs one; leave it out"
             )
-    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
-    name = model_args.model_name_or_path
     chosen = [flag for flag in ("preset", "config_name", "model_name_or_path") if getattr(model_args, flag)]
     if len(chosen) > 1:
         raise UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other: they name the encoder")
@@ -124,8 +198,7 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
     try:
         if name and model_args.init == "pretrained":
             # A pretraining checkpoint goes on with its predictor and target encoder, any other encoder gets new ones.
-            is_ours = config_of(name, hub).model_type == TextJepaConfig.model_type
-            load = TextJepaForPreTraining.from_pretrained if is_ours else TextJepaForPreTraining.from_encoder
+            load = TextJepaForPreTraining.from_pretrained if continues else TextJepaForPreTraining.from_encoder
             model = load(name, **hub, **fields)
             model.config.validate()  # of a checkpoint, whose fields are replaced without a look
         elif name or model_args.config_name:
@@ -138,7 +211,7 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
         else:
             length = {"max_position_embeddings": max(512, data_args.max_length)}
             text_config = tokenizer_fields(tokenizer) | length | shape
-            model = TextJepaForPreTraining(TextJepaConfig.preset(model_args.preset or "mini", text_config, **fields))
+            model = TextJepaForPreTraining(TextJepaConfig.preset(model_args.preset or "static", text_config, **fields))
         if model_args.attn_implementation:
             model.set_attn_implementation(model_args.attn_implementation)
     except UsageError:
@@ -158,6 +231,26 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
             "with --tokenizer_name"
         )
     return model
+
+
+def objective_continues(name: str | None, hub: dict) -> bool:
+    """Whether the name is that of a complete Text-JEPA; False if there is nothing to be read, which is said later."""
+    try:
+        return name is not None and config_of(name, hub).model_type == TextJepaConfig.model_type
+    except (OSError, ValueError):
+        return False
+
+
+def weigh_words(model: TextJepaForPreTraining, train, tokenizer) -> None:
+    """Sets the weights of words by the training texts, by the first of a stream, where texts are pooled by them."""
+    if model.word_weights is None:
+        return
+    frequency = DocumentFrequency(len(vocabulary(tokenizer)))
+    texts = train["input_ids"] if isinstance(train, Dataset) else train.take(STREAM_TEXTS_TO_WEIGH)
+    frequency.add(texts if isinstance(train, Dataset) else (example["input_ids"] for example in texts))
+    weights = torch.zeros_like(model.word_weights)  # an encoder may have more rows than its tokenizer has words
+    weights[: len(frequency.counts)] = torch.from_numpy(word_weights(frequency, tokenizer))
+    model.set_word_weights(weights)
 
 
 def config_of(name, hub):

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text_jepa.arguments import UsageError, nearest
 from text_jepa.builtin_corpus import load_builtin_corpus
-from text_jepa.masking import View, vocabulary
+from text_jepa.masking import DOCUMENT_VIEWS, View, count_windows, special_tokens_around, vocabulary
 
 
 logger = logging.getLogger(__name__)
@@ -449,14 +449,6 @@ def tell_left_out(split: str, left_out: int, documents: int, min_length: int, vi
         )
 
 
-def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Ids that the tokenizer puts before and after a single text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    before = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return full[:before], full[before + len(bare) :]
-
-
 def sentence_end_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """(V,) boolean: tokens behind which a sentence may end, by their last character."""
     return np.array([token[-1:] in tuple(".!?。！？") for token in vocabulary(tokenizer)])
@@ -491,8 +483,13 @@ def tokenize_corpus(
     view: View | None = None,
     min_length: int = 2,
     count: DocumentCount | None = None,
+    max_document_length: int = 512,
 ) -> DatasetDict | IterableDatasetDict:
     """Documents to examples with `input_ids` and `length`, special tokens included, and perhaps `view_input_ids`.
+
+    For views of documents an example is a whole document without special tokens, or one of the parts of at most
+    `max_document_length` tokens into which a longer one is cut at the ends of sentences: [`DocumentWindows`] and the
+    collator make windows of it.
 
     Documents of fewer than two tokens can teach nothing and are left out, as are shorter ones than `min_length` and
     those without a view. The result is cached by corpus, tokenizer and settings.
@@ -505,9 +502,10 @@ def tokenize_corpus(
         overwrite_cache: Tokenize again.
         view: `"column"`: every part of a document has the whole column as its view, cut at `max_length`.
             `"next_sentence"`: the view of a part is the part that follows; the last one has none and is left out.
-            Other views are the collator's.
+            `"rest"` and `"neighbour"`: see above. Other views are the collator's.
         min_length: Documents of fewer tokens are left out.
         count: To which a stream adds the documents of `train` when it is read; of another corpus it is told at once.
+        max_document_length: For views of documents: the longest part of a document, in tokens.
 
     Raises:
         UsageError: The tokenizer has no padding token, `max_length` has no room, or no document is left.
@@ -515,9 +513,13 @@ def tokenize_corpus(
     if tokenizer.pad_token_id is None:
         raise UsageError("the tokenizer has no padding token; add one, or train a tokenizer on the corpus")
     before, after = special_tokens_around(tokenizer)
-    room = max_length - len(before) - len(after)
+    special_tokens = len(before) + len(after)
+    room = max_length - special_tokens
     if room < 3:
         raise UsageError(f"--max_length {max_length}: leaves no room for text beside the special tokens")
+    by_document = view in DOCUMENT_VIEWS
+    if by_document:
+        before, after, room = [], [], max_document_length
     ends_sentence = sentence_end_table(tokenizer)
 
     def ids_of(texts):
@@ -558,11 +560,19 @@ def tokenize_corpus(
         count.add(len(batch["text"]), len(batch["text"]) - sum(examples["begins"]))
         return examples
 
+    def windows_of(batch):
+        """One row for each window, for a stream has no length that a data set of windows could be made of."""
+        counts = count_windows(batch["length"], max_length - special_tokens)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        columns = {name: [values[row] for row in rows] for name, values in batch.items()}
+        return columns | {"window": [number for count in counts for number in range(count)]}
+
     streaming = isinstance(corpus, IterableDatasetDict)
     # The last one is in the names of caches that are there, from when documents could be cut otherwise.
     settings = [_TOKENIZATION_VERSION, _tokenizer_identity(tokenizer), max_length, "sentence"]
     settings += [view] if view in _VIEWS_OF_DATA else []
     settings += [min_length] if min_length > 2 else []
+    settings += ["documents", max_document_length] if by_document else []
     examples = {}
     for split, part in corpus.items():
         options = (
@@ -591,6 +601,8 @@ def tokenize_corpus(
         elif split == "train" and count is not None:  # not before, for the look above reads as well
             examples[split] = part.map(tokenize_and_count, **options)
         examples[split] = examples[split].remove_columns("begins")
+        if streaming and by_document:
+            examples[split] = examples[split].map(windows_of, batched=True)
     return IterableDatasetDict(examples) if streaming else DatasetDict(examples).with_format("numpy")
 
 
@@ -664,6 +676,59 @@ class EndlessStream(torch.utils.data.IterableDataset):
                     step = next(batches) // self.batches_per_step
                     for row in batch:
                         yield {**pool[row], "step": step}
+
+
+class DocumentWindows(torch.utils.data.Dataset):
+    """The windows of tokenized documents: for each an example with the whole document and the number of the window.
+
+    The tokens of a document lie where the data set has them in memory or on the disk; they are not copied for each of
+    its windows.
+
+    Args:
+        documents: Examples of whole documents with `input_ids` and `length`, see `tokenize_corpus`.
+        window_length: Longest window in tokens, special tokens included.
+        special_tokens: How many of them there are around a text.
+        max_windows: Keep so many; all by default.
+    """
+
+    def __init__(self, documents: Dataset, window_length: int, special_tokens: int, max_windows: int | None = None):
+        self.documents = documents
+        lengths = np.asarray(documents["length"][:])
+        counts = count_windows(lengths, window_length - special_tokens)
+        ends = counts.cumsum()
+        self._document = np.repeat(np.arange(len(counts)), counts)[:max_windows]
+        self._window = (np.arange(ends[-1]) - np.repeat(ends - counts, counts))[:max_windows]
+        self._length = lengths[self._document]
+        self._tokens = _TokenLists(documents)
+
+    def __len__(self) -> int:
+        return len(self._document)
+
+    def __iter__(self) -> Iterator[dict]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, key: int | str):
+        """An example by its number; `"length"` gives the tokens of the document of each, (N,)."""
+        if key == "length":
+            return self._length
+        return {"input_ids": self._tokens[self._document[key]], "window": int(self._window[key])}
+
+
+class _TokenLists:
+    """The column `input_ids` of a data set as arrays, without the cost of a whole example for each."""
+
+    def __init__(self, dataset: Dataset):
+        column = dataset.with_format("arrow")["input_ids"][:]
+        chunks = column.chunks if hasattr(column, "chunks") else [column]
+        self._values = [chunk.values.to_numpy(zero_copy_only=False) for chunk in chunks]
+        self._offsets = [chunk.offsets.to_numpy() for chunk in chunks]
+        self._ends = np.cumsum([len(chunk) for chunk in chunks])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        chunk = int(np.searchsorted(self._ends, row, side="right"))
+        place = row - (self._ends[chunk - 1] if chunk else 0)
+        start, end = self._offsets[chunk][place : place + 2]
+        return self._values[chunk][start:end]
 
 
 class TextsWithSteps(torch.utils.data.Dataset):

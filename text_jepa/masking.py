@@ -1,4 +1,4 @@
-"""Which tokens are hidden: the samplers, and the collator that turns texts into a batch with masks and views.
+"""What a window sees and what is hidden: the samplers, and the collator that makes batches with masks and views.
 
 Everything random is a pure function of (seed, epoch, text): draws come from a counter-based hash instead of a running
 generator, so that neither workers, ranks, batch-mates nor a resume can change a mask. Everything works on whole arrays
@@ -19,7 +19,10 @@ import torch
 
 SpanLengthDistribution = Literal["fixed", "uniform", "geometric", "poisson"]
 MaskKind = Literal["spans", "suffix", "keep_block", "blocks"]
-View = Literal["same", "crop", "crop_both", "deletion", "column", "next_sentence"]
+View = Literal["rest", "neighbour", "same", "crop", "crop_both", "deletion", "column", "next_sentence"]
+
+# Views for which an example is a window of a whole document.
+DOCUMENT_VIEWS = ("rest", "neighbour")
 
 # A share of a text: itself, an interval from which it is drawn, or {"start": …, "end": …, "steps": …}.
 Share = float | Sequence[float] | Mapping[str, float]
@@ -27,8 +30,8 @@ Share = float | Sequence[float] | Mapping[str, float]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 # Keys of draws that must not repeat those of the spans.
-_FOR_STRATEGY, _FOR_CONTEXT, _FOR_CUT, _FOR_TEXT, _FOR_VIEW = (
-    np.uint64(i) * np.uint64(0x0D6E8FEB86659FD9) for i in range(1, 6)
+_FOR_STRATEGY, _FOR_CONTEXT, _FOR_CUT, _FOR_TEXT, _FOR_VIEW, _FOR_WINDOW = (
+    np.uint64(i) * np.uint64(0x0D6E8FEB86659FD9) for i in range(1, 7)
 )
 
 
@@ -523,7 +526,56 @@ def _words_to_keep(usable, word_starts, keys, share, count):
     return word, np.clip(kept, 1, np.maximum(words, 1)), draws
 
 
+# ---- windows --------------------------------------------------------------------------------------------------------
+
+
+def count_windows(lengths: np.ndarray, room: int) -> np.ndarray:
+    """Windows of documents: two or more, so that each has a rest to predict, of at most two thirds of the room.
+
+    Args:
+        lengths: (N,) tokens of each document, at least 2.
+        room: Longest window in tokens.
+
+    Returns:
+        (N,) integers, at least 2.
+    """
+    return np.maximum(2, -(-3 * np.asarray(lengths) // (2 * room)))
+
+
+def cut_windows(lengths: np.ndarray, counts: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Cuts each document into its windows, of which every token is in exactly one.
+
+    The windows are equally long but for their borders, each of which is moved at random by up to a quarter of a
+    window in either direction: so a window has half to one and a half times the mean length, and another pass of
+    another key sees other windows.
+
+    Args:
+        lengths: (N,) tokens of each document, at least 2.
+        counts: (N,) windows of each, from `count_windows`.
+        keys: (N,) uint64, one for each document and pass.
+
+    Returns:
+        (N, max(counts) + 1) borders, strictly increasing from 0 to the length, which is repeated behind the last one.
+    """
+    lengths, counts = np.asarray(lengths)[:, None], np.asarray(counts)[:, None]
+    number = np.arange(counts.max() + 1)
+    shift = (counter_uniforms(keys, len(number)) - 0.5) / 2
+    borders = np.floor(lengths * (number + shift) / counts).astype(np.int64)
+    # In a document of few tokens borders may fall together, or on an end.
+    borders = np.clip(borders, number, lengths - counts + number)
+    borders[:, 0] = 0
+    return np.where(number < counts, borders, lengths)
+
+
 # ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after a single text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    before = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return full[:before], full[before + len(bare) :]
 
 
 def pack_positions(chosen: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
@@ -599,10 +651,14 @@ class DataCollatorForTextJepa:
             Removes the padding of positions, as I-JEPA does; a mask then depends on its batch. Texts without targets
             may have less context.
         complement_masks: Masks come in pairs, of which one hides what the other sees: context and targets swapped.
-        view: A second text of the same meaning for each: `"same"`; `"crop"`, a run of words; `"crop_both"`, two runs,
+        view: A second text for each. Of a window of a document, see `cut_windows`: `"rest"`, all of its document that
+            lies outside of it, or `"neighbour"`, the window that follows (before the last one: that precedes). Of a
+            text: `"same"`; `"crop"`, a run of words; `"crop_both"`, two runs,
             of which one becomes the text itself; `"deletion"`, without some words; `"column"` and `"next_sentence"`,
             what the examples bring as `view_input_ids`.
         view_ratio: Share of the words that a crop or a deletion keeps: a number or an interval.
+        window_length: Longest window of a document in tokens, special tokens included; for a view of documents, whose
+            examples are `input_ids` of a whole document without special tokens and the number of a `window`.
 
     Attributes:
         strategies: Tuple of [`MaskStrategy`].
@@ -631,6 +687,7 @@ class DataCollatorForTextJepa:
         complement_masks: bool = False,
         view: View | None = None,
         view_ratio: float | Sequence[float] = (0.5, 0.9),
+        window_length: int = 128,
     ):
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token")
@@ -668,6 +725,9 @@ class DataCollatorForTextJepa:
         self.view = view
         self.view_ratio = view_ratio
         self._pad_token_id = tokenizer.pad_token_id
+        around = special_tokens_around(tokenizer) if view in DOCUMENT_VIEWS else ([], [])
+        self._before, self._after = (np.array(ids, dtype=np.int64) for ids in around)
+        self.window_room = window_length - len(self._before) - len(self._after)
         # An unknown word is a word of the text, unless the same token also serves as another special one (GPT-2).
         names = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
         unknown = names.pop("unk_token", None)
@@ -692,7 +752,7 @@ class DataCollatorForTextJepa:
         self._epoch.fill_(int(value))
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Texts, each with `input_ids` and perhaps its `epoch`, `step` and `view_input_ids`, to a batch.
+        """Texts, each with `input_ids` and perhaps its `epoch`, `step`, `view_input_ids` or `window`, to a batch.
 
         Returns:
             `input_ids` and `attention_mask` (B, S), `context_positions` (B, M, C), `target_positions` and
@@ -728,6 +788,8 @@ class DataCollatorForTextJepa:
             words += " Every other mask hides what the one before sees."
         share = share_in_words(self.view_ratio)
         view = {
+            "rest": "the rest of its document",
+            "neighbour": "the neighbouring window of its document",
             "same": "the same text",
             "crop": f"a run of {share} of its words",
             "crop_both": f"a run of {share} of its words, as the text itself is another one",
@@ -767,6 +829,8 @@ class DataCollatorForTextJepa:
 
     def _views(self, examples, texts, epochs):
         """The texts themselves, and their views."""
+        if self.view in DOCUMENT_VIEWS:
+            return self._windows(examples, texts, epochs)
         if self.view == "same":
             return texts, texts
         if self.view in ("column", "next_sentence"):
@@ -782,6 +846,32 @@ class DataCollatorForTextJepa:
         if self.view == "crop_both":
             texts = cut(crop_words, _FOR_TEXT)
         return texts, cut(delete_words if self.view == "deletion" else crop_words, _FOR_VIEW)
+
+    def _windows(
+        self, examples: Sequence[Mapping[str, Any]], documents: list[np.ndarray], epochs: list[int]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The windows of documents that the examples name, and what each has to predict, with special tokens."""
+        lengths = np.array([len(ids) for ids in documents])
+        counts = count_windows(lengths, self.window_room)
+        keys = mask_keys(documents, 1, self.seed, epochs) ^ _FOR_WINDOW
+        borders = cut_windows(lengths, counts, keys)
+        row = np.arange(len(documents))
+        number = np.array([example["window"] for example in examples])
+        starts, ends = borders[row, number].tolist(), borders[row, number + 1].tolist()
+        windows = [ids[start:end] for ids, start, end in zip(documents, starts, ends, strict=True)]
+        if self.view == "rest":
+            before = [ids[:start] for ids, start in zip(documents, starts, strict=True)]
+            after = [ids[end:] for ids, end in zip(documents, ends, strict=True)]
+            views = [[*parts] for parts in zip(before, after, strict=True)]
+        else:
+            other = np.where(number + 1 < counts, number + 1, number - 1)
+            starts, ends = borders[row, other].tolist(), borders[row, other + 1].tolist()
+            views = [[ids[start:end]] for ids, start, end in zip(documents, starts, ends, strict=True)]
+        texts = [self._with_special_tokens(window) for window in windows]
+        return texts, [self._with_special_tokens(*view) for view in views]
+
+    def _with_special_tokens(self, *ids: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._before, *ids, self._after])
 
     def _masks(self, texts, epochs, steps, input_ids, present):
         """Positions and spans of M masks for each text."""

@@ -35,7 +35,8 @@ class ModelArguments:
         },
     )
     preset: str | None = field(
-        default=None, metadata={"help": "Size of a new encoder: tiny, mini, small, base or large. Default: mini."}
+        default=None,
+        metadata={"help": "Size of a new encoder: static, tiny, mini, small, base or large. Default: static."},
     )
     config_name: str | None = field(
         default=None, metadata={"help": "Configuration of a new encoder: folder or Hub name, any architecture."}
@@ -54,9 +55,13 @@ class ModelArguments:
     )
     vocab_size: int = field(default=16_384, metadata={"help": "Words of a tokenizer trained on the corpus."})
     lowercase: bool = field(default=True, metadata={"help": "Fold case and accents in a tokenizer trained here."})
-    objective: Literal["jepa", "mlm", "drop_mlm", "data2vec", "simcse"] = field(
-        default="jepa",
-        metadata={"help": "What other flags of the objective start from: ours, or a baseline in the same trainer."},
+    objective: Literal["documents", "jepa", "mlm", "drop_mlm", "data2vec", "simcse"] | None = field(
+        default=None,
+        metadata={
+            "help": "What other flags of the objective start from: windows that predict the rest of their document "
+            "(documents), hidden tokens that are predicted in latent space (jepa), or a baseline in the same trainer. "
+            "Default: documents; of a Text-JEPA that is trained further, its own."
+        },
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = field(
         default=None,
@@ -107,6 +112,10 @@ class DataArguments:
     max_length: int = field(
         default=128, metadata={"help": "Longest text in tokens; longer documents are split at ends of sentences."}
     )
+    max_document_length: int = field(
+        default=512,
+        metadata={"help": "Where windows predict the rest of their document: longer documents are split into parts."},
+    )
     min_length: int = field(default=2, metadata={"help": "Documents of fewer tokens are left out."})
     prepare_only: bool = field(
         default=False, metadata={"help": "End when the corpus is tokenized and cached, before any training."}
@@ -115,10 +124,11 @@ class DataArguments:
     overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again."})
 
     num_masks: int = field(default=1, metadata={"help": "Masks per text and step; they share one target pass."})
-    mask_ratio: list[str] = field(
-        default_factory=lambda: ["0.5"],
+    mask_ratio: list[str] | None = field(
+        default=None,
         metadata={
-            "help": "Share of the words hidden by a mask: 0.5; two ends of an interval that each mask draws from, 0.3 "
+            "help": "Share of the words hidden by a mask. Default: 0.5, and 0 where no hidden token is "
+            "predicted. Two ends of an interval that each mask draws from, 0.3 "
             "0.5; or a schedule, '{start: 0.15, end: 0.4, steps: 10000}'. 0 hides nothing. With --num_spans the most "
             "that they hide."
         },
@@ -147,7 +157,11 @@ class DataArguments:
         default=False, metadata={"help": "Masks come in pairs, of which one hides what the other sees."}
     )
     view: View | None = field(
-        default=None, metadata={"help": "Second text of the same meaning, for the sentence-level objectives."}
+        default=None,
+        metadata={
+            "help": "What belongs to each text: the rest of its document, or the neighbouring window; or for the "
+            "sentence loss a second text of the same meaning. Default: rest, with a document loss."
+        },
     )
     view_column: str | None = field(
         default=None, metadata={"help": "With --view column: the column that holds the second text."}
@@ -176,14 +190,14 @@ class DataArguments:
             raise ValueError("--view column and --view_column NAME go together")
         if self.view not in ("crop", "crop_both", "deletion") and self.view_ratio != [0.5, 0.9]:
             raise ValueError("--view_ratio goes with --view crop, crop_both or deletion")
-        self.mask_ratio = read_yaml("mask_ratio", f"[{', '.join(self.mask_ratio)}]")
-        if not self.mask_ratio:
-            raise ValueError("--mask_ratio: expected a share, the two ends of an interval, or shares by step")
-        self.mask_ratio = self.mask_ratio if len(self.mask_ratio) > 1 else self.mask_ratio[0]
+        if self.max_document_length < 4:
+            raise ValueError(f"--max_document_length must be at least 4, got {self.max_document_length}")
+        if self.mask_ratio is not None:
+            self.mask_ratio = read_shares("mask_ratio", self.mask_ratio)
         self.view_ratio = self.view_ratio if len(self.view_ratio) > 1 else self.view_ratio[0]
         if self.mask_strategies is not None:
             self.mask_strategies = read_strategies(self.mask_strategies)
-            defaults = {f.name: f.default for f in dataclasses.fields(self)} | {"mask_ratio": 0.5}
+            defaults = {f.name: f.default for f in dataclasses.fields(self)}
             for name in ("mask_ratio", "whole_words", *(name for name in defaults if "span" in name)):
                 if getattr(self, name) != defaults[name]:
                     raise ValueError(f"--{name} and --mask_strategies exclude each other: it is a field of a strategy")
@@ -195,6 +209,14 @@ def read_yaml(flag, text):
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--{flag} {text}: not YAML: {error}") from error
+
+
+def read_shares(flag: str, words: list[str]):
+    """A share, the two ends of an interval, or a schedule, from the words behind a flag."""
+    shares = read_yaml(flag, f"[{', '.join(words)}]")
+    if not shares:
+        raise ValueError(f"--{flag}: expected a share, the two ends of an interval, or shares by step")
+    return shares if len(shares) > 1 else shares[0]
 
 
 def read_strategies(text) -> dict[str, dict]:

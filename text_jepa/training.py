@@ -26,7 +26,7 @@ from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from modeling_text_jepa import TextJepaForPreTraining, mean_pool
+from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa import checkpointing, hub, metrics
 from text_jepa.arguments import UsageError
 from text_jepa.data import LengthGroupedSampler, TextsWithSteps
@@ -252,7 +252,8 @@ def measure_representations(
     outputs = model(**batch, return_loss=False)
     with autocast():
         taught = model.teach(batch["input_ids"], mask)
-    features = model.make_targets(taught.hidden_states, mask)
+    predicts = outputs.predictions is not None
+    features = model.make_targets(taught.hidden_states, mask) if predicts else None
     model.train(training)
     states, visible = taught.last_hidden_state.float(), mask.bool()
     text = torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(mask)[visible]
@@ -260,12 +261,12 @@ def measure_representations(
     values = {
         "spread": metrics.spread(states[visible]),
         "token_rank": metrics.effective_rank(states[visible]),
-        "pooled_rank": metrics.effective_rank(mean_pool(states, mask)),
+        "pooled_rank": metrics.effective_rank(model.pool(states, mask, batch["input_ids"])),
         "cosine_same_text": same,
         "cosine_other_text": other,
     }
     used = batch["target_positions"] >= 0
-    if outputs.predictions is not None and used.any():
+    if predicts and used.any():
         predictions, targets = outputs.predictions[used].float(), outputs.targets[used]
         copied = metrics.copy_nearest_visible(features, *(batch[name] for name in masks))[used]
         values |= {
@@ -571,7 +572,7 @@ class TextJepaTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # in notebooks another one
         self.add_callback(_BeginningCallback(self))
-        if model.target_encoder is not None:
+        if model.config.target_encoder_type == "ema" and model.target_encoder is not None:
             self.add_callback(self.ema)
         if args.weight_decay_end is not None:
             self.add_callback(WeightDecayCallback(args.weight_decay, args.weight_decay_end))
@@ -907,7 +908,7 @@ class TextJepaTrainer(Trainer):
                 logs |= self.monitor.values
             logs |= self._drain_strategies()
             logs["loss_spikes"] = self.spikes.count
-            if self.model.target_encoder is not None:
+            if self.ema in self.callback_handler.callbacks:
                 logs["ema_decay"] = self.ema.decay(self.state.global_step - 1, self.state.max_steps)
             now = time.perf_counter()
             tokens = nested_gather(self._tokens, self.args.parallel_mode).sum().item()
