@@ -9,6 +9,7 @@ sweep over the layers of an encoder is drawn by `text-jepa-probe ENCODER --layer
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -18,10 +19,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, set_seed
 
-from modeling_text_jepa import TextJepaForPreTraining, mean_pool
 from text_jepa.arguments import UsageError, command_parser, run_command
-from text_jepa.export import load_trained, trained_encoder
-from text_jepa.features import nearest_texts
+from text_jepa.features import Encoder, nearest_texts, open_encoder, token_weights
 from text_jepa.pictures import Run, flat, plot_curves, plot_map, plot_spectra, short, spectrum
 from text_jepa.tasks import load_task
 from text_jepa.training import metrics_of
@@ -97,7 +96,7 @@ def draw_map(args):
     chance = (np.bincount(labels) / len(labels)) @ np.bincount(labels) / len(labels)
     maps = {}
     for source in args.sources:
-        _, vectors = embed(source, *load_encoder(source), texts)
+        _, vectors = embed(open_encoder(source), texts)
         nearest, _ = nearest_texts(vectors, range(len(texts)))
         same = (labels[nearest] == labels).mean()
         notes = {
@@ -113,12 +112,13 @@ def draw_spectra(args):
     texts, *_ = labelled_texts(args)
     found = {}
     for source in args.sources:
-        model, tokenizer = load_encoder(source)
-        found[source] = embed(source, model, tokenizer, texts)
+        encoder = open_encoder(source)
+        found[source] = embed(encoder, texts)
         if source == args.sources[0]:
             set_seed(0)
-            control = "random weights", AutoModel.from_config(model.config).to(model.device), tokenizer
-    found[control[0]] = embed(*control, texts)
+            random_model = AutoModel.from_config(encoder.model.config).to(encoder.model.device)
+            control = dataclasses.replace(encoder, name="random weights", model=random_model)
+    found[control.name] = embed(control, texts)
     tokens, pooled = ({name: pair[part] for name, pair in found.items()} for part in (0, 1))
     plot_spectra({"states of tokens": tokens, f"means of {len(texts):,} texts": pooled}, args.output)
 
@@ -153,38 +153,33 @@ def labelled_texts(args) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     return rows.texts, rows.labels, task.label_names
 
 
-def load_encoder(source):
-    """An encoder and its tokenizer; of a pretraining model the one that makes the targets."""
-    model, tokenizer = load_trained(source)
-    if isinstance(model, TextJepaForPreTraining):
-        model = trained_encoder(model)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
-
-
 @torch.no_grad()
-def embed(name, model, tokenizer, texts, batch_size=64) -> tuple[np.ndarray, np.ndarray]:
-    """States of all tokens (tokens, D) and their means by text (N, D) in float32.
+def embed(encoder: Encoder, texts: list[str], batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """States of all tokens (tokens, D) and the vectors of the texts (N, D), pooled as the encoder says, in float32.
 
     Not in half precision as for a probe: its rounding looks like a full rank where states hardly differ.
     """
-    model.eval()
-    states, means = [], []
+    model = encoder.model.eval()
+    states, vectors = [], []
     for start in range(0, len(texts), batch_size):
-        batch = tokenizer(
+        batch = encoder.tokenizer(
             texts[start : start + batch_size],
             padding=True,
             truncation=True,
-            max_length=min(tokenizer.model_max_length, 512),
+            max_length=encoder.max_length,
             return_tensors="pt",
         ).to(model.device)
         mask = batch["attention_mask"]
         last = model(batch["input_ids"], attention_mask=mask).last_hidden_state.float()
         states.append(last[mask.bool()].cpu())
-        means.append(mean_pool(last, mask).cpu())
-    states, means = torch.cat(states).numpy(), torch.cat(means).numpy()
+        weights = token_weights(encoder, batch)[..., None]
+        vectors.append(((last * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)).cpu())
+    states, vectors = torch.cat(states).numpy(), torch.cat(vectors).numpy()
     if not np.isfinite(states).all():
-        raise UsageError(f"{name}: its features are not finite, so its weights are broken; name another checkpoint")
-    return states, means
+        raise UsageError(
+            f"{encoder.name}: its features are not finite, so its weights are broken; name another checkpoint"
+        )
+    return states, vectors
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python run_probe.py                                        # the newest encoder in runs/, no download
     python run_probe.py PATH_OR_NAME --tasks sst2 mrpc stsb --data_dir glue --compare OTHER_ENCODER
+    python run_probe.py PATH_OR_NAME --texts "notes/*.txt" --train_texts corpus.txt    # no labels needed
     python run_probe.py PATH_OR_NAME --rerank_dir askubuntu qqp_rerank --output_dir results
     python run_probe.py PATH_OR_NAME --tasks rte cola --mode finetune --seeds 0 1 2 --finetune_args learning_rate=1e-4
 
@@ -13,7 +14,6 @@ Nothing is chosen by the scored split; intervals are 95 % of bootstrap resamples
 """
 
 import dataclasses
-import pickle
 import re
 import shlex
 import sys
@@ -24,19 +24,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import numpy as np
-import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, AutoModel, set_seed
 
+from configuration_text_jepa import TextJepaConfig
 from text_jepa import features, probing
-from text_jepa.arguments import UsageError, first_line, nearest, parse_arguments, run_command
+from text_jepa.arguments import UsageError, nearest, parse_arguments, run_command
 from text_jepa.builtin_corpus import load_builtin_corpus
-from text_jepa.features import Pooling
+from text_jepa.data import load_texts
+from text_jepa.documents import Documents, DocumentScores, judge_documents, load_documents, verdict
+from text_jepa.features import Encoder, Pooling, open_encoder
 from text_jepa.finetuning import finetune
 from text_jepa.glue_metric import FUNCTIONS
 from text_jepa.results import (
@@ -75,6 +76,8 @@ TRAINING_ROWS = 10_000
 ATTENTIVE_ROWS = 2_000
 
 TFIDF = "TF-IDF"
+RANDOM = "random weights"
+BAG = "bag of its embeddings"
 
 # Of each query of a reranking set.
 RERANKING = ("map", "mrr", "p@1", "p@5")
@@ -104,10 +107,27 @@ class ProbeArguments:
     )
     task_file: str | None = field(default=None, metadata={"help": "A set of your own: parquet, json, jsonl or csv."})
     task_test_file: str | None = field(default=None, metadata={"help": "Its scored part. Default: every fifth row."})
-    text_column: str = field(default="text", metadata={"help": "Column of its texts."})
+    texts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Documents of your own, without labels, one per line or row: files, folders, globs. A passage has "
+            "to find the rest of its document."
+        },
+    )
+    train_texts: list[str] | None = field(
+        default=None, metadata={"help": "With --texts: what TF-IDF and BM25 are fitted on, as the encoder was."}
+    )
+    title_column: str | None = field(
+        default=None, metadata={"help": "With --texts: column of titles, each of which has to find its text."}
+    )
+    text_column: str = field(default="text", metadata={"help": "Column of the texts of --task_file and --texts."})
     pair_column: str | None = field(default=None, metadata={"help": "Column of its second texts."})
-    label_column: str = field(
-        default="label", metadata={"help": "Column of its labels; numbers with a point are scores."}
+    label_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of its labels; numbers with a point are scores. Default: label. With --texts (no default) "
+            "classes, to be told by nearest neighbours."
+        },
     )
     mode: list[str] = field(
         default_factory=lambda: ["linear", "knn"],
@@ -124,9 +144,19 @@ class ProbeArguments:
     layer_sweep: bool = field(
         default=False, metadata={"help": "Also probe every layer of the first encoder (linear, knn, cosines)."}
     )
-    pooling: Pooling = field(default="mean", metadata={"help": "Mean over the tokens, or the state of the first."})
+    pooling: Pooling | None = field(
+        default=None,
+        metadata={
+            "help": "The plain mean over the tokens, or the state of the first. Default: what the folder says, with "
+            "its weights of words; else the mean."
+        },
+    )
     max_length: int | None = field(
-        default=None, metadata={"help": "Texts are cut at so many tokens. Default: what the tokenizer was made for."}
+        default=None,
+        metadata={
+            "help": "Longer texts are read in windows of so many tokens; pairs are cut there. Default: what the "
+            "folder says, at most 512."
+        },
     )
     finetune_args: list[str] | None = field(
         default=None, metadata={"help": "KEY=VALUE in place of the recipe: fields of TrainingArguments."}
@@ -153,19 +183,13 @@ class ProbeArguments:
                 raise ValueError(f"--finetune_args {pair}: expected KEY=VALUE, such as learning_rate=1e-4")
         if self.finetune_args and "finetune" not in self.mode:
             raise ValueError("--finetune_args has no effect without --mode finetune")
+        for flag in ("train_texts", "title_column"):
+            if getattr(self, flag) and not self.texts:
+                raise ValueError(f"--{flag} goes with --texts")
         if self.layer_sweep and not self.output_dir:
             raise ValueError("--layer_sweep draws a picture: it needs --output_dir")
         if self.do_predict and not self.output_dir:
             raise ValueError("--do_predict writes files: it needs --output_dir")
-
-
-class Encoder(NamedTuple):
-    """A model with its tokenizer and the length at which its texts are cut."""
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
 
 
 def main(argv: list[str] | None = None) -> list[Score]:
@@ -182,6 +206,8 @@ def main(argv: list[str] | None = None) -> list[Score]:
     if args.update_card and not Path(first, "README.md").is_file():
         raise UsageError(f"--update_card: {first} is no folder with a README.md; name one or leave the flag out")
     tasks, rerankings = load_tasks(args)
+    documents = asked_documents(args)
+    training_texts = fitted_texts(args)
     if args.do_predict and all(len(asked_splits(task, args)) == 1 for task in tasks):
         raise UsageError("--do_predict: no task has a test split with hidden labels; leave the flag out")
     encoders = load_encoders([first, *(args.compare or [])], args)
@@ -193,8 +219,18 @@ def main(argv: list[str] | None = None) -> list[Score]:
     scores = all_scores(answers, gold, args.seeds[0])
     scores += macro_averages([s for s in scores if s.task in gold and not is_layer(s.system)])
     notes = [note for task in [*tasks, *rerankings] for note in task.notes]
+    splits = {task.name: task.scored for task in tasks} | {title_of(task): task.split for task in rerankings}
+    if documents is not None:
+        found = judge(documents, training_texts, encoders, args)
+        scores += found.scores
+        answers |= found.answers
+        gold |= found.gold
+        notes += found.notes
+        splits |= {score.task: "test" for score in found.scores}
     command = shlex.join(["python", "run_probe.py", *argv])
     print("\n".join([as_table(scores), *(f"note: {note}" for note in notes)]))
+    if documents is not None:
+        print(verdict(found))
     if args.output_dir:
         facts = {"arguments": dataclasses.asdict(args), "finetuning": settings}
         write_results(args.output_dir, scores, notes, command, facts)
@@ -204,7 +240,6 @@ def main(argv: list[str] | None = None) -> list[Score]:
     if args.do_predict:
         write_hidden(tasks, predicted, first, args)
     if args.update_card:
-        splits = {task.name: task.scored for task in tasks} | {title_of(task): task.split for task in rerankings}
         update_card(first, [s for s in scores if not is_layer(s.system)], first, splits, command)
     return scores
 
@@ -219,12 +254,12 @@ def load_tasks(args) -> tuple[list[Task], list[RerankingTask]]:
     own["word_order"] = partial(word_order_task, args.cache_dir)
     known = (*GLUE_TASKS, *own)
     tasks = []
-    for name in dict.fromkeys(args.tasks or ([] if args.task_file or args.rerank_dir else ["packages"])):
+    for name in dict.fromkeys(args.tasks or ([] if args.task_file or args.rerank_dir or args.texts else ["packages"])):
         if name.removesuffix("_mini") not in known:
             raise UsageError(f"--tasks: no task '{name}'{nearest(name, known)} (there are {', '.join(known)})")
         tasks.append(own[name]() if name in own else load_glue(name, args.data_dir, args.cache_dir, args.split))
     if args.task_file:
-        columns = (args.text_column, args.pair_column, args.label_column)
+        columns = (args.text_column, args.pair_column, args.label_column or "label")
         tasks.append(load_task_file(args.task_file, args.task_test_file, *columns, cache_dir=args.cache_dir))
     # AskUbuntu's name of its validation split.
     split = "dev" if args.split == "validation" else args.split or "test"
@@ -236,6 +271,22 @@ def words_task(cache_dir) -> Task:
     """Word content of the sentences in the held-out part of the built-in corpus, which no encoder was trained on."""
     texts = load_builtin_corpus(cache_dir)["validation"]["text"]
     return word_content([sentence for text in texts for sentence in re.split(r"(?<=[.!?])\s+|\n", text) if sentence])
+
+
+def asked_documents(args) -> Documents | None:
+    """The documents of `--texts`, if any; of a `--task_file` beside them the label column is the task's."""
+    if not args.texts:
+        return None
+    label_column = None if args.task_file else args.label_column
+    return load_documents(args.texts, args.text_column, args.title_column, label_column, args.cache_dir)
+
+
+def fitted_texts(args) -> list[str] | None:
+    """The texts of `--train_texts`, if any."""
+    if not args.train_texts:
+        return None
+    texts = load_texts(args.train_texts, "train_texts", args.text_column, args.cache_dir)["text"]
+    return [text for text in texts if text]
 
 
 def asked_splits(task, args) -> list[str]:
@@ -267,23 +318,24 @@ def load_encoders(names, args) -> list[Encoder]:
     """The encoders by name, the one in question first."""
     encoders = []
     for name in dict.fromkeys(names):
-        try:
-            tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
-        except (OSError, ValueError, pickle.UnpicklingError) as error:
-            raise UsageError(f"{name}: no encoder there ({first_line(error)})") from error
-        depth = model.config.get_text_config().num_hidden_layers + 1
+        encoder = open_encoder(name, args.max_length, args.pooling)
+        depth = encoder.model.config.get_text_config().num_hidden_layers + 1
         if args.layers > depth:
             raise UsageError(f"--layers {args.layers}: {name} has {depth}, the embeddings included")
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        encoders.append(Encoder(name, model, tokenizer, args.max_length or min(tokenizer.model_max_length, 512)))
+        encoders.append(encoder)
     return encoders
 
 
 def untrained(encoder, seed) -> Encoder:
-    """The same architecture and tokenizer with random weights."""
+    """The same architecture, tokenizer and pooling, weights of words included, with random weights."""
     set_seed(seed)
-    model = AutoModel.from_config(AutoConfig.from_pretrained(encoder.name)).to(encoder.model.device)
-    return encoder._replace(name="random weights", model=model)
+    model = AutoModel.from_config(encoder.model.config).to(encoder.model.device)
+    return dataclasses.replace(encoder, name=RANDOM, model=model)
+
+
+def is_pretraining_model(name: str) -> bool:
+    """Whether the encoder is the target encoder inside `pretraining/` or a checkpoint, which no Auto class opens."""
+    return AutoConfig.from_pretrained(name, trust_remote_code=False).model_type == TextJepaConfig.model_type
 
 
 def with_controls(encoders, args) -> Iterator[tuple[Encoder, list[int]]]:
@@ -314,17 +366,14 @@ def embedded(encoders, texts, args) -> Iterator[tuple[str, list[int], dict[str, 
 
     by_layer = []
     for encoder, seeds in with_controls(encoders, args):
-        options = {"max_length": encoder.max_length, "pooling": args.pooling}
         if args.layer_sweep and encoder is encoders[0]:
-            by_layer = features.embed_layers(*encoder[1:3], texts, **options)
+            by_layer = features.embed_layers(encoder, texts)
             vectors = by_layer[-args.layers :].mean(axis=0)
         else:
-            vectors = features.embed_texts(*encoder[1:3], texts, layers=args.layers, **options)
+            vectors = features.embed_texts(encoder, texts, layers=args.layers)
         yield encoder.name, seeds, table(encoder.name, vectors)
-    first = encoders[0]
     if args.controls:
-        bag = features.bag_of_embeddings(first.model, first.tokenizer, texts, first.max_length)
-        yield "bag of its embeddings", args.seeds, table("bag of its embeddings", bag)
+        yield BAG, args.seeds, table(BAG, features.bag_of_embeddings(encoders[0], texts))
     for number, vectors in enumerate(by_layer):
         yield layer_name(number), args.seeds, table(layer_name(number), vectors)
 
@@ -438,10 +487,7 @@ def answer_by_attention(task, encoders, args, predicted, bar):
     rows, asked = training_rows(task, ATTENTIVE_ROWS, args), asked_rows(task, args)
     for encoder, seeds in with_controls(encoders, args):
         train, test = (
-            features.token_states(
-                encoder.model, encoder.tokenizer, part.texts, part.pairs, encoder.max_length, layers=args.layers
-            )
-            for part in (rows, asked)
+            features.token_states(encoder, part.texts, part.pairs, layers=args.layers) for part in (rows, asked)
         )
         with naming(encoder.name, task):
             for seed in seeds:
@@ -456,7 +502,7 @@ def answer_by_finetuning(task, encoders, args, predicted, bar) -> list[dict]:
     for encoder, seeds in with_controls(encoders, args):
         with tempfile.TemporaryDirectory() as folder:
             path = encoder.name
-            if encoder.name == "random weights":
+            if encoder.name == RANDOM or is_pretraining_model(encoder.name):
                 path = folder
                 encoder.model.save_pretrained(folder)
                 encoder.tokenizer.save_pretrained(folder)
@@ -508,6 +554,18 @@ def rank_by_words(task, predicted):
 def figures_of(task, ranked) -> dict[str, np.ndarray]:
     """MAP, MRR, P@1 and P@5 of each query that has a positive candidate."""
     return probing.rerank_per_query(ranked, [query.relevant for query in task.queries])
+
+
+def judge(documents, training_texts, encoders, args) -> DocumentScores:
+    """What encoders, controls and word counting make of documents; random weights are those of the first seed."""
+    asked = list(encoders)
+    if args.controls:
+        asked.append(untrained(encoders[0], args.seeds[0]))
+    vectors_of = {encoder.name: partial(features.embed_texts, encoder, layers=args.layers) for encoder in asked}
+    reference = asked[1].name if len(asked) > 1 else None
+    if args.controls:
+        vectors_of[BAG] = partial(features.bag_of_embeddings, encoders[0])
+    return judge_documents(vectors_of, documents.texts, training_texts, documents.titles, documents.labels, reference)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

@@ -20,8 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from text_jepa import DataCollatorForTextJepa, TextJepaConfig, gallery, load_builtin_corpus
 from text_jepa.arguments import run_command
-from text_jepa.export import load_trained
-from text_jepa.features import embed_texts
+from text_jepa.features import Encoder, embed_texts, open_encoder
 
 
 TEXT = (
@@ -36,12 +35,12 @@ footer { display: none !important; }
 """
 
 
-def make_page(model, tokenizer) -> gr.Blocks:
+def make_page(encoder: Encoder) -> gr.Blocks:
     """The page for an encoder."""
 
     @lru_cache(maxsize=4)
     def vectors_of(texts):
-        return embed_texts(model, tokenizer, texts)
+        return embed_texts(encoder, texts)
 
     @lru_cache(maxsize=1)
     def builtin():
@@ -53,7 +52,7 @@ def make_page(model, tokenizer) -> gr.Blocks:
             return "Ask something."
         lines = [line for file in files or () for line in Path(file).read_text("utf-8", "replace").splitlines()]
         texts = tuple(line.strip() for line in [*pasted.splitlines(), *lines] if line.strip()) or builtin()
-        scores = similarities(embed_texts(model, tokenizer, [query]), vectors_of(texts))
+        scores = similarities(embed_texts(encoder, [query]), vectors_of(texts))
         best = ((scores[row], html.escape(textwrap.shorten(texts[row], 400))) for row in np.argsort(-scores)[:10])
         items = (f"<li><b>{score:.2f}</b>{text}</li>" for score, text in best)
         return f"<ol class='found'>{''.join(items)}</ol>"
@@ -61,16 +60,16 @@ def make_page(model, tokenizer) -> gr.Blocks:
     def show_masks(text, ratio, span, masks, seed):
         """The gallery of one text, as a page in the page: its style is its own."""
         collator = DataCollatorForTextJepa(
-            tokenizer, int(masks), ratio, mean_span_length=span, max_span_length=int(3 * span), seed=int(seed)
+            encoder.tokenizer, int(masks), ratio, mean_span_length=span, max_span_length=int(3 * span), seed=int(seed)
         )
-        batch = collator([{"input_ids": tokenizer(text, truncation=True, max_length=128)["input_ids"]}])
-        texts = gallery.read_batch(batch, tokenizer, collator.strategy_names, limit=1)
+        batch = collator([{"input_ids": encoder.tokenizer(text, truncation=True, max_length=128)["input_ids"]}])
+        texts = gallery.read_batch(batch, encoder.tokenizer, collator.strategy_names, limit=1)
         question = gallery.question_in_words(TextJepaConfig, has_view=False)
         page = gallery.to_html(texts, "What the training asks", question, [f"Masks: {collator.masks_in_words()}"])
         return f'<iframe title="Masks" srcdoc="{html.escape(page)}"></iframe>'
 
     with gr.Blocks(title="Text-JEPA", analytics_enabled=False) as page:
-        gr.Markdown(f"# Text-JEPA\nAn encoder of {model.num_parameters() / 1e6:.1f} million parameters.")
+        gr.Markdown(f"# Text-JEPA\nAn encoder of {encoder.model.num_parameters() / 1e6:.1f} million parameters.")
         with gr.Tab("Search"):
             query = gr.Textbox("", label="Query", placeholder="What are you looking for?")
             with gr.Accordion("Texts: the documentation of installed packages, or your own", open=False):
@@ -100,7 +99,7 @@ def main():
     args = parser.parse_args()
     disable_progress_bar()
     datasets.disable_progress_bars()
-    page = make_page(*load_trained(args.encoder))
+    page = make_page(open_encoder(args.encoder))
     # The usual theme sets bold words in two fonts at once.
     page.launch(share=False, theme=gr.themes.Default(font=["system-ui", "sans-serif"]), css=STYLE)
 

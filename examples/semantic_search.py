@@ -2,7 +2,7 @@
 
     python examples/semantic_search.py runs/tiny_cpu docs "how do I go on after an interruption?"
 
-Every encoder with mean pooling will do. Of a paragraph the first 128 tokens count.
+Every encoder will do, pooled as its folder says. Long paragraphs are read whole.
 """
 
 import argparse
@@ -14,8 +14,7 @@ import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
 from text_jepa.arguments import UsageError, run_command
-from text_jepa.export import load_trained
-from text_jepa.features import embed_texts
+from text_jepa.features import embed_texts, open_encoder
 from text_jepa.probing import centre, cosine
 
 
@@ -45,8 +44,8 @@ def main():
     places, texts = list(zip(*paragraphs_of(args.folder), strict=True)) or ((), ())
     if not texts:
         raise UsageError(f"{args.folder}: holds no paragraph; name a folder of .txt, .md or .rst files")
-    model, tokenizer = load_trained(args.encoder)
-    scores = similarities(embed_texts(model, tokenizer, [args.query]), embed_texts(model, tokenizer, texts))
+    encoder = open_encoder(args.encoder)
+    scores = similarities(embed_texts(encoder, [args.query]), embed_texts(encoder, texts))
     for row in np.argsort(-scores)[:5]:
         print(f"{scores[row]:.2f}  {places[row]}  {texts[row][:90]}")
 

@@ -4,6 +4,8 @@ Run: python -m pytest -q tests/test_features.py
 """
 
 import copy
+import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +13,10 @@ import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from text_jepa import features
+from text_jepa.arguments import UsageError
+from text_jepa.export import export_encoder
+from text_jepa.features import Encoder, encoder_inside, open_encoder
+from text_jepa.word_weights import count_words, save_word_weights, word_weights
 
 
 WIDTH = 16
@@ -24,6 +30,17 @@ def model(tokenizer):
     return BertModel(config, add_pooling_layer=False)
 
 
+@pytest.fixture(scope="module")
+def encoder(model, tokenizer):
+    return Encoder("it", model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def weights(tokenizer, texts):
+    """Inverse document frequencies of the texts: special tokens and punctuation count nothing."""
+    return word_weights(count_words(texts, tokenizer), tokenizer)
+
+
 def states_of(model, tokenizer, *text, **options):
     """(L + 1, S, D) of a single text or pair, straight from the model."""
     with torch.no_grad():
@@ -31,61 +48,121 @@ def states_of(model, tokenizer, *text, **options):
         return torch.stack(model.eval()(**batch, output_hidden_states=True).hidden_states)[:, 0].numpy()
 
 
+# ---- vectors --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("pooling", "layers", "expected"),
     [
-        ({}, lambda states: states[-1].mean(0)),
-        ({"pooling": "cls"}, lambda states: states[-1][0]),
-        ({"layers": 2}, lambda states: states[-2:].mean((0, 1))),
-        ({"layers": 3, "pooling": "cls"}, lambda states: states[-3:, 0].mean(0)),
-        ({"max_length": 7}, None),
+        ("mean", 1, lambda states: states[-1].mean(0)),
+        ("cls", 1, lambda states: states[-1][0]),
+        ("mean", 2, lambda states: states[-2:].mean((0, 1))),
+        ("cls", 3, lambda states: states[-3:, 0].mean(0)),
     ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
 )
-def test_vectors_equal_those_of_each_text_alone(model, tokenizer, texts, options, expected, batch_size):
+def test_vectors_equal_those_of_each_text_alone(encoder, texts, pooling, layers, expected, batch_size):
     """The model is in training mode, whose dropout must not be felt; the texts are of many lengths, unsorted."""
-    texts = [*texts, "", "river", " ".join(texts)]
-    model.train()
-    found = features.embed_texts(model, tokenizer, texts, batch_size=batch_size, **options)
-    expected = expected or (lambda states: states[-1].mean(0))
-    limit = {"max_length": options.get("max_length", 128)}
-    alone = [expected(states_of(model, tokenizer, text, **limit)) for text in texts]
+    texts = [*texts, "", "river", " ".join(texts[:2])]
+    encoder.model.train()
+    pooled = dataclasses.replace(encoder, pooling=pooling)
+    found = features.embed_texts(pooled, texts, batch_size=batch_size, layers=layers)
+    alone = [expected(states_of(encoder.model, encoder.tokenizer, text, max_length=128)) for text in texts]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
+def windows_of(tokenizer, text, length):
+    """Ids of a text by windows of at most so many tokens, with special tokens around each."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    parts = [ids[start : start + length - 2] for start in range(0, len(ids), length - 2)]
+    return [[tokenizer.cls_token_id, *part, tokenizer.sep_token_id] for part in parts]
+
+
+@pytest.mark.parametrize("kind", ["mean", "cls", "weighted"])
+def test_a_long_text_is_read_whole_in_windows(encoder, texts, weights, kind):
+    long, length = " ".join(texts), 10
+    of_tokens, weights_of_tokens, firsts = [], [], []
+    for ids in windows_of(encoder.tokenizer, long, length):
+        with torch.no_grad():
+            states = encoder.model.eval()(torch.tensor([ids])).last_hidden_state[0].numpy()
+        of_tokens.append(states)
+        firsts.append(states[0])
+        weights_of_tokens.append(weights[ids] if kind == "weighted" else np.ones(len(ids)))
+    assert len(firsts) > 5
+    expected = np.average(np.concatenate(of_tokens), axis=0, weights=np.concatenate(weights_of_tokens))
+    if kind == "cls":
+        expected = np.mean(firsts, axis=0)
+    reading = dataclasses.replace(
+        encoder,
+        max_length=length,
+        pooling="cls" if kind == "cls" else "mean",
+        word_weights=weights if kind == "weighted" else None,
+    )
+    found = features.embed_texts(reading, ["river", long, ""], batch_size=3)
+    np.testing.assert_allclose(found[1], expected, atol=1e-5)
+    shorter = features.embed_texts(reading, ["river", texts[0]])
+    np.testing.assert_allclose(found[0], shorter[0], atol=1e-6)
+
+
+def test_the_last_word_of_a_long_text_counts(encoder, texts):
+    long = " ".join(texts * 3)
+    found = features.embed_texts(dataclasses.replace(encoder, max_length=16), [f"{long} river", f"{long} bread"])
+    assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
+def test_a_text_without_a_weighted_token_has_a_vector_of_zeros(encoder, weights):
+    found = features.embed_texts(dataclasses.replace(encoder, word_weights=weights), ["", " . ,", "river"])
+    assert not found[:2].any()
+    assert found[2].any()
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_all_layers_of_one_pass_average_to_the_features_of_the_last_ones(model, tokenizer, texts, pooling):
-    layers = features.embed_layers(model, tokenizer, texts, pooling=pooling)
+def test_all_layers_of_one_pass_average_to_the_features_of_the_last_ones(encoder, texts, pooling):
+    encoder = dataclasses.replace(encoder, pooling=pooling)
+    layers = features.embed_layers(encoder, texts)
     assert layers.shape == (4, len(texts), WIDTH)
     for count in (1, 2, 4):
-        averaged = features.embed_texts(model, tokenizer, texts, layers=count, pooling=pooling)
+        averaged = features.embed_texts(encoder, texts, layers=count)
         np.testing.assert_allclose(layers[-count:].mean(0), averaged, atol=1e-6)
     assert np.abs(layers[0] - layers[-1]).max() > 0.1
 
 
-def test_the_model_reads_each_text_once_in_batches_of_equal_length(model, tokenizer, texts, monkeypatch):
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_an_encoder_without_layers_has_the_features_of_its_embeddings(tokenizer, texts, kind):
+    if kind == "bert":
+        config = BertConfig(vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=0, num_attention_heads=2)
+        model = BertModel(config, add_pooling_layer=False)
+    else:
+        model = DistilBertModel(DistilBertConfig(vocab_size=len(tokenizer), dim=WIDTH, n_layers=0, n_heads=2))
+    encoder = Encoder("bag", model, tokenizer)
+    vectors = features.embed_texts(encoder, texts)
+    np.testing.assert_allclose(features.embed_layers(encoder, texts), vectors[None], atol=1e-6)
+    assert features.token_states(encoder, texts)[0].shape[::2] == (len(texts), WIDTH)
+
+
+def test_the_model_reads_each_text_once_in_batches_of_equal_length(encoder, texts, monkeypatch):
     texts = [text[: 18 * (row % 5 + 1)] for row, text in enumerate(4 * texts)]
-    batches, forward = [], model.forward
+    batches, forward = [], encoder.model.forward
 
     def counting(input_ids, attention_mask, **options):
         batches.append(attention_mask)
         return forward(input_ids=input_ids, attention_mask=attention_mask, **options)
 
-    monkeypatch.setattr(model, "forward", counting)
-    features.embed_layers(model, tokenizer, texts, batch_size=4)
+    monkeypatch.setattr(encoder.model, "forward", counting)
+    features.embed_layers(encoder, texts, batch_size=4)
     assert sum(map(len, batches)) == len(texts)
     padding = sum(int((mask == 0).sum()) for mask in batches)
     assert padding < 0.2 * sum(mask.numel() for mask in batches)
 
 
-def test_token_states_of_a_pair_are_those_of_both_texts_read_together(model, tokenizer, texts):
+def test_token_states_of_a_pair_are_those_of_both_texts_read_together(encoder, texts):
     pairs = texts[::-1]
-    states, mask = features.token_states(model, tokenizer, texts, pairs, max_length=24, batch_size=4, layers=2)
+    cut = dataclasses.replace(encoder, max_length=24)
+    states, mask = features.token_states(cut, texts, pairs, batch_size=4, layers=2)
     assert states.dtype == np.float16
     for row, pair in enumerate(zip(texts, pairs, strict=True)):
-        alone = states_of(model, tokenizer, *pair, max_length=24)[-2:].mean(0)
+        alone = states_of(encoder.model, encoder.tokenizer, *pair, max_length=24)[-2:].mean(0)
         length = mask[row].sum()
         np.testing.assert_array_equal(mask[row], np.arange(states.shape[1]) < length)
         np.testing.assert_allclose(states[row, :length], alone, atol=5e-3)
@@ -103,7 +180,7 @@ def segmenting(tokenizer):
 
 def test_segments_of_a_pair_are_told_apart_where_the_model_knows_them(model, segmenting, tokenizer):
     pair = (["river"], ["river"])
-    (told, _), (untold, _) = (features.token_states(model, t, *pair) for t in (segmenting, tokenizer))
+    (told, _), (untold, _) = (features.token_states(Encoder("it", model, t), *pair) for t in (segmenting, tokenizer))
     expected = states_of(model, segmenting, "river", "river")[-1]
     np.testing.assert_allclose(told[0], expected, atol=5e-3)
     assert np.abs(told - untold).max() > 0.1
@@ -111,17 +188,125 @@ def test_segments_of_a_pair_are_told_apart_where_the_model_knows_them(model, seg
 
 def test_a_model_without_segments_reads_pairs(segmenting, texts):
     config = DistilBertConfig(vocab_size=len(segmenting), dim=WIDTH, n_layers=1, n_heads=2, hidden_dim=32)
-    states, _ = features.token_states(DistilBertModel(config), segmenting, texts, texts)
+    states, _ = features.token_states(Encoder("it", DistilBertModel(config), segmenting), texts, texts)
     assert states.shape[::2] == (len(texts), WIDTH)
 
 
-def test_bag_of_embeddings_knows_words_but_not_their_order(model, tokenizer):
-    bag = features.bag_of_embeddings(model, tokenizer, ["the river boat", "boat river the", "the river", ""])
+def test_bag_of_embeddings_knows_words_but_not_their_order(encoder):
+    bag = features.bag_of_embeddings(encoder, ["the river boat", "boat river the", "the river", ""])
     np.testing.assert_allclose(bag[0], bag[1], atol=1e-6)
     assert np.abs(bag[0] - bag[2]).max() > 1e-3
     assert not bag[3].any()
-    ids = tokenizer("the river", add_special_tokens=False)["input_ids"]
-    np.testing.assert_allclose(bag[2], model.get_input_embeddings().weight.detach().numpy()[ids].mean(0), atol=1e-6)
+    ids = encoder.tokenizer("the river", add_special_tokens=False)["input_ids"]
+    table = encoder.model.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_allclose(bag[2], table[ids].mean(0), atol=1e-6)
+
+
+def test_bag_of_embeddings_weighs_words_as_its_encoder_does(encoder, weights):
+    ids = encoder.tokenizer("the river", add_special_tokens=False)["input_ids"]
+    table = encoder.model.get_input_embeddings().weight.detach().numpy()
+    (bag,) = features.bag_of_embeddings(dataclasses.replace(encoder, word_weights=weights), ["the river"])
+    np.testing.assert_allclose(bag, np.average(table[ids], axis=0, weights=weights[ids]), atol=1e-6)
+
+
+# ---- opening an encoder ---------------------------------------------------------------------------------------------
+
+OLD_CLS = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+OLD_MAX = {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}
+
+
+@pytest.fixture
+def folder(tmp_path, model, tokenizer):
+    """A plain encoder, to which a test adds files of sentence-transformers."""
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def add_modules(folder, pooling, *kinds):
+    """modules.json as sentence-transformers writes it, and the configuration of its pooling."""
+    kinds = ["Transformer", *kinds, "Pooling"]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    pooling_folder = folder / modules[-1]["path"]
+    pooling_folder.mkdir()
+    (pooling_folder / "config.json").write_text(json.dumps({"word_embedding_dimension": WIDTH, **pooling}))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        (OLD_CLS, "cls"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({}, "mean"),
+        (None, "mean"),
+    ],
+)
+def test_pooling_is_what_the_folder_says(folder, pooling, expected):
+    if pooling is not None:
+        add_modules(folder, pooling)
+    encoder = open_encoder(str(folder))
+    assert encoder.pooling == expected
+    assert encoder.word_weights is None
+    assert encoder.max_length == encoder.tokenizer.model_max_length == 64
+
+
+@pytest.mark.parametrize(
+    ("pooling", "kind"),
+    [(OLD_MAX, "max"), ({"pooling_mode": "lasttoken"}, "lasttoken"), (OLD_MAX | OLD_CLS, "cls+max")],
+)
+def test_another_pooling_is_refused_by_name_unless_one_is_named(folder, pooling, kind):
+    add_modules(folder, pooling)
+    with pytest.raises(UsageError) as refusal:
+        open_encoder(str(folder))
+    assert f"'{kind}'" in str(refusal.value)
+    assert "--pooling mean" in str(refusal.value)
+    assert open_encoder(str(folder), pooling="mean").pooling == "mean"
+
+
+def test_the_length_of_a_window_is_what_the_folder_says_or_the_user(folder):
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20}))
+    assert open_encoder(str(folder)).max_length == 20
+    assert open_encoder(str(folder), max_length=30).max_length == 30
+
+
+def test_weights_of_words_come_with_the_folder_and_a_named_pooling_is_plain(folder, weights, tokenizer):
+    save_word_weights(folder, weights, tokenizer)
+    add_modules(folder, {"pooling_mode": "mean"}, "WordWeights")
+    np.testing.assert_array_equal(open_encoder(str(folder)).word_weights, weights)
+    assert open_encoder(str(folder), pooling="mean").word_weights is None
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_vectors_are_those_of_sentence_transformers_where_texts_fit(folder, weights, tokenizer, texts, with_weights):
+    st = pytest.importorskip("sentence_transformers")
+    if with_weights:
+        save_word_weights(folder, weights, tokenizer)
+    add_modules(folder, {"pooling_mode_mean_tokens": True}, *["WordWeights"] * with_weights)
+    texts = [*texts, "", "river"]
+    expected = st.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(features.embed_texts(open_encoder(str(folder)), texts), expected, atol=1e-5)
+
+
+def test_of_a_pretraining_model_it_is_the_encoder_that_would_be_exported(tmp_path, make_model, tokenizer, texts):
+    model = make_model({**make_model().config.text_config.to_dict(), "vocab_size": len(tokenizer)})
+    for parameter in model.target_encoder.parameters():
+        parameter.data.mul_(1.5)
+    model.save_pretrained(tmp_path / "pretraining")
+    tokenizer.save_pretrained(tmp_path / "pretraining")
+    export_encoder(model, tokenizer, tmp_path / "exported", max_length=64)
+    vectors = [features.embed_texts(open_encoder(str(tmp_path / name)), texts) for name in ("pretraining", "exported")]
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    context = features.embed_texts(encoder_inside(model, tokenizer, 64, "context"), texts)
+    assert np.abs(context - vectors[0]).max() > 0.1
+
+
+# ---- neighbours and words -------------------------------------------------------------------------------------------
 
 
 def test_the_nearest_text_is_another_one_by_centred_cosine():

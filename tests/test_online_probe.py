@@ -1,5 +1,6 @@
 """The probe during pretraining: what it measures, that training does not notice, and what it may choose by."""
 
+import copy
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from transformers import BertConfig, BertModel, TrainerState
 import run_pretraining
 from text_jepa import OnlineProbeCallback, TextJepaTrainer, TextJepaTrainingArguments, online_probe, probing
 from text_jepa.arguments import UsageError
-from text_jepa.features import embed_texts
+from text_jepa.features import Encoder, embed_texts
 from text_jepa.masking import DataCollatorForTextJepa
 from text_jepa.tasks import Split, Task
 from text_jepa.training import metrics_of
@@ -81,7 +82,8 @@ MODERNBERT = {
 def encoder(tokenizer):
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return BertModel(BertConfig(vocab_size=len(tokenizer), **shape), add_pooling_layer=False).eval()
+    model = BertModel(BertConfig(vocab_size=len(tokenizer), **shape), add_pooling_layer=False).eval()
+    return Encoder("it", model, copy.deepcopy(tokenizer))
 
 
 @pytest.fixture
@@ -89,9 +91,9 @@ def embedded(monkeypatch):
     """The texts of every call that embeds."""
     calls = []
 
-    def recording(encoder, tokenizer, texts, *rest):
+    def recording(encoder, texts):
         calls.append(texts)
-        return embed_texts(encoder, tokenizer, texts, *rest)
+        return embed_texts(encoder, texts)
 
     monkeypatch.setattr(online_probe, "embed_texts", recording)
     return calls
@@ -104,7 +106,7 @@ def test_a_classification_is_scored_on_rows_that_were_not_fitted(encoder, tokeni
     probe = OnlineProbeCallback(classification(), tokenizer)
     assert probe.names == NAMES
     assert not set(probe.fitted.keys) & set(probe.held_out.keys)
-    x, test_x = (embed_texts(encoder, tokenizer, part.texts, 128) for part in (probe.fitted, probe.held_out))
+    x, test_x = (embed_texts(encoder, part.texts) for part in (probe.fitted, probe.held_out))
     expected = [
         100 * (predict(x, probe.fitted.labels, test_x) == probe.held_out.labels).mean()
         for predict in (probing.fit_linear, probing.knn_predict)
@@ -116,7 +118,7 @@ def test_a_classification_is_scored_on_rows_that_were_not_fitted(encoder, tokeni
 def test_a_similarity_is_scored_by_raw_and_centred_cosines(encoder, tokenizer):
     probe = OnlineProbeCallback(similarity(), tokenizer)
     pairs = probe.held_out
-    vectors = (embed_texts(encoder, tokenizer, column, 128) for column in (pairs.texts, pairs.pairs))
+    vectors = (embed_texts(encoder, column) for column in (pairs.texts, pairs.pairs))
     expected = probing.sts_scores(*vectors, pairs.labels)
     assert probe.scores(encoder) == pytest.approx([expected["raw_spearmanr"], expected["centred_spearmanr"]])
     assert probe.names[:2] == ["eval_probe_teacher_raw", "eval_probe_teacher_centred"]
@@ -213,11 +215,12 @@ def test_training_does_not_notice_the_probe(tokenizer, make_model, texts, tmp_pa
 
 @pytest.mark.parametrize("training", [True, False])
 def test_mode_gradients_and_tokenizer_are_left_alone(encoder, tokenizer, training):
-    encoder.train(training)
+    encoder.model.train(training)
     tokenizer.backend_tokenizer.no_truncation()
-    OnlineProbeCallback(classification(), tokenizer, max_length=7).scores(encoder)
-    assert {module.training for module in encoder.modules()} == {training}
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in encoder.parameters())
+    probe = OnlineProbeCallback(classification(), tokenizer, max_length=7)
+    probe.scores(Encoder("it", encoder.model, probe.tokenizer, probe.max_length))
+    assert {module.training for module in encoder.model.modules()} == {training}
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in encoder.model.parameters())
     assert tokenizer.backend_tokenizer.truncation is None
 
 

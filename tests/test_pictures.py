@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel
 import run_pictures
 from text_jepa import metrics
 from text_jepa.arguments import UsageError
+from text_jepa.features import open_encoder
 from text_jepa.metrics import effective_rank
 from text_jepa.pictures import Run, apart, collapsed_at, flat, plot_curves, plot_map, points, spectrum
 from text_jepa.training import write_metrics
@@ -249,17 +250,17 @@ def test_a_checkpoint_is_drawn_by_the_encoder_that_makes_the_targets(tmp_path, m
         parameter.data.mul_(1.5)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    encoder, _ = run_pictures.load_encoder(str(tmp_path))
-    for mine, other in zip(encoder.parameters(), model.teacher.parameters(), strict=True):
+    encoder = open_encoder(str(tmp_path))
+    for mine, other in zip(encoder.model.parameters(), model.teacher.parameters(), strict=True):
         assert torch.equal(mine, other)
 
 
 def test_features_do_not_depend_on_the_batch(folder, texts):
-    encoder = run_pictures.load_encoder(str(folder / "encoder"))
-    whole, alone = (run_pictures.embed("encoder", *encoder, texts, batch_size=size) for size in (6, 1))
+    encoder = open_encoder(str(folder / "encoder"))
+    whole, alone = (run_pictures.embed(encoder, texts, batch_size=size) for size in (6, 1))
     for a, b in zip(whole, alone, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    assert whole[0].shape[0] == sum(map(len, encoder[1](texts)["input_ids"]))
+    assert whole[0].shape[0] == sum(map(len, encoder.tokenizer(texts)["input_ids"]))
     assert whole[1].shape == (len(texts), 16)
 
 

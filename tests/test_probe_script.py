@@ -272,7 +272,7 @@ def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
         (["--rerank_dir", "{dir}/glue"], ["test.txt"]),
         (["--rerank_dir", "{dir}/questions", "--split", "tset"], ["tset", "'test'"]),
         (["--tasks", "rte", "--data_dir", "{dir}/glue", "--split", "test"], ["rte", "'test'", "validation"]),
-        (["--compare", "{dir}/none", "--tasks", "rte", "--data_dir", "{dir}/glue"], ["none", "no encoder there"]),
+        (["--compare", "{dir}/none", "--tasks", "rte", "--data_dir", "{dir}/glue"], ["none", "no model can be read"]),
         (["--compare", "{dir}/broken", "--task_file", "{dir}/ok.jsonl"], ["broken", "not finite"]),
         (["--layers", "9", "--task_file", "{dir}/ok.jsonl"], ["--layers 9", "3"]),
         (["--layers", "0"], ["--layers 0"]),

@@ -191,7 +191,7 @@ def test_probe_runs_no_code_of_an_encoder(encoder, tmp_path, canary, monkeypatch
     with pytest.raises(SystemExit) as stop:
         run_probe.console()
     assert stop.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {encoder}: no encoder there")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {encoder}: no model can be read there")
     assert not canary.exists()
 
 

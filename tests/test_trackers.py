@@ -24,7 +24,7 @@ from transformers.integrations.integration_utils import rewrite_logs
 import run_probe
 from text_jepa import TextJepaTrainingArguments
 from text_jepa.arguments import UsageError
-from text_jepa.features import embed_texts
+from text_jepa.features import Encoder, embed_texts
 from text_jepa.launching import check_trackers
 from text_jepa.training import metrics_of
 
@@ -186,7 +186,7 @@ def test_bar_of_embedding_tells_texts_and_tokens_per_second_on_a_terminal_alone(
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     model = BertModel(BertConfig(vocab_size=len(tokenizer), **shape), add_pooling_layer=False)
     with redirect_stderr(Screen(is_terminal)) as screen:
-        embed_texts(model, tokenizer, texts, batch_size=2)
+        embed_texts(Encoder("it", model, tokenizer), texts, batch_size=2)
     if is_terminal:
         assert re.search(rf"Embedding {len(texts)} texts: .* tokens/s\]", screen.getvalue())
     else:

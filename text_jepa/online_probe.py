@@ -10,17 +10,16 @@ import math
 import numpy as np
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from text_jepa import probing
 from text_jepa.arguments import UsageError
-from text_jepa.export import trained_encoder
-from text_jepa.features import embed_texts
+from text_jepa.features import Encoder, embed_texts, encoder_inside
 from text_jepa.glue_metric import accuracy, matthews
 from text_jepa.tasks import Split, Task
 
 
-# The two encoders by their short names, and as `trained_encoder` calls them.
+# The two encoders by their short names, and as `encoder_inside` calls them.
 ENCODERS = {"teacher": "target", "student": "context"}
 
 
@@ -40,7 +39,7 @@ class OnlineProbeCallback(TrainerCallback):
     Args:
         task: Of its training split alone, drawn rows are halved: one half to fit, one half to score.
         tokenizer: Of the encoders.
-        max_length: Longest text in tokens; the rest is cut off.
+        max_length: Tokens of a window; a longer text is read in several.
         max_rows: Of each half, at most.
 
     Attributes:
@@ -69,7 +68,8 @@ class OnlineProbeCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         values = {}
         if state.is_world_process_zero:
-            scores = [self.scores(trained_encoder(model, which)) for which in ENCODERS.values()]
+            encoders = [encoder_inside(model, self.tokenizer, self.max_length, which) for which in ENCODERS.values()]
+            scores = [self.scores(encoder) for encoder in encoders]
             values = dict(zip(self.names, itertools.chain(*scores), strict=True))
         (values,) = broadcast_object_list([values])
         metrics.update(values)
@@ -78,17 +78,17 @@ class OnlineProbeCallback(TrainerCallback):
             shown = "  ".join(f"{name.removeprefix('eval_probe_')} {value:.1f}" for name, value in values.items())
             tqdm.write(f"step {state.global_step:>6}/{state.max_steps}  probe {self.task.name}: {shown}")
 
-    def scores(self, encoder: PreTrainedModel) -> list[float]:
+    def scores(self, encoder: Encoder) -> list[float]:
         """Percent by each of `modes`.
 
         Args:
-            encoder: In any mode, left as it was.
+            encoder: The encoder, in any mode, which it is left in.
         """
         parts = [self.held_out] if self.task.is_similarity else [self.fitted, self.held_out]
         texts = sorted({text for part in parts for key in part.keys for text in key})
-        training = encoder.training
-        vectors = embed_texts(encoder, self.tokenizer, texts, self.max_length)
-        encoder.train(training)
+        training = encoder.model.training
+        vectors = embed_texts(encoder, texts)
+        encoder.model.train(training)
         if not np.isfinite(vectors).all():
             return [math.nan] * len(self.modes)
         table = dict(zip(texts, vectors, strict=True))
