@@ -4,17 +4,20 @@
     python benchmarks/compare.py configs/compare/scratch.yaml --seconds 300 --seeds 0 1 2 --jobs 2
     python benchmarks/compare.py configs/compare/scratch.yaml --tokens 10000000 --output_dir runs/scratch-tokens
     python benchmarks/compare.py configs/compare/from_encoder.yaml --seconds 300 --model_name_or_path ENCODER
+    python benchmarks/compare.py configs/compare/documents.yaml --seconds 15 30 60 120
 
 The file has a `title`, `common` flags of run_pretraining.py, `arms` by name with the flags that set them apart (and
-`recipe`, a file to begin with; `trainer: tsdae` is the denoising autoencoder, `trainer: none` the encoder untouched),
-flags of run_probe.py in `probe` and `over_time`, and the `reference` that all others are compared with. Flags that are
-none of ours join the common ones, over which an arm's own win. ${VARIABLES}, in quoted flags too, are those of the
-environment.
+`recipe`, a file to begin with; `trainer: tsdae` is the denoising autoencoder, `trainer: word2vec` what its name says,
+`trainer: none` the encoder untouched), flags of run_probe.py in `probe` and `over_time`, and the `reference` that all
+others are compared with. An arm takes a common flag back by `null`. Flags that are none of ours join the common ones,
+over which an arm's own win. ${VARIABLES}, in quoted flags too, are those of the environment.
 
 Schedules need to know the number of steps, so each arm makes a short pilot run first: the steps that its rate makes of
 --seconds are those of all seeds. What a run really took is in the table. --tokens divides by the pilot's tokens per
 step instead; a text counts once, in however many views or masks a step shows it. --jobs runs so many arms side by
-side, each with its share of the cores; times want a machine that does nothing else.
+side, each with its share of the cores; times want a machine that does nothing else. Several --seconds are as many
+comparisons, each in a folder of its own with runs of its own; the last one is the result, and quality.png shows what
+more seconds bring to each arm.
 
 All arms have one tokenizer, and by seed one order of the texts and one held-out part. Every run is a process with a
 log beside its folder: one that fails is named, the others go on, and the same command later makes what is missing.
@@ -73,29 +76,66 @@ def main(argv: Sequence[str] | None = None) -> None:
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     share_tokenizer(plan, out, environment)
-    budget = {"seconds": args.seconds, "tokens": args.tokens}
     failures = in_turns(args.jobs, [(arm, "pilot") for arm in plan["arms"]], pilot, plan, out, environment)
-    runs = [(arm, seed) for seed in args.seeds for arm in plan["arms"] if (arm, "pilot") not in failures]
-    failures |= in_turns(args.jobs, runs, run, plan, out, environment, budget, args.seeds[0])
-    done = [one for one in runs if one not in failures]
-    if plan["reference"] not in dict(done):
-        raise UsageError(f"no run of {plan['reference']}, the reference, succeeded: {next(iter(failures.values()))}")
-    results = {
+    about = {
         "command": shlex.join(["python", "benchmarks/compare.py", *argv]),
         "date": datetime.date.today().isoformat(),
         "machine": f"{hardware()}, {args.jobs} at a time with {threads} threads",
         "versions": {name: importlib.metadata.version(name) for name in ("text-jepa", "torch", "transformers")},
+    }
+    comparisons = []
+    for seconds in sorted(args.seconds or [None]):
+        folder = out / f"seconds-{seconds:g}" if len(args.seconds or ()) > 1 else out
+        budget = {"seconds": seconds, "tokens": args.tokens}
+        results = about | compared(plan, out, folder, environment, args, budget, failures)
+        write_results(results, folder)
+        comparisons.append(results)
+    results = comparisons[-1]
+    if len(comparisons) > 1:
+        results["failures"] = list(dict.fromkeys(line for one in comparisons for line in one["failures"]))
+        results["quality"] = quality_of(comparisons)
+        write_results(results, out)
+        draw_quality(results["quality"], sorted(args.seconds), out / "quality.png")
+    print(in_words(results))
+    sys.exit(1 if results["failures"] else 0)
+
+
+def compared(plan, out: Path, folder: Path, environment, args, budget, pilot_failures) -> dict[str, Any]:
+    """Runs all arms with all seeds for one budget, and compares what came of them.
+
+    Args:
+        plan: The comparison, from `read_plan`.
+        out: Where the pilots are.
+        folder: Where the runs of this budget go.
+        environment: Of the runs.
+        args: The command's arguments.
+        budget: `seconds` or `tokens`, the other one `None`.
+        pilot_failures: What went wrong before, by run.
+
+    Raises:
+        UsageError: No run of the reference succeeded.
+    """
+    arms = [arm for arm in plan["arms"] if (arm, "pilot") not in pilot_failures]
+    steps = {arm: steps_for(metrics_of(out / "pilot" / arm), **budget) for arm in arms if is_trained(plan, arm)}
+    runs = [(arm, seed) for seed in args.seeds for arm in arms]
+    failures = pilot_failures | in_turns(args.jobs, runs, run, plan, folder, environment, steps, args.seeds[0])
+    done = [one for one in runs if one not in failures]
+    if plan["reference"] not in dict(done):
+        raise UsageError(f"no run of {plan['reference']}, the reference, succeeded: {next(iter(failures.values()))}")
+    return {
         "budget": budget,
         "plan": {name: plan[name] for name in ("title", "reference")},  # the command's file has the rest
         "failures": [f"{arm}, {what}: {line}" for (arm, what), line in failures.items()],
-        "runs": [facts_of(plan, out, *one) for one in done],
-        **judged(*gathered(plan, out, done), plan["reference"]),
+        "runs": [facts_of(plan, folder, *one) for one in done],
+        **judged(*gathered(plan, folder, done), plan["reference"]),
     }
-    (out / "results.json").write_text(json.dumps(results) + "\n")
-    (out / "results.md").write_text(in_words(results))
-    draw_curves(results["runs"], out / "curves.png")
-    print(in_words(results))
-    sys.exit(1 if failures else 0)
+
+
+def write_results(results: Mapping[str, Any], folder: Path) -> None:
+    """Writes a comparison as JSON, as Markdown and as curves."""
+    (folder / "results.json").write_text(json.dumps(results) + "\n")
+    (folder / "results.md").write_text(in_words(results))
+    draw_curves(results["runs"], folder / "curves.png")
 
 
 # ---- what is asked --------------------------------------------------------------------------------------------------
@@ -107,7 +147,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("config", help="the comparison, a file of configs/compare")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--seconds", type=float, help="of training, for every arm")
+    budget.add_argument("--seconds", type=float, nargs="+", help="of training, for every arm; several: a curve")
     budget.add_argument("--tokens", type=float, help="to train on, for every arm, in place of seconds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", help="these alone")
@@ -138,8 +178,13 @@ def read_plan(
         raise UsageError(f"--arms leaves out {plan['reference']}, which the others are compared with; --reference ARM")
     plan["common"] = (plan.get("common") or {}) | as_flags([expanded(word, word) for word in rest])
     chosen = {name: flags for name, flags in plan["arms"].items() if not arms or name in arms}
-    plan["arms"] = {name: plan["common"] | flags for name, flags in chosen.items()}
+    plan["arms"] = {name: without_nulls(plan["common"] | flags) for name, flags in chosen.items()}
     return {"over_time": None, **plan}
+
+
+def without_nulls(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that have a value: with `null` an arm takes a common flag back."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def expanded(text: str, where: str) -> str:
@@ -218,7 +263,7 @@ def train(flags: Mapping[str, Any], folder: Path, environment: Mapping[str, str]
     """A training run with the flags of an arm; the file of arguments is the last that it leaves."""
     flags = {**flags, **settings, "eval_strategy": "no", "resume_from_checkpoint": "auto", "output_dir": str(folder)}
     recipe, trainer = flags.pop("recipe", None), flags.pop("trainer", "run_pretraining")
-    script = ROOT / ("benchmarks/tsdae.py" if trainer == "tsdae" else "run_pretraining.py")
+    script = ROOT / ("run_pretraining.py" if trainer == "run_pretraining" else f"benchmarks/{trainer}.py")
     command = [str(script), *([str(ROOT / recipe)] if recipe else []), *as_argv(flags)]
     made = "tokenizer" if "prepare_only" in flags else "arguments.yaml"
     call(command, folder.parent / f"{folder.name}.log", folder / made, environment)
@@ -234,9 +279,14 @@ def share_tokenizer(plan: dict[str, Any], out: Path, environment: Mapping[str, s
 
 def pilot(plan, out, environment, arm, _) -> None:
     """The run that is timed."""
-    if plan["arms"][arm].get("trainer") != "none":
+    if is_trained(plan, arm):
         steps = {"max_steps": 2 * PILOT_STEPS, "logging_steps": PILOT_STEPS}
         train(plan["arms"][arm], out / "pilot" / arm, environment, **steps, save_strategy="no")
+
+
+def is_trained(plan: Mapping[str, Any], arm: str) -> bool:
+    """Whether an arm is trained, and not an encoder as it is."""
+    return plan["arms"][arm].get("trainer") != "none"
 
 
 def steps_for(records: Sequence[Mapping[str, float]], seconds: float | None, tokens: float | None) -> int:
@@ -248,16 +298,17 @@ def steps_for(records: Sequence[Mapping[str, float]], seconds: float | None, tok
 
 def encoder_of(plan, out, arm, seed) -> str:
     """The folder of an arm's encoder, or the name of the untouched one."""
-    untouched = plan["arms"][arm].get("trainer") == "none"
-    return str(plan["arms"][arm]["model_name_or_path"] if untouched else out / f"seed{seed}" / arm)
+    if not is_trained(plan, arm):
+        return str(plan["arms"][arm]["model_name_or_path"])
+    return str(out / f"seed{seed}" / arm)
 
 
-def run(plan, out, environment, budget, first_seed, arm, seed) -> None:
+def run(plan, out, environment, steps_of, first_seed, arm, seed) -> None:
     """Trains an arm with a seed and probes its encoder; of the first seed also that of each checkpoint."""
     flags, folder = plan["arms"][arm], out / f"seed{seed}" / arm
     over_time = plan["over_time"] if seed == first_seed and "trainer" not in flags else None
-    if flags.get("trainer") != "none":
-        steps = steps_for(metrics_of(out / "pilot" / arm), **budget)
+    if is_trained(plan, arm):
+        steps = steps_of[arm]
         often = {"logging_steps": max(1, steps // LOGS), "save_strategy": "no"}
         if over_time:
             often |= {"save_strategy": "steps", "save_steps": math.ceil(steps / CHECKPOINTS)}
@@ -415,7 +466,7 @@ def facts_of(plan, out, arm, seed) -> dict[str, Any]:
     """What a run cost, what the collapse monitor said, and its curves: (seconds, value) by name."""
     folder, facts = out / f"seed{seed}" / arm, {"arm": arm, "seed": seed}
     over_time = answers_at(out, arm, seed, "over_time")
-    if plan["arms"][arm].get("trainer") == "none":
+    if not is_trained(plan, arm):
         return facts
     records = [record for record in metrics_of(folder) if "train_seconds" in record]
     curves = {name: [(r["train_seconds"], r[name]) for r in records if name in r] for name in WATCHED}
@@ -553,6 +604,68 @@ def draw_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     handles = [Line2D([], [], label=arm, **style) for arm, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def quality_of(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What more seconds bring: column of the main table -> what arms and controls have.
+
+    Args:
+        comparisons: Results of one plan for several budgets, the longest last.
+
+    Returns:
+        Of each column `arms`: arm -> (seconds that its runs took, score, low end, high end of its interval) of each
+        budget; and `controls`: score of everything that is not trained.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for results in comparisons:
+        seconds = defaultdict(list)
+        for run_ in results["runs"]:
+            if "train_seconds" in run_:
+                seconds[run_["arm"]].append(run_["train_seconds"])
+        for score in results["scores"]:
+            if not is_main(score) or score["mode"] == "cosine centred":
+                continue
+            column = found.setdefault(f"{score['task']}, {score['metric']}", {"arms": {}, "controls": {}})
+            system = score["system"]
+            if system in seconds:
+                point = [float(np.mean(seconds[system])), score["score"], score["low"], score["high"]]
+                column["arms"].setdefault(system, []).append(point)
+            else:
+                column["controls"][system] = score["score"]
+    return found
+
+
+def draw_quality(quality: Mapping[str, Mapping[str, Any]], budgets: Sequence[float], path: Path) -> None:
+    """Draws a panel per column of `quality_of`: a line per arm over seconds, and a level line per control."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
+    arms = list(dict.fromkeys(arm for column in quality.values() for arm in column["arms"]))
+    controls = list(dict.fromkeys(name for column in quality.values() for name in column["controls"]))
+    levels = {name: ["--", ":", "-."][number % 3] for number, name in enumerate(controls)}
+    figure = Figure(figsize=(5 * len(quality), 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    lines = {}
+    for number, (name, column) in enumerate(quality.items(), start=1):
+        axes = figure.add_subplot(1, len(quality), number)
+        for control, score in column["controls"].items():
+            shade = "black" if control.startswith("TF-IDF") else "gray"
+            lines[control] = axes.axhline(score, color=shade, linestyle=levels[control], linewidth=1, label=control)
+        for arm, points in column["arms"].items():
+            seconds, scores, lows, highs = zip(*points, strict=True)
+            color = f"C{arms.index(arm) % 10}"
+            (lines[arm],) = axes.plot(seconds, scores, color=color, marker="o", markersize=3, label=arm)
+            axes.fill_between(seconds, lows, highs, color=color, alpha=0.1, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_xticks(budgets)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("seconds of training", fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=110)
 
 

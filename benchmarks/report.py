@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
         shutil.copyfile(folder / "curves.png", assets / f"{name}.png")
         shutil.copyfile(folder / "results.json", assets / f"{name}.json")
         said = f"{in_words(results)}\n![curves over seconds of training](assets/{name}.png)\n\n"
+        if "quality" in results:
+            shutil.copyfile(folder / "quality.png", assets / f"{name}-quality.png")
+            said += f"![what more seconds bring](assets/{name}-quality.png)\n\n"
         said += f"All figures by seed: [{name}.json](assets/{name}.json)."
         put(said, root / "docs/results.md", PART.format(folder.name), END_OF_PART)
 

@@ -5,7 +5,8 @@
 Wang et al. (2021): 60 % of the words are deleted, and a decoder that sees one pooled vector writes the text again. It
 shares the encoder's weights where that architecture has a causal form, and else is a new BERT of the same size; what
 the encoder lacks learns at --predictor_learning_rate. The encoder's own pooling stands in for the first token. Texts
-and their order are those of run_pretraining.py.
+and their order are those of run_pretraining.py. Without --model_name_or_path the encoder is a new one, of the --preset
+and with the plain mean.
 """
 
 import random
@@ -20,8 +21,16 @@ from sentence_transformers.losses import DenoisingAutoEncoderLoss
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, BertConfig, BertLMHeadModel, get_scheduler, set_seed
 
 from text_jepa.arguments import parse_arguments, run_command
+from text_jepa.assembly import make_model, make_tokenizer
 from text_jepa.data import LengthGroupedSampler, load_corpus, tokenize_corpus
-from text_jepa.pretraining_arguments import DataArguments, ModelArguments, fields_for, write_arguments
+from text_jepa.export import export_encoder
+from text_jepa.pretraining_arguments import (
+    DataArguments,
+    ModelArguments,
+    ObjectiveArguments,
+    fields_for,
+    write_arguments,
+)
 from text_jepa.training import TextJepaTrainingArguments, write_metrics
 
 
@@ -34,8 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, TextJepaTrainingArguments)
     model_args, data_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
     set_seed(args.seed)
-    encoder = SentenceTransformer(model_args.model_name_or_path, device=str(args.device))
     corpus = load_corpus(**fields_for(load_corpus, data_args), seed=args.seed, cache_dir=model_args.cache_dir)
+    start = model_args.model_name_or_path or new_encoder(model_args, data_args, args, corpus["train"])
+    encoder = SentenceTransformer(start, device=str(args.device))
     examples = tokenize_corpus(corpus, encoder.tokenizer, **fields_for(tokenize_corpus, data_args))["train"]
     output_dir = Path(args.output_dir)
     loss = DenoisingAutoEncoderLoss(encoder, **decoder_for(encoder, output_dir / "decoder")).train()
@@ -69,6 +79,15 @@ def main(argv: list[str] | None = None) -> None:
     encoder.save(str(output_dir))
     write_metrics(output_dir, records)
     write_arguments(output_dir / "arguments.yaml", model_args, data_args, args)
+
+
+def new_encoder(model_args, data_args, args, texts) -> str:
+    """The folder of an encoder with random weights, of the size asked for."""
+    tokenizer, _ = make_tokenizer(model_args, data_args, args, texts)
+    model = make_model(model_args, data_args, ObjectiveArguments(pooling="mean"), tokenizer)
+    folder = Path(args.output_dir, "start")
+    export_encoder(model, tokenizer, folder, data_args.max_length)
+    return str(folder)
 
 
 def batches(examples, args) -> Iterator[list[int]]:

@@ -8,11 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from transformers import AutoModel
 
+from configuration_text_jepa import OBJECTIVES
+from text_jepa import TextJepaConfig, TextJepaForPreTraining
 from text_jepa.arguments import parse_arguments
+from text_jepa.export import export_encoder
+from text_jepa.masking import vocabulary
 from text_jepa.pretraining_arguments import DataArguments, ModelArguments, ObjectiveArguments
 from text_jepa.training import TextJepaTrainingArguments
+from text_jepa.word_weights import load_word_weights
 
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +32,7 @@ def benchmark_module(monkeypatch):
     """Imports a file of `benchmarks/`, which find each other as scripts do."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     yield lambda name: __import__(name)
-    for name in ("step", "data", "scaling"):
+    for name in ("step", "data", "scaling", "word2vec"):
         sys.modules.pop(name, None)
 
 
@@ -73,6 +80,97 @@ def test_batches_double_while_there_is_room_and_while_that_pays(benchmark_module
     assert not worth(points(1, 2), 200)
     assert worth(points(3, 2), 1000)
     assert not worth(points(3, 2, 2), 1000)
+
+
+# ---- word2vec -------------------------------------------------------------------------------------------------------
+
+
+def test_word2vec_reads_all_documents_in_each_pass_and_in_an_order_of_its_own(benchmark_module):
+    documents = [np.full(length, number) for number, length in enumerate((3, 5, 2, 4, 6))]
+    runs = benchmark_module("word2vec").runs_of_documents(documents, 4, seed=0)
+    read = [int(document[0]) for _, run in zip(range(40), runs, strict=False) for document in run]
+    passes = [read[start : start + 5] for start in range(0, 40, 5)]
+    assert all(sorted(one) == [0, 1, 2, 3, 4] for one in passes)
+    assert len({tuple(one) for one in passes}) > 1
+
+
+def test_word2vec_cuts_long_documents_and_loses_no_piece(benchmark_module, tokenizer, texts, monkeypatch):
+    word2vec = benchmark_module("word2vec")
+    monkeypatch.setattr(word2vec, "LONGEST_DOCUMENT", 7)
+    documents = word2vec.piece_ids(texts, tokenizer)
+    assert max(map(len, documents)) == 7
+    whole = [piece for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for piece in ids]
+    assert np.concatenate(documents).tolist() == whole
+
+
+def test_word2vec_becomes_an_encoder_whose_vectors_are_weighted_means_of_normed_word_vectors(
+    benchmark_module, tokenizer, texts, tmp_path
+):
+    """Checked by what sentence-transformers makes of the folder; pieces without a vector have a random one."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    pieces = vocabulary(tokenizer)
+    generator = np.random.default_rng(0)
+    known = {piece: generator.normal(size=16).astype(np.float32) for piece in pieces[:-20]}
+    weights = generator.random(len(pieces)).astype(np.float32)
+    weights[tokenizer.all_special_ids] = 0
+    fields = {"vocab_size": len(pieces), "hidden_size": 16, "num_attention_heads": 2}
+    config = TextJepaConfig.preset("static", fields, **OBJECTIVES["documents"])
+    model = TextJepaForPreTraining(config)
+    benchmark_module("word2vec").take_over(model, known, tokenizer, seed=0)
+    model.set_word_weights(torch.from_numpy(weights))
+    export_encoder(model, tokenizer, tmp_path, max_length=64)
+
+    found = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
+    rows = model.get_input_embeddings().weight.detach()
+    assert rows.norm(dim=1).numpy() == pytest.approx(np.ones(len(pieces)), abs=1e-5)
+    assert rows[-20:].std() > 0.1
+    for row, piece in enumerate(pieces[:-20]):
+        assert rows[row] @ torch.from_numpy(known[piece]) == pytest.approx(np.linalg.norm(known[piece]), rel=1e-5)
+    normed = torch.nn.functional.layer_norm(rows, (16,), eps=1e-12).numpy()
+    for text, vector in zip(texts, found, strict=True):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        expected = weights[ids] @ normed[ids] / weights[ids].sum()
+        assert vector == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_word2vec_leaves_an_encoder_that_opens_with_its_log(texts, tmp_path):
+    pytest.importorskip("gensim")
+    (tmp_path / "train.txt").write_text("".join(f"{text}\n" for text in texts * 20))
+    flags = [
+        "--preset",
+        "static",
+        "--text_config",
+        '{"hidden_size": 16, "num_attention_heads": 2}',
+        "--vocab_size",
+        "300",
+        "--max_steps",
+        "4",
+    ]
+    flags += ["--train_file", str(tmp_path / "train.txt"), "--max_length", "32", "--logging_steps", "2", "--use_cpu"]
+    command = [sys.executable, str(ROOT / "benchmarks/word2vec.py"), *flags, "--output_dir", str(tmp_path / "out")]
+    subprocess.run(command, check=True, capture_output=True)
+    records = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4]
+    assert records[1]["tokens_seen"] >= 4 * 20_000
+    encoder = AutoModel.from_pretrained(tmp_path / "out")
+    assert encoder.get_input_embeddings().weight.shape[1] == 16
+    weights = load_word_weights(tmp_path / "out")
+    assert weights.max() > 1
+    assert weights.min() == 0
+
+
+@pytest.mark.slow
+def test_tsdae_begins_with_a_new_encoder_where_none_is_named(texts, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "train.txt").write_text("".join(f"{text}\n" for text in texts * 4))
+    shape = json.dumps({"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2})
+    flags = ["--preset", "tiny", "--text_config", shape, "--vocab_size", "300", "--max_steps", "2", "--use_cpu"]
+    flags += ["--train_file", str(tmp_path / "train.txt"), "--max_length", "32", "--logging_steps", "1"]
+    flags += ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "out")]
+    subprocess.run([sys.executable, str(ROOT / "benchmarks/tsdae.py"), *flags], check=True, capture_output=True)
+    start, end = (AutoModel.from_pretrained(folder) for folder in (tmp_path / "out/start", tmp_path / "out"))
+    assert not torch.equal(start.get_input_embeddings().weight, end.get_input_embeddings().weight)
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------

@@ -174,6 +174,12 @@ def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path)
     assert compare.as_argv(plan["arms"]["y"]) == ["--a", "3", "--b", "4", "5", "--c", "True"]
 
 
+def test_an_arm_takes_a_common_flag_back_by_null(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("title: A\ncommon: {a: 1, b: 2}\narms: {x: {a: null}, y: {}}\nprobe: {}\nreference: x\n")
+    assert compare.read_plan(str(path))["arms"] == {"x": {"b": 2}, "y": {"a": 1, "b": 2}}
+
+
 def test_a_quoted_flag_may_name_a_variable_as_the_file_does(tmp_path, monkeypatch):
     path = tmp_path / "plan.yaml"
     path.write_text("title: A\ncommon: {a: '${HERE_OF_TEST}/1'}\narms: {x: {}}\nprobe: {}\nreference: x\n")
@@ -202,6 +208,48 @@ def test_a_mistake_in_the_file_is_one_line(text, options, message, tmp_path):
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         compare.read_plan(str(path), **options)
+
+
+# ---- more seconds ---------------------------------------------------------------------------------------------------
+
+
+def budget_of(seconds, ours):
+    """What a comparison found with so many seconds: two seeds of one arm, and a control."""
+    figures = {"low": ours - 1, "high": ours + 1}
+    column = {"task": "rest of the document", "mode": "cosine raw", "metric": "r@10"}
+    scores = [
+        column | {"system": "ours", "score": ours, **figures},
+        column | {"system": "TF-IDF (training texts)", "score": 60.0, "low": 58, "high": 62},
+        column | {"mode": "cosine centred", "system": "ours", "score": 1.0, **figures},
+        {"task": "sst2", "mode": "linear", "metric": "accuracy", "system": "ours", "score": 1.0, **figures},
+    ]
+    runs = [{"arm": "ours", "seed": seed, "train_seconds": seconds + seed} for seed in (1, 3)]
+    return {"scores": scores, "runs": [*runs, {"arm": "before", "seed": 1}]}
+
+
+def test_quality_is_over_the_seconds_that_runs_took_and_of_controls_a_level():
+    quality = compare.quality_of([budget_of(15, 50.0), budget_of(60, 70.0)])
+    assert quality == {
+        "rest of the document, r@10": {
+            "arms": {"ours": [[17.0, 50.0, 49.0, 51.0], [62.0, 70.0, 69.0, 71.0]]},
+            "controls": {"TF-IDF (training texts)": 60.0},
+        }
+    }
+
+
+def test_picture_of_quality_has_a_log_axis_with_the_budgets_and_a_level_line(drawn, tmp_path):
+    quality = compare.quality_of([budget_of(15, 50.0), budget_of(60, 70.0)])
+    compare.draw_quality(quality | {"stsb, spearmanr": quality["rest of the document, r@10"]}, [15, 60], tmp_path)
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == ["rest of the document, r@10", "stsb, spearmanr"]
+    for axes in figure.axes:
+        assert axes.get_xscale() == "log"
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["15", "60"]
+        drawn_lines = {line.get_label(): line for line in axes.lines}
+        assert list(drawn_lines["TF-IDF (training texts)"].get_ydata()) == [60, 60]
+        assert list(drawn_lines["ours"].get_xdata()) == [17, 62]
+        assert list(drawn_lines["ours"].get_ydata()) == [50, 70]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["TF-IDF (training texts)", "ours"]
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
@@ -266,6 +314,15 @@ def test_the_page_has_every_comparison_and_the_readme_the_main_table(found, repo
     assert "| mlm | 50.0 ± 0.0 (+25.0 [+25.0, +25.0]) |" in readme
     assert "average of 2 tasks" in readme
     assert "sst2, linear" not in readme
+
+
+def test_the_page_shows_what_more_seconds_bring_where_there_were_several(found, report, root):
+    results = json.loads((found / "results.json").read_text())
+    (found / "results.json").write_text(json.dumps(results | {"quality": {}}))
+    (found / "quality.png").write_bytes(b"curves")
+    report.main([str(found)], root)
+    assert (root / "docs/assets/results-pair-quality.png").read_bytes() == b"curves"
+    assert "(assets/results-pair-quality.png)" in (root / "docs/results.md").read_text()
 
 
 def test_every_part_of_the_page_with_figures_is_what_they_say(report):
@@ -356,3 +413,30 @@ def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("answers.npz")}
     subprocess.run(command, capture_output=True, text=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("answers.npz")} == trained
+
+
+@pytest.mark.slow
+def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve(texts, tmp_path):
+    with (tmp_path / "train.jsonl").open("w") as file:
+        file.writelines(json.dumps({"text": f"{a} {b}"}) + "\n" for a in texts for b in texts)
+    rows = [f"{text.split('.')[0]},{number % 2}\n" for number, text in enumerate(texts * 4)]
+    (tmp_path / "task.csv").write_text("text,label\n" + "".join(row.replace(", ", " ") for row in rows))
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    common = {"train_file": str(tmp_path / "train.jsonl"), "preset": "tiny", "text_config": shape, "vocab_size": 300}
+    common |= {"max_length": 32, "per_device_train_batch_size": 4, "max_eval_samples": 4, "use_cpu": True}
+    plan = {"title": "Seconds", "common": common, "arms": {"mlm": {"objective": "mlm", "mask_ratio": 0.3}}}
+    plan |= {"probe": {"task_file": str(tmp_path / "task.csv"), "mode": ["linear"]}, "reference": "mlm"}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    command = [sys.executable, str(ROOT / "benchmarks/compare.py"), str(tmp_path / "plan.yaml")]
+    command += ["--seconds", "2", "1", "--output_dir", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    out = tmp_path / "out"
+    steps = {}
+    for name in ("seconds-1", "seconds-2", "."):
+        results = json.loads((out / name / "results.json").read_text())
+        steps[name] = results["runs"][0]["step"]
+    assert steps["seconds-2"] == pytest.approx(2 * steps["seconds-1"], abs=1)
+    assert steps["."] == steps["seconds-2"]
+    assert len(list(out.rglob("pilot"))) == 1
+    assert (out / "quality.png").is_file()

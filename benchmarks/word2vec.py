@@ -1,0 +1,158 @@
+"""word2vec with weighted words, what people do with raw text today, with the flags and files of run_pretraining.py.
+
+    python benchmarks/word2vec.py --preset static --tokenizer_name TOKENIZER --train_file TEXTS --max_steps 1000
+
+Skip-gram with negative samples (Mikolov et al., 2013) by gensim, with gensim's own settings: window 5, 5 negatives,
+rate 0.025 falling to 0.0001. The words are the pieces of the run's tokenizer, so that nothing but the training tells
+this encoder from ours. What is left behind is an encoder without layers whose embeddings are the vectors of the pieces
+(random ones for pieces that are too rare to train), with the inverse document frequencies of the training texts as
+weights of words: run_probe.py and sentence-transformers open it as any other. The norm of that encoder makes all
+vectors equally long, and takes the mean over the features from each.
+
+A step is a run of documents of 20,000 pieces or more per thread. Documents are whole, whatever --max_length says, and
+each pass over them has an order of its own. With more than one thread a seed does not fix the result, for gensim's
+threads write to the same matrix.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from modeling_text_jepa import TextJepaForPreTraining
+from text_jepa.arguments import UsageError, parse_arguments, run_command
+from text_jepa.assembly import make_model, make_tokenizer
+from text_jepa.data import load_corpus
+from text_jepa.export import export_encoder, trained_encoder
+from text_jepa.masking import vocabulary
+from text_jepa.pretraining_arguments import (
+    DataArguments,
+    ModelArguments,
+    ObjectiveArguments,
+    fields_for,
+    write_arguments,
+)
+from text_jepa.training import TextJepaTrainingArguments, write_metrics
+from text_jepa.word_weights import DocumentFrequency, word_weights
+
+
+WINDOW = 5
+RATES = (0.025, 0.0001)  # at the first and at the last step
+PIECES_PER_STEP = 20_000  # of each thread
+LONGEST_DOCUMENT = 10_000  # in pieces, what gensim reads of one
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains and leaves encoder, log and arguments in the output folder."""
+    argv = sys.argv[1:] if argv is None else argv
+    classes = (ModelArguments, DataArguments, TextJepaTrainingArguments)
+    model_args, data_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
+    if args.max_steps < 1:
+        raise UsageError("--max_steps: name the number of steps")
+    set_seed(args.seed)
+    corpus = load_corpus(**fields_for(load_corpus, data_args), seed=args.seed, cache_dir=model_args.cache_dir)
+    tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus["train"])
+    objective_args = ObjectiveArguments(pooling="idf")
+    model = make_model(model_args, data_args, objective_args, tokenizer)
+    if model.config.text_config.num_hidden_layers > 0:
+        raise UsageError("--preset: word2vec has no layers; name the preset static")
+
+    documents = piece_ids(corpus["train"]["text"], tokenizer)
+    word2vec = new_word2vec(documents, tokenizer, model.config.hidden_size, args.seed)
+    records = train(word2vec, documents, tokenizer, args)
+    take_over(model, word2vec.wv, tokenizer, args.seed)
+    frequency = DocumentFrequency(len(vocabulary(tokenizer)))
+    frequency.add(documents)
+    model.set_word_weights(torch.from_numpy(word_weights(frequency, tokenizer)))
+    output_dir = Path(args.output_dir)
+    export_encoder(model, tokenizer, output_dir, data_args.max_length)
+    write_metrics(output_dir, records)
+    write_arguments(output_dir / "arguments.yaml", model_args, data_args, args)
+
+
+def piece_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """The pieces of each document by number, without special tokens; long documents are cut into several."""
+    documents = []
+    for start in range(0, len(texts), 1_000):
+        batch = tokenizer(list(texts[start : start + 1_000]), add_special_tokens=False, verbose=False)["input_ids"]
+        for ids in batch:
+            ids = np.array(ids, dtype=np.int32)
+            documents += [ids[place : place + LONGEST_DOCUMENT] for place in range(0, len(ids), LONGEST_DOCUMENT)]
+    return documents
+
+
+def new_word2vec(documents: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, width: int, seed: int):
+    """A model of gensim with the pieces that occur, before any training.
+
+    Raises:
+        UsageError: gensim is not installed.
+    """
+    try:
+        from gensim.models import Word2Vec
+    except ImportError as error:
+        raise UsageError("gensim is not installed: pip install 'text-jepa[bench]'") from error
+    word2vec = Word2Vec(vector_size=width, window=WINDOW, sg=1, workers=torch.get_num_threads(), seed=seed)
+    pieces = vocabulary(tokenizer)
+    counts = np.bincount(np.concatenate(documents), minlength=len(pieces))
+    frequencies = {piece: int(count) for piece, count in zip(pieces, counts, strict=True) if count > 0}
+    word2vec.build_vocab_from_freq(frequencies, corpus_count=len(documents))
+    return word2vec
+
+
+def train(word2vec, documents: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, args) -> list[dict]:
+    """Trains for `args.max_steps` steps; returns the log."""
+    pieces = vocabulary(tokenizer)
+    rates = np.linspace(*RATES, args.max_steps + 1)
+    steps = runs_of_documents(documents, PIECES_PER_STEP * word2vec.workers, args.seed)
+    records = []
+    tokens_seen = 0
+    started = time.perf_counter()
+    for step in range(1, args.max_steps + 1):
+        sentences = [[pieces[piece] for piece in document] for document in next(steps)]
+        word2vec.train(
+            sentences,
+            total_examples=len(sentences),
+            epochs=1,
+            start_alpha=rates[step - 1],
+            end_alpha=rates[step],
+        )
+        tokens_seen += sum(map(len, sentences))
+        if step % args.logging_steps == 0 or step == args.max_steps:
+            seconds = time.perf_counter() - started
+            records.append({"step": step, "tokens_seen": tokens_seen, "train_seconds": seconds})
+    return records
+
+
+def runs_of_documents(documents: Sequence[np.ndarray], pieces: int, seed: int) -> Iterator[list[np.ndarray]]:
+    """Runs of so many pieces or more, pass by pass, without end; each pass has an order of its own."""
+    generator = np.random.default_rng(seed)
+    run = []
+    length = 0
+    while True:
+        for row in generator.permutation(len(documents)):
+            run.append(documents[row])
+            length += len(documents[row])
+            if length >= pieces:
+                yield run
+                run = []
+                length = 0
+
+
+@torch.no_grad()
+def take_over(model: TextJepaForPreTraining, vectors, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    """Makes the vectors of pieces the embeddings of an encoder without layers; unknown pieces get random ones."""
+    embeddings = trained_encoder(model).get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(seed)
+    embeddings.copy_(torch.randn(embeddings.shape, generator=generator))
+    for row, piece in enumerate(vocabulary(tokenizer)):
+        if piece in vectors:
+            embeddings[row] = torch.from_numpy(vectors[piece].copy())
+    embeddings.copy_(torch.nn.functional.normalize(embeddings, dim=-1))
+
+
+if __name__ == "__main__":
+    run_command(main)
