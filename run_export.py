@@ -4,6 +4,8 @@
     text-jepa-export encoder runs/notes/pretraining exported --which context
     text-jepa-export sentence-transformers runs/notes exported --prompts query="query: "
     text-jepa-export onnx runs/notes --int8 --check glue/stsb/validation.parquet
+    text-jepa-export weights runs/notes recounted --texts questions.txt     # weights of words, counted on other texts
+    text-jepa-export merge runs/start runs/notes merged --texts held_out.txt  # a point between two encoders
     text-jepa-export push runs/notes you/notes --private
 
 The source is what a run has left (the run's folder, its `pretraining/` or one of its checkpoints), or for onnx and
@@ -14,17 +16,21 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import transformers
-from transformers import TrainerState
+from transformers import AutoConfig, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_text_jepa import TextJepaForPreTraining
-from text_jepa import export, hub
+from text_jepa import export, hub, merging
 from text_jepa.arguments import UsageError, command_parser, run_command
-from text_jepa.features import embed_texts
+from text_jepa.data import load_texts
+from text_jepa.features import Encoder, embed_texts, encoder_inside, open_encoder
 from text_jepa.model_card import read_facts, write_model_card
 from text_jepa.probing import sts_scores
 from text_jepa.tasks import load_task_file
@@ -36,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     args.function(args)
 
 
@@ -65,6 +73,25 @@ def make_parser() -> argparse.ArgumentParser:
     )
     for one in (encoder, sentence, onnx):
         one.add_argument("--which", choices=("target", "context"), help="Of a pretraining model. Default: target.")
+    weights = command("weights", write_weights, "A copy whose weights of words are counted on other texts.")
+    weights.add_argument("output_dir", help="New folder.")
+    weights.add_argument(
+        "--texts", nargs="+", required=True, metavar="FILE", help="Files with one document per row, to count words on."
+    )
+    merge = command(
+        "merge", write_merged, "A point between two encoders of one shape, such as before and after a run."
+    )
+    merge.add_argument("end", help="Folder of the other one, whose tokenizer, weights of words and modules are kept.")
+    merge.add_argument("output_dir", help="New folder.")
+    merge.add_argument("--share", type=_share, help="Of the way from the first to the second. Default: 0.5.")
+    merge.add_argument(
+        "--texts",
+        nargs="+",
+        metavar="FILE",
+        help="Held-out files with one document per row: the share with which passages find the rest of these best.",
+    )
+    for one in (weights, merge):
+        one.add_argument("--text_column", default="text", metavar="NAME", help="Column of the texts. Default: text.")
     push = command("push", push_to_hub, "Uploads a finished folder to the Hub in one commit, and nothing else in it.")
     push.add_argument("name", help="owner/name on the Hub.")
     push.add_argument("--private", action="store_true", default=None, help="If the repository is new.")
@@ -121,19 +148,52 @@ def write_onnx(args):
     columns = {"text_column": "sentence1", "pair_column": "sentence2", "kind": "regression"}
     task = load_task_file(args.check, **columns) if args.check else None
     model, tokenizer = export.load_trained(args.source)
-    pooling = "mean"
     if isinstance(model, TextJepaForPreTraining):
-        pooling = export.sentence_pooling(model.config)
-        model = export.trained_encoder(model, args.which or "target")
+        max_length = min(tokenizer.model_max_length, 512)
+        encoder = encoder_inside(model, tokenizer, max_length, args.which or "target")
     elif args.which:
         raise UsageError(f"--which: {args.source} holds one encoder; name pretraining/ or a checkpoint of a run")
-    difference = export.export_onnx(model, paths[0])
+    else:
+        encoder = open_encoder(args.source)
+    difference = export.export_onnx(encoder.model, paths[0])
     print(f"{paths[0]}: {size(paths[0])}, largest difference from PyTorch {difference:.1e}")
     if args.int8:
         export.quantize_onnx(*paths)
         print(f"{paths[1]}: {size(paths[1])}")
     if task:
-        print_scores([task.train, task.test], model, tokenizer, paths, pooling)
+        print_scores([task.train, task.test], encoder, paths)
+
+
+def write_weights(args):
+    """The sub-command `weights`."""
+    output_dir = new_folder(args.output_dir)
+    encoder = open_folder(args.source)
+    texts = load_texts(args.texts, "texts", args.text_column)
+    recount = merging.recount_word_weights(encoder, output_dir, documents_of(texts))
+    how = f"Counted {recount.texts:,} texts"
+    if recount.blended:
+        how += f", fewer than {merging.TEXTS_TO_TRUST:,}: half of the log-frequencies are still those of before"
+    print(f"{how}. The encoder is in {output_dir}")
+
+
+def write_merged(args):
+    """The sub-command `merge`."""
+    if args.share is not None and args.texts:
+        raise UsageError("--share and --texts exclude each other: the share is either given or chosen on texts")
+    output_dir = new_folder(args.output_dir)
+    start = open_encoder(args.source)
+    end = open_folder(args.end)
+    merging.check_mergeable(start, end)
+    first = merging.weights_of_vectors(start.model)
+    last = merging.weights_of_vectors(end.model)
+    share = 0.5 if args.share is None else args.share
+    if args.texts:
+        texts = load_texts(args.texts, "texts", args.text_column)
+        score = merging.score_on_documents(end, list(documents_of(texts)))
+        share, scores = merging.choose_share(first, last, score)
+        print_shares(scores, share)
+    merging.save_merged(end, merging.interpolate(first, last, share), output_dir)
+    print(f"The encoder is in {output_dir}: {share:g} of the way from {args.source} to {args.end}")
 
 
 def push_to_hub(args):
@@ -165,20 +225,45 @@ def write_plain(model, tokenizer, args, output_dir):
     write_model_card(output_dir, model, metrics_of(output_dir), facts, which)
 
 
-def print_scores(splits, model, tokenizer, paths, pooling):
+def print_scores(splits, encoder, paths):
     """Spearman correlations of cosines with the gold scores of all rows, by PyTorch and by each ONNX file."""
-    max_length = min(tokenizer.model_max_length, 512)
     u, v = ([text for split in splits for text in getattr(split, side)] for side in ("texts", "pairs"))
     labels, both, half = np.concatenate([split.labels for split in splits]), [*u, *v], len(u)
-    systems = {"PyTorch": embed_texts(model, tokenizer, both, max_length, pooling=pooling)}
+    systems = {"PyTorch": embed_texts(encoder, both)}
     for path in paths:
-        systems[path.name] = export.embed_with_onnx(path, tokenizer, both, max_length, pooling)
+        systems[path.name] = embed_texts(replace(encoder, model=export.OnnxEncoder(path)), both)
     for name, vectors in systems.items():
         scores = sts_scores(vectors[:half], vectors[half:], labels)
         print(
             f"{name:<16} Spearman {scores['raw_spearmanr']:.3f} raw, {scores['centred_spearmanr']:.3f} centred "
             f"({half:,} pairs)"
         )
+
+
+def print_shares(scores, best):
+    """A line for each share of the way that was tried, with a mark at the one that is kept."""
+    print("share     MRR   a passage finds the rest of its document")
+    for share, score in scores.items():
+        mark = "   <- kept" if share == best else ""
+        print(f"{share:<5g} {score:>7.2f}{mark}")
+
+
+def open_folder(source) -> Encoder:
+    """The encoder in a folder that is going to be copied."""
+    if not Path(source).is_dir():
+        raise UsageError(f"{source}: no such folder; `hf download NAME --local-dir FOLDER` makes one")
+    encoder = open_encoder(source)
+    if AutoConfig.from_pretrained(source, trust_remote_code=False).model_type == "text_jepa":
+        raise UsageError(f"{source} holds a pretraining model; `text-jepa-export encoder` makes an encoder of it")
+    return encoder
+
+
+def documents_of(texts) -> Iterator[str]:
+    """The texts of a corpus that are not blank."""
+    for batch in texts.iter(1_000):
+        for text in batch["text"]:
+            if text and text.strip():
+                yield text
 
 
 def new_folder(name) -> Path:
@@ -201,6 +286,16 @@ def size(path) -> str:
     """Of a file and the weights beside it."""
     data = Path(f"{path}.data")
     return f"{(path.stat().st_size + (data.stat().st_size if data.exists() else 0)) / 1e6:.1f} MB"
+
+
+def _share(text):
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return share
 
 
 def _positive(text):

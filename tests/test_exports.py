@@ -4,22 +4,27 @@ Run: python -m pytest -q tests/test_exports.py
 """
 
 import json
+import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 import run_export
 import run_pretraining
 from modeling_text_jepa import mean_pool
 from text_jepa import TextJepaForPreTraining, export
 from text_jepa.arguments import UsageError
-from text_jepa.export import ONNX_TOLERANCE, export_encoder, export_onnx, export_sentence_transformer
+from text_jepa.export import ONNX_TOLERANCE, OnnxEncoder, export_encoder, export_onnx, export_sentence_transformer
+from text_jepa.features import Encoder, embed_texts, open_encoder
+from text_jepa.hub import files_to_publish
+from text_jepa.word_weights import load_word_weights
 
 
 SENTENCES = [
@@ -35,7 +40,8 @@ def run(tmp_path_factory):
     lines = [f"The keeper of lighthouse number {i} climbed down to the harbour.\n" for i in range(60)]
     (folder / "train.txt").write_text("".join(lines))
     shape = '{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
-    usual = "--preset tiny --vocab_size 200 --max_length 16 --max_steps 3 --logging_steps 1 --save_steps 2 --use_cpu"
+    usual = "--objective jepa --preset tiny --vocab_size 200 --max_length 16 --max_steps 3 --logging_steps 1"
+    usual += " --save_steps 2 --use_cpu"
     usual += " --ema_decay_start 0.5 --ema_decay_end 0.9 --learning_rate 1e-2 --warmup_steps 0 --max_eval_samples 8"
     usual += f" --per_device_train_batch_size 4 --train_file {folder}/train.txt --output_dir {folder}/run"
     return run_pretraining.main([*usual.split(), "--text_config", shape])
@@ -128,6 +134,16 @@ def test_nothing_is_written_over(run, command, tmp_path):
         (["encoder", "{run}/pretraining", "{out}", "--max_length", "0"], ["--max_length", "at least 1"]),
         (["encoder", "{run}/pretraining", "{out}", "--wich", "target"], ["--wich"]),
         (["onnx", "some/name"], ["some/name is no folder to write onnx/ into"]),
+        (["weights", "nowhere", "{out}", "--texts", "x.txt"], ["nowhere: no such folder", "hf download"]),
+        (["weights", "{run}", "{out}", "--texts", "nowhere.txt"], ["--texts nowhere.txt: no such file"]),
+        (["weights", "{run}", "{out}"], ["--texts"]),
+        (["weights", "{run}/pretraining", "{out}", "--texts", "{run}/card.json"], ["text-jepa-export encoder"]),
+        (["weights", "{run}", "{run}", "--texts", "x.txt"], ["is there already"]),
+        (["merge", "{run}", "{run}", "{out}", "--share", "1.5"], ["--share", "from 0 to 1"]),
+        (["merge", "{run}", "{run}", "{out}", "--share", "half"], ["--share", "from 0 to 1, got half"]),
+        (["merge", "{run}", "{run}", "{out}", "--share", "0", "--texts", "x"], ["--share and --texts exclude"]),
+        (["merge", "{run}", "{run}/pretraining", "{out}"], ["text-jepa-export encoder"]),
+        (["merge", "{run}", "{run}", "{run}"], ["is there already"]),
         (["push", "nowhere", "me/x"], ["nowhere: no such folder"]),
         (["push", "{run}"], ["name"]),
         ([], ["FORM"]),
@@ -154,7 +170,7 @@ def test_every_command_that_is_shown_is_understood(line):
     assert run_export.make_parser().parse_args(shlex.split(line.split("text-jepa-export ")[1])).function
 
 
-@pytest.mark.parametrize("form", ["", "encoder", "sentence-transformers", "onnx", "push"])
+@pytest.mark.parametrize("form", ["", "encoder", "sentence-transformers", "onnx", "weights", "merge", "push"])
 def test_help_fits_a_screen(form, capsys):
     with pytest.raises(SystemExit) as stop:
         run_export.main([*form.split(), "--help"])
@@ -189,6 +205,69 @@ def test_pooling_by_the_first_token_is_exported_where_it_was_trained(make_model,
     states, _ = states_of(AutoModel.from_pretrained(tmp_path / "cls"), tokenizer)
     found = st.SentenceTransformer(str(tmp_path / "cls"), device="cpu").encode(SENTENCES)
     np.testing.assert_allclose(found, states[:, 0].numpy(), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weighted(make_model, tokenizer, tmp_path_factory):
+    """An exported encoder with weights of words, and with more embeddings than there are tokens."""
+    shape = {"model_type": "distilbert", "dim": 32, "n_heads": 2, "n_layers": 0, "pad_token_id": 0}
+    shape |= {"vocab_size": len(tokenizer) + 7, "dropout": 0.0}
+    model = make_model(shape, pooling="idf", sentence_loss_weight=1.0, latent_loss_weight=0.0)
+    weights = torch.rand(len(tokenizer) + 7) * 5
+    weights[:6] = 0  # special tokens and the comma
+    model.set_word_weights(weights)
+    folder = tmp_path_factory.mktemp("weighted") / "notes"
+    export_encoder(model, tokenizer, folder, 64)
+    np.testing.assert_allclose(load_word_weights(folder), weights[: len(tokenizer)], rtol=1e-6)
+    return folder
+
+
+WEIGHTED = [*SENTENCES, "harbour", ", ,"]  # of the last one no token weighs anything
+
+
+def test_words_weigh_in_sentence_transformers_as_in_our_own_pooling(weighted):
+    st = pytest.importorskip("sentence_transformers")
+    ours = embed_texts(open_encoder(str(weighted)), WEIGHTED)
+    found = st.SentenceTransformer(str(weighted), device="cpu").encode(WEIGHTED)
+    np.testing.assert_allclose(found, ours, atol=1e-5)
+    assert not ours[-1].any()
+    plain = embed_texts(replace(open_encoder(str(weighted)), word_weights=None), WEIGHTED)
+    assert np.abs(plain - ours)[:2].max() > 1e-2
+
+
+def test_the_pooling_that_the_documentation_shows_is_that_of_the_folder(weighted, monkeypatch):
+    page = (Path(run_export.__file__).parent / "docs" / "exports.md").read_text()
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "1_WordWeights" in block]
+    (weighted.parent / "runs").mkdir(exist_ok=True)
+    shutil.copytree(weighted, weighted.parent / "runs" / "notes", dirs_exist_ok=True)
+    monkeypatch.chdir(weighted.parent)
+    names = {"texts": WEIGHTED}
+    exec(re.sub(r"^texts = .*", "", block, flags=re.MULTILINE), names)
+    np.testing.assert_allclose(names["vectors"], embed_texts(open_encoder(str(weighted)), WEIGHTED), atol=1e-5)
+
+
+def test_saving_again_by_sentence_transformers_keeps_the_weights_of_words(weighted, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    export_sentence_transformer(weighted, tmp_path / "again", prompts={"query": "query: "})
+    np.testing.assert_allclose(load_word_weights(tmp_path / "again"), load_word_weights(weighted), atol=1e-6)
+    ours, again = (embed_texts(open_encoder(str(folder)), WEIGHTED) for folder in (weighted, tmp_path / "again"))
+    np.testing.assert_allclose(again, ours, atol=1e-6)
+
+
+def test_everything_that_an_encoder_with_weights_of_words_needs_is_published(weighted, tmp_path):
+    folder = shutil.copytree(weighted, tmp_path / "out")
+    (folder / "README.md").write_text("card")
+    (folder / "3_Private").mkdir()
+    (folder / "3_Private" / "config.json").write_text("{}")
+    (folder / "1_WordWeights" / "notes.txt").write_text("mine")
+    published = files_to_publish(folder)
+    modules = {name for name in published if "/" in name}
+    assert modules == {"1_WordWeights/config.json", "1_WordWeights/model.safetensors", "2_Pooling/config.json"}
+    for name in published:
+        (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, tmp_path / "hub" / name)
+    found = embed_texts(open_encoder(str(tmp_path / "hub")), WEIGHTED)
+    np.testing.assert_array_equal(found, embed_texts(open_encoder(str(weighted)), WEIGHTED))
 
 
 def test_prompts_are_put_before_the_texts(run, command, tmp_path):
@@ -264,6 +343,22 @@ def test_onnx_equals_pytorch_at_every_shape(make_model, onnxruntime, tmp_path, t
         np.testing.assert_allclose(found[mask.bool().numpy()], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_an_encoder_without_a_layer_is_exported_to_onnx(onnxruntime, tmp_path, architecture):
+    if architecture == "bert":
+        encoder = BertModel(BertConfig(**BERT | {"num_hidden_layers": 0}), add_pooling_layer=False)
+    else:
+        encoder = DistilBertModel(DistilBertConfig(vocab_size=200, dim=32, n_layers=0, n_heads=2))
+    assert export_onnx(encoder, tmp_path / "model.onnx") <= ONNX_TOLERANCE
+
+
+def test_an_onnx_file_pools_by_the_weights_of_words(weighted, onnxruntime, tmp_path):
+    encoder = open_encoder(str(weighted))
+    export_onnx(encoder.model, tmp_path / "model.onnx")
+    found = embed_texts(replace(encoder, model=OnnxEncoder(tmp_path / "model.onnx")), WEIGHTED)
+    np.testing.assert_allclose(found, embed_texts(encoder, WEIGHTED), atol=1e-5)
+
+
 def test_an_onnx_file_that_differs_is_not_kept(make_model, onnxruntime, tmp_path, monkeypatch):
     program = SimpleNamespace(save=lambda path, external_data: Path(path).write_bytes(b"not quite"))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: program)
@@ -302,8 +397,9 @@ def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, command, tmp_
     assert export.onnx_difference(encoder, folder / "model.onnx") <= ONNX_TOLERANCE
     assert ONNX_TOLERANCE < export.onnx_difference(encoder, folder / "model_int8.onnx") < 1
     tokenizer = AutoTokenizer.from_pretrained(source)
-    vectors = export.embed_with_onnx(folder / "model.onnx", tokenizer, SENTENCES, 16)
-    np.testing.assert_allclose(vectors, mean_pool(*states_of(encoder, tokenizer)), atol=1e-4)
+    ours = Encoder("context", encoder, tokenizer, max_length=16)
+    vectors = embed_texts(replace(ours, model=OnnxEncoder(folder / "model.onnx")), SENTENCES)
+    np.testing.assert_allclose(vectors, embed_texts(ours, SENTENCES), atol=1e-4)
 
 
 def test_an_onnx_file_that_is_there_stays(run, command, tmp_path):

@@ -5,23 +5,33 @@ import copy
 import importlib.util
 import json
 import logging
+import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from pickle import UnpicklingError
+from typing import Literal
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
 
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.arguments import UsageError, first_line
+from text_jepa.masking import vocabulary
+from text_jepa.word_weights import WORD_WEIGHTS_FOLDER, save_word_weights
 
 
 Which = Literal["target", "context"]
+
+# The modules of sentence-transformers, each a subfolder and a type; by these names every version of it reads them.
+TRANSFORMER_MODULE = ("", "sentence_transformers.models.Transformer")
+WORD_WEIGHTS_MODULE = (WORD_WEIGHTS_FOLDER, "sentence_transformers.models.WordWeights")
+_POOLING = "sentence_transformers.models.Pooling"
 
 # Largest difference between ONNX and PyTorch, in a hidden state, that is rounding.
 ONNX_TOLERANCE = 1e-4
@@ -43,6 +53,16 @@ def sentence_pooling(config) -> Literal["mean", "cls"]:
     return "cls" if config.sentence_loss_weight and config.pooling == "cls" else "mean"
 
 
+def trained_word_weights(model: TextJepaForPreTraining, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """The weights of words that a model pools with, of the tokenizer's tokens: (V,) float32.
+
+    `None` if it was trained with another pooling. The model may have more embeddings than there are tokens.
+    """
+    if model.word_weights is None:
+        return None
+    return model.word_weights[: len(vocabulary(tokenizer))].float().cpu().numpy()
+
+
 def export_encoder(
     model: TextJepaForPreTraining,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,7 +73,8 @@ def export_encoder(
     """Writes an encoder, its tokenizer and the files of sentence-transformers.
 
     `AutoModel`, `AutoTokenizer`, `pipeline("feature-extraction")`, the `AutoModelFor…` classes and
-    `SentenceTransformer` open the folder as it is. The predictor and the other encoder stay behind.
+    `SentenceTransformer` open the folder as it is. The predictor and the other encoder stay behind. Where the model
+    pools by `"idf"`, the weights of words lie in `1_WordWeights/`.
 
     Args:
         model: The pretraining model.
@@ -68,17 +89,42 @@ def export_encoder(
     tokenizer = copy.copy(tokenizer)  # which is the caller's
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(output_dir)
-    # In the form that every version of sentence-transformers reads, which need not be installed here.
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-    ]
-    by_mean = sentence_pooling(model.config) == "mean"
-    pooling = {"word_embedding_dimension": encoder.config.hidden_size}
-    pooling |= {"pooling_mode_mean_tokens": by_mean, "pooling_mode_cls_token": not by_mean}
-    _write_json(output_dir / "modules.json", modules)
     _write_json(output_dir / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    _write_json(output_dir / "1_Pooling" / "config.json", pooling)
+    weights = trained_word_weights(model, tokenizer)
+    modules = [TRANSFORMER_MODULE]
+    if weights is not None:
+        save_word_weights(output_dir, weights, tokenizer)
+        modules.append(WORD_WEIGHTS_MODULE)
+    pooling_folder = f"{len(modules)}_Pooling"
+    modules.append(
+        write_pooling(output_dir, pooling_folder, encoder.config.hidden_size, sentence_pooling(model.config))
+    )
+    write_modules(output_dir, modules)
+
+
+def write_modules(folder: Path, modules: Sequence[tuple[str, str]]) -> None:
+    """Writes `modules.json`: the modules of sentence-transformers, each a subfolder and a type, in their order."""
+    listed = []
+    for index, (path, kind) in enumerate(modules):
+        listed.append({"idx": index, "name": str(index), "path": path, "type": kind})
+    _write_json(folder / "modules.json", listed)
+
+
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """What `write_modules`, or sentence-transformers, has written; an empty list if there is nothing."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    return [(module["path"], module["type"]) for module in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def write_pooling(folder: Path, subfolder: str, hidden_size: int, pooling: Literal["mean", "cls"]) -> tuple[str, str]:
+    """Writes the module that makes one vector of the states of a text, and gives it back for `write_modules`."""
+    config: dict[str, int | bool] = {"word_embedding_dimension": hidden_size}
+    config["pooling_mode_mean_tokens"] = pooling == "mean"
+    config["pooling_mode_cls_token"] = pooling == "cls"
+    _write_json(folder / subfolder / "config.json", config)
+    return subfolder, _POOLING
 
 
 def save_for_continuing(model: TextJepaForPreTraining, tokenizer: PreTrainedTokenizerBase, output_dir: str | Path):
@@ -109,10 +155,48 @@ def load_trained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     """
     try:
         is_ours = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type == "text_jepa"
-        model = (TextJepaForPreTraining if is_ours else AutoModel).from_pretrained(source)
-        return model.eval(), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        model = (TextJepaForPreTraining if is_ours else AutoModel).from_pretrained(source, trust_remote_code=False)
+        return model.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError, UnpicklingError) as error:
         raise UsageError(f"{source}: no model can be read there ({first_line(error)})") from error
+
+
+# ---- folders of encoders --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def staged(output_dir: str | Path) -> Iterator[Path]:
+    """A new folder, which becomes `output_dir` at the end of the block; if the block fails, nothing is left of it."""
+    output_dir = Path(output_dir)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix="_") as folder:
+        staging = Path(folder, output_dir.name)
+        staging.mkdir()
+        yield staging
+        staging.replace(output_dir)
+
+
+def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) -> None:
+    """Copies the files of an encoder's folder: its own, those of its modules, and ONNX.
+
+    What a run keeps in further folders stays behind: checkpoints and the complete model.
+
+    Args:
+        source: Folder to copy from.
+        output_dir: Folder to copy to.
+        with_model: Also the weights of the encoder, in whichever form.
+    """
+    folders = {"", *(path for path, _ in read_modules(source))}
+    if with_model:
+        folders.add("onnx")
+    for folder in sorted(folders):
+        if not (source / folder).is_dir():
+            continue
+        (output_dir / folder).mkdir(parents=True, exist_ok=True)
+        for file in (source / folder).iterdir():
+            is_model = folder == "" and file.name.startswith(("model", "pytorch_model"))
+            if file.is_file() and (with_model or not is_model):
+                shutil.copy(file, output_dir / folder / file.name)
 
 
 # ---- sentence-transformers ------------------------------------------------------------------------------------------
@@ -243,29 +327,25 @@ def quantize_onnx(path: str | Path, output_path: str | Path):
         quantize_dynamic(str(prepared), str(output_path), weight_type=QuantType.QInt8, per_channel=True)
 
 
-def embed_with_onnx(
-    path: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    max_length: int,
-    pooling: Literal["mean", "cls"] = "mean",
-    batch_size: int = 64,
-) -> np.ndarray:
-    """Pooled hidden states (N, D) of N texts by an ONNX file."""
-    session, order = _session(path), sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    found: list[Any] = [None] * len(texts)
-    for start in range(0, len(texts), batch_size):
-        rows = order[start : start + batch_size]
-        batch = tokenizer(
-            [texts[row] for row in rows], padding=True, truncation=True, max_length=max_length, return_tensors="np"
-        )
-        inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
-        (states,) = session.run(None, inputs)
-        weights = inputs["attention_mask"][..., None]
-        vectors = states[:, 0] if pooling == "cls" else (states * weights).sum(1) / weights.sum(1).clip(1)
-        for row, vector in zip(rows, vectors, strict=True):
-            found[row] = vector
-    return np.stack(found)
+class OnnxEncoder(torch.nn.Module):
+    """An ONNX file in the place of the encoder that it was made of, on the CPU.
+
+    Args:
+        path: What `export_onnx` or `quantize_onnx` has written.
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        self.session = _session(path)
+        self.device = torch.device("cpu")
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, output_hidden_states: bool = False
+    ) -> BaseModelOutput:
+        """Texts (B, S) to `last_hidden_state` (B, S, D); the file has no other states."""
+        inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        (states,) = self.session.run(None, inputs)
+        return BaseModelOutput(last_hidden_state=torch.from_numpy(states))
 
 
 def _session(path):

@@ -1,5 +1,6 @@
 """Publishing: the files of a finished folder, and no others, in one commit on the Hub."""
 
+import json
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,11 +34,13 @@ PUBLISHED = [
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
     "onnx/model.onnx",
     "onnx/model.onnx.data",
     "onnx/model_int8.onnx",
 ]
+
+# What a folder that modules.json names may publish: sentence-transformers' pooling, weights of words, dense layers.
+PUBLISHED_OF_A_MODULE = ["config.json", "model.safetensors"]
 
 
 def files_to_publish(folder: str | Path) -> list[str]:
@@ -49,14 +52,24 @@ def files_to_publish(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
-    places = (place for place in (folder, folder / "1_Pooling", folder / "onnx") if place.is_dir())
+    modules = _module_folders(folder)
+    patterns = PUBLISHED + [f"{module}/{name}" for module in modules for name in PUBLISHED_OF_A_MODULE]
+    places = [folder, *(place for place in folder.iterdir() if place.is_dir() and place.name in {"onnx", *modules})]
     names = (path.relative_to(folder).as_posix() for place in places for path in place.iterdir() if path.is_file())
     # fnmatch would let a star stand for a slash too.
-    found = [n for n in names if any(fnmatch(n, p) and n.count("/") == p.count("/") for p in PUBLISHED)]
+    found = [n for n in names if any(fnmatch(n, p) and n.count("/") == p.count("/") for p in patterns)]
     for pattern in ("config.json", "model*.safetensors", "README.md"):
         if not any(fnmatch(name, pattern) for name in found):
             raise UsageError(f"{folder}: not a finished encoder, {pattern} is missing; text-jepa-export makes one")
     return sorted(found)
+
+
+def _module_folders(folder):
+    """Names of the folders of sentence-transformers' modules; that of the encoder is empty."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    return [module["path"] for module in json.loads(path.read_text(encoding="utf-8")) if module["path"]]
 
 
 def create_repository(name: str, private: bool | None = None, token: str | None = None) -> str:
