@@ -36,7 +36,15 @@ from text_jepa import features, probing
 from text_jepa.arguments import UsageError, nearest, parse_arguments, run_command
 from text_jepa.builtin_corpus import load_builtin_corpus
 from text_jepa.data import load_texts
-from text_jepa.documents import Documents, DocumentScores, judge_documents, load_documents, verdict
+from text_jepa.documents import (
+    MIN_QUERIES,
+    SHORTEST_DOCUMENT,
+    Documents,
+    DocumentScores,
+    judge_documents,
+    load_documents,
+    verdict,
+)
 from text_jepa.features import Encoder, Pooling, open_encoder
 from text_jepa.finetuning import finetune
 from text_jepa.glue_metric import FUNCTIONS
@@ -222,6 +230,11 @@ def main(argv: list[str] | None = None) -> list[Score]:
     splits = {task.name: task.scored for task in tasks} | {title_of(task): task.split for task in rerankings}
     if documents is not None:
         found = judge(documents, training_texts, encoders, args)
+        if not found.scores:
+            raise UsageError(
+                f"--texts {args.texts[0]}: the documents are too few or too short: at least {MIN_QUERIES} of "
+                f"{SHORTEST_DOCUMENT} words are needed"
+            )
         scores += found.scores
         answers |= found.answers
         gold |= found.gold

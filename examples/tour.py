@@ -27,7 +27,7 @@ from text_jepa import (
 )
 from text_jepa.assembly import tokenizer_fields
 from text_jepa.data import tokenize_corpus, train_tokenizer
-from text_jepa.features import Encoder, embed_texts, nearest_texts
+from text_jepa.features import embed_texts, nearest_texts, open_encoder
 
 
 datasets.disable_progress_bars()
@@ -119,7 +119,7 @@ print(type(encoder).__name__, states.shape, mean_pool(states, batch["attention_m
 # %%
 texts = corpus["validation"]["text"]
 queries = [0, 30, 60]
-found, cosines = nearest_texts(embed_texts(Encoder("this encoder", encoder, tokenizer), texts), queries)
+found, cosines = nearest_texts(embed_texts(open_encoder(str(folder / "encoder")), texts), queries)
 for query, nearest, cosine in zip(queries, found, cosines, strict=True):
     print(f"      {texts[query][:100]!r}\n{cosine:.2f}  {texts[nearest][:100]!r}\n")
 

@@ -5,6 +5,7 @@ Run: python -m pytest -q tests/test_probe_script.py
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from transformers import BertConfig, BertModel
 
 import run_probe
 from text_jepa import probing, results
+from text_jepa.documents import LABEL, REST, TITLE
+from text_jepa.features import open_encoder
 from text_jepa.tasks import word_content
 
 
@@ -105,9 +108,9 @@ def done(folder):
         for name in ("embed_texts", "embed_layers"):
             function = getattr(run_probe.features, name)
 
-            def counting(model, tokenizer, texts, function=function, **options):
+            def counting(encoder, texts, function=function, **options):
                 embedded.append((function.__name__, list(texts)))
-                return function(model, tokenizer, texts, **options)
+                return function(encoder, texts, **options)
 
             patch.setattr(run_probe.features, name, counting)
         scores = probe(
@@ -245,6 +248,80 @@ def test_reranking_is_scored_on_the_split_asked_for(folder):
     assert {(s.task, s.rows) for s in scores} == {("questions dev", 2)}
 
 
+@pytest.fixture(scope="module")
+def documents(folder):
+    """Documents with a title and a kind, a third of them to fit word counting on."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        words = generator.choice([*WORDS[number % 2].split(), "river", "bridge", "time", f"number{number}"], 40)
+        rows.append({"body": " ".join(words), "title": f"number{number}", "kind": ["sea", "land"][number % 2]})
+    jsonl(folder / "documents" / "all.jsonl", rows)
+    jsonl(folder / "train.jsonl", rows[:20])
+    return folder / "documents"
+
+
+def test_documents_are_judged_without_labels_and_a_sentence_says_what_came_of_it(folder, documents, tmp_path, capsys):
+    asked = tmp_path / "encoder"
+    shutil.copytree(folder / "second", asked)
+    card = asked / "README.md"
+    card.write_text("---\nlicense: apache-2.0\n---\n\nA card.\n")
+    flags = ("--texts", documents, "--text_column", "body", "--title_column", "title", "--label_column", "kind")
+    flags = (*flags, "--train_texts", folder / "train.jsonl", "--output_dir", tmp_path, "--update_card")
+    scores = run_probe.main([str(asked), "--compare", str(folder / "first"), *map(str, flags)])
+    words = {f"{kind} ({source} texts)" for kind in (TFIDF, "BM25") for source in ("training", "scored")}
+    encoders = {str(folder / "first"), str(asked), RANDOM, BAG}
+    assert {s.task for s in scores} == {REST, TITLE, LABEL}
+    for task in (REST, TITLE):
+        found = [s for s in scores if s.task == task]
+        assert {s.metric for s in found} == {"r@1", "r@10", "mrr"}
+        assert {s.system for s in found} == encoders | words
+        assert {s.rows for s in found} == {60}
+        assert found[0].system == str(asked)
+    labelled = {s.system for s in scores if s.task == LABEL}
+    assert labelled == encoders | {name for name in words if name.startswith(TFIDF)}
+    sentence = capsys.readouterr().out.splitlines()[-1]
+    assert sentence.startswith("On 60 passages of 60 documents this encoder finds the rest of the document (R@10) ")
+    assert f"than {folder / 'first'}" in sentence
+    assert results.read_results(tmp_path / "results.json") == scores
+    answers, gold = results.read_answers(tmp_path)
+    assert answers[REST, "cosine raw", "mrr", RANDOM].shape == (1, 60)
+    assert gold[LABEL].shape == (60,)
+    assert REST in card.read_text()
+    assert "model-index" in card.read_text()
+
+
+def test_without_training_texts_word_counting_is_fitted_on_the_scored_ones(folder, documents, capsys):
+    scores = probe(folder, "--texts", documents / "all.jsonl", "--text_column", "body", "--no_controls")
+    assert {s.system for s in scores} == {str(folder / "first"), "TF-IDF (scored texts)", "BM25 (scored texts)"}
+    assert {s.task for s in scores} == {REST}  # a label column has no default here
+    assert "TF-IDF fitted on the scored texts" in capsys.readouterr().out
+
+
+def test_random_weights_are_pooled_as_the_encoder_is(folder, tokenizer):
+    """Weights that only "the" has: also of random weights the vector is the state of this token."""
+    weights = np.zeros(len(tokenizer), np.float32)
+    (the,) = tokenizer("the", add_special_tokens=False)["input_ids"]
+    weights[the] = 1
+    encoder = replace(open_encoder(str(folder / "first")), word_weights=weights)
+    control = run_probe.untrained(encoder, 0)
+    assert control.name == RANDOM
+    text = "bread and the river"
+    place = tokenizer(text)["input_ids"].index(the)
+    states, _ = run_probe.features.token_states(control, [text])
+    np.testing.assert_allclose(run_probe.features.embed_texts(control, [text])[0], states[0, place], atol=5e-3)
+
+
+@pytest.mark.slow
+def test_fine_tuning_of_a_checkpoint_begins_with_the_encoder_that_is_probed(folder, make_model, tokenizer, tmp_path):
+    model = make_model({**make_model().config.text_config.to_dict(), "vocab_size": len(tokenizer)})
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rte = ("--tasks", "rte", "--data_dir", folder / "glue", "--mode", "finetune", "--no_controls", *TINY_RUN)
+    scores = run_probe.main([str(tmp_path), *map(str, rte)])
+    assert {(s.mode, s.system) for s in scores} == {("finetune", str(tmp_path))}
+
+
 def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
     sentences = [
         f"{place} {word} waits." for word in ("storm", "bread") for place in map("the{:02d}".format, range(60))
@@ -287,6 +364,11 @@ def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
         (["--do_predict"], ["--output_dir"]),
         (["--do_predict", "--output_dir", "{dir}/x", "--task_file", "{dir}/ok.jsonl"], ["hidden"]),
         (["--layer_sweep"], ["--output_dir"]),
+        (["--texts", "{dir}/none.txt"], ["--texts", "none.txt: no such file"]),
+        (["--texts", "{dir}/own.jsonl"], ["no column 'text'", "--text_column"]),
+        (["--texts", "{dir}/own.jsonl", "--text_column", "body"], ["--texts", "too short", "16 words"]),
+        (["--train_texts", "{dir}/own.jsonl"], ["--train_texts goes with --texts"]),
+        (["--title_column", "title"], ["--title_column goes with --texts"]),
         (["--update_card", "--compare", "{dir}/second"], ["README.md"]),
     ],
 )

@@ -42,8 +42,8 @@ _SEARCH_MODE, _LABEL_MODE = "cosine raw", "knn"
 PASSAGE_WORDS = 32
 GAP_WORDS = 64
 
-# Shorter documents have no halves worth the name.
-_SHORTEST_DOCUMENT = 16
+# Words of the shortest document that gives passages.
+SHORTEST_DOCUMENT = 16
 
 # More queries narrow an interval by less than a point.
 MAX_QUERIES = 2_000
@@ -161,7 +161,7 @@ def cut_passages(documents: Sequence[str], limit: int = MAX_QUERIES) -> Passages
     """
     block = 2 * PASSAGE_WORDS + GAP_WORDS
     lengths = np.array([len(document.split()) for document in documents], dtype=np.int64)
-    room = np.where(lengths >= block, lengths // block, lengths >= _SHORTEST_DOCUMENT)
+    room = np.where(lengths >= block, lengths // block, lengths >= SHORTEST_DOCUMENT)
     pairs = _shared_out(room, limit)
     queries, answers, numbers = [], [], []
     for number in np.flatnonzero(pairs):
@@ -335,6 +335,7 @@ def judge_documents(
     titles: Sequence[str] | None = None,
     labels: Sequence | None = None,
     reference: str | None = None,
+    max_queries: int = MAX_QUERIES,
 ) -> DocumentScores:
     """Scores encoders, TF-IDF and BM25 on documents that need no labels.
 
@@ -347,6 +348,7 @@ def judge_documents(
         titles: N titles: each has to find its text.
         labels: N classes, to be told by nearest neighbours.
         reference: Which system the first one is compared with in the `verdict`.
+        max_queries: Most pairs of passages, titles and labels; fewer are faster, and intervals wider.
 
     Returns:
         R@10, R@1 and MRR of the searches and the accuracy of labels, with intervals of 1,000 resamples of the queries.
@@ -355,7 +357,7 @@ def judge_documents(
     Raises:
         UsageError: Vectors are not finite, or the labels have a single class.
     """
-    questions = _questions(documents, titles, labels)
+    questions = _questions(documents, titles, labels, max_queries)
     answers = {}
     for system, vectors_of_texts in vectors_of.items():
         answers |= _answer_by_vectors(questions, system, vectors_of_texts)
@@ -376,11 +378,11 @@ class _Questions(NamedTuple):
     passage_documents: int
 
 
-def _questions(documents, titles, labels) -> _Questions:
-    passages = cut_passages(documents)
+def _questions(documents, titles, labels, max_queries) -> _Questions:
+    passages = cut_passages(documents, max_queries)
     searches = {REST: Search(*passages)}
     notes = []
-    rows = _evenly(np.arange(len(documents)), MAX_QUERIES)
+    rows = _evenly(np.arange(len(documents)), max_queries)
     texts = [documents[row] for row in rows]
     if len(rows) < len(documents) and (titles is not None or labels is not None):
         notes.append(f"titles and labels: {len(rows):,} of {len(documents):,} documents, evenly chosen")
