@@ -272,6 +272,10 @@ def test_another_pooling_is_refused_by_name_unless_one_is_named(folder, pooling,
 def test_the_length_of_a_window_is_what_the_folder_says_or_the_user(folder):
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20}))
     assert open_encoder(str(folder)).max_length == 20
+    (folder / "sentence_bert_config.json").rename(folder / "card.json")
+    assert open_encoder(str(folder)).max_length == 64
+    (folder / "card.json").write_text(json.dumps({"max_length": 24}))
+    assert open_encoder(str(folder)).max_length == 24
     assert open_encoder(str(folder), max_length=30).max_length == 30
 
 

@@ -148,9 +148,10 @@ def _kind_of_pooling(config: dict[str, Any]) -> str:
 
 
 def _stated_length(source: str) -> int | None:
-    """At how many tokens sentence-transformers' files of a folder say that texts are cut."""
-    config = _read_json(source, "sentence_bert_config.json") or {}
-    return config.get("max_seq_length")
+    """How long texts are for an encoder, by sentence-transformers' files or by those of a pretraining run."""
+    exported = _read_json(source, "sentence_bert_config.json") or {}
+    pretrained = _read_json(source, "card.json") or {}
+    return exported.get("max_seq_length") or pretrained.get("max_length")
 
 
 def _stated_word_weights(source: str) -> np.ndarray | None:

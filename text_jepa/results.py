@@ -320,7 +320,7 @@ _CARD_SECTION = re.compile(f"{_CARD_START}((?!{_CARD_START}).)*?{_CARD_END}", re
 _TASK_TYPES = {
     "pearson": "sentence-similarity",
     "spearmanr": "sentence-similarity",
-    **dict.fromkeys(("map", "mrr", "p@1", "p@5"), "text-ranking"),
+    **dict.fromkeys(("map", "mrr", "p@1", "p@5", "r@1", "r@10"), "text-ranking"),
 }
 
 
