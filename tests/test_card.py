@@ -165,6 +165,20 @@ def test_only_what_predicts_representations_is_called_a_jepa(make_model, tmp_pat
 # ---- snippets -------------------------------------------------------------------------------------------------------
 
 
+def test_the_snippets_of_an_encoder_with_weights_of_words_agree(make_model, tokenizer, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    model = make_model(sentence_loss_weight=1.0, pooling="idf")
+    model.set_word_weights(torch.rand(len(model.word_weights)))
+    export_encoder(model, tokenizer, tmp_path, 32)
+    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], FACTS, "target")
+    by_library, by_hand, by_pipeline = {}, {}, {}
+    for block, names in zip(blocks(card_of(tmp_path)), (by_library, by_hand, by_pipeline), strict=True):
+        exec(block, names)
+    np.testing.assert_allclose(by_hand["vectors"], by_library["vectors"], atol=1e-5)
+    plain = torch.stack([states[0].mean(0) for states in by_pipeline["states"]])
+    assert (plain - by_hand["vectors"]).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_the_three_snippets_run_and_agree(make_model, tokenizer, tmp_path, pooling):
     pytest.importorskip("sentence_transformers")

@@ -196,9 +196,10 @@ def test_the_files_written_by_hand_mean_what_the_library_writes(run, tmp_path):
     np.testing.assert_array_equal(by_hand.encode(SENTENCES), library.encode(SENTENCES))
 
 
-def test_pooling_by_the_first_token_is_exported_where_it_was_trained(make_model, tokenizer, tmp_path):
+@pytest.mark.parametrize("term", ["sentence_loss_weight", "document_loss_weight"])
+def test_pooling_by_the_first_token_is_exported_where_it_was_trained(make_model, tokenizer, tmp_path, term):
     st = pytest.importorskip("sentence_transformers")
-    trained = make_model(sentence_loss_weight=1.0, pooling="cls")
+    trained = make_model(pooling="cls", **{term: 1.0})
     length = tokenizer.model_max_length
     export_encoder(trained, tokenizer, tmp_path / "cls", 32)
     assert tokenizer.model_max_length == length  # the caller's stays as it was

@@ -50,7 +50,8 @@ def trained_encoder(model: TextJepaForPreTraining, which: Which = "target") -> P
 
 def sentence_pooling(config) -> Literal["mean", "cls"]:
     """How an exported encoder makes a vector of a text: as in training, if a file can say so, or by the mean."""
-    return "cls" if config.sentence_loss_weight and config.pooling == "cls" else "mean"
+    pools_in_training = config.document_loss_weight > 0 or config.sentence_loss_weight > 0
+    return "cls" if pools_in_training and config.pooling == "cls" else "mean"
 
 
 def trained_word_weights(model: TextJepaForPreTraining, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:

@@ -103,7 +103,7 @@ def write_model_card(
         width=config.hidden_size,
         idea=idea_in_words(config),
         objective=objective_in_words(config),
-        pooling=sentence_pooling(config),
+        pooling="idf" if model.word_weights is not None else sentence_pooling(config),
         figures=[(titles[name], value) for name, value in figures.items()],
         is_relative="relative_loss" in figures,
         tokens=f"{whole['tokens_seen']:,}" if "tokens_seen" in whole else None,
