@@ -36,11 +36,14 @@ from text_jepa.assembly import (
     windows_of,
 )
 from text_jepa.checkpointing import PREEMPTED, differing_facts
+from text_jepa.closing import choose_share_of_run, judge_run, merged, weights_of, write_verdict
 from text_jepa.data import DocumentCount, tell_left_out
+from text_jepa.documents import verdict
 from text_jepa.export import parameter_counts, save_for_continuing, trained_encoder
-from text_jepa.features import Encoder, embed_texts, nearest_texts
+from text_jepa.features import embed_texts, encoder_inside, nearest_texts
 from text_jepa.hub import push_folder
 from text_jepa.launching import check_flags, check_output_dir, check_processes, check_trackers, set_up_logging
+from text_jepa.masking import DOCUMENT_VIEWS
 from text_jepa.model_card import size_of
 from text_jepa.pretraining_arguments import (
     DataArguments,
@@ -59,6 +62,12 @@ from text_jepa.training import (
 
 
 logger = logging.getLogger("text_jepa")
+
+# What a run starts from that is given no encoder.
+RANDOM_WEIGHTS = "random weights"
+
+# Documents by which an encoder is merged and judged at the end of a run, and those by which words are counted for it.
+HELD_OUT_DOCUMENTS, TRAINING_DOCUMENTS = 4_000, 20_000
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -101,8 +110,9 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
 
     # The first process makes the caches, the others read them.
     with args.main_process_first(desc="preparing the corpus"):
-        tokenizer, is_new, examples = make_examples(model_args, data_args, args, count)
+        tokenizer, is_new, corpus, examples = make_examples(model_args, data_args, args, count)
         model = make_model(model_args, data_args, objective_args, tokenizer)
+        start = weights_of(trained_encoder(model, model_args.export_encoder))
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
         weigh_words(model, examples["train"], tokenizer)
         probe = make_probe(data_args, args, tokenizer, model_args.cache_dir)
@@ -126,7 +136,7 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
         examples["train"] = windows_of(examples["train"], data_args, tokenizer)
         held_out = windows_of(held_out, data_args, tokenizer, data_args.max_eval_samples)
     facts = facts_of(data_args, model.config, collator, examples["train"], args.dataloader_num_workers)
-    about = about_run(model_args, data_args, argv)
+    about = about_run(model_args, data_args, model.config, argv)
     trainer = TextJepaTrainer(
         model, args, collator, examples["train"], held_out, facts=facts, about=about, processing_class=tokenizer
     )
@@ -158,22 +168,56 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
         with checkpointing.writing(args.output_dir, "the encoder"):
             # What the objective was when the run began, for defaults change.
             objective = ObjectiveArguments(**{name: trainer.facts[name] for name in vars(objective_args)})
-            leave_results(trainer, tokenizer, (model_args, data_args, objective, args))
-        encoder = trained_encoder(model, model_args.export_encoder)
-        show_neighbours(encoder, tokenizer, held_out, data_args.max_length)
-        print(f"\nThe encoder is in {args.output_dir}  (its card: {Path(args.output_dir, 'README.md')})")
+            sentence = leave_results(trainer, start, corpus, (model_args, data_args, objective, args))
+        print(f"\n{sentence}")
+        print(f"The encoder is in {args.output_dir}  (its card: {Path(args.output_dir, 'README.md')})")
         if args.push_to_hub:
             publish(trainer)
     return True
 
 
-def leave_results(trainer, tokenizer, arguments):
-    """Writes the encoder, the complete model, the arguments, the curves and the cards into the output folder."""
-    output_dir = Path(trainer.args.output_dir)
-    trainer.export(output_dir)
+def leave_results(trainer, start, corpus, arguments) -> str:
+    """Writes the encoder, the complete model, the arguments, the curves and the cards into the output folder.
+
+    The encoder has the weights between the first and the last ones that serve best on held-out documents; the complete
+    model, which is for going on, has the last ones.
+
+    Args:
+        trainer: The trainer at the end of the run.
+        start: The weights of the exported encoder at the start of the run, by name.
+        corpus: The raw texts, by split.
+        arguments: The groups of arguments of the run.
+
+    Returns:
+        The verdict on the encoder, in a sentence.
+    """
+    output_dir, tokenizer = Path(trainer.args.output_dir), trainer.processing_class
+    model_args = arguments[0]
+    length = trainer.about["max_length"]
+    encoder = encoder_inside(trainer.model, tokenizer, length, model_args.export_encoder)
+    documents = first_texts(corpus["validation"], HELD_OUT_DOCUMENTS)
+    share, shares = 1.0, {}
+    if model_args.merge:
+        share, shares = choose_share_of_run(encoder, start, documents[0::2])
+    with merged(encoder.model, start, share):
+        is_new = trainer.about["start"] == RANDOM_WEIGHTS
+        training_texts = first_texts(corpus["train"], TRAINING_DOCUMENTS)
+        scores = judge_run(encoder, start, is_new, documents[1::2], training_texts)
+        sentence = verdict(scores)
+        trainer.about |= {"verdict": sentence, "share": share, "shares": list(shares.items())}
+        trainer.export(output_dir)
+        write_verdict(output_dir, scores, share, shares)
+        show_neighbours(encoder, documents)
     save_for_continuing(trainer.model, tokenizer, output_dir / "pretraining")
     trainer.write_card(output_dir / "pretraining", None)
     write_arguments(output_dir / "arguments.yaml", *arguments)
+    return sentence
+
+
+def first_texts(split, count: int) -> list[str]:
+    """The first documents of a split of the corpus, those without text left out."""
+    texts = (row["text"] for row in split.take(min(count, len(split)) if hasattr(split, "__len__") else count))
+    return [text for text in texts if text and text.strip()]
 
 
 def publish(trainer):
@@ -186,15 +230,22 @@ def publish(trainer):
         raise UsageError(f"the encoder is in {args.output_dir}, but {error}; `{command}` tries again") from error
 
 
-def about_run(model_args, data_args, argv) -> dict:
+def longest_text(data_args, config) -> int:
+    """Tokens at which a text is cut in use: of a model of documents as many as a document may have in training."""
+    if data_args.view not in DOCUMENT_VIEWS:
+        return data_args.max_length
+    return min(data_args.max_document_length, config.max_text_length or data_args.max_document_length)
+
+
+def about_run(model_args, data_args, config, argv) -> dict:
     """What the card says that the trainer does not know."""
     name = model_args.model_name_or_path if model_args.init != "from_config" else None
     part = {"embeddings": "the input embeddings of ", "layers": "the layers of "}.get(model_args.init, "")
     return {
         "data": describe_data(data_args),
-        "start": f"{part}{name}" if name else "random weights",
+        "start": f"{part}{name}" if name else RANDOM_WEIGHTS,
         "command": shlex.join(["accelerate", "launch", "run_pretraining.py", *argv]),
-        "max_length": data_args.max_length,
+        "max_length": longest_text(data_args, config),
         "license": model_args.license,
         "base_model": name if name and not Path(name).exists() else None,
         "datasets": [data_args.dataset_name]
@@ -286,14 +337,20 @@ def check_outcome(trainer):
         raise UsageError(f"the run collapsed and was stopped; checkpoints are in {output_dir}. {monitor.remedy}")
 
 
-def show_neighbours(encoder, tokenizer, held_out, max_length: int, queries: int = 5):
-    """Prints five held-out texts and the nearest other one of each."""
-    texts = [tokenizer.decode(example["input_ids"], skip_special_tokens=True) for example in held_out]
-    rows = [int(i * len(texts) / queries) for i in range(min(queries, len(texts)))]
-    found, cosines = nearest_texts(embed_texts(Encoder("this encoder", encoder, tokenizer, max_length), texts), rows)
-    print("\nNearest held-out texts (centred cosine of mean-pooled states):")
+def show_neighbours(encoder, documents, queries: int = 5):
+    """Prints five held-out documents and the nearest other one of each."""
+    rows = [int(i * len(documents) / queries) for i in range(min(queries, len(documents)))]
+    found, cosines = nearest_texts(embed_texts(encoder, documents), rows)
+    print("\nNearest held-out texts (centred cosine of their vectors):")
     for row, neighbour, cosine in zip(rows, found, cosines, strict=True):
-        print(f"  query         {texts[row][:100]}\n  {cosine:.2f} nearest  {texts[neighbour][:100]}\n")
+        print(
+            f"  query         {in_one_line(documents[row])}\n  {cosine:.2f} nearest  {in_one_line(documents[neighbour])}\n"
+        )
+
+
+def in_one_line(text: str) -> str:
+    """The beginning of a text, without line breaks."""
+    return " ".join(text[:200].split())[:100]
 
 
 def console():

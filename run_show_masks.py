@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         check_page(Path(show.html))
     objective = objective_of(model_args, objective_args)
     set_dependent_defaults(data_args, objective)
-    tokenizer, _, examples = make_examples(model_args, data_args, args, DocumentCount())
+    tokenizer, _, _, examples = make_examples(model_args, data_args, args, DocumentCount())
     # How long the encoder's texts may be decides on padding only, which is not shown.
     collator = make_collator(data_args, args, tokenizer, limit=None)
     train = examples["train"] if data_args.streaming else windows_of(examples["train"], data_args, tokenizer)

@@ -118,13 +118,13 @@ def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
 
 
 def make_examples(model_args, data_args, args, count: DocumentCount):
-    """The tokenizer, whether it is new, and the tokenized splits of the corpus; `count` counts those of a stream."""
+    """The tokenizer, whether it is new, the corpus and its tokenized splits; `count` counts those of a stream."""
     corpus = load_corpus(**fields_for(load_corpus, data_args), seed=args.seed, cache_dir=model_args.cache_dir)
     if data_args.max_train_samples is not None:
         corpus["train"] = corpus["train"].take(data_args.max_train_samples)
     tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus["train"])
     options = fields_for(tokenize_corpus, data_args) | {"num_proc": data_args.preprocessing_num_workers}
-    return tokenizer, is_new, tokenize_corpus(corpus, tokenizer, count=count, **options)
+    return tokenizer, is_new, corpus, tokenize_corpus(corpus, tokenizer, count=count, **options)
 
 
 def windows_of(documents: Dataset, data_args, tokenizer, max_windows: int | None = None):

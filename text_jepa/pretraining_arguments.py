@@ -72,6 +72,13 @@ class ModelArguments:
     export_encoder: Literal["target", "context"] = field(
         default="target", metadata={"help": "Exported encoder: the moving average, or the one that was optimised."}
     )
+    merge: bool = field(
+        default=True,
+        metadata={
+            "help": "Export the weights between the first and the last ones with which passages of held-out documents "
+            "find their rest best: --no_merge exports the last ones."
+        },
+    )
     license: str = field(
         default="unknown",
         metadata={"help": "Licence of the weights for the card, by its name on the Hub: apache-2.0, cc-by-sa-4.0 …"},
