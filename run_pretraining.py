@@ -343,9 +343,8 @@ def show_neighbours(encoder, documents, queries: int = 5):
     found, cosines = nearest_texts(embed_texts(encoder, documents), rows)
     print("\nNearest held-out texts (centred cosine of their vectors):")
     for row, neighbour, cosine in zip(rows, found, cosines, strict=True):
-        print(
-            f"  query         {in_one_line(documents[row])}\n  {cosine:.2f} nearest  {in_one_line(documents[neighbour])}\n"
-        )
+        print(f"  query         {in_one_line(documents[row])}")
+        print(f"  {cosine:.2f} nearest  {in_one_line(documents[neighbour])}\n")
 
 
 def in_one_line(text: str) -> str:
