@@ -211,7 +211,9 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
         else:
             length = {"max_position_embeddings": max(512, data_args.max_length)}
             text_config = tokenizer_fields(tokenizer) | length | shape
-            model = TextJepaForPreTraining(TextJepaConfig.preset(model_args.preset or "static", text_config, **fields))
+            by_objective = "static" if fields.get("document_loss_weight", 0) > 0 else "mini"
+            preset = model_args.preset or by_objective
+            model = TextJepaForPreTraining(TextJepaConfig.preset(preset, text_config, **fields))
         if model_args.attn_implementation:
             model.set_attn_implementation(model_args.attn_implementation)
     except UsageError:

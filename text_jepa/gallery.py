@@ -140,13 +140,15 @@ def question_in_words(objective: Any, has_view: bool) -> str:
         objective: Anything with the fields of `TextJepaConfig` that weigh the losses.
         has_view: Whether the texts come with a second one.
     """
-    teacher = "the target encoder" if objective.target_encoder_type == "ema" else "the encoder itself"
+    teacher = "the encoder itself" if objective.target_encoder_type == "online" else "the target encoder"
     seen = "only the hidden words" if objective.target_input == "spans" else "the whole text"
     parts = []
     if objective.latent_loss_weight:
         parts.append(f"the vectors that {teacher}, which reads {seen}, gives to the words of each hidden span")
     if objective.token_loss_weight:
         parts.append("the hidden words themselves")
+    if objective.document_loss_weight:
+        parts.append("the vector of the rest of the document")
     if objective.sentence_loss_weight:
         other = "the second text" if has_view else "the whole text"
         parts.append(f"the one vector that {teacher} gives to {other}")

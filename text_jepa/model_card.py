@@ -24,6 +24,7 @@ _FIGURES = {
     "eval_loss": "held-out loss",
     "eval_latent_loss": "latent loss",
     "eval_token_loss": "loss of hidden tokens (cross-entropy: over the whole vocabulary)",
+    "eval_document_loss": "document loss",
     "eval_sentence_loss": "sentence loss",
     "relative_loss": "relative loss",
     "copy_relative_loss": "relative loss of copying the nearest visible token",
@@ -217,12 +218,18 @@ def idea_in_words(config) -> str:
     """What a configuration trains by, in a few words."""
     if config.latent_loss_weight:
         return "predicting latent representations of hidden text (JEPA)"
+    if config.document_loss_weight:
+        return "predicting, from a window of a document, a latent representation of its rest (JEPA)"
     return "predicting hidden words" if config.token_loss_weight else "comparing representations of texts"
 
 
 def objective_in_words(config) -> str:
     """The objective of a configuration as a sentence."""
-    maker = "a moving average of the encoder" if config.has_target_encoder else "the encoder itself, with gradient"
+    makers = {"ema": "a moving average of the encoder", "frozen": "the encoder as it was at first"}
+    maker = makers.get(config.target_encoder_type, "the encoder itself, with gradient")
+    space = f"the {config.pooling}-weighted mean of fixed random vectors of {config.document_target_size} features"
+    if config.document_target == "encoder":
+        space = f"the pooled vector that {maker} gives"
     whitened = "whitened " if config.has_target_encoder and config.sentence_whitening else ""
     seen = "the hidden tokens alone" if config.target_input == "spans" else "the whole text"
     parts = {
@@ -230,6 +237,8 @@ def objective_in_words(config) -> str:
         f"the last {config.target_num_layers} layers ({config.target_normalization} normalisation) of {maker}, which "
         f"sees {seen}",
         "token": "cross-entropy of the hidden tokens",
+        "document": f"{config.document_loss_type} loss between what a perceptron of {config.document_hidden_size} hidden "
+        f"units makes of the {config.pooling}-pooled window and {space} of the rest of its document",
         "sentence": f"{config.sentence_loss_type} loss between the {config.pooling}-pooled context and the "
         f"{whitened}pooled target of {maker}",
         "variance": f"variance hinge at {config.regularizer_level} level",

@@ -108,6 +108,7 @@ _CURVES = {
     "loss": {"loss": ""},
     "latent loss": {"latent_loss": ""},
     "loss of hidden tokens": {"token_loss": ""},
+    "document loss": {"document_loss": ""},
     "sentence loss": {"sentence_loss": ""},
     "regularizers": {"variance_loss": "variance", "covariance_loss": "covariance", "sigreg_loss": "SIGReg"},
     "relative loss": {"relative_loss": "prediction", "copy_relative_loss": "copying"},

@@ -36,7 +36,10 @@ class ModelArguments:
     )
     preset: str | None = field(
         default=None,
-        metadata={"help": "Size of a new encoder: static, tiny, mini, small, base or large. Default: static."},
+        metadata={
+            "help": "Size of a new encoder: static, tiny, mini, small, base or large. Default: static where windows "
+            "predict the rest of their document, else mini."
+        },
     )
     config_name: str | None = field(
         default=None, metadata={"help": "Configuration of a new encoder: folder or Hub name, any architecture."}

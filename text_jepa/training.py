@@ -86,6 +86,10 @@ class TextJepaTrainingArguments(TrainingArguments):
             "help": "Peak rate of predictor and heads, which are new beside a trained encoder. Default: the same."
         },
     )
+    embedding_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Peak rate of the encoder's input embeddings. Default: the same."},
+    )
     ema_schedule: Literal["cosine", "linear", "constant"] = field(
         default="cosine", metadata={"help": "Course of the target encoder's decay over the run."}
     )
@@ -948,21 +952,36 @@ class TextJepaTrainer(Trainer):
     # -- parameters
 
     def create_optimizer(self, *args, **kwargs):
-        """AdamW as the Trainer makes it, with a rate of their own for the parts around the encoder, if asked."""
+        """AdamW as the Trainer makes it, with rates of their own for embeddings and for what is around the encoder."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if is_new and self.args.predictor_learning_rate is not None:
-            inside = {id(parameter) for parameter in self.model.model.parameters()}
-            for group in list(optimizer.param_groups):
-                around = [p for p in group["params"] if id(p) not in inside]
-                group["params"] = [p for p in group["params"] if id(p) in inside]
-                optimizer.add_param_group({**group, "params": around, "lr": self.args.predictor_learning_rate})
+        if not is_new:
+            return optimizer
+        encoder = self.model.model
+        if self.args.predictor_learning_rate is not None:
+            inside = {id(parameter) for parameter in encoder.parameters()}
+            around = [parameter for parameter in self.model.parameters() if id(parameter) not in inside]
+            _move_to_own_groups(optimizer, around, self.args.predictor_learning_rate)
+        if self.args.embedding_learning_rate is not None:
+            matrix = self.model.get_input_embeddings().weight
+            _move_to_own_groups(optimizer, [matrix], self.args.embedding_learning_rate)
         return optimizer
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Matrices decay; biases, norms and the mask token do not."""
         few = {name for name, p in model.named_parameters() if p.dim() < 2 or name.endswith("mask_tokens")}
         return [name for name in super().get_decay_parameter_names(model) if name not in few]
+
+
+def _move_to_own_groups(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], rate: float):
+    """Takes parameters out of the groups of an optimizer, into groups of the same settings with another rate."""
+    chosen = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        if not moved:
+            continue
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+        optimizer.add_param_group({**group, "params": moved, "lr": rate})
 
 
 def masks_apart(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -987,7 +1006,8 @@ def run_facts(args: TextJepaTrainingArguments) -> dict[str, Any]:
     """Settings without which a run that goes on would not do what the first one would have done."""
     names = ["seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"]
     names += ["max_steps", "num_train_epochs", "bf16", "fp16", "dataloader_drop_last"]
-    names += ["optim", "learning_rate", "predictor_learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"]
+    names += ["optim", "learning_rate", "predictor_learning_rate", "embedding_learning_rate"]
+    names += ["lr_scheduler_type", "lr_scheduler_kwargs"]
     names += ["warmup_steps", "weight_decay", "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon"]
     names += ["max_grad_norm", "skip_spikes", "mask_batching"]
     names += ["ema_schedule", "ema_decay_start", "ema_decay_end", "ema_frozen_steps"]
