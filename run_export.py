@@ -51,10 +51,10 @@ def make_parser() -> argparse.ArgumentParser:
     """The command's parser, one sub-command for each form."""
     parser, commands = command_parser("text-jepa-export", __doc__, "FORM")
 
-    def command(name, function, help):
+    def command(name, function, help, source="Folder that a run has left, its pretraining/ or a checkpoint-N."):
         one = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         one.set_defaults(function=function)
-        one.add_argument("source", help="Folder that a run has left, its pretraining/ or a checkpoint-N.")
+        one.add_argument("source", help=source)
         return one
 
     encoder = command("encoder", write_encoder, "The encoder as an ordinary checkpoint with its card.")
@@ -73,7 +73,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     for one in (encoder, sentence, onnx):
         one.add_argument("--which", choices=("target", "context"), help="Of a pretraining model. Default: target.")
-    weights = command("weights", write_weights, "A copy whose weights of words are counted on other texts.")
+    about = "A copy whose weights of words are counted on other texts."
+    weights = command("weights", write_weights, about, "Folder of an encoder of any origin that pools by the mean.")
     weights.add_argument("output_dir", help="New folder.")
     weights.add_argument(
         "--texts", nargs="+", required=True, metavar="FILE", help="Files with one document per row, to count words on."
@@ -81,7 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     merge = command(
         "merge", write_merged, "A point between two encoders of one shape, such as before and after a run."
     )
-    merge.add_argument("end", help="Folder of the other one, whose tokenizer, weights of words and modules are kept.")
+    merge.add_argument(
+        "end", help="The end: folder of an encoder, whose tokenizer, weights of words and modules are kept."
+    )
     merge.add_argument("output_dir", help="New folder.")
     merge.add_argument("--share", type=_share, help="Of the way from the first to the second. Default: 0.5.")
     merge.add_argument(
