@@ -5,11 +5,12 @@
     text-jepa-export sentence-transformers runs/notes exported --prompts query="query: "
     text-jepa-export onnx runs/notes --int8 --check glue/stsb/validation.parquet
     text-jepa-export weights runs/notes recounted --texts questions.txt     # weights of words, counted on other texts
-    text-jepa-export merge runs/start runs/notes merged --texts held_out.txt  # a point between two encoders
+    text-jepa-export merge runs/start runs/notes merged --texts held_out.txt
     text-jepa-export push runs/notes you/notes --private
 
-The source is what a run has left (the run's folder, its `pretraining/` or one of its checkpoints), or for onnx and
-sentence-transformers any encoder, by folder or name on the Hub.
+The source is what a run has left (the run's folder, its `pretraining/` or one of its checkpoints), or for onnx,
+sentence-transformers and the start of a merge any encoder, by folder or name on the Hub. For weights and the end of a
+merge it is a folder with an encoder of any origin.
 """
 
 import argparse
@@ -79,12 +80,9 @@ def make_parser() -> argparse.ArgumentParser:
     weights.add_argument(
         "--texts", nargs="+", required=True, metavar="FILE", help="Files with one document per row, to count words on."
     )
-    merge = command(
-        "merge", write_merged, "A point between two encoders of one shape, such as before and after a run."
-    )
-    merge.add_argument(
-        "end", help="The end: folder of an encoder, whose tokenizer, weights of words and modules are kept."
-    )
+    about = "A point between two encoders of one shape, such as before and after a run."
+    merge = command("merge", write_merged, about, "The start: an encoder, by folder or name on the Hub.")
+    merge.add_argument("end", help="The end: a folder; its tokenizer, weights of words and modules are kept.")
     merge.add_argument("output_dir", help="New folder.")
     merge.add_argument("--share", type=_share, help="Of the way from the first to the second. Default: 0.5.")
     merge.add_argument(

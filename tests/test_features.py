@@ -310,6 +310,14 @@ def test_of_a_pretraining_model_it_is_the_encoder_that_would_be_exported(tmp_pat
     assert np.abs(context - vectors[0]).max() > 0.1
 
 
+def test_the_tokenizer_of_a_run_is_left_alone(make_model, tokenizer, texts):
+    """What it cuts at is part of its files, which the run has yet to save."""
+    model = make_model({**make_model().config.text_config.to_dict(), "vocab_size": len(tokenizer)})
+    tokenizer.backend_tokenizer.no_truncation()
+    features.embed_texts(encoder_inside(model, tokenizer, 16), texts)
+    assert tokenizer.backend_tokenizer.truncation is None
+
+
 # ---- neighbours and words -------------------------------------------------------------------------------------------
 
 

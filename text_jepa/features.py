@@ -7,6 +7,7 @@ Shapes: N texts or pairs, W windows of texts, S tokens of the longest one, V tok
 L layers, Q queries.
 """
 
+import copy
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -110,7 +111,8 @@ def encoder_inside(
 
     Args:
         model: The pretraining model.
-        tokenizer: The tokenizer that it is trained with.
+        tokenizer: The tokenizer that it is trained with. It is copied, for the length at which texts are cut would end
+            up in the files that a run saves of it.
         max_length: Tokens of a window.
         which: See `trained_encoder`.
         name: The name of the encoder in tables.
@@ -119,7 +121,7 @@ def encoder_inside(
     if model.config.pooling == "idf":
         word_weights = model.word_weights.cpu().numpy()
     pooling = sentence_pooling(model.config)
-    return Encoder(name, trained_encoder(model, which), tokenizer, max_length, pooling, word_weights)
+    return Encoder(name, trained_encoder(model, which), copy.deepcopy(tokenizer), max_length, pooling, word_weights)
 
 
 def _stated_pooling(source: str) -> Pooling:

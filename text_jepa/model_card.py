@@ -237,8 +237,8 @@ def objective_in_words(config) -> str:
         f"the last {config.target_num_layers} layers ({config.target_normalization} normalisation) of {maker}, which "
         f"sees {seen}",
         "token": "cross-entropy of the hidden tokens",
-        "document": f"{config.document_loss_type} loss between what a perceptron of {config.document_hidden_size} hidden "
-        f"units makes of the {config.pooling}-pooled window and {space} of the rest of its document",
+        "document": f"{config.document_loss_type} loss between what a perceptron of {config.document_hidden_size} "
+        f"hidden units makes of the {config.pooling}-pooled window and {space} of the rest of its document",
         "sentence": f"{config.sentence_loss_type} loss between the {config.pooling}-pooled context and the "
         f"{whitened}pooled target of {maker}",
         "variance": f"variance hinge at {config.regularizer_level} level",
