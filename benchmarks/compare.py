@@ -7,17 +7,17 @@
     python benchmarks/compare.py configs/compare/documents.yaml --seconds 15 30 60 120
 
 The file has a `title`, `common` flags of run_pretraining.py, `arms` by name with the flags that set them apart (and
-`recipe`, a file to begin with; `trainer: tsdae` is the denoising autoencoder, `trainer: word2vec` what its name says,
-`trainer: none` the encoder untouched), flags of run_probe.py in `probe` and `over_time`, and the `reference` that all
-others are compared with. An arm takes a common flag back by `null`. Flags that are none of ours join the common ones,
-over which an arm's own win. ${VARIABLES}, in quoted flags too, are those of the environment.
+`recipe`, a file to begin with; `trainer: tsdae` is the denoising autoencoder, `trainer: word2vec` skip-gram, `trainer:
+none` the encoder untouched), flags of run_probe.py in `probe`, `over_time` and `curve`, and the `reference` that all
+others are compared with. Flags that are none of ours join the common ones, over which an arm's own win. ${VARIABLES},
+in quoted flags too, are those of the environment.
 
 Schedules need to know the number of steps, so each arm makes a short pilot run first: the steps that its rate makes of
 --seconds are those of all seeds. What a run really took is in the table. --tokens divides by the pilot's tokens per
 step instead; a text counts once, in however many views or masks a step shows it. --jobs runs so many arms side by
 side, each with its share of the cores; times want a machine that does nothing else. Several --seconds are as many
-comparisons, each in a folder of its own with runs of its own; the last one is the result, and quality.png shows what
-more seconds bring to each arm.
+comparisons, each in a folder of its own with runs of its own; the longest is the result, and quality.png shows what
+more seconds bring to each arm. The shorter ones are probed with the flags of `curve`, where the file has them.
 
 All arms have one tokenizer, and by seed one order of the texts and one held-out part. Every run is a process with a
 log beside its folder: one that fails is named, the others go on, and the same command later makes what is missing.
@@ -56,7 +56,7 @@ from text_jepa.training import metrics_of
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("title", "common", "arms", "probe", "over_time", "reference")
+PARTS = ("title", "common", "arms", "probe", "over_time", "curve", "reference")
 
 PILOT_STEPS = 40  # that are timed, after as many to warm up
 LOGS = 12  # records of a run
@@ -87,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seconds in sorted(args.seconds or [None]):
         folder = out / f"seconds-{seconds:g}" if len(args.seconds or ()) > 1 else out
         budget = {"seconds": seconds, "tokens": args.tokens}
-        results = about | compared(plan, out, folder, environment, args, budget, failures)
+        is_shorter = seconds is not None and seconds < max(args.seconds)
+        asked = plan | {"probe": plan["curve"], "over_time": None} if is_shorter and plan["curve"] else plan
+        results = about | compared(asked, out, folder, environment, args, budget, failures)
         write_results(results, folder)
         comparisons.append(results)
     results = comparisons[-1]
@@ -178,13 +180,8 @@ def read_plan(
         raise UsageError(f"--arms leaves out {plan['reference']}, which the others are compared with; --reference ARM")
     plan["common"] = (plan.get("common") or {}) | as_flags([expanded(word, word) for word in rest])
     chosen = {name: flags for name, flags in plan["arms"].items() if not arms or name in arms}
-    plan["arms"] = {name: without_nulls(plan["common"] | flags) for name, flags in chosen.items()}
-    return {"over_time": None, **plan}
-
-
-def without_nulls(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that have a value: with `null` an arm takes a common flag back."""
-    return {name: value for name, value in flags.items() if value is not None}
+    plan["arms"] = {name: plan["common"] | flags for name, flags in chosen.items()}
+    return {"over_time": None, "curve": None, **plan}
 
 
 def expanded(text: str, where: str) -> str:
@@ -280,7 +277,7 @@ def share_tokenizer(plan: dict[str, Any], out: Path, environment: Mapping[str, s
 def pilot(plan, out, environment, arm, _) -> None:
     """The run that is timed."""
     if is_trained(plan, arm):
-        steps = {"max_steps": 2 * PILOT_STEPS, "logging_steps": PILOT_STEPS}
+        steps = {"max_steps": 2 * PILOT_STEPS, "logging_steps": PILOT_STEPS, "merge": False}
         train(plan["arms"][arm], out / "pilot" / arm, environment, **steps, save_strategy="no")
 
 
@@ -614,19 +611,23 @@ def quality_of(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
         comparisons: Results of one plan for several budgets, the longest last.
 
     Returns:
-        Of each column `arms`: arm -> (seconds that its runs took, score, low end, high end of its interval) of each
-        budget; and `controls`: score of everything that is not trained.
+        Of each column that the shortest budget has too, raw cosines and the average of linear probes: `arms`, arm to
+        (seconds that its runs took, score, low end, high end of its interval) of each budget; and `controls`, the
+        score of each system that is not trained.
     """
     found: dict[str, dict[str, Any]] = {}
     for results in comparisons:
         seconds = defaultdict(list)
-        for run_ in results["runs"]:
-            if "train_seconds" in run_:
-                seconds[run_["arm"]].append(run_["train_seconds"])
+        for one in results["runs"]:
+            if "train_seconds" in one:
+                seconds[one["arm"]].append(one["train_seconds"])
         for score in results["scores"]:
+            name = f"{score['task']}, {score['metric']}"
             if not is_main(score) or score["mode"] == "cosine centred":
                 continue
-            column = found.setdefault(f"{score['task']}, {score['metric']}", {"arms": {}, "controls": {}})
+            if name not in found and results is not comparisons[0]:
+                continue
+            column = found.setdefault(name, {"arms": {}, "controls": {}})
             system = score["system"]
             if system in seconds:
                 point = [float(np.mean(seconds[system])), score["score"], score["low"], score["high"]]

@@ -174,12 +174,6 @@ def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path)
     assert compare.as_argv(plan["arms"]["y"]) == ["--a", "3", "--b", "4", "5", "--c", "True"]
 
 
-def test_an_arm_takes_a_common_flag_back_by_null(tmp_path):
-    path = tmp_path / "plan.yaml"
-    path.write_text("title: A\ncommon: {a: 1, b: 2}\narms: {x: {a: null}, y: {}}\nprobe: {}\nreference: x\n")
-    assert compare.read_plan(str(path))["arms"] == {"x": {"b": 2}, "y": {"a": 1, "b": 2}}
-
-
 def test_a_quoted_flag_may_name_a_variable_as_the_file_does(tmp_path, monkeypatch):
     path = tmp_path / "plan.yaml"
     path.write_text("title: A\ncommon: {a: '${HERE_OF_TEST}/1'}\narms: {x: {}}\nprobe: {}\nreference: x\n")
@@ -221,14 +215,16 @@ def budget_of(seconds, ours):
         column | {"system": "ours", "score": ours, **figures},
         column | {"system": "TF-IDF (training texts)", "score": 60.0, "low": 58, "high": 62},
         column | {"mode": "cosine centred", "system": "ours", "score": 1.0, **figures},
-        {"task": "sst2", "mode": "linear", "metric": "accuracy", "system": "ours", "score": 1.0, **figures},
+        column | {"mode": "linear", "system": "ours", "score": 2.0, **figures},
     ]
     runs = [{"arm": "ours", "seed": seed, "train_seconds": seconds + seed} for seed in (1, 3)]
     return {"scores": scores, "runs": [*runs, {"arm": "before", "seed": 1}]}
 
 
 def test_quality_is_over_the_seconds_that_runs_took_and_of_controls_a_level():
-    quality = compare.quality_of([budget_of(15, 50.0), budget_of(60, 70.0)])
+    longest = budget_of(60, 70.0)
+    longest["scores"].append(longest["scores"][0] | {"task": "title to text"})  # asked of the longest alone
+    quality = compare.quality_of([budget_of(15, 50.0), longest])
     assert quality == {
         "rest of the document, r@10": {
             "arms": {"ours": [[17.0, 50.0, 49.0, 51.0], [62.0, 70.0, 69.0, 71.0]]},
@@ -425,7 +421,8 @@ def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve
     common = {"train_file": str(tmp_path / "train.jsonl"), "preset": "tiny", "text_config": shape, "vocab_size": 300}
     common |= {"max_length": 32, "per_device_train_batch_size": 4, "max_eval_samples": 4, "use_cpu": True}
     plan = {"title": "Seconds", "common": common, "arms": {"mlm": {"objective": "mlm", "mask_ratio": 0.3}}}
-    plan |= {"probe": {"task_file": str(tmp_path / "task.csv"), "mode": ["linear"]}, "reference": "mlm"}
+    task = {"task_file": str(tmp_path / "task.csv")}
+    plan |= {"probe": task | {"mode": ["linear"]}, "curve": task | {"mode": ["knn"]}, "reference": "mlm"}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
     command = [sys.executable, str(ROOT / "benchmarks/compare.py"), str(tmp_path / "plan.yaml")]
     command += ["--seconds", "2", "1", "--output_dir", str(tmp_path / "out")]
@@ -436,6 +433,8 @@ def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve
     for name in ("seconds-1", "seconds-2", "."):
         results = json.loads((out / name / "results.json").read_text())
         steps[name] = results["runs"][0]["step"]
+        modes = {score["mode"] for score in results["scores"] if score["system"] == "mlm"}
+        assert modes == ({"knn"} if name == "seconds-1" else {"linear"})
     assert steps["seconds-2"] == pytest.approx(2 * steps["seconds-1"], abs=1)
     assert steps["."] == steps["seconds-2"]
     assert len(list(out.rglob("pilot"))) == 1
