@@ -1,0 +1,208 @@
+"""The document loss: what its targets are, that they cannot collapse, and what learns from it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModel
+
+from configuration_text_jepa import OBJECTIVES, TextJepaConfig
+from modeling_text_jepa import TextJepaForPreTraining, weighted_mean_pool
+
+
+VOCABULARY = 60
+SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": 40}
+STATIC = {"num_hidden_layers": 0, **SHAPE}
+LAYERED = {"num_hidden_layers": 2, "intermediate_size": 24, **SHAPE}
+
+
+def build(text_config=STATIC, seed=0, **fields):
+    torch.manual_seed(seed)
+    fields = OBJECTIVES["documents"] | {"document_target_size": 24} | fields
+    model = TextJepaForPreTraining(TextJepaConfig(text_config=dict(text_config), **fields))
+    if model.word_weights is not None:
+        model.set_word_weights(torch.arange(VOCABULARY) / 10)
+    return model
+
+
+def batch(texts=5, length=9, rest=21, seed=0, masks=1):
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(3, VOCABULARY, (texts, length), generator=generator)
+    view_ids = torch.randint(3, VOCABULARY, (texts, rest), generator=generator)
+    view_mask = (torch.arange(rest) < torch.arange(rest, rest - texts, -1)[:, None]).long()
+    nothing = torch.full((texts, masks, 1), -1)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "context_positions": torch.arange(length).expand(texts, masks, length),
+        "target_positions": nothing,
+        "target_spans": nothing,
+        "view_input_ids": view_ids,
+        "view_attention_mask": view_mask,
+    }
+
+
+def test_lexical_targets_are_the_weighted_mean_of_fixed_vectors_less_their_mean():
+    model, inputs = build().train(), batch()
+    outputs = model(**inputs)
+    vectors = model.lexical_space.vectors
+    expected = []
+    for ids, mask in zip(inputs["view_input_ids"], inputs["view_attention_mask"], strict=True):
+        words = ids[mask.bool()]
+        weights = model.word_weights[words]
+        expected.append((vectors[words] * weights[:, None]).sum(0) / weights.sum())
+    expected = torch.stack(expected)
+    targets = outputs.text_targets[2]
+    torch.testing.assert_close(targets, expected - expected.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_mean_cosine_distance_of_prediction_and_target():
+    model, inputs = build().train(), batch()
+    outputs = model(**inputs)
+    states = model.model(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state
+    pooled = weighted_mean_pool(states, inputs["attention_mask"], model.word_weights[inputs["input_ids"]])
+    cosine = F.cosine_similarity(model.document_predictor(pooled), outputs.text_targets[2], dim=-1)
+    torch.testing.assert_close(outputs.document_loss, 1 - cosine.mean())
+    torch.testing.assert_close(outputs.loss, outputs.document_loss)
+
+
+def test_padding_and_weightless_words_of_the_rest_change_nothing():
+    model, inputs = build().eval(), batch()
+    model.set_word_weights(torch.cat([torch.zeros(3), torch.rand(VOCABULARY - 3) + 0.1]))
+    expected = model(**inputs).text_targets[2]
+    padding = torch.full((5, 4), 7)
+    weightless = torch.full((5, 2), 2)
+    inputs["view_input_ids"] = torch.cat([inputs["view_input_ids"], padding, weightless], dim=1)
+    more = torch.cat([torch.zeros_like(padding), torch.ones_like(weightless)], dim=1)
+    inputs["view_attention_mask"] = torch.cat([inputs["view_attention_mask"], more], dim=1)
+    torch.testing.assert_close(model(**inputs).text_targets[2], expected)
+
+
+@pytest.mark.parametrize("text_config", [STATIC, LAYERED], ids=["static", "layers"])
+def test_encoder_and_predictor_learn_and_the_target_space_does_not(text_config):
+    model = build(text_config).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    model(**batch()).loss.backward()
+    optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert "model.encoder.embeddings.word_embeddings.weight" in moved or any(
+        "tok_embeddings" in name for name in moved
+    )
+    assert {"document_predictor.hidden.weight", "document_predictor.output.weight"} <= moved
+    assert not {name for name in moved if name.startswith(("lexical_space", "pooler"))}
+    assert model.target_encoder is None
+    assert model.predictor is None
+
+
+def test_every_trainable_parameter_has_a_gradient():
+    model = build().train()
+    model(**batch()).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_constant_encoder_is_no_solution():
+    model, inputs = build().train(), batch(texts=64)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(0.5)
+    assert model(**inputs).loss > 0.95
+
+
+def test_training_finds_the_document_of_a_window():
+    # Twenty "subjects" of two words each: windows and rests of one subject share no word.
+    torch.manual_seed(0)
+    model = build(seed=1, document_target_size=32).train()
+    model.set_word_weights(torch.ones(VOCABULARY))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    subjects = torch.arange(20)
+    inputs = batch(texts=20, length=4, rest=6)
+    inputs["input_ids"] = (3 + subjects)[:, None].expand(20, 4)
+    inputs["view_input_ids"] = (30 + subjects)[:, None].expand(20, 6)
+    inputs["view_attention_mask"] = torch.ones(20, 6, dtype=torch.long)
+    losses = []
+    for _ in range(150):
+        loss = model(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.8
+    assert losses[-1] < 0.1
+
+
+def test_targets_of_an_encoder_are_pooled_views_of_the_target_encoder():
+    model = build(LAYERED, document_target="encoder", target_encoder_type="frozen").train()
+    inputs = batch()
+    outputs = model(**inputs)
+    ids, mask = inputs["view_input_ids"], inputs["view_attention_mask"]
+    with torch.no_grad():
+        states = model.target_encoder(ids, mask).last_hidden_state
+    pooled = weighted_mean_pool(states, mask, model.word_weights[ids])
+    torch.testing.assert_close(outputs.text_targets[2], pooled - pooled.mean(0), rtol=1e-4, atol=1e-5)
+    assert not outputs.text_targets[2].requires_grad
+    assert model.lexical_space is None
+
+
+def test_an_online_target_is_refused_unless_something_keeps_it_from_collapsing():
+    with pytest.raises(Exception, match="online targets collapse"):
+        build(LAYERED, document_target="encoder", target_encoder_type="online")
+
+
+def test_masks_of_a_text_share_its_document():
+    model = build().eval()
+    one, two = model(**batch()), model(**batch(masks=2))
+    torch.testing.assert_close(one.document_loss, two.document_loss)
+
+
+def test_a_checkpoint_keeps_weights_of_words_and_target_space(tmp_path):
+    model, inputs = build().train(), batch()
+    model(**inputs)
+    model.eval().save_pretrained(tmp_path)
+    loaded = TextJepaForPreTraining.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(**inputs).loss, model(**inputs).loss)
+    torch.testing.assert_close(loaded.word_weights, model.word_weights)
+
+
+def test_a_checkpoint_in_half_precision_keeps_them_whole(tmp_path):
+    build().save_pretrained(tmp_path)
+    loaded = TextJepaForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.word_weights.dtype == loaded.lexical_space.vectors.dtype == torch.float32
+    assert loaded.model.encoder.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_an_encoder_without_layers_is_a_stock_checkpoint_of_words_alone(tmp_path):
+    model = build().eval()
+    model.model.encoder.save_pretrained(tmp_path)
+    loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids = torch.tensor([[5, 9, 5, 30]])
+    states = loaded(ids).last_hidden_state
+    torch.testing.assert_close(states[0, 0], states[0, 2])  # wherever a word stands, it has the same state
+    torch.testing.assert_close(states, model.model(ids).last_hidden_state)
+
+
+def test_positions_of_an_encoder_without_layers_stay_zero():
+    model = build().train()
+    model(**batch()).loss.backward()
+    positions = model.model.encoder.embeddings.position_embeddings.weight
+    assert positions.grad is None
+    assert (positions == 0).all()
+
+
+def test_weights_of_words_fit_the_vocabulary_and_the_pooling():
+    with pytest.raises(ValueError, match="weights for 60 words"):
+        build().set_word_weights(torch.ones(7))
+    with pytest.raises(ValueError, match="pooling='idf'"):
+        build(pooling="mean").set_word_weights(torch.ones(VOCABULARY))
+
+
+def test_new_words_are_as_rare_as_the_rarest_and_old_ones_keep_their_place():
+    model = build()
+    weights, vectors = model.word_weights.clone(), model.lexical_space.vectors.clone()
+    model.resize_token_embeddings(VOCABULARY + 3)
+    torch.testing.assert_close(model.word_weights[:VOCABULARY], weights)
+    assert (model.word_weights[VOCABULARY:] == weights.max()).all()
+    torch.testing.assert_close(model.lexical_space.vectors[:VOCABULARY], vectors)
+    inputs = batch()
+    inputs["input_ids"][0, 0] = VOCABULARY + 2
+    assert model(**inputs).loss.isfinite()
