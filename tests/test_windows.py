@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,10 +84,7 @@ def test_documents_are_stored_once_and_without_special_tokens(tokenizer, texts, 
 
 
 def test_windows_of_a_document_are_all_there_also_in_several_chunks(documents):
-    apart = DatasetDict({"a": documents.select(range(10)), "b": documents.select(range(10, 30))})
-    from datasets import concatenate_datasets
-
-    joined = concatenate_datasets([apart["a"], apart["b"]])
+    joined = concatenate_datasets([documents.select(range(10)), documents.select(range(10, 30))])
     for dataset in (documents, joined):
         windows = list(DocumentWindows(dataset, WINDOW_LENGTH, special_tokens=2))
         row = 0
@@ -156,10 +153,10 @@ def test_a_window_depends_on_neither_its_batch_nor_its_order(tokenizer, document
     collate.epoch = 3
     batch = collate(examples)
     windows = real_tokens(batch["input_ids"], batch["attention_mask"])
-    alone = [
-        real_tokens(*(part[name] for name in ("input_ids", "attention_mask")))[0]
-        for part in map(lambda example: collate([example]), reversed(examples))
-    ]
+    alone = []
+    for example in reversed(examples):
+        single = collate([example])
+        alone += real_tokens(single["input_ids"], single["attention_mask"])
     assert alone[::-1] == windows
 
 
