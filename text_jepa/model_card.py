@@ -159,6 +159,7 @@ def run_in_words(trainer) -> dict[str, Any]:
         "start": "the model as given to the trainer",
         "command": None,
         "license": "unknown",
+        "verdict": None,
         "max_length": trainer.model.config.max_text_length,
         "train_texts": size_of(trainer.train_dataset),
         "held_out_texts": size_of(trainer.eval_dataset),
