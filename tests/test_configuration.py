@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, BertConfig, ModernBertConfig, PreTrainedConfig
+from transformers import AutoConfig, BertConfig, DistilBertConfig, ModernBertConfig, PreTrainedConfig
 
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForSequenceClassification
@@ -95,6 +95,15 @@ def test_preset_has_its_documented_size(name, layers, width):
     assert re.search(rf"`{name}` \(?{layers} × {width}", TextJepaConfig.preset.__doc__)
 
 
+def test_the_static_preset_is_an_encoder_without_layers():
+    config = TextJepaConfig.preset("static", {"vocab_size": 77})
+    assert isinstance(config.text_config, DistilBertConfig)
+    assert (config.text_config.num_hidden_layers, config.hidden_size, config.text_config.vocab_size) == (0, 768, 77)
+    assert "`static` 0 × 768" in TextJepaConfig.preset.__doc__
+    with pytest.raises(ValueError, match="unknown field 'hidden_sise' of text_config; did you mean 'hidden_size'"):
+        TextJepaConfig.preset("static", {"hidden_sise": 8})
+
+
 def test_preset_takes_fields_of_both_configurations():
     config = TextJepaConfig.preset("tiny", {"vocab_size": 77, "num_hidden_layers": 3}, token_loss_weight=0.0)
     assert (config.text_config.vocab_size, config.hidden_size, config.token_loss_weight) == (77, 128, 0.0)
@@ -102,7 +111,9 @@ def test_preset_takes_fields_of_both_configurations():
 
 
 def test_unknown_preset_lists_those_there_are():
-    with pytest.raises(ValueError, match="unknown preset 'huge'; the presets are tiny, mini, small, base, large"):
+    with pytest.raises(
+        ValueError, match="unknown preset 'huge'; the presets are static, tiny, mini, small, base, large"
+    ):
         TextJepaConfig.preset("huge")
 
 
@@ -128,8 +139,11 @@ def test_unknown_preset_lists_those_there_are():
         ({"target_num_layers": 0}, "target_num_layers must be 1 to 3 for this encoder, got 0"),
         (
             {"latent_loss_weight": 0, "token_loss_weight": 0, "sentence_loss_weight": 0, "sigreg_loss_weight": 1},
-            "latent_loss_weight, token_loss_weight or sentence_loss_weight must be above 0",
+            "latent_loss_weight, token_loss_weight, document_loss_weight or sentence_loss_weight must be above 0",
         ),
+        ({"document_loss_weight": -1}, "document_loss_weight must be at least 0, got -1"),
+        ({"document_target_size": 0}, "document_target_size must be at least 1, got 0"),
+        ({"document_hidden_size": 0}, "document_hidden_size must be at least 1, got 0"),
         ({"token_loss_weight": -0.1}, "token_loss_weight must be at least 0, got -0.1"),
         ({"sigreg_loss_weight": -1}, "sigreg_loss_weight must be at least 0, got -1"),
         ({"sentence_hidden_size": -1}, "sentence_hidden_size must be at least 0, got -1"),
@@ -141,6 +155,15 @@ def test_unknown_preset_lists_those_there_are():
         (
             {"target_encoder_type": "online", "loss_type": "infonce", "sentence_loss_type": "cosine"},
             "online targets collap",
+        ),
+        (
+            {
+                "target_encoder_type": "online",
+                "latent_loss_weight": 0,
+                "document_loss_weight": 1,
+                "document_target": "encoder",
+            },
+            "online targets collapse",
         ),
         ({"context_mode": "mask_token"}, "needs mask_token_id, the tokenizer's mask token"),
         (
@@ -175,6 +198,8 @@ def test_a_bad_field_is_refused_in_plain_words(fields, message):
         {"target_normalization": "group"},
         {"predictor_type": "lstm"},
         {"pooling": "max"},
+        {"document_target": "words"},
+        {"document_loss_type": "infonce"},
         {"target_encoder_type": "none"},
         {"context_mode": "delete"},
         {"pred_position_embedding_type": "sinus"},
@@ -246,8 +271,13 @@ def test_position_offset_follows_the_padding_token():
 
 MASK_TOKENS, CONVOLUTION = {"context_mode": "mask_token", "mask_token_id": 4}, {"predictor_type": "conv"}
 SENTENCES, SIGREG = {"sentence_loss_weight": 1.0}, {"sigreg_loss_weight": 1.0}
+DOCUMENTS = {"document_loss_weight": 1.0}
 # For each field a value that is not the default, and what has to be set for some of them to mean anything.
 BASES = {
+    "document_hidden_size": DOCUMENTS,
+    "document_loss_type": DOCUMENTS,
+    "document_target": DOCUMENTS,
+    "document_target_size": DOCUMENTS,
     "infonce_temperature": {"loss_type": "infonce"},
     "mask_token_id": MASK_TOKENS,
     "pooling": {"pred_pooled_context": True},
@@ -266,6 +296,11 @@ CHANGES = {
     "classifier_pooling": "cls",
     "context_mode": "attention_mask",
     "covariance_loss_weight": 1.0,
+    "document_hidden_size": 40,
+    "document_loss_type": "smooth_l1",
+    "document_loss_weight": 1.0,
+    "document_target": "encoder",
+    "document_target_size": 24,
     "infonce_temperature": 0.5,
     "initializer_range": 0.3,
     "latent_loss_weight": 2.0,

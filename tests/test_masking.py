@@ -1106,7 +1106,10 @@ def test_an_unknown_token_that_is_also_the_end_of_text_is_never_hidden():
         ({"mask_ratio": {"start": 0, "end": 0.5, "steps": 0}}, "mask_ratio: steps of the schedule must be at least 1"),
         ({"view_ratio": 0}, "view_ratio must lie between 0 and 1, got 0"),
         ({"view_ratio": {"start": 0, "end": 1, "steps": 5}}, "view_ratio must lie between 0 and 1"),
-        ({"view": "flip"}, "view 'flip' is none of same, crop, crop_both, deletion, column, next_sentence"),
+        (
+            {"view": "flip"},
+            "view 'flip' is none of rest, neighbour, same, crop, crop_both, deletion, column, next_sentence",
+        ),
         ({"num_spans": 0}, "num_spans must be at least 1, got 0"),
         ({"num_spans": 2, "min_span_length": 11}, r"min_span_length must lie between 1 and max_span_length \(10\)"),
         ({"num_spans": 2, "mean_span_length": 4}, "mean_span_length is not used by kind 'spans' with num_spans"),
