@@ -49,17 +49,34 @@ FACTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """What a run of three steps has left, with two evaluations."""
+# Of each line of `jepa` one text, of each of the default objective as many windows.
+LINES, WINDOWS_OF_A_LINE = {"jepa": 60, "documents": 80}, 15
+
+
+@pytest.fixture(scope="module", params=LINES)
+def run(request, tmp_path_factory):
+    """What a run of three steps has left, with two evaluations; of hidden tokens, and of the default objective."""
     folder = tmp_path_factory.mktemp("cards")
-    lines = [f"The keeper of lighthouse number {i} climbed down to the harbour.\n" for i in range(60)]
+    if request.param == "jepa":
+        lines = [f"The keeper of lighthouse number {i} climbed down to the harbour.\n" for i in range(60)]
+        options = ["--objective", "jepa", "--preset", "tiny", "--text_config"]
+        options += ['{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}']
+    else:
+        # Equally long, and long enough for a verdict.
+        words = [f"lamp{i % 35}" for i in range(140)]
+        lines = [f"{' '.join(np.random.default_rng(i).permutation(words))}\n" for i in range(80)]
+        options = ["--validation_split_percentage", "50", "--max_document_length", "999", "--text_config"]
+        options += ['{"hidden_size": 16, "num_attention_heads": 2}']
+    assert len(lines) == LINES[request.param]
     (folder / "train.txt").write_text("".join(lines))
-    shape = '{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
-    usual = "--preset tiny --vocab_size 200 --max_length 16 --max_steps 3 --logging_steps 1 --save_steps 2 --use_cpu"
+    usual = "--vocab_size 200 --max_length 16 --max_steps 3 --logging_steps 1 --save_steps 2 --use_cpu"
     usual += " --eval_strategy steps --eval_steps 2 --learning_rate 3e-3 --predictor_learning_rate 7e-3 --seed 5"
     usual += f" --per_device_train_batch_size 4 --train_file {folder}/train.txt --output_dir {folder}/run"
-    return run_pretraining.main([*usual.split(), "--text_config", shape])
+    return run_pretraining.main([*options, *usual.split()])
+
+
+def predicts_documents(run):
+    return json.loads((run / "pretraining" / "config.json").read_text())["document_loss_weight"] > 0
 
 
 def card_of(folder):
@@ -87,7 +104,14 @@ def known_numbers(run):
     config = json.loads((run / "pretraining" / "config.json").read_text())
     values += list(config.values()) + list(config["text_config"].values())
     values += [sum(p.numel() for p in AutoModel.from_pretrained(run).parameters())]
-    values += [60 * 95 // 100, 60 * 5 // 100]  # texts that train, and held out
+    verdict = json.loads((run / "verdict.json").read_text())
+    values += [verdict["verdict"], *verdict["mean_reciprocal_rank_by_share"].items()]
+    values += list(verdict["mean_reciprocal_rank_by_share"].values())
+    # Texts that train, and held out.
+    if predicts_documents(run):
+        values += [LINES["documents"] * 50 // 100 * WINDOWS_OF_A_LINE]
+    else:
+        values += [LINES["jepa"] * 95 // 100, LINES["jepa"] * 5 // 100]
     values += [os.cpu_count(), platform.python_version(), text_jepa.__version__]
     values += [importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")]
     forms = set()
@@ -110,11 +134,12 @@ def test_every_number_of_the_card_is_in_a_file_of_the_run(run):
 
 def test_the_last_figures_stand_in_the_card(run):
     last = {name: value for record in metrics_of(run) for name, value in record.items()}
-    for name, title in (
-        ("eval_loss", "held-out loss"),
-        ("relative_loss", "relative loss"),
-        ("spread", "spread of tok"),
-    ):
+    titles = {"eval_loss": "held-out loss", "spread": "spread of tok"}
+    if predicts_documents(run):
+        titles["eval_document_loss"] = "document loss"
+    else:
+        titles["relative_loss"] = "relative loss"
+    for name, title in titles.items():
         assert re.search(rf"^\| {title}.* \| {re.escape(f'{last[name]:.4g}')} \|$", card_of(run), re.MULTILINE)
     assert f"{last['tokens_seen']:,} tokens in {last['train_seconds'] / 60:.1f} minutes" in card_of(run)
 
@@ -123,15 +148,20 @@ def test_the_card_is_complete_without_editing(run):
     card = card_of(run)
     for part in ("How to use it", "Training", "What this run measured", "Limits", "Licence and citation"):
         assert f"\n## {part}\n" in card
-    for said in (
-        "train.txt",
-        "random weights",
-        "spans of geometric length",
-        "| learning rate | 0.003, cosine",
-        "0.007",
-    ):
+    expected = ["train.txt", "random weights", "| learning rate | 0.003, cosine", "0.007"]
+    if predicts_documents(run):
+        found = json.loads((run / "verdict.json").read_text())
+        best = max(found["mean_reciprocal_rank_by_share"].values())
+        expected += ["nothing hidden. The view of a text is the rest of its document", "0 layers × 16"]
+        expected += ["vectors of 384 features of the rest of its document", "Exported: the context encoder"]
+        expected += ["## Is it better on these texts?", "On 20 passages of 20 documents", found["verdict"]]
+        expected += [f"The exported weights are {found['share']:g} of the way", f"| {found['share']:g} | {best:.1f} |"]
+        expected += ["accelerate launch run_pretraining.py --validation_split_percentage"]
+    else:
+        expected += ["spans of geometric length", "Exported: the target encoder"]
+        expected += ["accelerate launch run_pretraining.py --objective jepa --preset tiny"]
+    for said in expected:
         assert said in card
-    assert "accelerate launch run_pretraining.py --preset tiny" in card
     assert "![curves of the run](curves.png)" in card
     assert (run / "curves.png").stat().st_size > 10_000
     for unfinished in ("{{", "}}", "{%", "None", "More information needed", "TODO", "Model ID", "\n\n\n"):
@@ -154,8 +184,10 @@ def test_figures_of_the_online_probe_are_shown(make_model, tmp_path):
 def test_only_what_predicts_representations_is_called_a_jepa(make_model, tmp_path):
     for objective, fields in OBJECTIVES.items():
         config = TextJepaConfig(**{**fields, "mask_token_id": 4})
-        assert ("JEPA" in idea_in_words(config)) == (objective in ("jepa", "data2vec"))
-        assert ("latent" in idea_in_words(config)) == ("predictor and the mean" in objective_in_words(config))
+        words = objective_in_words(config)
+        assert ("JEPA" in idea_in_words(config)) == (objective in ("documents", "jepa", "data2vec"))
+        assert ("of hidden text" in idea_in_words(config)) == ("predictor and the mean" in words)
+        assert ("window of a document" in idea_in_words(config)) == ("of the rest of its document" in words)
     write_model_card(tmp_path, make_model(latent_loss_weight=0.0), [{"step": 1, "eval_loss": 2.0}], FACTS, "context")
     assert "by predicting hidden words" in card_of(tmp_path)
     assert "A relative loss of 1" not in card_of(tmp_path)

@@ -31,6 +31,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from text_jepa.arguments import UsageError
 from text_jepa.data import (
     DocumentCount,
+    DocumentWindows,
     EndlessStream,
     LengthGroupedSampler,
     TextsWithSteps,
@@ -39,11 +40,10 @@ from text_jepa.data import (
     legible,
     load_corpus,
     sentence_end_table,
-    special_tokens_around,
     tokenize_corpus,
     train_tokenizer,
 )
-from text_jepa.masking import DataCollatorForTextJepa
+from text_jepa.masking import DataCollatorForTextJepa, special_tokens_around
 
 
 WORDS = ["the", "river", "carried", "a", "little", "boat", "past", "mill", "and", "bridge", "open", "sea", "came"]
@@ -367,6 +367,18 @@ def test_a_stream_gives_the_examples_of_the_map_style_corpus_in_its_order(tmp_pa
     assert ids_of(stream["train"]) == (whole if with_held_out_file else whole[-len(ids_of(stream["train"])) :])
     if not with_held_out_file:
         assert ids_of(stream["validation"]) + ids_of(stream["train"]) == whole
+
+
+def test_a_stream_of_documents_gives_the_windows_of_the_map_style_corpus_in_its_order(tmp_path, load):
+    """Documents of one window, of several, and such as are split into parts before."""
+    path = str(write(tmp_path / "a.jsonl", documents(300)))
+    options = {"view": "rest", "max_document_length": 40}
+    stream = tokenize_corpus(load([path], [path], streaming=True), word_tokenizer(), 16, **options)["train"]
+    whole = tokenize_corpus(load([path], [path]), word_tokenizer(), 16, **options)["train"]
+    assert max(whole["length"]) <= 40
+    windows = [(example["input_ids"].tolist(), example["window"]) for example in DocumentWindows(whole, 16, 2)]
+    assert [(list(example["input_ids"]), example["window"]) for example in stream] == windows
+    assert len(windows) > 2 * len(whole) > 600
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])

@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 
 import run_show_masks
+from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, gallery
 from text_jepa.arguments import parse_arguments
-from text_jepa.assembly import make_collator, make_model, make_tokenizer
+from text_jepa.assembly import (
+    make_collator,
+    make_model,
+    make_tokenizer,
+    objective_of,
+    set_dependent_defaults,
+    windows_of,
+)
 from text_jepa.data import EndlessStream, load_corpus, tokenize_corpus, train_tokenizer
 from text_jepa.masking import DataCollatorForTextJepa
 from text_jepa.pretraining_arguments import DataArguments, ModelArguments, ObjectiveArguments
@@ -225,6 +233,7 @@ def test_the_page_marks_each_hidden_run_once(tokenizer, texts, recipe):
         ({"latent_loss_weight": 0}, False, ["words themselves"], ["vectors", "target encoder"]),
         ({"sentence_loss_weight": 1.0}, True, ["one vector", "second text"], []),
         ({"target_encoder_type": "online"}, False, ["encoder itself"], ["target encoder"]),
+        (OBJECTIVES["documents"], True, ["the vector of the rest of the document"], ["words", "target encoder"]),
         ({"latent_loss_weight": 0, "token_loss_weight": 0}, False, ["Nothing is predicted"], ["From"]),
     ],
 )
@@ -252,7 +261,8 @@ def test_the_hidden_share_leaves_special_tokens_and_padding_out(tokenizer, texts
 def folder(tmp_path, texts):
     (tmp_path / "notes.txt").write_text("".join(f"{i} {text}\n" for i in range(6) for text in texts))
     (tmp_path / "run.yaml").write_text(
-        "preset: tiny\nvocab_size: 300\nnum_masks: 2\nmax_length: 48\nper_device_train_batch_size: 4\n"
+        "objective: jepa\npreset: tiny\nvocab_size: 300\nnum_masks: 2\nmax_length: 48\n"
+        "per_device_train_batch_size: 4\n"
         "mask_ratio: {start: 0.1, end: 0.6, steps: 10}\ngradient_accumulation_steps: 2\nuse_cpu: true\n"
         f"validation_split_percentage: 20\ntrain_file: ['{tmp_path / 'notes.txt'}']\n"
         f"output_dir: {tmp_path / 'out'}\ncache_dir: {tmp_path / 'cache'}\n"
@@ -274,17 +284,19 @@ def shown(monkeypatch):
     return batches
 
 
-def trainers_batches(folder, count):
+def trainers_batches(folder, count, more):
     """The first batches that a run of these arguments trains on."""
     classes = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
-    argv = [str(folder / "run.yaml"), "--save_strategy", "no", "--max_steps", str(-(-count // 2))]
+    argv = [str(folder / "run.yaml"), "--save_strategy", "no", "--max_steps", str(-(-count // 2)), *more]
     model_args, data_args, objective_args, args = parse_arguments(classes, argv, "")
+    set_dependent_defaults(data_args, objective_of(model_args, objective_args))
     corpus = load_corpus(data_args.train_file, validation_split_percentage=20, seed=args.seed)
     tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus["train"])
-    examples = tokenize_corpus(corpus, tokenizer, data_args.max_length)
+    examples = tokenize_corpus(corpus, tokenizer, data_args.max_length, view=data_args.view)
+    train = windows_of(examples["train"], data_args, tokenizer)
     model = make_model(model_args, data_args, objective_args, tokenizer)
     collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
-    trainer = TextJepaTrainer(model, args, collator, examples["train"], processing_class=tokenizer)
+    trainer = TextJepaTrainer(model, args, collator, train, processing_class=tokenizer)
     seen = []
     compute_loss = trainer.compute_loss
     trainer.compute_loss = lambda model, inputs, *others, **kwargs: (
@@ -295,30 +307,43 @@ def trainers_batches(folder, count):
     return seen
 
 
-def test_the_batch_is_the_one_the_trainer_trains_on_at_that_step_also_in_a_later_pass(folder, shown):
-    batches = trainers_batches(folder, 12)  # 29 texts in batches of 4: a step of the second pass is the fifth
-    steps = [0, 1, 4, 5]
-    for step in steps:
-        run_show_masks.main([str(folder / "run.yaml"), "--step", str(step)])
-    first = [0, 2, 8, 10]
-    for batch, place in zip(shown, first, strict=True):
+# Step to batch, of 29 texts or 58 windows in batches of four: the second pass begins with the fifth or ninth step.
+STEPS = {"jepa": {0: 0, 1: 2, 4: 8, 5: 10}, "documents": {0: 0, 1: 2, 8: 15}}
+
+
+@pytest.mark.parametrize("objective", STEPS)
+def test_the_batch_is_the_one_the_trainer_trains_on_at_that_step_also_in_a_later_pass(folder, shown, objective):
+    more = ["--objective", objective]
+    batches = trainers_batches(folder, 18, more)
+    for step in STEPS[objective]:
+        run_show_masks.main([str(folder / "run.yaml"), "--step", str(step), *more])
+    for batch, place in zip(shown, STEPS[objective].values(), strict=True):
         expected = batches[place]
         assert set(batch) == set(expected)
         assert all((batch[name] == expected[name]).all() for name in batch)
 
 
-def test_the_batch_of_a_stream_is_the_one_that_it_gives(folder, shown, tokenizer):
+@pytest.mark.parametrize("objective", ["jepa", "documents"])
+def test_the_batch_of_a_stream_is_the_one_that_it_gives(folder, shown, tokenizer, objective):
     argv = [str(folder / "run.yaml"), "--streaming", "--shuffle_buffer", "7", "--max_steps", "3"]
+    argv += ["--objective", objective]
     files = folder / "more.txt"
     files.write_text("".join(f"{i} words of text number {i} in the stream\n" for i in range(300)))
     tokenizer.save_pretrained(folder / "tokenizer")
     run_show_masks.main([*argv, "--train_file", str(files), "--tokenizer_name", str(folder / "tokenizer")])
     corpus = load_corpus([str(files)], streaming=True)
-    train = tokenize_corpus(corpus, tokenizer, 48)["train"].shuffle(seed=42, buffer_size=7)
-    rows = [row["input_ids"] for _, row in zip(range(4), EndlessStream(train, 4, 2, seed=42), strict=False)]
+    view = "rest" if objective == "documents" else None
+    train = tokenize_corpus(corpus, tokenizer, 48, view=view)["train"].shuffle(seed=42, buffer_size=7)
+    rows = [row for _, row in zip(range(4), EndlessStream(train, 4, 2, seed=42), strict=False)]
     (batch,) = shown
-    found = [ids[mask == 1].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    assert found == [list(row) for row in rows]
+    if objective == "documents":
+        collator = DataCollatorForTextJepa(tokenizer, view=view, seed=42, window_length=48)
+        expected = collator(rows)
+        assert (batch["view_input_ids"] == expected["view_input_ids"]).all()
+        assert (batch["input_ids"] == expected["input_ids"]).all()
+    else:
+        found = [ids[mask == 1] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        assert [ids.tolist() for ids in found] == [list(row["input_ids"]) for row in rows]
 
 
 def test_off_a_terminal_the_command_prints_no_colour_and_leaves_only_the_page(folder, capsys):

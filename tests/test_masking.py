@@ -790,10 +790,26 @@ def test_masks_and_views_in_words_name_every_strategy_and_number():
 # ---- loaders --------------------------------------------------------------------------------------------------------
 
 
+# What a loader's collator makes of its examples: masks of texts, or windows of documents.
+LOADED = {
+    "masks": {},
+    "rest": {"view": "rest", "window_length": 12, "mask_ratio": 0.0},
+    "neighbour": {"view": "neighbour", "window_length": 12, "mask_ratio": 0.3},
+}
+every_kind = pytest.mark.parametrize("kind", LOADED)
+
+
 @pytest.fixture(scope="module")
-def loader_texts():
+def loader_examples():
+    """By kind, texts, or all windows of documents."""
     generator = np.random.default_rng(0)
-    return [{"input_ids": random_words(generator, length).tolist()} for length in generator.integers(0, 60, 40)]
+    texts = [{"input_ids": random_words(generator, length).tolist()} for length in generator.integers(0, 60, 40)]
+    windows = []
+    for length in generator.integers(2, 50, 12):
+        document = random_words(generator, length).tolist()
+        count = int(masking.count_windows(np.array([length]), 12)[0])
+        windows += [{"input_ids": document, "window": number} for number in range(count)]
+    return {"masks": texts, "rest": windows, "neighbour": windows}
 
 
 def passes_over(loader, epochs):
@@ -805,28 +821,49 @@ def passes_over(loader, epochs):
     return batches
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-def test_worker_processes_draw_the_masks_of_the_main_process_and_follow_the_epoch(loader_texts, persistent):
-    expected = passes_over(DataLoader(loader_texts, 4, collate_fn=collator()), [0, 1, 7])
-    workers = DataLoader(
-        loader_texts, 4, collate_fn=collator(), num_workers=2, persistent_workers=persistent, prefetch_factor=2
-    )
+@pytest.mark.parametrize(
+    ("kind", "persistent"), [("masks", False), ("masks", True), ("rest", True), ("neighbour", False)]
+)
+def test_worker_processes_draw_the_masks_of_the_main_process_and_follow_the_epoch(loader_examples, kind, persistent):
+    examples, draw = loader_examples[kind], collator(**LOADED[kind])
+    expected = passes_over(DataLoader(examples, 4, collate_fn=draw), [0, 1, 7])
+    options = {"num_workers": 2, "persistent_workers": persistent, "prefetch_factor": 2}
+    workers = DataLoader(examples, 4, collate_fn=collator(**LOADED[kind]), **options)
     for of_epoch, by_workers in zip(expected, passes_over(workers, [0, 1, 7]), strict=True):
         for batch, other in zip(of_epoch, by_workers, strict=True):
             assert all(torch.equal(batch[name], other[name]) for name in batch)
     assert not torch.equal(expected[0][0]["context_positions"], expected[1][0]["context_positions"])
+    if kind != "masks":
+        assert rows_of(expected[0][0]) != rows_of(expected[1][0])
 
 
-def test_ranks_and_resumed_passes_see_the_masks_of_the_whole_pass(loader_texts):
-    whole = [masks for batch in DataLoader(loader_texts, 4, collate_fn=collator()) for masks in map_rows(batch)]
-    rank = [masks for batch in DataLoader(loader_texts[1::2], 4, collate_fn=collator()) for masks in map_rows(batch)]
-    resumed = [masks for batch in DataLoader(loader_texts[13:], 7, collate_fn=collator()) for masks in map_rows(batch)]
-    assert rank == whole[1::2]
-    assert resumed == whole[13:]
+@every_kind
+def test_ranks_and_resumed_passes_see_the_masks_of_the_whole_pass(loader_examples, kind):
+    examples, draw = loader_examples[kind], collator(**LOADED[kind])
+
+    def seen(part, batch_size):
+        return [row for batch in DataLoader(part, batch_size, collate_fn=draw) for row in rows_of(batch)]
+
+    whole = seen(examples, 4)
+    assert seen(examples[1::2], 4) == whole[1::2]
+    assert seen(examples[13:], 7) == whole[13:]
 
 
-def map_rows(batch):
-    return [masks_of(batch, row) for row in range(len(batch["input_ids"]))]
+@every_kind
+def test_what_is_made_of_an_example_depends_on_no_other_one_nor_on_their_order_nor_on_padding(loader_examples, kind):
+    examples, draw = loader_examples[kind], collator(**LOADED[kind])
+    together = rows_of(draw(examples))
+    padded = collator(**LOADED[kind], pad_to_multiple_of=16)
+    assert rows_of(padded(examples[::-1]))[::-1] == together
+    assert [rows_of(draw([example]))[0] for example in examples] == together
+
+
+def rows_of(batch):
+    """Of each row the text, its view if there are views, and its masks."""
+    texts = texts_in(batch)
+    views = views_of(batch) if "view_input_ids" in batch else [None] * len(texts)
+    masks = [masks_of(batch, row) for row in range(len(texts))]
+    return list(zip(texts, views, masks, strict=True))
 
 
 # ---- statistics -----------------------------------------------------------------------------------------------------

@@ -98,6 +98,8 @@ def write_model_card(
         title=title,
         name=str(output_dir),
         exported=exported,
+        exported_encoder=exported if model.target_encoder is not None else "context",
+        has_teacher=config.has_target_encoder or config.target_encoder_type == "online",
         parameters=f"{parameter_counts(encoder)[1]:,}",
         architecture=type(encoder).__name__,
         layers=config.text_config.num_hidden_layers,
