@@ -114,7 +114,7 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
         model = make_model(model_args, data_args, objective_args, tokenizer)
         start = weights_of(trained_encoder(model, model_args.export_encoder))
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
-        weigh_words(model, examples["train"], tokenizer)
+        weigh_words(model, examples["train"], tokenizer, source_of(data_args))
         probe = make_probe(data_args, args, tokenizer, model_args.cache_dir)
         if is_new and args.process_index == 0:
             # Not before all that was asked for is known to be possible: a refused run leaves no trace.
@@ -287,7 +287,8 @@ def facts_of(data_args, config, collator, train_dataset, workers) -> dict:
         # What is in a stream is not known; of files at least their size is. Workers share its files, hence its order.
         files = source_of(data_args)[1]
         facts["data"] = f"{describe_data(data_args)} ({sum(os.path.getsize(path) for path in files)} bytes)"
-        names = ("dataset_split", "text_column", "view_column", "sample_by", "max_train_samples", "max_length")
+        names = ["dataset_split", "text_column", "view_column", "sample_by", "max_train_samples", "max_length"]
+        names += ["max_document_length"] if data_args.view in DOCUMENT_VIEWS else []
         facts |= {name: getattr(data_args, name) for name in (*names, "shuffle_buffer")}
         facts["dataloader_num_workers"] = workers
     return facts

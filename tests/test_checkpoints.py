@@ -27,10 +27,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import run_pretraining
 from benchmarks.faults import differences
+from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments, checkpointing
 from text_jepa.arguments import UsageError, run_command
 from text_jepa.checkpointing import PREEMPTED, checkpoints, damage, newest_whole_checkpoint
-from text_jepa.data import EndlessStream
+from text_jepa.data import DocumentWindows, EndlessStream
 from text_jepa.masking import DataCollatorForTextJepa
 from text_jepa.training import SPIKE_WINDOW, SpikeCallback, metrics_of, representable, spike_threshold
 
@@ -38,6 +39,9 @@ from text_jepa.training import SPIKE_WINDOW, SpikeCallback, metrics_of, represen
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 DROPOUT = {"embedding_dropout": 0.2, "mlp_dropout": 0.2}
+# Of an encoder without layers.
+STATIC_SHAPE = {"hidden_size": 16, "num_attention_heads": 2}
+STATIC_DROPOUT = {"dropout": 0.2}
 
 
 def model_of(tokenizer, **shape):
@@ -45,6 +49,16 @@ def model_of(tokenizer, **shape):
     torch.manual_seed(0)
     shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **SHAPE, **shape}
     return TextJepaForPreTraining(TextJepaConfig.preset("tiny", shape, sentence_loss_weight=0.0))
+
+
+def document_model_of(tokenizer, **shape):
+    """Of the default objective, with a weight of its own for each word."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **STATIC_SHAPE, **shape}
+    config = TextJepaConfig.preset("static", shape, **OBJECTIVES["documents"])
+    model = TextJepaForPreTraining(config)
+    model.set_word_weights(torch.rand(len(tokenizer)) + 0.5)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +70,41 @@ def examples(tokenizer):
     return datasets.Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
 
 
-def trainer_of(tokenizer, examples, output_dir, streaming=False, dropout=False, **arguments):
-    """A trainer of 40 texts, ten batches; of a stream these come from two files' worth of shards."""
+def trainer_of(tokenizer, examples, output_dir, streaming=False, dropout=False, documents=False, **arguments):
+    """A trainer of 40 texts, or of two windows of each of 20 documents: ten batches.
+
+    Those of a stream come from two files' worth of shards.
+    """
     usual = {"max_steps": 6, "per_device_train_batch_size": 4, "logging_steps": 1, "save_steps": 2}
     args = TextJepaTrainingArguments(str(output_dir), use_cpu=True, **{**usual, **arguments})
-    collator = DataCollatorForTextJepa(tokenizer, whole_words=False)
-    train = examples.select(range(40))
+    if documents:
+        model = document_model_of(tokenizer, **(STATIC_DROPOUT if dropout else {}))
+        collator = DataCollatorForTextJepa(tokenizer, mask_ratio=0.0, view="rest", window_length=WINDOW_LENGTH)
+        train = windows_of(examples.select(range(20)))
+        held_out = windows_of(examples.select(range(20, 24)))
+    else:
+        model = model_of(tokenizer, **(DROPOUT if dropout else {}))
+        collator = DataCollatorForTextJepa(tokenizer, whole_words=False)
+        train = examples.select(range(40))
+        held_out = examples.select(range(40, 48))
     if streaming:
-        stream = train.to_iterable_dataset(num_shards=2).shuffle(seed=3, buffer_size=10)
+        stream = datasets.Dataset.from_list(list(train)).to_iterable_dataset(num_shards=2)
+        stream = stream.shuffle(seed=3, buffer_size=10)
         train = EndlessStream(stream, args.train_batch_size, args.gradient_accumulation_steps, pool_batches=2)
-    return TextJepaTrainer(
-        model_of(tokenizer, **(DROPOUT if dropout else {})),
-        args,
-        collator,
-        train,
-        examples.select(range(40, 48)),
-        processing_class=tokenizer,
-    )
+    return TextJepaTrainer(model, args, collator, train, held_out, processing_class=tokenizer)
+
+
+# More than a text of `examples` has: each is a document of two windows.
+WINDOW_LENGTH = 32
+
+
+def windows_of(texts):
+    """The windows of texts without their special tokens."""
+    rows = [text["input_ids"][1:-1] for text in texts]
+    documents = datasets.Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+    windows = DocumentWindows(documents, WINDOW_LENGTH, special_tokens=2)
+    assert len(windows) == 2 * len(texts)
+    return windows
 
 
 class At(TrainerCallback):
@@ -100,9 +132,11 @@ PLACES = ("middle", "border", "second-pass")
 # The others take a minute more.
 USUAL = {("map", 0, 3, place) for place in PLACES}
 USUAL |= {("map", 2, 1, "second-pass"), ("stream", 0, 1, "second-pass"), ("stream", 2, 3, "middle")}
+USUAL |= {("documents", 0, 3, place) for place in PLACES}
+USUAL |= {("documents", 2, 1, "second-pass"), ("document-stream", 2, 3, "middle")}
 MATRIX = [
     pytest.param(*case, marks=[] if case in USUAL else pytest.mark.slow)
-    for case in itertools.product(("map", "stream"), (0, 2), (1, 3), PLACES)
+    for case in itertools.product(("map", "stream", "documents", "document-stream"), (0, 2), (1, 3), PLACES)
 ]
 
 
@@ -127,7 +161,8 @@ def whole_run(tokenizer, examples, tmp_path_factory):
 def settings_of(source, workers, accumulation):
     """Dropout with accumulation or workers, bf16 with one of them: every pair of settings occurs."""
     return {
-        "streaming": source == "stream",
+        "streaming": source in ("stream", "document-stream"),
+        "documents": source in ("documents", "document-stream"),
         "dataloader_num_workers": workers,
         "gradient_accumulation_steps": accumulation,
         "dropout": workers == 0 or accumulation == 3,
@@ -145,7 +180,10 @@ def settings_of(source, workers, accumulation):
 def test_resumed_run_ends_with_the_same_bits(
     tokenizer, examples, tmp_path, whole_run, source, workers, accumulation, place
 ):
-    """Both encoders, predictor, optimizer, schedule, random states, windows of the monitors, and the log."""
+    """Encoders, predictors, optimizer, schedule, random states, windows of the monitors, and the log.
+
+    Of documents the weights of words, the lexical vectors and the running mean of targets too.
+    """
     whole = whole_run(source, workers, accumulation)
     stop = STOPS[accumulation][PLACES.index(place)]
     trainer = trainer_of(tokenizer, examples, tmp_path, **settings_of(source, workers, accumulation))
@@ -476,9 +514,8 @@ def corpus(tmp_path_factory):
 
 def flags(corpus, output_dir, *more):
     """The command line of a tiny run; later flags win."""
-    usual = (
-        f"--train_file {corpus}/train.txt --cache_dir {corpus}/cache --preset tiny --vocab_size 200 --max_length 16"
-    )
+    usual = f"--objective jepa --preset tiny --train_file {corpus}/train.txt --cache_dir {corpus}/cache"
+    usual += " --vocab_size 200 --max_length 16"
     usual += " --max_steps 6 --save_steps 2 --logging_steps 1 --per_device_train_batch_size 4 --use_cpu"
     usual += f" --max_eval_samples 8 --num_masks 2 --output_dir {output_dir}"
     return [*usual.split(), "--text_config", json.dumps(SHAPE | DROPOUT), *more]
@@ -528,6 +565,31 @@ def test_command_goes_on_where_it_was(command, finished, copy):
     assert command(copy, *AUTO)[0] == 0
     for what in ("checkpoint-6/*", "metrics.jsonl", "*.safetensors", "pretraining/*"):
         assert differences(finished, copy, what) == []
+
+
+@pytest.mark.slow
+def test_command_of_the_default_objective_goes_on_where_it_was(command, corpus, tmp_path):
+    """Windows of documents that are long enough for a choice of the share and for a verdict."""
+    file = tmp_path / "long.txt"
+    words = [f"word{number}" for number in range(40)]
+    generator = np.random.default_rng(0)
+    file.write_text("".join(f"{' '.join(generator.choice(words, 150))}.\n" for _ in range(120)))
+    more = ["--objective", "documents", "--preset", "static", "--text_config", json.dumps(STATIC_SHAPE)]
+    more += ["--train_file", str(file), "--validation_split_percentage", "50", "--num_masks", "1"]
+    whole = run_pretraining.main(flags(corpus, tmp_path / "whole", *more))
+    assert json.loads((whole / "verdict.json").read_text())["mean_reciprocal_rank_by_share"]
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint-6")
+    for path in run.iterdir():
+        if path.is_file():
+            path.unlink()
+    assert command(run, *more, *AUTO)[0] == 0
+    compared = ["checkpoint-6/*", "metrics.jsonl", "*.safetensors", "1_WordWeights/*", "pretraining/*", "verdict.json"]
+    for what in compared:
+        assert differences(whole, run, what) == []
+    code, line = command(run, *more, *AUTO, "--max_document_length", "90")
+    assert code == 2
+    assert "data was" in line
 
 
 @pytest.mark.parametrize(

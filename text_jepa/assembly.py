@@ -1,6 +1,7 @@
 """What a pretraining run is made of, from its arguments: texts, tokenizer, model, collator, probe."""
 
 import dataclasses
+import itertools
 import json
 import math
 import pickle
@@ -243,13 +244,28 @@ def objective_continues(name: str | None, hub: dict) -> bool:
         return False
 
 
-def weigh_words(model: TextJepaForPreTraining, train, tokenizer) -> None:
-    """Sets the weights of words by the training texts, by the first of a stream, where texts are pooled by them."""
+def weigh_words(model: TextJepaForPreTraining, train, tokenizer, source: tuple[str, list[str]]) -> None:
+    """Sets the weights of words by the training texts, by the first of a stream, where texts are pooled by them.
+
+    Args:
+        model: The model; one that pools in another way stays as it is.
+        train: The tokenized training texts.
+        tokenizer: Their tokenizer.
+        source: What they are read from, see `source_of`.
+
+    Raises:
+        UsageError: A stream cannot be read.
+    """
     if model.word_weights is None:
         return
     frequency = DocumentFrequency(len(vocabulary(tokenizer)))
-    texts = train["input_ids"] if isinstance(train, Dataset) else train.take(STREAM_TEXTS_TO_WEIGH)
-    frequency.add(texts if isinstance(train, Dataset) else (example["input_ids"] for example in texts))
+    if isinstance(train, Dataset):
+        texts = train["input_ids"]
+    else:
+        # A document of a stream comes once for each of its windows.
+        first = (example for example in legible(train, *source) if example.get("window", 0) == 0)
+        texts = (example["input_ids"] for example in itertools.islice(first, STREAM_TEXTS_TO_WEIGH))
+    frequency.add(texts)
     weights = torch.zeros_like(model.word_weights)  # an encoder may have more rows than its tokenizer has words
     weights[: len(frequency.counts)] = torch.from_numpy(word_weights(frequency, tokenizer))
     model.set_word_weights(weights)
