@@ -645,15 +645,19 @@ def draw_quality(quality: Mapping[str, Mapping[str, Any]], budgets: Sequence[flo
 
     arms = list(dict.fromkeys(arm for column in quality.values() for arm in column["arms"]))
     controls = list(dict.fromkeys(name for column in quality.values() for name in column["controls"]))
-    levels = {name: ["--", ":", "-."][number % 3] for number, name in enumerate(controls)}
+    shades = {name: shade_of(name) for name in controls}
+    dashes = {}
+    for name in controls:
+        alike = [other for other in dashes if shades[other] == shades[name]]
+        dashes[name] = ["--", ":", "-."][len(alike) % 3]
     figure = Figure(figsize=(5 * len(quality), 5), layout="constrained")
     FigureCanvasAgg(figure)
     lines = {}
     for number, (name, column) in enumerate(quality.items(), start=1):
         axes = figure.add_subplot(1, len(quality), number)
         for control, score in column["controls"].items():
-            shade = "black" if control.startswith("TF-IDF") else "gray"
-            lines[control] = axes.axhline(score, color=shade, linestyle=levels[control], linewidth=1, label=control)
+            style = {"color": shades[control], "linestyle": dashes[control], "linewidth": 1}
+            lines[control] = axes.axhline(score, **style, label=control)
         for arm, points in column["arms"].items():
             seconds, scores, lows, highs = zip(*points, strict=True)
             color = f"C{arms.index(arm) % 10}"
@@ -668,6 +672,14 @@ def draw_quality(quality: Mapping[str, Mapping[str, Any]], budgets: Sequence[flo
         axes.grid(alpha=0.3)
     figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def shade_of(control: str) -> str:
+    """The colour of a level line: black for TF-IDF, gray for BM25, light for what is an untrained encoder."""
+    for start, shade in {"TF-IDF": "black", "BM25": "dimgray"}.items():
+        if control.startswith(start):
+            return shade
+    return "darkgray"
 
 
 if __name__ == "__main__":
