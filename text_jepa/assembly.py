@@ -96,7 +96,8 @@ def set_dependent_defaults(data_args, config) -> None:
         )
     if data_args.mask_ratio is None and data_args.mask_strategies is None:
         predicts_tokens = config.latent_loss_weight > 0 or config.token_loss_weight > 0
-        data_args.mask_ratio = 0.5 if predicts_tokens or config.document_loss_weight == 0 else 0.0
+        predicts_documents = config.document_loss_weight > 0 or data_args.view in DOCUMENT_VIEWS
+        data_args.mask_ratio = 0.0 if predicts_documents and not predicts_tokens else 0.5
 
 
 def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
