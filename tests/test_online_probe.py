@@ -279,13 +279,14 @@ def command(folder, output_dir, *flags):
     ]
 
 
+@pytest.mark.parametrize(("objective", "prefix"), [("jepa", "target_encoder."), ("documents", "model.encoder.")])
 def test_the_exported_encoder_is_the_best_one_and_stays_so_when_the_finished_run_is_resumed(
-    folder, tmp_path, monkeypatch
+    folder, tmp_path, monkeypatch, objective, prefix
 ):
     """The middle of three checkpoints is given the best figure."""
     figures = iter([10.0, 10.0, 90.0, 20.0, 50.0, 95.0])
     monkeypatch.setattr(OnlineProbeCallback, "scores", lambda self, encoder: [next(figures), 0.0])
-    flags = ["--probe_task", str(folder / "task.jsonl"), "--load_best_model_at_end"]
+    flags = ["--objective", objective, "--probe_task", str(folder / "task.jsonl"), "--load_best_model_at_end"]
     flags += ["--metric_for_best_model", "probe_teacher_linear"]
     output_dir = run_pretraining.main(command(folder, tmp_path / "run", *flags))
     best = load_file(output_dir / "checkpoint-4" / "model.safetensors")
@@ -293,7 +294,7 @@ def test_the_exported_encoder_is_the_best_one_and_stays_so_when_the_finished_run
 
     def exported_is(state):
         exported = load_file(output_dir / "model.safetensors")
-        return all(torch.equal(value, state[f"target_encoder.{name}"]) for name, value in exported.items())
+        return all(torch.equal(value, state[f"{prefix}{name}"]) for name, value in exported.items())
 
     assert exported_is(best)
     assert not exported_is(last)

@@ -11,7 +11,7 @@ import yaml
 from transformers import AutoModel, BertConfig, BertModel
 
 import run_pretraining
-from configuration_text_jepa import OBJECTIVES
+from configuration_text_jepa import LOSS_TERMS, OBJECTIVES
 from text_jepa import TextJepaForPreTraining, pretraining_arguments
 from text_jepa.arguments import UsageError, parse_arguments
 from text_jepa.training import TextJepaTrainingArguments, metrics_of
@@ -59,7 +59,7 @@ def test_recipe_trains_and_its_encoder_opens(name, corpus, encoder, tmp_path):
     records = metrics_of(output)
     assert [record["step"] for record in records if "loss" in record] == [1, 2, 3]
     assert all(math.isfinite(value) for record in records for value in record.values())
-    terms = {f"{term}_loss" for term in ("latent", "token", "sentence", "variance", "covariance", "sigreg")}
+    terms = {f"{term}_loss" for term in LOSS_TERMS}
     config = TextJepaForPreTraining.from_pretrained(output / "pretraining").config
     assert terms & records[0].keys() == {term for term in terms if getattr(config, f"{term}_weight") > 0}
     assert AutoModel.from_pretrained(output).config.model_type == (
@@ -76,9 +76,11 @@ def test_recipe_of_a_new_encoder_also_goes_around_a_trained_one(name, corpus, en
 
 
 def test_every_objective_and_every_recipe_of_the_plan_is_there():
-    used = {yaml.safe_load(path.read_text()).get("objective", "jepa") for path in RECIPES.values()}
+    used = {yaml.safe_load(path.read_text())["objective"] for path in RECIPES.values()}
     assert used == set(OBJECTIVES)
-    planned = "text-jepa-seed t-jepa-ul2 sentence-vicreg data2vec2-text ijepa-text lejepa-text boot-bert hybrid"
+    planned = (
+        "token-jepa text-jepa-seed t-jepa-ul2 sentence-vicreg data2vec2-text ijepa-text lejepa-text boot-bert hybrid"
+    )
     assert {*planned.split(), "continue-from-encoder"} <= RECIPES.keys()
 
 
@@ -93,7 +95,8 @@ def test_recipe_says_where_it_comes_from_and_what_it_was_run_on(name):
 
 def test_each_mask_strategy_gets_a_mask_token_of_its_own(corpus, tmp_path, capsys):
     """Also where no recipe says how many; fewer are refused before anything trains."""
-    strategies = ["--mask_strategies", "{short: {ratio: 0.2}, long: {ratio: 0.5}, end: {kind: suffix, ratio: 0.3}}"]
+    strategies = ["--objective", "jepa", "--mask_strategies"]
+    strategies += ["{short: {ratio: 0.2}, long: {ratio: 0.5}, end: {kind: suffix, ratio: 0.3}}"]
     output = run_pretraining.main([*QUICK, *corpus, *strategies, "--output_dir", str(tmp_path / "run")])
     model = TextJepaForPreTraining.from_pretrained(output / "pretraining")
     assert model.predictor.mask_tokens.shape[0] == model.config.pred_num_mask_tokens == 3
@@ -152,9 +155,9 @@ def long_run(texts, tokenizer, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["default", "hybrid", "ijepa-text"])
+@pytest.mark.parametrize("name", ["default", "token-jepa", "hybrid", "ijepa-text"])
 def test_five_hundred_steps_of_a_recipe_are_healthy(name, long_run, tmp_path, capsys):
-    """The default, one with all terms at once, and one that is latent alone."""
+    """The default, the one before, one with all terms at once, and one that is latent alone."""
     output = run_pretraining.main([str(RECIPES[name]), *long_run, "--output_dir", str(tmp_path / "run")])
     assert metrics_of(output)[-1]["step"] == 500
     assert "WARNING: collapse" not in capsys.readouterr().err
