@@ -11,7 +11,7 @@ from text_jepa import TextJepaTrainer
 
 
 class RecordingTrainer(TextJepaTrainer):
-    """Keeps the texts and masks of each batch, and the target encoder at the end."""
+    """Keeps the texts and masks of each batch, and the encoder that makes targets, if any does, at the end."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.seen = [*getattr(self, "seen", []), {name: value.clone() for name, value in inputs.items()}]
@@ -19,7 +19,7 @@ class RecordingTrainer(TextJepaTrainer):
 
     def train(self, *args, **kwargs):
         output = super().train(*args, **kwargs)
-        kept = {"seen": self.seen, "target": self.model.target_encoder.state_dict(), "world": self.args.world_size}
+        kept = {"seen": self.seen, "target": self.model.teacher.state_dict(), "world": self.args.world_size}
         kept["threads"] = threads()
         torch.save(kept, f"{self.args.output_dir}/rank{self.args.process_index}.pt")
         return output

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
+from text_jepa.training import metrics_of
 
 
 HERE = Path(__file__).parent
@@ -42,6 +45,8 @@ SETTINGS = {
         "sigreg_loss_weight": 0.1,
         "regularizer_level": "token",
     },
+    "documents": OBJECTIVES["documents"],
+    "documents-encoder": OBJECTIVES["documents"] | {"document_target": "encoder", "document_loss_type": "smooth_l1"},
 }
 
 
@@ -51,11 +56,13 @@ SETTINGS = {
 def step(rank, world, folder):
     """One step of every setting on this process's part of the batch, as the Trainer makes it; rank 0 keeps it."""
     torch.set_num_threads(1)
-    batch, models = torch.load(folder / "batch.pt"), torch.load(folder / "models.pt")
+    batches, models = torch.load(folder / "batches.pt"), torch.load(folder / "models.pt")
     parts = [slice(None)] if world == 1 else [slice(0, TEXTS_OF_FIRST), slice(TEXTS_OF_FIRST, None)]
-    part = {name: value[parts[rank]] for name, value in batch.items()}
-    count, found = (batch["target_positions"] >= 0).sum(), {}
+    found = {}
     for setting, (fields, state) in models.items():
+        batch = batches["documents" if setting.startswith("documents") else "texts"]
+        part = {name: value[parts[rank]] for name, value in batch.items()}
+        count = (batch["target_positions"] >= 0).sum()
         model = TextJepaForPreTraining(TextJepaConfig(**fields)).train()
         model.load_state_dict(state)
         torch.manual_seed(rank)  # rank 0 draws the directions of SIGReg
@@ -90,9 +97,14 @@ def steps(make_model, make_batch, tmp_path_factory):
         for name, parameter in model.named_parameters():
             if name.startswith("target_encoder"):
                 torch.nn.init.normal_(parameter, std=0.2)
+        if model.word_weights is not None:
+            model.set_word_weights(torch.rand(len(model.word_weights)))
         models[setting] = fields | {"text_config": model.config.text_config.to_dict()}, model.state_dict()
     torch.save(models, folder / "models.pt")
-    torch.save(make_batch(lengths=(21, 9, 14, 18, 5)), folder / "batch.pt")
+    texts = make_batch(lengths=(21, 9, 14, 18, 5))
+    rest = make_batch(lengths=(8, 30, 12, 5, 17), width=32, seed=3)
+    views = {"view_input_ids": rest["input_ids"], "view_attention_mask": rest["attention_mask"]}
+    torch.save({"texts": texts, "documents": texts | views}, folder / "batches.pt")
     step(0, 1, folder)
     other = multiprocessing.get_context("spawn").Process(target=step_of_two, args=(1, folder))
     other.start()
@@ -116,39 +128,31 @@ def test_a_step_of_two_processes_is_that_of_one_on_the_joint_batch(steps, settin
 # ---- whole runs -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """One process with accumulation 2, and two processes: the same global batch of 16 texts, two passes over them."""
-    folder = tmp_path_factory.mktemp("runs")
+def run_as_one_and_as_two(folder, texts, arguments, of_one):
+    """Trains on the texts in one process, with arguments of its own, and in two: folders `one` and `two`."""
     with (folder / "train.jsonl").open("w") as file:
-        for number in range(90):
-            file.write(json.dumps({"text": f"Text number {number} is " + "rather " * (number % 11) + "short."}) + "\n")
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    arguments = ["--train_file", str(folder / "train.jsonl"), "--preset", "tiny", "--text_config", json.dumps(shape)]
-    # No contrast of texts, which sees one accumulated batch at a time but all processes at once.
-    # 80 texts: a pass that divides evenly, so that accelerate repeats no text to fill up the ranks.
-    arguments += [
-        "--validation_split_percentage",
-        "11",
-        "--vocab_size",
-        "300",
-        "--token_loss_candidates",
-        "400",
-        "--sentence_loss_weight",
-        "0",
-        "--use_cpu",
-        "--logging_steps",
-        "1",
+        for text in texts:
+            file.write(json.dumps({"text": text}) + "\n")
+    usual = ["--train_file", str(folder / "train.jsonl"), "--vocab_size", "300", "--use_cpu", "--logging_steps", "1"]
+    arguments = [
+        *usual,
+        "--max_steps",
+        "10",
+        "--save_strategy",
+        "no",
+        "--per_device_train_batch_size",
+        "8",
+        *arguments,
     ]
-    arguments += ["--max_steps", "10", "--per_device_train_batch_size", "8", "--save_strategy", "no"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    for name, command in (
-        ("one", [sys.executable, str(HERE / "recording_run.py"), "--gradient_accumulation_steps", "2"]),
-        ("two", [*launcher, str(HERE / "recording_run.py")]),
-    ):
+    commands = {
+        "one": [sys.executable, str(HERE / "recording_run.py"), *arguments, *of_one],
+        "two": [*launcher, str(HERE / "recording_run.py"), *arguments],
+    }
+    for name, command in commands.items():
         result = subprocess.run(
-            [*command, *arguments, "--output_dir", str(folder / name)],
+            [*command, "--output_dir", str(folder / name)],
             env=environment,
             capture_output=True,
             text=True,
@@ -158,14 +162,40 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One process with accumulation 2, and two processes: the same global batch of 16 texts, two passes over them."""
+    texts = [f"Text number {number} is " + "rather " * (number % 11) + "short." for number in range(90)]
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    arguments = ["--objective", "jepa", "--preset", "tiny", "--text_config", json.dumps(shape)]
+    # No contrast of texts, which sees one accumulated batch at a time but all processes at once.
+    # 80 texts: a pass that divides evenly, so that accelerate repeats no text to fill up the ranks.
+    arguments += ["--validation_split_percentage", "11", "--token_loss_candidates", "400"]
+    arguments += ["--sentence_loss_weight", "0"]
+    folder = tmp_path_factory.mktemp("runs")
+    return run_as_one_and_as_two(folder, texts, arguments, ["--gradient_accumulation_steps", "2"])
+
+
+@pytest.fixture(scope="module")
+def document_runs(tmp_path_factory):
+    """The default objective with a batch of 16 windows in one process, and in two: all windows of eight documents.
+
+    So that a batch is the same whatever its order. Accumulated batches would not do, for the mean of the targets moves
+    with each.
+    """
+    texts = [f"Text number {number} is " + "rather " * number + "short." for number in range(9)]
+    arguments = ["--validation_split_percentage", "11", "--learning_rate", "0.01", "--text_config"]
+    arguments += [json.dumps({"hidden_size": 32, "num_attention_heads": 2})]
+    folder = tmp_path_factory.mktemp("document_runs")
+    return run_as_one_and_as_two(folder, texts, arguments, ["--per_device_train_batch_size", "16"])
+
+
 def ranks(folder):
     return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
 
 
 @pytest.mark.distributed
 def test_two_processes_log_the_losses_of_one(runs):
-    from text_jepa.training import metrics_of
-
     assert [rank["world"] for rank in ranks(runs / "two")] == [2, 2]
     one, two = ([r for r in metrics_of(runs / name) if "loss" in r] for name in ("one", "two"))
     assert len(one) == len(two) == 10
@@ -177,8 +207,6 @@ def test_two_processes_log_the_losses_of_one(runs):
 @pytest.mark.distributed
 def test_two_processes_evaluate_as_one_does(runs):
     """But for texts that one of them reads twice, so that both read as many."""
-    from text_jepa.training import metrics_of
-
     one, two = (next(r for r in metrics_of(runs / name) if "eval_loss" in r) for name in ("one", "two"))
     for key in ("eval_loss", "eval_latent_loss", "eval_token_loss"):
         assert two[key] == pytest.approx(one[key], rel=0.1), key
@@ -214,3 +242,45 @@ def test_no_thread_of_the_group_outlives_a_run(runs):
     for number, rank in enumerate(ranks(runs / "two")):
         assert any("gloo" in name for name in rank["threads"])
         assert "gloo" not in (runs / "two" / f"threads-{number}.txt").read_text()
+
+
+# ---- whole runs of the default objective ----------------------------------------------------------------------------
+
+
+@pytest.mark.distributed
+def test_two_processes_learn_of_documents_what_one_does(document_runs):
+    """Losses, figures, the encoder, and the weights of words that it is exported with."""
+    assert [rank["world"] for rank in ranks(document_runs / "two")] == [2, 2]
+    one, two = ([r for r in metrics_of(document_runs / name) if "loss" in r] for name in ("one", "two"))
+    assert len(one) == len(two) == 10
+    assert one[-1]["loss"] < 0.9 * one[0]["loss"]
+    for first, second in zip(one, two, strict=True):
+        for key in ("loss", "document_loss", "pooled_rank"):
+            assert second[key] == pytest.approx(first[key], rel=1e-4), (first["step"], key)
+    for name in ("model.safetensors", "1_WordWeights/model.safetensors", "pretraining/model.safetensors"):
+        expected, found = (load_file(document_runs / folder / name) for folder in ("one", "two"))
+        assert expected.keys() == found.keys()
+        for tensor, value in expected.items():
+            torch.testing.assert_close(found[tensor], value, rtol=1e-3, atol=1e-4, msg=f"{name}: {tensor}")
+
+
+@pytest.mark.distributed
+def test_two_processes_see_the_windows_of_one_and_end_with_the_same_bits(document_runs):
+    """In each step together all windows of the documents, cut anew in each pass and the same way by both."""
+    first, second = ranks(document_runs / "two")
+    assert all(torch.equal(first["target"][name], second["target"][name]) for name in first["target"])
+    alone = [windows_in([batch]) for batch in ranks(document_runs / "one")[0]["seen"]]
+    together = [windows_in(batches) for batches in zip(first["seen"], second["seen"], strict=True)]
+    assert len(alone) == 10
+    assert together == alone
+    assert len(alone[0]) == 16
+    assert alone[0] != alone[1]
+
+
+def windows_in(batches):
+    """Token ids of the windows and of their rests, in an order that does not depend on that of the batches."""
+    found = []
+    for batch in batches:
+        pairs = zip(batch["input_ids"].tolist(), batch["view_input_ids"].tolist(), strict=True)
+        found += [tuple([token for token in ids if token != 0] for ids in pair) for pair in pairs]
+    return sorted(found)

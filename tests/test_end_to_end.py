@@ -1,6 +1,7 @@
 """From raw text to an encoder that opens everywhere: the script as a user runs it, then fresh processes.
 
-Two runs are made once: a new encoder with a tokenizer trained on the texts, and an existing BERT on its own tokenizer.
+Three runs are made once: hidden tokens predicted by a new encoder with a tokenizer trained on the texts, and by an
+existing BERT on its own tokenizer; and the default, windows that predict the rest of their document.
 """
 
 import json
@@ -31,7 +32,9 @@ import run_probe
 from text_jepa import TextJepaForPreTraining, TextJepaModel, pretraining_arguments
 from text_jepa.arguments import UsageError, parse_arguments
 from text_jepa.assembly import config_from, make_model
+from text_jepa.closing import weights_of
 from text_jepa.training import TextJepaTrainingArguments, metrics_of
+from text_jepa.word_weights import count_words, load_word_weights, word_weights
 
 
 ROOT = Path(__file__).parents[1]
@@ -58,15 +61,17 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(corpus, tokenizer, tmp_path_factory):
-    """Folders of the two runs, each with the hidden states that the encoder had in training."""
+    """Folders of the runs, each with the hidden states that the encoder had in training."""
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
+    new, static = ["--vocab_size", "300", "--text_config"], {"hidden_size": 32, "num_attention_heads": 2}
     starts = {
-        "scratch": ["--preset", "tiny", "--text_config", json.dumps(shape), "--vocab_size", "300"],
-        "from_encoder": ["--model_name_or_path", str(folder / "bert")],
+        "scratch": ["--objective", "jepa", "--preset", "tiny", *new, json.dumps(shape)],
+        "from_encoder": ["--objective", "jepa", "--model_name_or_path", str(folder / "bert")],
+        "default": [*new, json.dumps(static)],
     }
     found = {}
     for name, start in starts.items():
@@ -75,13 +80,13 @@ def runs(corpus, tokenizer, tmp_path_factory):
         model = TextJepaForPreTraining.from_pretrained(found[name] / "pretraining")
         batch = AutoTokenizer.from_pretrained(found[name])(SENTENCES, padding=True, return_tensors="pt")
         with torch.no_grad():
-            for which, encoder in (("target", model.target_encoder), ("context", model.model.encoder)):
+            for which, encoder in (("target", model.teacher), ("context", model.model.encoder)):
                 states = encoder(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
                 np.save(found[name] / f"{which}.npy", states.numpy())
     return found
 
 
-KINDS = ("scratch", "from_encoder")
+KINDS = ("scratch", "from_encoder", "default")
 
 
 def fresh_process(code, folder, package=False):
@@ -117,18 +122,22 @@ def test_output_folder_holds_what_the_plan_says(runs):
     for kind in KINDS:
         names = {path.name for path in runs[kind].iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
-        assert {"modules.json", "1_Pooling", "sentence_bert_config.json"} <= names
+        modules = {"1_WordWeights", "2_Pooling"} if kind == "default" else {"1_Pooling"}
+        assert {"modules.json", "sentence_bert_config.json"} <= names
+        assert {name for name in names if name[0].isdigit()} == modules
         assert {"README.md", "metrics.jsonl", "curves.png", "arguments.yaml", "pretraining", "checkpoint-6"} <= names
+        assert "verdict.json" in names
         assert not {name for name in names if name.endswith((".bin", ".pt", ".py"))}
         config = json.loads((runs[kind] / "config.json").read_text())
         assert "auto_map" not in config
-        assert config["model_type"] == {"scratch": "modernbert", "from_encoder": "bert"}[kind]
+        assert config["model_type"] == {"scratch": "modernbert", "from_encoder": "bert", "default": "distilbert"}[kind]
 
 
 def test_exported_encoder_opens_without_package_and_flags(runs, tmp_path):
-    """AutoModel, AutoTokenizer, pipeline, a classifier and SentenceTransformer on both runs, in one fresh process."""
+    """AutoModel, AutoTokenizer, pipeline, a classifier and SentenceTransformer on all runs, in one fresh process."""
     fresh_process(
         f"""
+        from safetensors.torch import load_file
         from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
         from sentence_transformers import SentenceTransformer
         sentences = {SENTENCES!r}
@@ -146,9 +155,13 @@ def test_exported_encoder_opens_without_package_and_flags(runs, tmp_path):
             assert all("classifier" in k or "head" in k for keys in problems.values() for k in keys), problems
             assert classifier(input_ids=batch["input_ids"]).logits.shape == (2, 3)
             weights = batch["attention_mask"].unsqueeze(-1)
+            is_default = run.endswith("default")
+            if is_default:
+                word_weights = load_file(run + "/1_WordWeights/model.safetensors")["emb_layer.weight"]
+                weights = weights * word_weights[batch["input_ids"]]
             mean = ((states * weights).sum(1) / weights.sum(1)).detach().numpy()
             sentence_model = SentenceTransformer(run, device="cpu")
-            assert sentence_model.max_seq_length == 32
+            assert sentence_model.max_seq_length == (512 if is_default else 32)
             assert np.abs(sentence_model.encode(sentences) - mean).max() < 1e-5
         """,
         tmp_path,
@@ -174,7 +187,7 @@ def test_pretraining_folder_opens_as_remote_code(runs, tmp_path):
                 same(model(**inputs).last_hidden_state, "context")
             full, problems = load(AutoModelForPreTraining, folder, trust_remote_code=True)
             assert not problems and type(full).__name__ == "TextJepaForPreTraining", problems
-            same(full.target_encoder(**inputs).last_hidden_state, "target")
+            same(full.teacher(**inputs).last_hidden_state, "target")
             copy = "copy_of_" + run.split("/")[-1]
             full.save_pretrained(copy)
             model, problems = load(AutoModel, copy, trust_remote_code=True)
@@ -214,9 +227,14 @@ def test_saved_tensors_are_neither_doubled_nor_missing(runs, kind):
             return set(file.keys())
 
     exported, complete = names(runs[kind]), names(runs[kind] / "pretraining")
-    for prefix in ("model.encoder.", "target_encoder."):
+    if kind == "default":
+        encoders = ["model.encoder."]
+        parts = {"model", "document_predictor", "lexical_space", "pooler", "running"}
+    else:
+        encoders = ["model.encoder.", "target_encoder."]
+        parts = {"model", "target_encoder", "predictor", "latent_head", "token_head", "running"}
+    for prefix in encoders:
         assert {name.removeprefix(prefix) for name in complete if name.startswith(prefix)} == exported
-    parts = {"model", "target_encoder", "predictor", "latent_head", "token_head", "running"}
     assert {name.split(".")[0] for name in complete} == parts
     assert complete == names(runs[kind] / "checkpoint-6")
 
@@ -244,12 +262,15 @@ def test_an_encoder_of_another_depth_takes_the_kinds_of_layers_of_that_depth(run
     assert len(config.text_config.layer_types) == 3
 
 
-@pytest.mark.parametrize("source", ["scratch/pretraining", "scratch", "from_encoder/pretraining"])
+@pytest.mark.parametrize(
+    "source", ["scratch/pretraining", "scratch", "from_encoder/pretraining", "default/pretraining", "default"]
+)
 def test_training_continues_from_any_folder(runs, corpus, tmp_path, source):
     """A pretraining folder keeps its predictor; an exported encoder gets a new one."""
     kind, _, rest = source.partition("/")
     path = runs[kind] / rest
     still = ["--learning_rate", "0", "--ema_decay_start", "1", "--ema_decay_end", "1", "--token_loss_weight", "0.5"]
+    still += ["--objective", "jepa"] if source == "scratch" else []
     arguments = ["--train_file", str(corpus), "--model_name_or_path", str(path), *QUICK, *still]
     output = run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "on")])
     before, after = TextJepaModel.from_pretrained(path), TextJepaModel.from_pretrained(output / "pretraining")
@@ -257,9 +278,15 @@ def test_training_continues_from_any_folder(runs, corpus, tmp_path, source):
         torch.testing.assert_close(after.get_parameter(name), value)
     complete = TextJepaForPreTraining.from_pretrained(output / "pretraining")
     assert complete.config.token_loss_weight == 0.5
-    if rest:
+    if rest and kind != "default":
         old = TextJepaForPreTraining.from_pretrained(path)
         assert torch.equal(old.predictor.mask_tokens, complete.predictor.mask_tokens)
+    if kind == "default":
+        old = TextJepaForPreTraining.from_pretrained(runs[kind] / "pretraining")
+        assert torch.equal(complete.word_weights, old.word_weights)
+        for name in ("document_predictor.output.weight", "lexical_space.vectors"):
+            assert torch.equal(complete.state_dict()[name], old.state_dict()[name]) == bool(rest), name
+        assert np.array_equal(load_word_weights(output), load_word_weights(runs[kind]))
 
 
 def test_run_resumes_and_ends_as_if_uninterrupted(runs, corpus, tmp_path):
@@ -292,15 +319,22 @@ def test_a_finished_run_is_not_trained_further_when_resumed(runs, corpus, tmp_pa
         assert first == second
 
 
-def test_arguments_file_repeats_the_run(runs, tmp_path):
-    path = runs["scratch"] / "arguments.yaml"
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("scratch", {"sentence_loss_type": "infonce", "token_loss_weight": 0.1}),
+        ("default", {"document_loss_weight": 1.0, "latent_loss_weight": 0.0, "pooling": "idf", "view": "rest"}),
+    ],
+)
+def test_arguments_file_repeats_the_run(runs, tmp_path, kind, settings):
+    path = runs[kind] / "arguments.yaml"
     assert "hub_token" not in yaml.safe_load(path.read_text())
     output = run_pretraining.main([str(path), "--output_dir", str(tmp_path / "again")])
-    first, second = metrics_of(runs["scratch"]), metrics_of(output)
+    first, second = metrics_of(runs[kind]), metrics_of(output)
     assert [r["loss"] for r in first if "loss" in r] == [r["loss"] for r in second if "loss" in r]
     # Defaults change; what the run did stays.
-    assert yaml.safe_load(path.read_text())["sentence_loss_type"] == "infonce"
-    assert yaml.safe_load(path.read_text())["token_loss_weight"] == 0.1
+    kept = yaml.safe_load(path.read_text())
+    assert {name: kept[name] for name in settings} == settings
 
 
 def test_model_card_is_complete_and_true(runs):
@@ -315,15 +349,52 @@ def test_model_card_is_complete_and_true(runs):
         assert unfinished not in card
 
 
-def test_streaming_run_trains_and_exports(corpus, tmp_path):
-    """Documents beyond the first 200 train; those are held out."""
+@pytest.mark.parametrize("share", [0.5, None])
+def test_a_run_exports_weights_between_its_start_and_its_end_and_keeps_its_end(
+    corpus, tmp_path, monkeypatch, capsys, share
+):
+    """The share is what was chosen, or the end without merging; the verdict is printed and written."""
+    starts = []
+
+    def keep(model):
+        starts.append(weights_of(model))
+        return starts[-1]
+
+    monkeypatch.setattr(run_pretraining, "weights_of", keep)
+    monkeypatch.setattr(run_pretraining, "choose_share_of_run", lambda *_: (share, {share: 7.5}))
+    arguments = ["--train_file", str(corpus), "--vocab_size", "300", *QUICK, "--output_dir", str(tmp_path / "run")]
+    arguments += ["--text_config", '{"hidden_size": 32, "num_attention_heads": 2}']
+    output = run_pretraining.main([*arguments, *([] if share else ["--no_merge"])])
+    (start,) = starts
+    exported = AutoModel.from_pretrained(output).state_dict()
+    end = TextJepaModel.from_pretrained(output / "pretraining").encoder.state_dict()
+    for name, value in end.items():
+        torch.testing.assert_close(exported[name], torch.lerp(start[name], value, share or 1.0))
+    words = "embeddings.word_embeddings.weight"
+    assert not torch.allclose(start[words], end[words], atol=1e-4)
+    found = json.loads((output / "verdict.json").read_text())
+    assert found["share"] == (share or 1.0)
+    assert found["mean_reciprocal_rank_by_share"] == ({"0.5": 7.5} if share else {})
+    assert found["verdict"] in capsys.readouterr().out
+    assert found["verdict"] in (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize("objective", ["jepa", "documents"])
+def test_streaming_run_trains_and_exports(corpus, tmp_path, objective):
+    """Documents beyond the first 200 train; those are held out. Each of them is counted once for weights of words."""
     lines = corpus.read_text().splitlines()
     many = tmp_path / "many.jsonl"
     many.write_text("\n".join(lines * 3) + "\n")
     arguments = ["--streaming", "--train_file", str(many), "--preset", "tiny", "--vocab_size", "300"]
-    output = run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "run"), *QUICK])
+    arguments += ["--objective", objective, "--output_dir", str(tmp_path / "run")]
+    output = run_pretraining.main([*arguments, *QUICK])
     assert AutoModel.from_pretrained(output).config.model_type == "modernbert"
     assert any("eval_loss" in record for record in metrics_of(output))
+    if objective == "documents":
+        tokenizer = AutoTokenizer.from_pretrained(output)
+        training_texts = [json.loads(line)["text"] for line in (lines * 3)[200:]]
+        expected = word_weights(count_words(training_texts, tokenizer), tokenizer)
+        np.testing.assert_allclose(load_word_weights(output), expected, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -347,7 +418,7 @@ def test_new_encoder_takes_the_shape_of_a_configuration(runs, corpus, tmp_path):
 def test_both_encoders_take_the_attention_that_was_asked_for(runs, start):
     folder = str(runs["scratch"].parent / "bert")
     chosen = {"config_name": folder} if start == "new" else {"model_name_or_path": folder}
-    model_args = pretraining_arguments.ModelArguments(attn_implementation="eager", **chosen)
+    model_args = pretraining_arguments.ModelArguments(objective="jepa", attn_implementation="eager", **chosen)
     data_args, objective_args = pretraining_arguments.DataArguments(), pretraining_arguments.ObjectiveArguments()
     model = make_model(model_args, data_args, objective_args, AutoTokenizer.from_pretrained(folder))
     assert model.model.encoder.config._attn_implementation == "eager"
@@ -358,7 +429,7 @@ def test_both_encoders_take_the_attention_that_was_asked_for(runs, start):
 def test_a_run_begins_with_the_part_of_a_checkpoint_that_was_asked_for(runs, corpus, tmp_path, init):
     """The matrix of input embeddings, or all but this for a vocabulary of the corpus. Nothing learns here."""
     bert = runs["scratch"].parent / "bert"
-    still = ["--learning_rate", "0", "--ema_decay_start", "1", "--ema_decay_end", "1"]
+    still = ["--objective", "jepa", "--learning_rate", "0", "--ema_decay_start", "1", "--ema_decay_end", "1"]
     still += ["--vocab_size", "150"] if init == "layers" else ["--text_config", '{"num_hidden_layers": 3}']
     arguments = ["--train_file", str(corpus), "--model_name_or_path", str(bert), "--init", init, *QUICK, *still]
     output = run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "run")])
@@ -420,6 +491,7 @@ def test_new_weights_are_in_full_precision_beside_those_of_a_half_one(runs, toke
 def test_context_encoder_is_exported_on_request(corpus, runs, tmp_path):
     bert = runs["scratch"].parent / "bert"
     arguments = ["--train_file", str(corpus), "--model_name_or_path", str(bert), "--export_encoder", "context"]
+    arguments += ["--objective", "jepa"]
     output = run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "run"), *QUICK])
     context = TextJepaModel.from_pretrained(output / "pretraining").encoder
     for name, value in AutoModel.from_pretrained(output, add_pooling_layer=False).named_parameters():
