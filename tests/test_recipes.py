@@ -48,11 +48,13 @@ def encoder(tokenizer, tmp_path_factory):
 # The others train among the slow tests.
 AT_ONCE = ("hybrid", "continue-from-encoder", "tiny_cpu")
 
+AROUND_AN_ENCODER = ("continue-from-encoder", "continue-masked-lm")
+
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in AT_ONCE else pytest.mark.slow) for n in RECIPES])
 def test_recipe_trains_and_its_encoder_opens(name, corpus, encoder, tmp_path):
     quick = [*QUICK, *corpus, "--output_dir", str(tmp_path / "run")]
-    if name == "continue-from-encoder":
+    if name in AROUND_AN_ENCODER:
         quick = [*quick[2:], "--model_name_or_path", str(encoder), "--ema_frozen_steps", "1"]
     output = run_pretraining.main([str(RECIPES[name]), *quick])
 
@@ -63,7 +65,7 @@ def test_recipe_trains_and_its_encoder_opens(name, corpus, encoder, tmp_path):
     config = TextJepaForPreTraining.from_pretrained(output / "pretraining").config
     assert terms & records[0].keys() == {term for term in terms if getattr(config, f"{term}_weight") > 0}
     assert AutoModel.from_pretrained(output).config.model_type == (
-        "bert" if name == "continue-from-encoder" else "modernbert"
+        "bert" if name in AROUND_AN_ENCODER else "modernbert"
     )
 
 
@@ -81,7 +83,7 @@ def test_every_objective_and_every_recipe_of_the_plan_is_there():
     planned = (
         "token-jepa text-jepa-seed t-jepa-ul2 sentence-vicreg data2vec2-text ijepa-text lejepa-text boot-bert hybrid"
     )
-    assert {*planned.split(), "continue-from-encoder"} <= RECIPES.keys()
+    assert {*planned.split(), *AROUND_AN_ENCODER} <= RECIPES.keys()
 
 
 @pytest.mark.parametrize("name", RECIPES)
