@@ -14,11 +14,14 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from conftest import MODERNBERT
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import run_pretraining
+from configuration_text_jepa import OBJECTIVES
 from text_jepa.arguments import UsageError, run_command
+from text_jepa.assembly import weigh_words
 from text_jepa.data import EndlessStream, train_tokenizer
 from text_jepa.training import metrics_of
 
@@ -376,8 +379,8 @@ def test_a_real_process_prints_one_line_and_exits_with_code_two(folder, output):
 # ---- what shows late ------------------------------------------------------------------------------------------------
 
 
-def broken_stream(path, shards):
-    """Batches of four of a stream whose reader fails after the first twenty examples."""
+def broken_stream(shards):
+    """A stream whose reader fails after the first twenty examples."""
 
     def read(shards):
         for _ in shards:
@@ -385,15 +388,18 @@ def broken_stream(path, shards):
                 yield {"input_ids": [2, 7 + number, 3]}
             raise ValueError("JSON parse error")
 
-    stream = datasets.IterableDataset.from_generator(read, gen_kwargs={"shards": list(range(shards))})
-    return EndlessStream(stream, 4, source=(f"--train_file {path}", [str(path)]), pool_batches=1)
+    return datasets.IterableDataset.from_generator(read, gen_kwargs={"shards": list(range(shards))})
+
+
+def late(folder):
+    """What is read, and its file, for messages."""
+    return f"--train_file {folder / 'late.jsonl'}", [str(folder / "late.jsonl")]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_breaks_in_the_midst_of_training_is_one_line_with_file_and_line_number(folder, capsys, workers):
-    loader = torch.utils.data.DataLoader(
-        broken_stream(folder / "late.jsonl", 2), batch_size=4, num_workers=workers, collate_fn=list
-    )
+    stream = EndlessStream(broken_stream(2), 4, source=late(folder), pool_batches=1)
+    loader = torch.utils.data.DataLoader(stream, batch_size=4, num_workers=workers, collate_fn=list)
     seen = []
     with pytest.raises(SystemExit) as exit_:
         run_command(lambda: seen.extend(loader))
@@ -402,6 +408,14 @@ def test_what_breaks_in_the_midst_of_training_is_one_line_with_file_and_line_num
     line = capsys.readouterr().err
     assert line.startswith(f"error: --train_file {folder / 'late.jsonl'}, line 41: not JSON")
     assert len(line.splitlines()) == 1
+
+
+def test_what_breaks_while_words_are_counted_is_named_with_file_and_line_number(folder, tokenizer, make_model):
+    text_config = MODERNBERT | {"vocab_size": len(tokenizer)}
+    model = make_model(text_config, **OBJECTIVES["documents"])
+    with pytest.raises(UsageError, match=r"^--train_file \S+late\.jsonl, line 41: not JSON"):
+        weigh_words(model, broken_stream(1), tokenizer, late(folder))
+    assert (model.word_weights == 1).all()
 
 
 @pytest.mark.slow

@@ -626,6 +626,15 @@ def test_other_text_of_the_same_lengths_is_other_data(command, corpus, copy, tmp
     assert re.search(r"data was '(201 texts of \d+ tokens) .* and is '\1 ", line)
 
 
+def test_other_parts_of_the_documents_of_a_stream_are_refused(command, corpus, tmp_path):
+    stream = ["--objective", "documents", "--streaming", "--validation_file", str(corpus / "train.txt")]
+    stream += ["--text_config", json.dumps(SHAPE), "--max_steps", "2"]
+    run = run_pretraining.main(flags(corpus, tmp_path / "run", *stream))
+    code, line = command(run, *stream, *AUTO, "--max_document_length", "90")
+    assert code == 2
+    assert "max_document_length was 512 and is 90" in line
+
+
 def test_other_number_of_processes_is_named(two_checkpoints):
     assert checkpointing.differing_facts(two_checkpoints / "checkpoint-4", {"world_size": 2}) == [
         "world_size was 1 and is 2"
