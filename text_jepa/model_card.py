@@ -71,6 +71,7 @@ def write_model_card(
     whole, last = final_figures(records), final_figures([r for r in records if r["step"] <= facts["exported_step"]])
     titles = _FIGURES | {name: f"online probe: {spelled_out(name)}" for name in last if name.startswith(_PROBE)}
     figures = {name: f"{last[name]:.4g}" for name in titles if name in last}
+    pooling = "idf" if model.word_weights is not None else sentence_pooling(config)
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -106,7 +107,8 @@ def write_model_card(
         width=config.hidden_size,
         idea=idea_in_words(config),
         objective=objective_in_words(config),
-        pooling="idf" if model.word_weights is not None else sentence_pooling(config),
+        pooling=pooling,
+        pooling_in_words="mean weighted by word, IDF" if pooling == "idf" else f"{pooling} pooling",
         figures=[(titles[name], value) for name, value in figures.items()],
         is_relative="relative_loss" in figures,
         tokens=f"{whole['tokens_seen']:,}" if "tokens_seen" in whole else None,
