@@ -86,7 +86,12 @@ OBJECTIVES = {
         "sentence_loss_weight": 0.0,
         "pooling": "idf",
     },
-    "jepa": {},
+    "jepa": {
+        "latent_loss_weight": 1.0,
+        "token_loss_weight": 0.1,
+        "document_loss_weight": 0.0,
+        "sentence_loss_weight": 0.5,
+    },
     "mlm": _IN_PLACE | _TOKENS_ALONE,
     "drop_mlm": _TOKENS_ALONE,
     "data2vec": _IN_PLACE | {"smooth_l1_beta": 4.0, "token_loss_weight": 0.0, "sentence_loss_weight": 0.0},

@@ -92,8 +92,10 @@ def weighted_mean_pool(
     hidden_states: torch.Tensor, attention_mask: torch.Tensor, token_weights: torch.Tensor
 ) -> torch.Tensor:
     """Weighted mean of the visible tokens: (B, S, D), (B, S) and (B, S) -> (B, D), zeros where all weights are 0."""
-    weights = (token_weights * attention_mask).unsqueeze(-1).to(hidden_states.dtype)
-    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)
+    weights = (token_weights * attention_mask).to(hidden_states.dtype)
+    # A product of matrices needs no copy of all weighted states.
+    summed = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
+    return summed / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
 
 def gather_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -711,6 +713,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     # In bfloat16 an average with decay 0.999 would not move.
     _keep_in_fp32_modules_strict = ["target_encoder", "running", "pooler", "lexical_space"]
 
+    # What never changes is the same on every process: data-parallel training need not send it with each step.
+    _ddp_params_and_buffers_to_ignore = ["lexical_space.vectors", "pooler.word_weights"]
+
     def __init__(self, config: TextJepaConfig):
         super().__init__(config)
         width = config.hidden_size
@@ -926,6 +931,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         mask_strategies=None,
         view_input_ids=None,
         view_attention_mask=None,
+        document_ids=None,
         text_targets=None,
         num_items_in_batch=None,
         return_loss=True,
@@ -943,6 +949,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             view_input_ids, view_attention_mask (of shape `(B, S')`, *optional*):
                 A view of each text, such as the rest of its document: what the document loss predicts, and the
                 sentence loss instead of the text itself.
+            document_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
+                Texts with equal numbers are of one document, and no negatives of each other in the sentence loss.
             text_targets (`tuple`, *optional*): Of the output for other masks of these texts, instead of another pass.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of target tokens that losses are divided by; the batch's own by default. The Trainer gives that
@@ -997,7 +1005,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if config.sentence_loss_weight > 0:
             prediction, target = self.sentence_head(pooled), text_targets[1]
             texts = torch.arange(len(target), device=target.device).repeat_interleave(target_positions.shape[1])
-            distance = self._distance(config.sentence_loss_type, prediction, target, texts)
+            distance = self._distance(config.sentence_loss_type, prediction, target, texts, document_ids)
             terms["sentence_loss"] = gather_rows(distance)[0].mean() * (count / items)
         if config.regularizers:
             both = config.sentence_loss_weight > 0 and self.target_encoder is None

@@ -37,7 +37,7 @@ from text_jepa.assembly import (
 )
 from text_jepa.checkpointing import PREEMPTED, differing_facts
 from text_jepa.closing import choose_share_of_run, judge_run, merged, weights_of, write_verdict
-from text_jepa.data import DocumentCount, tell_left_out
+from text_jepa.data import DocumentCount, legible, tell_left_out
 from text_jepa.documents import verdict
 from text_jepa.export import parameter_counts, save_for_continuing, trained_encoder
 from text_jepa.features import embed_texts, encoder_inside, nearest_texts
@@ -112,7 +112,9 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
     with args.main_process_first(desc="preparing the corpus"):
         tokenizer, is_new, corpus, examples = make_examples(model_args, data_args, args, count)
         model = make_model(model_args, data_args, objective_args, tokenizer)
-        start = weights_of(trained_encoder(model, model_args.export_encoder))
+        start = None
+        if args.process_index == 0:
+            start = weights_of(trained_encoder(model, model_args.export_encoder))
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
         weigh_words(model, examples["train"], tokenizer, source_of(data_args))
         probe = make_probe(data_args, args, tokenizer, model_args.cache_dir)
@@ -192,31 +194,53 @@ def leave_results(trainer, start, corpus, arguments) -> str:
         The verdict on the encoder, in a sentence.
     """
     output_dir, tokenizer = Path(trainer.args.output_dir), trainer.processing_class
-    model_args = arguments[0]
+    model_args, data_args = arguments[:2]
     length = trainer.about["max_length"]
     encoder = encoder_inside(trainer.model, tokenizer, length, model_args.export_encoder)
-    documents = first_texts(corpus["validation"], HELD_OUT_DOCUMENTS)
+    documents = first_texts(corpus["validation"], HELD_OUT_DOCUMENTS, data_args)
     share, shares = 1.0, {}
-    if model_args.merge:
-        share, shares = choose_share_of_run(encoder, start, documents[0::2])
+    if merges(model_args, trainer.model.config):
+        from_random = trainer.about["start"] == RANDOM_WEIGHTS
+        share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random)
     with merged(encoder.model, start, share):
-        is_new = trainer.about["start"] == RANDOM_WEIGHTS
-        training_texts = first_texts(corpus["train"], TRAINING_DOCUMENTS)
-        scores = judge_run(encoder, start, is_new, documents[1::2], training_texts)
-        sentence = verdict(scores)
+        try:
+            training_texts = first_texts(corpus["train"], TRAINING_DOCUMENTS, data_args)
+            scores = judge_run(encoder, start, name_of_start(model_args), documents[1::2], training_texts)
+            sentence = verdict(scores)
+            write_verdict(output_dir, scores, share, shares)
+        except UsageError as error:  # the encoder is worth more than a word about it
+            sentence = f"There is no verdict on held-out documents: {error}."
         trainer.about |= {"verdict": sentence, "share": share, "shares": list(shares.items())}
         trainer.export(output_dir)
-        write_verdict(output_dir, scores, share, shares)
         show_neighbours(encoder, documents)
+    # The complete model is not the one that was judged.
+    for name in ("verdict", "share", "shares"):
+        del trainer.about[name]
     save_for_continuing(trainer.model, tokenizer, output_dir / "pretraining")
     trainer.write_card(output_dir / "pretraining", None)
     write_arguments(output_dir / "arguments.yaml", *arguments)
     return sentence
 
 
-def first_texts(split, count: int) -> list[str]:
+def merges(model_args, config) -> bool:
+    """Whether the first and the last weights are merged: if asked, else where the loss is on vectors of texts."""
+    if model_args.merge is not None:
+        return model_args.merge
+    return config.document_loss_weight > 0 or config.sentence_loss_weight > 0
+
+
+def name_of_start(model_args) -> str:
+    """What a run starts from, for the verdict."""
+    if model_args.model_name_or_path is None or model_args.init == "from_config":
+        return RANDOM_WEIGHTS
+    return "before" if model_args.init == "pretrained" else "the start of the run"
+
+
+def first_texts(split, count: int, data_args) -> list[str]:
     """The first documents of a split of the corpus, those without text left out."""
-    texts = (row["text"] for row in split.take(min(count, len(split)) if hasattr(split, "__len__") else count))
+    if hasattr(split, "__len__"):
+        count = min(count, len(split))
+    texts = (row["text"] for row in legible(split.take(count), *source_of(data_args)))
     return [text for text in texts if text and text.strip()]
 
 
@@ -231,8 +255,8 @@ def publish(trainer):
 
 
 def longest_text(data_args, config) -> int:
-    """Tokens at which a text is cut in use: of a model of documents as many as a document may have in training."""
-    if data_args.view not in DOCUMENT_VIEWS:
+    """Tokens at which a text is cut in use: the length of training, but for encoders without layers the longest."""
+    if data_args.view not in DOCUMENT_VIEWS or config.text_config.num_hidden_layers > 0:
         return data_args.max_length
     return min(data_args.max_document_length, config.max_text_length or data_args.max_document_length)
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
 import transformers
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, set_seed
@@ -343,6 +344,9 @@ def untrained(encoder, seed) -> Encoder:
     """The same architecture, tokenizer and pooling, weights of words included, with random weights."""
     set_seed(seed)
     model = AutoModel.from_config(encoder.model.config).to(encoder.model.device)
+    if model.config.get_text_config().num_hidden_layers == 0:
+        # As a run begins: without layers a position says nothing about a text.
+        torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)
     return dataclasses.replace(encoder, name=RANDOM, model=model)
 
 

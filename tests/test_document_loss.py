@@ -7,6 +7,7 @@ from transformers import AutoModel
 
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, weighted_mean_pool
+from text_jepa.export import trained_encoder
 
 
 VOCABULARY = 60
@@ -206,3 +207,25 @@ def test_new_words_are_as_rare_as_the_rarest_and_old_ones_keep_their_place():
     inputs = batch()
     inputs["input_ids"][0, 0] = VOCABULARY + 2
     assert model(**inputs).loss.isfinite()
+
+
+def test_windows_of_one_document_are_no_negatives_of_each_other():
+    """Neighbouring windows each have the other as their target: a window must not have to be unlike itself."""
+    contrast = {"document_loss_weight": 0.0, "sentence_loss_weight": 1.0, "sentence_loss_type": "infonce"}
+    contrast |= {"sentence_hidden_size": 0, "target_encoder_type": "online"}
+    model = build(LAYERED, **contrast).eval()
+    inputs = batch(texts=8, rest=9)
+    inputs["view_attention_mask"] = torch.ones_like(inputs["view_input_ids"])
+    # The second half are the neighbours of the first, and the other way round.
+    inputs["input_ids"][4:] = inputs["view_input_ids"][:4]
+    inputs["view_input_ids"][4:] = inputs["input_ids"][:4]
+    documents = torch.arange(8) % 4
+    told, untold = model(**inputs, document_ids=documents).loss, model(**inputs).loss
+    alone = {name: value[:4] for name, value in inputs.items()}
+    assert told < untold
+    torch.testing.assert_close(model(**alone, document_ids=documents[:4]).loss, model(**alone).loss)
+
+
+def test_a_frozen_target_encoder_is_never_what_is_exported():
+    model = build(LAYERED, document_target="encoder", target_encoder_type="frozen")
+    assert trained_encoder(model, "target") is model.model.encoder

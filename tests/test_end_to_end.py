@@ -364,7 +364,7 @@ def test_a_run_exports_weights_between_its_start_and_its_end_and_keeps_its_end(
     monkeypatch.setattr(run_pretraining, "choose_share_of_run", lambda *_: (share, {share: 7.5}))
     arguments = ["--train_file", str(corpus), "--vocab_size", "300", *QUICK, "--output_dir", str(tmp_path / "run")]
     arguments += ["--text_config", '{"hidden_size": 32, "num_attention_heads": 2}']
-    output = run_pretraining.main([*arguments, *([] if share else ["--no_merge"])])
+    output = run_pretraining.main([*arguments, *([] if share else ["--merge", "false"])])
     (start,) = starts
     exported = AutoModel.from_pretrained(output).state_dict()
     end = TextJepaModel.from_pretrained(output / "pretraining").encoder.state_dict()

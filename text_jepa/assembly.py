@@ -49,9 +49,10 @@ def objective_fields(model_args, objective_args, continues: bool) -> dict:
         model_args, objective_args: The arguments.
         continues: Whether a complete Text-JEPA is trained further, which has an objective of its own.
     """
-    name = model_args.objective or ("jepa" if continues else "documents")
     given = {name: value for name, value in vars(objective_args).items() if value is not None}
-    return OBJECTIVES[name] | given
+    if model_args.objective is None and continues:
+        return given
+    return OBJECTIVES[model_args.objective or "documents"] | given
 
 
 def objective_of(model_args, objective_args) -> SimpleNamespace:
@@ -228,6 +229,12 @@ def make_model(model_args, data_args, objective_args, tokenizer) -> TextJepaForP
     limit = model.config.max_text_length
     if limit is not None and data_args.max_length > limit:
         raise UsageError(f"--max_length {data_args.max_length}: the encoder has positions for {limit} tokens only")
+    encodes_views = model.config.sentence_loss_weight > 0 or model.config.encodes_documents
+    if data_args.view == "rest" and encodes_views and limit is not None and data_args.max_document_length > limit:
+        raise UsageError(
+            f"--max_document_length {data_args.max_document_length}: the rest of a document is encoded, and the "
+            f"encoder has positions for {limit} tokens only; lower it, or use --view neighbour"
+        )
     words, rows = len(vocabulary(tokenizer)), model.get_input_embeddings().num_embeddings
     if words > rows:
         raise UsageError(

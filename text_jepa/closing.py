@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from text_jepa.arguments import UsageError
 from text_jepa.documents import DocumentScores, judge_documents, verdict
 from text_jepa.features import Encoder, embed_texts
-from text_jepa.merging import choose_share, interpolate, score_on_documents
+from text_jepa.merging import SHARES, choose_share, interpolate, score_on_documents
 
 
 # Enough passages to choose a share on, in seconds.
@@ -33,7 +33,7 @@ def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def choose_share_of_run(
-    encoder: Encoder, start: Mapping[str, torch.Tensor], documents: Sequence[str]
+    encoder: Encoder, start: Mapping[str, torch.Tensor], documents: Sequence[str], from_random: bool
 ) -> tuple[float, dict[float, float]]:
     """How far from start to end the weights of a run serve best.
 
@@ -41,6 +41,7 @@ def choose_share_of_run(
         encoder: The encoder as it is at the end of the run.
         start: The weights of its model at the start, by name.
         documents: Held-out texts.
+        from_random: Whether the start is random weights, which are not worth exporting.
 
     Returns:
         The share, and the mean reciprocal rank in percent of each that was tried; 1 and nothing where the documents
@@ -50,7 +51,8 @@ def choose_share_of_run(
         score = score_on_documents(encoder, documents, _PASSAGES_TO_CHOOSE_ON)
     except UsageError:
         return 1.0, {}
-    return choose_share(dict(start), weights_of(encoder.model), score)
+    shares = SHARES[1:] if from_random else SHARES
+    return choose_share(start, weights_of(encoder.model), score, shares)
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def merged(model: PreTrainedModel, start: Mapping[str, torch.Tensor], share: flo
 def judge_run(
     encoder: Encoder,
     start: Mapping[str, torch.Tensor],
-    is_new: bool,
+    name_of_start: str,
     documents: Sequence[str],
     training_texts: Sequence[str],
 ) -> DocumentScores:
@@ -76,7 +78,7 @@ def judge_run(
     Args:
         encoder: The encoder that is exported.
         start: The weights of its model at the start, by name.
-        is_new: Whether the run began with random weights.
+        name_of_start: What the start is called in the verdict.
         documents: Held-out texts.
         training_texts: Texts of the run, by which word counting is fitted.
 
@@ -85,9 +87,8 @@ def judge_run(
     """
     first = dataclasses.replace(encoder, model=copy.deepcopy(encoder.model))
     first.model.load_state_dict(start)
-    name = "random weights" if is_new else "before"
-    systems = {"this encoder": partial(embed_texts, encoder), name: partial(embed_texts, first)}
-    return judge_documents(systems, documents, training_texts, reference=name)
+    systems = {"this encoder": partial(embed_texts, encoder), name_of_start: partial(embed_texts, first)}
+    return judge_documents(systems, documents, training_texts, reference=name_of_start)
 
 
 def write_verdict(folder: str | Path, scores: DocumentScores, share: float, shares: Mapping[float, float]) -> None:

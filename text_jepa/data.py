@@ -517,6 +517,10 @@ def tokenize_corpus(
     room = max_length - special_tokens
     if room < 3:
         raise UsageError(f"--max_length {max_length}: leaves no room for text beside the special tokens")
+    if view in DOCUMENT_VIEWS and room < 4:
+        raise UsageError(
+            f"--max_length {max_length}: leaves no room for windows of a document beside the special tokens"
+        )
     by_document = view in DOCUMENT_VIEWS
     if by_document:
         before, after, room = [], [], max_document_length

@@ -44,8 +44,13 @@ _TRACED, _CHECKED = (2, 11), ((1, 4), (3, 7), (5, 16))
 
 
 def trained_encoder(model: TextJepaForPreTraining, which: Which = "target") -> PreTrainedModel:
-    """The stock encoder inside: the moving average (`"target"`), if there is one, or the one that was optimised."""
-    return model.teacher if which == "target" else model.model.encoder
+    """The stock encoder inside: the moving average (`"target"`), if there is one, or the one that was optimised.
+
+    A frozen target encoder is what the run began with, never what it made.
+    """
+    if which == "target" and model.config.target_encoder_type == "ema":
+        return model.teacher
+    return model.model.encoder
 
 
 def sentence_pooling(config) -> Literal["mean", "cls"]:

@@ -73,8 +73,8 @@ class Encoder:
 def open_encoder(name_or_path: str, max_length: int | None = None, pooling: Pooling | None = None) -> Encoder:
     """Opens any encoder: a plain one, an exported one, `pretraining/` or `checkpoint-N` of a run.
 
-    Of a pretraining model it is the encoder that would be exported: the target encoder where there is one. No code of
-    the folder is run. The encoder is moved to the GPU if there is one.
+    Of a pretraining model it is the encoder that would be exported, with its last weights: the target encoder where
+    there is a moving one. No code of the folder is run. The encoder is moved to the GPU if there is one.
 
     Args:
         name_or_path: Folder or name on the Hub.
@@ -118,7 +118,7 @@ def encoder_inside(
         name: The name of the encoder in tables.
     """
     word_weights = None
-    if model.config.pooling == "idf":
+    if model.word_weights is not None:
         word_weights = model.word_weights.cpu().numpy()
     pooling = sentence_pooling(model.config)
     return Encoder(name, trained_encoder(model, which), copy.deepcopy(tokenizer), max_length, pooling, word_weights)

@@ -757,11 +757,14 @@ class DataCollatorForTextJepa:
         Returns:
             `input_ids` and `attention_mask` (B, S), `context_positions` (B, M, C), `target_positions` and
             `target_spans` (B, M, T); with several strategies `mask_strategies` (B, M), the number of each mask's; with
-            a view `view_input_ids` and `view_attention_mask` (B, S'). All int64, positions and spans -1 where unused.
+            a view `view_input_ids` and `view_attention_mask` (B, S'), of documents also `document_ids` (B,). All
+            int64, positions and spans -1 where unused.
         """
         texts = [np.asarray(example["input_ids"], dtype=np.int64) for example in examples]
         epochs = [example.get("epoch", self.epoch) for example in examples]
         views = {}
+        if self.view in DOCUMENT_VIEWS:
+            views["document_ids"] = np.array([zlib.crc32(ids.tobytes()) for ids in texts], dtype=np.int64)
         if self.view is not None:
             texts, view_texts = self._views(examples, texts, epochs)
             views["view_input_ids"], present = self._pad(view_texts)

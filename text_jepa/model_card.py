@@ -232,7 +232,8 @@ def objective_in_words(config) -> str:
     """The objective of a configuration as a sentence."""
     makers = {"ema": "a moving average of the encoder", "frozen": "the encoder as it was at first"}
     maker = makers.get(config.target_encoder_type, "the encoder itself, with gradient")
-    space = f"the {config.pooling}-weighted mean of fixed random vectors of {config.document_target_size} features"
+    weighted = "mean, weighted by IDF," if config.pooling == "idf" else "mean"
+    space = f"the {weighted} of fixed random vectors of {config.document_target_size} features"
     if config.document_target == "encoder":
         space = f"the pooled vector that {maker} gives"
     whitened = "whitened " if config.has_target_encoder and config.sentence_whitening else ""

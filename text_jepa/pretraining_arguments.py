@@ -75,11 +75,11 @@ class ModelArguments:
     export_encoder: Literal["target", "context"] = field(
         default="target", metadata={"help": "Exported encoder: the moving average, or the one that was optimised."}
     )
-    merge: bool = field(
-        default=True,
+    merge: bool | None = field(
+        default=None,
         metadata={
             "help": "Export the weights between the first and the last ones with which passages of held-out documents "
-            "find their rest best: --no_merge exports the last ones."
+            "find their rest best. Default: where the loss is on vectors of texts; false exports the last ones."
         },
     )
     license: str = field(

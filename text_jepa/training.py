@@ -256,10 +256,13 @@ def measure_representations(
     outputs = model(**batch, return_loss=False)
     with autocast():
         taught = model.teach(batch["input_ids"], mask)
+        # A frozen target encoder cannot collapse, while the encoder that learns from it can.
+        is_frozen = model.config.target_encoder_type == "frozen"
+        watched = model.model(batch["input_ids"], mask) if is_frozen else taught
     predicts = outputs.predictions is not None
     features = model.make_targets(taught.hidden_states, mask) if predicts else None
     model.train(training)
-    states, visible = taught.last_hidden_state.float(), mask.bool()
+    states, visible = watched.last_hidden_state.float(), mask.bool()
     text = torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(mask)[visible]
     same, other = metrics.mean_cosine(states[visible], text)
     values = {
@@ -302,8 +305,8 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
     """
 
     remedy = (
-        "Raise --ema_decay_start, lower --learning_rate, lengthen --warmup_steps, raise --token_loss_weight, or tell "
-        "texts apart (--sentence_loss_type infonce)."
+        "Lower --learning_rate or lengthen --warmup_steps; with a moving average raise --ema_decay_start or "
+        "--token_loss_weight, or tell texts apart (--sentence_loss_type infonce)."
     )
 
     def __init__(
@@ -770,7 +773,7 @@ class TextJepaTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         is_first_pass = self._text_targets is None
-        if model.training and not is_first_pass and self.model.target_encoder is not None:
+        if model.training and not is_first_pass and self.model.config.target_encoder_type != "online":
             inputs = {**inputs, "text_targets": self._text_targets}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         terms = {name: value for name, value in outputs.items() if name.endswith("_loss")}
