@@ -40,8 +40,8 @@ def run(tmp_path_factory):
     lines = [f"The keeper of lighthouse number {i} climbed down to the harbour.\n" for i in range(60)]
     (folder / "train.txt").write_text("".join(lines))
     shape = '{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
-    usual = "--objective jepa --merge false --preset tiny --vocab_size 200 --max_length 16 --max_steps 3 --logging_steps 1"
-    usual += " --save_steps 2 --use_cpu"
+    usual = "--objective jepa --merge false --preset tiny --vocab_size 200 --max_length 16 --max_steps 3"
+    usual += " --logging_steps 1 --save_steps 2 --use_cpu"
     usual += " --ema_decay_start 0.5 --ema_decay_end 0.9 --learning_rate 1e-2 --warmup_steps 0 --max_eval_samples 8"
     usual += f" --per_device_train_batch_size 4 --train_file {folder}/train.txt --output_dir {folder}/run"
     return run_pretraining.main([*usual.split(), "--text_config", shape])
