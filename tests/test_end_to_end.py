@@ -535,7 +535,7 @@ def blocks_of(language):
 def test_python_of_the_readme_runs_and_prints_what_it_says(block, runs, capsys):
     """On a small encoder: only the width in the printed shapes differs."""
     exec(block.replace("runs/tiny_cpu", str(runs["scratch"])), {})
-    said = [line.removeprefix("# ") for line in block.splitlines() if line.startswith("# torch.Size")]
+    said = [line.removeprefix("# ") for line in block.splitlines() if line.startswith(("# torch.Size", "# ("))]
     printed = capsys.readouterr().out
     for line in said:
         assert re.fullmatch(re.sub(r"\d+", r"\\d+", re.sub(r"([\[\]()])", r"\\\1", line)), printed.strip())
