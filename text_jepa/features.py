@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.arguments import UsageError
 from text_jepa.export import Which, load_trained, sentence_pooling, trained_encoder
+from text_jepa.masking import special_tokens_around
 from text_jepa.probing import centre, cosine
 from text_jepa.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
 
@@ -190,8 +191,7 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 64, la
     """The vectors of texts, which are read whole.
 
     A text that is longer than `max_length` is read in windows, with special tokens around each. Its vector is the
-    weighted mean over the tokens of all windows, or the mean of their first states (`"cls"`). A tokenizer without the
-    library tokenizers behind it knows no windows: there the first one counts.
+    weighted mean over the tokens of all windows, or the mean of their first states (`"cls"`).
 
     Args:
         encoder: The encoder, with its pooling.
@@ -218,15 +218,7 @@ def embed_layers(encoder: Encoder, texts: Sequence[str], batch_size: int = 64) -
 
 def _pooled_states(encoder, texts, batch_size, layers):
     """(layers, N, D) float32; all layers for `None`."""
-    tokenizer = encoder.tokenizer
-    encoded = tokenizer(
-        list(texts), truncation=True, max_length=encoder.max_length, return_overflowing_tokens=tokenizer.is_fast
-    )
-    text_of = torch.arange(len(texts))
-    if tokenizer.is_fast:
-        text_of = torch.tensor(encoded.pop("overflow_to_sample_mapping"))
-    # Of a single text the segments are zeros, which models assume by themselves.
-    encoded.pop("token_type_ids", None)
+    encoded, text_of = _windows(encoder, texts)
     weights_of = torch.zeros(len(texts), 1)
     sums = None
     for rows, states, batch in _hidden_states(encoder, encoded, len(texts), batch_size, layers):
@@ -237,6 +229,27 @@ def _pooled_states(encoder, texts, batch_size, layers):
         sums.index_add_(1, text_of[rows], of_windows)
         weights_of.index_add_(0, text_of[rows], weights.sum(dim=1, keepdim=True).cpu())
     return (sums / weights_of.clamp(min=1e-9)).numpy()
+
+
+def _windows(encoder: Encoder, texts: Sequence[str]) -> tuple[BatchEncoding, torch.Tensor]:
+    """The windows of all texts, at least one of each, with special tokens around them; and the text of each window."""
+    # Not by the tokenizer's own overflow: tokenizers 0.23.2 leaves tokens out of it.
+    before, after = special_tokens_around(encoder.tokenizer)
+    room = max(encoder.max_length - len(before) - len(after), 1)
+    ids_of_texts = encoder.tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    windows, text_of = [], []
+    for number, ids in enumerate(ids_of_texts):
+        for start in range(0, max(len(ids), 1), room):
+            windows.append([*before, *ids[start : start + room], *after])
+            text_of.append(number)
+    masks = [[1] * len(window) for window in windows]
+    return BatchEncoding({"input_ids": windows, "attention_mask": masks}), torch.tensor(text_of)
 
 
 def token_weights(encoder: Encoder, batch: BatchEncoding) -> torch.Tensor:
