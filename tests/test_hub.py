@@ -109,11 +109,19 @@ def run(server, command, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def vectors(run):
+def token_run(server, command, tmp_path_factory):
+    """The same of a run with two encoders, which differ."""
+    publish = ["--push_to_hub", "--hub_model_id", "me/tokens", "--hub_strategy", "every_save", "--hub_always_push"]
+    folder = tmp_path_factory.mktemp("token_runs") / "tiny"
+    return run_pretraining.main(command(folder, *publish, "--objective", "jepa", "--merge", "false"))
+
+
+@pytest.fixture(scope="module")
+def vectors(token_run):
     """(2, D) mean-pooled states of the encoder that the run has left, and of the context encoder of its model."""
-    tokenizer, found = AutoTokenizer.from_pretrained(run), []
+    tokenizer, found = AutoTokenizer.from_pretrained(token_run), []
     batch = tokenizer(SENTENCES, padding=True, truncation=True, return_tensors="pt")
-    complete = TextJepaForPreTraining.from_pretrained(run / "pretraining")
+    complete = TextJepaForPreTraining.from_pretrained(token_run / "pretraining")
     with torch.no_grad():
         for encoder in (complete.target_encoder, complete.model.encoder):
             states = encoder(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
@@ -186,14 +194,14 @@ def mean(states, mask):
 for phase in ("online", "offline"):
     constants.HF_HUB_OFFLINE, found = phase == "offline", {{}}
     for revision in ("main", "v1"):
-        tokenizer = AutoTokenizer.from_pretrained("me/harbour", revision=revision)
-        model = AutoModel.from_pretrained("me/harbour", revision=revision).eval()
+        tokenizer = AutoTokenizer.from_pretrained("me/tokens", revision=revision)
+        model = AutoModel.from_pretrained("me/tokens", revision=revision).eval()
         batch = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
         inputs = dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         found[revision] = mean(model(**inputs).last_hidden_state, batch["attention_mask"])
-    extract = pipeline("feature-extraction", "me/harbour", truncation=True, return_tensors=True)
+    extract = pipeline("feature-extraction", "me/tokens", truncation=True, return_tensors=True)
     found["pipeline"] = np.stack([states[0].mean(0).numpy() for states in extract(sentences)])
-    found["sentence_transformer"] = SentenceTransformer("me/harbour", device="cpu").encode(sentences)
+    found["sentence_transformer"] = SentenceTransformer("me/tokens", device="cpu").encode(sentences)
     try:
         AutoModel.from_pretrained("me/complete", trust_remote_code=False)
     except ValueError as error:
@@ -212,12 +220,12 @@ for phase in ("online", "offline"):
 
 
 @pytest.mark.slow
-def test_a_fresh_process_loads_what_was_published_with_equal_vectors(run, hub, vectors, tmp_path):
+def test_a_fresh_process_loads_what_was_published_with_equal_vectors(token_run, hub, vectors, tmp_path):
     """The encoder in three libraries and at a tag, the complete model as remote code; then again from the cache."""
-    TextJepaForPreTraining.from_pretrained(run / "pretraining").push_to_hub("me/complete")
-    AutoTokenizer.from_pretrained(run / "pretraining").push_to_hub("me/complete")
-    middle = hub.repositories["me/harbour"].commits[1]
-    HfApi().create_tag("me/harbour", tag="v1", revision=middle.oid)
+    TextJepaForPreTraining.from_pretrained(token_run / "pretraining").push_to_hub("me/complete")
+    AutoTokenizer.from_pretrained(token_run / "pretraining").push_to_hub("me/complete")
+    middle = hub.repositories["me/tokens"].commits[1]
+    HfApi().create_tag("me/tokens", tag="v1", revision=middle.oid)
     fresh_process(LOADING.format(sentences=SENTENCES), tmp_path, hub)
     expected, context = vectors
     assert np.abs(expected - context).max() > 1e-3
