@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.arguments import UsageError
-from text_jepa.export import Which, load_trained, sentence_pooling, trained_encoder
+from text_jepa.export import Which, load_trained, sentence_pooling, trained_encoder, trained_word_weights
 from text_jepa.masking import special_tokens_around
 from text_jepa.probing import centre, cosine
 from text_jepa.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
@@ -118,9 +118,7 @@ def encoder_inside(
         which: See `trained_encoder`.
         name: The name of the encoder in tables.
     """
-    word_weights = None
-    if model.word_weights is not None:
-        word_weights = model.word_weights.cpu().numpy()
+    word_weights = trained_word_weights(model, tokenizer)
     pooling = sentence_pooling(model.config)
     return Encoder(name, trained_encoder(model, which), copy.deepcopy(tokenizer), max_length, pooling, word_weights)
 
