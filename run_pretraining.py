@@ -36,7 +36,15 @@ from text_jepa.assembly import (
     windows_of,
 )
 from text_jepa.checkpointing import PREEMPTED, differing_facts
-from text_jepa.closing import choose_share_of_run, judge_run, merged, weights_of, write_verdict
+from text_jepa.closing import (
+    HELD_OUT_DOCUMENTS,
+    TRAINING_DOCUMENTS,
+    choose_share_of_run,
+    judge_run,
+    merged,
+    weights_of,
+    write_verdict,
+)
 from text_jepa.data import DocumentCount, legible, tell_left_out
 from text_jepa.documents import verdict
 from text_jepa.export import parameter_counts, save_for_continuing, trained_encoder
@@ -65,9 +73,6 @@ logger = logging.getLogger("text_jepa")
 
 # What a run starts from that is given no encoder.
 RANDOM_WEIGHTS = "random weights"
-
-# Documents by which an encoder is merged and judged at the end of a run, and those by which words are counted for it.
-HELD_OUT_DOCUMENTS, TRAINING_DOCUMENTS = 4_000, 20_000
 
 
 def main(argv: list[str] | None = None) -> Path:

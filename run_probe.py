@@ -9,7 +9,8 @@
 Each distinct text is embedded once by each system, and the same rows are scored for all. The features of a pair are
 [u, v, |u - v|, u * v]; attention and fine-tuning read both texts together. The controls: the same architecture with
 random weights, new ones for each seed; the bag of the model's own embeddings; TF-IDF (256 components fitted on the
-training texts; for cosines all words of the set); the commonest class; BM25 where a reranking file has its scores.
+training texts; for cosines all words of the set); the commonest class; BM25 where a reranking file has its scores; and
+both fitted on `--train_texts`, where the encoder's own training texts are given.
 Nothing is chosen by the scored split; intervals are 95 % of bootstrap resamples of its rows. See docs/probing.md.
 """
 
@@ -36,12 +37,15 @@ from configuration_text_jepa import TextJepaConfig
 from text_jepa import features, probing
 from text_jepa.arguments import UsageError, nearest, parse_arguments, run_command
 from text_jepa.builtin_corpus import load_builtin_corpus
+from text_jepa.closing import HELD_OUT_DOCUMENTS, TRAINING_DOCUMENTS
 from text_jepa.data import load_texts
 from text_jepa.documents import (
     MIN_QUERIES,
     SHORTEST_DOCUMENT,
+    TRAINING_TEXTS,
     Documents,
     DocumentScores,
+    WordCounting,
     judge_documents,
     load_documents,
     verdict,
@@ -104,7 +108,8 @@ class ProbeArguments:
         default=None,
         metadata={
             "help": "Tasks of GLUE by name; packages, word_content and word_order on the built-in corpus; "
-            "question_words of the questions of QNLI. Default: packages, if nothing else is named."
+            "question_words of the questions of QNLI. Default, if nothing else is named: packages, and the documents "
+            "that a run on the built-in corpus holds out."
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder of GLUE tasks. Default: the Hub."})
@@ -124,7 +129,11 @@ class ProbeArguments:
         },
     )
     train_texts: list[str] | None = field(
-        default=None, metadata={"help": "With --texts: what TF-IDF and BM25 are fitted on, as the encoder was."}
+        default=None,
+        metadata={
+            "help": "What TF-IDF and BM25 are fitted on, as the encoder was: of --texts, --rerank_dir and cosines of "
+            "similarity tasks."
+        },
     )
     title_column: str | None = field(
         default=None, metadata={"help": "With --texts: column of titles, each of which has to find its text."}
@@ -192,9 +201,8 @@ class ProbeArguments:
                 raise ValueError(f"--finetune_args {pair}: expected KEY=VALUE, such as learning_rate=1e-4")
         if self.finetune_args and "finetune" not in self.mode:
             raise ValueError("--finetune_args has no effect without --mode finetune")
-        for flag in ("train_texts", "title_column"):
-            if getattr(self, flag) and not self.texts:
-                raise ValueError(f"--{flag} goes with --texts")
+        if self.title_column and not self.texts:
+            raise ValueError("--title_column goes with --texts")
         if self.layer_sweep and not self.output_dir:
             raise ValueError("--layer_sweep draws a picture: it needs --output_dir")
         if self.do_predict and not self.output_dir:
@@ -217,13 +225,16 @@ def main(argv: list[str] | None = None) -> list[Score]:
     tasks, rerankings = load_tasks(args)
     documents = asked_documents(args)
     training_texts = fitted_texts(args)
+    uses_words = documents is not None or rerankings or any(task.is_similarity for task in tasks)
+    if args.train_texts and not uses_words:
+        raise UsageError("--train_texts goes with --texts, --rerank_dir or a task of similarities such as stsb")
     if args.do_predict and all(len(asked_splits(task, args)) == 1 for task in tasks):
         raise UsageError("--do_predict: no task has a test split with hidden labels; leave the flag out")
     encoders = load_encoders([first, *(args.compare or [])], args)
 
     count = fits(tasks, encoders, args)
     with tqdm(total=count, desc="Probing", unit=" fits", disable=None, leave=False) as bar:
-        predicted, settings = predict(tasks, rerankings, encoders, args, bar)
+        predicted, settings = predict(tasks, rerankings, encoders, training_texts, args, bar)
     answers, gold = scored_answers(tasks, rerankings, predicted)
     scores = all_scores(answers, gold, args.seeds[0])
     scores += macro_averages([s for s in scores if s.task in gold and not is_layer(s.system)])
@@ -232,9 +243,10 @@ def main(argv: list[str] | None = None) -> list[Score]:
     if documents is not None:
         found = judge(documents, training_texts, encoders, args)
         if not found.scores:
+            source = f"--texts {args.texts[0]}" if args.texts else "the built-in corpus"
             raise UsageError(
-                f"--texts {args.texts[0]}: the documents are too few or too short: at least {MIN_QUERIES} of "
-                f"{SHORTEST_DOCUMENT} words are needed"
+                f"{source}: the documents are too few or too short: at least {MIN_QUERIES} of {SHORTEST_DOCUMENT} "
+                "words are needed"
             )
         scores += found.scores
         answers |= found.answers
@@ -261,6 +273,11 @@ def main(argv: list[str] | None = None) -> list[Score]:
 # ---- what is asked --------------------------------------------------------------------------------------------------
 
 
+def names_nothing(args) -> bool:
+    """Whether no task, file or folder is named, so that the built-in corpus is asked."""
+    return not (args.tasks or args.task_file or args.rerank_dir or args.texts)
+
+
 def load_tasks(args) -> tuple[list[Task], list[RerankingTask]]:
     """The tasks and the reranking sets asked for."""
     own = {"packages": partial(package_task, args.cache_dir), "word_content": partial(words_task, args.cache_dir)}
@@ -268,7 +285,7 @@ def load_tasks(args) -> tuple[list[Task], list[RerankingTask]]:
     own["word_order"] = partial(word_order_task, args.cache_dir)
     known = (*GLUE_TASKS, *own)
     tasks = []
-    for name in dict.fromkeys(args.tasks or ([] if args.task_file or args.rerank_dir or args.texts else ["packages"])):
+    for name in dict.fromkeys(["packages"] if names_nothing(args) else args.tasks or []):
         if name.removesuffix("_mini") not in known:
             raise UsageError(f"--tasks: no task '{name}'{nearest(name, known)} (there are {', '.join(known)})")
         tasks.append(own[name]() if name in own else load_glue(name, args.data_dir, args.cache_dir, args.split))
@@ -288,7 +305,14 @@ def words_task(cache_dir) -> Task:
 
 
 def asked_documents(args) -> Documents | None:
-    """The documents of `--texts`, if any; of a `--task_file` beside them the label column is the task's."""
+    """The documents of `--texts`, if any; of a `--task_file` beside them the label column is the task's.
+
+    Where nothing is named they are those that a run on the built-in corpus is judged on at its end: of the documents
+    that it holds out the second half, for the first one chooses how its weights are merged.
+    """
+    if names_nothing(args):
+        held_out = load_builtin_corpus(args.cache_dir)["validation"]["text"]
+        return Documents(held_out[:HELD_OUT_DOCUMENTS][1::2], None, None)
     if not args.texts:
         return None
     label_column = None if args.task_file else args.label_column
@@ -296,7 +320,9 @@ def asked_documents(args) -> Documents | None:
 
 
 def fitted_texts(args) -> list[str] | None:
-    """The texts of `--train_texts`, if any."""
+    """The texts of `--train_texts`; of the built-in corpus, where nothing is named, those that a run counts."""
+    if names_nothing(args) and not args.train_texts:
+        return load_builtin_corpus(args.cache_dir)["train"].take(TRAINING_DOCUMENTS)["text"]
     if not args.train_texts:
         return None
     texts = load_texts(args.train_texts, "train_texts", args.text_column, args.cache_dir)["text"]
@@ -408,7 +434,7 @@ def is_layer(system) -> bool:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def predict(tasks, rerankings, encoders, args, bar):
+def predict(tasks, rerankings, encoders, training_texts, args, bar):
     """What every system says about every task; the bar moves with every fit.
 
     Returns:
@@ -430,6 +456,14 @@ def predict(tasks, rerankings, encoders, args, bar):
         answer_by_words(task, args, predicted[task], bar)
     for task in rerankings if args.controls else ():
         rank_by_words(task, predicted[task])
+    if args.train_texts and args.controls:
+        words = WordCounting(training_texts)
+        for task in pooled:
+            if task.is_similarity:
+                cosines = words.tfidf_of_pairs(task.test.texts, task.test.pairs)
+                predicted[task]["cosine raw"][f"{TFIDF} ({TRAINING_TEXTS})"] = [cosines]
+        for task in rerankings:
+            rank_by_training_words(task, words, predicted[task])
     for task in tasks:
         if "attentive" in args.mode:
             answer_by_attention(task, encoders, args, predicted[task]["attentive"], bar)
@@ -558,14 +592,36 @@ def rank_by_vectors(task, system, table, predicted):
 def rank_by_words(task, predicted):
     """Orders the candidates by the cosines of TF-IDF, and as BM25 does."""
     if task.texts is not None:
-        pairs = [(task.texts[query.id], task.texts[c]) for query in task.queries for c in query.candidates]
-        cosines = features.tfidf_cosines(list(task.texts.values()), *zip(*pairs, strict=True), sublinear=True)
-        ends = np.cumsum([len(query.candidates) for query in task.queries])[:-1]
-        predicted["cosine raw"][TFIDF].append(figures_of(task, np.split(cosines, ends)))
+        cosines = features.tfidf_cosines(list(task.texts.values()), *ranked_pairs(task), sublinear=True)
+        predicted["cosine raw"][TFIDF].append(figures_of(task, by_query(task, cosines)))
     if all(query.bm25 is not None for query in task.queries):
         # Of equal scores the file's order counts: it is the order in which BM25 returned them.
         ranked = [-np.argsort(np.argsort(-query.bm25, kind="stable")) for query in task.queries]
         predicted["cosine raw"]["BM25"].append(figures_of(task, ranked))
+
+
+def rank_by_training_words(task, words, predicted):
+    """Orders the candidates by TF-IDF and BM25 of the training texts, where the set has its texts."""
+    if task.texts is None:
+        return
+    queries, candidates = ranked_pairs(task)
+    scores_of = {TFIDF: words.tfidf_of_pairs, "BM25": words.bm25_of_pairs}
+    for name, score in scores_of.items():
+        ranked = by_query(task, score(queries, candidates))
+        predicted["cosine raw"][f"{name} ({TRAINING_TEXTS})"].append(figures_of(task, ranked))
+
+
+def ranked_pairs(task) -> tuple[list[str], list[str]]:
+    """The text of the query and that of the candidate for each candidate of each query."""
+    queries = [task.texts[query.id] for query in task.queries for _ in query.candidates]
+    candidates = [task.texts[c] for query in task.queries for c in query.candidates]
+    return queries, candidates
+
+
+def by_query(task, scores) -> list[np.ndarray]:
+    """Scores of `ranked_pairs`, those of each query apart."""
+    ends = np.cumsum([len(query.candidates) for query in task.queries])[:-1]
+    return np.split(scores, ends)
 
 
 def figures_of(task, ranked) -> dict[str, np.ndarray]:

@@ -119,6 +119,13 @@ def test_bm25_is_the_formula_with_frequencies_of_the_first_texts(texts):
     np.testing.assert_allclose(found, [[*expected, 0], [0, 0, 0]])
 
 
+def test_pairs_are_scored_as_among_all(texts):
+    words, queries, candidates = WordCounting(texts), ["river boat boat", "zebra"], ["river river boat", "the boat"]
+    cosines = (words.tfidf(queries) @ words.tfidf(candidates).T).toarray()
+    np.testing.assert_allclose(words.tfidf_of_pairs(queries, candidates), cosines.diagonal())
+    np.testing.assert_allclose(words.bm25_of_pairs(queries, candidates), words.bm25(queries, candidates).diagonal())
+
+
 def test_texts_without_words_are_refused():
     with pytest.raises(UsageError, match="hold no word"):
         WordCounting(["...", ""])

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from transformers import BertConfig, BertModel
 
 import run_probe
 from text_jepa import probing, results
 from text_jepa.documents import LABEL, REST, TITLE
 from text_jepa.features import open_encoder
-from text_jepa.tasks import word_content
+from text_jepa.tasks import load_task_file, word_content
 
 
 WORDS = {0: "storm lantern harbour", 1: "garden library bread"}
@@ -291,6 +292,42 @@ def test_documents_are_judged_without_labels_and_a_sentence_says_what_came_of_it
     assert "model-index" in card.read_text()
 
 
+def test_pairs_and_reranking_have_words_counted_in_the_training_texts_beside_those_of_the_set(folder, documents):
+    arguments = ("--tasks", "stsb", "--data_dir", folder / "glue", "--mode", "knn", "--text_column", "body")
+    arguments = (*arguments, "--rerank_dir", folder / "questions")
+    scores = probe(folder, *arguments, "--train_texts", folder / "train.jsonl")
+    words = {TFIDF, f"{TFIDF} (training texts)"}
+    similar = [s for s in scores if (s.task, s.mode, s.metric) == ("stsb", "cosine raw", "pearson")]
+    assert {s.system for s in similar if s.system.startswith(TFIDF)} == words
+    assert {s.rows for s in similar} == {8}
+    ranked = {s.system for s in scores if (s.task, s.mode) == ("questions test", "cosine raw")}
+    assert ranked >= words | {"BM25", "BM25 (training texts)"}
+    without = {s.system for s in probe(folder, *arguments)}
+    assert {system for system in without if "training" in system} == set()
+
+
+def test_where_nothing_is_named_held_out_documents_of_the_builtin_corpus_are_asked(folder, monkeypatch, capsys):
+    """Those that a run on it is judged on, with words counted in its training part."""
+    generator = np.random.default_rng(0)
+
+    def texts(count):
+        return [" ".join(generator.choice([*WORDS[0].split(), "river", f"bread{i}"], 40)) for i in range(count)]
+
+    corpus = DatasetDict({"train": Dataset.from_dict({"text": texts(30)})})
+    corpus["validation"] = Dataset.from_dict({"text": texts(50)})
+    monkeypatch.setattr(run_probe, "load_builtin_corpus", lambda cache: corpus)
+    monkeypatch.setattr(run_probe, "package_task", lambda cache: load_task_file(*own))
+    own = (folder / "own.jsonl", None, "body", None, "kind")
+    scores = probe(folder, "--mode", "knn")
+    found = [s for s in scores if s.task == REST]
+    assert {s.system for s in found} >= {f"{TFIDF} (training texts)", "BM25 (training texts)", RANDOM}
+    assert {s.rows for s in found} == {25}
+    assert {s.task for s in scores} == {"own", REST}
+    assert capsys.readouterr().out.splitlines()[-1].startswith("On 25 passages of 25 documents this encoder")
+    named = probe(folder, "--task_file", own[0], "--text_column", "body", "--label_column", "kind", "--mode", "knn")
+    assert {s.task for s in named} == {"own"}
+
+
 def test_without_training_texts_word_counting_is_fitted_on_the_scored_ones(folder, documents, capsys):
     scores = probe(folder, "--texts", documents / "all.jsonl", "--text_column", "body", "--no_controls")
     assert {s.system for s in scores} == {str(folder / "first"), "TF-IDF (scored texts)", "BM25 (scored texts)"}
@@ -367,7 +404,10 @@ def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
         (["--texts", "{dir}/none.txt"], ["--texts", "none.txt: no such file"]),
         (["--texts", "{dir}/own.jsonl"], ["no column 'text'", "--text_column"]),
         (["--texts", "{dir}/own.jsonl", "--text_column", "body"], ["--texts", "too short", "16 words"]),
-        (["--train_texts", "{dir}/own.jsonl"], ["--train_texts goes with --texts"]),
+        (
+            ["--train_texts", "{dir}/ok.jsonl", "--task_file", "{dir}/ok.jsonl"],
+            ["--train_texts goes with --texts, --rerank_dir"],
+        ),
         (["--title_column", "title"], ["--title_column goes with --texts"]),
         (["--update_card", "--compare", "{dir}/second"], ["README.md"]),
     ],

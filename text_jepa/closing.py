@@ -21,6 +21,9 @@ from text_jepa.features import Encoder, embed_texts
 from text_jepa.merging import SHARES, choose_share, interpolate, score_on_documents
 
 
+# Documents by which an encoder is merged and judged at the end of a run, and those by which words are counted for it.
+HELD_OUT_DOCUMENTS, TRAINING_DOCUMENTS = 4_000, 20_000
+
 # Enough passages to choose a share on, in seconds.
 _PASSAGES_TO_CHOOSE_ON = 1_000
 

@@ -234,11 +234,23 @@ class WordCounting:
         inverse = np.log((1 + self.documents) / (1 + self.frequencies)) + 1
         return normalize(counts * inverse)
 
+    def tfidf_of_pairs(self, left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+        """Cosines (N,) of the TF-IDF of N pairs of texts."""
+        return _row_products(self.tfidf(left), self.tfidf(right))
+
     def bm25(self, queries: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
         """Scores (Q, A) of the candidates for each query, with the inverse document frequency of Lucene.
 
         Lengths are measured against the mean length of the candidates.
         """
+        return (self._counts(queries) @ self._bm25_weights(candidates).T).toarray()
+
+    def bm25_of_pairs(self, queries: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
+        """Scores (N,) of N candidates, each for its own query; otherwise as `bm25`."""
+        return _row_products(self._counts(queries), self._bm25_weights(candidates))
+
+    def _bm25_weights(self, candidates):
+        """What one occurrence of each word in a query is worth to each candidate: (A, W)."""
         counts = self._counts(candidates)
         lengths = counts.sum(axis=1)
         relative = lengths / max(lengths.mean(), 1)
@@ -246,10 +258,15 @@ class WordCounting:
         saturation = _K1 * (1 - _B + _B * relative[candidate_of])
         counts.data = counts.data * (_K1 + 1) / (counts.data + saturation)
         inverse = np.log(1 + (self.documents - self.frequencies + 0.5) / (self.frequencies + 0.5))
-        return ((self._counts(queries) * inverse) @ counts.T).toarray()
+        return counts * inverse
 
     def _counts(self, texts):
         return sparse.csr_array(self._counter.transform(texts), dtype=np.float64)
+
+
+def _row_products(left: sparse.csr_array, right: sparse.csr_array) -> np.ndarray:
+    """Inner products (N,) of the rows of two matrices (N, W)."""
+    return (left * right).sum(axis=1)
 
 
 def _with_equal_products(vectors: sparse.csr_array) -> np.ndarray:
