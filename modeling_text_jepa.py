@@ -701,7 +701,9 @@ class RunningWhitening(RunningAverages):
 
 
 class TextJepaForPreTraining(TextJepaPreTrainedModel):
-    """Context encoder, target encoder, predictor and losses; what no term of the loss reads is not built.
+    """Context encoder, target encoder, predictor and losses; what no term of the loss trains or reads is not built.
+
+    Weights of words are there with any loss: an exported encoder pools by them.
 
     The target encoder is in every checkpoint, takes no gradient, stays in eval mode and in float32, and moves only by
     `update_target_encoder`.
@@ -745,11 +747,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     @staticmethod
     def _build_pooler(config: TextJepaConfig) -> nn.Module | None:
-        if not config.pools_context:
-            return None
-        if config.pooling == "attention":
-            return TextJepaPooler(config)
-        return TextJepaWordPooler(config) if config.pooling == "idf" else None
+        if config.pooling == "idf":
+            return TextJepaWordPooler(config)  # nothing in it is trained, and whoever uses the encoder pools by it
+        return TextJepaPooler(config) if config.pooling == "attention" and config.pools_context else None
 
     @property
     def word_weights(self) -> torch.Tensor | None:

@@ -258,8 +258,18 @@ REFUSALS = [
     ("no mask", ["--num_masks", "0"], ["num_masks must be at least 1, got 0"]),
     (
         "spans longer than allowed",
-        ["--mean_span_length", "11"],
+        ["--objective", "jepa", "--mean_span_length", "11"],
         ["mean_span_length", "max_span_length (10)", "got 11"],
+    ),
+    (
+        "spans where the objective hides nothing",
+        ["--num_spans", "2"],
+        ["--num_spans has no effect", "predicts no hidden token", "--mask_ratio above 0"],
+    ),
+    (
+        "spans where nothing is to be hidden",
+        ["--objective", "jepa", "--mask_ratio", "0", "--whole_words", "false"],
+        ["--whole_words has no effect: --mask_ratio 0 hides no words"],
     ),
     ("no room for text", ["--max_length", "4"], ["--max_length 4", "no room"]),
     ("no training document", ["--max_train_samples", "0"], ["--max_train_samples"]),

@@ -226,6 +226,23 @@ def weighted(make_model, tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("objective", ["mlm", "jepa"])
+def test_weights_of_words_are_counted_kept_and_exported_whatever_the_objective(run, tmp_path, objective):
+    """Also where no term of the loss pools, as in masked language modelling: the export was a plain mean."""
+    shape = '{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
+    usual = (
+        f"--objective {objective} --pooling idf --sentence_loss_weight 0 --preset tiny --max_length 16 --max_steps 1"
+    )
+    usual += f" --tokenizer_name {run} --use_cpu --train_file {run.parent}/train.txt --output_dir {tmp_path / 'words'}"
+    folder = run_pretraining.main([*usual.split(), "--text_config", shape])
+    weights = load_word_weights(folder)
+    assert len(np.unique(weights)) > 3
+    complete = TextJepaForPreTraining.from_pretrained(folder / "pretraining")
+    np.testing.assert_allclose(complete.word_weights, weights, rtol=1e-5)
+    np.testing.assert_allclose(open_encoder(str(folder)).word_weights, weights)
+    assert '"pooling": "idf"' in (folder / "pretraining" / "config.json").read_text()
+
+
 WEIGHTED = [*SENTENCES, "harbour", ", ,"]  # of the last one no token weighs anything
 
 

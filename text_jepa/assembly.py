@@ -37,6 +37,10 @@ from text_jepa.word_weights import DocumentFrequency, word_weights
 # Texts of a stream by which the weights of words are counted.
 STREAM_TEXTS_TO_WEIGH = 10_000
 
+# Which words are hidden, where some are.
+SPAN_FLAGS = ("span_length_distribution", "mean_span_length", "max_span_length", "min_span_length", "num_spans")
+SPAN_FLAGS += ("whole_words",)
+
 # What transformers raises for a model that there is not, or cannot be here.
 _UNBUILDABLE = (OSError, ValueError, TypeError, RuntimeError, IndexError, ImportError)
 _UNBUILDABLE += (SafetensorError, StrictDataclassError)
@@ -86,7 +90,8 @@ def set_dependent_defaults(data_args, config) -> None:
         config: The [`TextJepaConfig`], or its fields.
 
     Raises:
-        UsageError: The document loss is to predict a view that is not of a document.
+        UsageError: The document loss is to predict a view that is not of a document, or a flag says which words to
+            hide and none are hidden.
     """
     if data_args.view is None and config.document_loss_weight > 0:
         data_args.view = "rest"
@@ -95,10 +100,25 @@ def set_dependent_defaults(data_args, config) -> None:
             f"--view {data_args.view}: the document loss predicts the rest of a document; use rest, neighbour or "
             "column, or --document_loss_weight 0"
         )
+    hides_by_default = data_args.mask_ratio is None
     if data_args.mask_ratio is None and data_args.mask_strategies is None:
         predicts_tokens = config.latent_loss_weight > 0 or config.token_loss_weight > 0
         predicts_documents = config.document_loss_weight > 0 or data_args.view in DOCUMENT_VIEWS
         data_args.mask_ratio = 0.0 if predicts_documents and not predicts_tokens else 0.5
+    if data_args.mask_ratio == 0:
+        _refuse_spans(data_args, hides_by_default)
+
+
+def _refuse_spans(data_args, is_default: bool) -> None:
+    """Refuses flags that say which words are hidden, where none are."""
+    reason = "--mask_ratio 0 hides no words"
+    if is_default:
+        reason = "this objective predicts no hidden token and hides none (--mask_ratio is 0 by default)"
+    for field in dataclasses.fields(data_args):
+        if field.name in SPAN_FLAGS and getattr(data_args, field.name) != field.default:
+            raise UsageError(
+                f"--{field.name} has no effect: {reason}; add a --mask_ratio above 0, such as 0.3, or leave it out"
+            )
 
 
 def make_collator(data_args, args, tokenizer, limit) -> DataCollatorForTextJepa:
