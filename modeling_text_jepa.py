@@ -148,15 +148,18 @@ def contrastive_distance(predictions, targets, temperature: float, own=None, ids
     """InfoNCE (arXiv 1807.03748): each prediction has to find its target, by cosine, among those of all processes.
 
     Predictions (n, D), targets (m, D) and the row `own` (n,) of each prediction's target, by default the same one, ->
-    cross-entropies (n,). Targets with equal `ids` (m,) stand for the same thing and are no negatives of each other.
+    cross-entropies (n,). Targets with equal `ids` (m,), also of another process, stand for the same thing and are no
+    negatives of each other.
     """
     own = torch.arange(len(predictions), device=predictions.device) if own is None else own
     targets, before = gather_rows(targets)
     logits = F.normalize(predictions, dim=-1) @ F.normalize(targets, dim=-1).T / temperature
-    if ids is not None:  # of this process; the same number on another one is something else
-        alike = (ids[own, None] == ids) & (own[:, None] != torch.arange(len(ids), device=ids.device))
-        logits = logits.masked_fill(F.pad(alike, (before, len(targets) - before - len(ids))), -torch.inf)
-    return F.cross_entropy(logits, own + before, reduction="none")
+    labels = own + before
+    if ids is not None:
+        is_other = labels[:, None] != torch.arange(len(targets), device=ids.device)
+        alike = (ids[own, None] == gather_rows(ids)[0]) & is_other
+        logits = logits.masked_fill(alike, -torch.inf)
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def whitening(covariance: torch.Tensor) -> torch.Tensor:
@@ -223,6 +226,10 @@ def sample_candidates(labels, vocab_size: int, count: int) -> tuple[torch.Tensor
 
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _world_size() > 1 else 0
 
 
 class _SumOfProcesses(torch.autograd.Function):
@@ -950,7 +957,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 A view of each text, such as the rest of its document: what the document loss predicts, and the
                 sentence loss instead of the text itself.
             document_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Texts with equal numbers are of one document, and no negatives of each other in the sentence loss.
+                Texts with equal numbers, also of another process, are of one document, and no negatives of each other
+                in the sentence loss.
             text_targets (`tuple`, *optional*): Of the output for other masks of these texts, instead of another pass.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of target tokens that losses are divided by; the batch's own by default. The Trainer gives that
@@ -1028,8 +1036,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         loss_type, used = self.config.loss_type, target_positions >= 0
         if loss_type != "infonce":
             return self._distance(loss_type, predictions, targets).masked_fill(~used, 0)
-        # Several masks of a text may hide the same token: no negatives of each other.
-        ids = target_positions + length * torch.arange(len(used), device=used.device)[:, None, None]
+        # Several masks of a text may hide the same token: no negatives of each other. Texts of processes differ.
+        first = _rank() << 40
+        ids = first + target_positions + length * torch.arange(len(used), device=used.device)[:, None, None]
         found = self._distance(loss_type, predictions[used], targets[used], ids=ids[used])
         return torch.zeros_like(predictions[..., 0], dtype=torch.float32).masked_scatter(used, found)
 

@@ -34,6 +34,7 @@ SETTINGS = {
     "sentence-cosine": SENTENCE | {"sentence_loss_type": "cosine"},
     "sentence-mse": SENTENCE | {"sentence_loss_type": "mse", "pooling": "attention"},
     "sentence-infonce": SENTENCE | {"sentence_loss_type": "infonce"},
+    "windows": SENTENCE | ONLINE | {"sentence_loss_type": "infonce"},
     "simcse": SENTENCE | ONLINE | {"sentence_loss_type": "infonce"},
     "vicreg": SENTENCE
     | ONLINE
@@ -60,7 +61,7 @@ def step(rank, world, folder):
     parts = [slice(None)] if world == 1 else [slice(0, TEXTS_OF_FIRST), slice(TEXTS_OF_FIRST, None)]
     found = {}
     for setting, (fields, state) in models.items():
-        batch = batches["documents" if setting.startswith("documents") else "texts"]
+        batch = batches.get(setting.split("-")[0], batches["texts"])
         part = {name: value[parts[rank]] for name, value in batch.items()}
         count = (batch["target_positions"] >= 0).sum()
         model = TextJepaForPreTraining(TextJepaConfig(**fields)).train()
@@ -104,7 +105,9 @@ def steps(make_model, make_batch, tmp_path_factory):
     texts = make_batch(lengths=(21, 9, 14, 18, 5))
     rest = make_batch(lengths=(8, 30, 12, 5, 17), width=32, seed=3)
     views = {"view_input_ids": rest["input_ids"], "view_attention_mask": rest["attention_mask"]}
-    torch.save({"texts": texts, "documents": texts | views}, folder / "batches.pt")
+    # Windows of two documents, each with one window on either process.
+    windows = texts | {"document_ids": torch.tensor([7, 8, 9, 7, 8])}
+    torch.save({"texts": texts, "documents": texts | views, "windows": windows}, folder / "batches.pt")
     step(0, 1, folder)
     other = multiprocessing.get_context("spawn").Process(target=step_of_two, args=(1, folder))
     other.start()
