@@ -32,7 +32,7 @@ from text_jepa import export, hub, merging
 from text_jepa.arguments import UsageError, command_parser, run_command
 from text_jepa.data import load_texts
 from text_jepa.features import Encoder, embed_texts, encoder_inside, open_encoder
-from text_jepa.model_card import read_facts, write_model_card
+from text_jepa.model_card import read_facts, tell_change, write_model_card
 from text_jepa.probing import sts_scores
 from text_jepa.tasks import load_task_file
 from text_jepa.training import metrics_of, write_metrics
@@ -171,6 +171,9 @@ def write_weights(args):
     encoder = open_folder(args.source)
     texts = load_texts(args.texts, "texts", args.text_column)
     recount = merging.recount_word_weights(encoder, output_dir, documents_of(texts))
+    files = ", ".join(Path(name).name for name in args.texts)
+    change = f"The weights of words of {args.source} were counted anew on {recount.texts:,} texts ({files})"
+    tell_change(output_dir, f"{change} by `text-jepa-export weights`")
     how = f"Counted {recount.texts:,} texts"
     if recount.blended:
         how += f", fewer than {merging.TEXTS_TO_TRUST:,}: half of the log-frequencies are still those of before"
@@ -194,7 +197,9 @@ def write_merged(args):
         share, scores = merging.choose_share(first, last, score)
         print_shares(scores, share)
     merging.save_merged(end, merging.interpolate(first, last, share), output_dir)
-    print(f"The encoder is in {output_dir}: {share:g} of the way from {args.source} to {args.end}")
+    way = f"{share:g} of the way from {args.source} to {args.end}"
+    tell_change(output_dir, f"The weights are {way}, by `text-jepa-export merge`")
+    print(f"The encoder is in {output_dir}: {way}")
 
 
 def push_to_hub(args):

@@ -43,6 +43,7 @@ from text_jepa.closing import (
     judge_run,
     merged,
     weights_of,
+    whole_model,
     write_verdict,
 )
 from text_jepa.data import DocumentCount, legible, tell_left_out
@@ -52,7 +53,7 @@ from text_jepa.features import embed_texts, encoder_inside, nearest_texts
 from text_jepa.hub import push_folder
 from text_jepa.launching import check_flags, check_output_dir, check_processes, check_trackers, set_up_logging
 from text_jepa.masking import DOCUMENT_VIEWS
-from text_jepa.model_card import size_of
+from text_jepa.model_card import size_of, sizes_in_words
 from text_jepa.pretraining_arguments import (
     DataArguments,
     ModelArguments,
@@ -171,7 +172,9 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
     if trainer.weights_step not in evaluated:
         trainer.evaluate()
     trainer.save_state()
+    model = whole_model(trainer.model)
     if args.process_index == 0:
+        trainer.model = model
         with checkpointing.writing(args.output_dir, "the encoder"):
             # What the objective was when the run began, for defaults change.
             objective = ObjectiveArguments(**{name: trainer.facts[name] for name in vars(objective_args)})
@@ -290,7 +293,7 @@ def show_sizes(trainer):
     if args.process_index > 0:
         return
     trainable, total = parameter_counts(trainer.model)
-    texts = f"{size_of(trainer.train_dataset)} training texts, {size_of(trainer.eval_dataset)} held out"
+    texts = sizes_in_words(trainer.train_dataset, trainer.eval_dataset)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in trainer.model.named_children()}
     listed = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
     print(f"{texts}; {trainable:,} of {total:,} parameters train ({listed})")

@@ -37,8 +37,7 @@ FACTS = {
     "command": None,
     "license": "unknown",
     "max_length": 32,
-    "train_texts": "57",
-    "held_out_texts": "3",
+    "sizes": "57 training texts, 3 held out",
     "masks": "1 per text.",
     "steps": "3",
     "exported_step": 3,
@@ -109,7 +108,8 @@ def known_numbers(run):
     values += list(verdict["mean_reciprocal_rank_by_share"].values())
     # Texts that train, and held out.
     if predicts_documents(run):
-        values += [LINES["documents"] * 50 // 100 * WINDOWS_OF_A_LINE]
+        half = LINES["documents"] * 50 // 100
+        values += [half, half * WINDOWS_OF_A_LINE]
     else:
         values += [LINES["jepa"] * 95 // 100, LINES["jepa"] * 5 // 100]
     values += [os.cpu_count(), platform.python_version(), text_jepa.__version__]
@@ -157,8 +157,9 @@ def test_the_card_is_complete_without_editing(run):
         expected += ["## Is it better on these texts?", "On 20 passages of 20 documents", found["verdict"]]
         expected += [f"The exported weights are {found['share']:g} of the way", f"| {found['share']:g} | {best:.1f} |"]
         expected += ["accelerate launch run_pretraining.py --validation_split_percentage"]
+        expected += ["40 training documents in 600 windows, 40 held out in 600 windows."]
     else:
-        expected += ["spans of geometric length", "Exported: the target encoder"]
+        expected += ["spans of geometric length", "Exported: the target encoder", "57 training texts, 3 held out."]
         expected += ["accelerate launch run_pretraining.py --objective jepa --preset tiny"]
     for said in expected:
         assert said in card

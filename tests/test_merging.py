@@ -26,6 +26,33 @@ SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 NEW_TEXTS = ["beans and beans", "a bridge, a boat", "beans in the summer"]
 
 
+# With a figure in its metadata and one in its text.
+CARD = """---
+license: mit
+model-index:
+- name: words
+  results:
+  - task: {type: feature-extraction}
+    dataset: {type: text, name: texts}
+    metrics:
+    - {type: eval_loss, value: 0.25}
+---
+
+# words
+
+An encoder, with a loss of 0.25.
+"""
+
+
+def assert_told(folder, note):
+    """Below the title stands what was done and whose the figures are; in the metadata are no figures."""
+    card = (folder / "README.md").read_text()
+    whose = "The rest of this card is that of the encoder before: its figures are not of these vectors."
+    assert f"# words\n\n{note} {whose}\n\nAn encoder, with a loss of 0.25." in card
+    assert "license: mit" in card
+    assert "model-index" not in card
+
+
 def write_encoder(folder, tokenizer, seed=0, pooler=True, **shape):
     torch.manual_seed(seed)
     config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SHAPE | shape)
@@ -85,7 +112,7 @@ def state_of(folder):
 
 def test_recounted_weights_are_those_of_the_texts_and_nothing_else_changes(folders, command, tokenizer, tmp_path):
     source = shutil.copytree(folders / "words", tmp_path / "source")
-    (source / "README.md").write_text("card")
+    (source / "README.md").write_text(CARD)
     (source / "onnx").mkdir()
     (source / "onnx" / "model.onnx").write_bytes(b"states are as they were")
     (source / "checkpoint-3").mkdir()
@@ -98,7 +125,9 @@ def test_recounted_weights_are_those_of_the_texts_and_nothing_else_changes(folde
     np.testing.assert_array_equal(load_word_weights(tmp_path / "out"), expected)
     before, after = files_of(source), files_of(tmp_path / "out")
     changed = {name for name in after if before.get(name) != after[name]}
-    assert changed == {"1_WordWeights/config.json", "1_WordWeights/model.safetensors"}
+    assert changed == {"1_WordWeights/config.json", "1_WordWeights/model.safetensors", "README.md"}
+    note = f"> The weights of words of {source} were counted anew on 2,100 texts (many.txt)"
+    assert_told(tmp_path / "out", f"{note} by `text-jepa-export weights`.")
     assert set(before) - set(after) == {"checkpoint-3/optimizer.pt"}
 
 
@@ -256,7 +285,7 @@ def test_a_score_leaves_the_encoder_as_it_is(subjects):
 
 
 def test_a_merged_folder_lies_half_way_and_keeps_the_modules_of_the_end(folders, command, tmp_path):
-    (shutil.copytree(folders / "words", tmp_path / "end") / "README.md").write_text("card")
+    (shutil.copytree(folders / "words", tmp_path / "end") / "README.md").write_text(CARD)
     (tmp_path / "end" / "onnx").mkdir()
     (tmp_path / "end" / "onnx" / "model.onnx").write_bytes(b"of other weights")
     printed = command("merge", folders / "start", tmp_path / "end", tmp_path / "out")
@@ -273,7 +302,9 @@ def test_a_merged_folder_lies_half_way_and_keeps_the_modules_of_the_end(folders,
     before, after = files_of(tmp_path / "end"), files_of(tmp_path / "out")
     assert set(before) - set(after) == {"onnx/model.onnx"}
     changed = {name for name in after if before[name] != after[name]}
-    assert changed <= {"model.safetensors", "config.json"}
+    assert changed <= {"model.safetensors", "config.json", "README.md"}
+    way = f"0.5 of the way from {folders / 'start'} to {tmp_path / 'end'}"
+    assert_told(tmp_path / "out", f"> The weights are {way}, by `text-jepa-export merge`.")
 
 
 def test_a_pooler_of_the_end_stays(folders, command, tmp_path):

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import BertConfig
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
+from text_jepa.closing import merged, weights_of, whole_model
 
 
 pytestmark = pytest.mark.distributed
@@ -81,6 +82,74 @@ def test_two_shards_have_the_gradients_of_one_process(tmp_path):
         torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
     for name, value in target.items():
         torch.testing.assert_close(value, before[name], msg=name)  # equal encoders stay equal
+
+
+def sharded_end(rank, folder, ids):
+    """The end of a run: the first process alone merges, opens and runs what all of them hold in shards."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = bert_jepa()
+    start = weights_of(model.model.encoder)
+    fully_shard(model.model.encoder, mesh=init_device_mesh("cpu", (2,)))
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    with torch.no_grad():
+        for parameter in model.model.encoder.parameters():
+            parameter += 1
+    whole = whole_model(model)
+    if rank == 0:
+        with merged(whole.model.encoder, start, 0.5):
+            half = weights_of(whole.model.encoder)
+        whole.save_pretrained(folder / "whole")
+        torch.save((start, half, whole(ids).last_hidden_state), folder / "end.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_a_run_in_shards_ends_with_whole_weights_on_the_first_process(tmp_path):
+    ids = torch.randint(5, 120, (4, 12), generator=torch.Generator().manual_seed(5))
+    multiprocessing.spawn(sharded_end, (tmp_path, ids), nprocs=2)
+    start, half, states = torch.load(tmp_path / "end.pt", weights_only=True)
+    for name, parameter in bert_jepa().model.encoder.named_parameters():
+        torch.testing.assert_close(start[name], parameter.detach(), msg=name)
+        torch.testing.assert_close(half[name], start[name] + 0.5, msg=name)
+    saved = TextJepaForPreTraining.from_pretrained(tmp_path / "whole").eval()
+    torch.testing.assert_close(saved(ids).last_hidden_state, states)
+
+
+SHARDING_RUN = """
+import sys
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+import run_pretraining
+
+class ShardingTrainer(run_pretraining.TextJepaTrainer):
+    def train(self, *args, **kwargs):
+        super().train(*args, **kwargs)
+        fully_shard(self.model, mesh=init_device_mesh("cpu", (2,)))
+
+run_pretraining.TextJepaTrainer = ShardingTrainer
+run_pretraining.main(sys.argv[1:])
+"""
+
+
+def test_a_run_in_shards_is_merged_judged_and_exported(texts, tmp_path):
+    """accelerate shards on accelerators alone: the weights are sharded here when the last step is done."""
+    (tmp_path / "sharding_run.py").write_text(SHARDING_RUN)
+    flags = f"--train_file {texts} --vocab_size 300 --max_steps 2 --save_strategy no --per_device_train_batch_size 4"
+    flags += f" --validation_split_percentage 50 --output_dir {tmp_path / 'run'} --use_cpu --text_config"
+    words = [
+        *torchrun(),
+        str(tmp_path / "sharding_run.py"),
+        *flags.split(),
+        '{"hidden_size": 32, "num_attention_heads": 2}',
+    ]
+    result = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    encoder = load_file(tmp_path / "run" / "model.safetensors")
+    complete = load_file(tmp_path / "run" / "pretraining" / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    assert encoder[name].shape == complete[f"model.encoder.{name}"].shape
+    assert "rather rather" in result.stdout  # neighbours are the last that is shown
 
 
 # ---- a rank that dies -----------------------------------------------------------------------------------------------

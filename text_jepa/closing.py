@@ -13,8 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.arguments import UsageError
 from text_jepa.documents import DocumentScores, judge_documents, verdict
 from text_jepa.features import Encoder, embed_texts
@@ -56,6 +60,21 @@ def choose_share_of_run(
         return 1.0, {}
     shares = SHARES[1:] if from_random else SHARES
     return choose_share(start, weights_of(encoder.model), score, shares)
+
+
+def whole_model(model: TextJepaForPreTraining) -> TextJepaForPreTraining:
+    """The model with all of its weights on the first process, also where FSDP2 has left a shard on each.
+
+    Every process has to call it. Of sharded weights the others get a model that is as it was.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() > 0:
+        return model
+    whole = TextJepaForPreTraining(model.config)
+    whole.load_state_dict(state)
+    return whole.to(model.device).eval()
 
 
 @contextmanager

@@ -708,6 +708,11 @@ class DocumentWindows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._document)
 
+    @property
+    def num_documents(self) -> int:
+        """Of how many documents there are windows."""
+        return int(self._document[-1]) + 1 if len(self) else 0
+
     def __iter__(self) -> Iterator[dict]:
         return (self[row] for row in range(len(self)))
 

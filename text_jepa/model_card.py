@@ -16,6 +16,7 @@ from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
 import text_jepa
+from text_jepa.data import DocumentWindows
 from text_jepa.export import parameter_counts, sentence_pooling, trained_encoder
 from text_jepa.pictures import Run, plot_curves
 
@@ -147,6 +148,25 @@ def renamed_card(card: str, name: str) -> str:
     return card.content
 
 
+def tell_change(folder: str | Path, change: str) -> None:
+    """Says at the top of a card what was made of the encoder that it describes; its figures leave the metadata.
+
+    Args:
+        folder: A copy of an encoder's folder whose vectors are others. One without a card stays without.
+        change: What was done to it, a sentence without its full stop.
+    """
+    path = Path(folder, "README.md")
+    if not path.is_file():
+        return
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    title = re.search(r"^# .*\n", card.text, re.MULTILINE)
+    start = title.end() if title else 0
+    note = f"> {change}. The rest of this card is that of the encoder before: its figures are not of these vectors."
+    card.text = f"{card.text[:start]}\n{note}\n{card.text[start:]}"
+    card.data.eval_results = None
+    path.write_text(card.content, encoding="utf-8")
+
+
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
@@ -165,8 +185,7 @@ def run_in_words(trainer) -> dict[str, Any]:
         "license": "unknown",
         "verdict": None,
         "max_length": trainer.model.config.max_text_length,
-        "train_texts": size_of(trainer.train_dataset),
-        "held_out_texts": size_of(trainer.eval_dataset),
+        "sizes": sizes_in_words(trainer.train_dataset, trainer.eval_dataset),
         "masks": trainer.data_collator.masks_in_words(),
         "steps": f"{state.global_step:,}",
         "exported_step": trainer.weights_step,
@@ -212,6 +231,17 @@ def settings_in_words(args, config, exported_step: int, steps: int) -> dict[str,
 def size_of(texts) -> str:
     """Number of texts in words."""
     return "no" if texts is None else f"{len(texts):,}" if hasattr(texts, "__len__") else "a stream of"
+
+
+def sizes_in_words(train, held_out) -> str:
+    """How much trains and how much is held out: of documents that are cut into windows, both are counted."""
+    if isinstance(train, DocumentWindows):
+        training = f"{train.num_documents:,} training documents in {len(train):,} windows"
+    else:
+        training = f"{size_of(train)} training texts"
+    if isinstance(held_out, DocumentWindows):
+        return f"{training}, {held_out.num_documents:,} held out in {len(held_out):,} windows"
+    return f"{training}, {size_of(held_out)} held out"
 
 
 def spelled_out(name: str) -> str:
