@@ -142,3 +142,16 @@ def browser(tmp_path):
         return pixels, subprocess.run([*command, "--dump-dom", page.as_uri()], text=True, **known).stdout
 
     return show
+
+
+@pytest.fixture
+def export_command(capsys):
+    """Runs `text-jepa-export`; gives what it printed."""
+
+    import run_export
+
+    def call(*arguments):
+        run_export.main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return call

@@ -54,24 +54,13 @@ def states_of(encoder, tokenizer):
     return states, batch["attention_mask"]
 
 
-@pytest.fixture
-def command(capsys):
-    """Runs `text-jepa-export`; gives what it printed."""
-
-    def call(*arguments):
-        run_export.main([str(argument) for argument in arguments])
-        return capsys.readouterr().out
-
-    return call
-
-
 # ---- plain encoders -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", ["pretraining", "checkpoint-2", "checkpoint-3"])
 @pytest.mark.parametrize("which", ["target", "context"])
-def test_each_encoder_of_each_folder_is_exported_bit_by_bit(run, command, tmp_path, source, which):
-    command("encoder", run / source, tmp_path / "out", "--which", which)
+def test_each_encoder_of_each_folder_is_exported_bit_by_bit(run, export_command, tmp_path, source, which):
+    export_command("encoder", run / source, tmp_path / "out", "--which", which)
     complete = TextJepaForPreTraining.from_pretrained(run / source)
     expected = complete.target_encoder if which == "target" else complete.model.encoder
     exported = AutoModel.from_pretrained(tmp_path / "out")
@@ -86,8 +75,8 @@ def test_each_encoder_of_each_folder_is_exported_bit_by_bit(run, command, tmp_pa
     assert (tmp_path / "out" / "curves.png").exists()
 
 
-def test_the_export_of_the_complete_model_is_what_the_run_has_left(run, command, tmp_path):
-    command("encoder", run / "pretraining", tmp_path / "out")
+def test_the_export_of_the_complete_model_is_what_the_run_has_left(run, export_command, tmp_path):
+    export_command("encoder", run / "pretraining", tmp_path / "out")
     for path in (tmp_path / "out").rglob("*"):
         own = run / path.relative_to(tmp_path / "out")
         if path.name == "tokenizer_config.json":  # tells whether the tokenizer came from files, too
@@ -103,27 +92,27 @@ def test_the_export_of_the_complete_model_is_what_the_run_has_left(run, command,
     assert exported.read_text() == renamed
 
 
-def test_a_checkpoint_tells_of_itself_and_not_of_what_came_after(run, command, tmp_path):
-    command("encoder", run / "checkpoint-2", tmp_path / "out")
+def test_a_checkpoint_tells_of_itself_and_not_of_what_came_after(run, export_command, tmp_path):
+    export_command("encoder", run / "checkpoint-2", tmp_path / "out")
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert max(record["step"] for record in records) == 2
     whole = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert records == [record for record in whole if record["step"] <= 2][: len(records)]
 
 
-def test_the_longest_text_can_be_chosen_within_what_the_encoder_has_positions_for(run, command, tmp_path):
-    command("encoder", run / "pretraining", tmp_path / "out", "--max_length", 32)
+def test_the_longest_text_can_be_chosen_within_what_the_encoder_has_positions_for(run, export_command, tmp_path):
+    export_command("encoder", run / "pretraining", tmp_path / "out", "--max_length", 32)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 32
     assert "Texts are cut at 32 tokens" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(UsageError, match="--max_length 1000: the encoder has positions for 512 tokens only"):
-        command("encoder", run / "pretraining", tmp_path / "other", "--max_length", 1000)
+        export_command("encoder", run / "pretraining", tmp_path / "other", "--max_length", 1000)
 
 
-def test_nothing_is_written_over(run, command, tmp_path):
+def test_nothing_is_written_over(run, export_command, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for form in ("encoder", "sentence-transformers"):
         with pytest.raises(UsageError, match="is there already; name a new folder"):
-            command(form, run / "pretraining", tmp_path)
+            export_command(form, run / "pretraining", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -291,9 +280,9 @@ def test_everything_that_an_encoder_with_weights_of_words_needs_is_published(wei
     np.testing.assert_array_equal(found, embed_texts(open_encoder(str(weighted)), WEIGHTED))
 
 
-def test_prompts_are_put_before_the_texts(run, command, tmp_path):
+def test_prompts_are_put_before_the_texts(run, export_command, tmp_path):
     st = pytest.importorskip("sentence_transformers")
-    command(
+    export_command(
         "sentence-transformers", run / "pretraining", tmp_path / "out", "--prompts", "query=keeper: ", "plain=the "
     )
     exported, plain = (st.SentenceTransformer(str(folder), device="cpu") for folder in (tmp_path / "out", run))
@@ -307,13 +296,13 @@ def test_prompts_are_put_before_the_texts(run, command, tmp_path):
     assert (tmp_path / "out" / "curves.png").exists()
 
 
-def test_any_encoder_gets_a_folder_of_sentence_transformers(tokenizer, command, tmp_path):
+def test_any_encoder_gets_a_folder_of_sentence_transformers(tokenizer, export_command, tmp_path):
     st = pytest.importorskip("sentence_transformers")
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     encoder = BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).eval()
     encoder.save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
-    command("sentence-transformers", tmp_path / "bert", tmp_path / "out", "--max_length", 24)
+    export_command("sentence-transformers", tmp_path / "bert", tmp_path / "out", "--max_length", 24)
     model = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert model.max_seq_length == 24
     states, mask = states_of(encoder, AutoTokenizer.from_pretrained(tmp_path / "out"))
@@ -404,12 +393,12 @@ def test_an_architecture_that_cannot_be_exported_says_why(onnxruntime, tmp_path)
 
 
 @pytest.mark.slow
-def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, command, tmp_path):
+def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, export_command, tmp_path):
     rows = [{"sentence1": a, "sentence2": b, "label": s} for a, b, s in zip(*[iter(pairs())] * 3, strict=True)]
     (tmp_path / "sts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder, source = tmp_path / "out" / "onnx", run / "checkpoint-3"
     check = ("--int8", "--check", tmp_path / "sts.jsonl")
-    printed = command("onnx", source, tmp_path / "out", "--which", "context", *check).splitlines()
+    printed = export_command("onnx", source, tmp_path / "out", "--which", "context", *check).splitlines()
     assert (folder / "model_int8.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
     scores = {line.split()[0]: float(line.split()[2]) for line in printed if "Spearman" in line}
     assert set(scores) == {"PyTorch", "model.onnx", "model_int8.onnx"}
@@ -423,12 +412,12 @@ def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, command, tmp_
     np.testing.assert_allclose(vectors, embed_texts(ours, SENTENCES), atol=1e-4)
 
 
-def test_an_onnx_file_that_is_there_stays(run, command, tmp_path):
+def test_an_onnx_file_that_is_there_stays(run, export_command, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*", "pretraining"))
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_text("mine")
     with pytest.raises(UsageError, match=r"model.onnx is there already"):
-        command("onnx", folder)
+        export_command("onnx", folder)
     assert (folder / "onnx" / "model.onnx").read_text() == "mine"
 
 

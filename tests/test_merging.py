@@ -74,17 +74,6 @@ def folders(tokenizer, texts, tmp_path_factory):
 
 
 @pytest.fixture
-def command(capsys):
-    """Runs `text-jepa-export`; gives what it printed."""
-
-    def call(*arguments):
-        run_export.main([str(argument) for argument in arguments])
-        return capsys.readouterr().out
-
-    return call
-
-
-@pytest.fixture
 def refused(monkeypatch, capsys):
     """Runs `text-jepa-export` with a mistake; gives the one line that it says."""
 
@@ -110,7 +99,9 @@ def state_of(folder):
 # ---- weights of words -----------------------------------------------------------------------------------------------
 
 
-def test_recounted_weights_are_those_of_the_texts_and_nothing_else_changes(folders, command, tokenizer, tmp_path):
+def test_recounted_weights_are_those_of_the_texts_and_nothing_else_changes(
+    folders, export_command, tokenizer, tmp_path
+):
     source = shutil.copytree(folders / "words", tmp_path / "source")
     (source / "README.md").write_text(CARD)
     (source / "onnx").mkdir()
@@ -119,7 +110,7 @@ def test_recounted_weights_are_those_of_the_texts_and_nothing_else_changes(folde
     (source / "checkpoint-3" / "optimizer.pt").write_bytes(b"state")
     many = [f"{text} {i}" for i in range(700) for text in NEW_TEXTS]
     (tmp_path / "many.txt").write_text("\n".join(many))
-    printed = command("weights", source, tmp_path / "out", "--texts", tmp_path / "many.txt")
+    printed = export_command("weights", source, tmp_path / "out", "--texts", tmp_path / "many.txt")
     assert printed == f"Counted 2,100 texts. The encoder is in {tmp_path / 'out'}\n"
     expected = word_weights(count_words(many, tokenizer), tokenizer)
     np.testing.assert_array_equal(load_word_weights(tmp_path / "out"), expected)
@@ -131,9 +122,9 @@ def test_recounted_weights_are_those_of_the_texts_and_nothing_else_changes(folde
     assert set(before) - set(after) == {"checkpoint-3/optimizer.pt"}
 
 
-def test_few_texts_are_blended_with_the_weights_of_before(folders, command, tokenizer, tmp_path):
+def test_few_texts_are_blended_with_the_weights_of_before(folders, export_command, tokenizer, tmp_path):
     arguments = ("--texts", folders / "new.jsonl", "--text_column", "body")
-    printed = command("weights", folders / "words", tmp_path / "out", *arguments)
+    printed = export_command("weights", folders / "words", tmp_path / "out", *arguments)
     assert printed.startswith(
         "Counted 3 texts, fewer than 2,000: half of the log-frequencies are still those of before."
     )
@@ -142,10 +133,12 @@ def test_few_texts_are_blended_with_the_weights_of_before(folders, command, toke
     np.testing.assert_allclose(load_word_weights(tmp_path / "out"), blended, rtol=1e-6)
 
 
-def test_a_plain_encoder_gets_weights_of_words_that_sentence_transformers_reads(folders, command, tokenizer, tmp_path):
+def test_a_plain_encoder_gets_weights_of_words_that_sentence_transformers_reads(
+    folders, export_command, tokenizer, tmp_path
+):
     st = pytest.importorskip("sentence_transformers")
     arguments = ("--texts", folders / "new.jsonl", "--text_column", "body")
-    printed = command("weights", folders / "start", tmp_path / "out", *arguments)
+    printed = export_command("weights", folders / "start", tmp_path / "out", *arguments)
     assert printed.startswith("Counted 3 texts. ")  # nothing to blend with
     expected = word_weights(count_words(NEW_TEXTS, tokenizer), tokenizer)
     np.testing.assert_array_equal(load_word_weights(tmp_path / "out"), expected)
@@ -156,14 +149,14 @@ def test_a_plain_encoder_gets_weights_of_words_that_sentence_transformers_reads(
     assert np.abs(ours - embed_texts(open_encoder(str(folders / "start")), NEW_TEXTS)).max() > 1e-2
 
 
-def test_modules_behind_the_pooling_stay(folders, command, tmp_path):
+def test_modules_behind_the_pooling_stay(folders, export_command, tmp_path):
     st = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.models")
     transformer = modules.Transformer(str(folders / "start"))
     made = st.SentenceTransformer(modules=[transformer, modules.Pooling(16), modules.Normalize()], device="cpu")
     made.save_pretrained(str(tmp_path / "library"), create_model_card=False)
     arguments = ("--texts", folders / "new.jsonl", "--text_column", "body")
-    command("weights", tmp_path / "library", tmp_path / "out", *arguments)
+    export_command("weights", tmp_path / "library", tmp_path / "out", *arguments)
     found = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     kinds = [type(module).__name__ for module in found]
     assert kinds == ["Transformer", "WordWeights", "Pooling", "Normalize"]
@@ -255,10 +248,10 @@ def subjects(tmp_path_factory):
     return folder
 
 
-def test_passages_of_documents_choose_the_encoder_that_finds_the_rest(subjects, command, tmp_path):
+def test_passages_of_documents_choose_the_encoder_that_finds_the_rest(subjects, export_command, tmp_path):
     for start, end, kept in (("bad", "good", "1"), ("good", "bad", "0")):
         out = tmp_path / end
-        printed = command(
+        printed = export_command(
             "merge", subjects / start, subjects / end, out, "--texts", subjects / "texts.txt"
         ).splitlines()
         assert [line.split()[0] for line in printed[1:6]] == ["0", "0.25", "0.5", "0.75", "1"]
@@ -284,11 +277,11 @@ def test_a_score_leaves_the_encoder_as_it_is(subjects):
         assert torch.equal(value, before[name]), name
 
 
-def test_a_merged_folder_lies_half_way_and_keeps_the_modules_of_the_end(folders, command, tmp_path):
+def test_a_merged_folder_lies_half_way_and_keeps_the_modules_of_the_end(folders, export_command, tmp_path):
     (shutil.copytree(folders / "words", tmp_path / "end") / "README.md").write_text(CARD)
     (tmp_path / "end" / "onnx").mkdir()
     (tmp_path / "end" / "onnx" / "model.onnx").write_bytes(b"of other weights")
-    printed = command("merge", folders / "start", tmp_path / "end", tmp_path / "out")
+    printed = export_command("merge", folders / "start", tmp_path / "end", tmp_path / "out")
     assert (
         printed
         == f"The encoder is in {tmp_path / 'out'}: 0.5 of the way from {folders / 'start'} to {tmp_path / 'end'}\n"
@@ -307,8 +300,8 @@ def test_a_merged_folder_lies_half_way_and_keeps_the_modules_of_the_end(folders,
     assert_told(tmp_path / "out", f"> The weights are {way}, by `text-jepa-export merge`.")
 
 
-def test_a_pooler_of_the_end_stays(folders, command, tmp_path):
-    command("merge", folders / "end", folders / "start", tmp_path / "out", "--share", 0)
+def test_a_pooler_of_the_end_stays(folders, export_command, tmp_path):
+    export_command("merge", folders / "end", folders / "start", tmp_path / "out", "--share", 0)
     merged, end = (AutoModel.from_pretrained(folder) for folder in (tmp_path / "out", folders / "start"))
     assert torch.equal(merged.pooler.dense.weight, end.pooler.dense.weight)
     start = AutoModel.from_pretrained(folders / "end")
@@ -345,8 +338,8 @@ def test_encoders_that_cannot_be_merged_leave_nothing_behind(difference, folders
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_weights_of_words_are_those_of_the_end(folders, command, tokenizer, tmp_path):
+def test_weights_of_words_are_those_of_the_end(folders, export_command, tokenizer, tmp_path):
     start = shutil.copytree(folders / "words", tmp_path / "start")
     save_word_weights(start, np.ones(len(tokenizer), np.float32), tokenizer)
-    command("merge", start, folders / "words", tmp_path / "out")
+    export_command("merge", start, folders / "words", tmp_path / "out")
     np.testing.assert_array_equal(load_word_weights(tmp_path / "out"), load_word_weights(folders / "words"))

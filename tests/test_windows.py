@@ -1,5 +1,7 @@
 """Windows of documents: every token in one of them, other borders in another pass, and the rest of the document."""
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,8 @@ def test_a_selection_of_documents_gives_its_own_windows(documents):
 def test_max_windows_keeps_the_first(documents):
     whole, some = (DocumentWindows(documents, WINDOW_LENGTH, 2, limit) for limit in (None, 9))
     assert len(some) == 9
+    assert whole.num_documents == 30
+    assert some.num_documents == sum(example["window"] == 0 for example in some)
     assert [example["window"] for example in some] == [whole[row]["window"] for row in range(9)]
 
 
@@ -136,6 +140,14 @@ def test_windows_of_a_pass_are_the_whole_document(tokenizer, documents):
             count = int(count_windows(np.array([len(example["input_ids"])]), ROOM)[0])
             joined = [token for _ in range(count) for token in next(parts)[1:-1]]
             assert joined == example["input_ids"].tolist()
+
+
+def test_a_document_is_read_once_for_its_borders_and_its_number(tokenizer, documents, monkeypatch):
+    """And the window once more, for its masks."""
+    read, crc32 = [], zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda content: (read.append(content), crc32(content))[1])
+    collator(tokenizer)([DocumentWindows(documents, WINDOW_LENGTH, 2)[number] for number in (0, 1, 2)])
+    assert len(read) == 3 + 3
 
 
 def test_neighbours_are_the_next_window_and_of_the_last_one_the_one_before(tokenizer, documents):

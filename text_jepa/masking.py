@@ -234,7 +234,16 @@ def mask_keys(texts: Sequence[np.ndarray], num_masks: int, seed: int, epochs: in
     Returns:
         (B · M,) uint64, texts outermost.
     """
-    content = np.array([zlib.crc32(ids.tobytes()) for ids in texts], dtype=np.uint64)
+    return _keys_of(_checksums(texts), num_masks, seed, epochs)
+
+
+def _checksums(texts):
+    """What tells texts apart, by their token ids: (B,) uint64."""
+    return np.array([zlib.crc32(ids.tobytes()) for ids in texts], dtype=np.uint64)
+
+
+def _keys_of(content, num_masks, seed, epochs):
+    """`mask_keys` of texts whose `_checksums` are known."""
     # Small integers are spread over 53 bits, each by a column of its own.
     seeds = counter_uniforms(np.array([seed], dtype=np.int64).astype(np.uint64), 1)[:, 0]
     passes = counter_uniforms(np.atleast_1d(epochs).astype(np.int64).astype(np.uint64), 2)[:, 1]
@@ -764,9 +773,12 @@ class DataCollatorForTextJepa:
         epochs = [example.get("epoch", self.epoch) for example in examples]
         views = {}
         if self.view in DOCUMENT_VIEWS:
-            views["document_ids"] = np.array([zlib.crc32(ids.tobytes()) for ids in texts], dtype=np.int64)
-        if self.view is not None:
+            checksums = _checksums(texts)
+            views["document_ids"] = checksums.astype(np.int64)
+            texts, view_texts = self._windows(examples, texts, checksums, epochs)
+        elif self.view is not None:
             texts, view_texts = self._views(examples, texts, epochs)
+        if self.view is not None:
             views["view_input_ids"], present = self._pad(view_texts)
             views["view_attention_mask"] = present.astype(np.int64)
         input_ids, present = self._pad(texts)
@@ -832,8 +844,6 @@ class DataCollatorForTextJepa:
 
     def _views(self, examples, texts, epochs):
         """The texts themselves, and their views."""
-        if self.view in DOCUMENT_VIEWS:
-            return self._windows(examples, texts, epochs)
         if self.view == "same":
             return texts, texts
         if self.view in ("column", "next_sentence"):
@@ -851,12 +861,16 @@ class DataCollatorForTextJepa:
         return texts, cut(delete_words if self.view == "deletion" else crop_words, _FOR_VIEW)
 
     def _windows(
-        self, examples: Sequence[Mapping[str, Any]], documents: list[np.ndarray], epochs: list[int]
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        documents: list[np.ndarray],
+        checksums: np.ndarray,
+        epochs: list[int],
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The windows of documents that the examples name, and what each has to predict, with special tokens."""
         lengths = np.array([len(ids) for ids in documents])
         counts = count_windows(lengths, self.window_room)
-        keys = mask_keys(documents, 1, self.seed, epochs) ^ _FOR_WINDOW
+        keys = _keys_of(checksums, 1, self.seed, epochs) ^ _FOR_WINDOW
         borders = cut_windows(lengths, counts, keys)
         row = np.arange(len(documents))
         number = np.array([example["window"] for example in examples])
