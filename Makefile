@@ -1,7 +1,7 @@
-# Everything runs in an environment of its own, .venv, made on first use.
+# Everything runs in a virtual environment, .venv, created on first use.
 PYTHON ?= python3
 BIN := .venv/bin
-# A run never writes over another one.
+# A run never overwrites another one.
 RUN ?= runs/tiny_cpu$(if $(wildcard runs/tiny_cpu),-$(shell date +%Y%m%d-%H%M%S))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: .venv/installed  ## Make .venv with the tested versions
+setup: .venv/installed  ## Create .venv with the tested versions
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,13 +23,13 @@ pretrain: setup  ## Train the default encoder on the built-in corpus (RUN=folder
 		--num_cpu_threads_per_process $(shell $(PYTHON) -c 'import os; print(os.cpu_count())') \
 		run_pretraining.py configs/tiny_cpu.yaml --output_dir $(RUN)
 
-probe: setup  ## Probe the newest trained encoder (ENCODER=folder)
+probe: setup  ## Evaluate the newest encoder (ENCODER=folder)
 	$(BIN)/python run_probe.py $(ENCODER)
 
 test: setup  ## Run the fast tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed'
 
-test-oldest: .venv-oldest  ## Run the fast tests with the oldest versions allowed
+test-oldest: .venv-oldest  ## Run the fast tests with the oldest supported versions
 	.venv-oldest/bin/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed'
 
 .venv-oldest: pyproject.toml constraints-oldest.txt
@@ -41,13 +41,13 @@ test-oldest: .venv-oldest  ## Run the fast tests with the oldest versions allowe
 test-all: setup  ## Run all tests
 	$(BIN)/python -m pytest
 
-docs: setup  ## Build the pages of docs/ as a site: build/site/index.html
+docs: setup  ## Build the documentation: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-check: setup  ## Lint and check the format
+check: setup  ## Check lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-fix: setup  ## Mend what can be mended
+fix: setup  ## Fix lint and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
