@@ -48,11 +48,11 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from text_jepa.arguments import UsageError, nearest, run_command
-from text_jepa.glue_metric import FUNCTIONS
-from text_jepa.model_card import hardware
-from text_jepa.results import headline, read_answers
-from text_jepa.training import metrics_of
+from text_jepa.cli import UsageError, nearest, run_command
+from text_jepa.probe.glue import FUNCTIONS
+from text_jepa.probe.report import headline, read_answers
+from text_jepa.share.model_card import hardware
+from text_jepa.train.run_log import metrics_of
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -337,7 +337,7 @@ def exported(checkpoint: Path, flags: Mapping[str, Any], environment: Mapping[st
     """The folder of the encoder that a run would have left at a checkpoint."""
     folder = checkpoint.with_name(f"encoder-{checkpoint.name.split('-')[1]}")
     which = ["--which", flags["export_encoder"]] if "export_encoder" in flags else []
-    command = [str(ROOT / "run_export.py"), "encoder", str(checkpoint), str(folder), *which]
+    command = ["-m", "text_jepa", "export", "encoder", str(checkpoint), str(folder), *which]
     call(command, folder.with_suffix(".log"), folder / "README.md", environment)
     return str(folder)
 

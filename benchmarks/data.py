@@ -29,8 +29,10 @@ from step import TextJepaStep, bert_config, now, shape_parser, take_turns, threa
 from transformers import DataCollatorForLanguageModeling, TrainerCallback
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
-from text_jepa.data import LengthGroupedSampler, load_corpus, tokenize_corpus, train_tokenizer
-from text_jepa.masking import DataCollatorForTextJepa
+from text_jepa.data.batching import LengthGroupedSampler
+from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.data.corpus import load_corpus
+from text_jepa.data.tokenization import tokenize_corpus, train_tokenizer
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,8 +26,8 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
-import run_pretraining
-from text_jepa.checkpointing import STAGING, checkpoints, damage
+from text_jepa.commands.main import main as text_jepa_command
+from text_jepa.train.checkpointing import STAGING, checkpoints, damage
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,8 +103,8 @@ def run(argv):
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
-    sys.argv = ["text-jepa-pretrain", *argv]
-    run_pretraining.console()
+    sys.argv = ["text-jepa", "pretrain", *argv]
+    text_jepa_command()
 
 
 def start(argv):

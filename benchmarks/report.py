@@ -17,7 +17,7 @@ from pathlib import Path
 
 from compare import in_words, main_table, source_of
 
-from text_jepa.arguments import UsageError, run_command
+from text_jepa.cli import UsageError, run_command
 
 
 ROOT = Path(__file__).resolve().parents[1]

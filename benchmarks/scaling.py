@@ -36,7 +36,7 @@ from step import (
 from torch.nn.parallel import DistributedDataParallel
 
 from text_jepa import TextJepaConfig, TextJepaTrainer, TextJepaTrainingArguments
-from text_jepa.masking import DataCollatorForTextJepa
+from text_jepa.data.collator import DataCollatorForTextJepa
 
 
 # The points of each axis.

@@ -38,7 +38,7 @@ from transformers import (
 
 import modeling_text_jepa
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
-from text_jepa.masking import DataCollatorForTextJepa
+from text_jepa.data.collator import DataCollatorForTextJepa
 
 
 PEAK = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrix product that is the peak

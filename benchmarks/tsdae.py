@@ -20,18 +20,21 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import DenoisingAutoEncoderLoss
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, BertConfig, BertLMHeadModel, get_scheduler, set_seed
 
-from text_jepa.arguments import parse_arguments, run_command
-from text_jepa.assembly import make_model, make_tokenizer
-from text_jepa.data import LengthGroupedSampler, load_corpus, tokenize_corpus
-from text_jepa.export import export_encoder
-from text_jepa.pretraining_arguments import (
+from text_jepa.cli import parse_arguments, run_command
+from text_jepa.data.batching import LengthGroupedSampler
+from text_jepa.data.corpus import load_corpus
+from text_jepa.data.tokenization import tokenize_corpus
+from text_jepa.share.export import export_encoder
+from text_jepa.train.arguments import (
     DataArguments,
     ModelArguments,
     ObjectiveArguments,
+    TextJepaTrainingArguments,
     fields_for,
     write_arguments,
 )
-from text_jepa.training import TextJepaTrainingArguments, write_metrics
+from text_jepa.train.build import make_model, make_tokenizer
+from text_jepa.train.run_log import write_metrics
 
 
 DELETED = 0.6

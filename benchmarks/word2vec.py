@@ -24,20 +24,22 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from modeling_text_jepa import TextJepaForPreTraining
-from text_jepa.arguments import UsageError, parse_arguments, run_command
-from text_jepa.assembly import make_model, make_tokenizer
-from text_jepa.data import load_corpus
-from text_jepa.export import export_encoder, trained_encoder
-from text_jepa.masking import vocabulary
-from text_jepa.pretraining_arguments import (
+from text_jepa.cli import UsageError, parse_arguments, run_command
+from text_jepa.data.corpus import load_corpus
+from text_jepa.data.tokenization import vocabulary
+from text_jepa.data.word_weights import DocumentFrequency, word_weights
+from text_jepa.embeddings import trained_encoder
+from text_jepa.share.export import export_encoder
+from text_jepa.train.arguments import (
     DataArguments,
     ModelArguments,
     ObjectiveArguments,
+    TextJepaTrainingArguments,
     fields_for,
     write_arguments,
 )
-from text_jepa.training import TextJepaTrainingArguments, write_metrics
-from text_jepa.word_weights import DocumentFrequency, word_weights
+from text_jepa.train.build import make_model, make_tokenizer
+from text_jepa.train.run_log import write_metrics
 
 
 WINDOW = 5

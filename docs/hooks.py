@@ -13,14 +13,17 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-import run_export
-import run_pictures
 import text_jepa
 from configuration_text_jepa import TextJepaConfig
-from run_probe import ProbeArguments
-from run_show_masks import GalleryArguments
-from text_jepa.pretraining_arguments import DataArguments, ModelArguments, ObjectiveArguments
-from text_jepa.training import TextJepaTrainingArguments
+from text_jepa.commands import export, plot
+from text_jepa.commands.masks import GalleryArguments
+from text_jepa.probe.arguments import ProbeArguments
+from text_jepa.train.arguments import (
+    DataArguments,
+    ModelArguments,
+    ObjectiveArguments,
+    TextJepaTrainingArguments,
+)
 
 
 ROOT = Path(__file__).parents[1]
@@ -120,11 +123,6 @@ def path_of(name: str) -> str:
     return f"{getattr(text_jepa, name).__module__}.{name}"
 
 
-def public_names() -> str:
-    """What `text_jepa` offers, for mkdocstrings to fill in."""
-    return "\n\n".join(f"::: {path_of(name)}" for name in text_jepa.__all__)
-
-
 # What the header of a recipe says behind the sentence of what it is.
 _KEYS = "Source|As there|Not so|Command|Hardware|Score|Run"
 
@@ -150,9 +148,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "inherited_flags": functools.partial(inherited_flags, TextJepaTrainingArguments),
     "probe_flags": functools.partial(own_flags, ProbeArguments),
     "show_masks_flags": functools.partial(own_flags, GalleryArguments),
-    "export_commands": lambda: sub_commands(run_export.make_parser()),
-    "pictures_commands": lambda: sub_commands(run_pictures.make_parser()),
-    "public_names": public_names,
+    "export_commands": lambda: sub_commands(export.make_parser()),
+    "pictures_commands": lambda: sub_commands(plot.make_parser()),
     "recipes": functools.partial(headers, "configs"),
     "corpora": functools.partial(headers, "configs/corpora"),
 }

@@ -18,9 +18,10 @@ import numpy as np
 from semantic_search import similarities
 from transformers.utils.logging import disable_progress_bar
 
-from text_jepa import DataCollatorForTextJepa, TextJepaConfig, gallery, load_builtin_corpus
-from text_jepa.arguments import run_command
-from text_jepa.features import Encoder, embed_texts, open_encoder
+from text_jepa import DataCollatorForTextJepa, TextJepaConfig, load_builtin_corpus
+from text_jepa.cli import run_command
+from text_jepa.embeddings import Encoder, embed_texts, open_encoder
+from text_jepa.show import mask_gallery
 
 
 TEXT = (
@@ -63,9 +64,9 @@ def make_page(encoder: Encoder) -> gr.Blocks:
             encoder.tokenizer, int(masks), ratio, mean_span_length=span, max_span_length=int(3 * span), seed=int(seed)
         )
         batch = collator([{"input_ids": encoder.tokenizer(text, truncation=True, max_length=128)["input_ids"]}])
-        texts = gallery.read_batch(batch, encoder.tokenizer, collator.strategy_names, limit=1)
-        question = gallery.question_in_words(TextJepaConfig, has_view=False)
-        page = gallery.to_html(texts, "What the training asks", question, [f"Masks: {collator.masks_in_words()}"])
+        texts = mask_gallery.read_batch(batch, encoder.tokenizer, collator.strategy_names, limit=1)
+        question = mask_gallery.question_in_words(TextJepaConfig, has_view=False)
+        page = mask_gallery.to_html(texts, "What the training asks", question, [f"Masks: {collator.masks_in_words()}"])
         return f'<iframe title="Masks" srcdoc="{html.escape(page)}"></iframe>'
 
     with gr.Blocks(title="Text-JEPA", analytics_enabled=False) as page:

@@ -14,7 +14,9 @@ from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from sentence_transformers import SentenceTransformer
 
-from text_jepa.tasks import RerankingTask, Task, load_glue, load_reranking
+from text_jepa.probe.glue import load_glue
+from text_jepa.probe.reranking import RerankingTask, load_reranking
+from text_jepa.probe.tasks import Task
 
 
 def sts_task(task: Task) -> AbsTaskSTS:

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
-from text_jepa.arguments import UsageError, run_command
-from text_jepa.features import embed_texts, open_encoder
-from text_jepa.probing import centre, cosine
+from text_jepa.cli import UsageError, run_command
+from text_jepa.embeddings import centre, cosine, embed_texts, open_encoder
 
 
 def paragraphs_of(folder: Path) -> Iterator[tuple[str, str]]:

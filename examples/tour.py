@@ -22,12 +22,12 @@ from text_jepa import (
     TextJepaForPreTraining,
     TextJepaTrainer,
     TextJepaTrainingArguments,
-    gallery,
     load_builtin_corpus,
 )
-from text_jepa.assembly import tokenizer_fields
-from text_jepa.data import tokenize_corpus, train_tokenizer
-from text_jepa.features import embed_texts, nearest_texts, open_encoder
+from text_jepa.data.tokenization import tokenize_corpus, train_tokenizer
+from text_jepa.embeddings import embed_texts, nearest_texts, open_encoder
+from text_jepa.show import mask_gallery
+from text_jepa.train.build import tokenizer_fields
 
 
 datasets.disable_progress_bars()
@@ -58,9 +58,9 @@ print(corpus["train"][0]["text"][:300])
 # %%
 collator = DataCollatorForTextJepa(tokenizer, num_masks=2, mask_ratio=0.4, mean_span_length=3)
 config = TextJepaConfig.preset("tiny", {**tokenizer_fields(tokenizer), "max_position_embeddings": 48})
-texts = gallery.read_batch(collator([examples["train"][row] for row in (0, 1)]), tokenizer, [""], limit=2)
-facts = [gallery.question_in_words(config, has_view=False), f"Masks: {collator.masks_in_words()}"]
-print(gallery.to_terminal(texts, "What the run asks", facts, colour=True))
+texts = mask_gallery.read_batch(collator([examples["train"][row] for row in (0, 1)]), tokenizer, [""], limit=2)
+facts = [mask_gallery.question_in_words(config, has_view=False), f"Masks: {collator.masks_in_words()}"]
+print(mask_gallery.to_terminal(texts, "What the run asks", facts, colour=True))
 
 # %% [markdown]
 # ## Training

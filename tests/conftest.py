@@ -16,7 +16,8 @@ from PIL import Image
 from transformers.utils import logging
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
-from text_jepa.masking import counter_uniforms, pack_positions, sample_spans
+from text_jepa.data.collator import pack_positions
+from text_jepa.data.masking import counter_uniforms, sample_spans
 
 
 torch.set_num_threads(1)
@@ -65,7 +66,7 @@ def seed():
 @pytest.fixture(scope="session")
 def tokenizer():
     """A WordPiece tokenizer of a few hundred tokens, trained on `TEXTS`."""
-    from text_jepa.data import train_tokenizer
+    from text_jepa.data.tokenization import train_tokenizer
 
     return train_tokenizer(TEXTS, vocab_size=300, max_length=64)
 
@@ -146,12 +147,11 @@ def browser(tmp_path):
 
 @pytest.fixture
 def export_command(capsys):
-    """Runs `text-jepa-export`; gives what it printed."""
-
-    import run_export
+    """Runs `text-jepa export`; gives what it printed."""
+    from text_jepa.commands import export
 
     def call(*arguments):
-        run_export.main([str(argument) for argument in arguments])
+        export.main([str(argument) for argument in arguments])
         return capsys.readouterr().out
 
     return call

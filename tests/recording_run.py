@@ -8,6 +8,7 @@ import torch
 
 import run_pretraining
 from text_jepa import TextJepaTrainer
+from text_jepa.train import pretraining
 
 
 class RecordingTrainer(TextJepaTrainer):
@@ -32,6 +33,6 @@ def threads():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_pretraining.TextJepaTrainer = RecordingTrainer
+    pretraining.TextJepaTrainer = RecordingTrainer
     output_dir = run_pretraining.main(sys.argv[1:])
     output_dir.joinpath(f"threads-{os.environ.get('RANK', 0)}.txt").write_text("\n".join(threads()))

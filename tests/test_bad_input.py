@@ -20,10 +20,12 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import run_pretraining
 from configuration_text_jepa import OBJECTIVES
-from text_jepa.arguments import UsageError, run_command
-from text_jepa.assembly import weigh_words
-from text_jepa.data import EndlessStream, train_tokenizer
-from text_jepa.training import metrics_of
+from text_jepa.cli import UsageError, run_command
+from text_jepa.commands.main import main as text_jepa_command
+from text_jepa.data.batching import EndlessStream
+from text_jepa.data.tokenization import train_tokenizer
+from text_jepa.train.build import weigh_words
+from text_jepa.train.run_log import metrics_of
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,9 +134,9 @@ def refuse(folder, output, monkeypatch, capsys):
 
     def run(*argv):
         before = listing(output)
-        monkeypatch.setattr(sys, "argv", ["text-jepa-pretrain", *command(folder, output, argv)])
+        monkeypatch.setattr(sys, "argv", ["text-jepa", "pretrain", *command(folder, output, argv)])
         with pytest.raises(SystemExit) as exit_:
-            run_pretraining.console()
+            text_jepa_command()
         printed = capsys.readouterr()
         assert exit_.value.code == 2, printed.out
         assert printed.out == ""
@@ -474,7 +476,7 @@ def test_odd_texts_train_to_a_finite_loss_and_what_is_left_out_is_counted(folder
 
 def test_a_literal_special_token_is_text(tokenizer):
     """It neither ends a text nor hides a word."""
-    from text_jepa.data import tokenize_corpus
+    from text_jepa.data.tokenization import tokenize_corpus
 
     corpus = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["the [MASK] of [PAD] and [CLS]"]})})
     ids = tokenize_corpus(corpus, tokenizer, 32)["train"][0]["input_ids"].tolist()

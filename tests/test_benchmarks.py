@@ -14,12 +14,11 @@ from transformers import AutoModel
 
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
-from text_jepa.arguments import parse_arguments
-from text_jepa.export import export_encoder
-from text_jepa.masking import vocabulary
-from text_jepa.pretraining_arguments import DataArguments, ModelArguments, ObjectiveArguments
-from text_jepa.training import TextJepaTrainingArguments
-from text_jepa.word_weights import load_word_weights
+from text_jepa.cli import parse_arguments
+from text_jepa.data.tokenization import vocabulary
+from text_jepa.data.word_weights import load_word_weights
+from text_jepa.share.export import export_encoder
+from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
 
 
 ROOT = Path(__file__).parents[1]

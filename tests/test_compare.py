@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import run_probe
 from benchmarks import compare
-from text_jepa.arguments import UsageError
-from text_jepa.results import macro_averages
+from text_jepa.cli import UsageError
+from text_jepa.probe import run
+from text_jepa.probe.report import macro_averages
 
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +140,7 @@ def test_averages_are_those_of_the_probe():
     shown = {(s["task"], s["metric"], s["system"]): s["score"] for s in judged["scores"]}
     assert {metric for task, metric, _ in shown if task == "mrpc"} == {"f1"}
     rows = {(*column, system): rows for column, by in answers.items() for system, rows in by.items()}
-    expected = macro_averages(run_probe.all_scores(rows, gold, 0))
+    expected = macro_averages(run.all_scores(rows, gold, 0))
     assert {s.system: pytest.approx(s.score) for s in expected} == {
         system: value for (_, metric, system), value in shown.items() if metric == "average"
     }

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import pytest
 
-import run_export
-import run_pictures
 import run_pretraining
 import text_jepa
-from run_probe import ProbeArguments
-from run_show_masks import GalleryArguments
-from text_jepa.arguments import parse_arguments
-from text_jepa.pretraining_arguments import DataArguments, ModelArguments, ObjectiveArguments
-from text_jepa.results import Score, write_results
-from text_jepa.training import TextJepaTrainingArguments
+from text_jepa.cli import parse_arguments
+from text_jepa.commands import export, plot
+from text_jepa.commands.masks import GalleryArguments
+from text_jepa.probe.arguments import ProbeArguments
+from text_jepa.probe.bootstrap import Score
+from text_jepa.probe.report import write_results
+from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -75,15 +74,14 @@ PROGRAMS = {
     # Of a command for GPUs, too.
     "run_pretraining.py": lambda words: parse_arguments(PRETRAINING, [*words, "--use_cpu"], ""),
     "run_probe.py": parse_probe,
-    "run_show_masks.py": lambda words: parse_arguments((GalleryArguments, *PRETRAINING), words, ""),
-    "run_export.py": lambda words: run_export.make_parser().parse_args(words),
-    "run_pictures.py": lambda words: run_pictures.make_parser().parse_args(words),
+    "text-jepa": lambda words: VERBS[words[0]](words[1:]),
 }
-PROGRAMS |= {
-    command: PROGRAMS[f"{script}.py"]
-    for command, script in re.findall(
-        r'^(text-jepa-\S+) = "(\w+):console"$', (ROOT / "pyproject.toml").read_text(), re.M
-    )
+VERBS = {
+    "pretrain": PROGRAMS["run_pretraining.py"],
+    "probe": parse_probe,
+    "masks": lambda words: parse_arguments((GalleryArguments, *PRETRAINING), words, ""),
+    "export": lambda words: export.make_parser().parse_args(words),
+    "plot": lambda words: plot.make_parser().parse_args(words),
 }
 COMMANDS = [
     (name, line)
@@ -144,7 +142,7 @@ def named_in_the_reference():
     """What the pages of the reference have to name: every public name, and every flag of every command."""
     classes = (*PRETRAINING, ProbeArguments, GalleryArguments)
     flags = {f"--{field.name}" for cls in classes for field in dataclasses.fields(cls) if field.init}
-    for module in (run_export, run_pictures):
+    for module in (export, plot):
         (commands,) = (action for action in module.make_parser()._actions if action.dest == "command")
         actions = [action for parser in commands.choices.values() for action in parser._actions]
         flags |= {option for action in actions for option in action.option_strings if option.startswith("--")}

@@ -29,12 +29,14 @@ from transformers import (
 
 import run_pretraining
 import run_probe
-from text_jepa import TextJepaForPreTraining, TextJepaModel, pretraining_arguments
-from text_jepa.arguments import UsageError, parse_arguments
-from text_jepa.assembly import config_from, make_model
-from text_jepa.closing import weights_of
-from text_jepa.training import TextJepaTrainingArguments, metrics_of
-from text_jepa.word_weights import count_words, load_word_weights, word_weights
+from text_jepa import TextJepaForPreTraining, TextJepaModel
+from text_jepa.cli import UsageError, parse_arguments
+from text_jepa.data.word_weights import count_words, load_word_weights, word_weights
+from text_jepa.train import arguments
+from text_jepa.train.arguments import TextJepaTrainingArguments
+from text_jepa.train.build import config_from, make_model
+from text_jepa.train.closing import weights_of
+from text_jepa.train.run_log import metrics_of
 
 
 ROOT = Path(__file__).parents[1]
@@ -418,8 +420,8 @@ def test_new_encoder_takes_the_shape_of_a_configuration(runs, corpus, tmp_path):
 def test_both_encoders_take_the_attention_that_was_asked_for(runs, start):
     folder = str(runs["scratch"].parent / "bert")
     chosen = {"config_name": folder} if start == "new" else {"model_name_or_path": folder}
-    model_args = pretraining_arguments.ModelArguments(objective="jepa", attn_implementation="eager", **chosen)
-    data_args, objective_args = pretraining_arguments.DataArguments(), pretraining_arguments.ObjectiveArguments()
+    model_args = arguments.ModelArguments(objective="jepa", attn_implementation="eager", **chosen)
+    data_args, objective_args = arguments.DataArguments(), arguments.ObjectiveArguments()
     model = make_model(model_args, data_args, objective_args, AutoTokenizer.from_pretrained(folder))
     assert model.model.encoder.config._attn_implementation == "eager"
     assert model.target_encoder.config._attn_implementation == "eager"
@@ -450,9 +452,9 @@ def test_a_run_begins_with_the_part_of_a_checkpoint_that_was_asked_for(runs, cor
 def model_from(folder, tokenizer, *flags):
     """The model that a run would train, of an encoder and a tokenizer."""
     classes = (
-        pretraining_arguments.ModelArguments,
-        pretraining_arguments.DataArguments,
-        pretraining_arguments.ObjectiveArguments,
+        arguments.ModelArguments,
+        arguments.DataArguments,
+        arguments.ObjectiveArguments,
     )
     groups = parse_arguments(classes, ["--model_name_or_path", str(folder), "--max_length", "32", *flags], "")
     return make_model(*groups, tokenizer)
@@ -551,9 +553,9 @@ def test_flags_of_the_readme_exist(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(command.split("run_pretraining.py")[1])
     classes = (
-        pretraining_arguments.ModelArguments,
-        pretraining_arguments.DataArguments,
-        pretraining_arguments.ObjectiveArguments,
+        arguments.ModelArguments,
+        arguments.DataArguments,
+        arguments.ObjectiveArguments,
     )
     parse_arguments((*classes, TextJepaTrainingArguments), arguments, "")
 

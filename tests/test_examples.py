@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel
 
-from text_jepa.arguments import UsageError
+from text_jepa.cli import UsageError
 
 
 ROOT = Path(__file__).parents[1]

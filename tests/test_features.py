@@ -12,11 +12,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
-from text_jepa import features
-from text_jepa.arguments import UsageError
-from text_jepa.export import export_encoder
-from text_jepa.features import Encoder, encoder_inside, open_encoder
-from text_jepa.word_weights import count_words, save_word_weights, word_weights
+from text_jepa import embeddings
+from text_jepa.cli import UsageError
+from text_jepa.data.word_weights import count_words, save_word_weights, word_weights
+from text_jepa.embeddings import Encoder, encoder_inside, open_encoder
+from text_jepa.probe import controls
+from text_jepa.share.export import export_encoder
 
 
 WIDTH = 16
@@ -66,7 +67,7 @@ def test_vectors_equal_those_of_each_text_alone(encoder, texts, pooling, layers,
     texts = [*texts, "", "river", " ".join(texts[:2])]
     encoder.model.train()
     pooled = dataclasses.replace(encoder, pooling=pooling)
-    found = features.embed_texts(pooled, texts, batch_size=batch_size, layers=layers)
+    found = embeddings.embed_texts(pooled, texts, batch_size=batch_size, layers=layers)
     alone = [expected(states_of(encoder.model, encoder.tokenizer, text, max_length=128)) for text in texts]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, alone, atol=1e-5)
@@ -99,20 +100,20 @@ def test_a_long_text_is_read_whole_in_windows(encoder, texts, weights, kind):
         pooling="cls" if kind == "cls" else "mean",
         word_weights=weights if kind == "weighted" else None,
     )
-    found = features.embed_texts(reading, ["river", long, ""], batch_size=3)
+    found = embeddings.embed_texts(reading, ["river", long, ""], batch_size=3)
     np.testing.assert_allclose(found[1], expected, atol=1e-5)
-    shorter = features.embed_texts(reading, ["river", texts[0]])
+    shorter = embeddings.embed_texts(reading, ["river", texts[0]])
     np.testing.assert_allclose(found[0], shorter[0], atol=1e-6)
 
 
 def test_the_last_word_of_a_long_text_counts(encoder, texts):
     long = " ".join(texts * 3)
-    found = features.embed_texts(dataclasses.replace(encoder, max_length=16), [f"{long} river", f"{long} bread"])
+    found = embeddings.embed_texts(dataclasses.replace(encoder, max_length=16), [f"{long} river", f"{long} bread"])
     assert np.abs(found[0] - found[1]).max() > 1e-4
 
 
 def test_a_text_without_a_weighted_token_has_a_vector_of_zeros(encoder, weights):
-    found = features.embed_texts(dataclasses.replace(encoder, word_weights=weights), ["", " . ,", "river"])
+    found = embeddings.embed_texts(dataclasses.replace(encoder, word_weights=weights), ["", " . ,", "river"])
     assert not found[:2].any()
     assert found[2].any()
 
@@ -120,10 +121,10 @@ def test_a_text_without_a_weighted_token_has_a_vector_of_zeros(encoder, weights)
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_all_layers_of_one_pass_average_to_the_features_of_the_last_ones(encoder, texts, pooling):
     encoder = dataclasses.replace(encoder, pooling=pooling)
-    layers = features.embed_layers(encoder, texts)
+    layers = embeddings.embed_layers(encoder, texts)
     assert layers.shape == (4, len(texts), WIDTH)
     for count in (1, 2, 4):
-        averaged = features.embed_texts(encoder, texts, layers=count)
+        averaged = embeddings.embed_texts(encoder, texts, layers=count)
         np.testing.assert_allclose(layers[-count:].mean(0), averaged, atol=1e-6)
     assert np.abs(layers[0] - layers[-1]).max() > 0.1
 
@@ -136,9 +137,9 @@ def test_an_encoder_without_layers_has_the_features_of_its_embeddings(tokenizer,
     else:
         model = DistilBertModel(DistilBertConfig(vocab_size=len(tokenizer), dim=WIDTH, n_layers=0, n_heads=2))
     encoder = Encoder("bag", model, tokenizer)
-    vectors = features.embed_texts(encoder, texts)
-    np.testing.assert_allclose(features.embed_layers(encoder, texts), vectors[None], atol=1e-6)
-    assert features.token_states(encoder, texts)[0].shape[::2] == (len(texts), WIDTH)
+    vectors = embeddings.embed_texts(encoder, texts)
+    np.testing.assert_allclose(embeddings.embed_layers(encoder, texts), vectors[None], atol=1e-6)
+    assert embeddings.token_states(encoder, texts)[0].shape[::2] == (len(texts), WIDTH)
 
 
 def test_the_model_reads_each_text_once_in_batches_of_equal_length(encoder, texts, monkeypatch):
@@ -150,7 +151,7 @@ def test_the_model_reads_each_text_once_in_batches_of_equal_length(encoder, text
         return forward(input_ids=input_ids, attention_mask=attention_mask, **options)
 
     monkeypatch.setattr(encoder.model, "forward", counting)
-    features.embed_layers(encoder, texts, batch_size=4)
+    embeddings.embed_layers(encoder, texts, batch_size=4)
     assert sum(map(len, batches)) == len(texts)
     padding = sum(int((mask == 0).sum()) for mask in batches)
     assert padding < 0.2 * sum(mask.numel() for mask in batches)
@@ -159,7 +160,7 @@ def test_the_model_reads_each_text_once_in_batches_of_equal_length(encoder, text
 def test_token_states_of_a_pair_are_those_of_both_texts_read_together(encoder, texts):
     pairs = texts[::-1]
     cut = dataclasses.replace(encoder, max_length=24)
-    states, mask = features.token_states(cut, texts, pairs, batch_size=4, layers=2)
+    states, mask = embeddings.token_states(cut, texts, pairs, batch_size=4, layers=2)
     assert states.dtype == np.float16
     for row, pair in enumerate(zip(texts, pairs, strict=True)):
         alone = states_of(encoder.model, encoder.tokenizer, *pair, max_length=24)[-2:].mean(0)
@@ -180,7 +181,7 @@ def segmenting(tokenizer):
 
 def test_segments_of_a_pair_are_told_apart_where_the_model_knows_them(model, segmenting, tokenizer):
     pair = (["river"], ["river"])
-    (told, _), (untold, _) = (features.token_states(Encoder("it", model, t), *pair) for t in (segmenting, tokenizer))
+    (told, _), (untold, _) = (embeddings.token_states(Encoder("it", model, t), *pair) for t in (segmenting, tokenizer))
     expected = states_of(model, segmenting, "river", "river")[-1]
     np.testing.assert_allclose(told[0], expected, atol=5e-3)
     assert np.abs(told - untold).max() > 0.1
@@ -188,12 +189,12 @@ def test_segments_of_a_pair_are_told_apart_where_the_model_knows_them(model, seg
 
 def test_a_model_without_segments_reads_pairs(segmenting, texts):
     config = DistilBertConfig(vocab_size=len(segmenting), dim=WIDTH, n_layers=1, n_heads=2, hidden_dim=32)
-    states, _ = features.token_states(Encoder("it", DistilBertModel(config), segmenting), texts, texts)
+    states, _ = embeddings.token_states(Encoder("it", DistilBertModel(config), segmenting), texts, texts)
     assert states.shape[::2] == (len(texts), WIDTH)
 
 
 def test_bag_of_embeddings_knows_words_but_not_their_order(encoder):
-    bag = features.bag_of_embeddings(encoder, ["the river boat", "boat river the", "the river", ""])
+    bag = controls.bag_of_embeddings(encoder, ["the river boat", "boat river the", "the river", ""])
     np.testing.assert_allclose(bag[0], bag[1], atol=1e-6)
     assert np.abs(bag[0] - bag[2]).max() > 1e-3
     assert not bag[3].any()
@@ -205,7 +206,7 @@ def test_bag_of_embeddings_knows_words_but_not_their_order(encoder):
 def test_bag_of_embeddings_weighs_words_as_its_encoder_does(encoder, weights):
     ids = encoder.tokenizer("the river", add_special_tokens=False)["input_ids"]
     table = encoder.model.get_input_embeddings().weight.detach().numpy()
-    (bag,) = features.bag_of_embeddings(dataclasses.replace(encoder, word_weights=weights), ["the river"])
+    (bag,) = controls.bag_of_embeddings(dataclasses.replace(encoder, word_weights=weights), ["the river"])
     np.testing.assert_allclose(bag, np.average(table[ids], axis=0, weights=weights[ids]), atol=1e-6)
 
 
@@ -294,7 +295,7 @@ def test_vectors_are_those_of_sentence_transformers_where_texts_fit(folder, weig
     add_modules(folder, {"pooling_mode_mean_tokens": True}, *["WordWeights"] * with_weights)
     texts = [*texts, "", "river"]
     expected = st.SentenceTransformer(str(folder), device="cpu").encode(texts)
-    np.testing.assert_allclose(features.embed_texts(open_encoder(str(folder)), texts), expected, atol=1e-5)
+    np.testing.assert_allclose(embeddings.embed_texts(open_encoder(str(folder)), texts), expected, atol=1e-5)
 
 
 def test_of_a_pretraining_model_it_is_the_encoder_that_would_be_exported(tmp_path, make_model, tokenizer, texts):
@@ -304,9 +305,11 @@ def test_of_a_pretraining_model_it_is_the_encoder_that_would_be_exported(tmp_pat
     model.save_pretrained(tmp_path / "pretraining")
     tokenizer.save_pretrained(tmp_path / "pretraining")
     export_encoder(model, tokenizer, tmp_path / "exported", max_length=64)
-    vectors = [features.embed_texts(open_encoder(str(tmp_path / name)), texts) for name in ("pretraining", "exported")]
+    vectors = [
+        embeddings.embed_texts(open_encoder(str(tmp_path / name)), texts) for name in ("pretraining", "exported")
+    ]
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
-    context = features.embed_texts(encoder_inside(model, tokenizer, 64, "context"), texts)
+    context = embeddings.embed_texts(encoder_inside(model, tokenizer, 64, "context"), texts)
     assert np.abs(context - vectors[0]).max() > 0.1
 
 
@@ -314,7 +317,7 @@ def test_the_tokenizer_of_a_run_is_left_alone(make_model, tokenizer, texts):
     """What it cuts at is part of its files, which the run has yet to save."""
     model = make_model({**make_model().config.text_config.to_dict(), "vocab_size": len(tokenizer)})
     tokenizer.backend_tokenizer.no_truncation()
-    features.embed_texts(encoder_inside(model, tokenizer, 16), texts)
+    embeddings.embed_texts(encoder_inside(model, tokenizer, 16), texts)
     assert tokenizer.backend_tokenizer.truncation is None
 
 
@@ -323,7 +326,7 @@ def test_the_tokenizer_of_a_run_is_left_alone(make_model, tokenizer, texts):
 
 def test_the_nearest_text_is_another_one_by_centred_cosine():
     vectors = np.array([[10.0, 1, 0], [10, 0.9, 0.1], [10, -1, 0], [10, -1, 0.2]])
-    rows, cosines = features.nearest_texts(vectors, [0, 3])
+    rows, cosines = embeddings.nearest_texts(vectors, [0, 3])
     assert rows.tolist() == [1, 2]
     centred = vectors - vectors.mean(0)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
@@ -332,18 +335,18 @@ def test_the_nearest_text_is_another_one_by_centred_cosine():
 
 def test_tfidf_is_fitted_on_the_first_texts_alone(texts):
     unknown = "zebra zebra zebra"
-    vectors = features.tfidf_vectors(texts, [*texts, unknown, ""])
+    vectors = controls.tfidf_vectors(texts, [*texts, unknown, ""])
     assert not vectors[-2:].any()
-    np.testing.assert_allclose(features.tfidf_vectors(texts, texts), vectors[:-2])
-    assert features.tfidf_vectors(texts, texts, components=3).shape == (len(texts), 3)
+    np.testing.assert_allclose(controls.tfidf_vectors(texts, texts), vectors[:-2])
+    assert controls.tfidf_vectors(texts, texts, components=3).shape == (len(texts), 3)
 
 
 def test_tfidf_cosines(texts):
-    cosines = features.tfidf_cosines(texts, [texts[0], texts[0], ""], [texts[0], "zebra", texts[0]])
+    cosines = controls.tfidf_cosines(texts, [texts[0], texts[0], ""], [texts[0], "zebra", texts[0]])
     np.testing.assert_allclose(cosines, [1, 0, 0], atol=1e-12)
-    common, rare = features.tfidf_cosines(
+    common, rare = controls.tfidf_cosines(
         ["the boat", "the mill", "the sea"], ["the boat"] * 2, ["the mill", "a boat"]
     )
     assert common < rare
     repeated = [["the the boat"], ["the the mill"]]
-    assert features.tfidf_cosines(texts, *repeated) > features.tfidf_cosines(texts, *repeated, sublinear=True)
+    assert controls.tfidf_cosines(texts, *repeated) > controls.tfidf_cosines(texts, *repeated, sublinear=True)

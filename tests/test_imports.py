@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 REMOTE_CODE = ["configuration_text_jepa", "modeling_text_jepa"]
-PACKAGE = {f"text_jepa.{path.stem}": path for path in sorted((ROOT / "text_jepa").glob("*.py"))}
-COMMANDS = {path.stem: path for path in sorted(ROOT.glob("run_*.py"))}
+PACKAGE = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "text_jepa").rglob("*.py"))
+}
+
+# The wings from the ground up: one imports only what stands before it, and itself.
+WINGS = ["cli", "metrics", "data", "show", "embeddings", "share", "probe", "train", "commands"]
 
 SIBLING_IMPORT = """try:
     from .configuration_text_jepa import TextJepaConfig
@@ -36,13 +41,18 @@ def imported_by(source):
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
             names.add(module)
-            if module == "text_jepa":
-                names |= {f"text_jepa.{alias.name}" for alias in node.names}
+            names |= {f"{module}.{alias.name}" for alias in node.names} & set(PACKAGE)
     return names
 
 
 def packages(names):
     return {name.split(".")[0] if not name.startswith(".") else name for name in names}
+
+
+def wing_of(name):
+    """The wing of a module; `None` for the package itself."""
+    _, _, rest = name.partition("text_jepa.")
+    return rest.split(".")[0] or None
 
 
 @pytest.mark.parametrize("name", REMOTE_CODE)
@@ -76,20 +86,35 @@ def test_configuration_imports_nothing_of_ours():
 @pytest.mark.parametrize("name", [*REMOTE_CODE, *PACKAGE])
 def test_no_module_imports_what_stands_above_it(name):
     source = PACKAGE[name].read_text(encoding="utf-8") if name in PACKAGE else source_of(name)
-    above = {"run_pretraining", "run_probe", "tests", *COMMANDS}
+    above = {"run_pretraining", "run_probe", "tests"}
     if name in REMOTE_CODE:
         above.add("text_jepa")
     assert not packages(imported_by(source)) & above
 
 
-@pytest.mark.parametrize("name", ["text_jepa.masking", "text_jepa.metrics"])
+def test_every_module_stands_in_a_wing():
+    wings = {wing_of(name) for name in PACKAGE} - {None, "__main__"}
+    assert wings == set(WINGS)
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGE if wing_of(name) in WINGS])
+def test_a_wing_imports_only_wings_below_it(name):
+    imported = {
+        wing_of(module) for module in imported_by(PACKAGE[name].read_text(encoding="utf-8")) if module in PACKAGE
+    }
+    allowed = WINGS[: WINGS.index(wing_of(name)) + 1]
+    assert imported - {None} <= set(allowed)
+
+
+@pytest.mark.parametrize("name", ["text_jepa.data.masking", "text_jepa.metrics"])
 def test_masking_and_metrics_know_only_torch_and_numpy(name):
     names = packages(imported_by(PACKAGE[name].read_text(encoding="utf-8")))
     assert names <= {"torch", "numpy"} | set(sys.stdlib_module_names)
 
 
 def test_imports_within_the_package_form_no_circle():
-    known = {name: imported_by(path.read_text(encoding="utf-8")) & set(PACKAGE) for name, path in PACKAGE.items()}
+    modules = {name: path for name, path in PACKAGE.items() if path.name != "__init__.py"}
+    known = {name: imported_by(path.read_text(encoding="utf-8")) & set(modules) for name, path in modules.items()}
     while known:
         leaves = {name for name, needs in known.items() if not needs & set(known)}
         assert leaves, f"these import each other: {sorted(known)}"

@@ -12,9 +12,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from text_jepa import TextJepaForPreTraining, export_encoder, probing
-from text_jepa.features import embed_texts, open_encoder
-from text_jepa.tasks import Query, RerankingTask, Split, Task, load_glue, load_reranking
+from text_jepa import TextJepaForPreTraining, embeddings, export_encoder
+from text_jepa.embeddings import embed_texts, open_encoder
+from text_jepa.probe import predictors, reranking
+from text_jepa.probe.glue import load_glue
+from text_jepa.probe.reranking import Query, RerankingTask, load_reranking
+from text_jepa.probe.tasks import Split, Task
 
 
 st = pytest.importorskip("sentence_transformers")
@@ -75,16 +78,16 @@ def made_reranking():
 def our_similarity(encoder, task):
     table = vectors_of(encoder, [*task.test.texts, *task.test.pairs])
     u, v = (np.stack([table[text] for text in column]) for column in (task.test.texts, task.test.pairs))
-    return probing.sts_scores(u, v, task.test.labels)
+    return predictors.sts_scores(u, v, task.test.labels)
 
 
 def our_reranking(encoder, task):
     table = vectors_of(encoder, task.texts.values())
     cosines = [
-        probing.cosine(table[task.texts[q.id]], np.stack([table[task.texts[c]] for c in q.candidates]))
+        embeddings.cosine(table[task.texts[q.id]], np.stack([table[task.texts[c]] for c in q.candidates]))
         for q in task.queries
     ]
-    return probing.rerank_scores(cosines, [q.relevant for q in task.queries])
+    return reranking.rerank_scores(cosines, [q.relevant for q in task.queries])
 
 
 def samples_of(task):
@@ -155,8 +158,8 @@ def test_its_average_precision_of_pairs_is_that_of_one_long_ranking(encoder):
     evaluator = evaluation.BinaryClassificationEvaluator(split.texts, split.pairs, labels.tolist())
     found = evaluator(st.SentenceTransformer(encoder, device="cpu"))
     table = vectors_of(encoder, [*split.texts, *split.pairs])
-    cosines = probing.cosine(*(np.stack([table[text] for text in column]) for column in (split.texts, split.pairs)))
-    assert found["cosine_ap"] == pytest.approx(probing.rerank_scores([cosines], [labels])["map"] / 100, abs=1e-4)
+    cosines = embeddings.cosine(*(np.stack([table[text] for text in column]) for column in (split.texts, split.pairs)))
+    assert found["cosine_ap"] == pytest.approx(reranking.rerank_scores([cosines], [labels])["map"] / 100, abs=1e-4)
 
 
 def test_where_the_rules_differ_ours_are_the_stricter_ones(encoder):

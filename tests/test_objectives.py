@@ -25,7 +25,7 @@ from modeling_text_jepa import (
     whitening,
 )
 from text_jepa import TextJepaForPreTraining, TextJepaModel
-from text_jepa.export import export_encoder
+from text_jepa.share.export import export_encoder
 
 
 SENTENCE = {"latent_loss_weight": 0.0, "token_loss_weight": 0.0, "sentence_loss_weight": 1.0}

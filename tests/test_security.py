@@ -18,8 +18,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 import run_pretraining
-import run_probe
-from text_jepa import checkpointing
+from text_jepa.commands.main import main as text_jepa_command
+from text_jepa.train import checkpointing
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,9 +62,9 @@ def command(corpus, monkeypatch, capsys):
         usual = f"--cache_dir {corpus}/cache --vocab_size 200 --max_length 16 --max_steps 2 --save_steps 1 --use_cpu"
         usual += f" --max_eval_samples 8 --per_device_train_batch_size 4 --output_dir {output_dir}"
         usual += f" --train_file {corpus}/train.txt" * data
-        monkeypatch.setattr(sys, "argv", ["text-jepa-pretrain", *map(str, more), *usual.split()])
+        monkeypatch.setattr(sys, "argv", ["text-jepa", "pretrain", *map(str, more), *usual.split()])
         with pytest.raises(SystemExit) as exit_:
-            run_pretraining.console()
+            text_jepa_command()
         printed = capsys.readouterr()
         return exit_.value.code, printed.out + printed.err
 
@@ -187,9 +187,9 @@ def test_probe_runs_no_code_of_an_encoder(encoder, tmp_path, canary, monkeypatch
     rows = [{"text": f"the boat {i} was {'good' if i % 2 else 'bad'}", "label": i % 2} for i in range(20)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = [str(encoder), "--task_file", str(tmp_path / "task.jsonl"), "--output_dir", str(tmp_path / "probe")]
-    monkeypatch.setattr(sys, "argv", ["text-jepa-probe", *argv])
+    monkeypatch.setattr(sys, "argv", ["text-jepa", "probe", *argv])
     with pytest.raises(SystemExit) as stop:
-        run_probe.console()
+        text_jepa_command()
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {encoder}: no model can be read there")
     assert not canary.exists()

@@ -27,17 +27,17 @@ AutoModelForPreTraining.register(TextJepaConfig, TextJepaForPreTraining, exist_o
 AutoModelForSequenceClassification.register(TextJepaConfig, TextJepaForSequenceClassification, exist_ok=True)
 
 _LAZY = {
-    "CollapseMonitorCallback": "training",
-    "DataCollatorForTextJepa": "masking",
-    "MaskStrategy": "masking",
-    "EmaTargetEncoderCallback": "training",
-    "OnlineProbeCallback": "online_probe",
-    "TextJepaTrainer": "training",
-    "TextJepaTrainingArguments": "training",
-    "export_encoder": "export",
-    "export_onnx": "export",
-    "load_builtin_corpus": "builtin_corpus",
-    "push_folder": "hub",
+    "CollapseMonitorCallback": "train.collapse",
+    "DataCollatorForTextJepa": "data.collator",
+    "MaskStrategy": "data.masking",
+    "EmaTargetEncoderCallback": "train.callbacks",
+    "OnlineProbeCallback": "probe.online",
+    "TextJepaTrainer": "train.trainer",
+    "TextJepaTrainingArguments": "train.arguments",
+    "export_encoder": "share.export",
+    "export_onnx": "share.onnx",
+    "load_builtin_corpus": "data.builtin_corpus",
+    "push_folder": "share.hub",
 }
 
 

@@ -1,0 +1,339 @@
+"""A verdict on documents without labels: what the passages are, who is ahead of whom, and what nobody gains by.
+
+Run: python -m pytest -q tests/probe/test_documents.py
+"""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from text_jepa.cli import UsageError
+from text_jepa.probe.bootstrap import paired_bootstrap
+from text_jepa.probe.documents import (
+    LABEL,
+    REST,
+    TITLE,
+    WordCounting,
+    cut_passages,
+    judge_documents,
+    load_documents,
+    ranks_of_own,
+    verdict,
+)
+
+
+def numbered(words, name=""):
+    """A document whose words are their places, so that a passage tells where it was cut."""
+    return " ".join(f"{name}{place}" for place in range(words))
+
+
+def places(passage):
+    return [int(word) for word in passage.split()]
+
+
+# ---- passages -------------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_begins_64_words_behind_the_end_of_the_query():
+    passages = cut_passages([numbered(128)])
+    assert places(passages.queries[0]) == list(range(32))
+    assert places(passages.answers[0]) == list(range(96, 128))
+    assert passages.documents.tolist() == [0]
+
+
+@pytest.mark.parametrize("words", [16, 31, 127])
+def test_a_shorter_document_gives_its_two_halves(words):
+    passages = cut_passages([numbered(words)])
+    assert places(passages.queries[0]) + places(passages.answers[0]) == list(range(words))
+    assert len(places(passages.queries[0])) == words // 2
+
+
+def test_a_document_of_15_words_gives_nothing():
+    passages = cut_passages([numbered(15), numbered(16), ""])
+    assert passages.documents.tolist() == [1]
+
+
+def test_each_document_gives_a_pair_before_one_gives_two():
+    documents = [numbered(128 * 10), numbered(20), numbered(128 * 2), numbered(128)]
+    counts = [np.bincount(cut_passages(documents, limit).documents, minlength=4).tolist() for limit in (4, 6, 100)]
+    assert counts == [[1, 1, 1, 1], [2, 1, 2, 1], [10, 1, 2, 1]]
+
+
+def test_pairs_of_a_document_do_not_overlap_and_are_spread_over_it():
+    passages = cut_passages([numbered(128 * 9 + 50)], limit=3)
+    starts = [places(query)[0] for query in passages.queries]
+    assert starts == [0, 128 * 3, 128 * 6]
+    used = [place for text in (*passages.queries, *passages.answers) for place in places(text)]
+    assert len(used) == len(set(used))
+
+
+def test_of_too_many_documents_some_are_taken_evenly_and_always_the_same():
+    documents = [numbered(16, f"d{row}w") for row in range(1000)]
+    passages = cut_passages(documents, limit=100)
+    assert passages.documents.tolist() == list(range(0, 1000, 10))
+    assert passages.queries == cut_passages(documents, limit=100).queries
+
+
+# ---- ranks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_counts_better_and_equal_candidates_of_other_documents():
+    scores = np.array([[0.5, 0.9, 0.5, 0.1], [0.9, 0.8, 0.1, 0.2], [0.3, 0.3, 0.3, 0.3], [0.0, 0.1, 0.2, 0.3]])
+    assert ranks_of_own(scores, np.arange(4)).tolist() == [3, 2, 4, 1]
+    # The first two are of one document: what the other one finds there is neither hit nor miss.
+    assert ranks_of_own(scores, np.array([0, 0, 1, 2])).tolist() == [2, 1, 4, 1]
+
+
+def test_rounding_errors_of_a_collapsed_encoder_are_ties():
+    scores = 1 + 1e-9 * np.random.default_rng(0).normal(size=(50, 50))
+    assert (ranks_of_own(scores, np.arange(50)) == 50).all()
+
+
+# ---- word counting --------------------------------------------------------------------------------------------------
+
+
+def test_tfidf_is_that_of_scikit_learn_fitted_on_the_first_texts(texts):
+    asked = ["the river and the BOAT, the boat", "a zebra", texts[0]]
+    theirs = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\b\w+\b").fit(texts)
+    ours = WordCounting(texts).tfidf(asked)
+    assert sparse.issparse(ours)
+    np.testing.assert_allclose(ours.toarray(), theirs.transform(asked).toarray(), atol=1e-12)
+
+
+def test_bm25_is_the_formula_with_frequencies_of_the_first_texts(texts):
+    candidates = ["river river boat", "the boat", "zebra"]
+    found = WordCounting(texts).bm25(["river boat boat", "zebra"], candidates)
+
+    def inverse(word):
+        frequency = sum(word in text.lower().replace(",", "").replace(".", "").split() for text in texts)
+        return np.log(1 + (len(texts) - frequency + 0.5) / (frequency + 0.5))
+
+    def share(count, length):
+        # A word that no fitted text has does not count, also not for a length.
+        return count * 2.5 / (count + 1.5 * (0.25 + 0.75 * length / ((3 + 2 + 0) / 3)))
+
+    expected = [inverse("river") * share(2, 3) + 2 * inverse("boat") * share(1, 3), 2 * inverse("boat") * share(1, 2)]
+    np.testing.assert_allclose(found, [[*expected, 0], [0, 0, 0]])
+
+
+def test_pairs_are_scored_as_among_all(texts):
+    words, queries, candidates = WordCounting(texts), ["river boat boat", "zebra"], ["river river boat", "the boat"]
+    cosines = (words.tfidf(queries) @ words.tfidf(candidates).T).toarray()
+    np.testing.assert_allclose(words.tfidf_of_pairs(queries, candidates), cosines.diagonal())
+    np.testing.assert_allclose(words.bm25_of_pairs(queries, candidates), words.bm25(queries, candidates).diagonal())
+
+
+def test_texts_without_words_are_refused():
+    with pytest.raises(UsageError, match="hold no word"):
+        WordCounting(["...", ""])
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """60 documents of 128 words: each has ten words of its own among words of all. Titles are two of its own."""
+    generator = np.random.default_rng(0)
+    common = [f"common{number}" for number in range(50)]
+    documents, titles = [], []
+    for row in range(60):
+        own = [f"own{row}x{number}" for number in range(10)]
+        words = generator.choice([*common, *own], 128, p=[0.016] * 50 + [0.02] * 10)
+        documents.append(" ".join(words))
+        titles.append(" ".join(own[:2]))
+    return documents, titles
+
+
+def by_number(texts):
+    """Vectors of an encoder that knows of which document a text is."""
+    vectors = np.full((len(texts), 60), 1e-3)
+    for row, text in enumerate(texts):
+        for word in text.split():
+            if word.startswith("own"):
+                vectors[row, int(word[3:].split("x")[0])] += 1
+    return vectors
+
+
+def constant(texts):
+    return np.ones((len(texts), 4)) + 1e-9 * np.random.default_rng(0).normal(size=(len(texts), 4))
+
+
+def random(texts):
+    return np.random.default_rng(0).normal(size=(len(texts), 60))
+
+
+def score_of(found, task, metric, system):
+    return next(s for s in found.scores if (s.task, s.metric, s.system) == (task, metric, system))
+
+
+@pytest.fixture(scope="module")
+def found(corpus):
+    documents, titles = corpus
+    labels = [["even", "odd"][row % 2] for row in range(60)]
+    systems = {"this": by_number, "constant": constant, "random": random}
+    return judge_documents(systems, documents, documents[:30], titles, labels, reference="random")
+
+
+def test_a_constant_encoder_finds_nothing(found):
+    for task in (REST, TITLE):
+        for metric in ("r@1", "r@10"):
+            assert score_of(found, task, metric, "constant").score == 0
+        assert score_of(found, task, "mrr", "constant").score == pytest.approx(100 / 60)
+
+
+def test_an_encoder_that_knows_the_document_finds_it(found):
+    assert score_of(found, REST, "r@10", "this").score > 95
+    assert score_of(found, REST, "r@10", "random").score < 40
+
+
+def test_words_that_the_fitted_texts_lack_are_not_counted(found):
+    """Half of the documents have words that the training texts have not."""
+    fitted_on_all, fitted_on_half = (
+        score_of(found, TITLE, "r@1", f"TF-IDF ({source})").score for source in ("scored texts", "training texts")
+    )
+    assert fitted_on_all > 95
+    assert fitted_on_half <= 50
+
+
+def test_opponents_are_fitted_on_both_kinds_of_texts_or_on_the_scored_ones_alone(found, corpus):
+    kinds = ("TF-IDF", "BM25")
+    systems = {s.system for s in found.scores if s.task == REST}
+    opponents = {f"{kind} ({source})" for kind in kinds for source in ("training texts", "scored texts")}
+    assert systems == {"this", "constant", "random"} | opponents
+    alone = judge_documents({"this": by_number}, corpus[0])
+    assert {s.system for s in alone.scores} == {"this", "TF-IDF (scored texts)", "BM25 (scored texts)"}
+    assert {s.task for s in alone.scores} == {REST}
+
+
+def test_differences_have_the_interval_of_a_paired_bootstrap(found):
+    ours = found.answers[REST, "cosine raw", "mrr", "this"][0]
+    other = found.answers[REST, "cosine raw", "mrr", "TF-IDF (training texts)"][0]
+    expected = paired_bootstrap(np.mean, ours, other)
+    score = score_of(found, REST, "mrr", "TF-IDF (training texts)")
+    assert (score.ahead, score.ahead_low, score.ahead_high) == pytest.approx([100 * x for x in expected[:3]])
+
+
+def test_labels_are_told_by_documents_of_the_other_half(corpus):
+    documents, _ = corpus
+    labels = np.arange(60) % 3
+
+    def labelled(texts):
+        numbers = [documents.index(text) % 3 if text in documents else 0 for text in texts]
+        return np.eye(3)[numbers]
+
+    found = judge_documents({"knows": labelled, "constant": constant}, documents, None, labels=labels)
+    assert score_of(found, LABEL, "accuracy", "knows").score == 100
+    assert score_of(found, LABEL, "accuracy", "constant").score < 60
+    np.testing.assert_array_equal(found.gold[LABEL], labels)
+    assert found.answers[LABEL, "knn", "accuracy", "knows"].shape == (1, 60)
+
+
+def test_each_system_is_asked_once_for_distinct_texts(corpus):
+    calls = []
+
+    def counting(texts):
+        calls.append(texts)
+        return by_number(texts)
+
+    judge_documents({"this": counting}, corpus[0] * 2, None, corpus[1] * 2)
+    (texts,) = calls
+    assert len(texts) == len(set(texts))
+
+
+def test_fewer_queries_can_be_asked_for(corpus):
+    found = judge_documents({"this": by_number}, *corpus[:1], titles=corpus[1], max_queries=30)
+    assert {s.rows for s in found.scores} == {30}
+    assert any("30 of 60 documents" in note for note in found.notes)
+
+
+def test_vectors_that_are_not_finite_are_refused_by_name(corpus):
+    with pytest.raises(UsageError, match="broken: its features are not finite"):
+        judge_documents({"broken": lambda texts: np.full((len(texts), 2), np.nan)}, corpus[0])
+
+
+def test_labels_of_a_single_class_are_refused(corpus):
+    with pytest.raises(UsageError, match="all 'x'"):
+        judge_documents({"this": by_number}, corpus[0], labels=["x"] * 60)
+
+
+# ---- verdict --------------------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_says_by_how_much_more_or_less_often(corpus):
+    documents, _ = corpus
+    better = verdict(
+        judge_documents({"this": by_number, "before": random}, documents, documents[:5], reference="before")
+    )
+    assert better.startswith("On 60 passages of 60 documents this encoder finds the rest of the document (R@10) ")
+    assert " points more often than word counting (TF-IDF fitted on the training texts), and " in better
+    assert better.endswith(" points more often than the encoder before.")
+    worse = verdict(
+        judge_documents({"this": constant, "random weights": by_number}, documents, reference="random weights")
+    )
+    assert " points less often than word counting (TF-IDF fitted on the scored texts), and " in worse
+    assert worse.endswith(" points less often than random weights.")
+
+
+def test_the_verdict_claims_nothing_where_the_interval_includes_0(corpus):
+    same = verdict(judge_documents({"this": by_number, "before": by_number}, corpus[0], reference="before"))
+    assert same.endswith("and not measurably better or worse than the encoder before (+0.0 [+0.0, +0.0] points).")
+
+
+def test_too_few_documents_give_no_verdict(corpus):
+    found = judge_documents({"this": by_number}, corpus[0][:19])
+    assert found.scores == []
+    assert "19 queries" in found.notes[0]
+    assert verdict(found) == "The documents give fewer than 20 pairs of passages, too few for a verdict."
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [str(path)]
+
+
+def test_rows_without_a_text_title_or_label_are_left_out(tmp_path):
+    rows = [{"text": f"text {i}", "title": f"title {i}", "kind": i} for i in range(5)]
+    rows[1]["text"], rows[2]["title"], rows[3]["kind"] = " ", None, None
+    files = jsonl(tmp_path / "own.jsonl", rows)
+    found = load_documents(files, "text", "title", "kind", str(tmp_path / "cache"))
+    assert found.texts == ["text 0", "text 4"]
+    assert found.titles == ["title 0", "title 4"]
+    assert found.labels == [0, 4]
+
+
+def test_a_line_of_a_text_file_is_a_document(tmp_path):
+    (tmp_path / "own.txt").write_text("one\n\ntwo\n")
+    found = load_documents([str(tmp_path)], cache_dir=str(tmp_path / "cache"))
+    assert (found.texts, found.titles, found.labels) == (["one", "two"], None, None)
+
+
+def test_na_is_a_word_of_a_csv_file(tmp_path):
+    (tmp_path / "own.csv").write_text("text,kind\nNA,null\n")
+    found = load_documents([str(tmp_path / "own.csv")], label_column="kind", cache_dir=str(tmp_path / "cache"))
+    assert (found.texts, found.labels) == (["NA"], ["null"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "fragments"),
+    [
+        (("txet", None, None), ["no column 'txet'", "did you mean 'text'", "--text_column"]),
+        (("text", "titel", None), ["no column 'titel'", "did you mean 'title'", "--title_column"]),
+        (("text", "share", None), ["'share' holds float64", "not text", "--title_column"]),
+        (("text", None, "share"), ["'share' holds float64", "not classes", "--label_column"]),
+        (("none", None, None), ["no document with none"]),
+    ],
+)
+def test_a_wrong_column_is_named_with_its_flag(tmp_path, columns, fragments):
+    files = jsonl(tmp_path / "own.jsonl", [{"text": "a", "title": "b", "share": 0.5, "none": ""}])
+    with pytest.raises(UsageError) as refusal:
+        load_documents(files, *columns, str(tmp_path / "cache"))
+    message = str(refusal.value)
+    assert message.startswith("--texts ")
+    assert [fragment for fragment in fragments if fragment not in message] == [], message

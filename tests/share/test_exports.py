@@ -1,0 +1,436 @@
+"""Exports: plain encoder, sentence-transformers, ONNX and int8, by the command as a user types it.
+
+Run: python -m pytest -q tests/share/test_exports.py
+"""
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel
+
+import run_pretraining
+from modeling_text_jepa import mean_pool
+from text_jepa import TextJepaForPreTraining
+from text_jepa.cli import UsageError
+from text_jepa.commands import export as export_command_line
+from text_jepa.commands.main import main as text_jepa_command
+from text_jepa.data.word_weights import load_word_weights
+from text_jepa.embeddings import Encoder, embed_texts, open_encoder
+from text_jepa.share import export, onnx
+from text_jepa.share.export import export_encoder, export_sentence_transformer
+from text_jepa.share.hub import files_to_publish
+from text_jepa.share.onnx import ONNX_TOLERANCE, OnnxEncoder, export_onnx
+
+
+SENTENCES = [
+    "The lighthouse keeper lit the lamp.",
+    "Bread needs flour, water, salt and time, and more time than that.",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What a run of three steps has left, with checkpoints at 2 and 3 and two encoders that differ."""
+    folder = tmp_path_factory.mktemp("exports")
+    lines = [f"The keeper of lighthouse number {i} climbed down to the harbour.\n" for i in range(60)]
+    (folder / "train.txt").write_text("".join(lines))
+    shape = '{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
+    usual = "--objective jepa --merge false --preset tiny --vocab_size 200 --max_length 16 --max_steps 3"
+    usual += " --logging_steps 1 --save_steps 2 --use_cpu"
+    usual += " --ema_decay_start 0.5 --ema_decay_end 0.9 --learning_rate 1e-2 --warmup_steps 0 --max_eval_samples 8"
+    usual += f" --per_device_train_batch_size 4 --train_file {folder}/train.txt --output_dir {folder}/run"
+    return run_pretraining.main([*usual.split(), "--text_config", shape])
+
+
+def states_of(encoder, tokenizer):
+    batch = tokenizer(SENTENCES, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        states = encoder(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    return states, batch["attention_mask"]
+
+
+# ---- plain encoders -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["pretraining", "checkpoint-2", "checkpoint-3"])
+@pytest.mark.parametrize("which", ["target", "context"])
+def test_each_encoder_of_each_folder_is_exported_bit_by_bit(run, export_command, tmp_path, source, which):
+    export_command("encoder", run / source, tmp_path / "out", "--which", which)
+    complete = TextJepaForPreTraining.from_pretrained(run / source)
+    expected = complete.target_encoder if which == "target" else complete.model.encoder
+    exported = AutoModel.from_pretrained(tmp_path / "out")
+    assert set(exported.state_dict()) == set(expected.state_dict())
+    for name, value in expected.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], value), name
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 16
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Exported: the {which} encoder" in card
+    steps = 2 if source == "checkpoint-2" else 3
+    assert f"- {steps} steps of 4 texts" in card
+    assert (tmp_path / "out" / "curves.png").exists()
+
+
+def test_the_export_of_the_complete_model_is_what_the_run_has_left(run, export_command, tmp_path):
+    export_command("encoder", run / "pretraining", tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*"):
+        own = run / path.relative_to(tmp_path / "out")
+        if path.name == "tokenizer_config.json":  # tells whether the tokenizer came from files, too
+            assert json.loads(own.read_text()).items() <= {**json.loads(path.read_text()), "is_local": True}.items()
+        elif path.is_file() and path.name not in ("README.md", "curves.png"):
+            assert path.read_bytes() == own.read_bytes(), path.name
+    own, exported = (folder / "README.md" for folder in (run, tmp_path / "out"))
+    renamed = own.read_text().replace(f'"{run}"', f'"{tmp_path / "out"}"')
+    renamed = renamed.replace("- name: run\n", "- name: out\n").replace("\n# run\n", "\n# out\n")
+    # Only the run judges what it leaves, for the complete model has weights that are not merged.
+    renamed = re.sub(r"## Is it better on these texts\?.*?(?=## What this run measured)", "", renamed, flags=re.DOTALL)
+    assert "## What this run measured" in renamed
+    assert exported.read_text() == renamed
+
+
+def test_a_checkpoint_tells_of_itself_and_not_of_what_came_after(run, export_command, tmp_path):
+    export_command("encoder", run / "checkpoint-2", tmp_path / "out")
+    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert max(record["step"] for record in records) == 2
+    whole = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert records == [record for record in whole if record["step"] <= 2][: len(records)]
+
+
+def test_the_longest_text_can_be_chosen_within_what_the_encoder_has_positions_for(run, export_command, tmp_path):
+    export_command("encoder", run / "pretraining", tmp_path / "out", "--max_length", 32)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 32
+    assert "Texts are cut at 32 tokens" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(UsageError, match="--max_length 1000: the encoder has positions for 512 tokens only"):
+        export_command("encoder", run / "pretraining", tmp_path / "other", "--max_length", 1000)
+
+
+def test_nothing_is_written_over(run, export_command, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for form in ("encoder", "sentence-transformers"):
+        with pytest.raises(UsageError, match="is there already; name a new folder"):
+            export_command(form, run / "pretraining", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["encoder", "nowhere", "{out}"], ["nowhere: no model can be read there"]),
+        (["encoder", "{run}", "{out}"], ["is a plain encoder already", "pretraining/"]),
+        (["sentence-transformers", "{run}", "{out}", "--which", "context"], ["--which", "holds one encoder"]),
+        (["sentence-transformers", "{run}", "{out}", "--prompts", "query"], ["--prompts query", "NAME=TEXT"]),
+        (["encoder", "{run}/pretraining", "{out}", "--max_length", "0"], ["--max_length", "at least 1"]),
+        (["encoder", "{run}/pretraining", "{out}", "--wich", "target"], ["--wich"]),
+        (["onnx", "some/name"], ["some/name is no folder to write onnx/ into"]),
+        (["weights", "nowhere", "{out}", "--texts", "x.txt"], ["nowhere: no such folder", "hf download"]),
+        (["weights", "{run}", "{out}", "--texts", "nowhere.txt"], ["--texts nowhere.txt: no such file"]),
+        (["weights", "{run}", "{out}"], ["--texts"]),
+        (["weights", "{run}/pretraining", "{out}", "--texts", "{run}/card.json"], ["text-jepa export encoder"]),
+        (["weights", "{run}", "{run}", "--texts", "x.txt"], ["is there already"]),
+        (["merge", "{run}", "{run}", "{out}", "--share", "1.5"], ["--share", "from 0 to 1"]),
+        (["merge", "{run}", "{run}", "{out}", "--share", "half"], ["--share", "from 0 to 1, got half"]),
+        (["merge", "{run}", "{run}", "{out}", "--share", "0", "--texts", "x"], ["--share and --texts exclude"]),
+        (["merge", "{run}", "{run}/pretraining", "{out}"], ["text-jepa export encoder"]),
+        (["merge", "{run}", "{run}", "{run}"], ["is there already"]),
+        (["push", "nowhere", "me/x"], ["nowhere: no such folder"]),
+        (["push", "{run}"], ["name"]),
+        ([], ["FORM"]),
+    ],
+)
+def test_what_cannot_be_done_says_why_in_one_line(run, tmp_path, monkeypatch, capsys, arguments, fragments):
+    arguments = [argument.format(run=run, out=tmp_path / "out") for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["text-jepa", "export", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        text_jepa_command()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    for fragment in fragments:
+        assert fragment in line
+    assert not (tmp_path / "out").exists()
+
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+SHOWN = [
+    line.split("#")[0] for line in (README + export_command_line.__doc__).splitlines() if "text-jepa export " in line
+]
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_every_command_that_is_shown_is_understood(line):
+    assert export_command_line.make_parser().parse_args(shlex.split(line.split("text-jepa export ")[1])).function
+
+
+@pytest.mark.parametrize("form", ["", "encoder", "sentence-transformers", "onnx", "weights", "merge", "push"])
+def test_help_fits_a_screen(form, capsys):
+    with pytest.raises(SystemExit) as stop:
+        export_command_line.main([*form.split(), "--help"])
+    assert stop.value.code == 0
+    assert 5 < len(capsys.readouterr().out.splitlines()) <= 40
+
+
+# ---- sentence-transformers ------------------------------------------------------------------------------------------
+
+
+def test_the_files_written_by_hand_mean_what_the_library_writes(run, tmp_path):
+    """The library's own export of the same encoder opens as the same modules with the same vectors."""
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.models import Pooling, Transformer
+
+    by_hand = st.SentenceTransformer(str(run), device="cpu")
+    transformer = Transformer(str(run), max_seq_length=16)
+    made = st.SentenceTransformer(modules=[transformer, Pooling(16, pooling_mode="mean")], device="cpu")
+    made.save_pretrained(str(tmp_path / "library"), create_model_card=False)
+    library = st.SentenceTransformer(str(tmp_path / "library"), device="cpu")
+    assert str(by_hand) == str(library)
+    assert by_hand.max_seq_length == library.max_seq_length == 16
+    np.testing.assert_array_equal(by_hand.encode(SENTENCES), library.encode(SENTENCES))
+
+
+@pytest.mark.parametrize("term", ["sentence_loss_weight", "document_loss_weight"])
+def test_pooling_by_the_first_token_is_exported_where_it_was_trained(make_model, tokenizer, tmp_path, term):
+    st = pytest.importorskip("sentence_transformers")
+    trained = make_model(pooling="cls", **{term: 1.0})
+    length = tokenizer.model_max_length
+    export_encoder(trained, tokenizer, tmp_path / "cls", 32)
+    assert tokenizer.model_max_length == length  # the caller's stays as it was
+    states, _ = states_of(AutoModel.from_pretrained(tmp_path / "cls"), tokenizer)
+    found = st.SentenceTransformer(str(tmp_path / "cls"), device="cpu").encode(SENTENCES)
+    np.testing.assert_allclose(found, states[:, 0].numpy(), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weighted(make_model, tokenizer, tmp_path_factory):
+    """An exported encoder with weights of words, and with more embeddings than there are tokens."""
+    shape = {"model_type": "distilbert", "dim": 32, "n_heads": 2, "n_layers": 0, "pad_token_id": 0}
+    shape |= {"vocab_size": len(tokenizer) + 7, "dropout": 0.0}
+    model = make_model(shape, pooling="idf", sentence_loss_weight=1.0, latent_loss_weight=0.0)
+    weights = torch.rand(len(tokenizer) + 7) * 5
+    weights[:6] = 0  # special tokens and the comma
+    model.set_word_weights(weights)
+    folder = tmp_path_factory.mktemp("weighted") / "notes"
+    export_encoder(model, tokenizer, folder, 64)
+    np.testing.assert_allclose(load_word_weights(folder), weights[: len(tokenizer)], rtol=1e-6)
+    return folder
+
+
+@pytest.mark.parametrize("objective", ["mlm", "jepa"])
+def test_weights_of_words_are_counted_kept_and_exported_whatever_the_objective(run, tmp_path, objective):
+    """Also where no term of the loss pools, as in masked language modelling: the export was a plain mean."""
+    shape = '{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
+    usual = (
+        f"--objective {objective} --pooling idf --sentence_loss_weight 0 --preset tiny --max_length 16 --max_steps 1"
+    )
+    usual += f" --tokenizer_name {run} --use_cpu --train_file {run.parent}/train.txt --output_dir {tmp_path / 'words'}"
+    folder = run_pretraining.main([*usual.split(), "--text_config", shape])
+    weights = load_word_weights(folder)
+    assert len(np.unique(weights)) > 3
+    complete = TextJepaForPreTraining.from_pretrained(folder / "pretraining")
+    np.testing.assert_allclose(complete.word_weights, weights, rtol=1e-5)
+    np.testing.assert_allclose(open_encoder(str(folder)).word_weights, weights)
+    assert '"pooling": "idf"' in (folder / "pretraining" / "config.json").read_text()
+
+
+WEIGHTED = [*SENTENCES, "harbour", ", ,"]  # of the last one no token weighs anything
+
+
+def test_words_weigh_in_sentence_transformers_as_in_our_own_pooling(weighted):
+    st = pytest.importorskip("sentence_transformers")
+    ours = embed_texts(open_encoder(str(weighted)), WEIGHTED)
+    found = st.SentenceTransformer(str(weighted), device="cpu").encode(WEIGHTED)
+    np.testing.assert_allclose(found, ours, atol=1e-5)
+    assert not ours[-1].any()
+    plain = embed_texts(replace(open_encoder(str(weighted)), word_weights=None), WEIGHTED)
+    assert np.abs(plain - ours)[:2].max() > 1e-2
+
+
+def test_the_pooling_that_the_documentation_shows_is_that_of_the_folder(weighted, monkeypatch):
+    page = (ROOT / "docs" / "exports.md").read_text()
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "1_WordWeights" in block]
+    (weighted.parent / "runs").mkdir(exist_ok=True)
+    shutil.copytree(weighted, weighted.parent / "runs" / "notes", dirs_exist_ok=True)
+    monkeypatch.chdir(weighted.parent)
+    names = {"texts": WEIGHTED}
+    exec(re.sub(r"^texts = .*", "", block, flags=re.MULTILINE), names)
+    np.testing.assert_allclose(names["vectors"], embed_texts(open_encoder(str(weighted)), WEIGHTED), atol=1e-5)
+
+
+def test_saving_again_by_sentence_transformers_keeps_the_weights_of_words(weighted, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    export_sentence_transformer(weighted, tmp_path / "again", prompts={"query": "query: "})
+    np.testing.assert_allclose(load_word_weights(tmp_path / "again"), load_word_weights(weighted), atol=1e-6)
+    ours, again = (embed_texts(open_encoder(str(folder)), WEIGHTED) for folder in (weighted, tmp_path / "again"))
+    np.testing.assert_allclose(again, ours, atol=1e-6)
+
+
+def test_everything_that_an_encoder_with_weights_of_words_needs_is_published(weighted, tmp_path):
+    folder = shutil.copytree(weighted, tmp_path / "out")
+    (folder / "README.md").write_text("card")
+    (folder / "3_Private").mkdir()
+    (folder / "3_Private" / "config.json").write_text("{}")
+    (folder / "1_WordWeights" / "notes.txt").write_text("mine")
+    published = files_to_publish(folder)
+    modules = {name for name in published if "/" in name}
+    assert modules == {"1_WordWeights/config.json", "1_WordWeights/model.safetensors", "2_Pooling/config.json"}
+    for name in published:
+        (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, tmp_path / "hub" / name)
+    found = embed_texts(open_encoder(str(tmp_path / "hub")), WEIGHTED)
+    np.testing.assert_array_equal(found, embed_texts(open_encoder(str(weighted)), WEIGHTED))
+
+
+def test_prompts_are_put_before_the_texts(run, export_command, tmp_path):
+    st = pytest.importorskip("sentence_transformers")
+    export_command(
+        "sentence-transformers", run / "pretraining", tmp_path / "out", "--prompts", "query=keeper: ", "plain=the "
+    )
+    exported, plain = (st.SentenceTransformer(str(folder), device="cpu") for folder in (tmp_path / "out", run))
+    assert exported.prompts["query"] == "keeper: "
+    assert exported.max_seq_length == 16
+    expected = plain.encode([f"keeper: {text}" for text in SENTENCES])
+    np.testing.assert_allclose(exported.encode(SENTENCES, prompt_name="query"), expected, atol=1e-6)
+    assert np.abs(exported.encode(SENTENCES) - expected).max() > 1e-3
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Exported: the target encoder" in card
+    assert (tmp_path / "out" / "curves.png").exists()
+
+
+def test_any_encoder_gets_a_folder_of_sentence_transformers(tokenizer, export_command, tmp_path):
+    st = pytest.importorskip("sentence_transformers")
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).eval()
+    encoder.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    export_command("sentence-transformers", tmp_path / "bert", tmp_path / "out", "--max_length", 24)
+    model = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert model.max_seq_length == 24
+    states, mask = states_of(encoder, AutoTokenizer.from_pretrained(tmp_path / "out"))
+    np.testing.assert_allclose(model.encode(SENTENCES), mean_pool(states, mask).numpy(), atol=1e-5)
+
+
+def test_a_missing_extra_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'text-jepa\[st\]'"):
+        export_sentence_transformer(run, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"pip install 'text-jepa\[onnx\]'"):
+        export_onnx(AutoModel.from_pretrained(run), tmp_path / "model.onnx")
+
+
+# ---- ONNX -----------------------------------------------------------------------------------------------------------
+
+BERT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 200,
+}
+
+
+@pytest.fixture
+def onnxruntime():
+    pytest.importorskip("onnxscript")
+    return pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("text_config", [None, {"model_type": "bert", "pad_token_id": 0, **BERT}])
+def test_onnx_equals_pytorch_at_every_shape(make_model, onnxruntime, tmp_path, text_config):
+    """Also at one text and one token, neither of which the check of the export itself looks at."""
+    encoder = make_model(text_config).teacher
+    assert export_onnx(encoder, tmp_path / "model.onnx") <= ONNX_TOLERANCE
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert {i.name: i.shape for i in session.get_inputs()} == {
+        name: ["batch", "length"] for name in ("input_ids", "attention_mask")
+    }
+    for texts, tokens in ((1, 1), (1, 9), (4, 30), (7, 2)):
+        ids = torch.randint(5, 200, (texts, tokens))
+        mask = torch.ones_like(ids)
+        mask[0, tokens // 2 + 1 :] = 0
+        with torch.no_grad():
+            expected = encoder(ids, attention_mask=mask).last_hidden_state[mask.bool()].numpy()
+        (found,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        np.testing.assert_allclose(found[mask.bool().numpy()], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert"])
+def test_an_encoder_without_a_layer_is_exported_to_onnx(onnxruntime, tmp_path, architecture):
+    if architecture == "bert":
+        encoder = BertModel(BertConfig(**BERT | {"num_hidden_layers": 0}), add_pooling_layer=False)
+    else:
+        encoder = DistilBertModel(DistilBertConfig(vocab_size=200, dim=32, n_layers=0, n_heads=2))
+    assert export_onnx(encoder, tmp_path / "model.onnx") <= ONNX_TOLERANCE
+
+
+def test_an_onnx_file_pools_by_the_weights_of_words(weighted, onnxruntime, tmp_path):
+    encoder = open_encoder(str(weighted))
+    export_onnx(encoder.model, tmp_path / "model.onnx")
+    found = embed_texts(replace(encoder, model=OnnxEncoder(tmp_path / "model.onnx")), WEIGHTED)
+    np.testing.assert_allclose(found, embed_texts(encoder, WEIGHTED), atol=1e-5)
+
+
+def test_an_onnx_file_that_differs_is_not_kept(make_model, onnxruntime, tmp_path, monkeypatch):
+    program = SimpleNamespace(save=lambda path, external_data: Path(path).write_bytes(b"not quite"))
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: program)
+    monkeypatch.setattr(export, "onnx_difference", lambda *_: 1e-2)
+    with pytest.raises(UsageError, match=r"differs from PyTorch by 1.0e-02"):
+        export_onnx(make_model().teacher, tmp_path / "onnx" / "model.onnx")
+    assert list((tmp_path / "onnx").iterdir()) == []
+
+
+def test_an_architecture_that_cannot_be_exported_says_why(onnxruntime, tmp_path):
+    class Stubborn(BertModel):
+        def forward(self, input_ids, attention_mask):
+            if input_ids.sum().item() > 3:  # depends on the data
+                raise NotImplementedError
+            return super().forward(input_ids, attention_mask)
+
+    encoder = Stubborn(BertConfig(**BERT)).eval()
+    with pytest.raises(UsageError, match="Stubborn cannot be exported to ONNX: PyTorch's exporter says '") as refused:
+        export_onnx(encoder, tmp_path / "model.onnx")
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, export_command, tmp_path):
+    rows = [{"sentence1": a, "sentence2": b, "label": s} for a, b, s in zip(*[iter(pairs())] * 3, strict=True)]
+    (tmp_path / "sts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder, source = tmp_path / "out" / "onnx", run / "checkpoint-3"
+    check = ("--int8", "--check", tmp_path / "sts.jsonl")
+    printed = export_command("onnx", source, tmp_path / "out", "--which", "context", *check).splitlines()
+    assert (folder / "model_int8.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
+    scores = {line.split()[0]: float(line.split()[2]) for line in printed if "Spearman" in line}
+    assert set(scores) == {"PyTorch", "model.onnx", "model_int8.onnx"}
+    assert scores["PyTorch"] == pytest.approx(scores["model.onnx"], abs=0.01)
+    encoder = TextJepaForPreTraining.from_pretrained(source).eval().model.encoder
+    assert onnx.onnx_difference(encoder, folder / "model.onnx") <= ONNX_TOLERANCE
+    assert ONNX_TOLERANCE < onnx.onnx_difference(encoder, folder / "model_int8.onnx") < 1
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    ours = Encoder("context", encoder, tokenizer, max_length=16)
+    vectors = embed_texts(replace(ours, model=OnnxEncoder(folder / "model.onnx")), SENTENCES)
+    np.testing.assert_allclose(vectors, embed_texts(ours, SENTENCES), atol=1e-4)
+
+
+def test_an_onnx_file_that_is_there_stays(run, export_command, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*", "pretraining"))
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_text("mine")
+    with pytest.raises(UsageError, match=r"model.onnx is there already"):
+        export_command("onnx", folder)
+    assert (folder / "onnx" / "model.onnx").read_text() == "mine"
+
+
+def pairs():
+    """Two texts and a score, again and again."""
+    words = ["harbour", "lighthouse", "keeper", "number", "climbed", "down"]
+    for i in range(12):
+        yield f"The {words[i % 6]} of the {words[(i + 1) % 6]}"
+        yield f"The {words[i % 6]} of the {words[(2 * i + 1) % 6]}"
+        yield float(i % 5)

@@ -1,0 +1,289 @@
+"""Two processes do what one does: whole runs, and one step of every term that looks at the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from configuration_text_jepa import OBJECTIVES
+from text_jepa import TextJepaConfig, TextJepaForPreTraining
+from text_jepa.train.run_log import metrics_of
+
+
+HERE = Path(__file__).parents[1]
+TEXTS_OF_FIRST = 3
+
+SENTENCE = {"sentence_loss_weight": 1.0, "latent_loss_weight": 0.0, "token_loss_weight": 0.0}
+ONLINE = {"target_encoder_type": "online"}
+SETTINGS = {
+    "latent": {},
+    "batch": {"target_normalization": "batch"},
+    "batch-online": ONLINE | {"target_normalization": "batch", "loss_type": "infonce"},
+    "running": {"target_normalization": "running"},
+    "infonce": {"loss_type": "infonce"},
+    "default": {"sentence_loss_weight": 0.5},
+    "sentence-cosine": SENTENCE | {"sentence_loss_type": "cosine"},
+    "sentence-mse": SENTENCE | {"sentence_loss_type": "mse", "pooling": "attention"},
+    "sentence-infonce": SENTENCE | {"sentence_loss_type": "infonce"},
+    "windows": SENTENCE | ONLINE | {"sentence_loss_type": "infonce"},
+    "simcse": SENTENCE | ONLINE | {"sentence_loss_type": "infonce"},
+    "vicreg": SENTENCE
+    | ONLINE
+    | {"sentence_loss_type": "mse", "variance_loss_weight": 1.0, "covariance_loss_weight": 1.0},
+    "sigreg": SENTENCE | ONLINE | {"sentence_loss_type": "mse", "sigreg_loss_weight": 0.1},
+    "tokens": {
+        "variance_loss_weight": 1.0,
+        "covariance_loss_weight": 1.0,
+        "sigreg_loss_weight": 0.1,
+        "regularizer_level": "token",
+    },
+    "documents": OBJECTIVES["documents"],
+    "documents-encoder": OBJECTIVES["documents"] | {"document_target": "encoder", "document_loss_type": "smooth_l1"},
+}
+
+
+# ---- one step -------------------------------------------------------------------------------------------------------
+
+
+def step(rank, world, folder):
+    """One step of every setting on this process's part of the batch, as the Trainer makes it; rank 0 keeps it."""
+    torch.set_num_threads(1)
+    batches, models = torch.load(folder / "batches.pt"), torch.load(folder / "models.pt")
+    parts = [slice(None)] if world == 1 else [slice(0, TEXTS_OF_FIRST), slice(TEXTS_OF_FIRST, None)]
+    found = {}
+    for setting, (fields, state) in models.items():
+        batch = batches.get(setting.split("-")[0], batches["texts"])
+        part = {name: value[parts[rank]] for name, value in batch.items()}
+        count = (batch["target_positions"] >= 0).sum()
+        model = TextJepaForPreTraining(TextJepaConfig(**fields)).train()
+        model.load_state_dict(state)
+        torch.manual_seed(rank)  # rank 0 draws the directions of SIGReg
+        parallel = DistributedDataParallel(model) if world > 1 else model
+        output = parallel(**part, num_items_in_batch=count)
+        (world * output.loss).backward()  # the Trainer's factor, which the mean over processes undoes
+        terms = {name: value.detach().clone() for name, value in output.items() if name.endswith("loss")}
+        for value in terms.values() if world > 1 else ():
+            dist.all_reduce(value)
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        found[setting] = terms, gradients, dict(model.running.state_dict())
+    if rank == 0:
+        torch.save(found, folder / f"world{world}.pt")
+
+
+def step_of_two(rank, folder):
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    try:
+        step(rank, 2, folder)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def steps(make_model, make_batch, tmp_path_factory):
+    """By setting, the terms, gradients and running statistics of one process and of two."""
+    folder, models = tmp_path_factory.mktemp("steps"), {}
+    for setting, fields in SETTINGS.items():
+        fields = {"sentence_loss_weight": 0.0} | fields
+        model = make_model(**fields)
+        for name, parameter in model.named_parameters():
+            if name.startswith("target_encoder"):
+                torch.nn.init.normal_(parameter, std=0.2)
+        if model.word_weights is not None:
+            model.set_word_weights(torch.rand(len(model.word_weights)))
+        models[setting] = fields | {"text_config": model.config.text_config.to_dict()}, model.state_dict()
+    torch.save(models, folder / "models.pt")
+    texts = make_batch(lengths=(21, 9, 14, 18, 5))
+    rest = make_batch(lengths=(8, 30, 12, 5, 17), width=32, seed=3)
+    views = {"view_input_ids": rest["input_ids"], "view_attention_mask": rest["attention_mask"]}
+    # Windows of two documents, each with one window on either process.
+    windows = texts | {"document_ids": torch.tensor([7, 8, 9, 7, 8])}
+    torch.save({"texts": texts, "documents": texts | views, "windows": windows}, folder / "batches.pt")
+    step(0, 1, folder)
+    other = multiprocessing.get_context("spawn").Process(target=step_of_two, args=(1, folder))
+    other.start()
+    step_of_two(0, folder)
+    other.join()
+    assert other.exitcode == 0
+    return [torch.load(folder / f"world{world}.pt") for world in (1, 2)]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_step_of_two_processes_is_that_of_one_on_the_joint_batch(steps, setting):
+    """Losses, gradients and running statistics, though one has three texts and the other two."""
+    one, two = (found[setting] for found in steps)
+    for first, second in zip(one, two, strict=True):
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    assert sum(gradient.abs().sum() for gradient in one[1].values()) > 1
+
+
+# ---- whole runs -----------------------------------------------------------------------------------------------------
+
+
+def run_as_one_and_as_two(folder, texts, arguments, of_one):
+    """Trains on the texts in one process, with arguments of its own, and in two: folders `one` and `two`."""
+    with (folder / "train.jsonl").open("w") as file:
+        for text in texts:
+            file.write(json.dumps({"text": text}) + "\n")
+    usual = ["--train_file", str(folder / "train.jsonl"), "--vocab_size", "300", "--use_cpu", "--logging_steps", "1"]
+    arguments = [
+        *usual,
+        "--max_steps",
+        "10",
+        "--save_strategy",
+        "no",
+        "--per_device_train_batch_size",
+        "8",
+        *arguments,
+    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    commands = {
+        "one": [sys.executable, str(HERE / "recording_run.py"), *arguments, *of_one],
+        "two": [*launcher, str(HERE / "recording_run.py"), *arguments],
+    }
+    for name, command in commands.items():
+        result = subprocess.run(
+            [*command, "--output_dir", str(folder / name)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One process with accumulation 2, and two processes: the same global batch of 16 texts, two passes over them."""
+    texts = [f"Text number {number} is " + "rather " * (number % 11) + "short." for number in range(90)]
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    arguments = ["--objective", "jepa", "--preset", "tiny", "--text_config", json.dumps(shape)]
+    # No contrast of texts, which sees one accumulated batch at a time but all processes at once.
+    # 80 texts: a pass that divides evenly, so that accelerate repeats no text to fill up the ranks.
+    arguments += ["--validation_split_percentage", "11", "--token_loss_candidates", "400"]
+    arguments += ["--sentence_loss_weight", "0"]
+    folder = tmp_path_factory.mktemp("runs")
+    return run_as_one_and_as_two(folder, texts, arguments, ["--gradient_accumulation_steps", "2"])
+
+
+@pytest.fixture(scope="module")
+def document_runs(tmp_path_factory):
+    """The default objective with a batch of 16 windows in one process, and in two: all windows of eight documents.
+
+    So that a batch is the same whatever its order. Accumulated batches would not do, for the mean of the targets moves
+    with each.
+    """
+    texts = [f"Text number {number} is " + "rather " * number + "short." for number in range(9)]
+    arguments = ["--validation_split_percentage", "11", "--learning_rate", "0.01", "--text_config"]
+    arguments += [json.dumps({"hidden_size": 32, "num_attention_heads": 2})]
+    folder = tmp_path_factory.mktemp("document_runs")
+    return run_as_one_and_as_two(folder, texts, arguments, ["--per_device_train_batch_size", "16"])
+
+
+def ranks(folder):
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
+
+
+@pytest.mark.distributed
+def test_two_processes_log_the_losses_of_one(runs):
+    assert [rank["world"] for rank in ranks(runs / "two")] == [2, 2]
+    one, two = ([r for r in metrics_of(runs / name) if "loss" in r] for name in ("one", "two"))
+    assert len(one) == len(two) == 10
+    for first, second in zip(one, two, strict=True):
+        for key in ("loss", "latent_loss", "token_loss", "relative_loss", "ema_decay"):
+            assert second[key] == pytest.approx(first[key], rel=1e-5), (first["step"], key)
+
+
+@pytest.mark.distributed
+def test_two_processes_evaluate_as_one_does(runs):
+    """But for texts that one of them reads twice, so that both read as many."""
+    one, two = (next(r for r in metrics_of(runs / name) if "eval_loss" in r) for name in ("one", "two"))
+    for key in ("eval_loss", "eval_latent_loss", "eval_token_loss"):
+        assert two[key] == pytest.approx(one[key], rel=0.1), key
+
+
+@pytest.mark.distributed
+def test_target_encoder_is_the_same_on_all_ranks_bit_by_bit(runs):
+    first, second = (rank["target"] for rank in ranks(runs / "two"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.distributed
+def test_masks_belong_to_texts_not_to_ranks(runs):
+    """Together the ranks see the batches of the single process, with the same masks, and never the same text twice."""
+    one = ranks(runs / "one")[0]["seen"]
+    two = [batch for pair in zip(*(rank["seen"] for rank in ranks(runs / "two")), strict=True) for batch in pair]
+    assert len(one) == len(two) == 20
+    for alone, shared in zip(one, two, strict=True):
+        assert all(torch.equal(alone[name], shared[name]) for name in alone)
+    assert not torch.equal(two[0]["input_ids"], two[1]["input_ids"])
+
+
+@pytest.mark.distributed
+def test_two_processes_leave_one_complete_folder(runs):
+    names = {path.name for path in (runs / "two").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "metrics.jsonl", "pretraining"} <= names
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are read from /proc")
+def test_no_thread_of_the_group_outlives_a_run(runs):
+    """One that gave back a tensor while the interpreter ended aborted its process, and with it the whole run."""
+    for number, rank in enumerate(ranks(runs / "two")):
+        assert any("gloo" in name for name in rank["threads"])
+        assert "gloo" not in (runs / "two" / f"threads-{number}.txt").read_text()
+
+
+# ---- whole runs of the default objective ----------------------------------------------------------------------------
+
+
+@pytest.mark.distributed
+def test_two_processes_learn_of_documents_what_one_does(document_runs):
+    """Losses, figures, the encoder, and the weights of words that it is exported with."""
+    assert [rank["world"] for rank in ranks(document_runs / "two")] == [2, 2]
+    one, two = ([r for r in metrics_of(document_runs / name) if "loss" in r] for name in ("one", "two"))
+    assert len(one) == len(two) == 10
+    assert one[-1]["loss"] < 0.9 * one[0]["loss"]
+    for first, second in zip(one, two, strict=True):
+        for key in ("loss", "document_loss", "pooled_rank"):
+            assert second[key] == pytest.approx(first[key], rel=1e-4), (first["step"], key)
+    for name in ("model.safetensors", "1_WordWeights/model.safetensors", "pretraining/model.safetensors"):
+        expected, found = (load_file(document_runs / folder / name) for folder in ("one", "two"))
+        assert expected.keys() == found.keys()
+        for tensor, value in expected.items():
+            torch.testing.assert_close(found[tensor], value, rtol=1e-3, atol=1e-4, msg=f"{name}: {tensor}")
+
+
+@pytest.mark.distributed
+def test_two_processes_see_the_windows_of_one_and_end_with_the_same_bits(document_runs):
+    """In each step together all windows of the documents, cut anew in each pass and the same way by both."""
+    first, second = ranks(document_runs / "two")
+    assert all(torch.equal(first["target"][name], second["target"][name]) for name in first["target"])
+    alone = [windows_in([batch]) for batch in ranks(document_runs / "one")[0]["seen"]]
+    together = [windows_in(batches) for batches in zip(first["seen"], second["seen"], strict=True)]
+    assert len(alone) == 10
+    assert together == alone
+    assert len(alone[0]) == 16
+    assert alone[0] != alone[1]
+
+
+def windows_in(batches):
+    """Token ids of the windows and of their rests, in an order that does not depend on that of the batches."""
+    found = []
+    for batch in batches:
+        pairs = zip(batch["input_ids"].tolist(), batch["view_input_ids"].tolist(), strict=True)
+        found += [tuple([token for token in ids if token != 0] for ids in pair) for pair in pairs]
+    return sorted(found)

@@ -1,0 +1,205 @@
+"""Every recipe of `configs/` as a user starts it, three steps long: it trains, and what it leaves opens."""
+
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModel, BertConfig, BertModel
+
+import run_pretraining
+from configuration_text_jepa import LOSS_TERMS, OBJECTIVES
+from text_jepa import TextJepaForPreTraining
+from text_jepa.cli import UsageError, parse_arguments
+from text_jepa.train import arguments
+from text_jepa.train.arguments import TextJepaTrainingArguments
+from text_jepa.train.run_log import metrics_of
+
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.yaml"))}
+QUICK = ["--preset", "tiny", "--max_length", "32", "--max_steps", "3", "--warmup_steps", "1", "--logging_steps", "1"]
+QUICK += ["--per_device_train_batch_size", "4", "--max_eval_samples", "8", "--eval_strategy", "no"]
+QUICK += ["--save_strategy", "no", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def corpus(texts, tokenizer, tmp_path_factory):
+    """Flags for a file of short texts and a tokenizer."""
+    folder = tmp_path_factory.mktemp("corpus")
+    with (folder / "train.jsonl").open("w") as file:
+        for number in range(24):
+            pair = f"{texts[number % len(texts)]} {texts[number % 5]}"
+            file.write(json.dumps({"text": pair}) + "\n")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return ["--train_file", str(folder / "train.jsonl"), "--tokenizer_name", str(folder / "tokenizer")]
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer, tmp_path_factory):
+    """Folder of a BERT to go on from."""
+    folder = tmp_path_factory.mktemp("encoder")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    return folder
+
+
+# The others train among the slow tests.
+AT_ONCE = ("hybrid", "continue-from-encoder", "tiny_cpu")
+
+AROUND_AN_ENCODER = ("continue-from-encoder", "continue-masked-lm")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in AT_ONCE else pytest.mark.slow) for n in RECIPES])
+def test_recipe_trains_and_its_encoder_opens(name, corpus, encoder, tmp_path):
+    quick = [*QUICK, *corpus, "--output_dir", str(tmp_path / "run")]
+    if name in AROUND_AN_ENCODER:
+        quick = [*quick[2:], "--model_name_or_path", str(encoder), "--ema_frozen_steps", "1"]
+    output = run_pretraining.main([str(RECIPES[name]), *quick])
+
+    records = metrics_of(output)
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3]
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    terms = {f"{term}_loss" for term in LOSS_TERMS}
+    config = TextJepaForPreTraining.from_pretrained(output / "pretraining").config
+    assert terms & records[0].keys() == {term for term in terms if getattr(config, f"{term}_weight") > 0}
+    assert AutoModel.from_pretrained(output).config.model_type == (
+        "bert" if name in AROUND_AN_ENCODER else "modernbert"
+    )
+
+
+@pytest.mark.parametrize("name", ["sentence-vicreg", "simcse"])
+def test_recipe_of_a_new_encoder_also_goes_around_a_trained_one(name, corpus, encoder, tmp_path):
+    """Also where it changes the shape of a new one, if that is taken back."""
+    quick = [*QUICK[2:], *corpus, "--model_name_or_path", str(encoder), "--text_config", "{}"]
+    output = run_pretraining.main([str(RECIPES[name]), *quick, "--output_dir", str(tmp_path / "run")])
+    assert AutoModel.from_pretrained(output).config.model_type == "bert"
+
+
+def test_every_objective_and_every_recipe_of_the_plan_is_there():
+    used = {yaml.safe_load(path.read_text())["objective"] for path in RECIPES.values()}
+    assert used == set(OBJECTIVES)
+    planned = (
+        "token-jepa text-jepa-seed t-jepa-ul2 sentence-vicreg data2vec2-text ijepa-text lejepa-text boot-bert hybrid"
+    )
+    assert {*planned.split(), *AROUND_AN_ENCODER} <= RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_says_where_it_comes_from_and_what_it_was_run_on(name):
+    lines = RECIPES[name].read_text().splitlines()
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert f"run_pretraining.py configs/{name}.yaml" in header
+    assert "docs/experiments.md" in header
+    assert max(map(len, lines)) <= 119
+
+
+def test_each_mask_strategy_gets_a_mask_token_of_its_own(corpus, tmp_path, capsys):
+    """Also where no recipe says how many; fewer are refused before anything trains."""
+    strategies = ["--objective", "jepa", "--mask_strategies"]
+    strategies += ["{short: {ratio: 0.2}, long: {ratio: 0.5}, end: {kind: suffix, ratio: 0.3}}"]
+    output = run_pretraining.main([*QUICK, *corpus, *strategies, "--output_dir", str(tmp_path / "run")])
+    model = TextJepaForPreTraining.from_pretrained(output / "pretraining")
+    assert model.predictor.mask_tokens.shape[0] == model.config.pred_num_mask_tokens == 3
+    with pytest.raises(UsageError, match="pred_num_mask_tokens 2"):
+        run_pretraining.main(
+            [*QUICK, *corpus, *strategies, "--pred_num_mask_tokens", "2", "--output_dir", str(tmp_path / "other")]
+        )
+
+
+# ---- corpora --------------------------------------------------------------------------------------------------------
+
+CORPORA = {path.stem: path for path in sorted((ROOT / "configs" / "corpora").glob("*.yaml"))}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_is_a_file_of_its_own_that_goes_over_a_recipe(name):
+    """With the command that its header gives; it says where the texts are and nothing of the method."""
+    content = CORPORA[name].read_text()
+    command = re.search(r"run_pretraining\.py (configs/\S+\.yaml) (configs/corpora/\S+\.yaml)$", content, re.M)
+    recipe, corpus = (ROOT / path for path in command.groups())
+    assert corpus == CORPORA[name]
+    assert "not fetched here" in content
+    assert max(map(len, content.splitlines())) <= 119
+    values = yaml.safe_load(content)
+    assert values.keys() <= {"dataset_name", "dataset_config_name", "text_column", "view_column", "streaming"}
+    classes = (
+        arguments.ModelArguments,
+        arguments.DataArguments,
+        arguments.ObjectiveArguments,
+    )
+    output = ["--output_dir", "anywhere", "--use_cpu"]
+    groups = parse_arguments((*classes, TextJepaTrainingArguments), [str(recipe), str(corpus), *output], "")
+    assert {key: getattr(groups[1], key) for key in values} == values
+    assert groups[3].max_steps > 0  # which a stream needs
+
+
+def test_the_corpora_of_the_plan_are_there():
+    assert {"wiki1m_for_simcse", "askubuntu", "wikipedia", "fineweb_edu", "tinystories"} <= CORPORA.keys()
+
+
+# ---- health ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_run(texts, tokenizer, tmp_path_factory):
+    """Flags for 500 steps of a tiny encoder on orders of the sentences that the tests share."""
+    folder = tmp_path_factory.mktemp("health")
+    rows = [{"text": " ".join(three)} for three in itertools.permutations(texts, 3)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer.save_pretrained(folder / "tokenizer")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    flags = ["--train_file", str(folder / "train.jsonl"), "--tokenizer_name", str(folder / "tokenizer"), "--use_cpu"]
+    flags += ["--validation_split_percentage", "20", "--text_config", json.dumps(shape), *QUICK[:4]]
+    flags += ["--max_steps", "500", "--warmup_steps", "40", "--per_device_train_batch_size", "8"]
+    return [*flags, "--logging_steps", "50", "--eval_strategy", "no", "--save_strategy", "no"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["default", "token-jepa", "hybrid", "ijepa-text"])
+def test_five_hundred_steps_of_a_recipe_are_healthy(name, long_run, tmp_path, capsys):
+    """The default, the one before, one with all terms at once, and one that is latent alone."""
+    output = run_pretraining.main([str(RECIPES[name]), *long_run, "--output_dir", str(tmp_path / "run")])
+    assert metrics_of(output)[-1]["step"] == 500
+    assert "WARNING: collapse" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_recipe_made_to_collapse_is_warned_of(long_run, tmp_path, capsys):
+    """Latent alone, at a high rate, towards targets that follow at once."""
+    degenerate = ["--ema_decay_start", "0", "--ema_decay_end", "0", "--learning_rate", "0.02"]
+    run_pretraining.main([str(RECIPES["ijepa-text"]), *long_run, *degenerate, "--output_dir", str(tmp_path / "run")])
+    assert "WARNING: collapse at step" in capsys.readouterr().err
+
+
+# ---- the table of features ------------------------------------------------------------------------------------------
+
+# Rows that five existing systems have: T1-01 to T1-29 and so on.
+ROWS = {"T1": 29, "T2": 20, "T3": 12, "T4": 16, "T5": 17}
+
+
+def test_the_table_of_features_has_every_row_once_and_in_order():
+    found = re.findall(r"^\| (T\d-\d\d) \|", (ROOT / "docs" / "features.md").read_text(), re.M)
+    assert found == [f"{system}-{number:02}" for system, last in ROWS.items() for number in range(1, last + 1)]
+
+
+def test_every_test_that_the_table_of_features_names_exists():
+    named = set(re.findall(r"(test_\w+\.py)::(\w+)", (ROOT / "docs" / "features.md").read_text()))
+    sources = {file: (ROOT / "tests" / file).read_text() for file, _ in named}
+    assert [f"{file}::{name}" for file, name in sorted(named) if f"\ndef {name}(" not in sources[file]] == []
+
+
+def test_every_flag_that_the_table_of_features_names_exists():
+    """Flags of the probe stand in cells that name it."""
+    cells = [line.split("|")[2] for line in (ROOT / "docs" / "features.md").read_text().splitlines() if "|" in line]
+    classes = (
+        arguments.ModelArguments,
+        arguments.DataArguments,
+        arguments.ObjectiveArguments,
+    )
+    known = {field for c in (*classes, TextJepaTrainingArguments) for field in c.__dataclass_fields__}
+    flags = {flag for cell in cells if "run_probe.py" not in cell for flag in re.findall(r"--(\w+)", cell)}
+    assert flags - known - {"flag"} == set()

@@ -1,0 +1,526 @@
+"""The moving average, the monitor and the trainer: what happens at which step, and what is logged."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from text_jepa import (
+    TextJepaConfig,
+    TextJepaForPreTraining,
+    TextJepaForSequenceClassification,
+    TextJepaTrainer,
+    TextJepaTrainingArguments,
+    metrics,
+)
+from text_jepa.data.batching import EndlessStream
+from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.train.callbacks import EmaTargetEncoderCallback, ema_decay, health_line
+from text_jepa.train.collapse import CollapseMonitorCallback, measure_representations
+from text_jepa.train.run_log import metrics_of
+
+
+def make_model(tokenizer, text_config=None, **fields):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text_config = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        **shape,
+        **(text_config or {}),
+    }
+    fields = {"sentence_loss_weight": 0.0, **fields}  # which contrasts the texts of a batch, however it was cut
+    return TextJepaForPreTraining(TextJepaConfig.preset("tiny", text_config, **fields))
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer):
+    """96 texts of 6 to 30 tokens in which each word announces the next, so that there is something to learn."""
+    generator = np.random.default_rng(0)
+    low, high = len(tokenizer) // 2, len(tokenizer) - 1
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    rows = []
+    for length in generator.integers(4, 28, 96):
+        start, step = generator.integers(low, high), generator.integers(1, 4)
+        rows.append([cls, *(low + (start + step * np.arange(length)) % (high - low)).tolist(), sep])
+    return datasets.Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+
+
+def make_trainer(tokenizer, examples, output_dir, model=None, **arguments):
+    defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 2, "save_strategy": "no"}
+    args = TextJepaTrainingArguments(str(output_dir), use_cpu=True, **{**defaults, **arguments})
+    collator = DataCollatorForTextJepa(tokenizer, num_masks=2, whole_words=False)
+    model = model or make_model(tokenizer)
+    return TextJepaTrainer(
+        model, args, collator, examples.select(range(80)), examples.select(range(80, 96)), processing_class=tokenizer
+    )
+
+
+def parameters_of(module):
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+# ---- decay ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "expected"),
+    [
+        ("constant", 700, 0.9),
+        ("linear", 0, 0.9),
+        ("linear", 500, 0.95),
+        ("linear", 1000, 1.0),
+        ("cosine", 0, 0.9),
+        ("cosine", 500, 0.95),
+        ("cosine", 1000, 1.0),
+        ("cosine", 250, 1.0 - 0.1 * (1 + math.cos(math.pi / 4)) / 2),
+    ],
+)
+def test_decay_follows_its_schedule(schedule, step, expected):
+    assert ema_decay(step, 1000, schedule, 0.9, 1.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("total", "start", "end"), [(1_000_000, 0.9999, 0.99999), (3_000, 1 - 1 / 30, 1 - 1 / 300)])
+def test_default_decays_average_over_one_and_ten_percent_of_the_run(total, start, end):
+    assert ema_decay(0, total) == pytest.approx(start)
+    assert ema_decay(total, total) == pytest.approx(end)
+
+
+def test_decay_never_falls_and_stays_a_decay_in_runs_of_any_length():
+    for total in (1, 7, 50, 99, 100, 101, 1000):
+        decays = [ema_decay(step, total) for step in range(total + 1)]
+        assert decays == sorted(decays)
+        assert 0 <= decays[0] <= decays[-1] < 1
+
+
+def test_unknown_schedule_is_named():
+    with pytest.raises(ValueError, match="sideways"):
+        ema_decay(0, 10, "sideways")
+
+
+@pytest.mark.parametrize("name", ["ema_decay_start", "ema_decay_end"])
+def test_decay_outside_zero_and_one_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=name):
+        TextJepaTrainingArguments(str(tmp_path), **{name: 1.5})
+
+
+# ---- when the target encoder moves ----------------------------------------------------------------------------------
+
+
+def test_target_encoder_moves_once_per_optimizer_step_to_the_average_after_the_step(tokenizer, examples, tmp_path):
+    """With accumulation: t ← d·t + (1-d)·s with s after the step, and nothing on micro-steps."""
+    trainer = make_trainer(
+        tokenizer, examples, tmp_path, gradient_accumulation_steps=3, ema_decay_start=0.7, ema_schedule="constant"
+    )
+    model, seen = trainer.model, []
+    update = model.update_target_encoder
+
+    def recording(decay):
+        before, source = parameters_of(model.target_encoder), parameters_of(model.model.encoder)
+        update(decay)
+        seen.append((trainer.state.global_step, decay))
+        for name, value in model.target_encoder.named_parameters():
+            torch.testing.assert_close(value, decay * before[name] + (1 - decay) * source[name])
+
+    model.update_target_encoder = recording
+    start = parameters_of(model.model.encoder)
+    trainer.train()
+    assert seen == [(step, 0.7) for step in range(4)]
+    assert any(not torch.equal(start[name], value) for name, value in model.target_encoder.named_parameters())
+
+
+@pytest.mark.parametrize(("skipped", "updates"), [(True, 0), (False, 1)])
+def test_a_skipped_optimizer_step_moves_nothing(skipped, updates):
+    calls = []
+    model = SimpleNamespace(update_target_encoder=calls.append)
+    state = TrainerState(global_step=3, max_steps=10)
+    EmaTargetEncoderCallback("constant", 0.5).on_optimizer_step(
+        None, state, TrainerControl(), model=model, optimizer=SimpleNamespace(step_was_skipped=skipped)
+    )
+    assert calls == [0.5] * updates
+
+
+def test_optimizer_holds_what_trains_and_spares_vectors_from_decay(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path)
+    trainer.create_optimizer()
+    held = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        assert (id(parameter) in held) == (not name.startswith("target_encoder."))
+        if id(parameter) in held and parameter.dim() < 2:
+            assert held[id(parameter)] == 0, name
+    assert held[id(trainer.model.predictor.context_projection.weight)] == trainer.args.weight_decay
+
+
+def test_predictor_may_learn_at_a_rate_of_its_own(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, learning_rate=1e-5, predictor_learning_rate=1e-3)
+    trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        if not name.startswith("target_encoder."):
+            assert rates[id(parameter)] == (1e-5 if name.startswith("model.") else 1e-3), name
+    trainer.train()
+    assert len(trainer.lr_scheduler.get_last_lr()) == 4
+
+
+# ---- loss and log ---------------------------------------------------------------------------------------------------
+
+
+def test_accumulated_small_batches_equal_one_large_batch(tokenizer, examples, tmp_path):
+    """Terms are normalised by the target tokens of the whole accumulated batch, not by means of means."""
+    records = []
+    for name, size, accumulation in (("whole", 16, 1), ("parts", 4, 4)):
+        trainer = make_trainer(
+            tokenizer,
+            examples.select(range(96)),
+            tmp_path / name,
+            model=make_model(tokenizer, token_loss_candidates=10_000),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            logging_steps=1,
+        )
+        order = np.random.default_rng(1).permutation(80)  # the same texts per step for both
+        trainer._get_train_sampler = lambda dataset=None, order=order: order.tolist()
+        trainer.train()
+        records.append([r for r in metrics_of(tmp_path / name) if "loss" in r])
+    for whole, parts in zip(*records, strict=True):
+        for key in ("loss", "latent_loss", "token_loss", "relative_loss", "ema_decay"):
+            assert parts[key] == pytest.approx(whole[key], rel=1e-4), key
+
+
+def test_log_names_every_term_and_measure(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, eval_strategy="steps", eval_steps=4)
+    trainer.train()
+    records = metrics_of(tmp_path)
+    training = [record for record in records if "loss" in record]
+    assert [record["step"] for record in training] == [1, 2, 4]
+    measures = {"relative_loss", "copy_relative_loss", "retrieval_margin", "spread", "target_spread", "token_rank"}
+    measures |= {"retrieval_accuracy", "pooled_rank", "cosine_same_text", "cosine_other_text"}
+    for record in training:
+        assert measures | {"latent_loss", "token_loss", "ema_decay", "tokens_per_second", "grad_norm"} <= record.keys()
+        weight = trainer.model.config.token_loss_weight
+        assert record["loss"] == pytest.approx(record["latent_loss"] + weight * record["token_loss"], rel=1e-5)
+        assert record["ema_decay"] == pytest.approx(ema_decay(record["step"] - 1, 4))
+    evaluation = next(record for record in records if "eval_loss" in record)
+    assert evaluation["eval_loss"] == pytest.approx(
+        evaluation["eval_latent_loss"] + weight * evaluation["eval_token_loss"], rel=1e-5
+    )
+    lengths = [len(row) for row in trainer.train_dataset["input_ids"]]
+    assert 0 < training[0]["tokens_seen"] < training[-1]["tokens_seen"] <= 4 * 8 * max(lengths)
+    assert 0 < training[0]["train_seconds"] < training[-1]["train_seconds"]
+
+
+def test_nan_is_not_hidden_in_the_log(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, logging_steps=1, max_steps=2)
+    with torch.no_grad():
+        trainer.model.latent_head.bias.fill_(math.nan)
+    trainer.train()
+    assert math.isnan(next(r for r in metrics_of(tmp_path) if "loss" in r)["loss"])
+
+
+def poison(trainer, steps):
+    """Makes the loss of these steps NaN."""
+    loss = trainer.compute_loss
+
+    def poisoned(model, inputs, return_outputs=False, num_items_in_batch=None):
+        value, outputs = loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        value = value * math.nan if model.training and trainer.state.global_step in steps else value
+        return (value, outputs) if return_outputs else value
+
+    trainer.compute_loss = poisoned
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_keeps_its_batch(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, gradient_accumulation_steps=2, logging_steps=1)
+    poison(trainer, {2})
+    states = {}
+
+    class Recorder(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            states[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+
+    trainer.add_callback(Recorder())
+    trainer.train()
+    assert all(torch.equal(states[2][name], value) for name, value in states[3].items())
+    assert any(not torch.equal(states[3][name], value) for name, value in states[4].items())
+    assert all(value.isfinite().all() for value in states[4].values())
+    kept = sorted((tmp_path / "nonfinite").iterdir())
+    assert [path.name for path in kept] == ["step2-rank0-0.safetensors", "step2-rank0-1.safetensors"]
+    assert load_file(kept[0])["input_ids"].shape[0] == 8
+    saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert all(torch.equal(states[2][name], value) for name, value in saved.items())
+    assert [math.isnan(r["loss"]) for r in metrics_of(tmp_path) if "loss" in r] == [False, False, True, False]
+
+
+def test_run_stops_after_three_steps_in_a_row_that_are_not_finite(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=10)
+    poison(trainer, {1, 3, 4, 5})
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert trainer.nonfinite_steps == 3
+
+
+def test_an_exception_in_the_forward_pass_ends_the_run(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path)
+    trainer.model.predictor.forward = None
+    with pytest.raises(TypeError):
+        trainer.train()
+
+
+def test_no_checkpoint_is_chosen_by_its_loss(tmp_path):
+    assert not TextJepaTrainingArguments(str(tmp_path)).load_best_model_at_end
+
+
+def test_evaluation_uses_the_same_masks_whatever_the_pass(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path)
+    first = trainer.evaluate()
+    trainer.data_collator.epoch = 5
+    second = trainer.evaluate()
+    assert first["eval_loss"] == second["eval_loss"]
+    assert first["eval_latent_loss"] == second["eval_latent_loss"]
+
+
+def test_each_pass_has_its_own_order_and_masks(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=-1, num_train_epochs=3)
+    seen = []
+    step = trainer.training_step
+
+    def recording(model, inputs, *args, **kwargs):
+        seen.append((trainer.data_collator.epoch, trainer.train_sampler.epoch))
+        return step(model, inputs, *args, **kwargs)
+
+    trainer.training_step = recording
+    trainer.train()
+    assert seen == [(epoch, epoch) for epoch in range(3) for _ in range(10)]
+
+
+@pytest.mark.parametrize("stop", [4, 10, 13])
+def test_resumed_run_equals_the_uninterrupted_one(tokenizer, examples, tmp_path, stop):
+    """Weights of both encoders, optimizer and log, in the middle and at the border of a pass of 10 steps."""
+    arguments = {
+        "max_steps": 16,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": stop,
+        "save_total_limit": None,
+    }
+    whole = make_trainer(tokenizer, examples, tmp_path / "whole", **arguments)
+    whole.train()
+    resumed = make_trainer(tokenizer, examples, tmp_path / "resumed", **arguments)
+    (tmp_path / "resumed" / "metrics.jsonl").parent.mkdir(exist_ok=True)
+    (tmp_path / "resumed" / "metrics.jsonl").write_text((tmp_path / "whole" / "metrics.jsonl").read_text())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
+    for (name, expected), value in zip(
+        whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=False
+    ):
+        assert torch.equal(expected, value), name
+    untimed = [
+        [
+            {k: v for k, v in r.items() if k not in ("tokens_per_second", "train_seconds")}
+            for r in metrics_of(tmp_path / run)
+            if "loss" in r
+        ]
+        for run in ("whole", "resumed")
+    ]
+    assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize("stop", [4, 15])
+def test_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tokenizer, examples, tmp_path, stop):
+    """Passes of 10 steps, each in an order and with masks of its own."""
+
+    def run(name, checkpoint=None):
+        stream = examples.select(range(80)).to_iterable_dataset().shuffle(seed=3, buffer_size=30)
+        arguments = {"max_steps": 24, "logging_steps": 1, "save_strategy": "steps", "save_steps": stop}
+        trainer = make_trainer(tokenizer, examples, tmp_path / name, save_total_limit=None, **arguments)
+        trainer.train_dataset = EndlessStream(stream, batch_size=8)
+        batches, step = [], trainer.training_step
+        trainer.training_step = lambda model, inputs, n=None: (batches.append(inputs), step(model, inputs, n))[1]
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer.model.state_dict(), batches
+
+    whole, batches = run("whole")
+    resumed, rest = run("resumed", str(tmp_path / "whole" / f"checkpoint-{stop}"))
+    assert all(torch.equal(whole[name], value) for name, value in resumed.items())
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(batches[stop:], rest, strict=True) for key in a)
+    passes = [batches[start : start + 10] for start in (0, 10)]
+    texts = [
+        sorted(tuple(row[row > 0].tolist()) for batch in batches for row in batch["input_ids"]) for batches in passes
+    ]
+    assert texts[0] == texts[1]
+    assert not torch.equal(passes[0][0]["input_ids"], passes[1][0]["input_ids"])
+
+
+def test_masks_of_a_stream_belong_to_the_pass_that_each_example_names(tokenizer, examples):
+    collator = DataCollatorForTextJepa(tokenizer, whole_words=False)
+    row = examples[0]
+    mixed = collator([{**row, "epoch": 0}, {**row, "epoch": 1}])["target_positions"]
+    for epoch in (0, 1):
+        collator.epoch = epoch
+        assert torch.equal(collator([row, row])["target_positions"][epoch], mixed[epoch])
+    assert not torch.equal(*mixed)
+
+
+def test_accumulation_does_not_change_the_loss_of_the_classifier(tokenizer, examples, tmp_path):
+    """The stock Trainer multiplies the loss of a model that seems to count items and does not."""
+    config = make_model(tokenizer, classifier_dropout=0.0).config
+    rows = [{"input_ids": row["input_ids"][:6], "labels": i % 2} for i, row in enumerate(examples.select(range(16)))]
+    losses = []
+    for size, accumulation in ((16, 1), (4, 4)):
+        torch.manual_seed(0)
+        arguments = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+        args = TrainingArguments(str(tmp_path), use_cpu=True, save_strategy="no", logging_steps=1, **arguments)
+        trainer = Trainer(TextJepaForSequenceClassification(config), args, train_dataset=rows)
+        trainer.train()
+        losses.append((trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_terms_of_the_evaluation_add_up_with_a_short_last_batch(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, per_device_eval_batch_size=6)  # 16 texts: 6, 6 and 4
+    found = trainer.evaluate()
+    weight = trainer.model.config.token_loss_weight
+    assert found["eval_loss"] == pytest.approx(found["eval_latent_loss"] + weight * found["eval_token_loss"], rel=1e-5)
+
+
+# ---- collapse -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch(tokenizer, examples):
+    return DataCollatorForTextJepa(tokenizer, num_masks=2, whole_words=False)([examples[i] for i in range(32)])
+
+
+def test_measures_leave_the_model_as_it_was(tokenizer, batch):
+    model = make_model(tokenizer).train()
+    before = parameters_of(model)
+    measure_representations(model, batch)
+    assert model.training
+    assert not model.target_encoder.training
+    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+
+
+def test_an_encoder_that_says_the_same_of_everything_shows_it(tokenizer, batch):
+    model = make_model(tokenizer)
+    healthy = measure_representations(model, batch)
+    assert metrics.collapse_signs(healthy, 32) == []
+    with torch.no_grad():
+        for parameter in model.target_encoder.parameters():
+            parameter.mul_(1e-4)
+    signs = metrics.collapse_signs(measure_representations(model, batch), 32)
+    assert any("dimensions" in sign or "hardly differ" in sign or "same way" in sign for sign in signs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"token_rank": 1.2}, "1.2 of 32 dimensions"),
+        ({"cosine_other_text": 0.999}, "same way"),
+        ({"spread": 1e-5}, "hardly differ"),
+        ({"relative_loss": math.nan}, "not finite"),
+        ({"pooled_rank": 4.9}, "4.9 dimensions, 10.0 at first"),
+    ],
+)
+def test_signs_of_collapse_are_told_in_plain_words(changed, words):
+    healthy = {"token_rank": 20.0, "pooled_rank": 5.1, "cosine_other_text": 0.3, "spread": 0.8, "relative_loss": 0.7}
+    assert metrics.collapse_signs(healthy, 32, 10.0) == []
+    (sign,) = metrics.collapse_signs({**healthy, **changed}, 32, 10.0)
+    assert words in sign
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_monitor_warns_once_after_patience_with_the_remedy(tokenizer, batch, capsys, stop):
+    model = make_model(tokenizer)
+    with torch.no_grad():
+        for parameter in model.target_encoder.parameters():
+            parameter.zero_()
+    monitor = CollapseMonitorCallback(batch, stop_on_collapse=stop, patience=2)
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl(should_log=True)
+    warned = []
+    for _ in range(4):
+        monitor.on_step_end(None, state, control, model=model)
+        warned.append(monitor.collapsed)
+    assert warned == [False, True, True, True]
+    error = capsys.readouterr().err
+    assert error.count("WARNING: collapse") == 1
+    assert ("--ema_decay_start" in error) == (not stop)
+    assert control.should_training_stop == control.should_save == stop
+
+
+def test_few_tokens_are_no_sign_of_collapse(tokenizer, examples):
+    """The rank of 5 tokens cannot exceed 4, whatever the width."""
+    batch = DataCollatorForTextJepa(tokenizer)([{"input_ids": examples[0]["input_ids"][:5]}])
+    monitor = CollapseMonitorCallback(batch, patience=1)
+    wide = make_model(tokenizer, text_config={"hidden_size": 256, "num_attention_heads": 4})
+    monitor.on_step_end(None, TrainerState(), TrainerControl(should_log=True), model=wide)
+    assert monitor.values["token_rank"] < 0.1 * 256
+    assert not monitor.collapsed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "fields", "collapses"),
+    [
+        ({"learning_rate": 1e-3}, {}, False),
+        ({"learning_rate": 4e-2, "ema_schedule": "constant", "ema_decay_start": 0}, {"token_loss_weight": 0.0}, True),
+    ],
+    ids=["healthy", "collapsing"],
+)
+def test_a_collapsing_run_is_told_from_a_healthy_one(tokenizer, examples, tmp_path, arguments, fields, collapses):
+    """Without moving average and grounding and with a high learning rate, against the defaults."""
+    model = make_model(tokenizer, text_config={"hidden_size": 64}, **fields)
+    arguments = {"max_steps": 300, "logging_steps": 20, "stop_on_collapse": True, **arguments}
+    trainer = make_trainer(tokenizer, examples, tmp_path, model=model, **arguments)
+    trainer.train()
+    assert trainer.monitor.collapsed == collapses
+    assert (trainer.state.global_step < 300) == collapses
+
+
+def test_pooled_texts_are_held_against_the_first_log_also_after_a_resume(tokenizer, batch):
+    model, state, control = make_model(tokenizer), TrainerState(), TrainerControl(should_log=True)
+    monitor = CollapseMonitorCallback(batch)
+    monitor.on_step_end(None, state, control, model=model)
+    first = monitor.values["pooled_rank"]
+    saved = TrainerState(global_step=1, stateful_callbacks={"CollapseMonitorCallback": monitor.state()})
+    resumed = CollapseMonitorCallback(batch)
+    resumed.on_train_begin(None, saved, control)
+    with torch.no_grad():
+        words = model.target_encoder.get_input_embeddings().weight
+        words.copy_(words[torch.arange(len(words)) % 8])  # eight words are left
+    for _ in range(2):
+        resumed.on_step_end(None, saved, control, model=model)
+    assert resumed.first_pooled_rank == first
+    assert resumed.collapsed
+    anew = CollapseMonitorCallback(batch)
+    for _ in range(2):
+        anew.on_step_end(None, state, control, model=model)
+    assert not anew.collapsed
+
+
+def test_monitor_measures_only_when_something_is_logged(tokenizer, batch):
+    monitor = CollapseMonitorCallback(batch)
+    monitor.on_step_end(None, TrainerState(), TrainerControl(should_log=False), model=make_model(tokenizer))
+    assert monitor.values == {}
+
+
+# ---- what a person sees ---------------------------------------------------------------------------------------------
+
+
+def test_line_of_health_has_loss_relative_loss_rank_decay_and_speed():
+    logs = {"loss": 0.41, "relative_loss": 0.553, "copy_relative_loss": 1.2, "token_rank": 37.2}
+    line = health_line({**logs, "ema_decay": 0.95, "tokens_per_second": 5300.0}, 150, 600, 128)
+    for part in ("150/600", "loss 0.41", "relative 0.553", "rank 37/128", "decay 0.95", "5,300 tokens/s"):
+        assert part in line
+    assert "held-out loss 0.5" in health_line({"eval_loss": 0.5}, 1, 2, 128)
+    assert health_line({"train_runtime": 3.0}, 1, 2, 128) == ""
+
+
+def test_metrics_file_starts_anew_with_a_new_run(tokenizer, examples, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 99, "loss": 1.0}) + "\n")
+    make_trainer(tokenizer, examples, tmp_path, max_steps=1).train()
+    assert {record["step"] for record in metrics_of(tmp_path)} == {1}

@@ -1,0 +1,472 @@
+"""What the trainer does with terms, parts and strategies: schedules of the step, norms, weights and what is logged."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_trainer import examples, make_model, parameters_of  # noqa: F401
+from transformers import Trainer, TrainerCallback
+
+from configuration_text_jepa import OBJECTIVES
+from text_jepa import TextJepaTrainer, TextJepaTrainingArguments, metrics
+from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.train.callbacks import ema_decay
+from text_jepa.train.collapse import measure_representations
+from text_jepa.train.run_log import metrics_of
+from text_jepa.train.trainer import masks_apart
+
+
+STRATEGIES = [
+    {"name": "short", "ratio": 0.3, "whole_words": False},
+    {"name": "end", "kind": "suffix", "ratio": 0.4, "whole_words": False, "weight": 2.0},
+]
+EVERY_TERM = {
+    "token_loss_candidates": 10_000,
+    "sentence_loss_weight": 0.5,
+    "variance_loss_weight": 0.2,
+    "covariance_loss_weight": 0.1,
+}
+
+
+@pytest.fixture
+def make_trainer(tokenizer, examples, tmp_path):  # noqa: F811
+    """Builds a trainer of 4 steps of 8 texts whose every step is logged, in a folder of its name."""
+
+    def build(name="run", fields=None, masks=None, **arguments):
+        defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no"}
+        args = TextJepaTrainingArguments(str(tmp_path / name), use_cpu=True, **{**defaults, **arguments})
+        collator = DataCollatorForTextJepa(tokenizer, **{"num_masks": 2, "whole_words": False} | (masks or {}))
+        model = make_model(tokenizer, **fields or {})
+        texts = examples.select(range(80)), examples.select(range(80, 96))
+        return TextJepaTrainer(model, args, collator, *texts, processing_class=tokenizer)
+
+    return build
+
+
+def train(trainer, checkpoint=None):
+    """Trains; the records of the log of training."""
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return [record for record in metrics_of(trainer.args.output_dir) if "loss" in record]
+
+
+class Recorder(TrainerCallback):
+    """Keeps what a function makes of model and optimizer at each optimizer step."""
+
+    def __init__(self, look):
+        self.look, self.seen = look, {}
+
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        self.seen[state.global_step] = self.look(model, optimizer)
+
+
+def test_what_processes_exchange_lies_on_their_device(make_trainer, monkeypatch):
+    """NCCL gathers nothing that lies elsewhere: the first log of a run on several GPUs would be its end."""
+    trainer, seen = make_trainer(fields={"latent_loss_weight": 0.0, "token_loss_weight": 1.0}), []
+
+    def gather(value, parallel_mode):
+        seen.append(value.device)
+        return torch.zeros(value.shape)
+
+    monkeypatch.setattr("text_jepa.training.nested_gather", gather)
+    monkeypatch.setattr(TextJepaTrainingArguments, "device", torch.device("meta"))
+    trainer._drain_strategies()
+    output = SimpleNamespace(metrics={}, num_samples=1)
+    monkeypatch.setattr("transformers.Trainer.evaluation_loop", lambda *args, **kwargs: output)
+    trainer.evaluation_loop(None)
+    assert len(seen) == 3
+    assert set(seen) == {torch.device("meta")}
+
+
+def test_means_of_an_evaluation_are_over_the_texts_that_were_read(make_trainer, monkeypatch):
+    """Where they do not divide evenly, processes read some twice; the mean was over those of the dataset."""
+    trainer = make_trainer(per_device_eval_batch_size=5)
+    whole = trainer.evaluate()["eval_latent_loss"]
+    loop = Trainer.evaluation_loop
+
+    def half_counted(self, *args, **kwargs):
+        output = loop(self, *args, **kwargs)
+        return output._replace(num_samples=output.num_samples // 2)
+
+    monkeypatch.setattr(Trainer, "evaluation_loop", half_counted)
+    assert trainer.evaluate()["eval_latent_loss"] == pytest.approx(whole)
+
+
+def test_vectors_and_mask_tokens_do_not_decay(make_trainer):
+    trainer = make_trainer()
+    decaying = trainer.get_decay_parameter_names(trainer.model)
+    assert "predictor.mask_tokens" in dict(trainer.model.named_parameters())
+    assert "predictor.mask_tokens" not in decaying
+    assert "latent_head.weight" in decaying
+
+
+def batches_of(trainer):
+    """The list into which the batches of each optimizer step will go."""
+    steps, step = {}, trainer.training_step
+
+    def recording(model, inputs, num_items_in_batch=None):
+        steps.setdefault(trainer.state.global_step, []).append(inputs)
+        return step(model, inputs, num_items_in_batch)
+
+    trainer.training_step = recording
+    return steps
+
+
+def assert_same_weights(first, second):
+    for (name, expected), value in zip(
+        first.model.state_dict().items(), second.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(expected, value), name
+
+
+# ---- schedules ------------------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_target_encoder_stays_bit_by_bit_and_then_moves(make_trainer):
+    trainer = make_trainer(ema_frozen_steps=2, ema_schedule="constant", ema_decay_start=0.5)
+    start = parameters_of(trainer.model.target_encoder)
+    moved = {}
+
+    class AfterStep(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            now = parameters_of(model.target_encoder)
+            moved[state.global_step] = any(not torch.equal(start[name], now[name]) for name in start)
+
+    trainer.add_callback(AfterStep())
+    records = train(trainer)
+    assert moved == {1: False, 2: False, 3: True, 4: True}
+    assert [record["ema_decay"] for record in records] == [1.0, 1.0, 0.5, 0.5]
+
+
+def test_weight_decay_follows_its_cosine_also_after_a_resume(make_trainer):
+    def decays(trainer):
+        recorder = Recorder(lambda model, optimizer: {group["weight_decay"] for group in optimizer.param_groups})
+        trainer.add_callback(recorder)
+        return recorder.seen
+
+    options = {"weight_decay": 0.1, "weight_decay_end": 0.4, "save_strategy": "steps", "save_steps": 2}
+    whole, resumed = make_trainer("whole", **options), make_trainer("resumed", **options)
+    seen, rest = decays(whole), decays(resumed)
+    train(whole)
+    train(resumed, f"{whole.args.output_dir}/checkpoint-2")
+    assert seen == {step: {0.0, ema_decay(step, 4, "cosine", 0.1, 0.4)} for step in range(4)}
+    assert rest == {step: seen[step] for step in (2, 3)}
+    assert_same_weights(whole, resumed)
+
+
+def learning_rates(trainer):
+    """The learning rate of each step of a run."""
+    recorder = Recorder(lambda model, optimizer: optimizer.param_groups[0]["lr"])
+    trainer.add_callback(recorder)
+    train(trainer)
+    return [recorder.seen[step] for step in sorted(recorder.seen)]
+
+
+WARMUP_FROM = {"lr_scheduler_type": "cosine_warmup_with_min_lr", "max_steps": 10, "learning_rate": 1e-3}
+
+
+def test_a_warm_up_rises_from_its_start_to_the_peak_and_a_cosine_falls_to_its_end(make_trainer):
+    """A share of the run each, as on the command line: 0.2 of the peak, three of ten steps up, 0.01 of the peak."""
+    arguments = WARMUP_FROM | {"warmup_steps": 0.3}
+    rates = learning_rates(
+        make_trainer(lr_scheduler_kwargs='{"warmup_lr_rate": 0.2, "min_lr_rate": 0.01}', **arguments)
+    )
+    assert rates[:3] == pytest.approx([2e-4, 6e-4, 1e-3])
+    cosine = [0.01 + 0.99 * (1 + math.cos(math.pi * step / 7)) / 2 for step in range(1, 8)]
+    assert rates[3:] == pytest.approx([1e-3 * factor for factor in cosine])
+    assert rates[-1] == pytest.approx(1e-5)
+
+
+def test_the_same_schedule_falls_as_one_cycle_does_and_peaks_and_ends_where_it_does(make_trainer):
+    """With its defaults; only the rise is straight, not a cosine."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=10)
+    expected = []
+    for _ in range(10):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < 10:
+            cycle.step()
+    shares = f'{{"warmup_lr_rate": {1 / 25}, "min_lr_rate": {1 / 25 / 1e4}}}'
+    rates = learning_rates(make_trainer(lr_scheduler_kwargs=shares, warmup_steps=0.3, **WARMUP_FROM))
+    assert max(rates) == rates[2] == pytest.approx(max(expected))
+    assert rates[0] == pytest.approx(expected[0])
+    assert rates[2:] == pytest.approx(expected[2:])
+
+
+def test_weight_decay_is_constant_unless_asked(make_trainer):
+    trainer = make_trainer(weight_decay=0.1, max_steps=2)
+    recorder = Recorder(lambda model, optimizer: {group["weight_decay"] for group in optimizer.param_groups})
+    trainer.add_callback(recorder)
+    train(trainer)
+    assert recorder.seen == {0: {0.0, 0.1}, 1: {0.0, 0.1}}
+
+
+def test_a_schedule_of_the_mask_ratio_follows_the_optimizer_step_over_passes(make_trainer):
+    """Of accumulated batches too; a pass has 5 steps."""
+    masks = {"mask_ratio": {"start": 0.1, "end": 0.7, "steps": 4}}
+    trainer = make_trainer(masks=masks, max_steps=7, gradient_accumulation_steps=2)
+    steps = batches_of(trainer)
+    train(trainer)
+    for step, batches in steps.items():
+        assert len(batches) == 2
+        for batch in batches:
+            words = 2 * (batch["attention_mask"].sum() - 2 * len(batch["input_ids"]))  # two special tokens each
+            share = (batch["target_positions"] >= 0).sum() / words
+            assert share == pytest.approx(0.1 + 0.6 * min(step / 4, 1), abs=0.06), step
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight_decay_end": 0.4, "weight_decay": 0.0}, "weight_decay"),
+        ({"ema_frozen_steps": -1}, "ema_frozen_steps"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        TextJepaTrainingArguments(str(tmp_path), **arguments)
+
+
+def test_more_mask_strategies_than_mask_tokens_are_refused_before_training(make_trainer):
+    with pytest.raises(ValueError, match=r"2 mask strategies, the model 1 mask tokens; set pred_num_mask_tokens=2"):
+        make_trainer(masks={"strategies": STRATEGIES})
+
+
+# ---- log ------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_of_strategies_are_logged_and_their_mean_over_tokens_is_the_latent_loss(make_trainer):
+    trainer = make_trainer(
+        fields={"pred_num_mask_tokens": 2}, masks={"strategies": STRATEGIES}, gradient_accumulation_steps=2
+    )
+    steps = batches_of(trainer)
+    for number, record in enumerate(train(trainer)):
+        counts = {"short": 0, "end": 0}
+        for batch in steps[number]:
+            tokens = (batch["target_positions"] >= 0).sum(dim=-1)
+            for strategy, name in enumerate(counts):
+                counts[name] += int(tokens[batch["mask_strategies"] == strategy].sum())
+        total = sum(counts[name] * record[f"latent_loss_{name}"] for name in counts)
+        assert total / sum(counts.values()) == pytest.approx(record["latent_loss"], rel=1e-5)
+        assert record["latent_loss_short"] != record["latent_loss_end"]
+
+
+OTHERS = {name: fields for name, fields in OBJECTIVES.items() if name != "jepa"} | {
+    "online": {
+        "latent_loss_weight": 0.0,
+        "token_loss_weight": 0.0,
+        "target_encoder_type": "online",
+        "sentence_loss_weight": 0.95,
+        "sentence_loss_type": "mse",
+        "sigreg_loss_weight": 0.05,
+    }
+}
+
+
+@pytest.mark.parametrize("objective", OTHERS)
+def test_every_objective_is_watched_and_logs_no_decay_of_an_encoder_that_is_not_there(
+    make_trainer, tokenizer, objective
+):
+    masks = {"mask_ratio": 0.0, "view": "same"} if objective == "simcse" else None
+    fields = OTHERS[objective] | {"mask_token_id": tokenizer.mask_token_id}
+    trainer = make_trainer(fields=fields, masks=masks, max_steps=2)
+    for record in train(trainer):
+        assert ("ema_decay" in record) == ("relative_loss" in record) == (objective == "data2vec")
+        assert {"token_rank", "pooled_rank", "cosine_other_text", "spread"} <= record.keys()
+        for term in ("latent", "token", "sentence", "sigreg"):
+            weight = getattr(trainer.model.config, f"{term}_loss_weight")
+            assert (f"{term}_loss" in record) == (weight > 0), term
+    assert metrics.collapse_signs(trainer.monitor.values, 32) == []
+    with torch.no_grad():
+        for parameter in trainer.model.teacher.parameters():
+            parameter.zero_()
+    assert metrics.collapse_signs(measure_representations(trainer.model, trainer.monitor.batch), 32) != []
+
+
+def test_the_evaluation_tells_short_spans_from_long_ones(make_trainer):
+    trainer = make_trainer(masks={"mean_span_length": 4.0, "whole_words": False})
+    metrics_ = trainer.evaluate()
+    trainer.model.eval()
+    sums, counts = dict.fromkeys((1, 2, 4, 8), 0.0), dict.fromkeys((1, 2, 4, 8), 0)
+    for batch in trainer.get_eval_dataloader():
+        with torch.no_grad():
+            distances = trainer.model(**batch).distances
+        for spans, losses in zip(batch["target_spans"].flatten(0, 1), distances.flatten(0, 1), strict=True):
+            for span in spans[spans >= 0].unique():
+                length = int((spans == span).sum())
+                least = max(bound for bound in sums if bound <= length)
+                sums[least] += float(losses[spans == span].sum())
+                counts[least] += length
+    for least, total in sums.items():
+        name = f"eval_latent_loss_of_spans_from_{least}"
+        assert (name in metrics_) == (counts[least] > 0)
+        if counts[least]:
+            assert metrics_[name] == pytest.approx(total / counts[least], rel=1e-5)
+    assert counts[1]
+    assert counts[4]
+
+
+# ---- masks in one pass or one after the other -----------------------------------------------------------------------
+
+
+PER_TOKEN = {
+    "hybrid": {"token_loss_candidates": 10_000},
+    "running": {"token_loss_candidates": 10_000, "target_normalization": "running"},
+    "data2vec": OBJECTIVES["data2vec"],
+    "spans": {"token_loss_candidates": 10_000, "target_input": "spans"},
+    "online": {"token_loss_candidates": 10_000, "target_encoder_type": "online", "sigreg_loss_weight": 1e-9},
+}
+
+
+def passes_of(trainer):
+    """The list into which the passes of the target encoder in each training step will go."""
+    steps, step, passes = [], trainer.training_step, []
+    trainer.model.teacher.register_forward_hook(lambda *_: passes.append(1))
+
+    def counting(*args):
+        passes.clear()
+        loss = step(*args)
+        steps.append(len(passes))
+        return loss
+
+    trainer.training_step = counting
+    return steps
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("objective", PER_TOKEN)
+def test_masks_one_after_the_other_learn_and_log_what_all_in_one_pass_do(
+    make_trainer, tokenizer, objective, accumulation
+):
+    """Terms that are sums over target tokens: losses, norms, counts, and the gradients of the first step."""
+    masks = {"num_masks": 4, "strategies": STRATEGIES}
+    fields = {"pred_num_mask_tokens": 2, "mask_token_id": tokenizer.mask_token_id, **PER_TOKEN[objective]}
+    runs, gradients = [], []
+    for how in ("joint", "sequential"):
+        options = {"mask_batching": how, "gradient_accumulation_steps": accumulation, "ema_decay_start": 0.9}
+        trainer = make_trainer(how, fields, masks, max_steps=2, **options)
+        recorder = Recorder(lambda model, _: [p.grad.clone() for p in model.parameters() if p.requires_grad])
+        trainer.add_callback(recorder)
+        passes = passes_of(trainer)
+        runs.append(train(trainer))
+        gradients.append(recorder.seen[0])
+        if how == "joint" or objective not in ("spans", "online"):
+            assert passes == [1 + (objective == "online")] * 2 * accumulation
+    for joint, sequential in zip(*runs, strict=True):
+        assert sequential.keys() == joint.keys()
+        assert sequential["tokens_seen"] == joint["tokens_seen"]
+        for name in ("loss", "grad_norm", *(name for name in joint if "_loss" in name and "sigreg" not in name)):
+            assert sequential[name] == pytest.approx(joint[name], rel=1e-5, abs=1e-5), name
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5)
+    assert max(value.abs().max() for value in gradients[0]) > 1e-2
+
+
+def test_terms_on_whole_batches_look_at_one_mask_at_a_time(make_trainer):
+    fields = EVERY_TERM | {"loss_type": "infonce"}
+    trainer = make_trainer(fields=fields, max_steps=1, mask_batching="sequential")
+    model, batches = copy.deepcopy(trainer.model).train(), batches_of(trainer)
+    (record,) = train(trainer)
+    (batch,) = batches[0]
+    count = (batch["target_positions"] >= 0).sum()
+    parts = [model(**part, num_items_in_batch=count) for part in masks_apart(batch)]
+    joint = model(**batch)
+    for name in ("latent_loss", "variance_loss", "covariance_loss"):
+        assert record[name] == pytest.approx(sum(part[name].item() for part in parts), rel=1e-5)
+        assert record[name] != pytest.approx(joint[name].item(), rel=1e-4)
+
+
+def test_a_loss_without_target_tokens_does_not_grow_with_the_passes(make_trainer):
+    fields = {"latent_loss_weight": 0.0, "token_loss_weight": 0.0, "sentence_loss_weight": 1.0}
+    fields |= {"sentence_loss_type": "cosine"}  # in InfoNCE the other masks' targets are negatives once more
+    masks = {"num_masks": 3, "mask_ratio": 0.0, "view": "same"}
+    joint, sequential = (
+        train(make_trainer(how, fields, masks, mask_batching=how, max_steps=1))[0] for how in ("joint", "sequential")
+    )
+    assert sequential["sentence_loss"] == pytest.approx(joint["sentence_loss"], rel=1e-5)
+
+
+class LiveBytes(torch.autograd.graph.saved_tensors_hooks):
+    """The most bytes that graphs have held at a time."""
+
+    def __init__(self):
+        self.now = self.most = 0
+        super().__init__(lambda tensor: _Held(self, tensor), lambda held: held.tensor)
+
+
+class _Held:
+    def __init__(self, live, tensor):
+        self.live, self.tensor, self.size = live, tensor, tensor.numel() * tensor.element_size()
+        live.now += self.size
+        live.most = max(live.most, live.now)
+
+    def __del__(self):
+        self.live.now -= self.size
+
+
+def test_memory_of_activations_does_not_grow_with_the_masks_where_they_go_one_after_the_other(make_trainer):
+    most = {}
+    for how in ("joint", "sequential"):
+        trainer = make_trainer(how, masks={"num_masks": 4}, mask_batching=how)
+        batch = next(iter(trainer.get_train_dataloader()))
+        for count, inputs in ((1, masks_apart(batch)[0]), (4, batch)):
+            live = LiveBytes()
+            with live:
+                trainer.training_step(trainer.model, inputs, torch.tensor(100))
+            assert live.now == 0
+            most[how, count] = live.most
+    assert most["joint", 4] > 2 * most["joint", 1]
+    assert most["sequential", 4] == most["sequential", 1] == most["joint", 1]
+
+
+def test_only_the_last_pass_of_a_step_sends_gradients(make_trainer, monkeypatch):
+    trainer = make_trainer(masks={"num_masks": 4}, mask_batching="sequential", max_steps=2)
+    held_back, no_sync = [], trainer.accelerator.no_sync
+    monkeypatch.setattr(trainer.accelerator, "no_sync", lambda model: (held_back.append(1), no_sync(model))[1])
+    train(trainer)
+    assert len(held_back) == 2 * 3
+
+
+def test_a_run_with_masks_one_after_the_other_resumes_bit_by_bit_and_not_as_the_other_kind(make_trainer):
+    options = {"mask_batching": "sequential", "save_strategy": "steps", "save_steps": 2}
+    whole, resumed = make_trainer("whole", **options), make_trainer("resumed", **options)
+    train(whole)
+    train(resumed, f"{whole.args.output_dir}/checkpoint-2")
+    assert_same_weights(whole, resumed)
+    assert whole.facts != make_trainer("joint").facts
+
+
+# ---- the host and the device ----------------------------------------------------------------------------------------
+
+
+def test_host_looks_at_losses_and_norms_once_a_step(make_trainer, monkeypatch):
+    """Where nothing is logged."""
+    trainer = make_trainer(logging_first_step=False, logging_steps=100)
+    looks, inside = [], []
+
+    def watching(name):
+        method = getattr(trainer, name)
+
+        def watched(*args, **kwargs):
+            inside.append(name)
+            try:
+                return method(*args, **kwargs)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(trainer, name, watched)
+
+    for name in ("_get_grad_norm", "_clip_grad_norm", "compute_loss"):
+        watching(name)
+    for name in ("tolist", "item", "__float__", "__bool__"):
+        method = getattr(torch.Tensor, name)
+
+        def looking(tensor, *args, method=method, name=name):
+            if inside and tensor.dim() < 2 and tensor.dtype.is_floating_point:
+                looks.append((inside[-1], name))
+            return method(tensor, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, looking)
+    trainer.train()
+    assert looks == [("_get_grad_norm", "tolist")] * 4

@@ -1,0 +1,1 @@
+"""From files to batches: corpora, tokenizers, masks and windows."""

@@ -1,0 +1,1 @@
+"""Measuring encoders: tasks, predictors, controls and intervals."""

@@ -1,0 +1,1 @@
+"""Trained encoders for others: exports, model cards, the Hub."""

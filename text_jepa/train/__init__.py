@@ -1,0 +1,1 @@
+"""A pretraining run: its arguments, its trainer and what it leaves behind."""
