@@ -55,7 +55,7 @@ class TextJepaForPreTrainingOutput(ModelOutput):
         distances (`torch.FloatTensor` of shape `(B, M, T)`): The latent loss of each target token, 0 where unused.
         predictions, targets (`torch.FloatTensor` of shape `(B, M, T, D)`): Representations of the hidden tokens, as
             predicted and as the target encoder has them; `None` without a latent loss.
-        text_targets (`tuple(torch.FloatTensor)`): What [`~TextJepaForPreTraining.teach_texts`] made of the texts.
+        text_targets (`tuple(torch.FloatTensor)`): What [`~TextJepaForPreTraining.compute_targets`] made of the texts.
         last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks), hidden_states,
             attentions (`tuple(torch.FloatTensor)`, where asked for): The context encoder's.
     """
@@ -843,7 +843,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             buffer.copy_(value)
 
     @property
-    def teacher(self) -> PreTrainedModel:
+    def encoder_of_targets(self) -> PreTrainedModel:
         """The encoder that makes the targets: the moving average or frozen one, or the context encoder itself."""
         return self.model.encoder if self.target_encoder is None else self.target_encoder
 
@@ -855,27 +855,27 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             return self.pooler(states, mask)
         return states[:, 0] if self.config.pooling == "cls" else mean_pool(states, mask)
 
-    def teach(self, input_ids, attention_mask, positions=None) -> BaseModelOutput:
+    def encode_targets(self, input_ids, attention_mask, positions=None) -> BaseModelOutput:
         """The teacher on whole texts (B, S) or on the tokens at `positions` (B, M, T) alone; a gradient if online."""
         with torch.set_grad_enabled(self.target_encoder is None and torch.is_grad_enabled()):
             if positions is None:
                 inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-                output = self.teacher(**inputs, output_hidden_states=True, return_dict=True)
+                output = self.encoder_of_targets(**inputs, output_hidden_states=True, return_dict=True)
             else:
                 mode = "drop" if self.config.drop_is_exact else "attention_mask"
                 inputs = (self.config, mode, input_ids, attention_mask, positions)
-                output, _ = encode_visible(self.teacher, *inputs, output_hidden_states=True)
+                output, _ = encode_visible(self.encoder_of_targets, *inputs, output_hidden_states=True)
         if not output.hidden_states:  # of an encoder without layers
             output.hidden_states = (output.last_hidden_state,)
         return output
 
-    def make_targets(self, hidden_states, mask) -> torch.Tensor:
+    def token_targets(self, hidden_states, mask) -> torch.Tensor:
         """Layers of the target encoder (R, N, D) and a mask (R, N) -> token-level targets (R, N, D), float32."""
         layers = hidden_states[-self.config.target_num_layers :]
         running = [module for name, module in self.running.items() if name.startswith("layer")]
         return average_layers(layers, mask, self.config.target_normalization, running)
 
-    def teach_texts(self, text, view) -> tuple[torch.Tensor | None, ...]:
+    def compute_targets(self, text, view) -> tuple[torch.Tensor | None, ...]:
         """The targets that all masks of a text share.
 
         Args:
@@ -888,11 +888,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         config = self.config
         tokens = sentences = documents = encoded = pooled = None
         if config.latent_loss_weight > 0 and config.target_input == "text":
-            encoded = self.teach(*text)
-            tokens = self.make_targets(encoded.hidden_states, text[1])
+            encoded = self.encode_targets(*text)
+            tokens = self.token_targets(encoded.hidden_states, text[1])
         if config.sentence_loss_weight > 0 or config.encodes_documents:
             if encoded is None or view is not text:
-                encoded = self.teach(*view)
+                encoded = self.encode_targets(*view)
             pooled = self.pool(encoded.last_hidden_state, view[1], view[0])
         if config.sentence_loss_weight > 0:
             sentences = self._sentence_targets(pooled)
@@ -991,13 +991,13 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             more = (None if mask_strategies is None else mask_strategies.flatten(), query_states, pooled)
             features = self.predictor(states, visible, hidden, spans, *more, input_ids.shape[1])
         text, view = (input_ids, attention_mask), (view_input_ids, view_attention_mask)
-        text_targets = text_targets or self.teach_texts(text, text if view_input_ids is None else view)
+        text_targets = text_targets or self.compute_targets(text, text if view_input_ids is None else view)
         terms, latent = {}, {"text_targets": text_targets}
         if config.latent_loss_weight > 0:
             predictions = self.latent_head(features).unflatten(0, target_positions.shape[:2])
             if config.target_input == "spans":
-                taught = self.teach(input_ids, attention_mask, target_positions)
-                targets = self.make_targets(taught.hidden_states, hidden >= 0).unflatten(0, target_positions.shape[:2])
+                taught = self.encode_targets(input_ids, attention_mask, target_positions)
+                targets = self.token_targets(taught.hidden_states, hidden >= 0).unflatten(0, target_positions.shape[:2])
             else:
                 targets = gather_positions(text_targets[0], target_positions)
             distances = self._distances(predictions, targets, target_positions, input_ids.shape[1])

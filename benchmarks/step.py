@@ -300,8 +300,8 @@ def split_of(step, repeats):
 
     encode, predict = modeling_text_jepa.encode_visible, model.predictor.forward
     with (
-        mock.patch.object(model, "teach", timed("target encoder", model.teach)),
-        mock.patch.object(model, "make_targets", timed("targets", model.make_targets)),
+        mock.patch.object(model, "encode_targets", timed("target encoder", model.encode_targets)),
+        mock.patch.object(model, "token_targets", timed("targets", model.token_targets)),
         mock.patch.object(modeling_text_jepa, "encode_visible", timed("context encoder, forward", encode)),
         mock.patch.object(model.predictor, "forward", timed("predictor, forward", predict)),
     ):

@@ -20,7 +20,7 @@ class RecordingTrainer(TextJepaTrainer):
 
     def train(self, *args, **kwargs):
         output = super().train(*args, **kwargs)
-        kept = {"seen": self.seen, "target": self.model.teacher.state_dict(), "world": self.args.world_size}
+        kept = {"seen": self.seen, "target": self.model.encoder_of_targets.state_dict(), "world": self.args.world_size}
         kept["threads"] = threads()
         torch.save(kept, f"{self.args.output_dir}/rank{self.args.process_index}.pt")
         return output

@@ -82,7 +82,7 @@ def runs(corpus, tokenizer, tmp_path_factory):
         model = TextJepaForPreTraining.from_pretrained(found[name] / "pretraining")
         batch = AutoTokenizer.from_pretrained(found[name])(SENTENCES, padding=True, return_tensors="pt")
         with torch.no_grad():
-            for which, encoder in (("target", model.teacher), ("context", model.model.encoder)):
+            for which, encoder in (("target", model.encoder_of_targets), ("context", model.model.encoder)):
                 states = encoder(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
                 np.save(found[name] / f"{which}.npy", states.numpy())
     return found
@@ -189,7 +189,7 @@ def test_pretraining_folder_opens_as_remote_code(runs, tmp_path):
                 same(model(**inputs).last_hidden_state, "context")
             full, problems = load(AutoModelForPreTraining, folder, trust_remote_code=True)
             assert not problems and type(full).__name__ == "TextJepaForPreTraining", problems
-            same(full.teacher(**inputs).last_hidden_state, "target")
+            same(full.encoder_of_targets(**inputs).last_hidden_state, "target")
             copy = "copy_of_" + run.split("/")[-1]
             full.save_pretrained(copy)
             model, problems = load(AutoModel, copy, trust_remote_code=True)

@@ -131,7 +131,7 @@ def test_targets_come_from_the_last_layers_of_the_target_encoder_on_the_whole_te
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     last = model.target_encoder(**inputs).last_hidden_state
     expected = average_layers([last], batch["attention_mask"], "instance")
-    close(model.make_targets(model.teach(**inputs).hidden_states, batch["attention_mask"]), expected, 1e-6)
+    close(model.token_targets(model.encode_targets(**inputs).hidden_states, batch["attention_mask"]), expected, 1e-6)
     close(model(**batch).targets, gather_positions(expected, batch["target_positions"]), 1e-6)
 
 

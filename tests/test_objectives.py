@@ -319,7 +319,7 @@ def test_batch_targets_are_normalised_over_all_tokens_of_the_batch(make_model, b
     layers = [layer[present].detach().double().numpy() for layer in layers]
     total = sum(standardised(layer, layer.mean(0), layer.var(0)) for layer in layers) / 2
     expected = standardised(total, total.mean(1, keepdims=True), total.var(1, keepdims=True))
-    targets = model.make_targets(model.teach(**inputs_of(batch)).hidden_states, batch["attention_mask"])
+    targets = model.token_targets(model.encode_targets(**inputs_of(batch)).hidden_states, batch["attention_mask"])
     np.testing.assert_allclose(targets[present].numpy(), expected, atol=2e-5)
 
 
@@ -401,7 +401,7 @@ def test_the_target_encoder_decides_the_loss_and_no_gradient_reaches_it(make_mod
 def test_online_targets_have_no_encoder_of_their_own_and_pass_gradients(make_model, batch, setting):
     model = make_model(**SETTINGS[setting])
     assert not [name for name in model.state_dict() if name.startswith("target_encoder")]
-    assert model.teacher is model.model.encoder
+    assert model.encoder_of_targets is model.model.encoder
     states = []
     hook = model.model.encoder.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
     output = model(**batch)
@@ -525,9 +525,9 @@ def test_what_only_training_needs_is_in_checkpoints_and_stays_out_of_encoders(
     encoder, report = TextJepaModel.from_pretrained(tmp_path / "pretraining", output_loading_info=True)
     assert not any(report.values())
     export_encoder(model, tokenizer, tmp_path / "export", max_length=64)
-    stock, report = type(model.teacher).from_pretrained(tmp_path / "export", output_loading_info=True)
+    stock, report = type(model.encoder_of_targets).from_pretrained(tmp_path / "export", output_loading_info=True)
     assert not any(report.values())
-    for found, expected in ((encoder.encoder, model.model.encoder), (stock, model.teacher)):
+    for found, expected in ((encoder.encoder, model.model.encoder), (stock, model.encoder_of_targets)):
         assert found.state_dict().keys() == expected.state_dict().keys()
         assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in found.state_dict().items())
 

@@ -384,7 +384,7 @@ def trained_encoder(model: TextJepaForPreTraining, which: Which = "target") -> P
     A frozen target encoder is what the run began with, never what it made.
     """
     if which == "target" and model.config.target_encoder_type == "ema":
-        return model.teacher
+        return model.encoder_of_targets
     return model.model.encoder
 
 

@@ -28,7 +28,7 @@ from text_jepa.train.run_log import metrics_of
 
 ROOT = Path(__file__).parents[2]
 SEA, LAND = ["harbour", "storm", "boat", "river"], ["garden", "bread", "beans", "flour"]
-NAMES = [f"eval_probe_{which}_{mode}" for which in ("teacher", "student") for mode in ("linear", "knn")]
+NAMES = [f"eval_probe_{which}_{mode}" for which in ("target", "context") for mode in ("linear", "knn")]
 
 
 def sentences(labels, seed):
@@ -122,7 +122,7 @@ def test_a_similarity_is_scored_by_raw_and_centred_cosines(encoder, tokenizer):
     vectors = (embed_texts(encoder, column) for column in (pairs.texts, pairs.pairs))
     expected = predictors.sts_scores(*vectors, pairs.labels)
     assert probe.scores(encoder) == pytest.approx([expected["raw_spearmanr"], expected["centred_spearmanr"]])
-    assert probe.names[:2] == ["eval_probe_teacher_raw", "eval_probe_teacher_centred"]
+    assert probe.names[:2] == ["eval_probe_target_raw", "eval_probe_target_centred"]
 
 
 def test_scores_without_pairs_are_regressed_and_ranked(encoder, tokenizer):
@@ -145,24 +145,24 @@ def test_matthews_is_the_figure_where_it_is_the_tasks_metric(encoder, tokenizer,
 
 
 def test_each_encoder_has_its_own_figures(tokenizer, make_model, texts, tmp_path):
-    """With a teacher that says the same of every text only the student can tell them apart."""
+    """With a target encoder that says the same of every text only the context encoder can tell them apart."""
     trainer = make_trainer(tokenizer, make_model, texts, tmp_path)
     OnlineProbeCallback(classification(), tokenizer).add_to(trainer)
     with torch.no_grad():
         for parameter in trainer.model.target_encoder.parameters():
             parameter.zero_()
     found = trainer.evaluate()
-    assert found["eval_probe_teacher_linear"] < 60 < 80 < found["eval_probe_student_linear"]
+    assert found["eval_probe_target_linear"] < 60 < 80 < found["eval_probe_context_linear"]
 
 
 def test_an_encoder_that_is_not_finite_has_no_score_and_is_never_the_best(tokenizer, make_model, texts, tmp_path):
     probe = OnlineProbeCallback(classification(), tokenizer)
-    trainer = make_trainer(tokenizer, make_model, texts, tmp_path, probe, metric_for_best_model="probe_student_linear")
+    trainer = make_trainer(tokenizer, make_model, texts, tmp_path, probe, metric_for_best_model="probe_context_linear")
     with torch.no_grad():
         next(trainer.model.model.encoder.parameters()).fill_(math.nan)
     found = trainer.evaluate()
-    assert math.isnan(found["eval_probe_student_linear"])
-    assert found["eval_probe_teacher_linear"] > 60
+    assert math.isnan(found["eval_probe_context_linear"])
+    assert found["eval_probe_target_linear"] > 60
     assert not trainer._determine_best_metric(found, None)
 
 
@@ -233,7 +233,7 @@ def test_figures_are_logged_and_stand_among_the_metrics_of_the_evaluation(
 ):
     trainer = make_trainer(tokenizer, make_model, texts, tmp_path, OnlineProbeCallback(classification(), tokenizer))
     trainer.train()
-    records = [record for record in metrics_of(tmp_path) if "eval_probe_teacher_knn" in record]
+    records = [record for record in metrics_of(tmp_path) if "eval_probe_target_knn" in record]
     assert [record["step"] for record in records] == [2, 4]
     assert all(set(NAMES) <= set(record) for record in records)
     assert records[-1] in trainer.state.log_history
@@ -245,11 +245,11 @@ def test_only_the_first_process_computes_and_the_others_get_its_figures(encoder,
     probe, logged = OnlineProbeCallback(classification(), tokenizer), []
     probe.trainer = SimpleNamespace(log=logged.append)
     monkeypatch.setattr(probe, "scores", lambda encoder: pytest.fail("computed"))
-    monkeypatch.setattr(online, "broadcast_object_list", lambda values: [{"eval_probe_teacher_knn": 7.0}])
+    monkeypatch.setattr(online, "broadcast_object_list", lambda values: [{"eval_probe_target_knn": 7.0}])
     metrics = {"eval_loss": 1.0}
     probe.on_evaluate(None, TrainerState(is_world_process_zero=False), None, metrics=metrics, model=None)
-    assert metrics == {"eval_loss": 1.0, "eval_probe_teacher_knn": 7.0}
-    assert logged == [{"eval_probe_teacher_knn": 7.0}]
+    assert metrics == {"eval_loss": 1.0, "eval_probe_target_knn": 7.0}
+    assert logged == [{"eval_probe_target_knn": 7.0}]
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_the_exported_encoder_is_the_best_one_and_stays_so_when_the_finished_run
     figures = iter([10.0, 10.0, 90.0, 20.0, 50.0, 95.0])
     monkeypatch.setattr(OnlineProbeCallback, "scores", lambda self, encoder: [next(figures), 0.0])
     flags = ["--objective", objective, "--probe_task", str(folder / "task.jsonl"), "--load_best_model_at_end"]
-    flags += ["--metric_for_best_model", "probe_teacher_linear"]
+    flags += ["--metric_for_best_model", "probe_target_linear"]
     output_dir = run_pretraining.main(command(folder, tmp_path / "run", *flags))
     best = load_file(output_dir / "checkpoint-4" / "model.safetensors")
     last = load_file(output_dir / "checkpoint-6" / "model.safetensors")
@@ -300,7 +300,7 @@ def test_the_exported_encoder_is_the_best_one_and_stays_so_when_the_finished_run
     assert exported_is(best)
     assert not exported_is(last)
     card = (output_dir / "README.md").read_text()
-    assert "step 4, the best by probe_teacher_linear" in card
+    assert "step 4, the best by probe_target_linear" in card
     run_pretraining.main(command(folder, output_dir, *flags, "--resume_from_checkpoint", "true"))
     assert exported_is(best)
 
@@ -313,15 +313,15 @@ CHOOSE = ["--load_best_model_at_end"]
     [
         (["--probe_task", "{task}", *CHOOSE], "not chosen by its loss"),
         (["--probe_task", "{task}", *CHOOSE, "--metric_for_best_model", "eval_latent_loss"], "not chosen by its loss"),
-        ([*CHOOSE, "--metric_for_best_model", "eval_probe_teacher_knn"], "name a --probe_task"),
+        ([*CHOOSE, "--metric_for_best_model", "eval_probe_target_knn"], "name a --probe_task"),
         (["--save_strategy", "best", "--metric_for_best_model", "loss"], "not chosen by its loss"),
         (
             ["--probe_task", "{task}", *CHOOSE, "--metric_for_best_model", "eval_probe_teachr_knn"],
-            "did you mean 'eval_probe_teacher_knn'",
+            "did you mean 'eval_probe_target_knn'",
         ),
         (
-            ["--probe_task", "{task}", *CHOOSE, "--metric_for_best_model", "probe_teacher_raw"],
-            "it has eval_probe_teacher_linear",
+            ["--probe_task", "{task}", *CHOOSE, "--metric_for_best_model", "probe_target_raw"],
+            "it has eval_probe_target_linear",
         ),
         (
             [
@@ -331,9 +331,9 @@ CHOOSE = ["--load_best_model_at_end"]
                 "{glue}",
                 *CHOOSE,
                 "--metric_for_best_model",
-                "probe_teacher_knn",
+                "probe_target_knn",
             ],
-            "it has eval_probe_teacher_raw",
+            "it has eval_probe_target_raw",
         ),
         (["--probe_task", "stbs", "--probe_data_dir", "{glue}"], "did you mean 'stsb'"),
         (["--probe_task", "nowhere.jsonl"], "--probe_task nowhere.jsonl: no such file"),
@@ -350,7 +350,7 @@ def test_a_choice_that_cannot_be_made_is_refused_before_anything_is_written(fold
 
 @pytest.mark.distributed
 def test_two_processes_choose_the_same_checkpoint(folder, tmp_path):
-    flags = ["--probe_task", str(folder / "task.jsonl"), *CHOOSE, "--metric_for_best_model", "eval_probe_student_knn"]
+    flags = ["--probe_task", str(folder / "task.jsonl"), *CHOOSE, "--metric_for_best_model", "eval_probe_context_knn"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
         [*launcher, str(ROOT / "run_pretraining.py"), *command(folder, tmp_path / "run", *flags)],
@@ -360,8 +360,8 @@ def test_two_processes_choose_the_same_checkpoint(folder, tmp_path):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    records = [record for record in metrics_of(tmp_path / "run") if "eval_probe_student_knn" in record]
+    records = [record for record in metrics_of(tmp_path / "run") if "eval_probe_context_knn" in record]
     assert [record["step"] for record in records] == [2, 4, 6]
-    figures = [record["eval_probe_student_knn"] for record in records]
+    figures = [record["eval_probe_context_knn"] for record in records]
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["best_global_step"] == records[int(np.argmax(figures))]["step"]

@@ -343,7 +343,7 @@ def onnxruntime():
 @pytest.mark.parametrize("text_config", [None, {"model_type": "bert", "pad_token_id": 0, **BERT}])
 def test_onnx_equals_pytorch_at_every_shape(make_model, onnxruntime, tmp_path, text_config):
     """Also at one text and one token, neither of which the check of the export itself looks at."""
-    encoder = make_model(text_config).teacher
+    encoder = make_model(text_config).encoder_of_targets
     assert export_onnx(encoder, tmp_path / "model.onnx") <= ONNX_TOLERANCE
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     assert {i.name: i.shape for i in session.get_inputs()} == {
@@ -380,7 +380,7 @@ def test_an_onnx_file_that_differs_is_not_kept(make_model, onnxruntime, tmp_path
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: program)
     monkeypatch.setattr(export, "onnx_difference", lambda *_: 1e-2)
     with pytest.raises(UsageError, match=r"differs from PyTorch by 1.0e-02"):
-        export_onnx(make_model().teacher, tmp_path / "onnx" / "model.onnx")
+        export_onnx(make_model().encoder_of_targets, tmp_path / "onnx" / "model.onnx")
     assert list((tmp_path / "onnx").iterdir()) == []
 
 

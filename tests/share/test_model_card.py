@@ -180,8 +180,8 @@ def test_figures_of_a_kept_step_are_those_of_that_step(make_model, tmp_path):
 
 
 def test_figures_of_the_online_probe_are_shown(make_model, tmp_path):
-    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_probe_teacher_linear": 71.5}], FACTS, "target")
-    assert "| online probe: teacher linear | 71.5 |" in card_of(tmp_path)
+    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_probe_target_linear": 71.5}], FACTS, "target")
+    assert "| online probe: target linear | 71.5 |" in card_of(tmp_path)
 
 
 def test_only_what_predicts_representations_is_called_a_jepa(make_model, tmp_path):
@@ -230,7 +230,7 @@ def test_the_three_snippets_run_and_agree(make_model, tokenizer, tmp_path, pooli
         np.testing.assert_allclose(vectors, found[0], atol=1e-5)
     batch = tokenizer(["a text", "another text"], padding=True, return_tensors="pt")
     with torch.no_grad():
-        states = model.teacher(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        states = model.encoder_of_targets(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     expected = (
         states[:, 0]
         if pooling == "cls"

@@ -114,7 +114,7 @@ def test_the_commonest_labels_are_named_and_no_point_is_lost(drawn):
 
 def test_what_was_logged_has_a_panel_and_nothing_else(drawn):
     plot_curves([Run("a", [{"step": 1, "loss": 2.0}, {"step": 1, "eval_token_loss": 3.0}])], "unused.png")
-    plot_curves([Run("a", [{"step": 1, "eval_probe_teacher_linear": 50.0, "epoch": 1.0}])], "unused.png")
+    plot_curves([Run("a", [{"step": 1, "eval_probe_target_linear": 50.0, "epoch": 1.0}])], "unused.png")
     assert [list(panels_of(figure)) for figure in drawn] == [["loss", "loss of hidden tokens"], ["online probe (%)"]]
 
 
@@ -251,7 +251,7 @@ def test_a_checkpoint_is_drawn_by_the_encoder_that_makes_the_targets(tmp_path, m
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     encoder = open_encoder(str(tmp_path))
-    for mine, other in zip(encoder.model.parameters(), model.teacher.parameters(), strict=True):
+    for mine, other in zip(encoder.model.parameters(), model.encoder_of_targets.parameters(), strict=True):
         assert torch.equal(mine, other)
 
 

@@ -280,7 +280,7 @@ def test_every_objective_is_watched_and_logs_no_decay_of_an_encoder_that_is_not_
             assert (f"{term}_loss" in record) == (weight > 0), term
     assert metrics.collapse_signs(trainer.monitor.values, 32) == []
     with torch.no_grad():
-        for parameter in trainer.model.teacher.parameters():
+        for parameter in trainer.model.encoder_of_targets.parameters():
             parameter.zero_()
     assert metrics.collapse_signs(measure_representations(trainer.model, trainer.monitor.batch), 32) != []
 
@@ -323,7 +323,7 @@ PER_TOKEN = {
 def passes_of(trainer):
     """The list into which the passes of the target encoder in each training step will go."""
     steps, step, passes = [], trainer.training_step, []
-    trainer.model.teacher.register_forward_hook(lambda *_: passes.append(1))
+    trainer.model.encoder_of_targets.register_forward_hook(lambda *_: passes.append(1))
 
     def counting(*args):
         passes.clear()

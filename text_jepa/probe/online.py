@@ -19,16 +19,16 @@ from text_jepa.probe.glue import accuracy, matthews
 from text_jepa.probe.tasks import Split, Task
 
 
-# The two encoders by their short names, and as `encoder_inside` calls them.
-ENCODERS = {"teacher": "target", "student": "context"}
+# The two encoders, as `encoder_inside` calls them.
+ENCODERS = ("target", "context")
 
 
 class OnlineProbeCallback(TrainerCallback):
-    """Probes the context encoder (student) and the target encoder (teacher) at every evaluation.
+    """Probes the context encoder and the target encoder at every evaluation.
 
     The figures are logged, and stand among the metrics of the evaluation, where `metric_for_best_model` finds them:
-    `eval_probe_teacher_linear`, `…_teacher_knn`, `…_student_linear` and `…_student_knn`; of a similarity (STS)
-    `eval_probe_teacher_raw` and so on, `raw` and `centred`. All are percent: the Matthews correlation where it is the
+    `eval_probe_target_linear`, `…_target_knn`, `…_context_linear` and `…_context_knn`; of a similarity (STS)
+    `eval_probe_target_raw` and so on, `raw` and `centred`. All are percent: the Matthews correlation where it is the
     task's metric and else accuracy, or Spearman's correlation for scores and similarities; NaN, which is never the
     best, for an encoder whose states are not finite.
 
@@ -68,7 +68,7 @@ class OnlineProbeCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         values = {}
         if state.is_world_process_zero:
-            encoders = [encoder_inside(model, self.tokenizer, self.max_length, which) for which in ENCODERS.values()]
+            encoders = [encoder_inside(model, self.tokenizer, self.max_length, which) for which in ENCODERS]
             scores = [self.scores(encoder) for encoder in encoders]
             values = dict(zip(self.names, itertools.chain(*scores), strict=True))
         (values,) = broadcast_object_list([values])

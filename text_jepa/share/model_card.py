@@ -97,7 +97,7 @@ def write_model_card(
         name=str(output_dir),
         exported=exported,
         exported_encoder=exported if model.target_encoder is not None else "context",
-        has_teacher=config.has_target_encoder or config.target_encoder_type == "online",
+        makes_targets=config.has_target_encoder or config.target_encoder_type == "online",
         parameters=f"{parameter_counts(encoder)[1]:,}",
         architecture=type(encoder).__name__,
         layers=config.text_config.num_hidden_layers,
@@ -238,7 +238,7 @@ def sizes_in_words(train, held_out) -> str:
 
 
 def spelled_out(name: str) -> str:
-    """A figure in words: `eval_probe_teacher_linear` is "teacher linear"."""
+    """A figure in words: `eval_probe_target_linear` is "target linear"."""
     return name.removeprefix(_PROBE).replace("_", " ")
 
 

@@ -133,18 +133,18 @@ def question_in_words(objective: Any, has_view: bool) -> str:
         objective: Anything with the fields of `TextJepaConfig` that weigh the losses.
         has_view: Whether the texts come with a second one.
     """
-    teacher = "the encoder itself" if objective.target_encoder_type == "online" else "the target encoder"
+    encoder = "the encoder itself" if objective.target_encoder_type == "online" else "the target encoder"
     seen = "only the hidden words" if objective.target_input == "spans" else "the whole text"
     parts = []
     if objective.latent_loss_weight:
-        parts.append(f"the vectors that {teacher}, which reads {seen}, gives to the words of each hidden span")
+        parts.append(f"the vectors that {encoder}, which reads {seen}, gives to the words of each hidden span")
     if objective.token_loss_weight:
         parts.append("the hidden words themselves")
     if objective.document_loss_weight:
         parts.append("the vector of the rest of the document")
     if objective.sentence_loss_weight:
         other = "the second text" if has_view else "the whole text"
-        parts.append(f"the one vector that {teacher} gives to {other}")
+        parts.append(f"the one vector that {encoder} gives to {other}")
     if not parts:
         return "Nothing is predicted: the encoder reads what is visible, and a regularizer looks at its vectors."
     *others, last = parts

@@ -185,7 +185,7 @@ class DataArguments:
         metadata={
             "help": "Probe both encoders at every evaluation on the training part of a task: packages (built in), one "
             "of GLUE, or a file with the columns text and label. Its eval_probe_* figures can choose the checkpoint: "
-            "--load_best_model_at_end --metric_for_best_model eval_probe_teacher_linear."
+            "--load_best_model_at_end --metric_for_best_model eval_probe_target_linear."
         },
     )
     probe_data_dir: str | None = field(default=None, metadata={"help": "Folder of GLUE tasks. Default: the Hub."})

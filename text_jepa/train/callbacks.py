@@ -69,7 +69,7 @@ class EmaTargetEncoderCallback(TrainerCallback):
 
     Args:
         schedule, start, end: See `ema_decay`.
-        frozen_steps: First steps without an update: a frozen teacher (arXiv 2509.24317).
+        frozen_steps: First steps without an update: a target encoder frozen at first (arXiv 2509.24317).
 
     Attributes:
         skip_next: Set by a trainer that drops the gradients of a step: that step moves nothing.

@@ -141,7 +141,7 @@ def check_flags(data_args, args):
     if chooses(args) and not (data_args.probe_task and "probe_" in (args.metric_for_best_model or "")):
         raise UsageError(
             "a checkpoint is not chosen by its loss, of which a collapsed encoder has the lowest; name a --probe_task "
-            "and one of its figures, as in --metric_for_best_model eval_probe_teacher_linear"
+            "and one of its figures, as in --metric_for_best_model eval_probe_target_linear"
         )
     if data_args.streaming and args.max_steps <= 0:
         raise UsageError("--streaming needs --max_steps: a stream has no known end")

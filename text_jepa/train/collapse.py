@@ -49,12 +49,12 @@ def measure_representations(
     mask, masks = batch["attention_mask"], ("context_positions", "target_positions")
     outputs = model(**batch, return_loss=False)
     with autocast():
-        taught = model.teach(batch["input_ids"], mask)
+        taught = model.encode_targets(batch["input_ids"], mask)
         # A frozen target encoder cannot collapse, while the encoder that learns from it can.
         is_frozen = model.config.target_encoder_type == "frozen"
         watched = model.model(batch["input_ids"], mask) if is_frozen else taught
     predicts = outputs.predictions is not None
-    features = model.make_targets(taught.hidden_states, mask) if predicts else None
+    features = model.token_targets(taught.hidden_states, mask) if predicts else None
     model.train(training)
     states, visible = watched.last_hidden_state.float(), mask.bool()
     text = torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(mask)[visible]
