@@ -52,7 +52,7 @@ from text_jepa.cli import UsageError, nearest, run_command
 from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.report import headline, read_answers
 from text_jepa.share.model_card import hardware
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +120,7 @@ def compared(plan, out: Path, folder: Path, environment, args, budget, pilot_fai
         UsageError: No run of the reference succeeded.
     """
     arms = [arm for arm in plan["arms"] if (arm, "pilot") not in pilot_failures]
-    steps = {arm: steps_for(metrics_of(out / "pilot" / arm), **budget) for arm in arms if is_trained(plan, arm)}
+    steps = {arm: steps_for(read_metrics(out / "pilot" / arm), **budget) for arm in arms if is_trained(plan, arm)}
     runs = [(arm, seed) for seed in args.seeds for arm in arms]
     failures = pilot_failures | in_turns(args.jobs, runs, run, plan, folder, environment, steps, args.seeds[0])
     done = [one for one in runs if one not in failures]
@@ -467,7 +467,7 @@ def facts_of(plan, out, arm, seed) -> dict[str, Any]:
     over_time = answers_at(out, arm, seed, "over_time")
     if not is_trained(plan, arm):
         return facts
-    records = [record for record in metrics_of(folder) if "train_seconds" in record]
+    records = [record for record in read_metrics(folder) if "train_seconds" in record]
     curves = {name: [(r["train_seconds"], r[name]) for r in records if name in r] for name in WATCHED}
     warned = re.search(r"collapse at step (\d+)", (folder.parent / f"{arm}.log").read_text())
     health = f"collapse at step {warned[1]}" if warned else "healthy" if curves["token_rank"] else "not watched"

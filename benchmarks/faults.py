@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 from text_jepa.commands.main import main as text_jepa_command
-from text_jepa.train.checkpointing import STAGING, checkpoints, damage
+from text_jepa.train.checkpointing import STAGING, checkpoints, find_damage
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +179,7 @@ def compare(folder: Path, arguments, chance) -> int:
             kills, inside = kills + 1, inside + struck
             # Whatever is called a checkpoint is one, and the newest is never lost.
             after = checkpoints(troubled) if troubled.exists() else []
-            whole = [checkpoint for checkpoint in after if damage(checkpoint) is None]
+            whole = [checkpoint for checkpoint in after if find_damage(checkpoint) is None]
             lost += len(after) > len(whole) or (bool(before) and not whole)
         elif process.exitcode != 0:
             refusals += 1

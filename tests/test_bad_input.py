@@ -25,7 +25,7 @@ from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.batching import EndlessStream
 from text_jepa.data.tokenization import train_tokenizer
 from text_jepa.train.build import weigh_words
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -466,7 +466,7 @@ def test_odd_texts_train_to_a_finite_loss_and_what_is_left_out_is_counted(folder
         argv += ["--streaming", "--validation_file", "{dir}/good.txt", "--dataloader_num_workers", str(workers)]
     with caplog.at_level("INFO"):
         run_pretraining.main(command(folder, output, argv))
-    losses = [record["loss"] for record in metrics_of(output) if "loss" in record]
+    losses = [record["loss"] for record in read_metrics(output) if "loss" in record]
     assert len(losses) == 8
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     (left_out, documents), *others = re.findall(r"train: ([\d,]+) of ([\d,]+) documents are left out", caplog.text)

@@ -36,7 +36,7 @@ from text_jepa.train import arguments
 from text_jepa.train.arguments import TextJepaTrainingArguments
 from text_jepa.train.build import config_from, make_model
 from text_jepa.train.closing import weights_of
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 ROOT = Path(__file__).parents[1]
@@ -332,7 +332,7 @@ def test_arguments_file_repeats_the_run(runs, tmp_path, kind, settings):
     path = runs[kind] / "arguments.yaml"
     assert "hub_token" not in yaml.safe_load(path.read_text())
     output = run_pretraining.main([str(path), "--output_dir", str(tmp_path / "again")])
-    first, second = metrics_of(runs[kind]), metrics_of(output)
+    first, second = read_metrics(runs[kind]), read_metrics(output)
     assert [r["loss"] for r in first if "loss" in r] == [r["loss"] for r in second if "loss" in r]
     # Defaults change; what the run did stays.
     kept = yaml.safe_load(path.read_text())
@@ -341,7 +341,7 @@ def test_arguments_file_repeats_the_run(runs, tmp_path, kind, settings):
 
 def test_model_card_is_complete_and_true(runs):
     card = (runs["from_encoder"] / "README.md").read_text()
-    last = {name: value for record in metrics_of(runs["from_encoder"]) for name, value in record.items()}
+    last = {name: value for record in read_metrics(runs["from_encoder"]) for name, value in record.items()}
     assert f"| relative loss | {last['relative_loss']:.4g} |" in card
     assert f"| held-out loss | {last['eval_loss']:.4g} |" in card
     assert "train.jsonl" in card
@@ -391,7 +391,7 @@ def test_streaming_run_trains_and_exports(corpus, tmp_path, objective):
     arguments += ["--objective", objective, "--output_dir", str(tmp_path / "run")]
     output = run_pretraining.main([*arguments, *QUICK])
     assert AutoModel.from_pretrained(output).config.model_type == "modernbert"
-    assert any("eval_loss" in record for record in metrics_of(output))
+    assert any("eval_loss" in record for record in read_metrics(output))
     if objective == "documents":
         tokenizer = AutoTokenizer.from_pretrained(output)
         training_texts = [json.loads(line)["text"] for line in (lines * 3)[200:]]

@@ -23,7 +23,7 @@ from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.embeddings import Encoder, embed_texts
 from text_jepa.probe import online, predictors
 from text_jepa.probe.tasks import Split, Task
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 ROOT = Path(__file__).parents[2]
@@ -233,7 +233,7 @@ def test_figures_are_logged_and_stand_among_the_metrics_of_the_evaluation(
 ):
     trainer = make_trainer(tokenizer, make_model, texts, tmp_path, OnlineProbeCallback(classification(), tokenizer))
     trainer.train()
-    records = [record for record in metrics_of(tmp_path) if "eval_probe_target_knn" in record]
+    records = [record for record in read_metrics(tmp_path) if "eval_probe_target_knn" in record]
     assert [record["step"] for record in records] == [2, 4]
     assert all(set(NAMES) <= set(record) for record in records)
     assert records[-1] in trainer.state.log_history
@@ -360,7 +360,7 @@ def test_two_processes_choose_the_same_checkpoint(folder, tmp_path):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    records = [record for record in metrics_of(tmp_path / "run") if "eval_probe_context_knn" in record]
+    records = [record for record in read_metrics(tmp_path / "run") if "eval_probe_context_knn" in record]
     assert [record["step"] for record in records] == [2, 4, 6]
     figures = [record["eval_probe_context_knn"] for record in records]
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())

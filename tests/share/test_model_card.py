@@ -28,7 +28,7 @@ from text_jepa.probe.report import update_card
 from text_jepa.share import model_card
 from text_jepa.share.export import export_encoder
 from text_jepa.share.model_card import idea_in_words, objective_in_words, renamed_card, write_model_card
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 TEMPLATE = Path(model_card.__file__).with_name("model_card_template.md").read_text()
@@ -98,8 +98,8 @@ def blocks(card):
 
 def known_numbers(run):
     """How every number of the run's files may stand in a text: its log, arguments, configuration and environment."""
-    values = [value for record in metrics_of(run) for value in record.values()]
-    values += [record["train_seconds"] / 60 for record in metrics_of(run) if "train_seconds" in record]
+    values = [value for record in read_metrics(run) for value in record.values()]
+    values += [record["train_seconds"] / 60 for record in read_metrics(run) if "train_seconds" in record]
     arguments = yaml.safe_load((run / "arguments.yaml").read_text())
     values += list(arguments.values())
     config = json.loads((run / "pretraining" / "config.json").read_text())
@@ -135,7 +135,7 @@ def test_every_number_of_the_card_is_in_a_file_of_the_run(run):
 
 
 def test_the_last_figures_stand_in_the_card(run):
-    last = {name: value for record in metrics_of(run) for name, value in record.items()}
+    last = {name: value for record in read_metrics(run) for name, value in record.items()}
     titles = {"eval_loss": "held-out loss", "spread": "spread of tok"}
     if predicts_documents(run):
         titles["eval_document_loss"] = "document loss"

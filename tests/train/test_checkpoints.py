@@ -35,8 +35,8 @@ from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.train import callbacks, checkpointing
 from text_jepa.train.callbacks import PREEMPTED, SPIKE_WINDOW, SpikeCallback, spike_threshold
-from text_jepa.train.checkpointing import checkpoints, damage, newest_whole_checkpoint
-from text_jepa.train.run_log import metrics_of, representable
+from text_jepa.train.checkpointing import checkpoints, find_damage, newest_whole_checkpoint
+from text_jepa.train.run_log import read_metrics, to_json_value
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,12 +235,12 @@ def test_log_goes_on_without_gaps_and_repetitions(tokenizer, examples, tmp_path)
     """Even if the file was torn by the fault, and went on after the checkpoint."""
     trainer = trainer_of(tokenizer, examples, tmp_path, max_steps=6, save_steps=3)
     trainer.train()
-    before = metrics_of(tmp_path)
+    before = read_metrics(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "los')
     again = trainer_of(tokenizer, examples, tmp_path, max_steps=6, save_steps=3)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert [record["step"] for record in metrics_of(tmp_path)] == [record["step"] for record in before]
+    assert [record["step"] for record in read_metrics(tmp_path)] == [record["step"] for record in before]
 
 
 # ---- P5, P6: damage -------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def test_no_bit_of_a_manifest_changes_unseen(two_checkpoints, tmp_path, place):
     folder = shutil.copytree(two_checkpoints / "checkpoint-4", tmp_path / "checkpoint-4")
     before = checkpointing.read_manifest(folder)
     flip(folder / "manifest.json", place)
-    assert damage(folder) is not None or checkpointing.read_manifest(folder) == before
+    assert find_damage(folder) is not None or checkpointing.read_manifest(folder) == before
 
 
 def test_tampered_facts_are_seen(two_checkpoints, tmp_path):
@@ -305,7 +305,7 @@ def test_tampered_facts_are_seen(two_checkpoints, tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["facts"]["seed"] += 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert damage(folder) == "manifest.json is not what was written"
+    assert find_damage(folder) == "manifest.json is not what was written"
 
 
 def test_no_whole_checkpoint_is_an_error_that_names_all_and_touches_none(two_checkpoints, tmp_path):
@@ -372,7 +372,7 @@ def test_killed_save_leaves_the_checkpoint_before_and_a_run_that_goes_on(
             trainer.train()
     found = newest_whole_checkpoint(run)
     assert found.name == ("checkpoint-4" if point in ("flush-of-the-folder", "rotation") else "checkpoint-2")
-    assert all(damage(folder) is None for folder in checkpoints(run))
+    assert all(find_damage(folder) is None for folder in checkpoints(run))
 
     again = trainer_of(tokenizer, examples, run, max_steps=4, save_total_limit=1)
     if found.name == "checkpoint-2":
@@ -389,7 +389,7 @@ def test_kill_between_two_renamings_loses_no_checkpoint(two_checkpoints, tmp_pat
     shutil.rmtree(run / "checkpoint-2")
     (run / "checkpoint-4").rename(run / "_old-checkpoint-4")
     assert newest_whole_checkpoint(run) == run / "checkpoint-4"
-    assert damage(run / "checkpoint-4") is None
+    assert find_damage(run / "checkpoint-4") is None
     assert not list(run.glob("_old-*"))
 
 
@@ -433,7 +433,7 @@ def test_signal_ends_the_run_after_the_step_at_hand_with_a_checkpoint(tokenizer,
     trainer.train()
     assert trainer.state.global_step == 3
     assert trainer.preemption.asked
-    assert damage(tmp_path / "checkpoint-3") is None
+    assert find_damage(tmp_path / "checkpoint-3") is None
     assert signal.getsignal(number) == before
 
 
@@ -453,7 +453,7 @@ def test_signal_during_an_evaluation_or_a_save_waits_for_the_next_step(tokenizer
     trainer.train()
     assert trainer.state.global_step == 3
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
-    assert all(damage(folder) is None for folder in checkpoints(tmp_path))
+    assert all(find_damage(folder) is None for folder in checkpoints(tmp_path))
 
 
 def test_signal_handlers_are_given_back_after_an_error_too(tokenizer, examples, tmp_path):
@@ -781,7 +781,7 @@ def test_what_is_not_finite_is_in_the_log_and_nowhere_else(tokenizer, examples, 
     trainer.train()
     trainer.save_state()
     assert trainer.state.global_step == 6
-    logged = {r["step"]: r["loss"] for r in metrics_of(tmp_path) if "loss" in r}
+    logged = {r["step"]: r["loss"] for r in read_metrics(tmp_path) if "loss" in r}
     assert [step for step, loss in logged.items() if not math.isfinite(loss)] == [4, 5, 6]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     records = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -822,7 +822,7 @@ def test_log_of_a_run_that_goes_on_after_nan_is_that_of_the_whole_run(tokenizer,
     ],
 )
 def test_only_numbers_that_are_not_finite_become_words(value, written):
-    assert representable(value) == written
+    assert to_json_value(value) == written
 
 
 # ---- P11: spikes ----------------------------------------------------------------------------------------------------
@@ -901,7 +901,7 @@ def test_a_spike_is_logged_and_skipped_if_asked(tokenizer, examples, tmp_path, s
     again.add_callback(at_begin)
     again.add_callback(At([3, 4], lambda control: states.update({again.state.global_step: copied(again.model)})))
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert [r["loss_spikes"] for r in metrics_of(tmp_path) if r["step"] > 2 and "loss" in r] == [1, 1]
+    assert [r["loss_spikes"] for r in read_metrics(tmp_path) if r["step"] > 2 and "loss" in r] == [1, 1]
     before = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     # Running means of targets follow the texts, also those of a step that is skipped.
     kept = {name: tensor for name, tensor in before.items() if not name.startswith("running.")}

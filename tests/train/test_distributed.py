@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 HERE = Path(__file__).parents[1]
@@ -200,7 +200,7 @@ def ranks(folder):
 @pytest.mark.distributed
 def test_two_processes_log_the_losses_of_one(runs):
     assert [rank["world"] for rank in ranks(runs / "two")] == [2, 2]
-    one, two = ([r for r in metrics_of(runs / name) if "loss" in r] for name in ("one", "two"))
+    one, two = ([r for r in read_metrics(runs / name) if "loss" in r] for name in ("one", "two"))
     assert len(one) == len(two) == 10
     for first, second in zip(one, two, strict=True):
         for key in ("loss", "latent_loss", "token_loss", "relative_loss", "ema_decay"):
@@ -210,7 +210,7 @@ def test_two_processes_log_the_losses_of_one(runs):
 @pytest.mark.distributed
 def test_two_processes_evaluate_as_one_does(runs):
     """But for texts that one of them reads twice, so that both read as many."""
-    one, two = (next(r for r in metrics_of(runs / name) if "eval_loss" in r) for name in ("one", "two"))
+    one, two = (next(r for r in read_metrics(runs / name) if "eval_loss" in r) for name in ("one", "two"))
     for key in ("eval_loss", "eval_latent_loss", "eval_token_loss"):
         assert two[key] == pytest.approx(one[key], rel=0.1), key
 
@@ -254,7 +254,7 @@ def test_no_thread_of_the_group_outlives_a_run(runs):
 def test_two_processes_learn_of_documents_what_one_does(document_runs):
     """Losses, figures, the encoder, and the weights of words that it is exported with."""
     assert [rank["world"] for rank in ranks(document_runs / "two")] == [2, 2]
-    one, two = ([r for r in metrics_of(document_runs / name) if "loss" in r] for name in ("one", "two"))
+    one, two = ([r for r in read_metrics(document_runs / name) if "loss" in r] for name in ("one", "two"))
     assert len(one) == len(two) == 10
     assert one[-1]["loss"] < 0.9 * one[0]["loss"]
     for first, second in zip(one, two, strict=True):

@@ -16,7 +16,7 @@ from text_jepa import TextJepaForPreTraining
 from text_jepa.cli import UsageError, parse_arguments
 from text_jepa.train import arguments
 from text_jepa.train.arguments import TextJepaTrainingArguments
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def test_recipe_trains_and_its_encoder_opens(name, corpus, encoder, tmp_path):
         quick = [*quick[2:], "--model_name_or_path", str(encoder), "--ema_frozen_steps", "1"]
     output = run_pretraining.main([str(RECIPES[name]), *quick])
 
-    records = metrics_of(output)
+    records = read_metrics(output)
     assert [record["step"] for record in records if "loss" in record] == [1, 2, 3]
     assert all(math.isfinite(value) for record in records for value in record.values())
     terms = {f"{term}_loss" for term in LOSS_TERMS}
@@ -163,7 +163,7 @@ def long_run(texts, tokenizer, tmp_path_factory):
 def test_five_hundred_steps_of_a_recipe_are_healthy(name, long_run, tmp_path, capsys):
     """The default, the one before, one with all terms at once, and one that is latent alone."""
     output = run_pretraining.main([str(RECIPES[name]), *long_run, "--output_dir", str(tmp_path / "run")])
-    assert metrics_of(output)[-1]["step"] == 500
+    assert read_metrics(output)[-1]["step"] == 500
     assert "WARNING: collapse" not in capsys.readouterr().err
 
 

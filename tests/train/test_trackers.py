@@ -23,7 +23,7 @@ from text_jepa import TextJepaTrainingArguments
 from text_jepa.cli import UsageError
 from text_jepa.embeddings import Encoder, embed_texts
 from text_jepa.train.checks import check_trackers
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 SECRET = "hf_canaryOfTheTrackersThatNoFileMayHold"
@@ -36,7 +36,7 @@ def _own_folders(monkeypatch):
 
 def figures_of(output_dir):
     """(name as transformers gives it to trackers, step) -> the number in metrics.jsonl."""
-    records = metrics_of(output_dir)
+    records = read_metrics(output_dir)
     return {
         (name, record["step"]): value
         for record in records

@@ -23,7 +23,7 @@ from text_jepa.data.batching import EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.train.callbacks import EmaTargetEncoderCallback, ema_decay, health_line
 from text_jepa.train.collapse import CollapseMonitorCallback, measure_representations
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 def make_model(tokenizer, text_config=None, **fields):
@@ -187,7 +187,7 @@ def test_accumulated_small_batches_equal_one_large_batch(tokenizer, examples, tm
         order = np.random.default_rng(1).permutation(80)  # the same texts per step for both
         trainer._get_train_sampler = lambda dataset=None, order=order: order.tolist()
         trainer.train()
-        records.append([r for r in metrics_of(tmp_path / name) if "loss" in r])
+        records.append([r for r in read_metrics(tmp_path / name) if "loss" in r])
     for whole, parts in zip(*records, strict=True):
         for key in ("loss", "latent_loss", "token_loss", "relative_loss", "ema_decay"):
             assert parts[key] == pytest.approx(whole[key], rel=1e-4), key
@@ -196,7 +196,7 @@ def test_accumulated_small_batches_equal_one_large_batch(tokenizer, examples, tm
 def test_log_names_every_term_and_measure(tokenizer, examples, tmp_path):
     trainer = make_trainer(tokenizer, examples, tmp_path, eval_strategy="steps", eval_steps=4)
     trainer.train()
-    records = metrics_of(tmp_path)
+    records = read_metrics(tmp_path)
     training = [record for record in records if "loss" in record]
     assert [record["step"] for record in training] == [1, 2, 4]
     measures = {"relative_loss", "copy_relative_loss", "retrieval_margin", "spread", "target_spread", "token_rank"}
@@ -220,7 +220,7 @@ def test_nan_is_not_hidden_in_the_log(tokenizer, examples, tmp_path):
     with torch.no_grad():
         trainer.model.latent_head.bias.fill_(math.nan)
     trainer.train()
-    assert math.isnan(next(r for r in metrics_of(tmp_path) if "loss" in r)["loss"])
+    assert math.isnan(next(r for r in read_metrics(tmp_path) if "loss" in r)["loss"])
 
 
 def poison(trainer, steps):
@@ -254,7 +254,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_keeps_its_batch(tokenizer
     assert load_file(kept[0])["input_ids"].shape[0] == 8
     saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
     assert all(torch.equal(states[2][name], value) for name, value in saved.items())
-    assert [math.isnan(r["loss"]) for r in metrics_of(tmp_path) if "loss" in r] == [False, False, True, False]
+    assert [math.isnan(r["loss"]) for r in read_metrics(tmp_path) if "loss" in r] == [False, False, True, False]
 
 
 def test_run_stops_after_three_steps_in_a_row_that_are_not_finite(tokenizer, examples, tmp_path):
@@ -322,7 +322,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tokenizer, examples, tmp_path,
     untimed = [
         [
             {k: v for k, v in r.items() if k not in ("tokens_per_second", "train_seconds")}
-            for r in metrics_of(tmp_path / run)
+            for r in read_metrics(tmp_path / run)
             if "loss" in r
         ]
         for run in ("whole", "resumed")
@@ -523,4 +523,4 @@ def test_line_of_health_has_loss_relative_loss_rank_decay_and_speed():
 def test_metrics_file_starts_anew_with_a_new_run(tokenizer, examples, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 99, "loss": 1.0}) + "\n")
     make_trainer(tokenizer, examples, tmp_path, max_steps=1).train()
-    assert {record["step"] for record in metrics_of(tmp_path)} == {1}
+    assert {record["step"] for record in read_metrics(tmp_path)} == {1}

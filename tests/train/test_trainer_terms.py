@@ -14,8 +14,8 @@ from text_jepa import TextJepaTrainer, TextJepaTrainingArguments, metrics
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.train.callbacks import ema_decay
 from text_jepa.train.collapse import measure_representations
-from text_jepa.train.run_log import metrics_of
-from text_jepa.train.trainer import masks_apart
+from text_jepa.train.run_log import read_metrics
+from text_jepa.train.trainer import split_masks
 
 
 STRATEGIES = [
@@ -48,7 +48,7 @@ def make_trainer(tokenizer, examples, tmp_path):  # noqa: F811
 def train(trainer, checkpoint=None):
     """Trains; the records of the log of training."""
     trainer.train(resume_from_checkpoint=checkpoint)
-    return [record for record in metrics_of(trainer.args.output_dir) if "loss" in record]
+    return [record for record in read_metrics(trainer.args.output_dir) if "loss" in record]
 
 
 class Recorder(TrainerCallback):
@@ -370,7 +370,7 @@ def test_terms_on_whole_batches_look_at_one_mask_at_a_time(make_trainer):
     (record,) = train(trainer)
     (batch,) = batches[0]
     count = (batch["target_positions"] >= 0).sum()
-    parts = [model(**part, num_items_in_batch=count) for part in masks_apart(batch)]
+    parts = [model(**part, num_items_in_batch=count) for part in split_masks(batch)]
     joint = model(**batch)
     for name in ("latent_loss", "variance_loss", "covariance_loss"):
         assert record[name] == pytest.approx(sum(part[name].item() for part in parts), rel=1e-5)
@@ -410,7 +410,7 @@ def test_memory_of_activations_does_not_grow_with_the_masks_where_they_go_one_af
     for how in ("joint", "sequential"):
         trainer = make_trainer(how, masks={"num_masks": 4}, mask_batching=how)
         batch = next(iter(trainer.get_train_dataloader()))
-        for count, inputs in ((1, masks_apart(batch)[0]), (4, batch)):
+        for count, inputs in ((1, split_masks(batch)[0]), (4, batch)):
             live = LiveBytes()
             with live:
                 trainer.training_step(trainer.model, inputs, torch.tensor(100))
@@ -434,7 +434,7 @@ def test_a_run_with_masks_one_after_the_other_resumes_bit_by_bit_and_not_as_the_
     train(whole)
     train(resumed, f"{whole.args.output_dir}/checkpoint-2")
     assert_same_weights(whole, resumed)
-    assert whole.facts != make_trainer("joint").facts
+    assert whole.fingerprint != make_trainer("joint").fingerprint
 
 
 # ---- the host and the device ----------------------------------------------------------------------------------------

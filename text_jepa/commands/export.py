@@ -37,7 +37,7 @@ from text_jepa.probe.predictors import sts_scores
 from text_jepa.probe.tasks import load_task_file
 from text_jepa.share import export, hub, merging, onnx
 from text_jepa.share.model_card import read_facts, tell_change, write_model_card
-from text_jepa.train.run_log import metrics_of, write_metrics
+from text_jepa.train.run_log import read_metrics, write_metrics
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -219,7 +219,7 @@ def write_plain(model, tokenizer, args, output_dir):
     else:
         shutil.copy(source / "metrics.jsonl", output_dir)
     facts = {**facts, "max_length": max_length}
-    write_model_card(output_dir, model, metrics_of(output_dir), facts, which)
+    write_model_card(output_dir, model, read_metrics(output_dir), facts, which)
 
 
 def print_scores(splits, encoder, paths):

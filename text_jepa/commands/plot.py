@@ -23,7 +23,7 @@ from text_jepa.cli import UsageError, command_parser
 from text_jepa.embeddings import Encoder, nearest_texts, open_encoder, token_weights
 from text_jepa.probe.catalog import load_task
 from text_jepa.show.plots import Run, flat, plot_curves, plot_map, plot_spectra, short, spectrum
-from text_jepa.train.run_log import metrics_of
+from text_jepa.train.run_log import read_metrics
 
 
 # More points hide each other, and t-SNE takes minutes.
@@ -117,7 +117,7 @@ def draw_spectra(args):
 def read_run(folder) -> Run:
     """The log of a run, and the width of the encoder where the run has left one."""
     try:
-        records = metrics_of(folder)
+        records = read_metrics(folder)
     except OSError as error:
         raise UsageError(f"{folder}: no metrics.jsonl there ({error.strerror}); name the folder of a run") from error
     except ValueError as error:

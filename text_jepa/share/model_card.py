@@ -167,8 +167,8 @@ def run_in_words(trainer) -> dict[str, Any]:
     """What the card of a run says that is neither in its log nor in its model, as JSON takes it.
 
     Args:
-        trainer: The [`TextJepaTrainer`]. Its `about` comes first: only the script knows `data`, `start`, `command`,
-            `max_length`, `license`, `base_model` and `datasets`.
+        trainer: The [`TextJepaTrainer`]. Its `card_info` comes first: only the script knows `data`, `start`,
+            `command`, `max_length`, `license`, `base_model` and `datasets`.
     """
     args, state = trainer.args, trainer.state
     return {
@@ -189,7 +189,7 @@ def run_in_words(trainer) -> dict[str, Any]:
             + [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "tokenizers")]
         ),
         "settings": settings_in_words(args, trainer.model.config, trainer.weights_step, state.global_step),
-        **trainer.about,
+        **trainer.card_info,
     }
 
 

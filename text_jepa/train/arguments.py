@@ -382,8 +382,8 @@ class TextJepaTrainingArguments(TrainingArguments):
             )
 
 
-def run_facts(args: TextJepaTrainingArguments) -> dict[str, Any]:
-    """Settings without which a run that goes on would not do what the first one would have done."""
+def fingerprint_of_arguments(args: TextJepaTrainingArguments) -> dict[str, Any]:
+    """The settings that a resumed run must share with the run that left its checkpoint."""
     names = ["seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"]
     names += ["max_steps", "num_train_epochs", "bf16", "fp16", "dataloader_drop_last"]
     names += ["optim", "learning_rate", "predictor_learning_rate", "embedding_learning_rate"]

@@ -32,7 +32,7 @@ from text_jepa.data.word_weights import DocumentFrequency, word_weights
 from text_jepa.probe.catalog import load_task
 from text_jepa.probe.online import OnlineProbeCallback
 from text_jepa.train.arguments import ObjectiveArguments, fields_for, source_of
-from text_jepa.train.checks import chooses
+from text_jepa.train.checks import selects_best_checkpoint
 
 
 # Texts of a stream by which the weights of words are counted.
@@ -380,7 +380,7 @@ def make_probe(data_args, args, tokenizer, cache_dir) -> OnlineProbeCallback | N
         return None
     task = load_task("probe_task", name, data_args.probe_data_dir, cache_dir)
     probe = OnlineProbeCallback(task, tokenizer, data_args.max_length)
-    if chooses(args) and f"eval_{chosen.removeprefix('eval_')}" not in probe.names:
+    if selects_best_checkpoint(args) and f"eval_{chosen.removeprefix('eval_')}" not in probe.names:
         raise UsageError(
             f"--metric_for_best_model {chosen}: the probe of {task.name} has no such figure"
             f"{nearest(chosen, probe.names)} (it has {', '.join(probe.names)})"

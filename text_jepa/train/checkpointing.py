@@ -81,7 +81,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def damage(folder: str | Path) -> str | None:
+def find_damage(folder: str | Path) -> str | None:
     """What is wrong with a checkpoint, naming the file; `None` if it is whole."""
     folder = Path(folder)
     try:
@@ -123,7 +123,7 @@ def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
     _restore_replaced(output_dir)
     damaged = []
     for folder in checkpoints(output_dir):
-        problem = damage(folder)
+        problem = find_damage(folder)
         if problem is None:
             for bad, what in damaged:
                 tqdm.write(f"WARNING: {bad} is damaged ({what}); going on from {folder.name}", file=sys.stderr)

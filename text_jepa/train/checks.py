@@ -23,7 +23,7 @@ from text_jepa.data.masking import DOCUMENT_VIEWS
 from text_jepa.train import checkpointing
 from text_jepa.train.arguments import ObjectiveArguments, describe_data, source_of
 from text_jepa.train.callbacks import NONFINITE_LIMIT
-from text_jepa.train.checkpointing import damage, differing_facts, newest_whole_checkpoint
+from text_jepa.train.checkpointing import differing_facts, find_damage, newest_whole_checkpoint
 from text_jepa.train.run_log import write_metrics
 
 
@@ -87,7 +87,7 @@ def check_output_dir(args) -> str | None:
         return None
     if not Path(resume).is_dir():
         raise UsageError(f"--resume_from_checkpoint {resume}: no checkpoint there; 'auto' takes the newest")
-    if problem := damage(resume):
+    if problem := find_damage(resume):
         raise UsageError(
             f"--resume_from_checkpoint {resume}: no whole checkpoint ({problem}); 'auto' takes the newest that is"
         )
@@ -138,7 +138,7 @@ def check_flags(data_args, args):
         raise UsageError("several GPUs in one process: start one process for each with accelerate launch")
     if data_args.probe_data_dir and not data_args.probe_task:
         raise UsageError("--probe_data_dir goes with --probe_task")
-    if chooses(args) and not (data_args.probe_task and "probe_" in (args.metric_for_best_model or "")):
+    if selects_best_checkpoint(args) and not (data_args.probe_task and "probe_" in (args.metric_for_best_model or "")):
         raise UsageError(
             "a checkpoint is not chosen by its loss, of which a collapsed encoder has the lowest; name a --probe_task "
             "and one of its figures, as in --metric_for_best_model eval_probe_target_linear"
@@ -147,12 +147,12 @@ def check_flags(data_args, args):
         raise UsageError("--streaming needs --max_steps: a stream has no known end")
 
 
-def chooses(args) -> bool:
+def selects_best_checkpoint(args) -> bool:
     """Whether a checkpoint is to be chosen by a figure."""
     return args.load_best_model_at_end or args.save_strategy == "best"
 
 
-def facts_of(data_args, config, collator, train_dataset, workers) -> dict:
+def make_fingerprint(data_args, config, collator, train_dataset, workers) -> dict:
     """Objective, masks and data of a run, for those to be compared that go on from its checkpoints."""
     own = vars(ObjectiveArguments())
     facts = {name: value for name, value in config.to_dict().items() if name in own}
@@ -179,7 +179,7 @@ def facts_of(data_args, config, collator, train_dataset, workers) -> dict:
 
 def check_agreement(trainer, checkpoint):
     """Raises UsageError if the run would not go on as the one that left the checkpoint, unless that is accepted."""
-    differences = differing_facts(checkpoint, trainer.facts)
+    differences = differing_facts(checkpoint, trainer.fingerprint)
     if differences and not trainer.args.accept_changes:
         raise UsageError(f"{checkpoint} is of another run: {'; '.join(differences)}; --accept_changes goes on anyway")
     for difference in differences:

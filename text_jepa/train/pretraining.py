@@ -38,8 +38,8 @@ from text_jepa.train.checks import (
     check_output_dir,
     check_processes,
     check_trackers,
-    facts_of,
     load_finished,
+    make_fingerprint,
     prepare_output_dir,
     set_up_logging,
 )
@@ -93,10 +93,17 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
         held_out = held_out.shuffle(seed=args.seed).take(min(data_args.max_eval_samples, len(held_out)))
         examples["train"] = windows_of(examples["train"], data_args, tokenizer)
         held_out = windows_of(held_out, data_args, tokenizer, data_args.max_eval_samples)
-    facts = facts_of(data_args, model.config, collator, examples["train"], args.dataloader_num_workers)
-    about = about_run(model_args, data_args, model.config, argv)
+    fingerprint = make_fingerprint(data_args, model.config, collator, examples["train"], args.dataloader_num_workers)
+    card_info = make_card_info(model_args, data_args, model.config, argv)
     trainer = TextJepaTrainer(
-        model, args, collator, examples["train"], held_out, facts=facts, about=about, processing_class=tokenizer
+        model,
+        args,
+        collator,
+        examples["train"],
+        held_out,
+        fingerprint=fingerprint,
+        card_info=card_info,
+        processing_class=tokenizer,
     )
     if checkpoint is not None:
         check_agreement(trainer, checkpoint)
@@ -127,7 +134,7 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
         trainer.model = model
         with checkpointing.writing(args.output_dir, "the encoder"):
             # What the objective was when the run began, for defaults change.
-            objective = ObjectiveArguments(**{name: trainer.facts[name] for name in vars(objective_args)})
+            objective = ObjectiveArguments(**{name: trainer.fingerprint[name] for name in vars(objective_args)})
             sentence = leave_results(trainer, start, corpus, (model_args, data_args, objective, args))
         print(f"\n{sentence}")
         print(f"The encoder is in {args.output_dir}  (its card: {Path(args.output_dir, 'README.md')})")
@@ -153,12 +160,12 @@ def leave_results(trainer, start, corpus, arguments) -> str:
     """
     output_dir, tokenizer = Path(trainer.args.output_dir), trainer.processing_class
     model_args, data_args = arguments[:2]
-    length = trainer.about["max_length"]
+    length = trainer.card_info["max_length"]
     encoder = encoder_inside(trainer.model, tokenizer, length, model_args.export_encoder)
     documents = first_texts(corpus["validation"], HELD_OUT_DOCUMENTS, data_args)
     share, shares = 1.0, {}
     if merges(model_args, trainer.model.config):
-        from_random = trainer.about["start"] == RANDOM_WEIGHTS
+        from_random = trainer.card_info["start"] == RANDOM_WEIGHTS
         share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random)
     with merged(encoder.model, start, share):
         try:
@@ -168,12 +175,12 @@ def leave_results(trainer, start, corpus, arguments) -> str:
             write_verdict(output_dir, scores, share, shares)
         except UsageError as error:  # the encoder is worth more than a word about it
             sentence = f"There is no verdict on held-out documents: {error}."
-        trainer.about |= {"verdict": sentence, "share": share, "shares": list(shares.items())}
+        trainer.card_info |= {"verdict": sentence, "share": share, "shares": list(shares.items())}
         trainer.export(output_dir)
         show_neighbours(encoder, documents)
     # The complete model is not the one that was judged.
     for name in ("verdict", "share", "shares"):
-        del trainer.about[name]
+        del trainer.card_info[name]
     save_for_continuing(trainer.model, tokenizer, output_dir / "pretraining")
     trainer.write_card(output_dir / "pretraining", None)
     write_arguments(output_dir / "arguments.yaml", *arguments)
@@ -219,7 +226,7 @@ def longest_text(data_args, config) -> int:
     return min(data_args.max_document_length, config.max_text_length or data_args.max_document_length)
 
 
-def about_run(model_args, data_args, config, argv) -> dict:
+def make_card_info(model_args, data_args, config, argv) -> dict:
     """What the card says that the trainer does not know."""
     name = model_args.model_name_or_path if model_args.init != "from_config" else None
     part = {"embeddings": "the input embeddings of ", "layers": "the layers of "}.get(model_args.init, "")

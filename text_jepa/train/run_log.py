@@ -39,15 +39,15 @@ def write_metrics(output_dir: str | Path, records: Sequence[Mapping[str, Any]]) 
 
 
 def _line_of(record):
-    return json.dumps(representable(record), allow_nan=False) + "\n"
+    return json.dumps(to_json_value(record), allow_nan=False) + "\n"
 
 
-def representable(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """The same as JSON that every reader takes: it knows no number that is not finite; these become "nan", "inf"."""
     if isinstance(value, Mapping):
-        return {name: representable(part) for name, part in value.items()}
+        return {name: to_json_value(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [representable(part) for part in value]
+        return [to_json_value(part) for part in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -63,7 +63,7 @@ def sums_by_length(batch: Mapping[str, torch.Tensor], distances: torch.Tensor) -
     return torch.stack([torch.stack([distances[group].sum(), group.sum()]) for group in groups], dim=1)
 
 
-def metrics_of(output_dir: str | Path) -> list[dict[str, Any]]:
+def read_metrics(output_dir: str | Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`, with numbers that are not finite as numbers again."""
     records = [json.loads(line) for line in metrics_file(output_dir).read_text().splitlines()]
     numbers = {name: float(name) for name in ("nan", "inf", "-inf")}

@@ -27,7 +27,7 @@ from text_jepa.share import hub
 from text_jepa.share.export import export_encoder
 from text_jepa.share.model_card import run_in_words, write_facts, write_model_card
 from text_jepa.train import callbacks, checkpointing
-from text_jepa.train.arguments import run_facts
+from text_jepa.train.arguments import fingerprint_of_arguments
 from text_jepa.train.callbacks import (
     NONFINITE_LIMIT,
     EmaTargetEncoderCallback,
@@ -40,9 +40,9 @@ from text_jepa.train.run_log import (
     SPAN_LENGTHS,
     MetricsFileCallback,
     metrics_file,
-    metrics_of,
-    representable,
+    read_metrics,
     sums_by_length,
+    to_json_value,
 )
 
 
@@ -95,7 +95,9 @@ class TextJepaTrainer(Trainer):
         nonfinite_steps: Steps in a row, up to now, whose gradient was not finite.
     """
 
-    def __init__(self, model, args, data_collator, train_dataset, eval_dataset=None, facts=None, about=None, **kwargs):
+    def __init__(
+        self, model, args, data_collator, train_dataset, eval_dataset=None, fingerprint=None, card_info=None, **kwargs
+    ):
         self.train_sampler: LengthGroupedSampler | None = None
         self.eval_collator = copy.deepcopy(data_collator)
         self.eval_collator.epoch = -1
@@ -108,7 +110,7 @@ class TextJepaTrainer(Trainer):
         self._text_targets: tuple[torch.Tensor | None, ...] | None = None
         self.nonfinite_steps = 0
         self.steps_logged, self.clock = 0, None
-        self.about = about or {}
+        self.card_info = card_info or {}
         strategies, mask_tokens = len(data_collator.strategies), model.config.pred_num_mask_tokens
         if model.predictor is not None and strategies > mask_tokens:
             raise ValueError(
@@ -121,7 +123,7 @@ class TextJepaTrainer(Trainer):
         schedule = (args.ema_schedule, args.ema_decay_start, args.ema_decay_end)
         self.ema = EmaTargetEncoderCallback(*schedule, args.ema_frozen_steps)
         self.monitor = None
-        self.facts = run_facts(args) | (facts or {})
+        self.fingerprint = fingerprint_of_arguments(args) | (fingerprint or {})
         self.preemption, self.spikes = callbacks.PreemptionCallback(), SpikeCallback()
         self.remove_callback(PrinterCallback)
         self.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # in notebooks another one
@@ -189,7 +191,7 @@ class TextJepaTrainer(Trainer):
             write_facts(staging, run_in_words(self))
         self.accelerator.wait_for_everyone()
         if first:
-            checkpointing.complete(staging, args.output_dir, self.facts)
+            checkpointing.complete(staging, args.output_dir, self.fingerprint)
             best = state.best_model_checkpoint
             checkpointing.rotate(args.output_dir, args.save_total_limit, best, state.global_step)
         self.accelerator.wait_for_everyone()
@@ -204,7 +206,7 @@ class TextJepaTrainer(Trainer):
 
     def export(self, output_dir: str | Path) -> None:
         """Writes the encoder as it is now, its tokenizer and the card with curves and log into a folder."""
-        which = self.about.get("which", "target")
+        which = self.card_info.get("which", "target")
         max_length = run_in_words(self)["max_length"] or self.processing_class.model_max_length
         export_encoder(self.model, self.processing_class, output_dir, max_length, which)
         self.write_card(output_dir, which)
@@ -217,7 +219,7 @@ class TextJepaTrainer(Trainer):
         facts = run_in_words(self)
         if exported is None:
             write_facts(output_dir, facts)
-        write_model_card(output_dir, self.model, metrics_of(output_dir), facts, exported)
+        write_model_card(output_dir, self.model, read_metrics(output_dir), facts, exported)
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: the card comes with the encoder, see `export`. The Trainer would put a stub over it."""
@@ -316,7 +318,7 @@ class TextJepaTrainer(Trainer):
 
     def _passes(self, batch):
         """The batches that a batch (B, M, …) is trained on: itself, or one of each mask."""
-        return masks_apart(batch) if self.args.mask_batching == "sequential" else [batch]
+        return split_masks(batch) if self.args.mask_batching == "sequential" else [batch]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         is_first_pass = self._text_targets is None
@@ -441,7 +443,7 @@ class TextJepaTrainer(Trainer):
     def _since_last_log(self):
         """What the next record of the log will add up, of all processes."""
         gather = partial(nested_gather, parallel_mode=self.args.parallel_mode)
-        return representable(
+        return to_json_value(
             {
                 "step": self.steps_logged,
                 "seconds": time.perf_counter() - self.clock,
@@ -475,7 +477,7 @@ class TextJepaTrainer(Trainer):
         # What is written to trainer_state.json, while callbacks get numbers.
         record = self.state.log_history.pop()
         if "train_runtime" not in record:  # a summary of what one process did, not of the run
-            self.state.log_history.append(representable(record))
+            self.state.log_history.append(to_json_value(record))
 
     def evaluate(self, *args, **kwargs):
         training_terms, self._terms = self._terms, {}
@@ -534,7 +536,7 @@ def _move_to_own_groups(optimizer: torch.optim.Optimizer, parameters: Sequence[t
         optimizer.add_param_group({**group, "params": moved, "lr": rate})
 
 
-def masks_apart(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+def split_masks(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     """A batch of M masks of each text as M batches of one, (B, 1, …), of the same texts."""
     drawn = [name for name in _OF_MASKS if name in batch]
     return [{**batch, **{name: batch[name][:, m : m + 1] for name in drawn}} for m in range(batch[drawn[0]].shape[1])]
