@@ -1,25 +1,27 @@
 """Pictures of runs and encoders in one style: curves of a log, maps of texts, spectra of features.
 
-A function here draws what it is given; nothing reads a run or a model. Colours are those of Okabe and Ito (2008),
-which colour-blind readers tell apart, and a picture stays readable at 900 pixels.
+Each function draws what it is given; none reads a run or a model. The colours are those of Okabe and Ito (2008), which
+colour-blind readers can tell apart, and a picture stays readable at 900 pixels.
 
 Shapes: N tokens or texts, D features.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from configuration_text_jepa import LOSS_TERMS
 from text_jepa import metrics
 
 
-# Without its yellow, which is too pale for lines.
+# ---- style ----------------------------------------------------------------------------------------------------------
+
+# Without the yellow of Okabe and Ito, which is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
 WIDTH = 9.0  # inches
@@ -46,52 +48,73 @@ _STYLE = {
 
 @contextmanager
 def panels(
-    path: str | Path, titles: Sequence[str], height: float, columns: int = 3, width: float = WIDTH, **options
+    path: str | Path,
+    titles: Sequence[str],
+    height: float,
+    columns: int = 3,
+    width: float = WIDTH,
+    **options: Any,
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A figure and its axes by title, in the style of the house; it is written when the block ends.
+    """Opens a figure with one panel per title and writes it when the block ends.
 
     Args:
-        path: Picture to write, whose suffix says the format.
-        titles: Of the panels, row by row; no two are alike.
-        height: Of a row, in inches; a legend below all of them comes on top of it.
-        columns: Panels of a row.
-        width: Of the picture, in inches.
-        options: Of `Figure.subplots`.
+        path: Picture to write; its suffix selects the format.
+        titles: Titles of the panels, row by row, all different.
+        height: Height of a row in inches, without the legend below all rows.
+        columns: Panels in a row.
+        width: Width of the picture in inches.
+        options: Passed to `Figure.subplots`.
+
+    Yields:
+        The figure, and its axes by title.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
+    rows = max(1, math.ceil(len(titles) / columns))
     with matplotlib.rc_context(_STYLE):
-        rows = max(1, -(-len(titles) // columns))
         figure = Figure(figsize=(width, rows * height + 0.4), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
         for unused in axes[len(titles) :]:
             unused.set_axis_off()
         by_title = dict(zip(titles, axes, strict=False))
-        for title, own in by_title.items():
-            own.set_title(title)
+        for title, panel in by_title.items():
+            panel.set_title(title)
         yield figure, by_title
         figure.savefig(path)
 
 
 def short(name: str, length: int = 28) -> str:
-    """A name that fits beside a picture: its end, for folders are told apart by their ends."""
-    return name if len(name) <= length else f"…{name[1 - length :]}"
+    """Shortens a name to fit beside a picture. The end stays: folders usually differ there."""
+    if len(name) <= length:
+        return name
+    return f"…{name[1 - length :]}"
 
 
 def _legend_above(axes, handles, labels, columns):
-    """A legend between the title and the axes, where it hides nothing."""
-    axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0, ncols=columns)
-    axes.set_title(axes.get_title(), pad=5 + 10.5 * math.ceil(len(labels) / columns))
+    """Places a legend between the title and the axes, where it hides nothing."""
+    axes.legend(
+        handles,
+        labels,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        borderaxespad=0,
+        ncols=columns,
+    )
+    rows = math.ceil(len(labels) / columns)
+    axes.set_title(axes.get_title(), pad=5 + 10.5 * rows)
+
+
+# ---- curves of runs -------------------------------------------------------------------------------------------------
 
 
 class Run(NamedTuple):
-    """What curves are drawn from.
+    """A run to draw curves of.
 
-    Args:
-        name: For the legend.
-        records: The log, each record with `step`.
-        width: Of the encoder, for the bound of its rank; `None` if it is not known.
+    Attributes:
+        name: Name in the legend.
+        records: The log; every record has `step`.
+        width: Width of the encoder, which bounds its rank; `None` if unknown.
     """
 
     name: str
@@ -99,14 +122,11 @@ class Run(NamedTuple):
     width: int | None = None
 
 
-# Title of a panel -> what is drawn in it -> how the panel calls it.
-_CURVES = {
-    "loss": {"loss": ""},
-    "latent loss": {"latent_loss": ""},
-    "loss of hidden tokens": {"token_loss": ""},
-    "document loss": {"document_loss": ""},
-    "sentence loss": {"sentence_loss": ""},
-    "regularizers": {"variance_loss": "variance", "covariance_loss": "covariance", "sigreg_loss": "SIGReg"},
+# Terms of the loss that share one panel, with their labels in it. Every other term has a panel of its own.
+_REGULARIZERS = {"variance_loss": "variance", "covariance_loss": "covariance", "sigreg_loss": "SIGReg"}
+
+# Panels below those of the loss: title -> measure in the log -> label.
+_MEASURES = {
     "relative loss": {"relative_loss": "prediction", "copy_relative_loss": "copying"},
     "retrieval of the right target": {"retrieval_accuracy": "nearest of 1,024", "retrieval_margin": "cosine margin"},
     "effective rank": {"token_rank": "tokens", "pooled_rank": "texts"},
@@ -116,135 +136,264 @@ _CURVES = {
     "learning rate": {"learning_rate": ""},
     "tokens per second": {"tokens_per_second": ""},
 }
-_HELD_OUT, _PROBE = "eval_", "eval_probe_"
+_HELD_OUT = "eval_"
+_PROBE = "eval_probe_"
 
-# What the collapse monitor looks at.
+# Measures that the collapse monitor watches.
 _WATCHED = ("token_rank", "pooled_rank", "cosine_other_text", "spread")
 
 
-def plot_curves(runs: Sequence[Run], path: str | Path) -> None:
-    """Draws the course of runs: a panel per quantity that was logged, figures on held-out texts as circles.
+def loss_terms(logged: Collection[str]) -> list[str]:
+    """Names of the terms of the loss in a log, such as `latent_loss`: those of `LOSS_TERMS`, then any others.
 
-    A single run has a colour per curve, several have a colour each. What is not finite is left out, and a dotted line
-    marks the step at which the monitor warns of a collapse.
+    A model that subclasses ours may add a term of its own, which the log knows by its name.
 
     Args:
-        runs: One or more.
+        logged: Names of all measures in a log, with or without the prefix of held-out texts.
+    """
+    measures = {name for names in _MEASURES.values() for name in names}
+    own = [f"{term}_loss" for term in LOSS_TERMS]
+    found = {name.removeprefix(_HELD_OUT) for name in logged if not name.startswith(_PROBE)}
+    others = [name for name in sorted(found) if name.endswith("_loss") and name not in measures]
+    return [name for name in dict.fromkeys([*own, *others]) if name in found]
+
+
+def loss_title(name: str) -> str:
+    """The title of a term of the loss: `document_loss` is "document loss"."""
+    if name == "token_loss":
+        return "loss of hidden tokens"
+    if name in _REGULARIZERS:
+        return f"{_REGULARIZERS[name]} loss"
+    return name.replace("_", " ")
+
+
+def _panels_of(logged: Collection[str]) -> dict[str, dict[str, str]]:
+    """The panels that a log needs: title -> measure -> label."""
+    found = {"loss": {"loss": ""}}
+    for name in loss_terms(logged):
+        if name not in _REGULARIZERS:
+            found[loss_title(name)] = {name: ""}
+    found["regularizers"] = _REGULARIZERS
+    found |= _MEASURES
+    probes = sorted(name for name in logged if name.startswith(_PROBE))
+    found["online probe (%)"] = {name: name.removeprefix(_PROBE).replace("_", " ") for name in probes}
+
+    shown = {}
+    for title, curves in found.items():
+        of_the_log = {name: label for name, label in curves.items() if name in logged or _HELD_OUT + name in logged}
+        if of_the_log:
+            shown[title] = of_the_log
+    return shown
+
+
+def plot_curves(runs: Sequence[Run], path: str | Path) -> None:
+    """Draws the course of runs: one panel per logged quantity, with the values on held-out texts as circles.
+
+    In the picture of a single run each curve has its colour, in that of several each run has. Values that are not
+    finite are left out. A dotted line marks the step at which the collapse monitor warns.
+
+    Args:
+        runs: One or more runs.
         path: Picture to write.
     """
+    logged = {name for run in runs for record in run.records for name in record}
+    shown = _panels_of(logged)
+    warnings = [collapsed_at(run) for run in runs]
+    last_step = max((record["step"] for run in runs for record in run.records), default=1)
+    with panels(path, list(shown), height=2.2) as (figure, by_title):
+        for title, curves in shown.items():
+            axes = by_title[title]
+            handles = _draw_measures(axes, runs, curves)
+            _draw_warnings(axes, warnings)
+            handles |= _draw_bounds(axes, title, runs)
+            if len(handles) > 1:
+                columns = 3 if len(handles) == 3 else 2
+                _legend_above(axes, handles.values(), handles.keys(), columns)
+            axes.set_xlabel("step")
+            axes.set_xlim(-0.03 * last_step, 1.03 * last_step)
+        handles = _common_handles(runs, logged, warnings)
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=4)
+
+
+def _color(number: int) -> str:
+    return PALETTE[number % len(PALETTE)]
+
+
+def _draw_measures(axes, runs, curves) -> dict[str, Any]:
+    """Draws each measure of a panel for each run; returns the handles of its legend by label."""
     from matplotlib.lines import Line2D
 
-    logged = {name for run in runs for record in run.records for name in record}
-    probes = {name: name.removeprefix(_PROBE).replace("_", " ") for name in sorted(logged) if name.startswith(_PROBE)}
-    shown = {
-        title: {name: label for name, label in curves.items() if {name, _HELD_OUT + name} & logged}
-        for title, curves in {**_CURVES, "online probe (%)": probes}.items()
-    }
-    shown = {title: curves for title, curves in shown.items() if curves}
-    alone = len(runs) == 1
-    coloured = list(zip(runs, cycle(PALETTE), [collapsed_at(run) for run in runs], strict=False))
-    last = max((record["step"] for run in runs for record in run.records), default=1)
-    bounds = {"relative loss": ("the mean", {1}), "cosine of two tokens": ("collapse", {metrics.COLLAPSED_COSINE})}
-    bounds["effective rank"] = ("collapse", {metrics.COLLAPSED_RANK_SHARE * run.width for run in runs if run.width})
-    with panels(path, list(shown), 2.2) as (figure, by_title):
-        for title, curves in shown.items():
-            axes, keys = by_title[title], {}
-            for number, (name, label) in enumerate(curves.items()):
-                line = _DASHES[number % len(_DASHES)]
-                keys[label] = Line2D([], [], ls=line, color=PALETTE[number % len(PALETTE)] if alone else _GREY)
-                for run, color, _ in coloured:
-                    color = keys[label].get_color() if alone else color
-                    own = points(run.records, name)
-                    axes.plot(*own, line, color=color, marker="o" if name in probes or len(own[0]) < 3 else None, ms=3)
-                    axes.plot(*points(run.records, _HELD_OUT + name), "o", color=color, mfc="white", ms=4)
-            for _, color, step in coloured:
-                if step is not None:
-                    axes.axvline(step, color=_GREY if alone else color, ls=":", lw=1)
-            label, values = bounds.get(title, ("", ()))
-            for value in values:
-                axes.axhline(value, color=_GREY, lw=0.7)
-                keys[label] = Line2D([], [], color=_GREY, lw=0.7)
-            if len(keys) > 1:
-                _legend_above(axes, keys.values(), keys.keys(), columns=3 if len(keys) == 3 else 2)
-            axes.set_xlabel("step")
-            axes.set_xlim(-0.03 * last, 1.03 * last)
-        keys = [] if alone else [Line2D([], [], color=color, label=short(run.name)) for run, color, _ in coloured]
-        if any(name.startswith(_HELD_OUT) and name not in probes for name in logged):
-            keys.append(Line2D([], [], ls="none", marker="o", color=_GREY, mfc="white", ms=4, label="held-out texts"))
-        if any(step is not None for *_, step in coloured):
-            keys.append(Line2D([], [], ls=":", color=_GREY, lw=1, label="warning of a collapse"))
-        if keys:
-            figure.legend(handles=keys, loc="outside lower center", ncols=4)
+    is_alone = len(runs) == 1
+    handles = {}
+    for curve_number, (name, label) in enumerate(curves.items()):
+        dashes = _DASHES[curve_number % len(_DASHES)]
+        curve_color = _color(curve_number) if is_alone else _GREY
+        handles[label] = Line2D([], [], ls=dashes, color=curve_color)
+        for run_number, run in enumerate(runs):
+            color = curve_color if is_alone else _color(run_number)
+            steps, values = points(run.records, name)
+            is_sparse = name.startswith(_PROBE) or len(steps) < 3
+            axes.plot(
+                steps,
+                values,
+                dashes,
+                color=color,
+                marker="o" if is_sparse else None,
+                ms=3,
+            )
+            steps, values = points(run.records, _HELD_OUT + name)
+            axes.plot(
+                steps,
+                values,
+                "o",
+                color=color,
+                mfc="white",
+                ms=4,
+            )
+    return handles
+
+
+def _draw_warnings(axes, warnings):
+    for run_number, step in enumerate(warnings):
+        if step is not None:
+            color = _GREY if len(warnings) == 1 else _color(run_number)
+            axes.axvline(step, color=color, ls=":", lw=1)
+
+
+def _draw_bounds(axes, title, runs) -> dict[str, Any]:
+    """Draws the level that a panel's curves are read against; returns the handles of its legend by label."""
+    from matplotlib.lines import Line2D
+
+    label = "collapse"
+    levels = set()
+    if title == "relative loss":
+        label = "the mean"
+        levels = {1}
+    elif title == "cosine of two tokens":
+        levels = {metrics.COLLAPSED_COSINE}
+    elif title == "effective rank":
+        levels = {metrics.COLLAPSED_RANK_SHARE * run.width for run in runs if run.width}
+    for level in levels:
+        axes.axhline(level, color=_GREY, lw=0.7)
+    if not levels:
+        return {}
+    return {label: Line2D([], [], color=_GREY, lw=0.7)}
+
+
+def _common_handles(runs, logged, warnings) -> list[Any]:
+    """Handles of the legend below all panels."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    if len(runs) > 1:
+        for number, run in enumerate(runs):
+            handles.append(Line2D([], [], color=_color(number), label=short(run.name)))
+    if any(name.startswith(_HELD_OUT) and not name.startswith(_PROBE) for name in logged):
+        style = {
+            "ls": "none",
+            "marker": "o",
+            "color": _GREY,
+            "mfc": "white",
+            "ms": 4,
+        }
+        handles.append(Line2D([], [], label="held-out texts", **style))
+    if any(step is not None for step in warnings):
+        handles.append(
+            Line2D(
+                [],
+                [],
+                ls=":",
+                color=_GREY,
+                lw=1,
+                label="collapse warning",
+            )
+        )
+    return handles
 
 
 def points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a measure; NaN, which is a gap in a line, for every value that is not finite."""
-    found = [(record["step"], float(record[name])) for record in records if name in record]
-    return [step for step, _ in found], [value if np.isfinite(value) else np.nan for _, value in found]
+    """Steps and values of a measure. A value that is not finite becomes NaN, a gap in the line."""
+    steps = []
+    values = []
+    for record in records:
+        if name in record:
+            value = float(record[name])
+            steps.append(record["step"])
+            values.append(value if math.isfinite(value) else math.nan)
+    return steps, values
 
 
 def collapsed_at(run: Run) -> int | None:
     """The step at which the collapse monitor warns: the second measurement in a row with a sign of collapse."""
     measured = [record for record in run.records if "token_rank" in record]
-    signs = [
-        metrics.collapse_signs({name: r[name] for name in _WATCHED}, run.width or 0, measured[0]["pooled_rank"])
-        for r in measured
-    ]
-    return next((measured[i]["step"] for i in range(1, len(signs)) if signs[i - 1] and signs[i]), None)
+    was_collapsed = False
+    for record in measured:
+        watched = {name: record[name] for name in _WATCHED}
+        signs = metrics.collapse_signs(watched, run.width or 0, measured[0]["pooled_rank"])
+        if was_collapsed and signs:
+            return record["step"]
+        was_collapsed = bool(signs)
+    return None
 
 
-# As many classes have a colour and a marker of their own; the rarer ones are pale grey.
+# ---- maps of texts --------------------------------------------------------------------------------------------------
+
+# This many classes have a colour and a marker of their own; the rarer ones are pale grey.
 _CLASSES = 12
 
 
 def flat(vectors: np.ndarray) -> dict[str, np.ndarray]:
-    """Maps (N, 2) of N vectors: `"PCA"`, and `"t-SNE"` of the centred cosines, which starts from it.
+    """Projects vectors to two dimensions: `"PCA"`, and `"t-SNE"` of the centred cosines, which starts from it.
 
-    Of the second one only neighbourhoods can be read: sizes of groups and distances between them mean nothing.
+    On a t-SNE map only neighbourhoods can be read: sizes of groups and distances between them mean nothing.
 
     Source: van der Maaten and Hinton (2008), "Visualizing data using t-SNE".
 
     Args:
         vectors: (N, D), N of at least 5.
+
+    Returns:
+        Title to points (N, 2).
     """
     from sklearn.manifold import TSNE
 
     centred = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64)
-    directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
-    pca = centred @ directions.T
-    start = (1e-4 / max(pca[:, 0].std(), 1e-12) * pca).astype(np.float32)
-    tsne = TSNE(metric="cosine", perplexity=min(30, (len(pca) - 1) / 3), init=start, random_state=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    pca = centred @ directions[:2].T
+    scale = 1e-4 / max(pca[:, 0].std(), 1e-12)
+    start = (scale * pca).astype(np.float32)
+    perplexity = min(30, (len(pca) - 1) / 3)
+    tsne = TSNE(metric="cosine", perplexity=perplexity, init=start, random_state=0)
     return {"PCA": pca, "t-SNE": tsne.fit_transform(centred)}
 
 
 def plot_map(maps: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], path: str | Path) -> None:
-    """Draws points in the colours of their labels, whose names stand where most of their points are.
+    """Draws points in the colours of their labels, each label's name at the median of its points.
 
     Args:
-        maps: Title to points (N, 2), two in a row.
-        labels: (N,) numbers of `names`.
-        names: Of the labels.
+        maps: Title to points (N, 2), two maps in a row.
+        labels: Indices into `names` (N,).
+        names: Names of the labels.
         path: Picture to write.
     """
-    import matplotlib.patheffects as effects
-
     counts = np.bincount(labels, minlength=len(names))
-    common = [label for label in np.argsort(-counts, kind="stable")[:_CLASSES] if counts[label]]
-    others = np.count_nonzero(counts) - len(common)
-    with panels(path, list(maps), 4.2, columns=2) as (figure, by_title):
+    commonest = np.argsort(-counts, kind="stable")[:_CLASSES]
+    common = [label for label in commonest if counts[label]]
+    with panels(path, list(maps), height=4.2, columns=2) as (figure, by_title):
         for title, axes in by_title.items():
             places = maps[title]
-            if others:
-                axes.plot(*places[~np.isin(labels, common)].T, ".", color="0.8", ms=4, label=f"{others} others")
-            middles = np.array([np.median(places[labels == label], axis=0) for label in common])
-            middles[:, 1] = apart(middles[:, 1], 0.05 * np.ptp(places[:, 1]))
-            for number, (label, middle) in enumerate(zip(common, middles, strict=True)):
-                color, marker = PALETTE[number % len(PALETTE)], MARKERS[number // len(PALETTE)]
-                own = places[labels == label]
-                axes.plot(*own.T, marker, color=color, ms=3.5, mew=0, alpha=0.75, label=names[label])
-                halo = [effects.withStroke(linewidth=2.5, foreground="white")]
-                where = {"ha": "center", "va": "center", "zorder": 3}
-                axes.text(*middle, short(names[label]), color=color, weight="bold", path_effects=halo, **where)
+            is_rare = ~np.isin(labels, common)
+            if is_rare.any():
+                others = np.count_nonzero(counts) - len(common)
+                axes.plot(
+                    *places[is_rare].T,
+                    ".",
+                    color="0.8",
+                    ms=4,
+                    label=f"{others} others",
+                )
+            _draw_classes(axes, places, labels, common, names)
             axes.grid(False)
             axes.spines[:].set(visible=True, color="0.8")
             axes.set_xticks([])
@@ -253,21 +402,54 @@ def plot_map(maps: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence
         figure.legend(handles, known, loc="outside lower center", ncols=6)
 
 
+def _draw_classes(axes, places, labels, common, names):
+    """Draws the points of each common class and its name."""
+    import matplotlib.patheffects as effects
+
+    halo = [effects.withStroke(linewidth=2.5, foreground="white")]
+    middles = np.array([np.median(places[labels == label], axis=0) for label in common])
+    middles[:, 1] = apart(middles[:, 1], 0.05 * np.ptp(places[:, 1]))
+    for number, label in enumerate(common):
+        own = places[labels == label]
+        color = _color(number)
+        marker = MARKERS[number // len(PALETTE)]
+        axes.plot(
+            *own.T,
+            marker,
+            color=color,
+            ms=3.5,
+            mew=0,
+            alpha=0.75,
+            label=names[label],
+        )
+        style = {
+            "color": color,
+            "weight": "bold",
+            "path_effects": halo,
+            "ha": "center",
+            "va": "center",
+            "zorder": 3,
+        }
+        axes.text(*middles[number], short(names[label]), **style)
+
+
 def apart(heights: np.ndarray, gap: float) -> np.ndarray:
-    """Heights (N,) in the same order, moved until no two are nearer than `gap`, about the same mean."""
+    """Moves heights (N,) until no two are nearer than `gap`; their order and mean stay."""
     order = np.argsort(heights, kind="stable")
-    ranks = gap * np.arange(len(heights))
+    offsets = gap * np.arange(len(heights))
     moved = np.empty(len(heights))
-    moved[order] = np.maximum.accumulate(heights[order] - ranks) + ranks
+    moved[order] = np.maximum.accumulate(heights[order] - offsets) + offsets
     return moved - moved.mean() + heights.mean()
 
 
-# Smaller shares are what is left of rounding, such as in the direction that a LayerNorm takes away.
+# ---- spectra of features --------------------------------------------------------------------------------------------
+
+# Smaller shares are rounding errors, for example in the direction that a LayerNorm removes.
 _ROUNDING = 1e-12
 
 
 def spectrum(features: np.ndarray) -> np.ndarray:
-    """Eigenvalues of the covariance of features as shares of the variance, the largest one first.
+    """Eigenvalues of the covariance of features as shares of the variance, in descending order.
 
     Args:
         features: (N, D).
@@ -284,19 +466,35 @@ def plot_spectra(features: Mapping[str, Mapping[str, np.ndarray]], path: str | P
     """Draws spectra on logarithmic axes, with the effective rank in the legend.
 
     Args:
-        features: Title of a panel to system to (N, D); the last system is the control.
+        features: Title of a panel to name of an encoder to features (N, D); the last encoder is the control.
         path: Picture to write.
     """
-    with panels(path, list(features), 3.8, columns=2, sharey=True) as (_, by_title):
+    with panels(
+        path,
+        list(features),
+        height=3.8,
+        columns=2,
+        sharey=True,
+    ) as (_, by_title):
         for title, axes in by_title.items():
-            for number, (system, rows) in enumerate(features[title].items(), 1):
-                style = {"color": _GREY, "ls": "--"} if number == len(features[title]) else {}
-                style = style or {"color": PALETTE[(number - 1) % len(PALETTE)]}
-                rank, shares = metrics.effective_rank(torch.from_numpy(rows)).item(), spectrum(rows)
+            systems = features[title]
+            for number, (name, rows) in enumerate(systems.items()):
+                is_control = number == len(systems) - 1
+                color = _GREY if is_control else _color(number)
+                shares = spectrum(rows)
                 shares[shares < _ROUNDING] = np.nan
-                label = f"{short(system, 36)}: rank {rank:.1f} of {min(rows.shape)}"
-                axes.loglog(np.arange(1, len(shares) + 1), shares, label=label, **style)
+                rank = metrics.effective_rank(torch.from_numpy(rows)).item()
+                label = f"{short(name, 36)}: rank {rank:.1f} of {min(rows.shape)}"
+                directions = np.arange(1, len(shares) + 1)
+                axes.loglog(
+                    directions,
+                    shares,
+                    label=label,
+                    color=color,
+                    ls="--" if is_control else "-",
+                )
             axes.set_xlabel("direction")
             axes.set_ylabel("share of the variance")
             axes.label_outer()
-            _legend_above(axes, *axes.get_legend_handles_labels(), columns=1)
+            handles, labels = axes.get_legend_handles_labels()
+            _legend_above(axes, handles, labels, columns=1)
