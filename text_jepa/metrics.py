@@ -19,15 +19,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-# Beyond these the representations are called collapsed: the share of the dimensions that the tokens use, the mean
-# cosine of tokens of different texts, the standard deviation of tokens, and the share that is left of the dimensions
-# that pooled texts used at first. Of 68 runs (docs/experiments.md) the two worst kinds fell below the last.
-COLLAPSED_RANK_SHARE, COLLAPSED_COSINE, COLLAPSED_SPREAD, COLLAPSED_POOLED_SHARE = 0.1, 0.98, 1e-3, 0.5
+# Thresholds of `collapse_signs`.
+# Share of the possible dimensions that the tokens use.
+COLLAPSED_RANK_SHARE = 0.1
+# Mean cosine of tokens of different texts.
+COLLAPSED_COSINE = 0.98
+# Standard deviation of the tokens.
+COLLAPSED_SPREAD = 1e-3
+# Share of their initial dimensions that pooled texts still use. The two worst kinds of 68 runs fell below it
+# (docs/experiments.md).
+COLLAPSED_POOLED_SHARE = 0.5
 
 
 def _row_mean(x: Tensor) -> Tensor:
     """Mean over rows (1, D), taken about the first row so that identical rows centre to exactly zero."""
-    return x[:1] + (x - x[:1]).mean(0, keepdim=True)
+    first_row = x[:1]
+    offset = (x - first_row).mean(dim=0, keepdim=True)
+    return first_row + offset
 
 
 def effective_rank(features: Tensor) -> Tensor:
@@ -47,16 +55,30 @@ def effective_rank(features: Tensor) -> Tensor:
         Between 1 (a constant, or a single direction) and min(N - 1, D), unchanged by rotation, shift and scale; NaN if
         a feature is not finite. Computed and returned on the CPU for an MPS device, which has no float64.
     """
-    x = (features.cpu() if features.device.type == "mps" else features).double()
+    if features.device.type == "mps":
+        features = features.cpu()
+    x = features.double()
     x = x - _row_mean(x)
-    gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
+    rows, dimensions = x.shape
+    if rows < dimensions:
+        gram = x @ x.T
+    else:
+        gram = x.T @ x
+
     # The solver raises on NaN, and a monitor must outlive the divergence that it reports.
-    finite = gram.isfinite().all()
-    energy = torch.linalg.eigvalsh(gram.where(finite, 0.0))
-    noise = energy[-1] * max(x.shape) * torch.finfo(x.dtype).eps
-    singular_values = energy.where(energy > noise, 0.0).sqrt()
-    share = singular_values / singular_values.sum().clamp_min(torch.finfo(x.dtype).tiny)
-    return torch.special.entr(share).sum().exp().where(finite, torch.nan).float()
+    is_finite = gram.isfinite().all()
+    eigenvalues = torch.linalg.eigvalsh(gram.where(is_finite, 0.0))
+    precision = torch.finfo(x.dtype)
+    largest = eigenvalues[-1]
+    rounding_error = largest * max(rows, dimensions) * precision.eps
+    eigenvalues = eigenvalues.where(eigenvalues > rounding_error, 0.0)
+
+    singular_values = eigenvalues.sqrt()
+    total = singular_values.sum().clamp_min(precision.tiny)
+    distribution = singular_values / total
+    entropy = torch.special.entr(distribution).sum()
+    rank = entropy.exp()
+    return rank.where(is_finite, torch.nan).float()
 
 
 def spread(features: Tensor) -> Tensor:
@@ -72,7 +94,9 @@ def spread(features: Tensor) -> Tensor:
         At least 0; about 1 for standardised features.
     """
     x = features.float()
-    return (x - _row_mean(x)).square().mean(0).sqrt().mean()
+    centred = x - _row_mean(x)
+    variance = centred.square().mean(dim=0)
+    return variance.sqrt().mean()
 
 
 def mean_cosine(features: Tensor, group: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -88,24 +112,33 @@ def mean_cosine(features: Tensor, group: Tensor | None = None) -> Tensor | tuple
     """
     unit = F.normalize(features.float(), dim=-1)
     rows = unit.shape[0]
+    ordered_pairs = rows * (rows - 1)
     # Not simply N: a row of zeros has no direction and contributes nothing.
     diagonal = unit.square().sum()
-    every_cosine = unit.sum(0).square().sum()
+    every_cosine = unit.sum(dim=0).square().sum()
     if group is None:
-        return (every_cosine - diagonal) / max(rows * (rows - 1), 1)
+        return (every_cosine - diagonal) / max(ordered_pairs, 1)
 
+    group_index = torch.zeros_like(group, dtype=torch.long)
     # `torch.unique` would wait for the device; numbering the runs of the sorted ids needs no size in advance.
     ordered, order = group.long().sort()
-    run = torch.zeros_like(ordered)
-    run[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    sums = torch.zeros_like(unit).index_add_(0, run, unit[order])
-    sizes = torch.zeros_like(run).index_add_(0, run, torch.ones_like(run))
-    same_cosine, same_pairs = sums.square().sum(), sizes.square().sum() - rows
-    other_pairs = rows * (rows - 1) - same_pairs
+    starts_group = ordered[1:] != ordered[:-1]
+    group_index[1:] = starts_group.cumsum(0)
+    group_sums = torch.zeros_like(unit)
+    group_sums.index_add_(0, group_index, unit[order])
+    group_sizes = torch.zeros_like(group_index)
+    group_sizes.index_add_(0, group_index, torch.ones_like(group_index))
+
+    same_cosine = group_sums.square().sum()
+    same_pairs = group_sizes.square().sum() - rows
+    other_cosine = every_cosine - same_cosine
+    other_pairs = ordered_pairs - same_pairs
     same = (same_cosine - diagonal) / same_pairs.clamp_min(1)
-    other = (every_cosine - same_cosine) / other_pairs.clamp_min(1)
+    other = other_cosine / other_pairs.clamp_min(1)
     # Without a pair the numerators are not zero but what rounding leaves of it.
-    return same.where(same_pairs > 0, 0.0), other.where(other_pairs > 0, 0.0)
+    same = same.where(same_pairs > 0, 0.0)
+    other = other.where(other_pairs > 0, 0.0)
+    return same, other
 
 
 def relative_loss(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -119,20 +152,30 @@ def relative_loss(predictions: Tensor, targets: Tensor) -> Tensor:
         At least 0; 1.0 is no better than predicting the mean target. Constant targets give 1.0 too: nothing beats
         their mean, and 0 would report the collapse as a success.
     """
-    predictions, targets = predictions.float(), targets.float()
+    predictions = predictions.float()
+    targets = targets.float()
     error = (predictions - targets).square().mean()
-    variance = (targets - _row_mean(targets)).square().mean()
-    return (error / variance).where(variance != 0, 1.0)
+    centred = targets - _row_mean(targets)
+    variance = centred.square().mean()
+    ratio = error / variance
+    return ratio.where(variance != 0, 1.0)
 
 
 def _centred_unit_rows(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Both matrices about the mean target: raw cosines of text features mostly measure their common offset."""
-    predictions, targets = predictions.float(), targets.float()
+    predictions = predictions.float()
+    targets = targets.float()
     mean = _row_mean(targets)
-    return F.normalize(predictions - mean, dim=-1), F.normalize(targets - mean, dim=-1)
+    unit_predictions = F.normalize(predictions - mean, dim=-1)
+    unit_targets = F.normalize(targets - mean, dim=-1)
+    return unit_predictions, unit_targets
 
 
-def retrieval_margin(predictions: Tensor, targets: Tensor, shift: int = 1) -> Tensor:
+def retrieval_margin(
+    predictions: Tensor,
+    targets: Tensor,
+    shift: int = 1,
+) -> Tensor:
     """Mean cosine with the right target minus mean cosine with a wrong one, both centred by the mean target.
 
     Args:
@@ -145,23 +188,31 @@ def retrieval_margin(predictions: Tensor, targets: Tensor, shift: int = 1) -> Te
         Between -2 and 2; 0 is chance, and about 1 is the most that a perfect predictor of unrelated targets gets.
     """
     predictions, targets = _centred_unit_rows(predictions, targets)
-    return (predictions * (targets - targets.roll(shift, 0))).sum(-1).mean()
+    wrong_targets = targets.roll(shift, 0)
+    difference = targets - wrong_targets
+    margin = (predictions * difference).sum(dim=-1)
+    return margin.mean()
 
 
 def wrong_target_cosines(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, greatest and least cosine of a prediction with another row's target, about the mean target.
+    """Mean, greatest and least cosine of a prediction with another row's target, centred by the mean target.
 
     Args:
-        predictions, targets: (N, D), N of at least 2.
+        predictions: (N, D), N of at least 2.
+        targets: (N, D).
+
+    Returns:
+        Three 0-d tensors between -1 and 1. Takes an (N, N) matrix.
     """
     predictions, targets = _centred_unit_rows(predictions, targets)
-    others = ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-    cosines = (predictions @ targets.T)[others]
-    return cosines.mean(), cosines.max(), cosines.min()
+    cosines = predictions @ targets.T
+    is_own = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    wrong = cosines[~is_own]
+    return wrong.mean(), wrong.max(), wrong.min()
 
 
 def retrieval_accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Share of predictions whose nearest target among all rows, by cosine about the mean target, is their own.
+    """Share of predictions whose nearest target of all rows is their own, by cosines centred by the mean target.
 
     A rival that scores the same as the right target, such as an equal target of another row, counts as a miss.
 
@@ -174,40 +225,21 @@ def retrieval_accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
     """
     predictions, targets = _centred_unit_rows(predictions, targets)
     with torch.autocast(predictions.device.type, enabled=False):
-        cosine = predictions @ targets.T
-    best_rival = cosine.clone().fill_diagonal_(-torch.inf).amax(1)
+        cosines = predictions @ targets.T
+    own = cosines.diagonal()
+    rivals = cosines.clone()
+    rivals.fill_diagonal_(-torch.inf)
+    best_rival = rivals.amax(dim=1)
     # After a matrix product, equal targets can differ by a rounding error.
-    return (cosine.diagonal() > best_rival + 1e-6).float().mean()
+    is_hit = own > best_rival + 1e-6
+    return is_hit.float().mean()
 
 
-def alignment(a: Tensor, b: Tensor, alpha: float = 2) -> Tensor:
-    """Mean distance, to a power, between the normalised rows of two views (Wang and Isola, 2020, section 4.1).
-
-    Args:
-        a: (N, D).
-        b: (N, D), row by row the other view of `a`.
-        alpha: exponent of the distance.
-
-    Returns:
-        Between 0 (views coincide) and 2 ** alpha; lower is better, and a collapse is best of all, hence `uniformity`.
-    """
-    return (F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)).norm(dim=-1).pow(alpha).mean()
-
-
-def uniformity(x: Tensor, t: float = 2) -> Tensor:
-    """Log of the mean Gaussian potential of pairs of normalised rows (Wang and Isola, 2020, section 4.1).
-
-    Args:
-        x: (N, D) with N of at least 2. Takes N (N - 1) / 2 distances.
-        t: inverse width of the Gaussian.
-
-    Returns:
-        Between -4 t and 0 (all rows coincide); lower is more uniform.
-    """
-    return F.pdist(F.normalize(x.float(), dim=-1)).square().mul(-t).exp().mean().log()
-
-
-def copy_nearest_visible(features: Tensor, context_positions: Tensor, target_positions: Tensor) -> Tensor:
+def copy_nearest_visible(
+    features: Tensor,
+    context_positions: Tensor,
+    target_positions: Tensor,
+) -> Tensor:
     """Predict each hidden feature by the target encoder's own feature at the nearest visible position.
 
     A trained predictor that does not beat this has learned that neighbours are alike, and nothing about the text.
@@ -221,40 +253,66 @@ def copy_nearest_visible(features: Tensor, context_positions: Tensor, target_pos
         (B, M, T, D) in the features' precision; of two equally near positions the left one is copied. Zeros where the
         target is unused or its mask has no context.
     """
-    texts, length, _ = features.shape
+    texts = features.shape[0]
+    length = features.shape[1]
     masks = context_positions.shape[1]
+    device = features.device
+
     # One extra column, which -1 wraps to, takes the unused entries.
-    visible = torch.zeros(texts, masks, length + 1, dtype=torch.bool, device=features.device)
-    visible = visible.scatter_(-1, context_positions.long() % (length + 1), True)[..., :length]
+    columns = context_positions.long() % (length + 1)
+    shape = (texts, masks, length + 1)
+    visible = torch.zeros(shape, dtype=torch.bool, device=device)
+    visible.scatter_(-1, columns, True)
+    visible = visible[..., :length]
 
     # The sentinels lie further away than any visible position can.
-    position = torch.arange(length, device=features.device)
-    left = position.where(visible, -2 * length).cummax(-1).values
-    right = position.where(visible, 3 * length).flip(-1).cummin(-1).values.flip(-1)
-    nearest = left.where(position - left <= right - position, right)
+    none_left = -2 * length
+    none_right = 3 * length
+    position = torch.arange(length, device=device)
+    left = position.where(visible, none_left).cummax(dim=-1).values
+    reversed_right = position.where(visible, none_right).flip(-1)
+    right = reversed_right.cummin(dim=-1).values.flip(-1)
+    left_distance = position - left
+    right_distance = right - position
+    is_left_nearer = left_distance <= right_distance
+    nearest = left.where(is_left_nearer, right)
 
     source = nearest.gather(-1, target_positions.long().clamp_min(0))
-    copied = features[torch.arange(texts, device=features.device)[:, None, None], source.clamp(0, length - 1)]
-    return copied.masked_fill(((target_positions < 0) | ~visible.any(-1, keepdim=True))[..., None], 0.0)
+    source = source.clamp(0, length - 1)
+    text = torch.arange(texts, device=device)
+    copied = features[text[:, None, None], source]
+    has_context = visible.any(dim=-1, keepdim=True)
+    is_unused = (target_positions < 0) | ~has_context
+    return copied.masked_fill(is_unused[..., None], 0.0)
 
 
-def collapse_signs(values: Mapping[str, float], dimensions: float, first_pooled_rank: float = 0.0) -> list[str]:
-    """Plain-word reasons to call the representations collapsed or degenerate; none if they look healthy.
+def collapse_signs(
+    values: Mapping[str, float],
+    dimensions: float,
+    first_pooled_rank: float = 0.0,
+) -> list[str]:
+    """Reasons to call the representations collapsed or degenerate, in plain words; an empty list if there are none.
 
     Args:
-        values: From `training.measure_representations`, or a record of the log.
-        dimensions: What the rank could be at most: the width of the encoder, or fewer tokens.
-        first_pooled_rank: The rank of the same pooled texts at the first log of the run.
+        values: Measures of the collapse monitor, or a record of the log: `token_rank`, `cosine_other_text`, `spread`
+            and `pooled_rank`.
+        dimensions: The largest possible rank: the width of the encoder, or the number of tokens if that is smaller.
+        first_pooled_rank: `pooled_rank` of the same texts at the first log of the run.
     """
-    signs = []
     if not all(math.isfinite(value) for value in values.values()):
         return ["representations are not finite"]
-    if values["token_rank"] < COLLAPSED_RANK_SHARE * dimensions:
-        signs.append(f"tokens use {values['token_rank']:.1f} of {dimensions} dimensions")
-    if values["cosine_other_text"] > COLLAPSED_COSINE:
-        signs.append(f"tokens of different texts point the same way (cosine {values['cosine_other_text']:.3f})")
-    if values["spread"] < COLLAPSED_SPREAD:
-        signs.append(f"tokens hardly differ (standard deviation {values['spread']:.1e})")
-    if values["pooled_rank"] < COLLAPSED_POOLED_SHARE * first_pooled_rank:
-        signs.append(f"pooled texts use {values['pooled_rank']:.1f} dimensions, {first_pooled_rank:.1f} at first")
+
+    token_rank = values["token_rank"]
+    cosine = values["cosine_other_text"]
+    deviation = values["spread"]
+    pooled_rank = values["pooled_rank"]
+    signs = []
+    if token_rank < COLLAPSED_RANK_SHARE * dimensions:
+        signs.append(f"tokens use {token_rank:.1f} of {dimensions} dimensions")
+    if cosine > COLLAPSED_COSINE:
+        signs.append(f"tokens of different texts point the same way (cosine {cosine:.3f})")
+    if deviation < COLLAPSED_SPREAD:
+        signs.append(f"tokens hardly differ (standard deviation {deviation:.1e})")
+    if pooled_rank < COLLAPSED_POOLED_SHARE * first_pooled_rank:
+        signs.append(f"pooled texts use {pooled_rank:.1f} dimensions, {first_pooled_rank:.1f} at first")
     return signs
