@@ -65,7 +65,7 @@ def make_page(encoder: Encoder) -> gr.Blocks:
         )
         batch = collator([{"input_ids": encoder.tokenizer(text, truncation=True, max_length=128)["input_ids"]}])
         texts = mask_gallery.read_batch(batch, encoder.tokenizer, collator.strategy_names, limit=1)
-        question = mask_gallery.question_in_words(TextJepaConfig, has_view=False)
+        question = mask_gallery.describe_question(TextJepaConfig, has_view=False)
         page = mask_gallery.to_html(texts, "What the training asks", question, [f"Masks: {collator.masks_in_words()}"])
         return f'<iframe title="Masks" srcdoc="{html.escape(page)}"></iframe>'
 

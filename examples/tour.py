@@ -59,7 +59,7 @@ print(corpus["train"][0]["text"][:300])
 collator = DataCollatorForTextJepa(tokenizer, num_masks=2, mask_ratio=0.4, mean_span_length=3)
 config = TextJepaConfig.preset("tiny", {**tokenizer_fields(tokenizer), "max_position_embeddings": 48})
 texts = mask_gallery.read_batch(collator([examples["train"][row] for row in (0, 1)]), tokenizer, [""], limit=2)
-facts = [mask_gallery.question_in_words(config, has_view=False), f"Masks: {collator.masks_in_words()}"]
+facts = [mask_gallery.describe_question(config, has_view=False), f"Masks: {collator.masks_in_words()}"]
 print(mask_gallery.to_terminal(texts, "What the run asks", facts, colour=True))
 
 # %% [markdown]

@@ -48,7 +48,7 @@ An encoder, with a loss of 0.25.
 def assert_told(folder, note):
     """Below the title stands what was done and whose the figures are; in the metadata are no figures."""
     card = (folder / "README.md").read_text()
-    whose = "The rest of this card is that of the encoder before: its figures are not of these vectors."
+    whose = "The rest of this card describes the encoder before that change, its figures included."
     assert f"# words\n\n{note} {whose}\n\nAn encoder, with a loss of 0.25." in card
     assert "license: mit" in card
     assert "model-index" not in card

@@ -27,13 +27,13 @@ from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.report import update_card
 from text_jepa.share import model_card
 from text_jepa.share.export import export_encoder
-from text_jepa.share.model_card import idea_in_words, objective_in_words, renamed_card, write_model_card
+from text_jepa.share.model_card import describe_idea, describe_objective, renamed_card, write_model_card
 from text_jepa.train.run_log import read_metrics
 
 
 TEMPLATE = Path(model_card.__file__).with_name("model_card_template.md").read_text()
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)*(?:e[-+]?\d+)?")
-FACTS = {
+CARD_INFO = {
     "data": "notes.txt",
     "start": "random weights",
     "command": None,
@@ -174,24 +174,26 @@ def test_the_card_is_complete_without_editing(run):
 
 def test_figures_of_a_kept_step_are_those_of_that_step(make_model, tmp_path):
     model, records = make_model(), [{"step": 1, "eval_loss": 0.5, "tokens_seen": 9}, {"step": 3, "eval_loss": 0.25}]
-    write_model_card(tmp_path, model, records, {**FACTS, "exported_step": 1}, "target")
+    write_model_card(tmp_path, model, records, {**CARD_INFO, "exported_step": 1}, "target")
     assert "| held-out loss | 0.5 |" in card_of(tmp_path)
     assert "0.25" not in card_of(tmp_path)
 
 
 def test_figures_of_the_online_probe_are_shown(make_model, tmp_path):
-    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_probe_target_linear": 71.5}], FACTS, "target")
+    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_probe_target_linear": 71.5}], CARD_INFO, "target")
     assert "| online probe: target linear | 71.5 |" in card_of(tmp_path)
 
 
 def test_only_what_predicts_representations_is_called_a_jepa(make_model, tmp_path):
     for objective, fields in OBJECTIVES.items():
         config = TextJepaConfig(**{**fields, "mask_token_id": 4})
-        words = objective_in_words(config)
-        assert ("JEPA" in idea_in_words(config)) == (objective in ("documents", "jepa", "data2vec"))
-        assert ("of hidden text" in idea_in_words(config)) == ("predictor and the mean" in words)
-        assert ("window of a document" in idea_in_words(config)) == ("of the rest of its document" in words)
-    write_model_card(tmp_path, make_model(latent_loss_weight=0.0), [{"step": 1, "eval_loss": 2.0}], FACTS, "context")
+        words = describe_objective(config)
+        assert ("JEPA" in describe_idea(config)) == (objective in ("documents", "jepa", "data2vec"))
+        assert ("of hidden text" in describe_idea(config)) == ("predictor and the mean" in words)
+        assert ("window of a document" in describe_idea(config)) == ("of the rest of its document" in words)
+    write_model_card(
+        tmp_path, make_model(latent_loss_weight=0.0), [{"step": 1, "eval_loss": 2.0}], CARD_INFO, "context"
+    )
     assert "by predicting hidden words" in card_of(tmp_path)
     assert "A relative loss of 1" not in card_of(tmp_path)
     assert "the context encoder" in card_of(tmp_path)
@@ -205,7 +207,7 @@ def test_the_snippets_of_an_encoder_with_weights_of_words_agree(make_model, toke
     model = make_model(sentence_loss_weight=1.0, pooling="idf")
     model.set_word_weights(torch.rand(len(model.word_weights)))
     export_encoder(model, tokenizer, tmp_path, 32)
-    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], FACTS, "target")
+    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], CARD_INFO, "target")
     by_library, by_hand, by_pipeline = {}, {}, {}
     for block, names in zip(blocks(card_of(tmp_path)), (by_library, by_hand, by_pipeline), strict=True):
         exec(block, names)
@@ -219,7 +221,7 @@ def test_the_three_snippets_run_and_agree(make_model, tokenizer, tmp_path, pooli
     pytest.importorskip("sentence_transformers")
     model = make_model(sentence_loss_weight=1.0, pooling=pooling)
     export_encoder(model, tokenizer, tmp_path, 32)
-    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], FACTS, "target")
+    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], CARD_INFO, "target")
     found = []
     for block in blocks(card_of(tmp_path)):
         names = {}
@@ -282,14 +284,14 @@ def test_the_model_index_holds_the_figures_of_the_table(run):
 
 def test_a_figure_that_is_not_finite_is_shown_and_not_indexed(make_model, tmp_path):
     records = [{"step": 1, "eval_loss": float("nan"), "spread": 0.5}]
-    write_model_card(tmp_path, make_model(), records, FACTS, "target")
+    write_model_card(tmp_path, make_model(), records, CARD_INFO, "target")
     assert "| held-out loss | nan |" in card_of(tmp_path)
     assert [r.metric_type for r in ModelCard(card_of(tmp_path)).data.eval_results] == ["spread"]
 
 
 def test_start_and_data_of_the_hub_are_metadata(make_model, tmp_path):
-    facts = {**FACTS, "base_model": "org/bert", "datasets": ["org/news"], "license": "mit"}
-    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_loss": 1.0}], facts, "target")
+    card_info = {**CARD_INFO, "base_model": "org/bert", "datasets": ["org/news"], "license": "mit"}
+    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_loss": 1.0}], card_info, "target")
     data = metadata_load(tmp_path / "README.md")
     assert (data["base_model"], data["datasets"], data["license"]) == ("org/bert", ["org/news"], "mit")
     assert data["model-index"][0]["results"][0]["dataset"]["type"] == "org/news"
@@ -297,7 +299,7 @@ def test_start_and_data_of_the_hub_are_metadata(make_model, tmp_path):
 
 
 def test_a_later_probe_joins_the_figures_of_the_run(make_model, tmp_path):
-    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_loss": 1.0}], FACTS, "target")
+    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_loss": 1.0}], CARD_INFO, "target")
     score = Score("rte", "linear", "accuracy", "here", 55.0, 50.0, 60.0, 100, 1, None, None, None, None)
     update_card(tmp_path, [score], "here", {"rte": "validation"}, "python run_probe.py")
     card = card_of(tmp_path)

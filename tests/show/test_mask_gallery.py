@@ -245,7 +245,7 @@ def test_the_question_says_what_the_losses_ask(fields, view, said, unsaid):
     names = [name for name in TextJepaConfig.__annotations__ if hasattr(TextJepaConfig, name)]
     tokens_alone = {name: getattr(TextJepaConfig, name) for name in names} | {"sentence_loss_weight": 0.0}
     objective = SimpleNamespace(**tokens_alone | fields)
-    question = mask_gallery.question_in_words(objective, view)
+    question = mask_gallery.describe_question(objective, view)
     assert all(words in question for words in said)
     assert not any(words in question for words in unsaid)
 

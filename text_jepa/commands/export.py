@@ -36,7 +36,7 @@ from text_jepa.probe import documents
 from text_jepa.probe.predictors import sts_scores
 from text_jepa.probe.tasks import load_task_file
 from text_jepa.share import export, hub, merging, onnx
-from text_jepa.share.model_card import read_facts, tell_change, write_model_card
+from text_jepa.share.model_card import read_card_info, note_change, write_model_card
 from text_jepa.train.run_log import read_metrics, write_metrics
 
 
@@ -167,7 +167,7 @@ def write_weights(args):
     recount = merging.recount_word_weights(encoder, output_dir, documents_of(texts))
     files = ", ".join(Path(name).name for name in args.texts)
     change = f"The weights of words of {args.source} were counted anew on {recount.texts:,} texts ({files})"
-    tell_change(output_dir, f"{change} by `text-jepa export weights`")
+    note_change(output_dir, f"{change} by `text-jepa export weights`")
     how = f"Counted {recount.texts:,} texts"
     if recount.blended:
         how += f", fewer than {merging.TEXTS_TO_TRUST:,}: half of the log-frequencies are still those of before"
@@ -192,7 +192,7 @@ def write_merged(args):
         print_shares(scores, share)
     merging.save_merged(end, merging.interpolate(first, last, share), output_dir)
     way = f"{share:g} of the way from {args.source} to {args.end}"
-    tell_change(output_dir, f"The weights are {way}, by `text-jepa export merge`")
+    note_change(output_dir, f"The weights are {way}, by `text-jepa export merge`")
     print(f"The encoder is in {output_dir}: {way}")
 
 
@@ -204,7 +204,7 @@ def push_to_hub(args):
 def write_plain(model, tokenizer, args, output_dir):
     """An encoder of a pretraining model with everything that a run leaves beside it."""
     which, source = args.which or "target", Path(args.source)
-    facts = read_facts(source)
+    facts = read_card_info(source)
     max_length = args.max_length or (facts and facts["max_length"]) or tokenizer.model_max_length
     limit = model.config.max_text_length
     if limit is not None and max_length > limit:

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     texts = mask_gallery.read_batch(batch, tokenizer, collator.strategy_names, show.texts)
     files = [Path(word).name for word in itertools.takewhile(lambda word: not word.startswith("-"), argv)]
     title = f"What {' with '.join(files) or 'the run'} asks"
-    question = mask_gallery.question_in_words(objective, data_args.view is not None)
+    question = mask_gallery.describe_question(objective, data_args.view is not None)
     facts = [
         f"Masks: {collator.masks_in_words()}",
         f"{len(texts)} of the {len(batch['input_ids'])} texts of step {show.step:,}, from {describe_data(data_args)}.",

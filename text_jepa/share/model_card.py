@@ -1,4 +1,4 @@
-"""What a reader is shown of a run: the model card, each figure from the run itself."""
+"""The model card of a run: every figure comes from its log, everything else from its model, arguments and data."""
 
 import importlib.metadata
 import json
@@ -16,18 +16,21 @@ from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
 import text_jepa
+from configuration_text_jepa import LOSS_TERMS, TextJepaConfig
+from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.embeddings import sentence_pooling, trained_encoder
 from text_jepa.share.export import parameter_counts
-from text_jepa.show.plots import Run, plot_curves
+from text_jepa.show.plots import Run, loss_terms, loss_title, plot_curves
 
 
-_FIGURES = {
-    "eval_loss": "held-out loss",
-    "eval_latent_loss": "latent loss",
-    "eval_token_loss": "loss of hidden tokens (cross-entropy: over the whole vocabulary)",
-    "eval_document_loss": "document loss",
-    "eval_sentence_loss": "sentence loss",
+_CARD_INFO = "card.json"
+_HELD_OUT = "eval_"
+_PROBE = "eval_probe_"
+_TEMPLATE = Path(__file__).with_name("model_card_template.md")
+
+# Titles of the measures that are not terms of the loss, in the order of the card's table.
+_MEASURES = {
     "relative_loss": "relative loss",
     "copy_relative_loss": "relative loss of copying the nearest visible token",
     "retrieval_margin": "retrieval margin against shuffled targets",
@@ -38,118 +41,350 @@ _FIGURES = {
     "cosine_same_text": "mean cosine, tokens of one text",
     "cosine_other_text": "mean cosine, tokens of different texts",
 }
-_FACTS, _PROBE = "card.json", "eval_probe_"
 
 
-def final_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last value of every measure in a run's log."""
-    return {name: value for record in records for name, value in record.items()}
+# ---- the card -------------------------------------------------------------------------------------------------------
 
 
 def write_model_card(
     output_dir: str | Path,
-    model,
+    model: TextJepaForPreTraining,
     records: Sequence[Mapping[str, Any]],
-    facts: Mapping[str, Any],
+    card_info: Mapping[str, Any],
     exported: str | None,
 ) -> None:
-    """Writes `README.md` and `curves.png`: complete without editing, every figure from the log or from the facts.
+    """Writes `README.md` and `curves.png`, complete without editing.
 
     Args:
-        output_dir: The exported folder, whose name becomes the title.
-        model: The [`TextJepaForPreTraining`].
+        output_dir: The exported folder; its name becomes the title.
+        model: The pretraining model.
         records: The run's log.
-        facts: From `run_in_words`.
+        card_info: Card information, from `describe_run`.
         exported: What the folder holds: the `"target"` or `"context"` encoder, or the complete model (`None`).
     """
-    output_dir, config = Path(output_dir), model.config
-    encoder = model.model if exported is None else trained_encoder(model, exported)
+    output_dir = Path(output_dir)
     title = output_dir.resolve().name
-    whole, last = final_figures(records), final_figures([r for r in records if r["step"] <= facts["exported_step"]])
-    titles = _FIGURES | {name: f"online probe: {spelled_out(name)}" for name in last if name.startswith(_PROBE)}
-    figures = {name: f"{last[name]:.4g}" for name in titles if name in last}
-    pooling = "idf" if model.word_weights is not None else sentence_pooling(config)
+    until_export = [record for record in records if record["step"] <= card_info["exported_step"]]
+    last_values = final_figures(until_export)
+    titles = _titles_of(last_values)
+    figures = {name: f"{last_values[name]:.4g}" for name in titles}
     card = ModelCard.from_template(
-        ModelCardData(
-            library_name="transformers",
-            pipeline_tag="feature-extraction",
-            license=facts.get("license"),
-            base_model=facts.get("base_model"),
-            datasets=facts.get("datasets"),
-            tags=["text-jepa", "self-supervised", "custom_code" if exported is None else "sentence-transformers"],
-            model_name=title,
-            eval_results=[
-                EvalResult(
-                    task_type="feature-extraction",
-                    dataset_type=(facts.get("datasets") or ["text"])[0],
-                    dataset_name=f"held-out texts of {facts['data']}",
-                    metric_type=name,
-                    metric_name=titles[name],
-                    metric_value=float(value),
-                )
-                for name, value in figures.items()
-                if math.isfinite(float(value))
-            ]
-            or None,
-        ),
-        template_path=str(Path(__file__).with_name("model_card_template.md")),
+        _make_metadata(title, figures, titles, card_info, exported),
+        template_path=str(_TEMPLATE),
         title=title,
         name=str(output_dir),
         exported=exported,
-        exported_encoder=exported if model.target_encoder is not None else "context",
-        makes_targets=config.has_target_encoder or config.target_encoder_type == "online",
-        parameters=f"{parameter_counts(encoder)[1]:,}",
-        architecture=type(encoder).__name__,
-        layers=config.text_config.num_hidden_layers,
-        width=config.hidden_size,
-        idea=idea_in_words(config),
-        objective=objective_in_words(config),
-        pooling=pooling,
-        pooling_in_words="mean weighted by word, IDF" if pooling == "idf" else f"{pooling} pooling",
         figures=[(titles[name], value) for name, value in figures.items()],
         is_relative="relative_loss" in figures,
-        tokens=f"{whole['tokens_seen']:,}" if "tokens_seen" in whole else None,
-        minutes=f"{whole['train_seconds'] / 60:.1f}" if "train_seconds" in whole else None,
         version=text_jepa.__version__,
-        **facts,
+        **_describe_model(model, exported),
+        **_describe_effort(records),
+        **card_info,
     )
     (output_dir / "README.md").write_text(card.content + "\n", encoding="utf-8")
-    plot_curves([Run(title, records, config.hidden_size)], output_dir / "curves.png")
+    run = Run(title, records, model.config.hidden_size)
+    plot_curves([run], output_dir / "curves.png")
 
 
-def write_facts(folder: str | Path, facts: Mapping[str, Any]) -> None:
-    """Keeps what a card says of a run beside weights, for later exports of these."""
-    Path(folder, _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+def final_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The last value of each measure in a log."""
+    figures = {}
+    for record in records:
+        figures.update(record)
+    return figures
 
 
-def read_facts(folder: str | Path) -> dict[str, Any] | None:
-    """What `write_facts` has kept; `None` if there is nothing."""
-    path = Path(folder, _FACTS)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _titles_of(measures: Mapping[str, float]) -> dict[str, str]:
+    """Measure to title, in the order of the card's table, for those measures that a card shows."""
+    titles = {"eval_loss": "held-out loss"}
+    for term in loss_terms(measures):
+        titles[_HELD_OUT + term] = loss_title(term)
+    titles["eval_token_loss"] = "loss of hidden tokens (cross-entropy: over the whole vocabulary)"
+    titles |= _MEASURES
+    for name in measures:
+        if name.startswith(_PROBE):
+            titles[name] = f"online probe: {name.removeprefix(_PROBE).replace('_', ' ')}"
+    return {name: title for name, title in titles.items() if name in measures}
+
+
+def _make_metadata(title, figures, titles, card_info, exported) -> ModelCardData:
+    """The card's YAML header, as the Hub reads it."""
+    datasets = card_info.get("datasets")
+    results = []
+    for name, value in figures.items():
+        if math.isfinite(float(value)):
+            result = EvalResult(
+                task_type="feature-extraction",
+                dataset_type=datasets[0] if datasets else "text",
+                dataset_name=f"held-out texts of {card_info['data']}",
+                metric_type=name,
+                metric_name=titles[name],
+                metric_value=float(value),
+            )
+            results.append(result)
+    library = "custom_code" if exported is None else "sentence-transformers"
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        license=card_info.get("license"),
+        base_model=card_info.get("base_model"),
+        datasets=datasets,
+        tags=["text-jepa", "self-supervised", library],
+        model_name=title,
+        eval_results=results or None,
+    )
+
+
+def _describe_model(model, exported) -> dict[str, Any]:
+    """Fields of the template that describe the model."""
+    config = model.config
+    encoder = model.model if exported is None else trained_encoder(model, exported)
+    _, parameters = parameter_counts(encoder)
+    pooling = "idf" if model.word_weights is not None else sentence_pooling(config)
+    return {
+        "exported_encoder": exported if model.target_encoder is not None else "context",
+        "makes_targets": config.has_target_encoder or config.target_encoder_type == "online",
+        "parameters": f"{parameters:,}",
+        "architecture": type(encoder).__name__,
+        "layers": config.text_config.num_hidden_layers,
+        "width": config.hidden_size,
+        "idea": describe_idea(config),
+        "objective": describe_objective(config),
+        "pooling": pooling,
+        "pooling_description": "mean of tokens weighted by IDF" if pooling == "idf" else f"{pooling} pooling",
+    }
+
+
+def _describe_effort(records) -> dict[str, str | None]:
+    """Fields of the template that say how long the whole run took."""
+    last_values = final_figures(records)
+    tokens = last_values.get("tokens_seen")
+    seconds = last_values.get("train_seconds")
+    return {
+        "tokens": None if tokens is None else f"{tokens:,}",
+        "minutes": None if seconds is None else f"{seconds / 60:.1f}",
+    }
+
+
+# ---- card information -----------------------------------------------------------------------------------------------
+
+
+def write_card_info(folder: str | Path, card_info: Mapping[str, Any]) -> None:
+    """Writes card information beside weights, so that later exports of them have a card too."""
+    content = json.dumps(card_info, indent=2) + "\n"
+    Path(folder, _CARD_INFO).write_text(content, encoding="utf-8")
+
+
+def read_card_info(folder: str | Path) -> dict[str, Any] | None:
+    """Reads what `write_card_info` wrote; `None` if the folder has no card information."""
+    path = Path(folder, _CARD_INFO)
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def describe_run(trainer) -> dict[str, Any]:
+    """Card information of a run: what is neither in its log nor in its model. JSON can hold it.
+
+    Args:
+        trainer: The [`TextJepaTrainer`]. Its `card_info` overrides the defaults here: only the script knows `data`,
+            `start`, `command`, `max_length`, `license`, `base_model` and `datasets`.
+    """
+    args = trainer.args
+    config = trainer.model.config
+    steps = trainer.state.global_step
+    versions = [f"Python {platform.python_version()}"]
+    for package in ("torch", "transformers", "tokenizers"):
+        versions.append(f"{package} {importlib.metadata.version(package)}")
+    return {
+        "data": "not specified",
+        "start": "the model as given to the trainer",
+        "command": None,
+        "license": "unknown",
+        "verdict": None,
+        "max_length": config.max_text_length,
+        "sizes": describe_sizes(trainer.train_dataset, trainer.eval_dataset),
+        "masks": trainer.data_collator.masks_in_words(),
+        "steps": f"{steps:,}",
+        "exported_step": trainer.weights_step,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "hardware": hardware(),
+        "versions": ", ".join(versions),
+        "settings": describe_settings(args, config, trainer.weights_step, steps),
+        **trainer.card_info,
+    }
+
+
+def describe_settings(args, config: TextJepaConfig, exported_step: int, steps: int) -> dict[str, str]:
+    """Hyperparameters of a run, by the name of their row in the card's table.
+
+    Args:
+        args: The [`TextJepaTrainingArguments`].
+        config: The model's configuration.
+        exported_step: The step whose weights are exported.
+        steps: Steps of the run.
+    """
+    scheduler = SchedulerType(args.lr_scheduler_type).value
+    rows = {"learning rate": f"{args.learning_rate:g}, {scheduler}, warm-up {args.warmup_steps:g}"}
+    if args.predictor_learning_rate is not None:
+        rows["learning rate around the encoder"] = f"{args.predictor_learning_rate:g}"
+    rows["weight decay"] = f"{args.weight_decay:g}"
+    if args.weight_decay_end is not None:
+        rows["weight decay"] += f" to {args.weight_decay_end:g}"
+    rows["optimizer"] = (
+        f"{OptimizerNames(args.optim).value}, betas {args.adam_beta1:g} and {args.adam_beta2:g}, "
+        f"epsilon {args.adam_epsilon:g}, gradients clipped at {args.max_grad_norm:g}"
+    )
+    if config.has_target_encoder:
+        start = "1 - 100/steps" if args.ema_decay_start is None else args.ema_decay_start
+        end = "1 - 10/steps" if args.ema_decay_end is None else args.ema_decay_end
+        rows["decay of the target encoder"] = f"{args.ema_schedule}, {start} to {end}"
+    if config.predicts_tokens:
+        shape = f"{config.pred_num_hidden_layers} × {config.pred_hidden_size}"
+        rows["predictor"] = f"{config.predictor_type}, {shape}"
+    rows["precision"] = _precision(args)
+    rows["seed"] = str(args.seed)
+    if exported_step != steps:
+        rows["exported checkpoint"] = f"step {exported_step:,}, the best by {args.metric_for_best_model}"
+    return rows
+
+
+def _precision(args) -> str:
+    if args.bf16:
+        return "bf16"
+    if args.fp16:
+        return "fp16"
+    return "fp32"
+
+
+def describe_sizes(train, held_out) -> str:
+    """Sizes of the training and held-out data; for documents cut into windows, documents and windows.
+
+    Args:
+        train: The training dataset.
+        held_out: The held-out dataset, or `None`.
+    """
+    if isinstance(train, DocumentWindows):
+        training = f"{train.num_documents:,} training documents in {len(train):,} windows"
+    else:
+        training = f"{describe_count(train)} training texts"
+    if isinstance(held_out, DocumentWindows):
+        evaluation = f"{held_out.num_documents:,} held out in {len(held_out):,} windows"
+    else:
+        evaluation = f"{describe_count(held_out)} held out"
+    return f"{training}, {evaluation}"
+
+
+def describe_count(texts) -> str:
+    """The number of texts of a dataset as it precedes the word "texts"."""
+    if texts is None:
+        return "no"
+    if not hasattr(texts, "__len__"):
+        return "a stream of"
+    return f"{len(texts):,}"
+
+
+def hardware() -> str:
+    """Processor or accelerators of this machine."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+# ---- the objective --------------------------------------------------------------------------------------------------
+
+
+def describe_idea(config: TextJepaConfig) -> str:
+    """What a configuration trains by, in a few words."""
+    if config.latent_loss_weight:
+        return "predicting latent representations of hidden text (JEPA)"
+    if config.document_loss_weight:
+        return "predicting, from a window of a document, a latent representation of its rest (JEPA)"
+    if config.token_loss_weight:
+        return "predicting hidden words"
+    return "comparing representations of texts"
+
+
+def describe_objective(config: TextJepaConfig) -> str:
+    """The objective of a configuration as a sentence: every term with its weight.
+
+    The terms are those of `LOSS_TERMS`, and those that a subclass of the configuration adds by a field
+    `<name>_loss_weight`.
+    """
+    descriptions = _describe_terms(config)
+    suffix = "_loss_weight"
+    own_terms = [name.removesuffix(suffix) for name in vars(config) if name.endswith(suffix)]
+    described = []
+    for term in dict.fromkeys([*LOSS_TERMS, *own_terms]):
+        weight = getattr(config, term + suffix)
+        if weight:
+            description = descriptions.get(term, f"{term.replace('_', ' ')} loss")
+            described.append(f"{weight:g} times the {description}")
+    return "; plus ".join(described) + "."
+
+
+def _describe_terms(config) -> dict[str, str]:
+    """A description of each term that we know more of than its name."""
+    sources = {"ema": "a moving average of the encoder", "frozen": "a frozen copy of the initial encoder"}
+    source = sources.get(config.target_encoder_type, "the encoder itself, with gradient")
+    seen = "the hidden tokens alone" if config.target_input == "spans" else "the whole text"
+    layers = f"the last {config.target_num_layers} layers ({config.target_normalization} normalisation) of {source}"
+    latent = (
+        f"{config.loss_type} loss between the output of a {config.predictor_type} predictor and the mean of {layers}, "
+        f"which sees {seen}"
+    )
+    average = "mean, weighted by IDF," if config.pooling == "idf" else "mean"
+    target_space = f"the {average} of fixed random vectors of {config.document_target_size} features"
+    if config.document_target == "encoder":
+        target_space = f"the pooled vector from {source}"
+    document = (
+        f"{config.document_loss_type} loss between the prediction of a perceptron with {config.document_hidden_size} "
+        f"hidden units from the {config.pooling}-pooled window and {target_space} of the rest of its document"
+    )
+    is_whitened = config.has_target_encoder and config.sentence_whitening
+    sentence = (
+        f"{config.sentence_loss_type} loss between the {config.pooling}-pooled context and the "
+        f"{'whitened ' if is_whitened else ''}pooled target of {source}"
+    )
+    level = f"at {config.regularizer_level} level"
+    return {
+        "latent": latent,
+        "token": "cross-entropy of the hidden tokens",
+        "document": document,
+        "sentence": sentence,
+        "variance": f"variance hinge {level}",
+        "covariance": f"covariance term {level}",
+        "sigreg": f"SIGReg {level}",
+    }
+
+
+# ---- changes of a card ----------------------------------------------------------------------------------------------
 
 
 def renamed_card(card: str, name: str) -> str:
-    """The same card for a repository of the Hub: title, metadata and the name in the snippets.
+    """Renames a card for a repository on the Hub: its title, its metadata and the name in its snippets.
 
     Args:
-        card: Content of a `README.md` of ours; of another one only the metadata's name changes, if it has one.
+        card: Content of a `README.md` of ours. In any other card only the metadata's name changes, if it has one.
         name: `owner/name` on the Hub.
     """
     card = ModelCard(card, ignore_metadata_errors=True)
     title = name.rpartition("/")[2]
     if card.data.model_name is not None:
-        card.text = card.text.replace(f"\n# {card.data.model_name}\n", f"\n# {title}\n", 1)
+        old_heading = f"\n# {card.data.model_name}\n"
+        card.text = card.text.replace(old_heading, f"\n# {title}\n", 1)
         card.data.model_name = title
-    card.text = re.sub(r'^model_id = ".*"$', lambda _: f'model_id = "{name}"', card.text, flags=re.MULTILINE)
+    snippet_line = f'model_id = "{name}"'
+    card.text = re.sub(r'^model_id = ".*"$', lambda _: snippet_line, card.text, flags=re.MULTILINE)
     return card.content
 
 
-def tell_change(folder: str | Path, change: str) -> None:
-    """Says at the top of a card what was made of the encoder that it describes; its figures leave the metadata.
+def note_change(folder: str | Path, change: str) -> None:
+    """Notes at the top of a card how the encoder was changed, and removes its figures from the metadata.
 
     Args:
-        folder: A copy of an encoder's folder whose vectors are others. One without a card stays without.
-        change: What was done to it, a sentence without its full stop.
+        folder: A copy of an encoder's folder with other weights. Without a card nothing happens.
+        change: A sentence without its full stop.
     """
     path = Path(folder, "README.md")
     if not path.is_file():
@@ -157,130 +392,7 @@ def tell_change(folder: str | Path, change: str) -> None:
     card = ModelCard.load(path, ignore_metadata_errors=True)
     title = re.search(r"^# .*\n", card.text, re.MULTILINE)
     start = title.end() if title else 0
-    note = f"> {change}. The rest of this card is that of the encoder before: its figures are not of these vectors."
+    note = f"> {change}. The rest of this card describes the encoder before that change, its figures included."
     card.text = f"{card.text[:start]}\n{note}\n{card.text[start:]}"
     card.data.eval_results = None
     path.write_text(card.content, encoding="utf-8")
-
-
-def run_in_words(trainer) -> dict[str, Any]:
-    """What the card of a run says that is neither in its log nor in its model, as JSON takes it.
-
-    Args:
-        trainer: The [`TextJepaTrainer`]. Its `card_info` comes first: only the script knows `data`, `start`,
-            `command`, `max_length`, `license`, `base_model` and `datasets`.
-    """
-    args, state = trainer.args, trainer.state
-    return {
-        "data": "texts that the script did not name",
-        "start": "the model as given to the trainer",
-        "command": None,
-        "license": "unknown",
-        "verdict": None,
-        "max_length": trainer.model.config.max_text_length,
-        "sizes": sizes_in_words(trainer.train_dataset, trainer.eval_dataset),
-        "masks": trainer.data_collator.masks_in_words(),
-        "steps": f"{state.global_step:,}",
-        "exported_step": trainer.weights_step,
-        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "hardware": hardware(),
-        "versions": ", ".join(
-            [f"Python {platform.python_version()}"]
-            + [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "tokenizers")]
-        ),
-        "settings": settings_in_words(args, trainer.model.config, trainer.weights_step, state.global_step),
-        **trainer.card_info,
-    }
-
-
-def settings_in_words(args, config, exported_step: int, steps: int) -> dict[str, str]:
-    """Rows of the table of hyperparameters."""
-    rows = {
-        "learning rate": f"{args.learning_rate:g}, {SchedulerType(args.lr_scheduler_type).value}, "
-        f"warm-up {args.warmup_steps:g}",
-        "learning rate around the encoder": None
-        if args.predictor_learning_rate is None
-        else f"{args.predictor_learning_rate:g}",
-        "weight decay": f"{args.weight_decay:g}"
-        + ("" if args.weight_decay_end is None else f" to {args.weight_decay_end:g}"),
-        "optimizer": f"{OptimizerNames(args.optim).value}, betas {args.adam_beta1:g} and {args.adam_beta2:g}, "
-        f"epsilon {args.adam_epsilon:g}, gradients clipped at {args.max_grad_norm:g}",
-        "decay of the target encoder": f"{args.ema_schedule}, "
-        f"{'1 - 100/steps' if args.ema_decay_start is None else args.ema_decay_start} to "
-        f"{'1 - 10/steps' if args.ema_decay_end is None else args.ema_decay_end}"
-        if config.has_target_encoder
-        else None,
-        "predictor": f"{config.predictor_type}, {config.pred_num_hidden_layers} × {config.pred_hidden_size}"
-        if config.predicts_tokens
-        else None,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-        "seed": str(args.seed),
-    }
-    if exported_step != steps:
-        rows["exported checkpoint"] = f"step {exported_step:,}, the best by {args.metric_for_best_model}"
-    return {name: value for name, value in rows.items() if value is not None}
-
-
-def size_of(texts) -> str:
-    """Number of texts in words."""
-    return "no" if texts is None else f"{len(texts):,}" if hasattr(texts, "__len__") else "a stream of"
-
-
-def sizes_in_words(train, held_out) -> str:
-    """How much trains and how much is held out: of documents that are cut into windows, both are counted."""
-    if isinstance(train, DocumentWindows):
-        training = f"{train.num_documents:,} training documents in {len(train):,} windows"
-    else:
-        training = f"{size_of(train)} training texts"
-    if isinstance(held_out, DocumentWindows):
-        return f"{training}, {held_out.num_documents:,} held out in {len(held_out):,} windows"
-    return f"{training}, {size_of(held_out)} held out"
-
-
-def spelled_out(name: str) -> str:
-    """A figure in words: `eval_probe_target_linear` is "target linear"."""
-    return name.removeprefix(_PROBE).replace("_", " ")
-
-
-def idea_in_words(config) -> str:
-    """What a configuration trains by, in a few words."""
-    if config.latent_loss_weight:
-        return "predicting latent representations of hidden text (JEPA)"
-    if config.document_loss_weight:
-        return "predicting, from a window of a document, a latent representation of its rest (JEPA)"
-    return "predicting hidden words" if config.token_loss_weight else "comparing representations of texts"
-
-
-def objective_in_words(config) -> str:
-    """The objective of a configuration as a sentence."""
-    makers = {"ema": "a moving average of the encoder", "frozen": "the encoder as it was at first"}
-    maker = makers.get(config.target_encoder_type, "the encoder itself, with gradient")
-    weighted = "mean, weighted by IDF," if config.pooling == "idf" else "mean"
-    space = f"the {weighted} of fixed random vectors of {config.document_target_size} features"
-    if config.document_target == "encoder":
-        space = f"the pooled vector that {maker} gives"
-    whitened = "whitened " if config.has_target_encoder and config.sentence_whitening else ""
-    seen = "the hidden tokens alone" if config.target_input == "spans" else "the whole text"
-    parts = {
-        "latent": f"{config.loss_type} loss between the output of a {config.predictor_type} predictor and the mean of "
-        f"the last {config.target_num_layers} layers ({config.target_normalization} normalisation) of {maker}, which "
-        f"sees {seen}",
-        "token": "cross-entropy of the hidden tokens",
-        "document": f"{config.document_loss_type} loss between what a perceptron of {config.document_hidden_size} "
-        f"hidden units makes of the {config.pooling}-pooled window and {space} of the rest of its document",
-        "sentence": f"{config.sentence_loss_type} loss between the {config.pooling}-pooled context and the "
-        f"{whitened}pooled target of {maker}",
-        "variance": f"variance hinge at {config.regularizer_level} level",
-        "covariance": f"covariance term at {config.regularizer_level} level",
-        "sigreg": f"SIGReg at {config.regularizer_level} level",
-    }
-    weights = {name: getattr(config, f"{name}_loss_weight") for name in parts}
-    terms = [f"{weights[name]:g} times the {words}" for name, words in parts.items() if weights[name]]
-    return "; plus ".join(terms) + "."
-
-
-def hardware() -> str:
-    """Processor or accelerator of this machine."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"

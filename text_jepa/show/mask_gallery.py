@@ -126,7 +126,7 @@ def _runs(pieces, states, spans):
     return runs
 
 
-def question_in_words(objective: Any, has_view: bool) -> str:
+def describe_question(objective: Any, has_view: bool) -> str:
     """What the model is asked, as a sentence or two.
 
     Args:

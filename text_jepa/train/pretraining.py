@@ -17,7 +17,7 @@ from text_jepa.embeddings import embed_texts, encoder_inside, nearest_texts, tra
 from text_jepa.probe.documents import HELD_OUT_DOCUMENTS, TRAINING_DOCUMENTS, verdict
 from text_jepa.share.export import parameter_counts, save_for_continuing
 from text_jepa.share.hub import push_folder
-from text_jepa.share.model_card import size_of, sizes_in_words
+from text_jepa.share.model_card import describe_count, describe_sizes
 from text_jepa.train import checkpointing
 from text_jepa.train.arguments import ObjectiveArguments, describe_data, source_of, write_arguments
 from text_jepa.train.build import (
@@ -81,7 +81,7 @@ def pretrain(model_args, data_args, objective_args, args, argv) -> bool:
             unfinished.rename(Path(args.output_dir, "tokenizer"))
     if data_args.prepare_only:
         print(
-            f"{size_of(examples['train'])} training texts are tokenized and cached; to train on them, the same command"
+            f"{describe_count(examples['train'])} training texts are tokenized and cached; to train on them, the same command"
         )
         print("without --prepare_only and with --resume_from_checkpoint auto")
         return True
@@ -250,7 +250,7 @@ def show_sizes(trainer):
     if args.process_index > 0:
         return
     trainable, total = parameter_counts(trainer.model)
-    texts = sizes_in_words(trainer.train_dataset, trainer.eval_dataset)
+    texts = describe_sizes(trainer.train_dataset, trainer.eval_dataset)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in trainer.model.named_children()}
     listed = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
     print(f"{texts}; {trainable:,} of {total:,} parameters train ({listed})")

@@ -25,7 +25,7 @@ from text_jepa.cli import UsageError
 from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps
 from text_jepa.share import hub
 from text_jepa.share.export import export_encoder
-from text_jepa.share.model_card import run_in_words, write_facts, write_model_card
+from text_jepa.share.model_card import describe_run, write_card_info, write_model_card
 from text_jepa.train import callbacks, checkpointing
 from text_jepa.train.arguments import fingerprint_of_arguments
 from text_jepa.train.callbacks import (
@@ -88,7 +88,7 @@ class TextJepaTrainer(Trainer):
 
     Args:
         facts: What a run that goes on from a checkpoint has to agree with, beside what is known here.
-        about: What the model card says beside what is known here, see `run_in_words`; and `which`, the encoder to be
+        about: What the model card says beside what is known here, see `describe_run`; and `which`, the encoder to be
             exported: `"target"` (the default) or `"context"`.
 
     Attributes:
@@ -188,7 +188,7 @@ class TextJepaTrainer(Trainer):
                 if isinstance(callback, ExportableState):
                     state.stateful_callbacks[type(callback).__name__] = callback.state()
             state.save_to_json(str(staging / TRAINER_STATE_NAME))
-            write_facts(staging, run_in_words(self))
+            write_card_info(staging, describe_run(self))
         self.accelerator.wait_for_everyone()
         if first:
             checkpointing.complete(staging, args.output_dir, self.fingerprint)
@@ -207,7 +207,7 @@ class TextJepaTrainer(Trainer):
     def export(self, output_dir: str | Path) -> None:
         """Writes the encoder as it is now, its tokenizer and the card with curves and log into a folder."""
         which = self.card_info.get("which", "target")
-        max_length = run_in_words(self)["max_length"] or self.processing_class.model_max_length
+        max_length = describe_run(self)["max_length"] or self.processing_class.model_max_length
         export_encoder(self.model, self.processing_class, output_dir, max_length, which)
         self.write_card(output_dir, which)
 
@@ -216,9 +216,9 @@ class TextJepaTrainer(Trainer):
         source, copy_ = metrics_file(self.args.output_dir), metrics_file(output_dir)
         if source.resolve() != copy_.resolve():
             shutil.copy(source, copy_)
-        facts = run_in_words(self)
+        facts = describe_run(self)
         if exported is None:
-            write_facts(output_dir, facts)
+            write_card_info(output_dir, facts)
         write_model_card(output_dir, self.model, read_metrics(output_dir), facts, exported)
 
     def create_model_card(self, *args, **kwargs):
