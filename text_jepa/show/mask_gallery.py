@@ -1,12 +1,14 @@
-"""What a batch shows and hides, as people read it: real texts with their spans marked, in the terminal and as HTML.
+"""Shows what a batch hides: real texts with their spans marked, for the terminal and as an HTML page.
 
 Pure functions: a batch of the collator goes in, a string comes out.
+
+Shapes: B texts, S tokens, M masks, C context positions, T target positions.
 """
 
 import html
 import itertools
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,25 +16,35 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 
-# Spans take turns. The hues are those of Okabe and Ito, which the colour-blind tell apart; numbers say the same.
-# In the terminal: backgrounds of the 256 colours under black letters, legible on light and dark alike.
+# Spans take turns in four hues of Okabe and Ito, which colour-blind readers can tell apart; numbers say the same.
+# In the terminal they are backgrounds of the 256 colours under black letters, legible on light and dark screens.
 _TERMINAL_HUES = (74, 214, 36, 175)
-_RESET, _BOLD, _DIM, _STRUCK = "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[2;9m"
+_RESET = "\x1b[0m"
+_BOLD = "\x1b[1m"
+_DIM = "\x1b[2m"
+_STRUCK = "\x1b[2;9m"
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-# What becomes of a token, in the order in which a caption counts it, with what a reader has to know.
+# The states of a token with their explanations, in the order in which a caption counts them.
 STATES = {
     "visible": "visible to the context encoder",
     "hidden": "hidden: a span to be predicted, with its number",
-    "left out": "left out: neither visible nor asked for",
+    "left out": "left out: neither visible nor predicted",
     "special": "special token, visible",
 }
 
 
-class Run(NamedTuple):
-    """Neighbouring tokens with the same fate.
+# ---- texts with their masks -----------------------------------------------------------------------------------------
 
-    `state` is one of `STATES`; `span` is the number of a hidden run in `target_spans`, else -1; `tokens` counts them.
+
+class Run(NamedTuple):
+    """Neighbouring tokens of one state and one span.
+
+    Attributes:
+        text: Decoded text of the tokens.
+        state: One of `STATES`.
+        span: Number of the span in `target_spans`, -1 if the tokens are not hidden.
+        tokens: Number of tokens.
     """
 
     text: str
@@ -42,13 +54,13 @@ class Run(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """One mask of a text: the name of its strategy, and the runs in reading order."""
+    """One mask of a text: the name of its strategy, empty if there is only one, and the runs in reading order."""
 
     strategy: str
     runs: list[Run]
 
     def count(self, *states: str) -> int:
-        """Tokens in these states."""
+        """Number of tokens in any of these states."""
         return sum(run.tokens for run in self.runs if run.state in states)
 
     @property
@@ -58,7 +70,7 @@ class Mask(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One text of a batch: its masks, its view if there is one, and the tokens of padding behind it."""
+    """One text of a batch: its masks, its view if there is one, and the number of padding tokens."""
 
     masks: list[Mask]
     view: list[Run] | None
@@ -66,72 +78,96 @@ class Text(NamedTuple):
 
 
 def read_batch(
-    batch: Mapping[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase, strategy_names: Sequence[str], limit: int
+    batch: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    strategy_names: Sequence[str],
+    limit: int,
 ) -> list[Text]:
-    """The first texts of a batch with all their masks.
+    """Reads the first texts of a batch with all their masks.
 
     Args:
         batch: From [`DataCollatorForTextJepa`].
-        tokenizer: The collator's.
-        strategy_names: Likewise.
+        tokenizer: The collator's tokenizer.
+        strategy_names: Names of the collator's mask strategies.
         limit: Number of texts.
     """
     rows = {name: value[:limit].numpy() for name, value in batch.items()}
-    # As for the collator, an unknown word is a word.
+    # An unknown word is a word, as it is for the collator.
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     texts = []
-    for number, (ids, present) in enumerate(zip(rows["input_ids"], rows["attention_mask"], strict=True)):
-        ids = ids[present == 1]
-        pieces, is_special = token_texts(ids, tokenizer), np.isin(ids, list(special))
+    for number, padded_ids in enumerate(rows["input_ids"]):
+        ids = padded_ids[rows["attention_mask"][number] == 1]
+        pieces = token_texts(ids, tokenizer)
+        is_special = np.isin(ids, list(special))
         masks = []
         for mask in range(rows["target_positions"].shape[1]):
-            context, targets, spans = (
-                rows[name][number, mask] for name in ("context_positions", "target_positions", "target_spans")
-            )
-            states = np.full(len(ids), "left out", dtype=object)
-            states[context[context >= 0]] = "visible"
-            states[(states == "visible") & is_special] = "special"
-            states[targets[targets >= 0]] = "hidden"
-            span_of = np.full(len(ids), -1)
-            span_of[targets[targets >= 0]] = spans[targets >= 0]
-            drawn = rows["mask_strategies"][number, mask] if "mask_strategies" in rows else 0
-            name = strategy_names[drawn] if len(strategy_names) > 1 else ""
-            masks.append(Mask(name, _runs(pieces, states, span_of)))
+            name = ""
+            if len(strategy_names) > 1:
+                name = strategy_names[rows["mask_strategies"][number, mask]]
+            runs = _runs_of_mask(rows, number, mask, pieces, is_special)
+            masks.append(Mask(name, runs))
         view = None
         if "view_input_ids" in rows:
             view_ids = rows["view_input_ids"][number][rows["view_attention_mask"][number] == 1]
             states = np.where(np.isin(view_ids, list(special)), "special", "visible")
-            view = _runs(token_texts(view_ids, tokenizer), states, np.full(len(view_ids), -1))
-        texts.append(Text(masks, view, len(present) - len(ids)))
+            no_spans = np.full(len(view_ids), -1)
+            view = _group(token_texts(view_ids, tokenizer), states, no_spans)
+        padding = len(padded_ids) - len(ids)
+        texts.append(Text(masks, view, padding))
     return texts
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What each token adds to the decoded text, so that all of them joined are that text, subwords closed up.
+    """What each token adds to the decoded text; joined they are that text.
 
-    Of tokens that share one character (byte-level BPE) the last has it and the others nothing.
+    Of several tokens that share one character (byte-level BPE) the last has it and the others are empty.
     """
-    decoded = [tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False) for end in range(1, len(ids) + 1)]
-    ends = [len(text.rstrip("\ufffd")) for text in decoded]
-    ends[-1:] = [len(text) for text in decoded[-1:]]
-    ends = [0, *np.maximum.accumulate(np.array(ends, int)).tolist()]
-    return [decoded[-1][start:end] for start, end in itertools.pairwise(ends)]
+    if not len(ids):
+        return []
+    decoded = []
+    for end in range(1, len(ids) + 1):
+        decoded.append(tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False))
+    whole = decoded[-1]
+    # An unfinished character is decoded as U+FFFD.
+    lengths = [len(text.rstrip("\ufffd")) for text in decoded]
+    lengths[-1] = len(whole)
+    ends = [0, *itertools.accumulate(lengths, max)]
+    return [whole[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _runs(pieces, states, spans):
+def _runs_of_mask(rows, number, mask, pieces, is_special) -> list[Run]:
+    """The runs of one mask of one text; `rows` are the tensors of the batch as arrays."""
+    context = rows["context_positions"][number, mask]
+    targets = rows["target_positions"][number, mask]
+    is_target = targets >= 0
+    states = np.full(len(pieces), "left out", dtype=object)
+    states[context[context >= 0]] = "visible"
+    states[(states == "visible") & is_special] = "special"
+    states[targets[is_target]] = "hidden"
+    spans = np.full(len(pieces), -1)
+    spans[targets[is_target]] = rows["target_spans"][number, mask][is_target]
+    return _group(pieces, states, spans)
+
+
+def _group(pieces, states, spans) -> list[Run]:
+    """Joins neighbouring tokens of one state and one span."""
+    tokens = zip(pieces, map(str, states), map(int, spans), strict=True)
     runs = []
-    for (state, span), group in itertools.groupby(range(len(pieces)), lambda i: (str(states[i]), int(spans[i]))):
-        members = list(group)
-        runs.append(Run("".join(pieces[i] for i in members), state, span, len(members)))
+    for (state, span), group in itertools.groupby(tokens, key=lambda token: token[1:]):
+        members = [piece for piece, _, _ in group]
+        runs.append(Run("".join(members), state, span, len(members)))
     return runs
 
 
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
 def describe_question(objective: Any, has_view: bool) -> str:
-    """What the model is asked, as a sentence or two.
+    """Describes what the model has to predict, in a sentence or two.
 
     Args:
-        objective: Anything with the fields of `TextJepaConfig` that weigh the losses.
-        has_view: Whether the texts come with a second one.
+        objective: Anything with the fields of `TextJepaConfig` that weight the losses.
+        has_view: Whether each text comes with a second one.
     """
     encoder = "the encoder itself" if objective.target_encoder_type == "online" else "the target encoder"
     seen = "only the hidden words" if objective.target_input == "spans" else "the whole text"
@@ -148,113 +184,179 @@ def describe_question(objective: Any, has_view: bool) -> str:
     if not parts:
         return "Nothing is predicted: the encoder reads what is visible, and a regularizer looks at its vectors."
     *others, last = parts
-    return f"From what is visible, predict {', '.join(others)}{', and ' * bool(others)}{last}."
+    listed = f"{', '.join(others)}, and {last}" if others else last
+    return f"From what is visible, predict {listed}."
 
 
 def caption(mask: Mask, padding: int) -> str:
-    """The counts of a mask: tokens by state, the hidden share of all that are neither special nor padding, spans."""
-    hidden, usable = mask.count("hidden"), mask.count("visible", "hidden", "left out")
-    words = [f"{mask.count('visible')} visible"]
+    """Counts the tokens of a mask by state.
+
+    The hidden share is that of all tokens that are neither special nor padding.
+    """
+    hidden = mask.count("hidden")
+    usable = mask.count("visible", "hidden", "left out")
+    counts = [f"{mask.count('visible')} visible"]
     if hidden:
-        plural = "s" * (mask.spans > 1)
-        words.append(f"{hidden} hidden ({hidden / usable:.0%}) in {mask.spans} span{plural}")
+        noun = "spans" if mask.spans > 1 else "span"
+        counts.append(f"{hidden} hidden ({hidden / usable:.0%}) in {mask.spans} {noun}")
     else:
-        words.append("nothing hidden")
-    words += [f"{mask.count(state)} {state}" for state in ("left out", "special") if mask.count(state)]
-    return ", ".join(words + [f"{padding} padding"] * (padding > 0))
+        counts.append("nothing hidden")
+    for state in ("left out", "special"):
+        if mask.count(state):
+            counts.append(f"{mask.count(state)} {state}")
+    if padding:
+        counts.append(f"{padding} padding")
+    return ", ".join(counts)
 
 
-def _legend(texts):
-    """The states that occur."""
+def _mask_title(number: int, mask: Mask) -> str:
+    title = f"Mask {number}"
+    return f"{title} · {mask.strategy}" if mask.strategy else title
+
+
+def _states_of(texts: Iterable[Text]) -> list[str]:
+    """The states that occur in some text, for the legend."""
     found = {run.state for text in texts for mask in text.masks for run in mask.runs}
     return [state for state in STATES if state in found]
 
 
-def _split(run):
-    """The blank before a run, which is not marked, and its text; never nothing, for what is hidden must be seen."""
+def _split(run: Run) -> tuple[str, str]:
+    """The blank before a run, which is not marked, and its text; never empty, since hidden tokens must be seen."""
     text = run.text.lstrip()
-    return run.text[: len(run.text) - len(text)], text or ("␣" if run.text else "\ufffd")
+    blank = run.text[: len(run.text) - len(text)]
+    if not text:
+        text = "␣" if run.text else "\ufffd"
+    return blank, text
 
 
-def _harmless(text):
-    """Control characters as pictures of themselves, for a text must not steer a terminal."""
-    return "".join(
-        "�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else "  " if c == "\t" else c for c in text
-    )
+def _harmless(text: str) -> str:
+    """Replaces control characters: a text must not steer a terminal."""
+    shown = []
+    for character in text.replace("\t", "  "):
+        is_control = unicodedata.category(character) == "Cc" and character != "\n"
+        shown.append("\ufffd" if is_control else character)
+    return "".join(shown)
 
 
-def to_terminal(texts: Sequence[Text], title: str, facts: Sequence[str], colour: bool, width: int = 100) -> str:
-    """The gallery for a terminal.
+# ---- terminal -------------------------------------------------------------------------------------------------------
+
+# A character with its style, an escape code or nothing.
+_Cell = tuple[str, str]
+
+
+def to_terminal(
+    texts: Sequence[Text],
+    title: str,
+    notes: Sequence[str],
+    colour: bool,
+    width: int = 100,
+) -> str:
+    """Renders the gallery for a terminal.
 
     Args:
         texts: From `read_batch`.
-        title: Its first line.
-        facts: Sentences below it.
+        title: First line.
+        notes: Sentences below the title.
         colour: Whether to mark by escape codes; otherwise by brackets.
-        width: Longest line, in characters.
+        width: Longest line in characters.
     """
+    lines = []
 
-    def paragraph(cells, indent=""):
-        return [indent + _painted(line, colour) for line in _wrapped(cells, width - len(indent))]
+    def add(cells: list[_Cell], indent: str = "") -> None:
+        for line in _wrapped(cells, width - len(indent)):
+            lines.append(indent + _painted(line, colour))
 
-    def plain(text, style=""):
-        return [(c, style) for c in _harmless(text)]
-
-    lines = paragraph(plain(title, _BOLD)) + [line for fact in facts for line in paragraph(plain(fact))]
+    add(_styled(title, _BOLD))
+    for note in notes:
+        add(_styled(note))
     lines.append("")
-    for state in _legend(texts):
-        sample = Run("[CLS]" if state == "special" else "words", state, 3 if state == "hidden" else -1, 1)
-        lines += paragraph([*_cells([sample], colour), *plain(f"  {STATES[state]}")], "  ")
+    for state in _states_of(texts):
+        sample = Run(
+            text="[CLS]" if state == "special" else "words",
+            state=state,
+            span=3 if state == "hidden" else -1,
+            tokens=1,
+        )
+        add(_cells([sample], colour) + _styled(f"  {STATES[state]}"), indent="  ")
     for number, text in enumerate(texts, 1):
-        lines += ["", *paragraph(plain(f"Text {number}", _BOLD))]
-        for which, mask in enumerate(text.masks, 1):
-            name = f"Mask {which}{' · ' * bool(mask.strategy)}{mask.strategy}: "
-            lines += ["", *paragraph(plain(name, _BOLD) + plain(caption(mask, text.padding), _DIM), "  ")]
-            lines += paragraph(_cells(mask.runs, colour), "  ")
+        lines.append("")
+        add(_styled(f"Text {number}", _BOLD))
+        for mask_number, mask in enumerate(text.masks, 1):
+            heading = _styled(f"{_mask_title(mask_number, mask)}: ", _BOLD)
+            lines.append("")
+            add(heading + _styled(caption(mask, text.padding), _DIM), indent="  ")
+            add(_cells(mask.runs, colour), indent="  ")
         if text.view is not None:
-            lines += ["", *paragraph(plain("Second text", _BOLD), "  ")]
-            lines += paragraph(_cells(text.view, colour), "  ")
+            lines.append("")
+            add(_styled("Second text", _BOLD), indent="  ")
+            add(_cells(text.view, colour), indent="  ")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def _cells(runs, colour):
-    """Characters with their style; brackets where there is no colour."""
+def _styled(text: str, style: str = "") -> list[_Cell]:
+    return [(character, style) for character in _harmless(text)]
+
+
+def _cells(runs: Sequence[Run], colour: bool) -> list[_Cell]:
+    """Characters with their style; brackets mark the states where there is no colour."""
     cells = []
     for run in runs:
         blank, text = _split(run)
         style = ""
         if run.state == "hidden":
-            style = f"\x1b[38;5;16;48;5;{_TERMINAL_HUES[run.span % len(_TERMINAL_HUES)]}m"
-            text = f"{str(run.span).translate(_SUPERSCRIPTS)}{text}" if colour else f"[{run.span}:{text}]"
+            hue = _TERMINAL_HUES[run.span % len(_TERMINAL_HUES)]
+            style = f"\x1b[38;5;16;48;5;{hue}m"
+            number = str(run.span)
+            text = f"{number.translate(_SUPERSCRIPTS)}{text}" if colour else f"[{number}:{text}]"
         elif run.state == "left out":
-            style, text = _STRUCK, text if colour else f"~{text}~"
+            style = _STRUCK
+            text = text if colour else f"~{text}~"
         elif run.state == "special":
             style = _DIM
-        cells += [(c, "") for c in _harmless(blank)] + [(c, style) for c in _harmless(text)]
+        cells += _styled(blank)
+        cells += _styled(text, style)
     return cells
 
 
-def _wrapped(cells, width):
-    """Lines of cells, broken at blanks and line breaks."""
-    lines, line, word = [], [], []
+def _wrapped(cells: Sequence[_Cell], width: int) -> list[list[_Cell]]:
+    """Breaks cells into lines, at blanks and line breaks."""
+    lines = []
+    line = []
+    word = []
     for cell in [*cells, ("\n", "")]:
-        if not cell[0].isspace():
+        character, _ = cell
+        if not character.isspace():
             word.append(cell)
             continue
         if line and len(line) + len(word) > width:
-            lines, line = [*lines, line], []
-        line, word = line + word, []
-        if cell[0] == "\n":
-            lines, line = [*lines, line], []
+            lines.append(line)
+            line = []
+        line = line + word
+        word = []
+        if character == "\n":
+            lines.append(line)
+            line = []
         elif line:
-            line = [*line, cell]
-    return [line[:-1] if line and line[-1][0] == " " else line for line in lines]
+            line.append(cell)
+    return [_without_last_blank(line) for line in lines]
 
 
-def _painted(cells, colour):
-    groups = ((style, "".join(c for c, _ in group)) for style, group in itertools.groupby(cells, lambda cell: cell[1]))
-    return "".join(f"{style}{text}{_RESET}" if style and colour else text for style, text in groups)
+def _without_last_blank(line: list[_Cell]) -> list[_Cell]:
+    if line and line[-1][0] == " ":
+        return line[:-1]
+    return line
 
+
+def _painted(cells: Iterable[_Cell], colour: bool) -> str:
+    """Joins cells, with an escape code where the style changes."""
+    parts = []
+    for style, group in itertools.groupby(cells, key=lambda cell: cell[1]):
+        text = "".join(character for character, _ in group)
+        parts.append(f"{style}{text}{_RESET}" if style and colour else text)
+    return "".join(parts)
+
+
+# ---- page -----------------------------------------------------------------------------------------------------------
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #f6f5f1; --card: #fff; --ink: #1d1f21; --quiet: #63676b; --line: #dddad2;
@@ -293,73 +395,88 @@ main:has(input:checked) figure mark:not(:hover) b { visibility: hidden; }
 main:has(input:checked) figure s:not(:hover) { color: transparent; text-decoration-color: var(--rest); }
 """
 
+_COVER = '<label><input type="checkbox">Cover what the model does not see (point at it to look)</label>'
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body><main>
+{body}
+</main></body>
+</html>
+"""
 
-def to_html(texts: Sequence[Text], title: str, question: str, facts: Sequence[str]) -> str:
-    """The gallery as a page that needs nothing beside itself, no script either.
+
+def to_html(texts: Sequence[Text], title: str, question: str, notes: Sequence[str]) -> str:
+    """Renders the gallery as a page that needs no other file and no script.
 
     Args:
         texts: From `read_batch`.
         title: Heading of the page.
         question: What the model is asked.
-        facts: Sentences below it.
+        notes: Sentences below it.
     """
-    legend = [
-        f"<li>{_html_runs([Run('words', state, 0 if state == 'hidden' else -1, 1)])} — {STATES[state]}</li>"
-        if state != "special"
-        else f"<li><small>[CLS]</small> — {STATES[state]}</li>"
-        for state in _legend(texts)
-    ]
-    cover = '<label><input type="checkbox">Cover what the model does not see (point at it to look)</label>'
-    body = [
-        f'<header><h1>{html.escape(title)}</h1><p class="question">{html.escape(question)}</p>',
-        *(f'<p class="quiet">{html.escape(fact)}</p>' for fact in facts),
-        f"<ul>{''.join(legend)}</ul></header>",
-        cover if "hidden" in _legend(texts) else "",
-    ]
+    states = _states_of(texts)
+    heading = html.escape(title)
+    body = [f'<header><h1>{heading}</h1><p class="question">{html.escape(question)}</p>']
+    for note in notes:
+        body.append(f'<p class="quiet">{html.escape(note)}</p>')
+    legend = [_legend_entry(state) for state in states]
+    body.append(f"<ul>{''.join(legend)}</ul></header>")
+    body.append(_COVER if "hidden" in states else "")
     for number, text in enumerate(texts, 1):
         body.append(f"<section><h2>Text {number}</h2>")
-        for which, mask in enumerate(text.masks, 1):
-            name = f"Mask {which}" + (f" · {mask.strategy}" if mask.strategy else "")
-            body.append(_figure(name, caption(mask, text.padding), mask.runs, strip=mask.count("hidden") > 0))
+        for mask_number, mask in enumerate(text.masks, 1):
+            strip = _strip(mask.runs) if mask.count("hidden") else ""
+            counts = caption(mask, text.padding)
+            body.append(_figure(_mask_title(mask_number, mask), counts, strip, mask.runs))
         if text.view is not None:
-            body.append(_figure("Second text", "the view", text.view, strip=False))
+            body.append(_figure("Second text", "the view", "", text.view))
         body.append("</section>")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body>\n</html>\n"
-    )
+    return _PAGE.format(title=heading, style=_STYLE, body="\n".join(body))
 
 
-def _figure(name, counts, runs, strip):
-    """One mask, with a strip on which each token has the same width."""
-    bars = ""
-    if strip:
-        kinds = [f"h {_hue(run)}" if run.state == "hidden" else run.state.removeprefix("left ") for run in runs]
-        widths = "".join(
-            f'<i class="{kind}" style="flex:{run.tokens}"></i>' for kind, run in zip(kinds, runs, strict=True)
-        )
-        bars = f'<div class="strip" aria-hidden="true">{widths}</div>'
-    return (
-        f"<figure><figcaption><h3>{html.escape(name)}</h3> <span>{html.escape(counts)}</span></figcaption>{bars}"
-        f'<p dir="auto">{_html_runs(runs).strip()}</p></figure>'
-    )
+def _legend_entry(state: str) -> str:
+    if state == "special":
+        return f"<li><small>[CLS]</small> — {STATES[state]}</li>"
+    sample = Run("words", state, 0 if state == "hidden" else -1, 1)
+    return f"<li>{_html_runs([sample])} — {STATES[state]}</li>"
 
 
-def _hue(run):
+def _figure(name: str, counts: str, strip: str, runs: Sequence[Run]) -> str:
+    """The figure of one mask or view."""
+    figcaption = f"<h3>{html.escape(name)}</h3> <span>{html.escape(counts)}</span>"
+    paragraph = f'<p dir="auto">{_html_runs(runs).strip()}</p>'
+    return f"<figure><figcaption>{figcaption}</figcaption>{strip}{paragraph}</figure>"
+
+
+def _strip(runs: Sequence[Run]) -> str:
+    """A bar on which every token has the same width."""
+    parts = []
+    for run in runs:
+        kind = f"h {_hue(run)}" if run.state == "hidden" else run.state.removeprefix("left ")
+        parts.append(f'<i class="{kind}" style="flex:{run.tokens}"></i>')
+    return f'<div class="strip" aria-hidden="true">{"".join(parts)}</div>'
+
+
+def _hue(run: Run) -> str:
     return f"h{run.span % len(_TERMINAL_HUES)}"
 
 
-def _html_runs(runs):
+def _html_runs(runs: Sequence[Run]) -> str:
     parts = []
     for run in runs:
-        blank, text = (html.escape(_harmless(part)) for part in _split(run))
+        blank, text = _split(run)
+        text = html.escape(_harmless(text))
         if run.state == "hidden":
             text = f'<mark class="{_hue(run)}"><sup>{run.span}</sup><b>{text}</b></mark>'
-        elif run.state != "visible":
-            tag = "s" if run.state == "left out" else "small"
-            text = f"<{tag}>{text}</{tag}>"
-        parts.append(blank + text)
+        elif run.state == "left out":
+            text = f"<s>{text}</s>"
+        elif run.state == "special":
+            text = f"<small>{text}</small>"
+        parts.append(html.escape(_harmless(blank)) + text)
     return "".join(parts)
