@@ -298,6 +298,9 @@ class TextJepaConfig(PreTrainedConfig):
     model_type = "text_jepa"
     sub_configs = {"text_config": AutoConfig}
 
+    # A subclass with a loss of its own adds the name, and a field `<name>_loss_weight`.
+    loss_terms = LOSS_TERMS
+
     text_config: dict | PreTrainedConfig | None = None
 
     predictor_type: Literal["transformer", "conv", "mlp"] = "transformer"
@@ -531,12 +534,13 @@ class TextJepaConfig(PreTrainedConfig):
         layers = self.text_config.num_hidden_layers
         if not 1 <= self.target_num_layers <= max(layers, 1):
             raise ValueError(f"target_num_layers must be 1 to {layers} for this encoder, got {self.target_num_layers}")
-        for name in LOSS_TERMS:
+        for name in self.loss_terms:
             if not getattr(self, f"{name}_loss_weight") >= 0:  # NaN is not, either
                 raise ValueError(f"{name}_loss_weight must be at least 0, got {getattr(self, f'{name}_loss_weight')}")
         if not (self.predicts_tokens or self.document_loss_weight or self.sentence_loss_weight):
-            names = ", ".join(f"{name}_loss_weight" for name in LOSS_TERMS[:3])
-            raise ValueError(f"{names} or sentence_loss_weight must be above 0")
+            raise ValueError(
+                "latent_loss_weight, token_loss_weight, document_loss_weight or sentence_loss_weight must be above 0"
+            )
         if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
             raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
         for name in ("smooth_l1_beta", "infonce_temperature"):

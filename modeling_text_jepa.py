@@ -1,5 +1,5 @@
 # Copyright 2026 The Text-JEPA Authors. Licensed under the Apache License, Version 2.0.
-"""Text-JEPA: a text encoder that learns by predicting latent representations of the tokens that it does not see.
+"""Text-JEPA: a text encoder that learns by predicting latent representations of text that it does not see.
 
     text ─► ids (B,S) ─► TARGET ENCODER (moving average, no gradient, sees everything) ─► targets (B,S,D)
               │                                                                            │ at hidden positions
@@ -19,8 +19,9 @@ Both encoders are stock architectures of transformers: either exports as an ordi
 
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -46,18 +47,29 @@ class TextJepaForPreTrainingOutput(ModelOutput):
     Output of [`TextJepaForPreTraining`]. Losses are scalars before their weights; one of weight 0 is `None`.
 
     Args:
-        loss (`torch.FloatTensor`): Weighted sum of the terms below.
-        latent_loss (`torch.FloatTensor`): Distance of predictions and targets, mean of target tokens.
-        token_loss (`torch.FloatTensor`): Cross-entropy of the hidden tokens, mean of target tokens.
-        document_loss (`torch.FloatTensor`): Distance of the predicted and the true vector of the rest of a document.
-        sentence_loss (`torch.FloatTensor`): Distance of predicted and true pooled vectors.
-        variance_loss, covariance_loss, sigreg_loss (`torch.FloatTensor`): Regularizers.
-        distances (`torch.FloatTensor` of shape `(B, M, T)`): The latent loss of each target token, 0 where unused.
-        predictions, targets (`torch.FloatTensor` of shape `(B, M, T, D)`): Representations of the hidden tokens, as
-            predicted and as the target encoder has them; `None` without a latent loss.
-        text_targets (`tuple(torch.FloatTensor)`): What [`~TextJepaForPreTraining.compute_targets`] made of the texts.
-        last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks), hidden_states,
-            attentions (`tuple(torch.FloatTensor)`, where asked for): The context encoder's.
+        loss (`torch.FloatTensor`):
+            Weighted sum of the terms below.
+        latent_loss (`torch.FloatTensor`):
+            Distance of predictions and targets, mean over target tokens.
+        token_loss (`torch.FloatTensor`):
+            Cross-entropy of the hidden tokens, mean over target tokens.
+        document_loss (`torch.FloatTensor`):
+            Distance of the predicted and the true vector of the rest of a document.
+        sentence_loss (`torch.FloatTensor`):
+            Distance of predicted and true pooled vectors.
+        variance_loss, covariance_loss, sigreg_loss (`torch.FloatTensor`):
+            Regularizers.
+        distances (`torch.FloatTensor` of shape `(B, M, T)`):
+            The latent loss of each target token, 0 where unused.
+        predictions, targets (`torch.FloatTensor` of shape `(B, M, T, D)`):
+            Representations of the hidden tokens, as predicted and as the target encoder has them; `None` without a
+            latent loss.
+        text_targets (`TextTargets`):
+            The targets that do not depend on the masks, see [`~TextJepaForPreTraining.compute_targets`].
+        last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks):
+            Last states of the context encoder.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, where asked for):
+            Those of the context encoder.
     """
 
     loss: torch.FloatTensor | None = None
@@ -77,7 +89,62 @@ class TextJepaForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-# ---- arithmetic -----------------------------------------------------------------------------------------------------
+class TokenMasks(NamedTuple):
+    """Which tokens are seen and which are predicted, see [`TextJepaForPreTraining.forward`]."""
+
+    context_positions: torch.Tensor
+    target_positions: torch.Tensor
+    target_spans: torch.Tensor
+    strategies: torch.Tensor | None
+
+    @property
+    def is_target(self) -> torch.Tensor:
+        """Whether a slot holds a target token: (B, M, T)."""
+        return self.target_positions >= 0
+
+    @property
+    def num_targets(self) -> torch.Tensor:
+        """The number of target tokens, at least 1."""
+        return self.is_target.sum().clamp(min=1)
+
+
+class ContextStates(NamedTuple):
+    """What the context encoder makes of the visible tokens."""
+
+    # The encoder's output, `last_hidden_state` (R, C, D) and what else was asked for.
+    output: BaseModelOutput
+    # Whether a slot holds a token: (R, C).
+    is_visible: torch.Tensor
+    # States of mask tokens at the target positions (R, T, D), of `context_mode="mask_token"`.
+    query_states: torch.Tensor | None
+    # Vectors of the contexts (R, D), where a term of the loss reads them.
+    pooled: torch.Tensor | None
+
+
+class TokenPredictions(NamedTuple):
+    """What the predictor says of the hidden tokens; `None` for what no term of the loss reads."""
+
+    # The predictor's features (R, T, P).
+    features: torch.Tensor | None
+    # Predicted and true representations (B, M, T, D).
+    predictions: torch.Tensor | None
+    targets: torch.Tensor | None
+    # The latent loss of each target token (B, M, T), 0 where unused.
+    distances: torch.Tensor | None
+
+
+class TextTargets(NamedTuple):
+    """Targets that all masks of a text share; `None` for a term of weight 0."""
+
+    # Token-level targets (B, S, D).
+    tokens: torch.Tensor | None
+    # Vectors of texts (B, D), for the sentence loss.
+    sentences: torch.Tensor | None
+    # Vectors of the rest of each document (B, T), for the document loss.
+    documents: torch.Tensor | None
+
+
+# ---- pooling and positions ------------------------------------------------------------------------------------------
 
 
 def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -89,7 +156,9 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None =
 
 
 def weighted_mean_pool(
-    hidden_states: torch.Tensor, attention_mask: torch.Tensor, token_weights: torch.Tensor
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor,
+    token_weights: torch.Tensor,
 ) -> torch.Tensor:
     """Weighted mean of the visible tokens: (B, S, D), (B, S) and (B, S) -> (B, D), zeros where all weights are 0."""
     weights = (token_weights * attention_mask).to(hidden_states.dtype)
@@ -101,65 +170,73 @@ def weighted_mean_pool(
 def gather_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Values (B, S, …) at positions (B, …, K), where -1 reads position 0: -> (B, …, K, …)."""
     index = positions.clamp(min=0)
-    rows = torch.arange(len(values), device=values.device).view(-1, *[1] * (index.dim() - 1))
+    rows = torch.arange(len(values), device=values.device)
+    rows = rows.view(-1, *[1] * (index.dim() - 1))
     return values[rows, index]
 
 
-def moments(values: torch.Tensor, weights: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+# ---- targets --------------------------------------------------------------------------------------------------------
+
+
+def moments(
+    values: torch.Tensor,
+    weights: torch.Tensor,
+    dims: tuple[int, ...],
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted mean and variance over some dimensions, which are kept; over dimension 0 of all processes."""
-
-    def average(x):
-        sums = torch.cat([weights * x, weights], dim=-1).sum(dims, keepdim=True)
-        sums = _SumOfProcesses.apply(sums) if 0 in dims and _world_size() > 1 else sums
-        return sums[..., :-1] / sums[..., -1:].clamp(min=1)
-
+    mean = _weighted_average(values, weights, dims)
     # Not the mean of the squares less the square of the mean: an outlier dimension would leave nothing but rounding.
-    mean = average(values)
-    return mean, average((values - mean).square())
+    variance = _weighted_average((values - mean).square(), weights, dims)
+    return mean, variance
 
 
-def average_layers(hidden_states, attention_mask, how: str, running=None) -> torch.Tensor:
-    """K layers (B, S, D) and a mask (B, S) -> targets (B, S, D), float32: mean of normalised layers, then normalised.
+def _weighted_average(
+    values: torch.Tensor,
+    weights: torch.Tensor,
+    dims: tuple[int, ...],
+) -> torch.Tensor:
+    sums = torch.cat([weights * values, weights], dim=-1).sum(dims, keepdim=True)
+    if 0 in dims and _world_size() > 1:
+        sums = _SumOfProcesses.apply(sums)
+    total_weight = sums[..., -1:].clamp(min=1)
+    return sums[..., :-1] / total_weight
 
-    `how` is `TextJepaConfig.target_normalization`: `"layer"` as in data2vec for text (arXiv 2202.03555, section 4.3),
-    `"instance"` as in data2vec 2.0 (arXiv 2212.07525); `"running"` needs K [`RunningMoments`].
+
+def average_layers(
+    hidden_states: Sequence[torch.Tensor],
+    attention_mask: torch.Tensor,
+    how: str,
+    running: Sequence[nn.Module] | None = None,
+) -> torch.Tensor:
+    """Token-level targets from the layers of an encoder: mean of normalised layers, then normalised once more.
+
+    Args:
+        hidden_states: K layers (B, S, D).
+        attention_mask: (B, S).
+        how: `TextJepaConfig.target_normalization`: `"layer"` as in data2vec for text (arXiv 2202.03555, section 4.3),
+            `"instance"` as in data2vec 2.0 (arXiv 2212.07525).
+        running: K [`RunningMoments`], for `how="running"`.
+
+    Returns:
+        Targets (B, S, D) in float32.
     """
-    weights, total = attention_mask.unsqueeze(-1).float(), 0
-    for k, layer in enumerate(layer.float() for layer in hidden_states):
+    weights = attention_mask.unsqueeze(-1).float()
+    total = 0
+    for number, layer in enumerate(hidden_states):
+        layer = layer.float()
         if how == "layer":
             layer = F.layer_norm(layer, layer.shape[-1:])
         elif how != "none":
-            dims = (1,) if how == "instance" else (0, 1)
-            mean, variance = running[k](layer, weights) if how == "running" else moments(layer, weights, dims)
+            if how == "running":
+                mean, variance = running[number](layer, weights)
+            elif how == "instance":
+                mean, variance = moments(layer, weights, dims=(1,))
+            else:
+                mean, variance = moments(layer, weights, dims=(0, 1))
             layer = (layer - mean) * torch.rsqrt(variance + 1e-5)
         total = total + layer
-    return F.layer_norm(total / len(hidden_states), total.shape[-1:])
-
-
-def latent_distance(predictions, targets, loss_type: str, beta: float) -> torch.Tensor:
-    """Distance of each prediction to its target: (…, D) twice -> (…), mean over features; `"cosine"` is 1 - cos."""
-    if loss_type == "cosine":
-        return 1 - F.cosine_similarity(predictions, targets, dim=-1)
-    distance = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": partial(F.smooth_l1_loss, beta=beta)}[loss_type]
-    return distance(predictions, targets, reduction="none").mean(dim=-1)
-
-
-def contrastive_distance(predictions, targets, temperature: float, own=None, ids=None) -> torch.Tensor:
-    """InfoNCE (arXiv 1807.03748): each prediction has to find its target, by cosine, among those of all processes.
-
-    Predictions (n, D), targets (m, D) and the row `own` (n,) of each prediction's target, by default the same one, ->
-    cross-entropies (n,). Targets with equal `ids` (m,), also of another process, stand for the same thing and are no
-    negatives of each other.
-    """
-    own = torch.arange(len(predictions), device=predictions.device) if own is None else own
-    targets, before = gather_rows(targets)
-    logits = F.normalize(predictions, dim=-1) @ F.normalize(targets, dim=-1).T / temperature
-    labels = own + before
-    if ids is not None:
-        is_other = labels[:, None] != torch.arange(len(targets), device=ids.device)
-        alike = (ids[own, None] == gather_rows(ids)[0]) & is_other
-        logits = logits.masked_fill(alike, -torch.inf)
-    return F.cross_entropy(logits, labels, reduction="none")
+    average = total / len(hidden_states)
+    return F.layer_norm(average, average.shape[-1:])
 
 
 def whitening(covariance: torch.Tensor) -> torch.Tensor:
@@ -169,56 +246,132 @@ def whitening(covariance: torch.Tensor) -> torch.Tensor:
     products alone, where eigenvectors are slow or missing on accelerators.
     """
     unit = torch.eye(len(covariance), device=covariance.device)
-    root = covariance + (0.1 * covariance.trace() / len(covariance) + 1e-6) * unit
-    scale, inverse = root.norm(), unit
+    ridge = 0.1 * covariance.trace() / len(covariance) + 1e-6
+    root = covariance + ridge * unit
+    scale = root.norm()
     root = root / scale
+    inverse = unit
     for _ in range(12):
         step = 1.5 * unit - 0.5 * inverse @ root
-        root, inverse = root @ step, step @ inverse
+        root = root @ step
+        inverse = step @ inverse
     return inverse * scale.rsqrt()
 
 
-def variance_loss(x: torch.Tensor) -> torch.Tensor:
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+
+def latent_distance(
+    predictions: torch.Tensor,
+    targets: torch.Tensor,
+    loss_type: str,
+    smooth_l1_beta: float,
+) -> torch.Tensor:
+    """Distance of each prediction to its target: (…, D) twice -> (…), mean over features; `"cosine"` is 1 - cos."""
+    if loss_type == "cosine":
+        return 1 - F.cosine_similarity(predictions, targets, dim=-1)
+    if loss_type == "mse":
+        distances = F.mse_loss(predictions, targets, reduction="none")
+    elif loss_type == "l1":
+        distances = F.l1_loss(predictions, targets, reduction="none")
+    else:
+        distances = F.smooth_l1_loss(predictions, targets, reduction="none", beta=smooth_l1_beta)
+    return distances.mean(dim=-1)
+
+
+def infonce_distance(
+    predictions: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    target_rows: torch.Tensor | None = None,
+    target_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """InfoNCE (arXiv 1807.03748): each prediction has to find its target, by cosine, among those of all processes.
+
+    Args:
+        predictions: (n, D).
+        targets: (m, D).
+        temperature: Cosines are divided by this.
+        target_rows: (n,), the row of each prediction's target. Defaults to the prediction's own row.
+        target_ids: (m,), targets of equal numbers, also of another process, stand for the same thing and are no
+            negatives of each other.
+
+    Returns:
+        Cross-entropies (n,).
+    """
+    if target_rows is None:
+        target_rows = torch.arange(len(predictions), device=predictions.device)
+    all_targets, rows_before = gather_rows(targets)
+    cosines = F.normalize(predictions, dim=-1) @ F.normalize(all_targets, dim=-1).T
+    logits = cosines / temperature
+    labels = target_rows + rows_before
+    if target_ids is not None:
+        all_ids, _ = gather_rows(target_ids)
+        columns = torch.arange(len(all_targets), device=target_ids.device)
+        is_same_thing = target_ids[target_rows].unsqueeze(1) == all_ids
+        is_other_row = labels.unsqueeze(1) != columns
+        logits = logits.masked_fill(is_same_thing & is_other_row, -torch.inf)
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def variance_loss(vectors: torch.Tensor) -> torch.Tensor:
     """VICReg's hinge (arXiv 2105.04906, eq. 1): how far the deviations of the features of (n, D) are below 1."""
-    return F.relu(1 - (x.var(dim=0) + 1e-4).sqrt()).mean()
+    deviations = (vectors.var(dim=0) + 1e-4).sqrt()
+    return F.relu(1 - deviations).mean()
 
 
-def covariance_loss(x: torch.Tensor) -> torch.Tensor:
+def covariance_loss(vectors: torch.Tensor) -> torch.Tensor:
     """VICReg's decorrelation (eq. 4): squared covariances of different features of (n, D), summed, over D."""
-    x = x - x.mean(dim=0)
-    covariance = x.T @ x / (len(x) - 1)
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]
+    vectors = vectors - vectors.mean(dim=0)
+    covariance = vectors.T @ vectors / (len(vectors) - 1)
+    squares = covariance.square().sum()
+    squares_of_variances = covariance.diagonal().square().sum()
+    return (squares - squares_of_variances) / vectors.shape[1]
 
 
-def sigreg_loss(x: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+def sigreg_loss(vectors: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     """Epps-Pulley statistic of (n, D) along unit directions (D, slices) against N(0, 1), averaged over the slices.
 
     n times the weighted squared distance of characteristic functions, integrated by the trapezoid rule over 17 knots
     from 0 to 3, and doubled for the other half (LeJEPA, arXiv 2511.08544). It grows with n: divided by n, it would
     hardly weigh anything.
     """
-    t = torch.linspace(0, 3, 17, device=x.device)
-    gaussian = torch.exp(-t.square() / 2)
-    angles = (x @ directions).unsqueeze(-1) * t
-    error = (angles.cos().mean(dim=0) - gaussian).square() + angles.sin().mean(dim=0).square()
-    return len(x) * 2 * torch.trapezoid(error * gaussian, t, dim=-1).mean()
+    knots = torch.linspace(0, 3, 17, device=vectors.device)
+    gaussian = torch.exp(-knots.square() / 2)
+    angles = (vectors @ directions).unsqueeze(-1) * knots
+    real_error = angles.cos().mean(dim=0) - gaussian
+    imaginary_error = angles.sin().mean(dim=0)
+    error = real_error.square() + imaginary_error.square()
+    integral = torch.trapezoid(error * gaussian, knots, dim=-1)
+    return len(vectors) * 2 * integral.mean()
 
 
-def sample_candidates(labels, vocab_size: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens for a cross-entropy without a softmax over the vocabulary: those of the batch first, then random ones.
+def sample_candidates(
+    labels: torch.Tensor,
+    vocab_size: int,
+    count: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sampled softmax: the tokens that a cross-entropy contrasts, those of the batch first, then random ones.
 
-    Labels of any shape, -100 where there is none, V and a count of at most V -> candidate ids (count,) and the labels
-    as indices into them. Should the batch hold more different tokens, those left out are not predicted in this step.
-    Shapes are fixed and nothing is copied to the host.
+    Should the batch hold more different tokens than asked for, those left out are not predicted in this step. Shapes
+    are fixed and nothing is copied to the host.
+
+    Args:
+        labels: Of any shape, -100 where there is none.
+        vocab_size: V.
+        count: Number of candidates, at most V.
+
+    Returns:
+        Ids of the candidates (count,), and the labels as indices into them.
     """
-    used = labels >= 0
+    is_used = labels >= 0
     ids = labels.clamp(min=0)
-    score = torch.rand(vocab_size, device=labels.device)
-    score.scatter_reduce_(0, ids.flatten(), 2.0 * used.flatten(), reduce="amax")
-    candidates = score.topk(count).indices
+    scores = torch.rand(vocab_size, device=labels.device)
+    scores.scatter_reduce_(0, ids.flatten(), 2.0 * is_used.flatten(), reduce="amax")
+    candidates = scores.topk(count).indices
     slots = torch.full((vocab_size,), -100, device=labels.device)
     slots[candidates] = torch.arange(count, device=labels.device)
-    return candidates, torch.where(used, slots[ids], -100)
+    return candidates, torch.where(is_used, slots[ids], -100)
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------
@@ -228,27 +381,26 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _rank() -> int:
-    return dist.get_rank() if _world_size() > 1 else 0
-
-
 class _SumOfProcesses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values):
+    def forward(ctx, values: torch.Tensor) -> torch.Tensor:
         values = values.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(values)
         return values
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
         return _SumOfProcesses.apply(gradient)
 
 
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Rows (n, …) of all processes, which need not have equally many, and how many stand before this one's.
+    """All-gather with gradient of rows (n, …), of which processes need not have equally many.
 
     A loss of all rows is the same on each process. Gradients add up to as many times its gradient as there are
     processes; their mean, which data-parallel training takes, is the gradient itself.
+
+    Returns:
+        The rows of all processes, and how many of them come before this one's.
     """
     if _world_size() == 1:
         return rows, 0
@@ -256,8 +408,15 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     counts[dist.get_rank()] = len(rows)
     dist.all_reduce(counts)
     ends = counts.cumsum(dim=0).tolist()  # the one look that the host takes
-    before, behind = ends[dist.get_rank()] - len(rows), ends[-1] - ends[dist.get_rank()]
-    return _SumOfProcesses.apply(F.pad(rows, (*[0, 0] * (rows.dim() - 1), before, behind))), before
+    end = ends[dist.get_rank()]
+    rows_before = end - len(rows)
+    rows_behind = ends[-1] - end
+    padding = [0, 0] * (rows.dim() - 1) + [rows_before, rows_behind]
+    return _SumOfProcesses.apply(F.pad(rows, padding)), rows_before
+
+
+def _rank() -> int:
+    return dist.get_rank() if _world_size() > 1 else 0
 
 
 # ---- predictor ------------------------------------------------------------------------------------------------------
@@ -268,15 +427,20 @@ def packed_attention_mask(context_positions: torch.Tensor, target_spans: torch.T
 
     (R, C) and (R, T), -1 where unused -> (R, 1, N, N), True where the row may look. Every row sees itself.
     """
-    context = context_positions >= 0
-    spans = F.pad(target_spans, (context.shape[1], 0), value=-1)
-    same_span = (spans.unsqueeze(-1) == spans.unsqueeze(-2)) & (spans >= 0).unsqueeze(-2)
-    sees_context = F.pad(context, (0, target_spans.shape[1])).unsqueeze(-2)
-    itself = torch.eye(spans.shape[1], dtype=torch.bool, device=spans.device)
-    return (same_span | sees_context | itself).unsqueeze(1)
+    is_context = context_positions >= 0
+    spans = F.pad(target_spans, (context_positions.shape[1], 0), value=-1)
+    is_same_span = spans.unsqueeze(-1) == spans.unsqueeze(-2)
+    is_span = (spans >= 0).unsqueeze(-2)
+    sees_context = F.pad(is_context, (0, target_spans.shape[1])).unsqueeze(-2)
+    sees_itself = torch.eye(spans.shape[1], dtype=torch.bool, device=spans.device)
+    return (is_same_span & is_span | sees_context | sees_itself).unsqueeze(1)
 
 
-def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(
+    positions: torch.Tensor,
+    head_dim: int,
+    theta: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of rotary embedding (arXiv 2104.09864): (R, N) -> (R, 1, N, head_dim / 2) twice, float32."""
     # Computed anew in every forward: a buffer would be garbage after `from_pretrained` built the model on meta.
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
@@ -284,34 +448,60 @@ def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> tuple
     return angles.cos(), angles.sin()
 
 
-def rotate(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def rotate(
+    states: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> torch.Tensor:
     """Turns each pair of features (i, i + d/2) of (R, heads, N, d) by the angle of its position."""
-    cos, sin = rotary
     first, second = states.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.to(states.dtype)
 
 
 class TextJepaPredictorLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer for the rows from `first` on. Always sdpa: flash attention takes no mask of pairs."""
+    """Pre-norm transformer layer. Always sdpa: flash attention takes no mask of pairs."""
 
     def __init__(self, config: TextJepaConfig):
         super().__init__()
-        width, inner = config.pred_hidden_size, int(config.pred_hidden_size * config.pred_mlp_ratio)
+        width = config.pred_hidden_size
+        inner_width = int(width * config.pred_mlp_ratio)
         self.num_heads = config.pred_num_attention_heads
         self.attention_norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
-        self.q_proj, self.kv_proj, self.o_proj = (nn.Linear(width, count * width) for count in (1, 2, 1))
+        self.q_proj = nn.Linear(width, width)
+        self.kv_proj = nn.Linear(width, 2 * width)
+        self.o_proj = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
-        self.mlp = nn.Sequential(nn.Linear(width, inner), ACT2FN[config.pred_hidden_act], nn.Linear(inner, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, inner_width),
+            ACT2FN[config.pred_hidden_act],
+            nn.Linear(inner_width, width),
+        )
 
-    def forward(self, hidden_states, attention_mask, rotary, first):
-        normed, hidden_states = self.attention_norm(hidden_states), hidden_states[:, first:]
-        query = self.q_proj(normed[:, first:]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        key, value = self.kv_proj(normed).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        first: int,
+    ) -> torch.Tensor:
+        """(R, N, P), (R, 1, N, N) and the tables of `rotary_tables` -> the rows from `first` on, (R, N - first, P)."""
+        normed = self.attention_norm(hidden_states)
+        query = self._split_heads(self.q_proj(normed[:, first:]))
+        key, value = self.kv_proj(normed).chunk(2, dim=-1)
+        key = self._split_heads(key)
+        value = self._split_heads(value)
         if rotary is not None:
-            query, key = rotate(query, [table[:, :, first:] for table in rotary]), rotate(key, rotary)
+            cos, sin = rotary
+            query = rotate(query, cos[:, :, first:], sin[:, :, first:])
+            key = rotate(key, cos, sin)
         attended = F.scaled_dot_product_attention(query, key, value, attention_mask[:, :, first:])
-        hidden_states = hidden_states + self.o_proj(attended.transpose(1, 2).flatten(2))
+        attended = attended.transpose(1, 2).flatten(2)
+        hidden_states = hidden_states[:, first:] + self.o_proj(attended)
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class TextJepaConvLayer(GradientCheckpointingLayer):
@@ -319,17 +509,27 @@ class TextJepaConvLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: TextJepaConfig):
         super().__init__()
-        width, kernel = config.pred_hidden_size, config.pred_conv_kernel_size
-        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=config.pred_conv_groups)
+        width = config.pred_hidden_size
+        kernel_size = config.pred_conv_kernel_size
+        self.conv = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2, groups=config.pred_conv_groups)
         self.norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
         self.activation = ACT2FN[config.pred_hidden_act]
 
-    def forward(self, hidden_states):
-        return hidden_states + self.activation(self.norm(self.conv(hidden_states.transpose(1, 2)).transpose(1, 2)))
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(R, S, P) -> (R, S, P)."""
+        convolved = self.conv(hidden_states.transpose(1, 2)).transpose(1, 2)
+        return hidden_states + self.activation(self.norm(convolved))
 
 
-def _mlp_layer(config):
-    return nn.Sequential(ACT2FN[config.pred_hidden_act], nn.Linear(config.pred_hidden_size, config.pred_hidden_size))
+def _predictor_layer(config: TextJepaConfig) -> nn.Module:
+    if config.predictor_type == "transformer":
+        return TextJepaPredictorLayer(config)
+    if config.predictor_type == "conv":
+        return TextJepaConvLayer(config)
+    return nn.Sequential(
+        ACT2FN[config.pred_hidden_act],
+        nn.Linear(config.pred_hidden_size, config.pred_hidden_size),
+    )
 
 
 class TextJepaPredictor(nn.Module):
@@ -343,87 +543,134 @@ class TextJepaPredictor(nn.Module):
     def __init__(self, config: TextJepaConfig):
         super().__init__()
         self.config = config
-        self.context_projection = nn.Linear(config.hidden_size, config.pred_hidden_size)
-        self.mask_tokens = nn.Parameter(torch.zeros(config.pred_num_mask_tokens, config.pred_hidden_size))
-        learned = config.pred_position_embedding_type == "learned"
-        self.position_embeddings = nn.Embedding(config.max_text_length, config.pred_hidden_size) if learned else None
-        layer = {"transformer": TextJepaPredictorLayer, "conv": TextJepaConvLayer, "mlp": _mlp_layer}
-        self.layers = nn.ModuleList(layer[config.predictor_type](config) for _ in range(config.pred_num_hidden_layers))
-        self.norm = nn.LayerNorm(config.pred_hidden_size, eps=config.pred_layer_norm_eps)
+        width = config.pred_hidden_size
+        self.context_projection = nn.Linear(config.hidden_size, width)
+        self.mask_tokens = nn.Parameter(torch.zeros(config.pred_num_mask_tokens, width))
+        self.position_embeddings = None
+        if config.pred_position_embedding_type == "learned":
+            self.position_embeddings = nn.Embedding(config.max_text_length, width)
+        self.layers = nn.ModuleList(_predictor_layer(config) for _ in range(config.pred_num_hidden_layers))
+        self.norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
         self.gradient_checkpointing = False
 
-    def forward(self, states, positions, hidden, spans, strategies=None, query_states=None, pooled=None, length=None):
-        """Context states (R, C, D) and positions (R, C), target positions and their spans (R, T) -> (R, T, P).
+    def forward(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_spans: torch.Tensor,
+        strategies: torch.Tensor | None = None,
+        query_states: torch.Tensor | None = None,
+        pooled: torch.Tensor | None = None,
+        text_length: int | None = None,
+    ) -> torch.Tensor:
+        """What the predictor says of the target positions.
 
         Args:
-            strategies: (R,), which mask token each row's queries are; the first by default.
+            states: Visible states (R, C, D).
+            positions: Where they are (R, C), -1 where unused.
+            target_positions: Positions to predict (R, T), -1 where unused.
+            target_spans: The span of each (R, T), -1 where unused.
+            strategies: (R,), which mask token the queries of a row are; the first by default.
             query_states: (R, T, D), what the encoder made of mask tokens at the target positions.
             pooled: (R, D), added to every query if `pred_pooled_context`.
-            length: S, of which convolutions need to know.
+            text_length: S, which convolutions need to know.
+
+        Returns:
+            Features (R, T, P).
         """
-        config = self.config
-        queries = self.mask_tokens[0] if strategies is None else self.mask_tokens[strategies].unsqueeze(1)
-        if config.pred_pooled_context:
+        queries = self._make_queries(target_positions, strategies, query_states, pooled)
+        if self.config.predictor_type == "mlp":
+            features = self._add_positions(queries, target_positions)
+            for layer in self.layers:
+                features = layer(features)
+            return self.norm(features)
+
+        context = self.context_projection(states)
+        all_states = torch.cat([context, queries.to(context.dtype)], dim=1)
+        all_positions = torch.cat([positions, target_positions], dim=1)
+        all_states = self._add_positions(all_states, all_positions)
+        if self.config.predictor_type == "conv":
+            text = self._convolve(all_states, all_positions, text_length)
+            return self.norm(gather_positions(text, target_positions))
+
+        attention_mask = packed_attention_mask(positions, target_spans)
+        rotary = self._rotary_tables(all_positions)
+        for layer in self.layers:
+            is_last = layer is self.layers[-1]
+            first = positions.shape[1] if is_last else 0  # only the queries are read in the end
+            all_states = layer(all_states, attention_mask, rotary, first)
+        return self.norm(all_states)
+
+    def _make_queries(
+        self,
+        target_positions: torch.Tensor,
+        strategies: torch.Tensor | None,
+        query_states: torch.Tensor | None,
+        pooled: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Queries (R, T, P) without their positions."""
+        if strategies is None:
+            queries = self.mask_tokens[0]
+        else:
+            queries = self.mask_tokens[strategies].unsqueeze(1)
+        if self.config.pred_pooled_context:
             queries = queries + self.context_projection(pooled).unsqueeze(1)
         if query_states is not None:
             queries = queries + self.context_projection(query_states)
-        queries = queries.expand(*hidden.shape, -1)
-        if config.predictor_type == "mlp":
-            states = F.dropout(queries + self._embed(hidden), config.pred_dropout, self.training)
-            for layer in self.layers:
-                states = layer(states)
-            return self.norm(states)
-        context_length = states.shape[1]
-        context = self.context_projection(states)
-        states = torch.cat([context, queries.to(context.dtype)], dim=1)
-        places = torch.cat([positions, hidden], dim=1)
-        states = F.dropout(states + self._embed(places), config.pred_dropout, self.training)
-        if config.predictor_type == "conv":
-            return self.norm(gather_positions(self._convolve(states, places, length), hidden))
-        rotary, mask = None, packed_attention_mask(positions, spans)
-        if self.position_embeddings is None:
-            head_dim = config.pred_hidden_size // config.pred_num_attention_heads
-            rotary = rotary_tables(places.clamp(min=0), head_dim, config.pred_rope_theta)
-        for layer in self.layers:  # of the last one only the queries are read
-            states = layer(states, mask, rotary, context_length if layer is self.layers[-1] else 0)
-        return self.norm(states)
+        return queries.expand(*target_positions.shape, -1)
 
-    def _embed(self, positions):
-        return 0 if self.position_embeddings is None else self.position_embeddings(positions.clamp(min=0))
+    def _add_positions(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(R, N, P) and (R, N) -> (R, N, P): with learned positions, if there are any, and dropout."""
+        if self.position_embeddings is not None:
+            states = states + self.position_embeddings(positions.clamp(min=0))
+        return F.dropout(states, self.config.pred_dropout, self.training)
 
-    def _convolve(self, states, places, length):
-        """States (R, N, P) at their places (R, N) -> (R, S, P)."""
-        places = places.unsqueeze(-1) + 1  # unused slots fall into place 0, which is cut off
-        empty = states.new_zeros(len(states), length + 1, states.shape[-1])
-        text = empty.scatter(1, places.expand_as(states), states)[:, 1:]
-        used = empty[..., :1].scatter(1, places, 1)[:, 1:]
+    def _rotary_tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if self.position_embeddings is not None:
+            return None
+        head_dim = self.config.pred_hidden_size // self.config.pred_num_attention_heads
+        return rotary_tables(positions.clamp(min=0), head_dim, self.config.pred_rope_theta)
+
+    def _convolve(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        text_length: int,
+    ) -> torch.Tensor:
+        """States (R, N, P) at their positions (R, N) -> (R, S, P)."""
+        columns = positions.unsqueeze(-1) + 1  # unused slots fall into column 0, which is cut off
+        empty = states.new_zeros(len(states), text_length + 1, states.shape[-1])
+        text = empty.scatter(1, columns.expand_as(states), states)[:, 1:]
+        is_used = empty[..., :1].scatter(1, columns, 1)[:, 1:]
         for layer in self.layers:
-            text = layer(text * used)
+            text = layer(text * is_used)
         return text
 
 
 # ---- encoder --------------------------------------------------------------------------------------------------------
 
 
-def _without_pooler(config_class):
+def _without_pooler(config_class: type[PreTrainedConfig]) -> dict[str, bool]:
     """Keyword that keeps an architecture from building a pooler, which nothing here would train."""
     parameters = inspect.signature(MODEL_MAPPING[config_class].__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
 
 
-def _build_encoder(text_config):
+def _build_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(text_config, **_without_pooler(type(text_config)))
 
 
-def _model_type(name_or_path, **kwargs):
+def _read_model_type(name_or_path: str, **kwargs) -> str | None:
     # Read from the file: `AutoConfig` would ask for the consent to run this very code where it is not registered.
-    return PreTrainedConfig.get_config_dict(name_or_path, **kwargs)[0].get("model_type")
+    config_dict, _ = PreTrainedConfig.get_config_dict(name_or_path, **kwargs)
+    return config_dict.get("model_type")
 
 
-def _load_encoder(name_or_path, **kwargs):
+def _load_encoder(name_or_path: str, **kwargs) -> Any:
     """The encoder in a plain checkpoint or in a Text-JEPA, without pooler, in float32 unless asked otherwise."""
     kwargs.setdefault("dtype", torch.float32)
-    model_type = _model_type(name_or_path, **kwargs)
+    model_type = _read_model_type(name_or_path, **kwargs)
     if model_type == TextJepaConfig.model_type:
         return TextJepaModel.from_pretrained(name_or_path, **kwargs).encoder
     if model_type not in CONFIG_MAPPING:
@@ -431,66 +678,102 @@ def _load_encoder(name_or_path, **kwargs):
     return AutoModel.from_pretrained(name_or_path, **_without_pooler(CONFIG_MAPPING[model_type]), **kwargs)
 
 
-def _own_fields(kwargs):
+def _pop_own_fields(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Takes the fields of `TextJepaConfig` out of keyword arguments."""
-    return {key: kwargs.pop(key) for key in list(kwargs) if key in TextJepaConfig.__annotations__}
+    own = [key for key in kwargs if key in TextJepaConfig.__annotations__]
+    return {key: kwargs.pop(key) for key in own}
 
 
-def _config_around(encoder, **fields):
-    # A configuration passes its attention implementation on to the encoder's: it must not be the default.
-    implementation = encoder.config._attn_implementation
-    return TextJepaConfig(text_config=copy.deepcopy(encoder.config), attn_implementation=implementation, **fields)
+def _config_around(encoder: PreTrainedModel, **fields) -> TextJepaConfig:
+    return TextJepaConfig(
+        text_config=copy.deepcopy(encoder.config),
+        # A configuration passes its attention implementation on to the encoder's: it must not be the default.
+        attn_implementation=encoder.config._attn_implementation,
+        **fields,
+    )
 
 
-def encode_visible(encoder, config, mode, input_ids, attention_mask, positions, hidden=None, **kwargs):
-    """States of the tokens at `positions`, for each mask, as if the others did not exist or were mask tokens.
+def encode_visible(
+    encoder: PreTrainedModel,
+    config: TextJepaConfig,
+    mode: str,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    positions: torch.Tensor,
+    target_positions: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[BaseModelOutput, torch.Tensor | None]:
+    """States of the tokens at some positions, for each mask, as if the others did not exist or were mask tokens.
 
-    The encoder, a `mode` as in `TextJepaConfig.context_mode`, ids and mask (B, S), positions (B, M, K) and, where the
-    states of mask tokens are wanted, hidden (B, M, T), -1 where unused -> the encoder's output with
-    `last_hidden_state` and, if asked for, `hidden_states` (B·M, K, D), and the states (B·M, T, D) of the mask tokens
-    or `None`. What else the output has is of length S unless tokens are dropped.
+    Args:
+        encoder: A stock encoder.
+        config: Tells the offset of its positions and its mask token.
+        mode: As `TextJepaConfig.context_mode`.
+        input_ids, attention_mask: Whole texts (B, S).
+        positions: Visible positions (B, M, K), -1 where unused.
+        target_positions: (B, M, T), -1 where unused; where the states of mask tokens are wanted.
+        **kwargs: For the encoder.
+
+    Returns:
+        The encoder's output with `last_hidden_state` and, if asked for, `hidden_states` (R, K, D), and the states
+        (R, T, D) of the mask tokens or `None`. What else the output has is of length S unless tokens are dropped.
     """
     rows = positions.flatten(0, 1)
     if mode == "drop":
-        ids = gather_positions(input_ids, positions).flatten(0, 1)
-        numbers, mask = rows.clamp(min=0) + config.position_offset, _visible_mask(encoder, rows)
-        return encoder(input_ids=ids, attention_mask=mask, position_ids=numbers, return_dict=True, **kwargs), None
-    ids, mask = (x.repeat_interleave(positions.shape[1], dim=0) for x in (input_ids, attention_mask))
-    visible = torch.zeros(len(ids), ids.shape[1] + 1, dtype=torch.bool, device=ids.device)
-    visible = visible.scatter(1, rows + 1, True)[:, 1:]  # unused slots fall into the column that is cut off
+        visible_ids = gather_positions(input_ids, positions).flatten(0, 1)
+        position_ids = rows.clamp(min=0) + config.position_offset
+        visible_mask = _visible_mask(encoder, rows)
+        output = encoder(
+            input_ids=visible_ids,
+            attention_mask=visible_mask,
+            position_ids=position_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        return output, None
+
+    ids = input_ids.repeat_interleave(positions.shape[1], dim=0)
+    mask = attention_mask.repeat_interleave(positions.shape[1], dim=0)
+    is_visible = torch.zeros(len(ids), ids.shape[1] + 1, dtype=torch.bool, device=ids.device)
+    is_visible = is_visible.scatter(1, rows + 1, True)[:, 1:]  # unused slots fall into the column that is cut off
     if mode == "attention_mask":
-        mask = mask * visible
+        mask = mask * is_visible
     else:
-        ids = ids.masked_fill(~visible, config.mask_token_id)
+        ids = ids.masked_fill(~is_visible, config.mask_token_id)
     output = encoder(input_ids=ids, attention_mask=mask, return_dict=True, **kwargs)
-    states = output.last_hidden_state
-    output.last_hidden_state = gather_positions(states, rows)
+    text_states = output.last_hidden_state
+    output.last_hidden_state = gather_positions(text_states, rows)
     if output.hidden_states is not None:
         output.hidden_states = tuple(gather_positions(layer, rows) for layer in output.hidden_states)
-    return output, gather_positions(states, hidden.flatten(0, 1)) if mode == "mask_token" else None
+    if mode == "attention_mask":
+        return output, None
+    return output, gather_positions(text_states, target_positions.flatten(0, 1))
 
 
-def _states_of(output):
-    return {name: output[name] for name in ("last_hidden_state", "hidden_states", "attentions") if name in output}
-
-
-def _visible_mask(encoder, positions):
+def _visible_mask(encoder: PreTrainedModel, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
     """Attention mask for gathered tokens at `positions` (R, K), exact also for windows of local attention."""
-    used = positions >= 0
-    if "sliding_attention" not in (getattr(encoder.config, "layer_types", None) or []):
-        return used.long()
+    is_used = positions >= 0
+    layer_types = getattr(encoder.config, "layer_types", None) or []
+    if "sliding_attention" not in layer_types:
+        return is_used.long()
     # ModernBERT cuts its window by index, which dropping has shifted: the true distances are handed in.
     implementation = encoder.config._attn_implementation
     if implementation not in ("eager", "sdpa"):
         raise ValueError(f"dropping tokens from local attention needs sdpa or eager, not {implementation}")
-    everywhere = used[:, None, None, :] | torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device)
-    distance = (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs().unsqueeze(1)
-    near = distance <= encoder.config.sliding_window
-    masks = {"full_attention": everywhere, "sliding_attention": everywhere & near}
+    itself = torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device)
+    everywhere = is_used[:, None, None, :] | itself
+    distances = (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs()
+    is_near = (distances <= encoder.config.sliding_window).unsqueeze(1)
+    masks = {"full_attention": everywhere, "sliding_attention": everywhere & is_near}
     if implementation == "sdpa":
         return masks
     lowest = torch.finfo(encoder.get_input_embeddings().weight.dtype).min
     return {name: lowest * ~mask for name, mask in masks.items()}
+
+
+def _states_of(output: BaseModelOutput) -> dict[str, Any]:
+    names = ("last_hidden_state", "hidden_states", "attentions")
+    return {name: output[name] for name in names if name in output}
 
 
 class TextJepaPreTrainedModel(PreTrainedModel):
@@ -514,25 +797,30 @@ class TextJepaPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """As `PreTrainedModel.from_pretrained`; a ValueError for what is no Text-JEPA if this class wraps nothing."""
         if config is None:
-            model_type = _model_type(pretrained_model_name_or_path, **kwargs)
+            model_type = _read_model_type(pretrained_model_name_or_path, **kwargs)
             if model_type != TextJepaConfig.model_type:
                 return cls._from_plain_encoder(pretrained_model_name_or_path, model_type, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     @classmethod
-    def _from_plain_encoder(cls, name_or_path, model_type, **kwargs):
+    def _from_plain_encoder(
+        cls,
+        name_or_path: str,
+        model_type: str,
+        **kwargs,
+    ):
         raise ValueError(
             f"{name_or_path} holds a '{model_type}', no Text-JEPA: wrap it with TextJepaForPreTraining.from_encoder, "
             "or open it with TextJepaModel or the Auto classes"
         )
 
     @classmethod
-    def is_custom_code(cls):
+    def is_custom_code(cls) -> bool:
         """False: all initialisation goes through `transformers.initialization`, as in the library's own models."""
         return False
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, TextJepaPredictor):
             init.normal_(module.mask_tokens, std=self.config.initializer_range)
@@ -554,10 +842,10 @@ class TextJepaPreTrainedModel(PreTrainedModel):
             init.zeros_(positions)
             positions.requires_grad_(False)
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.base_model.encoder.get_input_embeddings()
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module):
         self.base_model.encoder.set_input_embeddings(value)
 
     def save_pretrained(self, save_directory, **kwargs):
@@ -584,18 +872,32 @@ class TextJepaModel(TextJepaPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def _from_plain_encoder(cls, name_or_path, model_type, output_loading_info=False, **kwargs):
-        fields = _own_fields(kwargs)
-        encoder, info = _load_encoder(name_or_path, output_loading_info=True, **kwargs)
+    def _from_plain_encoder(
+        cls,
+        name_or_path: str,
+        model_type: str,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        fields = _pop_own_fields(kwargs)
+        encoder, loading_info = _load_encoder(name_or_path, output_loading_info=True, **kwargs)
         with torch.device("meta"):
             model = cls(_config_around(encoder, **fields)).eval()
         model.encoder = encoder
-        return (model, info) if output_loading_info else model
+        return (model, loading_info) if output_loading_info else model
 
     @can_return_tuple
-    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
         """(B, S) -> the stock encoder's output, `last_hidden_state` (B, S, D) first; other arguments pass through."""
         return self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+
+
+# ---- pretraining ----------------------------------------------------------------------------------------------------
 
 
 class TextJepaPooler(nn.Module):
@@ -607,9 +909,11 @@ class TextJepaPooler(nn.Module):
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(R, N, D), (R, N) -> (R, D)."""
-        scores = (states @ self.query.to(states.dtype) * states.shape[-1] ** -0.5).float()
-        weights = scores.masked_fill(~mask.bool(), torch.finfo(torch.float32).min).softmax(dim=1)
-        return (weights.to(states.dtype).unsqueeze(1) @ states).squeeze(1)
+        products = states @ self.query.to(states.dtype)
+        scores = (products * states.shape[-1] ** -0.5).float()
+        scores = scores.masked_fill(~mask.bool(), torch.finfo(torch.float32).min)
+        weights = scores.softmax(dim=1).to(states.dtype)
+        return (weights.unsqueeze(1) @ states).squeeze(1)
 
 
 class TextJepaWordPooler(nn.Module):
@@ -619,7 +923,12 @@ class TextJepaWordPooler(nn.Module):
         super().__init__()
         self.register_buffer("word_weights", torch.ones(config.text_config.vocab_size))
 
-    def forward(self, states: torch.Tensor, mask: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        input_ids: torch.Tensor,
+    ) -> torch.Tensor:
         """(R, N, D), (R, N) and (R, N) -> (R, D)."""
         return weighted_mean_pool(states, mask, self.word_weights[input_ids])
 
@@ -647,10 +956,10 @@ class TextJepaDocumentPredictor(nn.Module):
     def __init__(self, config: TextJepaConfig):
         super().__init__()
         is_lexical = config.document_target == "lexical"
-        width = config.document_target_size if is_lexical else config.hidden_size
+        target_width = config.document_target_size if is_lexical else config.hidden_size
         self.hidden = nn.Linear(config.hidden_size, config.document_hidden_size)
         self.activation = ACT2FN[config.pred_hidden_act]
-        self.output = nn.Linear(config.document_hidden_size, width)
+        self.output = nn.Linear(config.document_hidden_size, target_width)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(R, D) -> (R, T)."""
@@ -663,16 +972,18 @@ class RunningAverages(nn.Module):
     def __init__(self, momentum: float, **shapes):
         super().__init__()
         self.momentum = momentum
-        for name, shape in {"updates": (), **shapes}.items():
+        self.register_buffer("updates", torch.zeros(()))
+        for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
 
-    def include(self, **found):
+    def include(self, **statistics: torch.Tensor):
         """Averages in the statistics of one batch, by name; unless one of them is not finite."""
-        finite = torch.stack([value.isfinite().all() for value in found.values()]).all()
-        self.updates += finite
+        is_finite = torch.stack([value.isfinite().all() for value in statistics.values()]).all()
+        self.updates += is_finite
         step = (1 / self.updates.clamp(min=1)).clamp(min=1 - self.momentum)
-        for name, value in found.items():
-            getattr(self, name).lerp_(torch.where(finite, value, getattr(self, name)), step)
+        for name, value in statistics.items():
+            average = getattr(self, name)
+            average.lerp_(torch.where(is_finite, value, average), step)
 
 
 class RunningMoments(RunningAverages):
@@ -682,10 +993,11 @@ class RunningMoments(RunningAverages):
         super().__init__(momentum, mean=width, variance=width)
 
     @torch.no_grad()
-    def forward(self, values, weights):
+    def forward(self, values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(…, D) with weights (…, 1) -> mean and variance (D,); in training these values, if finite, come in first."""
         if self.training:
-            mean, variance = moments(values, weights, tuple(range(values.dim() - 1)))
+            all_but_features = tuple(range(values.dim() - 1))
+            mean, variance = moments(values, weights, all_but_features)
             self.include(mean=mean.flatten(), variance=variance.flatten())
         return self.mean, self.variance
 
@@ -697,24 +1009,66 @@ class RunningWhitening(RunningAverages):
         super().__init__(momentum, mean=width, covariance=(width, width))
 
     @torch.no_grad()
-    def forward(self, vectors):
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """(n, D) float32 -> (n, D); in training these vectors, of all processes and if finite, come in first."""
         with torch.autocast(vectors.device.type, enabled=False):
             if self.training:
-                rows = gather_rows(vectors)[0]
+                rows, _ = gather_rows(vectors)
                 mean = rows.mean(dim=0)
-                self.include(mean=mean, covariance=(rows - mean).T @ (rows - mean) / len(rows))
+                covariance = (rows - mean).T @ (rows - mean) / len(rows)
+                self.include(mean=mean, covariance=covariance)
             return (vectors - self.mean) @ whitening(self.covariance)
 
 
-class TextJepaForPreTraining(TextJepaPreTrainedModel):
-    """Context encoder, target encoder, predictor and losses; what no term of the loss trains or reads is not built.
+def _build_sentence_head(config: TextJepaConfig) -> nn.Module | None:
+    if config.sentence_loss_weight == 0:
+        return None
+    inner_width = config.sentence_hidden_size
+    if inner_width == 0:
+        return nn.Identity()
+    is_symmetric = config.target_encoder_type == "online"
+    return nn.Sequential(
+        nn.Linear(config.hidden_size, inner_width),
+        nn.LayerNorm(inner_width),
+        nn.GELU(),
+        nn.Linear(inner_width, inner_width if is_symmetric else config.hidden_size),
+    )
 
-    Weights of words are there with any loss: an exported encoder pools by them.
+
+def _build_pooler(config: TextJepaConfig) -> nn.Module | None:
+    if config.pooling == "idf":
+        return TextJepaWordPooler(config)  # nothing in it is trained, and whoever uses the encoder pools by it
+    if config.pooling == "attention" and config.pools_context:
+        return TextJepaPooler(config)
+    return None
+
+
+def _build_running_statistics(config: TextJepaConfig) -> nn.ModuleDict:
+    running = nn.ModuleDict()
+    for name in config.running_statistics:
+        width = config.hidden_size
+        if name == "documents" and config.document_target == "lexical":
+            width = config.document_target_size
+        if name == "sentences" and config.sentence_whitening:
+            running[name] = RunningWhitening(width, config.target_momentum)
+        else:
+            running[name] = RunningMoments(width, config.target_momentum)
+    return running
+
+
+class TextJepaForPreTraining(TextJepaPreTrainedModel):
+    """Context encoder, target encoder, predictor and losses; what no term of the loss reads is not built.
 
     The target encoder is in every checkpoint, takes no gradient, stays in eval mode and in float32, and moves only by
     `update_target_encoder`.
+
+    A loss of your own is a subclass: a configuration whose `loss_terms` has one more name and whose
+    `<name>_loss_weight` weighs it, an output class with the field `<name>_loss`, and
+    [`~TextJepaForPreTraining.compute_losses`].
     """
+
+    # The class of what `forward` returns; it has a field `<name>_loss` for each of `config.loss_terms`.
+    output_class = TextJepaForPreTrainingOutput
 
     # A checkpoint without target encoder starts it as a copy of the context encoder: nothing is missing then.
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
@@ -727,57 +1081,31 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     def __init__(self, config: TextJepaConfig):
         super().__init__(config)
-        width = config.hidden_size
         self.model = TextJepaModel(config)
         self.target_encoder = _build_encoder(config.text_config) if config.has_target_encoder else None
         self.predictor = TextJepaPredictor(config) if config.predicts_tokens else None
-        narrow, embedded = config.pred_hidden_size, self.get_input_embeddings().embedding_dim
-        self.latent_head = nn.Linear(narrow, width) if config.latent_loss_weight > 0 else None
-        self.token_head = nn.Linear(narrow, embedded) if config.token_loss_weight > 0 else None
-        self.pooler = self._build_pooler(config)
-        predicts_documents = config.document_loss_weight > 0
-        is_lexical = predicts_documents and config.document_target == "lexical"
-        self.document_predictor = TextJepaDocumentPredictor(config) if predicts_documents else None
-        self.lexical_space = TextJepaLexicalSpace(config) if is_lexical else None
-        self.sentence_head = nn.Identity() if config.sentence_loss_weight > 0 else None
-        if config.sentence_loss_weight > 0 and (inner := config.sentence_hidden_size):
-            outer = inner if config.target_encoder_type == "online" else width
-            layers = (nn.Linear(width, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, outer))
-            self.sentence_head = nn.Sequential(*layers)
-        self.running = nn.ModuleDict()
-        for name in config.running_statistics:
-            whitens = name == "sentences" and config.sentence_whitening
-            kind = RunningWhitening if whitens else RunningMoments
-            size = config.document_target_size if name == "documents" and is_lexical else width
-            self.running[name] = kind(size, config.target_momentum)
+        self.latent_head = None
+        if config.latent_loss_weight > 0:
+            self.latent_head = nn.Linear(config.pred_hidden_size, config.hidden_size)
+        self.token_head = None
+        if config.token_loss_weight > 0:
+            embedding_size = self.get_input_embeddings().embedding_dim
+            self.token_head = nn.Linear(config.pred_hidden_size, embedding_size)
+        self.pooler = _build_pooler(config)
+        self.document_predictor = None
+        self.lexical_space = None
+        if config.document_loss_weight > 0:
+            self.document_predictor = TextJepaDocumentPredictor(config)
+            if config.document_target == "lexical":
+                self.lexical_space = TextJepaLexicalSpace(config)
+        self.sentence_head = _build_sentence_head(config)
+        self.running = _build_running_statistics(config)
         self.post_init()
 
-    @staticmethod
-    def _build_pooler(config: TextJepaConfig) -> nn.Module | None:
-        if config.pooling == "idf":
-            return TextJepaWordPooler(config)  # nothing in it is trained, and whoever uses the encoder pools by it
-        return TextJepaPooler(config) if config.pooling == "attention" and config.pools_context else None
-
-    @property
-    def word_weights(self) -> torch.Tensor | None:
-        """The weights of words (V,) of `pooling="idf"`; `None` where texts are pooled in another way."""
-        return self.pooler.word_weights if isinstance(self.pooler, TextJepaWordPooler) else None
-
-    @torch.no_grad()
-    def set_word_weights(self, weights: torch.Tensor):
-        """Sets the weights of words, such as inverse document frequencies (V,); they are 1 before.
-
-        Raises:
-            ValueError: The model does not pool by weights of words, or has another number of words.
-        """
-        if self.word_weights is None:
-            raise ValueError("weights of words are for models of pooling='idf'")
-        if weights.shape != self.word_weights.shape:
-            raise ValueError(f"{len(weights)} weights for {len(self.word_weights)} words")
-        self.word_weights.copy_(weights)
+    # ---- loading and saving ----
 
     @classmethod
-    def from_encoder(cls, name_or_path, **kwargs):
+    def from_encoder(cls, name_or_path: str, **kwargs) -> "TextJepaForPreTraining":
         """A JEPA around an existing encoder: BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, ModernBERT, DeBERTa …
 
         It is in eval mode; both encoders have the checkpoint's weights, the predictor is new.
@@ -787,13 +1115,13 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             **kwargs: Fields of [`TextJepaConfig`]; the rest (`revision`, `token`, `attn_implementation` …) goes to
                 `AutoModel.from_pretrained`.
         """
-        fields = _own_fields(kwargs)
+        fields = _pop_own_fields(kwargs)
         encoder = _load_encoder(name_or_path, **kwargs)
         model = cls(_config_around(encoder, **fields)).to(encoder.dtype)
         model.model.encoder.load_state_dict(encoder.state_dict())
-        for name in ("running", "pooler", "lexical_space"):
-            if getattr(model, name) is not None:
-                getattr(model, name).float()
+        for module in (model.running, model.pooler, model.lexical_space):
+            if module is not None:
+                module.float()
         if model.target_encoder is not None:
             model.target_encoder.float().load_state_dict(encoder.state_dict())
         return model.eval()
@@ -802,11 +1130,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     def initialize_weights(self):
         # Called after construction and again when `from_pretrained` has filled in what a checkpoint holds.
         super().initialize_weights()
-        if self.target_encoder is not None:
-            source = dict([*self.model.encoder.named_parameters(), *self.model.encoder.named_buffers()])
-            for name, tensor in [*self.target_encoder.named_parameters(), *self.target_encoder.named_buffers()]:
-                init.copy_(tensor, source[name])  # leaves alone what was loaded
-            self.target_encoder.requires_grad_(False).eval()
+        if self.target_encoder is None:
+            return
+        source = dict([*self.model.encoder.named_parameters(), *self.model.encoder.named_buffers()])
+        for name, tensor in [*self.target_encoder.named_parameters(), *self.target_encoder.named_buffers()]:
+            init.copy_(tensor, source[name])  # leaves alone what was loaded
+        self.target_encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -833,12 +1162,36 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             new = torch.randn(num_words - len(kept), kept.shape[1], device=kept.device)
             self.lexical_space.vectors = torch.cat([kept, new])
 
+    # ---- weights of words ----
+
+    @property
+    def word_weights(self) -> torch.Tensor | None:
+        """The weights of words (V,) of `pooling="idf"`; `None` where texts are pooled in another way."""
+        return self.pooler.word_weights if isinstance(self.pooler, TextJepaWordPooler) else None
+
+    @torch.no_grad()
+    def set_word_weights(self, weights: torch.Tensor):
+        """Sets the weights of words, such as inverse document frequencies (V,); they are 1 before.
+
+        Raises:
+            ValueError: The model does not pool by weights of words, or has another number of words.
+        """
+        if self.word_weights is None:
+            raise ValueError("weights of words are for models of pooling='idf'")
+        if weights.shape != self.word_weights.shape:
+            raise ValueError(f"{len(weights)} weights for {len(self.word_weights)} words")
+        self.word_weights.copy_(weights)
+
+    # ---- target encoder ----
+
     @torch.no_grad()
     def update_target_encoder(self, decay: float):
         """Target ← decay · target + (1 - decay) · context, in float32; buffers are copied."""
-        target = list(self.target_encoder.parameters())
-        source = [p.to(t.dtype) for p, t in zip(self.model.encoder.parameters(), target, strict=True)]
-        torch._foreach_lerp_(target, source, 1 - decay)
+        targets = list(self.target_encoder.parameters())
+        sources = [
+            source.to(target.dtype) for source, target in zip(self.model.encoder.parameters(), targets, strict=True)
+        ]
+        torch._foreach_lerp_(targets, sources, 1 - decay)
         for buffer, value in zip(self.target_encoder.buffers(), self.model.encoder.buffers(), strict=True):
             buffer.copy_(value)
 
@@ -847,72 +1200,97 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """The encoder that makes the targets: the moving average or frozen one, or the context encoder itself."""
         return self.model.encoder if self.target_encoder is None else self.target_encoder
 
-    def pool(self, states: torch.Tensor, mask: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """States (R, N, D), tokens or padding (R, N) and ids (R, N) to vectors (R, D), by `config.pooling`."""
-        if isinstance(self.pooler, TextJepaWordPooler):
-            return self.pooler(states, mask, input_ids)
-        if self.pooler is not None:
-            return self.pooler(states, mask)
-        return states[:, 0] if self.config.pooling == "cls" else mean_pool(states, mask)
+    def encode_targets(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        positions: torch.Tensor | None = None,
+    ) -> BaseModelOutput:
+        """What the target encoder makes of whole texts (B, S), or of the tokens at `positions` (B, M, T) alone.
 
-    def encode_targets(self, input_ids, attention_mask, positions=None) -> BaseModelOutput:
-        """The teacher on whole texts (B, S) or on the tokens at `positions` (B, M, T) alone; a gradient if online."""
-        with torch.set_grad_enabled(self.target_encoder is None and torch.is_grad_enabled()):
+        Only an online one, which is the context encoder, takes a gradient.
+        """
+        takes_gradient = self.target_encoder is None and torch.is_grad_enabled()
+        with torch.set_grad_enabled(takes_gradient):
             if positions is None:
-                inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-                output = self.encoder_of_targets(**inputs, output_hidden_states=True, return_dict=True)
+                output = self.encoder_of_targets(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    output_hidden_states=True,
+                    return_dict=True,
+                )
             else:
                 mode = "drop" if self.config.drop_is_exact else "attention_mask"
-                inputs = (self.config, mode, input_ids, attention_mask, positions)
-                output, _ = encode_visible(self.encoder_of_targets, *inputs, output_hidden_states=True)
+                output, _ = encode_visible(
+                    self.encoder_of_targets,
+                    self.config,
+                    mode,
+                    input_ids,
+                    attention_mask,
+                    positions,
+                    output_hidden_states=True,
+                )
         if not output.hidden_states:  # of an encoder without layers
             output.hidden_states = (output.last_hidden_state,)
         return output
 
-    def token_targets(self, hidden_states, mask) -> torch.Tensor:
+    def token_targets(self, hidden_states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         """Layers of the target encoder (R, N, D) and a mask (R, N) -> token-level targets (R, N, D), float32."""
         layers = hidden_states[-self.config.target_num_layers :]
         running = [module for name, module in self.running.items() if name.startswith("layer")]
         return average_layers(layers, mask, self.config.target_normalization, running)
 
-    def compute_targets(self, text, view) -> tuple[torch.Tensor | None, ...]:
+    def compute_targets(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        view_input_ids: torch.Tensor | None = None,
+        view_attention_mask: torch.Tensor | None = None,
+    ) -> TextTargets:
         """The targets that all masks of a text share.
 
         Args:
-            text, view: Ids and attention mask, (B, S) and (B, S'), of the texts and of their views.
-
-        Returns:
-            Token-level targets (B, S, D), sentence-level (B, D) and document-level (B, T) ones; `None` for a term
-            without weight.
+            input_ids, attention_mask: Whole texts (B, S).
+            view_input_ids, view_attention_mask: Their views (B, S'); by default the texts themselves.
         """
         config = self.config
+        has_views = view_input_ids is not None
+        if not has_views:
+            view_input_ids = input_ids
+            view_attention_mask = attention_mask
+
         tokens = sentences = documents = encoded = pooled = None
         if config.latent_loss_weight > 0 and config.target_input == "text":
-            encoded = self.encode_targets(*text)
-            tokens = self.token_targets(encoded.hidden_states, text[1])
+            encoded = self.encode_targets(input_ids, attention_mask)
+            tokens = self.token_targets(encoded.hidden_states, attention_mask)
         if config.sentence_loss_weight > 0 or config.encodes_documents:
-            if encoded is None or view is not text:
-                encoded = self.encode_targets(*view)
-            pooled = self.pool(encoded.last_hidden_state, view[1], view[0])
+            if encoded is None or has_views:
+                encoded = self.encode_targets(view_input_ids, view_attention_mask)
+            pooled = self.pool(encoded.last_hidden_state, view_attention_mask, view_input_ids)
         if config.sentence_loss_weight > 0:
             sentences = self._sentence_targets(pooled)
         if config.document_loss_weight > 0:
-            documents = self._document_targets(pooled, *view)
-        return tokens, sentences, documents
+            documents = self._document_targets(pooled, view_input_ids, view_attention_mask)
+        return TextTargets(tokens, sentences, documents)
 
     def _sentence_targets(self, pooled: torch.Tensor) -> torch.Tensor:
         """Pooled views (B, D) of the target encoder, centred or whitened; of an online one behind the head."""
         if self.target_encoder is None:
             return self.sentence_head(pooled)
-        pooled, running = pooled.float(), self.running["sentences"]
+        pooled = pooled.float()
+        running = self.running["sentences"]
         if self.config.sentence_whitening:
             pooled = running(pooled)
         else:
-            pooled = pooled - running(pooled, torch.ones_like(pooled[:, :1]))[0]
+            mean, _ = running(pooled, torch.ones_like(pooled[:, :1]))
+            pooled = pooled - mean
         return F.layer_norm(pooled, pooled.shape[-1:]).detach()
 
     def _document_targets(
-        self, pooled: torch.Tensor | None, input_ids: torch.Tensor, attention_mask: torch.Tensor
+        self,
+        pooled: torch.Tensor | None,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
     ) -> torch.Tensor:
         """Vectors (B, T) of the views, which hold the rest of each document, less their running mean."""
         if self.lexical_space is not None:
@@ -927,21 +1305,92 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         # An online encoder learns by its targets as well.
         return targets if self.config.target_encoder_type == "online" else targets.detach()
 
+    # ---- context encoder and predictor ----
+
+    def pool(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        input_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """States (R, N, D), tokens or padding (R, N) and ids (R, N) to vectors (R, D), by `config.pooling`."""
+        if isinstance(self.pooler, TextJepaWordPooler):
+            return self.pooler(states, mask, input_ids)
+        if self.pooler is not None:
+            return self.pooler(states, mask)
+        if self.config.pooling == "cls":
+            return states[:, 0]
+        return mean_pool(states, mask)
+
+    def encode_context(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        masks: TokenMasks,
+        **kwargs,
+    ) -> ContextStates:
+        """What the context encoder makes of the visible tokens of texts (B, S)."""
+        output, query_states = encode_visible(
+            self.model.encoder,
+            self.config,
+            self.config.context_mode,
+            input_ids,
+            attention_mask,
+            masks.context_positions,
+            masks.target_positions,
+            **kwargs,
+        )
+        is_visible = masks.context_positions.flatten(0, 1) >= 0
+        pooled = None
+        if self.config.pools_context:
+            visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
+            pooled = self.pool(output.last_hidden_state, is_visible, visible_ids)
+        return ContextStates(output, is_visible, query_states, pooled)
+
+    def predict_tokens(
+        self,
+        context: ContextStates,
+        masks: TokenMasks,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        text_targets: TextTargets,
+    ) -> TokenPredictions:
+        """What the predictor says of the hidden tokens, and with a latent loss how far it is from their targets."""
+        if not self.config.predicts_tokens:
+            return TokenPredictions(None, None, None, None)
+        text_length = input_ids.shape[1]
+        features = self.predictor(
+            context.output.last_hidden_state,
+            masks.context_positions.flatten(0, 1),
+            masks.target_positions.flatten(0, 1),
+            masks.target_spans.flatten(0, 1),
+            strategies=None if masks.strategies is None else masks.strategies.flatten(),
+            query_states=context.query_states,
+            pooled=context.pooled,
+            text_length=text_length,
+        )
+        if self.config.latent_loss_weight == 0:
+            return TokenPredictions(features, None, None, None)
+        predictions = self.latent_head(features).unflatten(0, masks.target_positions.shape[:2])
+        targets = self._hidden_token_targets(input_ids, attention_mask, masks, text_targets)
+        distances = self._latent_distances(predictions, targets, masks, text_length)
+        return TokenPredictions(features, predictions, targets, distances)
+
     @can_return_tuple
     def forward(
         self,
-        input_ids,
-        attention_mask=None,
-        context_positions=None,
-        target_positions=None,
-        target_spans=None,
-        mask_strategies=None,
-        view_input_ids=None,
-        view_attention_mask=None,
-        document_ids=None,
-        text_targets=None,
-        num_items_in_batch=None,
-        return_loss=True,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        context_positions: torch.LongTensor | None = None,
+        target_positions: torch.LongTensor | None = None,
+        target_spans: torch.LongTensor | None = None,
+        mask_strategies: torch.LongTensor | None = None,
+        view_input_ids: torch.LongTensor | None = None,
+        view_attention_mask: torch.Tensor | None = None,
+        document_ids: torch.LongTensor | None = None,
+        text_targets: TextTargets | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_loss: bool = True,
         **kwargs,
     ) -> TextJepaForPreTrainingOutput:
         """
@@ -957,9 +1406,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 A view of each text, such as the rest of its document: what the document loss predicts, and the
                 sentence loss instead of the text itself.
             document_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Texts with equal numbers, also of another process, are of one document, and no negatives of each other
-                in the sentence loss.
-            text_targets (`tuple`, *optional*): Of the output for other masks of these texts, instead of another pass.
+                Texts with equal numbers are of one document, and no negatives of each other in the sentence loss.
+            text_targets (`TextTargets`, *optional*):
+                Those of the output for other masks of these texts, instead of another pass of the target encoder.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of target tokens that losses are divided by; the batch's own by default. The Trainer gives that
                 of all accumulated batches and processes. Terms on whole batches count by this batch's share of it.
@@ -968,120 +1417,235 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         Raises:
             ValueError: Some but not all of the positions and spans are given, or `token_type_ids` beside them.
         """
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        masks = (context_positions, target_positions, target_spans)
-        if all(mask is None for mask in masks):
-            return TextJepaForPreTrainingOutput(**_states_of(self.model(input_ids, attention_mask, **kwargs)))
-        if any(mask is None for mask in masks):
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        given = [positions is not None for positions in (context_positions, target_positions, target_spans)]
+        if not any(given):
+            output = self.model(input_ids, attention_mask, **kwargs)
+            return self.output_class(**_states_of(output))
+        if not all(given):
             raise ValueError("context_positions, target_positions and target_spans belong together")
         if "token_type_ids" in kwargs:
             raise ValueError("pretraining takes single texts: leave token_type_ids out")
 
-        config, count = self.config, (target_positions >= 0).sum().clamp(min=1)
-        items = count if num_items_in_batch is None else num_items_in_batch
-        visible, hidden, spans = (mask.flatten(0, 1) for mask in masks)
-        inputs = (config, config.context_mode, input_ids, attention_mask, context_positions, target_positions)
-        context, query_states = encode_visible(self.model.encoder, *inputs, **kwargs)
-        states = context.last_hidden_state
-        pooled = None
-        if config.pools_context:
-            visible_ids = gather_positions(input_ids, context_positions).flatten(0, 1)
-            pooled = self.pool(states, visible >= 0, visible_ids)
-        if config.predicts_tokens:
-            more = (None if mask_strategies is None else mask_strategies.flatten(), query_states, pooled)
-            features = self.predictor(states, visible, hidden, spans, *more, input_ids.shape[1])
-        text, view = (input_ids, attention_mask), (view_input_ids, view_attention_mask)
-        text_targets = text_targets or self.compute_targets(text, text if view_input_ids is None else view)
-        terms, latent = {}, {"text_targets": text_targets}
+        masks = TokenMasks(context_positions, target_positions, target_spans, mask_strategies)
+        context = self.encode_context(input_ids, attention_mask, masks, **kwargs)
+        if text_targets is None:
+            text_targets = self.compute_targets(input_ids, attention_mask, view_input_ids, view_attention_mask)
+
+        tokens = self.predict_tokens(context, masks, input_ids, attention_mask, text_targets)
+
+        losses = {}
+        if return_loss:
+            num_items = masks.num_targets if num_items_in_batch is None else num_items_in_batch
+            batch = {"input_ids": input_ids, "document_ids": document_ids, "num_items": num_items}
+            losses = self.compute_losses(context, tokens, text_targets, masks, batch)
+        return self.output_class(
+            loss=self.weighted_sum(losses) if return_loss else None,
+            **{f"{name}_loss": loss for name, loss in losses.items()},
+            distances=tokens.distances,
+            predictions=tokens.predictions,
+            targets=tokens.targets,
+            text_targets=text_targets,
+            **_states_of(context.output),
+        )
+
+    # ---- losses ----
+
+    def compute_losses(
+        self,
+        context: ContextStates,
+        tokens: TokenPredictions,
+        text_targets: TextTargets,
+        masks: TokenMasks,
+        batch: dict[str, Any],
+    ) -> dict[str, torch.Tensor]:
+        """The terms of the loss by name, before their weights; a subclass adds its own.
+
+        Args:
+            context: What the context encoder made of the visible tokens; its `pooled` (R, D) are vectors of contexts.
+            tokens: What the predictor says of the hidden tokens.
+            text_targets: The targets that all masks of a text share.
+            masks: Which tokens are seen and predicted.
+            batch: `input_ids` (B, S), `document_ids` (B,) or `None`, and `num_items`, the number of target tokens that
+                sums are divided by.
+
+        Returns:
+            A scalar for each of `config.loss_terms` whose weight is above 0.
+        """
+        config = self.config
+        # Terms that are means over the batch count by its share of all target tokens of the step.
+        share_of_step = masks.num_targets / batch["num_items"]
+        losses = {}
         if config.latent_loss_weight > 0:
-            predictions = self.latent_head(features).unflatten(0, target_positions.shape[:2])
-            if config.target_input == "spans":
-                taught = self.encode_targets(input_ids, attention_mask, target_positions)
-                targets = self.token_targets(taught.hidden_states, hidden >= 0).unflatten(0, target_positions.shape[:2])
-            else:
-                targets = gather_positions(text_targets[0], target_positions)
-            distances = self._distances(predictions, targets, target_positions, input_ids.shape[1])
-            terms["latent_loss"] = distances.sum() / items
-            latent |= {"distances": distances, "predictions": predictions, "targets": targets}
-        if not return_loss:
-            return TextJepaForPreTrainingOutput(**latent, **_states_of(context))
+            losses["latent"] = tokens.distances.sum() / batch["num_items"]
         if config.token_loss_weight > 0:
-            labels = gather_positions(input_ids, target_positions).masked_fill(target_positions < 0, -100)
-            terms["token_loss"] = self._token_loss(features, labels.flatten(0, 1)) / items
+            losses["token"] = self._token_loss(tokens.features, batch["input_ids"], masks) / batch["num_items"]
         if config.document_loss_weight > 0:
-            terms["document_loss"] = self._document_loss(pooled, text_targets[2]) * (count / items)
+            losses["document"] = self._document_loss(context.pooled, text_targets.documents) * share_of_step
+        sentence_prediction = None
         if config.sentence_loss_weight > 0:
-            prediction, target = self.sentence_head(pooled), text_targets[1]
-            texts = torch.arange(len(target), device=target.device).repeat_interleave(target_positions.shape[1])
-            distance = self._distance(config.sentence_loss_type, prediction, target, texts, document_ids)
-            terms["sentence_loss"] = gather_rows(distance)[0].mean() * (count / items)
+            sentence_prediction = self.sentence_head(context.pooled)
+            loss = self._sentence_loss(sentence_prediction, text_targets.sentences, batch["document_ids"])
+            losses["sentence"] = loss * share_of_step
         if config.regularizers:
-            both = config.sentence_loss_weight > 0 and self.target_encoder is None
-            sides = [prediction, target] if both else [pooled]
-            sides = [states[visible >= 0]] if config.regularizer_level == "token" else sides
-            terms |= {f"{name}_loss": value * (count / items) for name, value in self._regularize(sides).items()}
-        loss = sum(getattr(config, f"{name}_weight") * value for name, value in terms.items())
-        return TextJepaForPreTrainingOutput(loss=loss, **terms, **latent, **_states_of(context))
+            vectors = self._regularized_vectors(context, sentence_prediction, text_targets.sentences)
+            for name, loss in self._regularizers(vectors).items():
+                losses[name] = loss * share_of_step
+        return losses
 
-    def _document_loss(self, pooled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean distance between what pooled contexts (B·M, D) predict and the targets (B, T) of their documents."""
-        predictions = self.document_predictor(pooled)
-        document = torch.arange(len(targets), device=targets.device)
-        document = document.repeat_interleave(len(predictions) // len(targets))
-        distance = self._distance(self.config.document_loss_type, predictions, targets, own=document)
-        return gather_rows(distance)[0].mean()
+    def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss: each term by its weight `<name>_loss_weight` of the configuration."""
+        return sum(getattr(self.config, f"{name}_loss_weight") * loss for name, loss in losses.items())
 
-    def _distances(self, predictions, targets, target_positions, length):
+    def _hidden_token_targets(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        masks: TokenMasks,
+        text_targets: TextTargets,
+    ) -> torch.Tensor:
+        """Token-level targets at the target positions: (B, M, T, D)."""
+        if self.config.target_input == "text":
+            return gather_positions(text_targets.tokens, masks.target_positions)
+        encoded = self.encode_targets(input_ids, attention_mask, masks.target_positions)
+        targets = self.token_targets(encoded.hidden_states, masks.is_target.flatten(0, 1))
+        return targets.unflatten(0, masks.target_positions.shape[:2])
+
+    def _latent_distances(
+        self,
+        predictions: torch.Tensor,
+        targets: torch.Tensor,
+        masks: TokenMasks,
+        text_length: int,
+    ) -> torch.Tensor:
         """The latent loss of each target token (B, M, T), 0 where unused."""
-        loss_type, used = self.config.loss_type, target_positions >= 0
-        if loss_type != "infonce":
-            return self._distance(loss_type, predictions, targets).masked_fill(~used, 0)
+        is_target = masks.is_target
+        if self.config.loss_type != "infonce":
+            return self._distance(self.config.loss_type, predictions, targets).masked_fill(~is_target, 0)
         # Several masks of a text may hide the same token: no negatives of each other. Texts of processes differ.
-        first = _rank() << 40
-        ids = first + target_positions + length * torch.arange(len(used), device=used.device)[:, None, None]
-        found = self._distance(loss_type, predictions[used], targets[used], ids=ids[used])
-        return torch.zeros_like(predictions[..., 0], dtype=torch.float32).masked_scatter(used, found)
+        first_id = _rank() << 40
+        texts = torch.arange(len(is_target), device=is_target.device).view(-1, 1, 1)
+        token_ids = first_id + masks.target_positions + text_length * texts
+        distances = self._infonce(predictions[is_target], targets[is_target], target_ids=token_ids[is_target])
+        empty = torch.zeros_like(predictions[..., 0], dtype=torch.float32)
+        return empty.masked_scatter(is_target, distances)
 
-    def _distance(self, loss_type, predictions, targets, own=None, ids=None):
-        """Of predictions (…, D) and their targets, in float32: of the same shape, or the rows `own` of (m, D)."""
-        predictions, targets = predictions.float(), targets.float()
-        if loss_type == "infonce":
-            with torch.autocast(predictions.device.type, enabled=False):
-                return contrastive_distance(predictions, targets, self.config.infonce_temperature, own, ids)
-        targets = targets if own is None else targets[own]
-        return latent_distance(predictions, targets, loss_type, self.config.smooth_l1_beta)
-
-    def _token_loss(self, features, labels):
-        """Summed cross-entropy of labels (R, T) from features (R, T, P) through the tied input embedding."""
+    def _token_loss(
+        self,
+        features: torch.Tensor,
+        input_ids: torch.Tensor,
+        masks: TokenMasks,
+    ) -> torch.Tensor:
+        """Summed cross-entropy of the hidden tokens from features (R, T, P) through the tied input embedding."""
+        labels = gather_positions(input_ids, masks.target_positions)
+        labels = labels.masked_fill(~masks.is_target, -100).flatten(0, 1)
         embedding = self.get_input_embeddings().weight
         if hasattr(embedding, "full_tensor"):  # FSDP2 has sharded it apart from this module
             from torch.distributed.tensor import Partial
 
             embedding = embedding.full_tensor(grad_placements=[Partial("avg")])
-        candidates = min(self.config.token_loss_candidates or len(embedding), len(embedding))
-        if self.training and candidates < len(embedding):
-            ids, labels = sample_candidates(labels, len(embedding), candidates)
-            embedding = embedding[ids]
+        num_words = len(embedding)
+        num_candidates = min(self.config.token_loss_candidates or num_words, num_words)
+        if self.training and num_candidates < num_words:
+            candidates, labels = sample_candidates(labels, num_words, num_candidates)
+            embedding = embedding[candidates]
         logits = F.linear(self.token_head(features), embedding.to(features.dtype)).float()
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
 
-    def _regularize(self, sides):
+    def _document_loss(self, pooled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean distance between what pooled contexts (R, D) predict and the targets (B, T) of their documents."""
+        predictions = self.document_predictor(pooled)
+        rows = _rows_of_texts(len(predictions), targets)
+        distances = self._distance(self.config.document_loss_type, predictions, targets[rows])
+        all_distances, _ = gather_rows(distances)
+        return all_distances.mean()
+
+    def _sentence_loss(
+        self,
+        predictions: torch.Tensor,
+        targets: torch.Tensor,
+        document_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Mean distance of predicted vectors (R, D) and those of their texts (B, D)."""
+        rows = _rows_of_texts(len(predictions), targets)
+        if self.config.sentence_loss_type == "infonce":
+            distances = self._infonce(predictions, targets, rows, document_ids)
+        else:
+            distances = self._distance(self.config.sentence_loss_type, predictions, targets[rows])
+        all_distances, _ = gather_rows(distances)
+        return all_distances.mean()
+
+    def _distance(
+        self,
+        loss_type: str,
+        predictions: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        """Distances (…) of predictions and targets (…, D), in float32."""
+        return latent_distance(predictions.float(), targets.float(), loss_type, self.config.smooth_l1_beta)
+
+    def _infonce(
+        self,
+        predictions: torch.Tensor,
+        targets: torch.Tensor,
+        target_rows: torch.Tensor | None = None,
+        target_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """InfoNCE of predictions (n, D) and targets (m, D), in float32, see `infonce_distance`."""
+        with torch.autocast(predictions.device.type, enabled=False):
+            return infonce_distance(
+                predictions.float(),
+                targets.float(),
+                self.config.infonce_temperature,
+                target_rows,
+                target_ids,
+            )
+
+    def _regularized_vectors(
+        self,
+        context: ContextStates,
+        sentence_prediction: torch.Tensor | None,
+        sentence_targets: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """One or two sets of vectors (n, D) that the regularizers look at."""
+        if self.config.regularizer_level == "token":
+            return [context.output.last_hidden_state[context.is_visible]]
+        is_symmetric = self.config.sentence_loss_weight > 0 and self.target_encoder is None
+        if is_symmetric:
+            return [sentence_prediction, sentence_targets]
+        return [context.pooled]
+
+    def _regularizers(self, vector_sets: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """The regularizers of one or two sets of vectors (n, D), over all processes; 0 of less than two vectors."""
-        sides = [gather_rows(side.float())[0] for side in sides]
-        names, terms = self.config.regularizers, {}
-        if len(sides[0]) < 2:
-            return {name: sides[0].sum() * 0 for name in names}
+        names = self.config.regularizers
+        vector_sets = [gather_rows(vectors.float())[0] for vectors in vector_sets]
+        if len(vector_sets[0]) < 2:
+            return {name: vector_sets[0].sum() * 0 for name in names}
+        losses = {}
         if "variance" in names:
-            terms["variance"] = sum(map(variance_loss, sides)) / len(sides)
+            losses["variance"] = sum(variance_loss(vectors) for vectors in vector_sets) / len(vector_sets)
         if "covariance" in names:
-            with torch.autocast(sides[0].device.type, enabled=False):  # whose products of float32 are not
-                terms["covariance"] = sum(map(covariance_loss, sides))
+            # Autocast would not leave these products in float32.
+            with torch.autocast(vector_sets[0].device.type, enabled=False):
+                losses["covariance"] = sum(covariance_loss(vectors) for vectors in vector_sets)
         if "sigreg" in names:
-            directions = torch.randn(sides[0].shape[1], self.config.sigreg_num_slices, device=sides[0].device)
-            if _world_size() > 1:
-                dist.broadcast(directions, 0)
-            terms["sigreg"] = sum(sigreg_loss(side, F.normalize(directions, dim=0)) for side in sides) / len(sides)
-        return terms
+            directions = self._random_directions(vector_sets[0])
+            losses["sigreg"] = sum(sigreg_loss(vectors, directions) for vectors in vector_sets) / len(vector_sets)
+        return losses
+
+    def _random_directions(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Unit directions (D, slices), the same on all processes."""
+        directions = torch.randn(vectors.shape[1], self.config.sigreg_num_slices, device=vectors.device)
+        if _world_size() > 1:
+            dist.broadcast(directions, 0)
+        return F.normalize(directions, dim=0)
+
+
+def _rows_of_texts(num_rows: int, targets: torch.Tensor) -> torch.Tensor:
+    """The text of each of R = B·M rows, as the row of its target: (R,)."""
+    texts = torch.arange(len(targets), device=targets.device)
+    return texts.repeat_interleave(num_rows // len(targets))
 
 
 class TextJepaForSequenceClassification(TextJepaPreTrainedModel):
@@ -1099,14 +1663,30 @@ class TextJepaForSequenceClassification(TextJepaPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs) -> SequenceClassifierOutput:
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
         """(B, S) and optional labels (B,) -> logits (B, num_labels); the loss follows `config.problem_type`."""
         encoded = self.model(input_ids, attention_mask, **kwargs)
         states = encoded.last_hidden_state
-        pooled = states[:, 0] if self.config.classifier_pooling == "cls" else mean_pool(states, attention_mask)
+        if self.config.classifier_pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            pooled = mean_pool(states, attention_mask)
         logits = self.classifier(self.dropout(pooled))
-        loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutput(loss, logits, encoded.hidden_states, encoded.attentions)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
 
 
 # Saving copies this code into the folder, so that it opens where the package is not installed.

@@ -52,7 +52,7 @@ def test_lexical_targets_are_the_weighted_mean_of_fixed_vectors_less_their_mean(
         weights = model.word_weights[words]
         expected.append((vectors[words] * weights[:, None]).sum(0) / weights.sum())
     expected = torch.stack(expected)
-    targets = outputs.text_targets[2]
+    targets = outputs.text_targets.documents
     torch.testing.assert_close(targets, expected - expected.mean(0), rtol=1e-4, atol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_the_loss_is_the_mean_cosine_distance_of_prediction_and_target():
     outputs = model(**inputs)
     states = model.model(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state
     pooled = weighted_mean_pool(states, inputs["attention_mask"], model.word_weights[inputs["input_ids"]])
-    cosine = F.cosine_similarity(model.document_predictor(pooled), outputs.text_targets[2], dim=-1)
+    cosine = F.cosine_similarity(model.document_predictor(pooled), outputs.text_targets.documents, dim=-1)
     torch.testing.assert_close(outputs.document_loss, 1 - cosine.mean())
     torch.testing.assert_close(outputs.loss, outputs.document_loss)
 
@@ -69,13 +69,13 @@ def test_the_loss_is_the_mean_cosine_distance_of_prediction_and_target():
 def test_padding_and_weightless_words_of_the_rest_change_nothing():
     model, inputs = build().eval(), batch()
     model.set_word_weights(torch.cat([torch.zeros(3), torch.rand(VOCABULARY - 3) + 0.1]))
-    expected = model(**inputs).text_targets[2]
+    expected = model(**inputs).text_targets.documents
     padding = torch.full((5, 4), 7)
     weightless = torch.full((5, 2), 2)
     inputs["view_input_ids"] = torch.cat([inputs["view_input_ids"], padding, weightless], dim=1)
     more = torch.cat([torch.zeros_like(padding), torch.ones_like(weightless)], dim=1)
     inputs["view_attention_mask"] = torch.cat([inputs["view_attention_mask"], more], dim=1)
-    torch.testing.assert_close(model(**inputs).text_targets[2], expected)
+    torch.testing.assert_close(model(**inputs).text_targets.documents, expected)
 
 
 @pytest.mark.parametrize("text_config", [STATIC, LAYERED], ids=["static", "layers"])
@@ -138,8 +138,8 @@ def test_targets_of_an_encoder_are_pooled_views_of_the_target_encoder():
     with torch.no_grad():
         states = model.target_encoder(ids, mask).last_hidden_state
     pooled = weighted_mean_pool(states, mask, model.word_weights[ids])
-    torch.testing.assert_close(outputs.text_targets[2], pooled - pooled.mean(0), rtol=1e-4, atol=1e-5)
-    assert not outputs.text_targets[2].requires_grad
+    torch.testing.assert_close(outputs.text_targets.documents, pooled - pooled.mean(0), rtol=1e-4, atol=1e-5)
+    assert not outputs.text_targets.documents.requires_grad
     assert model.lexical_space is None
 
 

@@ -170,8 +170,8 @@ def test_rotary_angles_depend_on_the_distance_only():
 
     def product(first, second):
         return (
-            rotate(query, rotary_tables(torch.tensor([[first]]), 8, 100.0))
-            * rotate(key, rotary_tables(torch.tensor([[second]]), 8, 100.0))
+            rotate(query, *rotary_tables(torch.tensor([[first]]), 8, 100.0))
+            * rotate(key, *rotary_tables(torch.tensor([[second]]), 8, 100.0))
         ).sum()
 
     close(product(3, 7), product(13, 17))
@@ -669,6 +669,6 @@ def test_masks_apart_with_the_targets_of_the_first_equal_all_masks(make_model, m
     for name, value in joint.running.state_dict().items():
         assert torch.equal(apart.running.state_dict()[name], value), name
     close(torch.cat([output.distances for output in parts], dim=1), expected.distances, 1e-5)
-    other = apart(**batch, text_targets=(2 * targets[0], -targets[1]))
+    other = apart(**batch, text_targets=targets._replace(tokens=2 * targets.tokens, sentences=-targets.sentences))
     assert (other.latent_loss - expected.latent_loss).abs() > 1e-2
     assert (other.sentence_loss - expected.sentence_loss).abs() > 1e-2

@@ -15,9 +15,9 @@ from modeling_text_jepa import (
     RunningMoments,
     RunningWhitening,
     average_layers,
-    contrastive_distance,
     covariance_loss,
     gather_positions,
+    infonce_distance,
     latent_distance,
     moments,
     sigreg_loss,
@@ -227,20 +227,20 @@ def plain_infonce(predictions, targets, ids, temperature):
 def test_infonce_is_the_plain_formula_without_duplicates_as_negatives(ids):
     predictions, targets = torch.randn(6, 4), torch.randn(6, 4)
     expected = torch.tensor(plain_infonce(predictions, targets, ids, 0.2))
-    close(contrastive_distance(predictions, targets, 0.2, ids=torch.tensor(ids)), expected)
+    close(infonce_distance(predictions, targets, 0.2, target_ids=torch.tensor(ids)), expected)
 
 
 def test_the_optimum_of_infonce_is_at_aligned_orthogonal_pairs():
     ids, pairs = torch.arange(6), torch.linalg.qr(torch.randn(6, 6))[0]
-    best = contrastive_distance(pairs, pairs, 0.1, ids=ids)
+    best = infonce_distance(pairs, pairs, 0.1, target_ids=ids)
     close(best, torch.full((6,), math.log(1 + 5 * math.exp(-10))), 1e-6)
-    assert (contrastive_distance(pairs, pairs.roll(1, 0), 0.1, ids=ids) > 10).all()
-    assert contrastive_distance(torch.ones(6, 6), torch.ones(6, 6), 0.1, ids=ids)[0].item() == pytest.approx(
+    assert (infonce_distance(pairs, pairs.roll(1, 0), 0.1, target_ids=ids) > 10).all()
+    assert infonce_distance(torch.ones(6, 6), torch.ones(6, 6), 0.1, target_ids=ids)[0].item() == pytest.approx(
         math.log(6)
     )
     # The best of all is a simplex, a little more than orthogonal: there is no way down from it.
     simplex = (pairs - pairs.mean(0)).requires_grad_()
-    lowest = contrastive_distance(simplex, simplex, 0.1, ids=ids)
+    lowest = infonce_distance(simplex, simplex, 0.1, target_ids=ids)
     close(lowest, torch.full((6,), math.log(1 + 5 * math.exp(-12))), 1e-6)
     (gradient,) = torch.autograd.grad(lowest.sum(), simplex)
     close(gradient, torch.zeros(6, 6), 1e-6)
@@ -262,8 +262,8 @@ def test_contrast_and_covariance_are_in_float32_under_autocast(make_model, field
     model, own = make_model(sentence_loss_weight=1.0, infonce_temperature=0.05, **fields), torch.arange(16)
     vectors = F.normalize(torch.randn(2, 16, 32), dim=-1)
     values = [
-        lambda: model._distance("infonce", *vectors, own).sum(),
-        lambda: sum(model._regularize([vectors[0] * 60]).values(), torch.zeros(())),
+        lambda: model._infonce(*vectors, own).sum(),
+        lambda: sum(model._regularizers([vectors[0] * 60]).values(), torch.zeros(())),
     ]
     for value in values:
         expected = value()
@@ -740,9 +740,12 @@ def predictor_inputs(batch):
 def test_the_pooled_context_of_queries_is_the_mean_of_the_visible_states(make_model, batch):
     model = make_model(pred_pooled_context=True)
     pooled = []
-    hook = model.predictor.register_forward_pre_hook(
-        lambda module, args: pooled.append((args[0], args[-2], args[1] >= 0))
-    )
+
+    def keep(module, args, kwargs):
+        states, positions, *_ = args
+        pooled.append((states, kwargs["pooled"], positions >= 0))
+
+    hook = model.predictor.register_forward_pre_hook(keep, with_kwargs=True)
     model(**batch)
     hook.remove()
     ((states, vectors, visible),) = pooled
@@ -754,14 +757,14 @@ def test_convolutions_know_places_and_reach_as_far_as_their_kernels(make_model):
     context = torch.tensor([[*range(10), *range(12, 24)]])
     states, target, spans = torch.randn(1, 22, 32), torch.tensor([[10, 11]]), torch.zeros(1, 2, dtype=torch.long)
     states.requires_grad_()
-    features = network(states, context, target, spans, length=24)
+    features = network(states, context, target, spans, text_length=24)
     (gradient,) = torch.autograd.grad(features[0, 0, 0], states)
     reached = context[0][gradient[0].abs().amax(-1) > 0]
     assert reached.tolist() == [6, 7, 8, 9, 12, 13, 14]  # 4 to either side of 10
     shifted = torch.where(context > 5, context + 1, context)
-    moved = network(states, shifted, target + 1, spans, length=25)
+    moved = network(states, shifted, target + 1, spans, text_length=25)
     close(moved, features, 1e-5)
-    moved = network(states, context.roll(1, 1), target, spans, length=24)
+    moved = network(states, context.roll(1, 1), target, spans, text_length=24)
     assert (moved - features).abs().max() > 1e-2
 
 

@@ -1,4 +1,4 @@
-"""Callbacks of a run: update of the target encoder, weight decay, spikes, progress, preemption."""
+"""Callbacks of a run: target encoder updates, weight decay, loss spikes, progress, preemption."""
 
 import ctypes
 import logging
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,38 +20,48 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 
 logger = logging.getLogger(__name__)
 
-# What a run ends with that was asked to stop by SIGTERM or SIGINT and has saved: 128 + SIGTERM, as schedulers expect.
+# The exit code of a run that was stopped by SIGTERM or SIGINT and has saved: 128 + SIGTERM, as schedulers expect.
 PREEMPTED = 143
 
-# Seconds in which further signals are taken for the same one: launchers pass on what the whole group has got already.
+# Seconds in which further signals count as the same one: launchers pass on what the whole group has already received.
 _SAME_SIGNAL = 1.0
 
-# Steps that a loss or gradient norm is compared with.
+# The number of steps that a loss or gradient norm is compared with.
 SPIKE_WINDOW = 128
 
-# Steps in a row whose gradient is not finite before a run gives up.
+# The number of consecutive steps with a gradient that is not finite after which a run gives up.
 NONFINITE_LIMIT = 3
 
 
+# ---- schedules ------------------------------------------------------------------------------------------------------
+
+
 def ema_decay(
-    step: int, total_steps: int, schedule: str = "cosine", start: float | None = None, end: float | None = None
+    step: int,
+    total_steps: int,
+    schedule: str = "cosine",
+    start: float | None = None,
+    end: float | None = None,
 ) -> float:
     """Decay of the target encoder at a step, a pure function of the global step.
 
     The defaults scale with the run: 1 - 100 / T at the start and 1 - 10 / T at the end, that is averages over 1 % and
-    10 % of the run. At T = 1,000,000 these are the values of data2vec 2.0 (arXiv 2212.07525).
+    10 % of the run. At T = 1,000,000 these are the values of data2vec 2.0 (https://huggingface.co/papers/2212.07525).
 
     Args:
-        step: Optimizer steps done, 0 … `total_steps`.
-        total_steps: T, optimizer steps of the whole run.
+        step: Number of optimizer steps done, 0 … `total_steps`.
+        total_steps: T, the number of optimizer steps of the whole run.
         schedule: `"constant"` (the start), `"linear"` or `"cosine"` from start to end.
-        start, end: Decays between 0 and 1; `None` for the default.
+        start: First decay, between 0 and 1; `None` for the default.
+        end: Last decay, between 0 and 1; `None` for the default.
 
     Raises:
         ValueError: The schedule is unknown.
     """
-    start = max(0.0, 1 - 100 / total_steps) if start is None else start
-    end = max(start, 1 - 10 / total_steps) if end is None else end
+    if start is None:
+        start = max(0.0, 1 - 100 / total_steps)
+    if end is None:
+        end = max(start, 1 - 10 / total_steps)
     progress = min(step / total_steps, 1.0)
     if schedule == "constant":
         return start
@@ -62,89 +73,170 @@ def ema_decay(
 
 
 class EmaTargetEncoderCallback(TrainerCallback):
-    """Moves the target encoder after each real optimizer step, and only then.
+    """Updates the target encoder after each real optimizer step, and only then.
 
-    Not on micro-steps of gradient accumulation, nor on steps that a loss scaler skipped. It keeps no state: the decay
-    follows from the global step and the weights live in the model, so that every checkpoint is complete.
+    It does nothing on micro-steps of gradient accumulation and on steps that a loss scaler skipped. It has no state:
+    the decay follows from the global step and the weights live in the model, so every checkpoint is complete.
 
     Args:
-        schedule, start, end: See `ema_decay`.
-        frozen_steps: First steps without an update: a target encoder frozen at first (arXiv 2509.24317).
+        schedule: See `ema_decay`.
+        start: See `ema_decay`.
+        end: See `ema_decay`.
+        frozen_steps: Number of first steps without an update: a target encoder that is frozen at first
+            (https://huggingface.co/papers/2509.24317).
 
     Attributes:
-        skip_next: Set by a trainer that drops the gradients of a step: that step moves nothing.
+        skip_next: Set by a trainer that drops the gradients of a step, which then updates nothing.
     """
 
     def __init__(
-        self, schedule: str = "cosine", start: float | None = None, end: float | None = None, frozen_steps: int = 0
+        self,
+        schedule: str = "cosine",
+        start: float | None = None,
+        end: float | None = None,
+        frozen_steps: int = 0,
     ):
-        self.schedule, self.start, self.end, self.frozen_steps = schedule, start, end, frozen_steps
+        self.schedule = schedule
+        self.start = start
+        self.end = end
+        self.frozen_steps = frozen_steps
         self.skip_next = False
 
     def decay(self, step: int, total_steps: int) -> float:
         """The decay at a step, see `ema_decay`; 1 while the target encoder is frozen."""
         if step < self.frozen_steps:
             return 1.0
-        return ema_decay(step, total_steps, self.schedule, self.start, self.end)
+        return ema_decay(
+            step,
+            total_steps,
+            self.schedule,
+            self.start,
+            self.end,
+        )
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        if not (self.skip_next or getattr(optimizer, "step_was_skipped", False)):
-            model.update_target_encoder(self.decay(state.global_step, state.max_steps))
+        was_skipped = getattr(optimizer, "step_was_skipped", False)
+        if not self.skip_next and not was_skipped:
+            decay = self.decay(state.global_step, state.max_steps)
+            model.update_target_encoder(decay)
         self.skip_next = False
 
 
-class SpikeCallback(TrainerCallback, ExportableState):
-    """Counts steps whose loss or gradient norm is far above those before it.
+class WeightDecayCallback(TrainerCallback):
+    """Moves the weight decay along a cosine from the first value to the last, a pure function of the global step.
 
-    Far is six standard deviations above the mean of the last 128 steps, as in OLMo-core's stability monitor, but of
-    the logarithms: gradient norms have a long tail, of which the plain measure took up to ten of 500 normal steps for
-    spikes (of the contrast of texts it is longer still: four of 1,200 steps of `make pretrain` are counted). And at
-    least half as much again, so that a run that hardly varies raises no alarm. A spike enters the
-    window as the largest value that is none: it does not hide the next one, and a change that lasts becomes normal.
-    The window is a part of every checkpoint.
+    Args:
+        start: First weight decay.
+        end: Last weight decay.
+    """
+
+    def __init__(self, start: float, end: float):
+        self.start = start
+        self.end = end
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        value = ema_decay(
+            state.global_step,
+            state.max_steps,
+            "cosine",
+            self.start,
+            self.end,
+        )
+        for group in optimizer.param_groups:
+            if group["weight_decay"] > 0:
+                group["weight_decay"] = value
+
+
+# ---- spikes ---------------------------------------------------------------------------------------------------------
+
+
+class SpikeCallback(TrainerCallback, ExportableState):
+    """Counts steps whose loss or gradient norm is far above those before.
+
+    "Far" is six standard deviations above the mean of the last 128 steps, as in OLMo-core's stability monitor, but of
+    the logarithms: gradient norms have a long tail, and the plain measure took up to ten of 500 normal steps for
+    spikes. (Gradient norms of the contrast of texts have a longer tail still: 4 of the 1,200 steps of `make pretrain`
+    are counted.) A spike must also exceed the mean by half, so that a run that hardly varies raises no alarm. It
+    enters the window as the largest value that is no spike: it does not hide the next one, and a lasting change
+    becomes normal. The window is part of every checkpoint.
 
     Attributes:
-        count: Spikes so far.
+        windows: The last losses and gradient norms.
+        count: Number of spikes so far.
     """
 
     def __init__(self):
         self.windows: dict[str, list[float]] = {"loss": [], "grad_norm": []}
         self.count = 0
 
-    def state(self) -> dict:
-        return {"args": {}, "attributes": {"windows": self.windows, "count": self.count}}
+    def state(self) -> dict[str, Any]:
+        attributes = {"windows": self.windows, "count": self.count}
+        return {"args": {}, "attributes": attributes}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        vars(self).update(saved_attributes(self, state))
+        saved = saved_attributes(self, state)
+        if saved:
+            self.windows = saved["windows"]
+            self.count = saved["count"]
 
-    def observe(self, step: int, loss: float, grad_norm: float, clipped_at: float = 0.0) -> bool:
-        """Takes in a step; whether it is a spike, which is logged. A norm that is not even clipped is none."""
+    def observe(
+        self,
+        step: int,
+        loss: float,
+        grad_norm: float,
+        clipped_at: float = 0.0,
+    ) -> bool:
+        """Adds a step to the windows, and warns if it is a spike.
+
+        Args:
+            step: The global step.
+            loss: Its loss.
+            grad_norm: Its gradient norm before clipping.
+            clipped_at: The norm at which gradients are clipped; a smaller one is never a spike.
+
+        Returns:
+            Whether the step is a spike.
+        """
         spikes = []
-        for name, value, least in (("loss", loss, 0.0), ("grad_norm", grad_norm, clipped_at)):
-            most = spike_threshold(self.windows[name])
-            if value > max(most, least):
-                spikes.append(f"{name} {value:.4g}")
-            self.windows[name] = [*self.windows[name], min(value, most)][-SPIKE_WINDOW:]
-        if spikes:
-            self.count += 1
-            logger.warning(f"step {step}: a spike ({', '.join(spikes)}); {self.count} so far")
-        return bool(spikes)
+        if self._exceeds("loss", loss, 0.0):
+            spikes.append(f"loss {loss:.4g}")
+        if self._exceeds("grad_norm", grad_norm, clipped_at):
+            spikes.append(f"grad_norm {grad_norm:.4g}")
+        if not spikes:
+            return False
+        self.count += 1
+        logger.warning(f"step {step}: a spike ({', '.join(spikes)}); {self.count} so far")
+        return True
+
+    def _exceeds(self, name: str, value: float, minimum: float) -> bool:
+        """Adds a value to its window, at most the threshold; whether it is above the threshold and a minimum."""
+        window = self.windows[name]
+        threshold = spike_threshold(window)
+        extended = [*window, min(value, threshold)]
+        self.windows[name] = extended[-SPIKE_WINDOW:]
+        return value > max(threshold, minimum)
 
 
 def saved_attributes(callback: TrainerCallback, state: TrainerState) -> dict[str, Any]:
-    """What a callback with a state has left in the checkpoint that a run goes on from; nothing in a new run."""
-    saved = state.stateful_callbacks.get(type(callback).__name__) if state.global_step else None
+    """The attributes of a callback in the checkpoint that a run resumes from; empty for a new run."""
+    if not state.global_step:
+        return {}
+    saved = state.stateful_callbacks.get(type(callback).__name__)
     return saved["attributes"] if saved else {}
 
 
-def spike_threshold(before: Sequence[float]) -> float:
-    """The largest value that is not far above those before it; infinite if these do not fill the window."""
-    if len(before) < SPIKE_WINDOW:
+def spike_threshold(values: Sequence[float]) -> float:
+    """The largest next value that is no spike; infinite if the values do not fill the window."""
+    if len(values) < SPIKE_WINDOW:
         return math.inf
-    logs = [math.log(max(value, 1e-12)) for value in before]
+    logs = [math.log(max(value, 1e-12)) for value in values]
     mean = sum(logs) / len(logs)
-    deviation = math.sqrt(sum((log - mean) ** 2 for log in logs) / len(logs))
-    return math.exp(mean + max(6 * deviation, math.log(1.5)))
+    variance = sum((log - mean) ** 2 for log in logs) / len(logs)
+    margin = max(6 * math.sqrt(variance), math.log(1.5))
+    return math.exp(mean + margin)
+
+
+# ---- progress -------------------------------------------------------------------------------------------------------
 
 
 class ProgressLineCallback(ProgressCallback):
@@ -152,9 +244,15 @@ class ProgressLineCallback(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            # From the step where a resumed run begins, or the time left would be that of a much faster one.
-            steps = {"total": state.max_steps, "initial": state.global_step}
-            self.training_bar = tqdm(**steps, desc="Training", unit=" steps", dynamic_ncols=True, disable=None)
+            self.training_bar = tqdm(
+                total=state.max_steps,
+                # A resumed run starts at its step, or the time left would be that of a much faster run.
+                initial=state.global_step,
+                desc="Training",
+                unit=" steps",
+                dynamic_ncols=True,
+                disable=None,
+            )
         self.current_step = state.global_step
 
     def on_prediction_step(self, args, state, control, **kwargs):
@@ -162,83 +260,104 @@ class ProgressLineCallback(ProgressCallback):
             super().on_prediction_step(args, state, control, **kwargs)
 
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
-        if state.is_world_process_zero and logs:
-            line = health_line(logs, state.global_step, state.max_steps, model.config.hidden_size)
-            if line:
-                tqdm.write(line)
-            if self.training_bar is not None and "tokens_per_second" in logs:
-                self.training_bar.set_postfix_str(_speed(logs))
+        if not state.is_world_process_zero or not logs:
+            return
+        line = health_line(
+            logs,
+            state.global_step,
+            state.max_steps,
+            model.config.hidden_size,
+        )
+        if line:
+            tqdm.write(line)
+        if self.training_bar is not None and "tokens_per_second" in logs:
+            self.training_bar.set_postfix_str(_describe_speed(logs))
 
 
-def health_line(logs: Mapping[str, float], step: int, total_steps: int, width: int) -> str:
-    """One line for people from a record of the log; empty for records that need none."""
+def health_line(
+    logs: Mapping[str, float],
+    step: int,
+    total_steps: int,
+    hidden_size: int,
+) -> str:
+    """Describes a record of the log in one line.
+
+    Args:
+        logs: The record.
+        step: The global step.
+        total_steps: The number of steps of the run.
+        hidden_size: The largest possible rank.
+
+    Returns:
+        The line; empty for a record without a loss.
+    """
+    progress = f"step {step:>6}/{total_steps}"
     if "eval_loss" in logs:
-        return f"step {step:>6}/{total_steps}  held-out loss {logs['eval_loss']:.4f}"
+        return f"{progress}  held-out loss {logs['eval_loss']:.4f}"
     if "loss" not in logs:
         return ""
-    parts = [f"step {step:>6}/{total_steps}", f"loss {logs['loss']:.4f}"]
+    parts = [progress, f"loss {logs['loss']:.4f}"]
     if "relative_loss" in logs:
         parts.append(f"relative {logs['relative_loss']:.3f} (copying {logs['copy_relative_loss']:.3f})")
     if "token_rank" in logs:
-        parts.append(f"rank {logs['token_rank']:.0f}/{width}")
+        parts.append(f"rank {logs['token_rank']:.0f}/{hidden_size}")
     if "ema_decay" in logs:
         parts.append(f"decay {logs['ema_decay']:.4f}")
-    parts.append(_speed(logs))
+    parts.append(_describe_speed(logs))
     return "  ".join(parts)
 
 
-def _speed(logs):
+def _describe_speed(logs: Mapping[str, float]) -> str:
     return f"{logs['tokens_per_second']:,.0f} tokens/s"
 
 
-class WeightDecayCallback(TrainerCallback):
-    """Moves the weight decay along a cosine from the first value to the last, a pure function of the global step."""
-
-    def __init__(self, start: float, end: float):
-        self.start, self.end = start, end
-
-    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-        value = ema_decay(state.global_step, state.max_steps, "cosine", self.start, self.end)
-        for group in optimizer.param_groups:
-            if group["weight_decay"] > 0:
-                group["weight_decay"] = value
+# ---- preemption -----------------------------------------------------------------------------------------------------
 
 
 class PreemptionCallback(TrainerCallback):
-    """SIGTERM or SIGINT ends the run after the step at hand, with a checkpoint; a second one ends it at once.
+    """Ends the run with a checkpoint after the current step on SIGTERM or SIGINT; a second signal ends it at once.
 
-    A second one comes a second later or more: within it, a scheduler's signal to all processes and what their launcher
-    passes on are the same. All processes agree at the end of each step, so that a signal to one stops them together.
+    A second signal is one that comes at least a second later: within a second, a scheduler's signal to all processes
+    and what their launcher passes on are the same. All processes agree at the end of each step, so that a signal to
+    one of them stops all together.
 
     Attributes:
-        asked: Whether the run ends because of a signal, as all processes have agreed.
+        asked: Whether all processes have agreed to end the run because of a signal.
     """
 
     def __init__(self):
         self.asked = False
-        # Apart from what was agreed: a signal that comes while the processes agree counts at the next step.
+        # Separate from `asked`: a signal that arrives while the processes agree counts at the next step.
         self._noted_at: float | None = None
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.asked, self._noted_at = False, None
-        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        self.asked = False
+        self._noted_at = None
+        # Only the main thread may handle signals.
+        if threading.current_thread() is not threading.main_thread():
             return
-        handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._note}
+        self._handle(signal.SIGTERM, self._note)
+        self._handle(signal.SIGINT, self._note)
         if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
-            # `accelerate launch` of one process does not pass a signal on: its death has to do, by a signal of its
-            # own that is not taken for a second one.
-            handlers[signal.SIGUSR1] = self._note_once
-            ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
-        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            # `accelerate launch` of one process does not pass signals on, but dies of them. The kernel reports its
+            # death by a signal of its own (PR_SET_PDEATHSIG), which does not count as a second one.
+            self._handle(signal.SIGUSR1, self._note_once)
+            ctypes.CDLL(None).prctl(1, signal.SIGUSR1)
 
-    def _note(self, number, frame):
-        if self._noted_at is not None and time.monotonic() - self._noted_at > _SAME_SIGNAL:
-            os._exit(PREEMPTED)
+    def _handle(self, number: int, handler: Callable) -> None:
+        self._previous_handlers[number] = signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._noted_at is not None:
+            seconds = time.monotonic() - self._noted_at
+            if seconds > _SAME_SIGNAL:
+                os._exit(PREEMPTED)
         self._note_once(number, frame)
 
-    def _note_once(self, number, frame):
-        self._noted_at = time.monotonic() if self._noted_at is None else self._noted_at
+    def _note_once(self, number: int, frame: FrameType | None) -> None:
+        if self._noted_at is None:
+            self._noted_at = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.asked = self._noted_at is not None
@@ -247,30 +366,38 @@ class PreemptionCallback(TrainerCallback):
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
             self.asked = bool(asked)
         if self.asked:
-            control.should_save = control.should_training_stop = True
+            control.should_save = True
+            control.should_training_stop = True
 
     def restore(self) -> None:
-        """Signals mean again what they meant before the run."""
-        for number, handler in self._before.items():
+        """Restores the signal handlers from before the run."""
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous_handlers = {}
 
 
-def heed_only_the_parent(then: Callable[[int], None] | None, worker: int) -> None:
-    """Begins a worker process of a data loader, which a signal to the whole group would kill in the midst of a step.
+def shield_worker_from_signals(
+    worker_init_fn: Callable[[int], None] | None,
+    worker_id: int,
+) -> None:
+    """Initializes a data loader worker that only its parent can stop.
+
+    A signal to the whole process group would otherwise kill the workers in the middle of a step.
 
     Args:
-        then: What else the worker begins with.
-        worker: Its number.
+        worker_init_fn: The data loader's own initialization.
+        worker_id: The number of the worker.
     """
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    if then is not None:
-        then(worker)
+        watcher = threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True)
+        watcher.start()
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
 
 
-def _end_with(parent):
+def _exit_with_parent(parent: int) -> None:
+    """Waits for a SIGTERM from the parent process, and ends this one."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

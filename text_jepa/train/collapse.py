@@ -1,8 +1,9 @@
-"""Measures of collapse on a fixed held-out batch, while a run trains."""
+"""The collapse monitor: measures of the representations on a fixed held-out batch during training."""
 
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -14,87 +15,149 @@ from text_jepa import metrics
 from text_jepa.train.callbacks import saved_attributes
 
 
-# Texts of the fixed held-out batch on which representations are watched, where a batch of evaluation holds as many.
+Batch = Mapping[str, torch.Tensor]
+Autocast = Callable[[], AbstractContextManager]
+
+# The number of texts of the monitored batch, unless an evaluation batch is smaller.
 MONITOR_TEXTS = 64
+
+# The number of predictions that are compared with each other's targets, in a matrix of that size squared.
+_RETRIEVAL_ROWS = 1024
 
 
 @torch.no_grad()
 def measure_representations(
     model: TextJepaForPreTraining,
-    batch: Mapping[str, torch.Tensor],
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    batch: Batch,
+    autocast: Autocast = nullcontext,
 ) -> dict[str, float]:
-    """What the target encoder's representations and the predictions are worth, on one batch.
+    """Measures the representations of the target encoder and the predictions on one batch.
+
+    A frozen target encoder cannot collapse, while the encoder that learns from it can: then the context encoder is
+    measured in its place.
 
     Args:
-        model: In any mode, left as it was.
-        batch: As the collator makes it, on the model's device.
-        autocast: Makes the context in which its encoders run: accelerate casts in `forward` alone.
+        model: The model in any mode, which stays as it is.
+        batch: A batch of the collator, on the model's device.
+        autocast: Makes the context in which the encoders run, because accelerate casts only in `forward`.
 
     Returns:
-        spread: Standard deviation of the target encoder's states over tokens, mean over dimensions.
-        token_rank, pooled_rank: Effective rank of token states and of mean-pooled texts.
-        cosine_same_text, cosine_other_text: Mean cosine of the states of two tokens.
+        The measures by name:
 
-        And where there is a latent loss:
-        relative_loss: Squared error of the predictions over the variance of the targets; 1 is predicting the mean.
-        copy_relative_loss: The same for copying the target of the nearest visible token.
-        retrieval_margin: Centred cosine with the right target minus that with another one.
-        retrieval_accuracy: Share of the first 1,024 predictions that are nearest to their own target among these.
-        target_spread: Spread of the normalised targets.
-        wrong_cosine_mean, wrong_cosine_max, wrong_cosine_min: Centred cosines with other tokens' targets.
+        - `spread`: standard deviation of the token states over tokens, mean over dimensions
+        - `token_rank`, `pooled_rank`: effective rank of token states and of pooled texts
+        - `cosine_same_text`, `cosine_other_text`: mean cosine of the states of two tokens
+
+        With a latent loss also:
+
+        - `relative_loss`: squared error of the predictions over the variance of the targets; 1 is predicting the mean
+        - `copy_relative_loss`: the same for copying the target of the nearest visible token
+        - `retrieval_margin`: centred cosine with the right target minus that with another one
+        - `retrieval_accuracy`: share of the first 1,024 predictions that are nearest to their own target among these
+        - `target_spread`: spread of the normalized targets
+        - `wrong_cosine_mean`, `wrong_cosine_max`, `wrong_cosine_min`: centred cosines with other tokens' targets
     """
-    training = model.training
+    was_training = model.training
     model.eval()
-    mask, masks = batch["attention_mask"], ("context_positions", "target_positions")
+    mask = batch["attention_mask"]
     outputs = model(**batch, return_loss=False)
     with autocast():
-        taught = model.encode_targets(batch["input_ids"], mask)
-        # A frozen target encoder cannot collapse, while the encoder that learns from it can.
-        is_frozen = model.config.target_encoder_type == "frozen"
-        watched = model.model(batch["input_ids"], mask) if is_frozen else taught
-    predicts = outputs.predictions is not None
-    features = model.token_targets(taught.hidden_states, mask) if predicts else None
-    model.train(training)
-    states, visible = watched.last_hidden_state.float(), mask.bool()
-    text = torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(mask)[visible]
-    same, other = metrics.mean_cosine(states[visible], text)
-    values = {
-        "spread": metrics.spread(states[visible]),
-        "token_rank": metrics.effective_rank(states[visible]),
-        "pooled_rank": metrics.effective_rank(model.pool(states, mask, batch["input_ids"])),
-        "cosine_same_text": same,
-        "cosine_other_text": other,
-    }
-    used = batch["target_positions"] >= 0
-    if predicts and used.any():
-        predictions, targets = outputs.predictions[used].float(), outputs.targets[used]
-        copied = metrics.copy_nearest_visible(features, *(batch[name] for name in masks))[used]
-        values |= {
-            "relative_loss": metrics.relative_loss(predictions, targets),
-            "copy_relative_loss": metrics.relative_loss(copied, targets),
-            "retrieval_margin": metrics.retrieval_margin(predictions, targets, shift=max(1, len(targets) // 2)),
-            "retrieval_accuracy": metrics.retrieval_accuracy(predictions[:1024], targets[:1024]),
-            "target_spread": metrics.spread(features[visible]),
-        }
-        if len(targets) > 1:
-            wrong = metrics.wrong_target_cosines(predictions[:1024], targets[:1024])
-            values |= dict(zip(("wrong_cosine_mean", "wrong_cosine_max", "wrong_cosine_min"), wrong, strict=True))
+        target_states = model.encode_targets(batch["input_ids"], mask)
+        if model.config.target_encoder_type == "frozen":
+            states = model.model(batch["input_ids"], mask)
+        else:
+            states = target_states
+    features = None
+    if outputs.predictions is not None:
+        features = model.token_targets(target_states.hidden_states, mask)
+    model.train(was_training)
+
+    values = _measure_states(model, batch, states.last_hidden_state.float())
+    if features is not None:
+        is_used = batch["target_positions"] >= 0
+        if is_used.any():
+            predictions = outputs.predictions[is_used].float()
+            targets = outputs.targets[is_used]
+            values |= _measure_predictions(predictions, targets)
+            values |= _measure_targets(batch, features, targets)
     return {name: float(value) for name, value in values.items()}
 
 
+def _measure_states(
+    model: TextJepaForPreTraining,
+    batch: Batch,
+    states: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Measures of the token states (B, S, D) of an encoder."""
+    mask = batch["attention_mask"]
+    is_token = mask.bool()
+    tokens = states[is_token]
+    rows = torch.arange(len(mask), device=mask.device)
+    text_ids = rows.unsqueeze(1).expand_as(mask)[is_token]
+    same_text, other_text = metrics.mean_cosine(tokens, text_ids)
+    pooled = model.pool(states, mask, batch["input_ids"])
+    return {
+        "spread": metrics.spread(tokens),
+        "token_rank": metrics.effective_rank(tokens),
+        "pooled_rank": metrics.effective_rank(pooled),
+        "cosine_same_text": same_text,
+        "cosine_other_text": other_text,
+    }
+
+
+def _measure_predictions(
+    predictions: torch.Tensor,
+    targets: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Measures of predictions (N, D) beside their targets (N, D)."""
+    half = max(1, len(targets) // 2)
+    first_predictions = predictions[:_RETRIEVAL_ROWS]
+    first_targets = targets[:_RETRIEVAL_ROWS]
+    values = {
+        "relative_loss": metrics.relative_loss(predictions, targets),
+        "retrieval_margin": metrics.retrieval_margin(predictions, targets, shift=half),
+        "retrieval_accuracy": metrics.retrieval_accuracy(first_predictions, first_targets),
+    }
+    if len(targets) > 1:
+        mean, largest, smallest = metrics.wrong_target_cosines(first_predictions, first_targets)
+        values["wrong_cosine_mean"] = mean
+        values["wrong_cosine_max"] = largest
+        values["wrong_cosine_min"] = smallest
+    return values
+
+
+def _measure_targets(
+    batch: Batch,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Measures of what is to be predicted: normalized features (B, S, D), of which the used targets are (N, D)."""
+    is_token = batch["attention_mask"].bool()
+    is_used = batch["target_positions"] >= 0
+    copied = metrics.copy_nearest_visible(
+        features,
+        batch["context_positions"],
+        batch["target_positions"],
+    )
+    return {
+        "copy_relative_loss": metrics.relative_loss(copied[is_used], targets),
+        "target_spread": metrics.spread(features[is_token]),
+    }
+
+
 class CollapseMonitorCallback(TrainerCallback, ExportableState):
-    """Measures representations on a fixed held-out batch at every log, and says in plain words when they collapse.
+    """Measures representations on a fixed held-out batch at every log, and warns when they collapse.
 
     Args:
         batch: A collated batch of held-out texts with fixed masks.
-        stop_on_collapse: End the run at the first warning.
-        patience: Logs in a row that must show signs before the warning, so that the first steps may look odd.
-        autocast: As for `measure_representations`.
+        stop_on_collapse: End the run at the warning.
+        patience: Number of logs in a row that must show signs of collapse before the warning, because the first steps
+            may look odd.
+        autocast: See `measure_representations`.
 
     Attributes:
         values: The latest measures, see `measure_representations`.
-        first_pooled_rank: That of the first log, which a later one is held against.
+        first_pooled_rank: `pooled_rank` of the first log, which later ones are compared with.
         collapsed: Whether the monitor has warned.
     """
 
@@ -105,43 +168,55 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        batch: Mapping[str, torch.Tensor],
+        batch: Batch,
         stop_on_collapse: bool = False,
         patience: int = 2,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Autocast = nullcontext,
     ):
-        self.batch, self.autocast = batch, autocast
+        self.batch = batch
         self.stop_on_collapse = stop_on_collapse
         self.patience = patience
+        self.autocast = autocast
         self.values: dict[str, float] = {}
         self.collapsed = False
         self.first_pooled_rank: float | None = None
+        # Number of latest logs in a row with signs of collapse.
         self._suspicious = 0
 
-    def state(self) -> dict:
-        names = ("first_pooled_rank", "_suspicious")
-        return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
+    def state(self) -> dict[str, Any]:
+        attributes = {
+            "first_pooled_rank": self.first_pooled_rank,
+            "_suspicious": self._suspicious,
+        }
+        return {"args": {}, "attributes": attributes}
 
     def on_train_begin(self, args, state, control, **kwargs):
         saved = saved_attributes(self, state)
-        self.first_pooled_rank, self._suspicious = saved.get("first_pooled_rank"), saved.get("_suspicious", 0)
+        self.first_pooled_rank = saved.get("first_pooled_rank")
+        self._suspicious = saved.get("_suspicious", 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if not control.should_log:
             return
-        self.batch = {name: tensor.to(model.device) for name, tensor in self.batch.items()}
-        self.values = measure_representations(model, self.batch, self.autocast)
-        tokens = int(self.batch["attention_mask"].sum())
-        if self.first_pooled_rank is None:
-            self.first_pooled_rank = self.values["pooled_rank"]
-        dimensions = min(model.config.hidden_size, tokens - 1)
-        signs = metrics.collapse_signs(self.values, dimensions, self.first_pooled_rank)
+        signs = self._measure(model)
         self._suspicious = self._suspicious + 1 if signs else 0
         if self._suspicious < self.patience or self.collapsed:
             return
         self.collapsed = True
         if state.is_world_process_zero:
             advice = "Stopping, as asked." if self.stop_on_collapse else self.remedy
-            tqdm.write(f"WARNING: collapse at step {state.global_step}: {'; '.join(signs)}. {advice}", file=sys.stderr)
+            reasons = "; ".join(signs)
+            tqdm.write(f"WARNING: collapse at step {state.global_step}: {reasons}. {advice}", file=sys.stderr)
         if self.stop_on_collapse:
-            control.should_save = control.should_training_stop = True
+            control.should_save = True
+            control.should_training_stop = True
+
+    def _measure(self, model: TextJepaForPreTraining) -> list[str]:
+        """Updates the measures, and returns their signs of collapse."""
+        self.batch = {name: tensor.to(model.device) for name, tensor in self.batch.items()}
+        self.values = measure_representations(model, self.batch, self.autocast)
+        if self.first_pooled_rank is None:
+            self.first_pooled_rank = self.values["pooled_rank"]
+        tokens = int(self.batch["attention_mask"].sum())
+        dimensions = min(model.config.hidden_size, tokens - 1)
+        return metrics.collapse_signs(self.values, dimensions, self.first_pooled_rank)
