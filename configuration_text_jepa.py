@@ -12,6 +12,10 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2CLS
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 # Encoders for which dropping the hidden tokens and passing the original positions was measured to be equal to hiding
@@ -23,7 +27,7 @@ _POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "roberta", "roberta-pr
 # The same numbering in encoders that hide by attention mask.
 _OTHERS_AFTER_PADDING = {"esm", "ibert", "longformer", "luke", "mpnet", "xlm-roberta-xl", "xmod"}
 
-# Keys that `PreTrainedConfig` itself takes as plain keyword arguments, or that a saved `config.json` may hold.
+# Keyword arguments that are not fields of ours: those that `PreTrainedConfig` documents or stores itself.
 _INHERITED_KEYWORDS = {
     "_attn_implementation",
     "_attn_implementation_internal",
@@ -32,18 +36,24 @@ _INHERITED_KEYWORDS = {
     "_name_or_path",
     "attn_implementation",
     "auto_map",
+    "bos_token_id",
+    "decoder_start_token_id",
+    "eos_token_id",
     "experts_implementation",
+    "finetuning_task",
     "model_type",
     "name_or_path",
     "num_labels",
     "output_attentions",
+    "pad_token_id",
+    "prefix",
     "quantization_config",
+    "sep_token_id",
+    "task_specific_params",
+    "tie_word_embeddings",
+    "tokenizer_class",
     "torch_dtype",
     "transformers_version",
-    # The Trainer leaves these on every model's configuration.
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
     "use_cache",
 }
 
@@ -404,6 +414,24 @@ class TextJepaConfig(PreTrainedConfig):
             raise ValueError(f"unknown preset '{name}'; the presets are {', '.join(_PRESETS)}")
         return cls(text_config=_default_text_config(**_PRESETS[name] | (text_config or {})), **kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As `PreTrainedConfig.from_dict`: opens what other tools and later versions have written.
+
+        A key that this version does not know is kept as an attribute, with one warning, and saved again. A wrong
+        keyword argument of [`TextJepaConfig`] is an error instead.
+        """
+        known_keys = cls._known_keys()
+        known = {key: value for key, value in config_dict.items() if key in known_keys}
+        unknown = {key: value for key, value in config_dict.items() if key not in known_keys}
+        result = super().from_dict(known, **kwargs)
+        config = result[0] if kwargs.get("return_unused_kwargs") else result
+        for key, value in unknown.items():
+            setattr(config, key, value)
+        if unknown:
+            logger.warning(f"kept as they are, for TextJepaConfig does not know them: {', '.join(sorted(unknown))}")
+        return result
+
     @property
     def drop_is_exact(self) -> bool:
         """Whether removing the hidden tokens is known to equal masking them, for this encoder."""
@@ -468,6 +496,37 @@ class TextJepaConfig(PreTrainedConfig):
         """Width of the encoder."""
         return self.text_config.hidden_size
 
+    @hidden_size.setter
+    def hidden_size(self, value: int):
+        self.text_config.hidden_size = value
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of words that the encoder knows."""
+        return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int):
+        self.text_config.vocab_size = value
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers of the encoder."""
+        return self.text_config.num_hidden_layers
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int):
+        self.text_config.num_hidden_layers = value
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Attention heads of the encoder."""
+        return self.text_config.num_attention_heads
+
+    @num_attention_heads.setter
+    def num_attention_heads(self, value: int):
+        self.text_config.num_attention_heads = value
+
     @property
     def _positions_follow_padding(self):
         return self.text_config.model_type in _POSITIONS_AFTER_PADDING | _OTHERS_AFTER_PADDING
@@ -478,11 +537,16 @@ class TextJepaConfig(PreTrainedConfig):
             if value != default:
                 raise ValueError(f"{name}={value!r}: this option was removed; leave it out and train the model anew")
 
+    @classmethod
+    def _known_keys(cls):
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return fields | _INHERITED_KEYWORDS | set(_REMOVED_FIELDS)
+
     def _refuse_unknown_fields(self, kwargs):
-        own = {field.name for field in dataclasses.fields(self)}
+        fields = {field.name for field in dataclasses.fields(self)}
         for key in kwargs:
-            if key not in own | _INHERITED_KEYWORDS:
-                raise ValueError(f"unknown field '{key}' of TextJepaConfig{_nearest(key, own)}")
+            if key not in self._known_keys():
+                raise ValueError(f"unknown field '{key}' of {type(self).__name__}{_nearest(key, fields)}")
 
     def validate_predictor(self):
         """Raises ValueError if the predictor cannot be built."""

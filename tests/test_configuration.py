@@ -402,3 +402,67 @@ def test_a_partial_text_config_changes_the_default_encoder():
 def test_a_preset_refuses_fields_that_its_encoder_does_not_have(field, near):
     with pytest.raises(ValueError, match=f"unknown field '{next(iter(field))}' of text_config.*{near}"):
         TextJepaConfig.preset("tiny", field)
+
+
+# ---- among other tools ----------------------------------------------------------------------------------------------
+
+
+def saved_with(config, folder, **keys):
+    """Saves a configuration and writes keys into its file, as another tool would."""
+    config.save_pretrained(folder)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | keys))
+
+
+def test_keys_of_other_tools_in_a_file_survive_a_round_trip(tmp_path, caplog):
+    keys = {"peft_type": "LORA", "unsloth_version": "2026.9", "rope_scaling_of_later": {"factor": 2.0}}
+    saved_with(TextJepaConfig(), tmp_path / "first", **keys)
+    with caplog.at_level("WARNING"):
+        opened = TextJepaConfig.from_pretrained(tmp_path / "first")
+    opened.save_pretrained(tmp_path / "second")
+    again = TextJepaConfig.from_pretrained(tmp_path / "second")
+    assert {key: getattr(again, key) for key in keys} == keys
+    assert again.to_dict() == opened.to_dict()
+
+
+def test_an_attribute_that_is_set_survives_a_round_trip_through_the_model(make_model, tmp_path):
+    model = make_model()
+    model.config.note = "of mine"
+    model.save_pretrained(tmp_path)
+    reopened = type(model).from_pretrained(tmp_path)
+    assert reopened.config.note == "of mine"
+    assert AutoConfig.from_pretrained(tmp_path).note == "of mine"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"tie_word_embeddings": False},
+        {"task_specific_params": {"a": 1}},
+        {"tokenizer_class": "BertTokenizer"},
+        {"finetuning_task": "rte"},
+        {"sep_token_id": 3},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_standard_fields_of_transformers_are_taken_and_kept(field, tmp_path):
+    config = TextJepaConfig(**field)
+    config.save_pretrained(tmp_path)
+    name, value = next(iter(field.items()))
+    assert getattr(TextJepaConfig.from_pretrained(tmp_path), name) == value
+
+
+def test_the_sizes_of_the_encoder_are_read_and_set_through_the_configuration():
+    config = TextJepaConfig.preset("tiny", text_config={"vocab_size": 99})
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        assert getattr(config, name) == getattr(config.text_config, name)
+        setattr(config, name, 7)
+        assert getattr(config.text_config, name) == 7
+        assert name not in config.to_dict()
+
+
+def test_a_wrong_keyword_is_still_an_error_beside_a_file(tmp_path):
+    saved_with(TextJepaConfig(), tmp_path, of_a_tool=1)
+    with pytest.raises(ValueError, match="unknown field 'pooIing' of TextJepaConfig; did you mean 'pooling'"):
+        TextJepaConfig(pooIing="mean")
