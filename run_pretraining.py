@@ -20,11 +20,11 @@ from text_jepa.train.callbacks import PREEMPTED
 from text_jepa.train.pretraining import pretrain
 
 
-def main(argv: list[str] | None = None) -> Path:
+def main(argv: list[str] | None = None, prog: str = "run_pretraining.py") -> Path:
     """Runs the command; returns the folder of the encoder."""
     argv = sys.argv[1:] if argv is None else argv
     classes = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
-    arguments = parse_arguments(classes, argv, __doc__.split("\n")[0])
+    arguments = parse_arguments(classes, argv, __doc__.split("\n")[0], prog)
     args = arguments[-1]
     is_done = pretrain(*arguments, argv)
     if args.world_size > 1:

@@ -19,11 +19,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import datasets
-import transformers
 from tqdm.auto import tqdm
 
-from text_jepa.cli import UsageError, parse_arguments, run_command
+from text_jepa.cli import UsageError, mute_libraries, parse_arguments, run_command
 from text_jepa.probe.arguments import ProbeArguments
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.catalog import load_tasks
@@ -47,16 +45,13 @@ from text_jepa.probe.run import (
 )
 
 
-def main(argv: list[str] | None = None) -> list[Score]:
+def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Score]:
     """Runs the command; returns all scores."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml")):
         argv.insert(0, "--model_name_or_path")
-    (args,) = parse_arguments((ProbeArguments,), argv, __doc__.split("\n")[0])
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    (args,) = parse_arguments((ProbeArguments,), argv, __doc__.split("\n")[0], prog)
+    mute_libraries()
     first = args.model_name_or_path or newest_run()
     if args.update_card and not Path(first, "README.md").is_file():
         raise UsageError(f"--update_card: {first} is no folder with a README.md; name one or leave the flag out")

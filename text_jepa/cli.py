@@ -1,4 +1,4 @@
-"""Command lines: a YAML file whose values the flags override, and one clear line for every mistake of a user."""
+"""Command lines: YAML files whose values the flags override, and one clear line for every mistake of a user."""
 
 import argparse
 import dataclasses
@@ -8,123 +8,217 @@ import json
 import re
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import torch
+import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
 class UsageError(ValueError):
-    """A mistake that the user can mend. Its text names the file, column, flag or field and the remedy."""
+    """A mistake that the user can correct. Its message names the file, column, flag or field and the remedy."""
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """`"; did you mean 'x'?"` for the known name that is closest, or nothing."""
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest known name, or an empty string."""
     match = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
 def first_line(error: Exception) -> str:
-    """The line of an error that says what is wrong; and what a private model needs.
+    """The line of an error that says what is wrong, with a hint for private models.
 
-    Of a failed download it is the first one, of a failed validation the last.
+    That is the first line of a failed download and the last one of a failed validation.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    reason = lines[-1 if isinstance(error, StrictDataclassError) else 0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    reason = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
     if "private" in str(error) or "gated" in str(error):
         reason += " A private one needs the variable HF_TOKEN or `hf auth login`."
     return reason
 
 
+# ---- running a command ----------------------------------------------------------------------------------------------
+
+
 def run_command(main: Callable[[], Any]) -> NoReturn:
-    """Runs a console command: exit code 0, or 2 and one line on stderr for a `UsageError`; 130 for Ctrl-C."""
+    """Runs a console command and exits.
+
+    The exit code is 0; 2 after a `UsageError` or if memory runs out, with one line on stderr; 130 after Ctrl-C.
+    """
     try:
         main()
     except UsageError as error:
         sys.exit(_report(str(error)))
     except torch.OutOfMemoryError as error:
-        sys.exit(
-            _report(
-                f"out of memory ({str(error).split('.')[0]}); lower --per_device_train_batch_size and raise "
-                "--gradient_accumulation_steps by as much, or add --gradient_checkpointing"
-            )
+        reason = str(error).split(".")[0]
+        remedy = (
+            "lower --per_device_train_batch_size and raise --gradient_accumulation_steps by as much, or add "
+            "--gradient_checkpointing"
         )
+        sys.exit(_report(f"out of memory ({reason}); {remedy}"))
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
 
 
-def _report(message):
-    message = message.rpartition("UsageError: ")[2]  # from a worker of a data loader it comes with a traceback
+def _report(message: str) -> int:
+    # An error in a data loader's worker arrives with that worker's traceback.
+    message = message.rpartition("UsageError: ")[2]
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
+def mute_libraries() -> None:
+    """Silences the libraries below a command: warnings of transformers, and progress bars unless a person watches."""
+    import datasets
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+# ---- parsers --------------------------------------------------------------------------------------------------------
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and descriptions with their line breaks."""
+
+
 class _Parser(HfArgumentParser):
-    def add_argument(self, *names, help=None, **kwargs):
-        # A percent sign that opens no field of argparse is a percent sign.
-        help = help and re.sub(r"(?<!%)%(?![%(])", "%%", help)
+    """A parser of dataclasses and other arguments that reports each mistake as a `UsageError`."""
+
+    def add_argument(self, *names: str, help: str | None = None, **kwargs: Any) -> argparse.Action:
+        if help is not None and help is not argparse.SUPPRESS:
+            # A percent sign that opens no field of argparse is a percent sign.
+            help = re.sub(r"(?<!%)%(?![%(])", "%%", help)
         return super().add_argument(*names, help=help, **kwargs)
 
-    def error(self, message):
-        raise UsageError(f"{message} (see --help)")
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-class _CommandParser(argparse.ArgumentParser):
-    def error(self, message) -> NoReturn:
-        raise UsageError(f"{message} (see --help)")
+def command_parser(prog: str, description: str, metavar: str) -> tuple[argparse.ArgumentParser, Any]:
+    """Makes a parser with sub-commands.
+
+    Args:
+        prog: The program's name.
+        description: Shown by `--help` with its line breaks.
+        metavar: Placeholder of the sub-command in the help.
+
+    Returns:
+        The parser, and its sub-commands for `add_command`.
+    """
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar)
+    return parser, commands
 
 
-def command_parser(prog: str, description: str, metavar: str):
-    """A parser whose mistakes are of one line, and the place of its sub-commands, called `metavar` in the help."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = _CommandParser(prog=prog, description=description, formatter_class=form, allow_abbrev=False)
-    return parser, parser.add_subparsers(dest="command", required=True, metavar=metavar)
+def add_command(commands: Any, name: str, function: Callable[..., Any], help: str) -> argparse.ArgumentParser:
+    """Adds a sub-command.
+
+    Args:
+        commands: From `command_parser`.
+        name: Name of the sub-command.
+        function: Function that runs it; the parsed arguments have it as `function`.
+        help: Shown by `--help`.
+    """
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        formatter_class=argparse.HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(function=function)
+    return parser
 
 
-def parse_arguments(argument_classes: Sequence[type], argv: Sequence[str], description: str) -> tuple[Any, ...]:
+def parse_arguments(
+    argument_classes: Sequence[type],
+    argv: Sequence[str],
+    description: str,
+    prog: str | None = None,
+    shown_classes: Sequence[type] | None = None,
+) -> tuple[Any, ...]:
     """Parses `[FILE.yaml …] [--flag value …]` into one instance per dataclass.
 
-    Later files win over earlier ones, and flags over all of them.
+    Later files override earlier ones, and flags override all files.
 
     Args:
         argument_classes: Dataclasses whose fields are the flags, as for `transformers.HfArgumentParser`.
         argv: The command line without the program's name.
-        description: Shown by `--help`.
+        description: Shown by `--help` with its line breaks.
+        prog: The program's name in help and errors. Default: that of the script.
+        shown_classes: Dataclasses whose flags `--help` lists. Default: all.
 
     Raises:
-        UsageError: An unknown flag or key (the nearest one is named), a value of the wrong type, a missing file.
+        UsageError: An unknown flag or key (the error names the nearest one), a value of the wrong type, or a missing
+            file.
     """
-    parser = _Parser(argument_classes, description=description, allow_abbrev=False)
-    flags = {option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    parser = _Parser(
+        argument_classes,
+        prog=prog,
+        usage="%(prog)s [FILE.yaml …] [--flag value …]",
+        description=description,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    if shown_classes is not None:
+        _hide_others(parser, shown_classes)
+    options = [option for action in parser._actions for option in action.option_strings]
+    flags = {option.removeprefix("--") for option in options if option.startswith("--")}
     files = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    of_files = [flag for path in files for flag in _file_as_flags(path, flags)]
-    argv = [*of_files, *argv[len(files) :]]
-    namespace, unknown = parser.parse_known_args(argv)
+    words = []
+    for path in files:
+        words += _file_as_flags(path, flags)
+    words += argv[len(files) :]
+    namespace, unknown = parser.parse_known_args(words)
     if unknown:
-        if not unknown[0].startswith("-"):
-            raise UsageError(f"no flag takes the value '{unknown[0]}'; a YAML file comes first (see --help)")
-        name = unknown[0].split("=")[0]
-        raise UsageError(f"unknown argument {name}{nearest(name.lstrip('-'), flags)} (see --help)")
-    values = vars(namespace)
+        word = unknown[0]
+        if not word.startswith("-"):
+            parser.error(f"no flag takes the value '{word}'; YAML files come first")
+        name = word.split("=")[0]
+        parser.error(f"unknown argument {name}{nearest(name.lstrip('-'), flags)}")
     try:
-        return tuple(
-            cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init}) for cls in argument_classes
-        )
+        return tuple(_instance(argument_class, namespace) for argument_class in argument_classes)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _file_as_flags(path, flags):
+def _hide_others(parser: argparse.ArgumentParser, shown_classes: Sequence[type]) -> None:
+    """Removes the flags of all other dataclasses from the help."""
+    shown = {field.name for shown_class in shown_classes for field in dataclasses.fields(shown_class)}
+    for action in parser._actions:
+        if action.dest not in shown and action.dest != "help":
+            action.help = argparse.SUPPRESS
+
+
+def _instance(argument_class: type, namespace: argparse.Namespace) -> Any:
+    names = [field.name for field in dataclasses.fields(argument_class) if field.init]
+    return argument_class(**{name: getattr(namespace, name) for name in names})
+
+
+def _file_as_flags(path: str, flags: set[str]) -> list[str]:
     """Turns the keys of a YAML file into flags, so that argparse checks both alike."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; before the flags stand YAML files of them") from error
+        raise UsageError(f"{path}: {error.strerror}; words before the first flag are YAML files") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(content, dict):
@@ -136,35 +230,53 @@ def _file_as_flags(path, flags):
         if isinstance(value, dict):
             argv += [f"--{key}", json.dumps(value)]
         elif isinstance(value, list):
-            argv += [f"--{key}", *map(str, value)]
+            argv.append(f"--{key}")
+            argv += [str(item) for item in value]
         elif value is not None:
             argv.append(f"--{key}={value}")
     return argv
 
 
-def config_arguments(config_class: type, exclude: Sequence[str] = ()) -> type:
-    """A dataclass with one optional flag per own field of a model configuration; `None` means the model's default.
+# ---- flags of a configuration ---------------------------------------------------------------------------------------
 
-    Types come from the fields, help from the `Args` of the docstring, so that nothing is said twice.
+
+def config_arguments(config_class: type, exclude: Sequence[str] = ()) -> type:
+    """Makes a dataclass with one optional flag per field of a model configuration; `None` is the model's default.
+
+    Types are those of the fields and help texts those of the docstring.
+
+    Args:
+        config_class: The configuration.
+        exclude: Fields without a flag.
     """
-    entries = re.findall(
-        r"^ {8}(\w+) \(.*?\):\n((?: {12}.*\n)+)|^ {8}(\w+) \(.*?\): (.*)\n", config_class.__doc__, re.M
-    )
-    help_texts = {a or c: " ".join((b or d).split()) for a, b, c, d in entries}
+    help_texts = _help_of_fields(config_class.__doc__)
     fields = []
     for name, annotation in config_class.__annotations__.items():
-        if name not in exclude and not name.startswith("_") and name in config_class.__dataclass_fields__:
-            help_text = re.sub(r"\[?`+\[?([^`]*?)\]?`+\]?", r"\1", help_texts.get(name, ""))
-            metadata = {"help": help_text}
-            fields.append((name, _flag_type(annotation), dataclasses.field(default=None, metadata=metadata)))
+        is_field = name in config_class.__dataclass_fields__
+        if is_field and name not in exclude and not name.startswith("_"):
+            metadata = {"help": help_texts.get(name, "")}
+            flag = dataclasses.field(default=None, metadata=metadata)
+            fields.append((name, _flag_type(annotation), flag))
     return dataclasses.make_dataclass(f"{config_class.__name__}Arguments", fields)
 
 
-def _flag_type(annotation):
-    """The single type of a flag: `float | int` is float, `Literal` keeps its choices; always optional."""
-    options = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
+def _help_of_fields(docstring: str) -> dict[str, str]:
+    """Descriptions in the `Args` of a docstring in the format of transformers, without its marks of code."""
+    entry = r"^ {8}(\w+) \(.*?\):(?: (.*)\n|\n((?: {12}.*\n)+))"
+    help_texts = {}
+    for name, same_line, next_lines in re.findall(entry, docstring, re.MULTILINE):
+        text = " ".join((same_line or next_lines).split())
+        help_texts[name] = re.sub(r"\[?`+\[?([^`]*?)\]?`+\]?", r"\1", text)
+    return help_texts
+
+
+def _flag_type(annotation: Any) -> Any:
+    """The one type of a flag: `float | int` is float, `Literal` keeps its choices; always optional."""
+    is_union = get_origin(annotation) is types.UnionType
+    options = get_args(annotation) if is_union else (annotation,)
     options = [option for option in options if option is not types.NoneType]
-    literal = [option for option in options if get_origin(option) is Literal]
-    if literal:
-        return literal[0] | None
-    return (float if float in options else options[0]) | None
+    for option in options:
+        if get_origin(option) is Literal:
+            return option | None
+    kind = float if float in options else options[0]
+    return kind | None

@@ -24,7 +24,7 @@ from text_jepa.commands import export as export_command_line
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.word_weights import load_word_weights
 from text_jepa.embeddings import Encoder, embed_texts, open_encoder
-from text_jepa.share import export, onnx
+from text_jepa.share import onnx
 from text_jepa.share.export import export_encoder, export_sentence_transformer
 from text_jepa.share.hub import files_to_publish
 from text_jepa.share.onnx import ONNX_TOLERANCE, OnnxEncoder, export_onnx
@@ -107,14 +107,14 @@ def test_the_longest_text_can_be_chosen_within_what_the_encoder_has_positions_fo
     export_command("encoder", run / "pretraining", tmp_path / "out", "--max_length", 32)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 32
     assert "Texts are cut at 32 tokens" in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(UsageError, match="--max_length 1000: the encoder has positions for 512 tokens only"):
+    with pytest.raises(UsageError, match="--max_length 1000: the encoder has positions for at most 512 tokens"):
         export_command("encoder", run / "pretraining", tmp_path / "other", "--max_length", 1000)
 
 
 def test_nothing_is_written_over(run, export_command, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for form in ("encoder", "sentence-transformers"):
-        with pytest.raises(UsageError, match="is there already; name a new folder"):
+        with pytest.raises(UsageError, match="exists; name a new folder"):
             export_command(form, run / "pretraining", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -124,21 +124,21 @@ def test_nothing_is_written_over(run, export_command, tmp_path):
     [
         (["encoder", "nowhere", "{out}"], ["nowhere: no model can be read there"]),
         (["encoder", "{run}", "{out}"], ["is a plain encoder already", "pretraining/"]),
-        (["sentence-transformers", "{run}", "{out}", "--which", "context"], ["--which", "holds one encoder"]),
+        (["sentence-transformers", "{run}", "{out}", "--which", "context"], ["--which", "has only one encoder"]),
         (["sentence-transformers", "{run}", "{out}", "--prompts", "query"], ["--prompts query", "NAME=TEXT"]),
         (["encoder", "{run}/pretraining", "{out}", "--max_length", "0"], ["--max_length", "at least 1"]),
         (["encoder", "{run}/pretraining", "{out}", "--wich", "target"], ["--wich"]),
-        (["onnx", "some/name"], ["some/name is no folder to write onnx/ into"]),
+        (["onnx", "some/name"], ["some/name is not a folder to write onnx/ into"]),
         (["weights", "nowhere", "{out}", "--texts", "x.txt"], ["nowhere: no such folder", "hf download"]),
         (["weights", "{run}", "{out}", "--texts", "nowhere.txt"], ["--texts nowhere.txt: no such file"]),
         (["weights", "{run}", "{out}"], ["--texts"]),
         (["weights", "{run}/pretraining", "{out}", "--texts", "{run}/card.json"], ["text-jepa export encoder"]),
-        (["weights", "{run}", "{run}", "--texts", "x.txt"], ["is there already"]),
+        (["weights", "{run}", "{run}", "--texts", "x.txt"], ["exists; name a new folder"]),
         (["merge", "{run}", "{run}", "{out}", "--share", "1.5"], ["--share", "from 0 to 1"]),
         (["merge", "{run}", "{run}", "{out}", "--share", "half"], ["--share", "from 0 to 1, got half"]),
         (["merge", "{run}", "{run}", "{out}", "--share", "0", "--texts", "x"], ["--share and --texts exclude"]),
         (["merge", "{run}", "{run}/pretraining", "{out}"], ["text-jepa export encoder"]),
-        (["merge", "{run}", "{run}", "{run}"], ["is there already"]),
+        (["merge", "{run}", "{run}", "{run}"], ["exists; name a new folder"]),
         (["push", "nowhere", "me/x"], ["nowhere: no such folder"]),
         (["push", "{run}"], ["name"]),
         ([], ["FORM"]),
@@ -378,7 +378,7 @@ def test_an_onnx_file_pools_by_the_weights_of_words(weighted, onnxruntime, tmp_p
 def test_an_onnx_file_that_differs_is_not_kept(make_model, onnxruntime, tmp_path, monkeypatch):
     program = SimpleNamespace(save=lambda path, external_data: Path(path).write_bytes(b"not quite"))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: program)
-    monkeypatch.setattr(export, "onnx_difference", lambda *_: 1e-2)
+    monkeypatch.setattr(onnx, "onnx_difference", lambda *_: 1e-2)
     with pytest.raises(UsageError, match=r"differs from PyTorch by 1.0e-02"):
         export_onnx(make_model().encoder_of_targets, tmp_path / "onnx" / "model.onnx")
     assert list((tmp_path / "onnx").iterdir()) == []
@@ -422,7 +422,7 @@ def test_an_onnx_file_that_is_there_stays(run, export_command, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*", "pretraining"))
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_text("mine")
-    with pytest.raises(UsageError, match=r"model.onnx is there already"):
+    with pytest.raises(UsageError, match=r"model.onnx exists"):
         export_command("onnx", folder)
     assert (folder / "onnx" / "model.onnx").read_text() == "mine"
 

@@ -1,4 +1,4 @@
-"""Encoders made of encoders: weights of words counted anew, and points between two encoders, also by the command.
+"""Encoders made of encoders: word weights counted again, and points between two encoders, also by the command.
 
 Run: python -m pytest -q tests/share/test_merging.py
 """
@@ -118,7 +118,7 @@ def test_recounted_weights_are_those_of_the_texts_and_nothing_else_changes(
     before, after = files_of(source), files_of(tmp_path / "out")
     changed = {name for name in after if before.get(name) != after[name]}
     assert changed == {"1_WordWeights/config.json", "1_WordWeights/model.safetensors", "README.md"}
-    note = f"> The weights of words of {source} were counted anew on 2,100 texts (many.txt)"
+    note = f"> The word weights of {source} were counted again on 2,100 texts (many.txt)"
     assert_told(tmp_path / "out", f"{note} by `text-jepa export weights`.")
     assert set(before) - set(after) == {"checkpoint-3/optimizer.pt"}
 
@@ -127,7 +127,7 @@ def test_few_texts_are_blended_with_the_weights_of_before(folders, export_comman
     arguments = ("--texts", folders / "new.jsonl", "--text_column", "body")
     printed = export_command("weights", folders / "words", tmp_path / "out", *arguments)
     assert printed.startswith(
-        "Counted 3 texts, fewer than 2,000: half of the log-frequencies are still those of before."
+        "Counted 3 texts, fewer than 2,000: the weights are the mean of the old and the new ones."
     )
     new = word_weights(count_words(NEW_TEXTS, tokenizer), tokenizer)
     blended = (load_word_weights(folders / "words") + new) / 2
@@ -331,8 +331,8 @@ def test_encoders_that_cannot_be_merged_leave_nothing_behind(difference, folders
     expected = {
         "width": "(113, 24) at the start and (113, 16) at the end",
         "depth": "only the end has encoder.layer.0.",
-        "architecture": "of two architectures, electra and bert",
-        "vocabulary": "of two vocabularies",
+        "architecture": "have two architectures, electra and bert",
+        "vocabulary": "have two vocabularies",
         "few texts": "3 documents give 0 pairs of passages",
     }
     assert expected[difference] in line

@@ -10,14 +10,14 @@ from typing import NoReturn
 from text_jepa.cli import UsageError, nearest, run_command
 
 
-# Each verb: the module whose `main(argv)` runs it, and a line of help. Imported when needed, for the Trainer takes
-# seconds to import.
+# The module whose `main(argv, prog)` runs a verb, and the verb's line of help. Modules are imported when needed: the
+# Trainer alone takes seconds.
 VERBS = {
-    "pretrain": ("run_pretraining", "train an encoder on raw text, or adapt one that you have"),
+    "pretrain": ("run_pretraining", "train an encoder on raw text, or adapt an existing one"),
     "probe": ("run_probe", "measure encoders on labelled tasks and on your own documents"),
     "export": (
         "text_jepa.commands.export",
-        "other forms of an encoder: ONNX, merged, with other word weights, on the Hub",
+        "write an encoder in another form: ONNX, merged, with other word weights, on the Hub",
     ),
     "masks": ("text_jepa.commands.masks", "show what a run hides and what it predicts"),
     "plot": ("text_jepa.commands.plot", "draw curves of runs, maps of texts and spectra of encoders"),
@@ -33,7 +33,7 @@ def dispatch(argv: list[str]) -> None:
     """Runs the verb that comes first.
 
     Raises:
-        UsageError: No verb, or an unknown one; the nearest is named.
+        UsageError: No verb, or an unknown one; the error names the nearest.
     """
     if not argv:
         raise UsageError(f"name a verb: {', '.join(VERBS)} (see text-jepa --help)")
@@ -43,20 +43,28 @@ def dispatch(argv: list[str]) -> None:
     elif verb == "--version":
         print(f"text-jepa {version('text-jepa')}")
     elif verb in VERBS:
-        command_of(verb)(rest)
+        command = command_of(verb)
+        command(rest, prog=f"text-jepa {verb}")
     else:
-        raise UsageError(f"unknown verb '{verb}'{nearest(verb, list(VERBS))} (see text-jepa --help)")
+        raise UsageError(f"unknown verb '{verb}'{nearest(verb, VERBS)} (see text-jepa --help)")
 
 
-def command_of(verb: str) -> Callable[[list[str]], object]:
-    """The function that runs a verb with its arguments."""
+def command_of(verb: str) -> Callable[..., object]:
+    """The `main` of the module that runs a verb."""
     module, _ = VERBS[verb]
     return import_module(module).main
 
 
 def help_text() -> str:
     """What `text-jepa --help` prints."""
-    lines = ["usage: text-jepa VERB [...]", "", "Text-JEPA: better text encoders from raw text.", ""]
-    lines += [f"  {verb:<9} {help}" for verb, (_, help) in VERBS.items()]
-    lines += ["", "text-jepa VERB --help lists the flags of a verb; text-jepa --version tells the version."]
+    lines = [
+        "usage: text-jepa VERB [...]",
+        "",
+        "Text-JEPA: better text encoders from raw text.",
+        "",
+    ]
+    for verb, (_, help) in VERBS.items():
+        lines.append(f"  {verb:<9} {help}")
+    lines.append("")
+    lines.append("text-jepa VERB --help lists the flags of a verb, text-jepa --version shows the version.")
     return "\n".join(lines)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser
 
 from text_jepa.cli import UsageError, parse_arguments
 from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps
@@ -54,14 +53,13 @@ class GalleryArguments:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = "text-jepa masks") -> None:
     """Runs the command."""
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        show_help()
-        return
     classes = (GalleryArguments, ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
-    show, model_args, data_args, objective_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
+    # Its own flags only: `text-jepa pretrain --help` lists the hundreds of others.
+    groups = parse_arguments(classes, argv, __doc__, prog, shown_classes=(GalleryArguments,))
+    show, model_args, data_args, objective_args, args = groups
     set_up_logging(args)
     if show.html:
         check_page(Path(show.html))
@@ -130,10 +128,3 @@ def show_text(text):
         print(text, end="", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def show_help():
-    """Prints this command's own flags, not the hundreds of text-jepa-pretrain."""
-    parser = HfArgumentParser(GalleryArguments, prog="text-jepa masks", usage="%(prog)s [FILE.yaml] [--flag value …]")
-    parser.print_help()
-    print("\n" + __doc__.strip())

@@ -1,4 +1,4 @@
-"""A trained encoder as an ordinary checkpoint: no remote code, no flag, no package of ours. And as ONNX."""
+"""Exports a trained encoder as an ordinary checkpoint, which opens without remote code and without this package."""
 
 import contextlib
 import copy
@@ -33,24 +33,24 @@ def export_encoder(
     output_dir: str | Path,
     max_length: int,
     which: Which = "target",
-):
+) -> None:
     """Writes an encoder, its tokenizer and the files of sentence-transformers.
 
     `AutoModel`, `AutoTokenizer`, `pipeline("feature-extraction")`, the `AutoModelFor…` classes and
-    `SentenceTransformer` open the folder as it is. The predictor and the other encoder stay behind. Where the model
-    pools by `"idf"`, the weights of words lie in `1_WordWeights/`.
+    `SentenceTransformer` open the folder as it is. The predictor and the other encoder are left out. If the model
+    pools by `"idf"`, `1_WordWeights/` has the word weights.
 
     Args:
         model: The pretraining model.
         tokenizer: The tokenizer that it was trained with.
-        output_dir: Folder to write to; made if it is not there.
+        output_dir: Folder to write to, created if missing.
         max_length: Longest text in tokens, for sentence-transformers and the tokenizer.
-        which: See `trained_encoder`.
+        which: The encoder to export, see `trained_encoder`.
     """
     encoder = trained_encoder(model, which)
     output_dir = Path(output_dir)
     encoder.save_pretrained(output_dir)
-    tokenizer = copy.copy(tokenizer)  # which is the caller's
+    tokenizer = copy.copy(tokenizer)  # the caller's keeps its length
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(output_dir)
     _write_json(output_dir / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
@@ -59,50 +59,77 @@ def export_encoder(
     if weights is not None:
         save_word_weights(output_dir, weights, tokenizer)
         modules.append(WORD_WEIGHTS_MODULE)
+    pooling = sentence_pooling(model.config)
     pooling_folder = f"{len(modules)}_Pooling"
-    modules.append(
-        write_pooling(output_dir, pooling_folder, encoder.config.hidden_size, sentence_pooling(model.config))
-    )
+    modules.append(write_pooling(output_dir, pooling_folder, encoder.config.hidden_size, pooling))
     write_modules(output_dir, modules)
 
 
 def write_modules(folder: Path, modules: Sequence[tuple[str, str]]) -> None:
-    """Writes `modules.json`: the modules of sentence-transformers, each a subfolder and a type, in their order."""
+    """Writes `modules.json`, the list of sentence-transformers' modules.
+
+    Args:
+        folder: The encoder's folder.
+        modules: Subfolder and type of each module, in the order in which they run.
+    """
     listed = []
     for index, (path, kind) in enumerate(modules):
-        listed.append({"idx": index, "name": str(index), "path": path, "type": kind})
+        entry = {
+            "idx": index,
+            "name": str(index),
+            "path": path,
+            "type": kind,
+        }
+        listed.append(entry)
     _write_json(folder / "modules.json", listed)
 
 
 def write_pooling(folder: Path, subfolder: str, hidden_size: int, pooling: Literal["mean", "cls"]) -> tuple[str, str]:
-    """Writes the module that makes one vector of the states of a text, and gives it back for `write_modules`."""
-    config: dict[str, int | bool] = {"word_embedding_dimension": hidden_size}
-    config["pooling_mode_mean_tokens"] = pooling == "mean"
-    config["pooling_mode_cls_token"] = pooling == "cls"
+    """Writes the pooling module of sentence-transformers.
+
+    Returns:
+        Its subfolder and type, as `write_modules` takes them.
+    """
+    config = {
+        "word_embedding_dimension": hidden_size,
+        "pooling_mode_mean_tokens": pooling == "mean",
+        "pooling_mode_cls_token": pooling == "cls",
+    }
     _write_json(folder / subfolder / "config.json", config)
     return subfolder, POOLING_MODULE
 
 
-def save_for_continuing(model: TextJepaForPreTraining, tokenizer: PreTrainedTokenizerBase, output_dir: str | Path):
-    """Writes the complete pretraining model with its code and tokenizer: both encoders, predictor and heads."""
+def save_for_continuing(
+    model: TextJepaForPreTraining,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: str | Path,
+) -> None:
+    """Writes the complete pretraining model for continued training: encoders, predictor, heads, code and tokenizer."""
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
 
 
-def _write_json(path, content):
+def _write_json(path: Path, content: dict | list) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """Trainable and all parameters."""
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trainable in counts if trainable), sum(n for n, _ in counts)
+    """Numbers of trainable parameters and of all parameters."""
+    trainable = 0
+    total = 0
+    for parameter in model.parameters():
+        count = parameter.numel()
+        total += count
+        if parameter.requires_grad:
+            trainable += count
+    return trainable, total
 
 
 @contextlib.contextmanager
 def staged(output_dir: str | Path) -> Iterator[Path]:
-    """A new folder, which becomes `output_dir` at the end of the block; if the block fails, nothing is left of it."""
+    """Opens a new folder that becomes `output_dir` at the end of the block, or vanishes if the block fails."""
     output_dir = Path(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix="_") as folder:
@@ -115,24 +142,27 @@ def staged(output_dir: str | Path) -> Iterator[Path]:
 def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) -> None:
     """Copies the files of an encoder's folder: its own, those of its modules, and ONNX.
 
-    What a run keeps in further folders stays behind: checkpoints and the complete model.
+    Other folders of a run, such as its checkpoints and the complete model, are not copied.
 
     Args:
         source: Folder to copy from.
         output_dir: Folder to copy to.
-        with_model: Also the weights of the encoder, in whichever form.
+        with_model: Whether to copy the encoder's weights, ONNX included.
     """
-    folders = {"", *(path for path, _ in read_modules(source))}
+    subfolders = {path for path, _ in read_modules(source)}
+    subfolders.add("")
     if with_model:
-        folders.add("onnx")
-    for folder in sorted(folders):
-        if not (source / folder).is_dir():
+        subfolders.add("onnx")
+    for subfolder in sorted(subfolders):
+        folder = source / subfolder
+        if not folder.is_dir():
             continue
-        (output_dir / folder).mkdir(parents=True, exist_ok=True)
-        for file in (source / folder).iterdir():
-            is_model = folder == "" and file.name.startswith(("model", "pytorch_model"))
+        destination = output_dir / subfolder
+        destination.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            is_model = subfolder == "" and file.name.startswith(("model", "pytorch_model"))
             if file.is_file() and (with_model or not is_model):
-                shutil.copy(file, output_dir / folder / file.name)
+                shutil.copy(file, destination / file.name)
 
 
 def export_sentence_transformer(
@@ -140,17 +170,17 @@ def export_sentence_transformer(
     output_dir: str | Path,
     max_length: int | None = None,
     prompts: Mapping[str, str] | None = None,
-):
-    """Writes the folder of an exported encoder as sentence-transformers itself does, with prompts.
+) -> None:
+    """Saves an encoder by sentence-transformers itself, with prompts.
 
     Args:
-        encoder_dir: What `export_encoder` has written, or an encoder of any architecture, which is pooled by the mean.
+        encoder_dir: A folder from `export_encoder`, or an encoder of any architecture, which is pooled by the mean.
         output_dir: Folder to write to.
-        max_length: Longest text in tokens. Default: as it is.
-        prompts: Text to be put before a text, by the name of its kind, such as `{"query": "query: "}`.
+        max_length: Longest text in tokens. Default: unchanged.
+        prompts: Prefix of a text by kind of text, such as `{"query": "query: "}`.
 
     Raises:
-        UsageError: The library is not installed.
+        UsageError: sentence-transformers is not installed.
     """
     require("sentence_transformers", extra="st")
     from sentence_transformers import SentenceTransformer
@@ -158,4 +188,4 @@ def export_sentence_transformer(
     model = SentenceTransformer(str(encoder_dir), device="cpu", prompts=dict(prompts or {}))
     if max_length is not None:
         model.max_seq_length = max_length
-    model.save_pretrained(str(output_dir), create_model_card=False)  # a stub; the run's own card says more
+    model.save_pretrained(str(output_dir), create_model_card=False)  # the run's own card says more

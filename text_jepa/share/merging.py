@@ -1,7 +1,4 @@
-"""Encoders made of encoders, without training: weights of words counted anew, and a point between two encoders.
-
-Shapes: V tokens of the vocabulary.
-"""
+"""Makes encoders from encoders without training: new word weights, and a point between two encoders."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,19 +13,19 @@ from text_jepa.embeddings import TRANSFORMER_MODULE, WORD_WEIGHTS_MODULE, Encode
 from text_jepa.share.export import copy_encoder_files, staged, write_modules, write_pooling
 
 
-# With fewer texts than these half of the log-frequencies stay those of before.
+# With fewer texts than this, half of the log-frequencies remain the old ones.
 TEXTS_TO_TRUST = 2_000
 
-# Shares of the way from start to end that are tried: 0 is the start, 1 the end.
+# Shares of the way from start to end to try: 0 is the start, 1 the end.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Recount(NamedTuple):
-    """What `recount_word_weights` has done.
+    """What `recount_word_weights` did.
 
     Attributes:
-        texts: Texts that were counted.
-        blended: Whether half of the log-frequencies are those of before.
+        texts: Number of texts that were counted.
+        blended: Whether the weights are the mean of the old and the new ones.
     """
 
     texts: int
@@ -36,11 +33,11 @@ class Recount(NamedTuple):
 
 
 def recount_word_weights(encoder: Encoder, output_dir: str | Path, texts: Iterable[str]) -> Recount:
-    """Writes a copy of an encoder whose weights of words are counted on other texts; nothing else changes.
+    """Writes a copy of an encoder whose word weights are counted on other texts; nothing else changes.
 
-    It needs no training. An encoder without weights of words, of any architecture and origin, has them then: the
-    module `WordWeights` comes between its encoder and its pooling. Below `TEXTS_TO_TRUST` texts the weights are the
-    mean of the old and the new ones, if there are old ones.
+    An encoder without word weights, of any architecture and origin, gets them: the module `WordWeights` comes between
+    its encoder and its pooling. Below `TEXTS_TO_TRUST` texts the weights are the mean of the old and the new ones, if
+    there are old ones.
 
     Args:
         encoder: The encoder, opened from the folder that is its name.
@@ -48,47 +45,52 @@ def recount_word_weights(encoder: Encoder, output_dir: str | Path, texts: Iterab
         texts: Documents, none of them blank.
 
     Returns:
-        How many texts were counted, and whether the old weights went in.
+        The number of texts, and whether the old weights were blended in.
 
     Raises:
-        UsageError: It does not pool by the mean, or there is no text. Nothing is written then.
+        UsageError: The encoder does not pool by the mean, or there is no text. Nothing is written then.
     """
     if encoder.pooling != "mean":
-        raise UsageError(f"{encoder.name}: a text's vector is the state of its first token, which no word weighs")
+        raise UsageError(
+            f"{encoder.name} pools by its first token and ignores word weights; name an encoder with mean pooling"
+        )
+    source = Path(encoder.name)
     frequency = count_words(texts, encoder.tokenizer)
     if frequency.documents == 0:
         raise UsageError("--texts: every text is blank; name files with text")
-    source = Path(encoder.name)
     weights = word_weights(frequency, encoder.tokenizer)
     old_weights = load_word_weights(source)
     blended = old_weights is not None and frequency.documents < TEXTS_TO_TRUST
     if blended:
-        weights = (old_weights + weights) / 2  # logarithms, both of them
+        weights = (old_weights + weights) / 2  # both are logarithms
     with staged(output_dir) as staging:
         copy_encoder_files(source, staging)
         save_word_weights(staging, weights, encoder.tokenizer)
         modules = read_modules(source)
         if not modules:
-            pooling = write_pooling(staging, "2_Pooling", encoder.model.config.hidden_size, "mean")
+            hidden_size = encoder.model.config.hidden_size
+            pooling = write_pooling(staging, "2_Pooling", hidden_size, "mean")
             modules = [TRANSFORMER_MODULE, pooling]
-        others = [module for module in modules if module[0] != WORD_WEIGHTS_MODULE[0]]
-        write_modules(staging, [others[0], WORD_WEIGHTS_MODULE, *others[1:]])
+        subfolder, _ = WORD_WEIGHTS_MODULE
+        modules = [module for module in modules if module[0] != subfolder]
+        modules.insert(1, WORD_WEIGHTS_MODULE)
+        write_modules(staging, modules)
     return Recount(frequency.documents, blended)
 
 
 def interpolate(
     start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor], share: float
 ) -> dict[str, torch.Tensor]:
-    """Weights on the straight line between two models of one shape (LM-Cocktail, arXiv 2311.13534).
+    """Interpolates linearly between the weights of two models (LM-Cocktail, arXiv 2311.13534).
 
     Args:
-        start: Weights by name, such as `state_dict()` gives them.
+        start: Weights by name, such as those of `state_dict()`.
         end: Weights of the same names and shapes.
-        share: Of the way from start to end: 0 gives the start, 1 the end.
+        share: Share of the way from start to end: 0 gives the start, 1 the end.
 
     Returns:
-        `start + share * (end - start)` of every floating tensor, computed in float32, in the type of `end`; of other
-        tensors those of `end`.
+        `start + share * (end - start)` of every floating-point tensor, computed in float32, in the dtype of `end`.
+        Other tensors are those of `end`.
 
     Raises:
         UsageError: Names or shapes differ.
@@ -97,17 +99,20 @@ def interpolate(
     merged = {}
     for name, last in end.items():
         if last.is_floating_point():
-            merged[name] = torch.lerp(start[name].float(), last.float(), share).to(last.dtype)
+            first = start[name]
+            middle = torch.lerp(first.float(), last.float(), share)
+            merged[name] = middle.to(last.dtype)
         else:
             merged[name] = last
     return merged
 
 
-def _check_same_shape(start, end):
+def _check_same_shape(start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor]) -> None:
     unshared = sorted(set(start) ^ set(end))
     if unshared:
-        owner = "start" if unshared[0] in start else "end"
-        raise UsageError(f"these encoders differ: only the {owner} has {unshared[0]}; merge two of one architecture")
+        name = unshared[0]
+        owner = "start" if name in start else "end"
+        raise UsageError(f"these encoders differ: only the {owner} has {name}; merge two of one architecture")
     for name, last in end.items():
         first = start[name]
         if first.shape != last.shape:
@@ -121,16 +126,16 @@ def choose_share(
     score: Callable[[Mapping[str, torch.Tensor]], float],
     shares: Sequence[float] = SHARES,
 ) -> tuple[float, dict[float, float]]:
-    """Which share of the way from start to end scores best.
+    """Chooses the share of the way from start to end that scores best.
 
     Args:
         start: Weights by name.
         end: Weights of the same names and shapes.
-        score: A measure of weights; more is better.
-        shares: Shares to try. With 0 and 1 among them the outcome scores no worse than start and end.
+        score: Scores weights; higher is better.
+        shares: Shares to try. If 0 and 1 are among them, the result scores no worse than start and end.
 
     Returns:
-        The best share, of equal ones the largest, and the score of each.
+        The best share, the largest of equally good ones, and the score of each share.
 
     Raises:
         UsageError: Names or shapes differ.
@@ -141,35 +146,43 @@ def choose_share(
 
 
 def check_mergeable(start: Encoder, end: Encoder) -> None:
-    """Sees to it that two encoders have one architecture and one vocabulary.
+    """Checks that two encoders have the same architecture and vocabulary.
 
     Raises:
-        UsageError: They have not.
+        UsageError: They differ.
     """
-    if start.model.config.model_type != end.model.config.model_type:
-        kinds = f"{start.model.config.model_type} and {end.model.config.model_type}"
-        raise UsageError(f"{start.name} and {end.name}: of two architectures, {kinds}; merge two of one")
+    names = f"{start.name} and {end.name}"
+    first_type = start.model.config.model_type
+    last_type = end.model.config.model_type
+    if first_type != last_type:
+        raise UsageError(f"{names} have two architectures, {first_type} and {last_type}; merge two of one")
     if start.tokenizer.get_vocab() != end.tokenizer.get_vocab():
-        raise UsageError(f"{start.name} and {end.name}: of two vocabularies; merge two with one tokenizer")
+        raise UsageError(f"{names} have two vocabularies; merge two with one tokenizer")
 
 
 def weights_of_vectors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Weights by name, without those of a pooler, which serves heads of stock models and which some folders lack."""
-    return {name: value for name, value in model.state_dict().items() if not name.startswith("pooler.")}
+    """Weights by name, without those of a pooler, which no vector of a text depends on and some folders lack."""
+    weights = model.state_dict()
+    return {name: value for name, value in weights.items() if not name.startswith("pooler.")}
 
 
 def save_merged(end: Encoder, weights: Mapping[str, torch.Tensor], output_dir: str | Path) -> None:
-    """Writes a copy of an encoder with other weights; tokenizer, weights of words and modules stay.
+    """Writes a copy of an encoder with other weights; tokenizer, word weights and modules stay.
 
-    ONNX files are of the old weights, and are not copied.
+    ONNX files hold the old weights and are not copied.
 
     Args:
         end: The encoder, opened from the folder that is its name.
-        weights: What `interpolate` gives of `weights_of_vectors`.
+        weights: Result of `interpolate` for weights from `weights_of_vectors`.
         output_dir: New folder.
     """
+    # A pooler that the folder lacks is random in the opened model, and stays out of the copy.
     _, report = AutoModel.from_pretrained(end.name, trust_remote_code=False, output_loading_info=True)
-    state = {name: value for name, value in end.model.state_dict().items() if name not in report["missing_keys"]}
+    state = {}
+    for name, value in end.model.state_dict().items():
+        if name not in report["missing_keys"]:
+            state[name] = value
+    state.update(weights)
     with staged(output_dir) as staging:
         copy_encoder_files(Path(end.name), staging, with_model=False)
-        end.model.save_pretrained(staging, state_dict=state | dict(weights))
+        end.model.save_pretrained(staging, state_dict=state)
