@@ -399,7 +399,7 @@ def widening(count: int) -> float:
 
 def verdict(low: float, high: float) -> str:
     """Of an interval of a difference in favour of the reference."""
-    return "better" if low > 0 else "worse" if high < 0 else "not told apart"
+    return "better" if low > 0 else "worse" if high < 0 else "n.s."
 
 
 def judged(answers: Mapping, gold: Mapping, reference: str, resamples: int = RESAMPLES) -> dict[str, list[dict]]:
@@ -543,7 +543,7 @@ def verdict_table(pairs: Sequence[Mapping[str, Any]]) -> str:
     main = [pair for pair in pairs if is_main(pair)]
     columns = list(dict.fromkeys(f"{p['task']}, {p['mode']}" for p in main))
     systems = list(dict.fromkeys(p["of"] for p in main))
-    signs = {"better": "+", "worse": "−", "not told apart": "·"}
+    signs = {"better": "+", "worse": "−", "n.s.": "·"}
     cells = {(p["of"], p["system"], f"{p['task']}, {p['mode']}"): signs[p["verdict"]] for p in main}
     rows = [
         [one, *("".join(cells.get((one, other, column), " ") for column in columns) for other in systems)]
@@ -551,7 +551,7 @@ def verdict_table(pairs: Sequence[Mapping[str, Any]]) -> str:
     ]
     return (
         f"Every pair, by {'; '.join(columns)}: whether the system of the row is better (+) than that of the column, "
-        f"worse (−), or not told apart (·):\n\n{as_markdown(['', *systems], rows)}"
+        f"worse (−), or neither, n.s. (·):\n\n{as_markdown(['', *systems], rows)}"
     )
 
 

@@ -108,7 +108,7 @@ def test_verdict_names_the_better_and_the_worse_and_does_not_guess():
     answers, gold = table(ours=0.8, weak=0.6, strong=0.95)
     of_task = next(iter(answers.values()))
     of_task["same"] = of_task["ours"]
-    assert verdicts(answers, gold) == {"weak": "better", "strong": "worse", "same": "not told apart"}
+    assert verdicts(answers, gold) == {"weak": "better", "strong": "worse", "same": "n.s."}
 
 
 def test_a_difference_on_the_same_rows_is_told_apart_where_the_two_intervals_overlap():
