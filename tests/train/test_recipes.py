@@ -187,7 +187,7 @@ def test_the_table_of_features_has_every_row_once_and_in_order():
 
 
 def test_every_test_that_the_table_of_features_names_exists():
-    named = set(re.findall(r"(test_\w+\.py)::(\w+)", (ROOT / "docs" / "features.md").read_text()))
+    named = set(re.findall(r"((?:\w+/)*test_\w+\.py)::(\w+)", (ROOT / "docs" / "features.md").read_text()))
     sources = {file: (ROOT / "tests" / file).read_text() for file, _ in named}
     assert [f"{file}::{name}" for file, name in sorted(named) if f"\ndef {name}(" not in sources[file]] == []
 
