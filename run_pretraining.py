@@ -4,8 +4,8 @@
     accelerate launch run_pretraining.py configs/tiny_cpu.yaml --train_file notes/*.txt     # your own texts
     accelerate launch run_pretraining.py --model_name_or_path bert-base-uncased --train_file corpus.jsonl
 
-Values of the YAML file come first, flags win. The output folder is the encoder, an ordinary checkpoint of its own
-architecture; `pretraining/` in it holds the complete model for going on.
+Flags override the values of the YAML file. The output folder holds the encoder, an ordinary checkpoint of its own
+architecture; `pretraining/` in it holds the complete model, from which training can be continued.
 """
 
 import gc
@@ -21,25 +21,34 @@ from text_jepa.train.pretraining import pretrain
 
 
 def main(argv: list[str] | None = None, prog: str = "run_pretraining.py") -> Path:
-    """Runs the command; returns the folder of the encoder."""
+    """Runs the command.
+
+    Args:
+        argv: The words of the command line; by default those of the process.
+        prog: The name of the command in help and errors.
+
+    Returns:
+        The folder of the encoder.
+    """
     argv = sys.argv[1:] if argv is None else argv
     classes = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
-    arguments = parse_arguments(classes, argv, __doc__.split("\n")[0], prog)
+    description = __doc__.split("\n")[0]
+    arguments = parse_arguments(classes, argv, description, prog)
     args = arguments[-1]
-    is_done = pretrain(*arguments, argv)
+    is_finished = pretrain(*arguments, argv)
     if args.world_size > 1:
-        leave_group(args)
-    if not is_done:
+        destroy_process_group(args)
+    if not is_finished:
         sys.exit(PREEMPTED)
     return Path(args.output_dir)
 
 
-def leave_group(args):
+def destroy_process_group(args: TextJepaTrainingArguments) -> None:
     """Ends the threads of the process group, which must not outlive the interpreter.
 
-    One that still has a tensor to give back would abort the process then, and the launcher would end the others. The
-    threads end with the group, and the parts of the trainer that hold it are in cycles. The last to let go of it has
-    to be its Python object: that one waits for the threads without the interpreter's lock, for which they may wait.
+    A thread that still had a tensor to free would then abort the process, and the launcher would end the others. The
+    threads end with the group, which parts of the trainer hold in reference cycles. The last reference must be that of
+    its Python object, which waits for the threads without the interpreter's lock, for which they may wait.
     """
     group = torch.distributed.group.WORLD
     args.distributed_state.destroy_process_group()

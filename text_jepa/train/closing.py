@@ -1,12 +1,13 @@
-"""The end of a run: its weights are merged with those it started from, and judged on held-out documents.
+"""The end of a run: its weights are merged with its start, judged on held-out documents, exported and published.
 
-Neither needs labels. Documents that nothing was trained on are dealt out in two: on one half the share of the way from
-start to end is chosen, on the other half the outcome is judged beside the start and beside word counting.
+Neither merging nor judging needs labels. Half of the documents that nothing was trained on select how far to go from
+start to end; on the other half the result is compared with the start and with word counting.
 """
 
 import copy
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,27 +19,172 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.cli import UsageError
-from text_jepa.embeddings import Encoder, embed_texts
-from text_jepa.probe.documents import DocumentScores, judge_documents, score_on_documents, verdict
+from text_jepa.data.corpus import Corpus, read_rows
+from text_jepa.embeddings import Encoder, embed_texts, encoder_inside, nearest_texts
+from text_jepa.probe.documents import (
+    HELD_OUT_DOCUMENTS,
+    TRAINING_DOCUMENTS,
+    DocumentScores,
+    judge_documents,
+    score_on_documents,
+    verdict,
+)
+from text_jepa.share.export import save_for_continuing
+from text_jepa.share.hub import push_folder
 from text_jepa.share.merging import SHARES, choose_share, interpolate
+from text_jepa.train.arguments import ModelArguments, write_arguments
+from text_jepa.train.trainer import TextJepaTrainer
 
 
-# Enough passages to choose a share on, in seconds.
-_PASSAGES_TO_CHOOSE_ON = 1_000
+Weights = Mapping[str, torch.Tensor]
+
+# How a run without an encoder to start from calls its start.
+RANDOM_WEIGHTS = "random weights"
+
 VERDICT_FILE = "verdict.json"
 
+# The number of passages that the share is selected on, which takes seconds.
+_PASSAGES_TO_CHOOSE_ON = 1_000
 
-def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A copy of the weights of a model by name, on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+# ---- the results of a run -------------------------------------------------------------------------------------------
+
+
+def leave_results(
+    trainer: TextJepaTrainer,
+    start: Weights,
+    corpus: Corpus,
+    arguments: Sequence,
+) -> str:
+    """Writes the encoder, the complete model, the arguments, the curves and the cards into the output folder.
+
+    The encoder has the weights between the first and the last ones that work best on held-out documents. The complete
+    model, from which training can be continued, has the last ones.
+
+    Args:
+        trainer: The trainer at the end of the run.
+        start: The weights of the exported encoder at the start of the run, by name.
+        corpus: The raw documents.
+        arguments: The model, data, objective and training arguments of the run.
+
+    Returns:
+        The verdict on the encoder, in a sentence.
+    """
+    model_args = arguments[0]
+    output_dir = Path(trainer.args.output_dir)
+    encoder = encoder_inside(
+        trainer.model,
+        trainer.processing_class,
+        trainer.card_info["max_length"],
+        model_args.export_encoder,
+    )
+    documents = first_texts(corpus, "validation", HELD_OUT_DOCUMENTS)
+    share, shares = 1.0, {}
+    if merges_weights(model_args, trainer.model.config):
+        from_random = trainer.card_info["start"] == RANDOM_WEIGHTS
+        share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random)
+
+    own_info = trainer.card_info
+    with merged(encoder.model, start, share):
+        try:
+            training_texts = first_texts(corpus, "train", TRAINING_DOCUMENTS)
+            scores = judge_run(
+                encoder,
+                start,
+                describe_start(model_args),
+                documents[1::2],
+                training_texts,
+            )
+            sentence = verdict(scores)
+            write_verdict(output_dir, scores, share, shares)
+        except UsageError as error:  # the encoder is worth more than its verdict
+            sentence = f"There is no verdict on held-out documents: {error}."
+        judgement = {
+            "verdict": sentence,
+            "share": share,
+            "shares": list(shares.items()),
+        }
+        trainer.card_info = own_info | judgement
+        trainer.export(output_dir)
+        show_neighbours(encoder, documents)
+
+    # The complete model is not the one that was judged.
+    trainer.card_info = own_info
+    complete_dir = output_dir / "pretraining"
+    save_for_continuing(trainer.model, trainer.processing_class, complete_dir)
+    trainer.write_card(complete_dir, None)
+    write_arguments(output_dir / "arguments.yaml", *arguments)
+    return sentence
+
+
+def first_texts(corpus: Corpus, split: str, count: int) -> list[str]:
+    """The texts of the first `count` documents of a split of the corpus, without empty ones."""
+    documents = corpus.splits[split]
+    if hasattr(documents, "__len__"):
+        count = min(count, len(documents))
+    rows = read_rows(documents.take(count), corpus.source)
+    texts = [row["text"] for row in rows]
+    return [text for text in texts if text and text.strip()]
+
+
+def show_neighbours(
+    encoder: Encoder,
+    documents: Sequence[str],
+    queries: int = 5,
+) -> None:
+    """Prints a few held-out documents and the nearest other one of each."""
+    count = min(queries, len(documents))
+    rows = [int(number * len(documents) / queries) for number in range(count)]
+    vectors = embed_texts(encoder, documents)
+    neighbours, cosines = nearest_texts(vectors, rows)
+    print("\nNearest held-out texts (centred cosine of their vectors):")
+    for row, neighbour, cosine in zip(rows, neighbours, cosines, strict=True):
+        print(f"  query         {_in_one_line(documents[row])}")
+        print(f"  {cosine:.2f} nearest  {_in_one_line(documents[neighbour])}\n")
+
+
+def _in_one_line(text: str) -> str:
+    """The beginning of a text, without line breaks."""
+    words = text[:200].split()
+    return " ".join(words)[:100]
+
+
+def publish(trainer: TextJepaTrainer) -> None:
+    """Uploads the output folder.
+
+    Raises:
+        UsageError: It could not be uploaded; it stays where it is.
+    """
+    output_dir = trainer.args.output_dir
+    name = trainer.hub_model_id
+    try:
+        url = push_folder(output_dir, name, revision=trainer.args.hub_revision)
+    except UsageError as error:
+        command = shlex.join(["text-jepa", "export", "push", output_dir, name])
+        raise UsageError(f"the encoder is in {output_dir}, but {error}; `{command}` tries again") from error
+    print(f"It is published: {url}")
+
+
+# ---- merging --------------------------------------------------------------------------------------------------------
+
+
+def merges_weights(model_args: ModelArguments, config: TextJepaConfig) -> bool:
+    """Whether the first and the last weights are merged: as asked, by default if a loss is on vectors of texts."""
+    if model_args.merge is not None:
+        return model_args.merge
+    return config.document_loss_weight > 0 or config.sentence_loss_weight > 0
 
 
 def choose_share_of_run(
-    encoder: Encoder, start: Mapping[str, torch.Tensor], documents: Sequence[str], from_random: bool
+    encoder: Encoder,
+    start: Weights,
+    documents: Sequence[str],
+    from_random: bool,
 ) -> tuple[float, dict[float, float]]:
-    """How far from start to end the weights of a run serve best.
+    """Selects how far from start to end the weights of a run work best.
 
     Args:
         encoder: The encoder as it is at the end of the run.
@@ -47,35 +193,28 @@ def choose_share_of_run(
         from_random: Whether the start is random weights, which are not worth exporting.
 
     Returns:
-        The share, and the mean reciprocal rank in percent of each that was tried; 1 and nothing where the documents
-        are too few to tell.
+        The share, and the mean reciprocal rank in percent by share tried; 1 and nothing if the documents are too few.
     """
     try:
         score = score_on_documents(encoder, documents, _PASSAGES_TO_CHOOSE_ON)
     except UsageError:
         return 1.0, {}
     shares = SHARES[1:] if from_random else SHARES
-    return choose_share(start, weights_of(encoder.model), score, shares)
+    return choose_share(start, weights_of(encoder.model), score, shares, near_start=not from_random)
 
 
-def whole_model(model: TextJepaForPreTraining) -> TextJepaForPreTraining:
-    """The model with all of its weights on the first process, also where FSDP2 has left a shard on each.
-
-    Every process has to call it. Of sharded weights the others get a model that is as it was.
-    """
-    if not isinstance(model, FSDPModule):
-        return model
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_rank() > 0:
-        return model
-    whole = TextJepaForPreTraining(model.config)
-    whole.load_state_dict(state)
-    return whole.to(model.device).eval()
+def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A copy of the weights of a model by name, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
 @contextmanager
-def merged(model: PreTrainedModel, start: Mapping[str, torch.Tensor], share: float) -> Iterator[None]:
-    """Inside the block the model has weights between its start and its own, see `interpolate`."""
+def merged(
+    model: PreTrainedModel,
+    start: Weights,
+    share: float,
+) -> Iterator[None]:
+    """Gives the model weights between its start and its own inside the block, see `interpolate`."""
     end = weights_of(model)
     model.load_state_dict(interpolate(start, end, share))
     try:
@@ -84,9 +223,37 @@ def merged(model: PreTrainedModel, start: Mapping[str, torch.Tensor], share: flo
         model.load_state_dict(end)
 
 
+def whole_model(model: TextJepaForPreTraining) -> TextJepaForPreTraining:
+    """Collects all weights on the first process if FSDP2 has sharded them.
+
+    Every process has to call it. The other processes get the sharded model back.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    if dist.get_rank() > 0:
+        return model
+    whole = TextJepaForPreTraining(model.config)
+    whole.load_state_dict(state)
+    return whole.to(model.device).eval()
+
+
+# ---- verdict --------------------------------------------------------------------------------------------------------
+
+
+def describe_start(model_args: ModelArguments) -> str:
+    """What the verdict calls the start of the run."""
+    if model_args.model_name_or_path is None or model_args.init == "from_config":
+        return RANDOM_WEIGHTS
+    if model_args.init == "pretrained":
+        return "before"
+    return "the start of the run"
+
+
 def judge_run(
     encoder: Encoder,
-    start: Mapping[str, torch.Tensor],
+    start: Weights,
     name_of_start: str,
     documents: Sequence[str],
     training_texts: Sequence[str],
@@ -96,25 +263,46 @@ def judge_run(
     Args:
         encoder: The encoder that is exported.
         start: The weights of its model at the start, by name.
-        name_of_start: What the start is called in the verdict.
+        name_of_start: What the verdict calls the start.
         documents: Held-out texts.
-        training_texts: Texts of the run, by which word counting is fitted.
+        training_texts: Texts of the run, on which word counting is fitted.
 
     Returns:
-        The scores; none of them where the documents are too few.
+        The scores; none of them if the documents are too few.
     """
     first = dataclasses.replace(encoder, model=copy.deepcopy(encoder.model))
     first.model.load_state_dict(start)
-    systems = {"this encoder": partial(embed_texts, encoder), name_of_start: partial(embed_texts, first)}
-    return judge_documents(systems, documents, training_texts, reference=name_of_start)
+    systems = {
+        "this encoder": partial(embed_texts, encoder),
+        name_of_start: partial(embed_texts, first),
+    }
+    return judge_documents(
+        systems,
+        documents,
+        training_texts,
+        reference=name_of_start,
+    )
 
 
-def write_verdict(folder: str | Path, scores: DocumentScores, share: float, shares: Mapping[float, float]) -> None:
-    """Writes what was found as `verdict.json`, for programs."""
+def write_verdict(
+    folder: str | Path,
+    scores: DocumentScores,
+    share: float,
+    shares: Mapping[float, float],
+) -> None:
+    """Writes scores and verdict as `verdict.json`, for programs.
+
+    Args:
+        folder: The folder of the run.
+        scores: From `judge_run`.
+        share: The share of the way from start to end that the weights have.
+        shares: The mean reciprocal rank in percent by share tried.
+    """
     content = {
         "verdict": verdict(scores),
         "share": share,
         "mean_reciprocal_rank_by_share": {f"{tried:g}": value for tried, value in shares.items()},
         "scores": [score._asdict() for score in scores.scores],
     }
-    Path(folder, VERDICT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2)
+    Path(folder, VERDICT_FILE).write_text(text + "\n", encoding="utf-8")

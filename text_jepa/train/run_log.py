@@ -1,25 +1,273 @@
-"""What a run writes to `metrics.jsonl`, and how it is read back."""
+"""The log of a run: figures that are summed between two records, and the records in `metrics.jsonl`."""
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import nested_gather
+from transformers.utils import ModelOutput
 
 from text_jepa.train import checkpointing
 
 
-# Lengths of spans, from and below, whose latent loss an evaluation tells apart.
+Batch = Mapping[str, torch.Tensor]
+Record = Mapping[str, Any]
+
+# Groups of span lengths (first, end) whose held-out latent loss is logged separately.
 SPAN_LENGTHS = ((1, 2), (2, 4), (4, 8), (8, 1 << 30))
+
+# Numbers that JSON does not have, and the strings that stand for them in files.
+_NON_FINITE = {
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+}
+
+
+# ---- running totals -------------------------------------------------------------------------------------------------
+
+
+class _Totals:
+    """Sums of one process, and how they are combined with those of the others."""
+
+    def __init__(self, args: TrainingArguments):
+        self.args = args
+        self.terms: dict[str, torch.Tensor] = {}
+
+    def add_terms(self, terms: Batch, weight: float) -> None:
+        """Adds the loss terms of a batch, each times a weight."""
+        for name, value in terms.items():
+            total = self.terms.get(name, 0)
+            self.terms[name] = total + weight * value.detach()
+
+    def mean_terms(self) -> dict[str, float]:
+        """The summed terms, averaged over processes."""
+        means = {}
+        for name, value in self.terms.items():
+            means[name] = self.mean_over_processes(value)
+        return means
+
+    def mean_over_processes(self, value: torch.Tensor) -> float:
+        gathered = nested_gather(value, self.args.parallel_mode)
+        return gathered.mean().item()
+
+    def sum_over_processes(self, value: torch.Tensor) -> torch.Tensor:
+        # NCCL gathers only what lies on its device.
+        value = value.to(self.args.device)
+        gathered = nested_gather(value, self.args.parallel_mode)
+        by_process = gathered.view(-1, *value.shape)
+        return by_process.sum(0)
+
+
+class TrainingTotals(_Totals):
+    """Losses, tokens and seconds of the steps since the last record of the training log.
+
+    Args:
+        args: The arguments of the run.
+        strategy_names: The names of the mask strategies, each of which has a latent loss in the log.
+
+    Attributes:
+        last_step: The step of the last record.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        strategy_names: Sequence[str],
+    ):
+        super().__init__(args)
+        self.strategy_names = strategy_names
+        self.reset(0)
+
+    def reset(self, step: int) -> None:
+        """Starts a new record after a step."""
+        self.last_step = step
+        self.started = time.perf_counter()
+        self.terms = {}
+        self.tokens = torch.zeros((), dtype=torch.long)
+        # Summed latent losses and number of target tokens, by strategy.
+        self.by_strategy = torch.zeros(2, len(self.strategy_names))
+
+    def add_tokens(self, attention_mask: torch.Tensor) -> None:
+        """Counts the tokens of a batch (B, S)."""
+        self.tokens = self.tokens.to(attention_mask.device) + attention_mask.sum()
+
+    def add_distances(
+        self,
+        batch: Batch,
+        distances: torch.Tensor,
+    ) -> None:
+        """Adds the latent losses (B, M, T) of the target tokens of a batch to those of their mask strategies."""
+        is_target = batch["target_positions"] >= 0
+        losses = distances.detach().sum(-1)
+        counts = is_target.sum(-1).to(losses.dtype)
+        strategies = batch["mask_strategies"].flatten()
+        sums = self.by_strategy.to(distances.device)
+        added = torch.stack([losses, counts])
+        added = added.flatten(1).to(sums.dtype)
+        self.by_strategy = sums.index_add(1, strategies, added)
+
+    def leave_out(self, seconds: float) -> None:
+        """Takes time that was not spent on training out of the record."""
+        self.started += seconds
+
+    def take_record(
+        self,
+        step: int,
+        history: Sequence[Record],
+    ) -> dict[str, float]:
+        """The figures of all processes for a record; the totals start again from zero.
+
+        Args:
+            step: The current step.
+            history: The log so far, whose counts of tokens and seconds the record continues.
+        """
+        record = {}
+        steps = step - self.last_step
+        for name, total in self.mean_terms().items():
+            record[name] = total / steps
+        record |= self._strategy_losses()
+
+        seconds = time.perf_counter() - self.started
+        tokens = int(self.sum_over_processes(self.tokens))
+        before = _last_throughput(history)
+        record["tokens_per_second"] = tokens / seconds
+        record["tokens_seen"] = before["tokens_seen"] + tokens
+        record["train_seconds"] = before["train_seconds"] + seconds
+        self.reset(step)
+        return record
+
+    def _strategy_losses(self) -> dict[str, float]:
+        """The mean latent loss of the target tokens of each strategy."""
+        sums = self.sum_over_processes(self.by_strategy)
+        losses = _means(sums, self.strategy_names)
+        return {f"latent_loss_{name}": loss for name, loss in losses.items()}
+
+    def state_dict(self, loss: torch.Tensor) -> dict[str, Any]:
+        """The totals of all processes for a checkpoint, as JSON takes them.
+
+        Args:
+            loss: The sum of losses that the Trainer itself keeps.
+        """
+        state = {
+            "step": self.last_step,
+            "seconds": time.perf_counter() - self.started,
+            "loss": self.mean_over_processes(loss),
+            "terms": self.mean_terms(),
+            "tokens": self.sum_over_processes(self.tokens).item(),
+            "by_strategy": self.sum_over_processes(self.by_strategy).tolist(),
+        }
+        return to_json_value(state)
+
+    def load_state_dict(self, state: Record) -> None:
+        """Continues the record of the run that left a checkpoint."""
+        self.reset(state["step"])
+        self.started -= state["seconds"]
+        for name, value in state["terms"].items():
+            total = torch.tensor(float(value))
+            self.terms[name] = total.to(self.args.device)
+        # Each process has the mean of the terms; of what is summed over processes the first one has all.
+        if self.args.process_index == 0:
+            self.tokens = torch.tensor(state["tokens"])
+            losses, counts = state["by_strategy"]
+            losses = [float(loss) for loss in losses]
+            self.by_strategy = torch.tensor([losses, counts])
+
+
+class EvaluationTotals(_Totals):
+    """Losses of one evaluation, and latent losses by the length of the hidden span.
+
+    Args:
+        args: The arguments of the run.
+    """
+
+    def __init__(self, args: TrainingArguments):
+        super().__init__(args)
+        self.texts = 0
+        # Summed latent losses and number of target tokens, by length of span.
+        self.by_length = torch.zeros(2, len(SPAN_LENGTHS))
+
+    def add(self, batch: Batch, outputs: ModelOutput) -> None:
+        """Counts the texts of a batch and adds its latent losses, if there are any."""
+        self.texts += len(batch["input_ids"])
+        distances = outputs.get("distances")
+        if distances is not None:
+            sums = self.by_length.to(distances.device)
+            self.by_length = sums + sum_by_span_length(batch, distances)
+
+    def record(self) -> dict[str, float]:
+        """The means over the texts of all processes."""
+        # Processes read some texts twice if the number of texts does not divide evenly.
+        texts = torch.tensor(float(self.texts)).to(self.args.device)
+        texts = max(self.mean_over_processes(texts), 1)
+        record = {}
+        for name, total in self.mean_terms().items():
+            record[name] = total / texts
+
+        sums = self.sum_over_processes(self.by_length)
+        shortest = [first for first, _ in SPAN_LENGTHS]
+        for first, loss in _means(sums, shortest).items():
+            record[f"latent_loss_of_spans_from_{first}"] = loss
+        return record
+
+
+def _means(sums: torch.Tensor, names: Sequence) -> dict:
+    """Sums and counts (2, N) as means by name; names that were not counted are left out."""
+    totals, counts = sums.tolist()
+    means = {}
+    for name, total, count in zip(names, totals, counts, strict=True):
+        if count:
+            means[name] = total / count
+    return means
+
+
+def _last_throughput(history: Sequence[Record]) -> Record:
+    """The last record with tokens and seconds since the start of the run."""
+    for record in reversed(history):
+        if "tokens_seen" in record:
+            return record
+    return {"tokens_seen": 0, "train_seconds": 0.0}
+
+
+def sum_by_span_length(
+    batch: Batch,
+    distances: torch.Tensor,
+) -> torch.Tensor:
+    """Sums the latent losses of target tokens by the length of their span.
+
+    Args:
+        batch: A batch with `target_positions` and `target_spans` (B, M, T).
+        distances: The latent losses (B, M, T).
+
+    Returns:
+        The summed losses and the number of tokens, (2, len(SPAN_LENGTHS)).
+    """
+    spans = batch["target_spans"]
+    is_used = batch["target_positions"] >= 0
+    is_same_span = spans.unsqueeze(-1) == spans.unsqueeze(-2)
+    is_same_span &= is_used.unsqueeze(-2)
+    lengths = is_same_span.sum(-1)
+
+    groups = []
+    for first, end in SPAN_LENGTHS:
+        group = is_used & (lengths >= first) & (lengths < end)
+        loss = distances[group].sum()
+        groups.append(torch.stack([loss, group.sum()]))
+    return torch.stack(groups, dim=1)
+
+
+# ---- metrics.jsonl --------------------------------------------------------------------------------------------------
 
 
 class MetricsFileCallback(TrainerCallback):
-    """Writes every record of the log as a line of `metrics.jsonl`, but for the summary that ends a process.
+    """Writes every record of the log as a line of `metrics.jsonl`, except the summary at the end of a process.
 
-    A resumed run begins with the records of its checkpoint, whatever the file has become since.
+    A resumed run first restores the records of its checkpoint, whatever has been written to the file since.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -27,48 +275,57 @@ class MetricsFileCallback(TrainerCallback):
             write_metrics(args.output_dir, state.log_history)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and "train_runtime" not in logs:
-            path = metrics_file(args.output_dir)
-            with checkpointing.writing(args.output_dir, path.name), path.open("a") as file:
-                file.write(_line_of({"step": state.global_step, **logs}))
+        if not state.is_world_process_zero or is_process_summary(logs):
+            return
+        path = metrics_file(args.output_dir)
+        record = {"step": state.global_step, **logs}
+        with checkpointing.writing(args.output_dir, path.name), path.open("a") as file:
+            file.write(_to_line(record))
 
 
-def write_metrics(output_dir: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `metrics.jsonl` anew from a log, see `TrainerState.log_history`."""
-    metrics_file(output_dir).write_text("".join(_line_of({"step": record["step"], **record}) for record in records))
+def is_process_summary(record: Record) -> bool:
+    """Whether a record is the Trainer's last one, which sums up a process and not the run."""
+    return "train_runtime" in record
 
 
-def _line_of(record):
-    return json.dumps(to_json_value(record), allow_nan=False) + "\n"
+def metrics_file(output_dir: str | Path) -> Path:
+    """The path of the log of a run."""
+    return Path(output_dir, "metrics.jsonl")
+
+
+def write_metrics(
+    output_dir: str | Path,
+    records: Sequence[Record],
+) -> None:
+    """Writes a whole `metrics.jsonl` from a log such as `TrainerState.log_history`."""
+    lines = [_to_line({"step": record["step"], **record}) for record in records]
+    metrics_file(output_dir).write_text("".join(lines))
+
+
+def read_metrics(output_dir: str | Path) -> list[dict[str, Any]]:
+    """Reads the records of `metrics.jsonl`, with NaN and infinities as numbers again."""
+    content = metrics_file(output_dir).read_text()
+    return [_from_line(line) for line in content.splitlines()]
 
 
 def to_json_value(value: Any) -> Any:
-    """The same as JSON that every reader takes: it knows no number that is not finite; these become "nan", "inf"."""
+    """Replaces NaN and infinities, which JSON does not have, by the strings "nan", "inf" and "-inf"."""
     if isinstance(value, Mapping):
         return {name: to_json_value(part) for name, part in value.items()}
     if isinstance(value, list):
         return [to_json_value(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
-def sums_by_length(batch: Mapping[str, torch.Tensor], distances: torch.Tensor) -> torch.Tensor:
-    """Summed latent losses (B, M, T), and their number, of the target tokens of short to long spans.
-
-    Returns:
-        (2, len(SPAN_LENGTHS)).
-    """
-    spans, used = batch["target_spans"], batch["target_positions"] >= 0
-    lengths = ((spans.unsqueeze(-1) == spans.unsqueeze(-2)) & used.unsqueeze(-2)).sum(-1)
-    groups = [used & (lengths >= least) & (lengths < end) for least, end in SPAN_LENGTHS]
-    return torch.stack([torch.stack([distances[group].sum(), group.sum()]) for group in groups], dim=1)
+def _to_line(record: Record) -> str:
+    value = to_json_value(record)
+    return json.dumps(value, allow_nan=False) + "\n"
 
 
-def read_metrics(output_dir: str | Path) -> list[dict[str, Any]]:
-    """The records of a run's `metrics.jsonl`, with numbers that are not finite as numbers again."""
-    records = [json.loads(line) for line in metrics_file(output_dir).read_text().splitlines()]
-    numbers = {name: float(name) for name in ("nan", "inf", "-inf")}
-    return [{name: numbers.get(value, value) for name, value in record.items()} for record in records]
-
-
-def metrics_file(output_dir):
-    return Path(output_dir, "metrics.jsonl")
+def _from_line(line: str) -> dict[str, Any]:
+    record = json.loads(line)
+    for name, value in record.items():
+        record[name] = _NON_FINITE.get(value, value)
+    return record
