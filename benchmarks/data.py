@@ -31,8 +31,8 @@ from transformers import DataCollatorForLanguageModeling, TrainerCallback
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
 from text_jepa.data.batching import LengthGroupedSampler
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.corpus import load_corpus
-from text_jepa.data.tokenization import tokenize_corpus, train_tokenizer
+from text_jepa.data.corpus import CorpusArguments, load_corpus
+from text_jepa.data.tokenization import tokenize_texts, train_tokenizer
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ POOL = inspect.signature(LengthGroupedSampler).parameters["pool_batches"].defaul
 def main():
     args = arguments()
     datasets.disable_progress_bars()
-    corpus = load_corpus(args.train_file or default_files())
+    corpus = load_corpus(CorpusArguments(train_file=args.train_file or default_files())).splits
     corpus["train"] = corpus["train"].take(min(args.documents, len(corpus["train"])))
     tokenizer = train_tokenizer(corpus["train"]["text"], args.vocab_size, max_length=args.length)
     args.vocab_size = len(tokenizer)  # which a small corpus does not fill, and an alphabet may exceed
@@ -81,8 +81,8 @@ def tokenization(args, corpus, tokenizer):
     texts, bare = list(part["train"]["text"]), tokenizer.backend_tokenizer
     plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
     arms = {
-        "tokenize_corpus": lambda: tokenize_corpus(part, tokenizer, args.length, overwrite_cache=True),
-        "tokenize_corpus, cached": lambda: tokenize_corpus(part, tokenizer, args.length),
+        "tokenize_texts": lambda: tokenize_texts(part, tokenizer, args.length, overwrite_cache=True),
+        "tokenize_texts, cached": lambda: tokenize_texts(part, tokenizer, args.length),
         "tokenizer(texts)": lambda: tokenizer(texts, verbose=False, **plain),
         "encode_batch_fast": lambda: bare.encode_batch_fast(texts, add_special_tokens=False),
     }
@@ -160,7 +160,7 @@ def padding(args, corpus, tokenizer):
 
 def examples_of(args, corpus, tokenizer, count):
     """So many examples of the corpus, in random order."""
-    examples = tokenize_corpus(corpus, tokenizer, args.length)["train"].shuffle(seed=0)
+    examples = tokenize_texts(corpus, tokenizer, args.length)["train"].shuffle(seed=0)
     return examples.take(min(count, len(examples)))
 
 
@@ -190,7 +190,7 @@ def over(step, batches):
 
 def loop(args, corpus, tokenizer):
     """Seconds of the same steps by the Trainer and bare; of the Trainer those between its first and its last step."""
-    examples = tokenize_corpus(corpus, tokenizer, args.length)
+    examples = tokenize_texts(corpus, tokenizer, args.length)
     held_out = examples["validation"].take(min(64, len(examples["validation"])))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
 

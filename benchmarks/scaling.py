@@ -37,6 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from text_jepa import TextJepaConfig, TextJepaTrainer, TextJepaTrainingArguments
 from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.data.masking import MaskStrategy
 
 
 # The points of each axis.
@@ -167,7 +168,7 @@ def measure(args):
 
 def step_of(args):
     examples, tokenizer = texts_of(args)
-    collator = DataCollatorForTextJepa(tokenizer, num_masks=args.masks, mask_ratio=args.hidden)
+    collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=args.hidden), num_masks=args.masks)
     config, batch = TextJepaConfig(text_config=bert_config(args)), collator(examples)
     if args.mask_batching is None:
         return TextJepaStep(config, batch, args)

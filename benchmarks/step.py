@@ -39,6 +39,7 @@ from transformers import (
 import modeling_text_jepa
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
 from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.data.masking import MaskStrategy
 
 
 PEAK = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrix product that is the peak
@@ -155,9 +156,10 @@ def arms_of(args):
     examples, tokenizer = texts_of(args)
     ids = torch.from_numpy(np.stack([example["input_ids"] for example in examples])).to(args.device)
 
-    def jepa(masks, **fields):
+    def jepa(num_masks, mask_ratio=0.5, **fields):
         config = TextJepaConfig(text_config=bert_config(args), **fields)
-        return TextJepaStep(config, DataCollatorForTextJepa(tokenizer, **masks)(examples), args)
+        collate = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=mask_ratio), num_masks)
+        return TextJepaStep(config, collate(examples), args)
 
     data2vec = {"context_mode": "mask_token", "mask_token_id": MASKED, "predictor_type": "mlp"}
     data2vec |= {"pred_num_hidden_layers": 1, "token_loss_weight": 0.0, "smooth_l1_beta": 4.0}
@@ -168,11 +170,11 @@ def arms_of(args):
         "modernbert_mlm_sparse": lambda: masked_language_model(
             ModernBertForMaskedLM(ModernBertConfig(**modern, sparse_prediction=True)), ids, args
         ),
-        "data2vec_style": lambda: jepa({"mask_ratio": 0.35}, **data2vec),
-        "text_jepa_m1": lambda: jepa({"num_masks": 1}),
-        "text_jepa_m1_pure": lambda: jepa({"num_masks": 1}, token_loss_weight=0.0),
-        "text_jepa_m2": lambda: jepa({"num_masks": 2}),
-        "text_jepa_m4": lambda: jepa({"num_masks": 4}),
+        "data2vec_style": lambda: jepa(num_masks=1, mask_ratio=0.35, **data2vec),
+        "text_jepa_m1": lambda: jepa(num_masks=1),
+        "text_jepa_m1_pure": lambda: jepa(num_masks=1, token_loss_weight=0.0),
+        "text_jepa_m2": lambda: jepa(num_masks=2),
+        "text_jepa_m4": lambda: jepa(num_masks=4),
     }
 
 

@@ -23,17 +23,15 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, BertConfig, BertLMHeadMode
 from text_jepa.cli import parse_arguments, run_command
 from text_jepa.data.batching import LengthGroupedSampler
 from text_jepa.data.corpus import load_corpus
-from text_jepa.data.tokenization import tokenize_corpus
 from text_jepa.share.export import export_encoder
 from text_jepa.train.arguments import (
     DataArguments,
     ModelArguments,
     ObjectiveArguments,
     TextJepaTrainingArguments,
-    fields_for,
     write_arguments,
 )
-from text_jepa.train.build import make_model, make_tokenizer
+from text_jepa.train.build import make_examples, make_model, make_tokenizer
 from text_jepa.train.run_log import write_metrics
 
 
@@ -46,10 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, TextJepaTrainingArguments)
     model_args, data_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
     set_seed(args.seed)
-    corpus = load_corpus(**fields_for(load_corpus, data_args), seed=args.seed, cache_dir=model_args.cache_dir)
-    start = model_args.model_name_or_path or new_encoder(model_args, data_args, args, corpus["train"])
+    corpus = load_corpus(data_args, seed=args.seed, cache_dir=model_args.cache_dir)
+    start = model_args.model_name_or_path or new_encoder(model_args, data_args, args, corpus)
     encoder = SentenceTransformer(start, device=str(args.device))
-    examples = tokenize_corpus(corpus, encoder.tokenizer, **fields_for(tokenize_corpus, data_args))["train"]
+    examples = make_examples(corpus, encoder.tokenizer, data_args)["train"]
     output_dir = Path(args.output_dir)
     loss = DenoisingAutoEncoderLoss(encoder, **decoder_for(encoder, output_dir / "decoder")).train()
     inside = {id(parameter) for parameter in encoder.parameters()}
@@ -84,9 +82,9 @@ def main(argv: list[str] | None = None) -> None:
     write_arguments(output_dir / "arguments.yaml", model_args, data_args, args)
 
 
-def new_encoder(model_args, data_args, args, texts) -> str:
+def new_encoder(model_args, data_args, args, corpus) -> str:
     """The folder of an encoder with random weights, of the size asked for."""
-    tokenizer, _ = make_tokenizer(model_args, data_args, args, texts)
+    tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus)
     model = make_model(model_args, data_args, ObjectiveArguments(pooling="mean"), tokenizer)
     folder = Path(args.output_dir, "start")
     export_encoder(model, tokenizer, folder, data_args.max_length)

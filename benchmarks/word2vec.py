@@ -35,7 +35,6 @@ from text_jepa.train.arguments import (
     ModelArguments,
     ObjectiveArguments,
     TextJepaTrainingArguments,
-    fields_for,
     write_arguments,
 )
 from text_jepa.train.build import make_model, make_tokenizer
@@ -56,14 +55,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.max_steps < 1:
         raise UsageError("--max_steps: name the number of steps")
     set_seed(args.seed)
-    corpus = load_corpus(**fields_for(load_corpus, data_args), seed=args.seed, cache_dir=model_args.cache_dir)
-    tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus["train"])
+    corpus = load_corpus(data_args, seed=args.seed, cache_dir=model_args.cache_dir)
+    tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus)
     objective_args = ObjectiveArguments(pooling="idf")
     model = make_model(model_args, data_args, objective_args, tokenizer)
     if model.config.text_config.num_hidden_layers > 0:
         raise UsageError("--preset: word2vec has no layers; name the preset static")
 
-    documents = piece_ids(corpus["train"]["text"], tokenizer)
+    documents = piece_ids(corpus.splits["train"]["text"], tokenizer)
     word2vec = new_word2vec(documents, tokenizer, model.config.hidden_size, args.seed)
     records = train(word2vec, documents, tokenizer, args)
     take_over(model, word2vec.wv, tokenizer, args.seed)

@@ -18,7 +18,7 @@ import numpy as np
 from semantic_search import similarities
 from transformers.utils.logging import disable_progress_bar
 
-from text_jepa import DataCollatorForTextJepa, TextJepaConfig, load_builtin_corpus
+from text_jepa import DataCollatorForTextJepa, MaskStrategy, TextJepaConfig, load_builtin_corpus
 from text_jepa.cli import run_command
 from text_jepa.embeddings import Encoder, embed_texts, open_encoder
 from text_jepa.show import mask_gallery
@@ -60,13 +60,12 @@ def make_page(encoder: Encoder) -> gr.Blocks:
 
     def show_masks(text, ratio, span, masks, seed):
         """The gallery of one text, as a page in the page: its style is its own."""
-        collator = DataCollatorForTextJepa(
-            encoder.tokenizer, int(masks), ratio, mean_span_length=span, max_span_length=int(3 * span), seed=int(seed)
-        )
+        strategy = MaskStrategy(ratio=ratio, mean_span_length=span, max_span_length=int(3 * span))
+        collator = DataCollatorForTextJepa(encoder.tokenizer, strategy, num_masks=int(masks), seed=int(seed))
         batch = collator([{"input_ids": encoder.tokenizer(text, truncation=True, max_length=128)["input_ids"]}])
         texts = mask_gallery.read_batch(batch, encoder.tokenizer, collator.strategy_names, limit=1)
         question = mask_gallery.describe_question(TextJepaConfig, has_view=False)
-        page = mask_gallery.to_html(texts, "What the training asks", question, [f"Masks: {collator.masks_in_words()}"])
+        page = mask_gallery.to_html(texts, "What the training asks", question, [f"Masks: {collator.describe_masks()}"])
         return f'<iframe title="Masks" srcdoc="{html.escape(page)}"></iframe>'
 
     with gr.Blocks(title="Text-JEPA", analytics_enabled=False) as page:

@@ -18,13 +18,14 @@ from transformers import AutoModel, AutoTokenizer
 from modeling_text_jepa import mean_pool
 from text_jepa import (
     DataCollatorForTextJepa,
+    MaskStrategy,
     TextJepaConfig,
     TextJepaForPreTraining,
     TextJepaTrainer,
     TextJepaTrainingArguments,
     load_builtin_corpus,
 )
-from text_jepa.data.tokenization import tokenize_corpus, train_tokenizer
+from text_jepa.data.tokenization import tokenize_texts, train_tokenizer
 from text_jepa.embeddings import embed_texts, nearest_texts, open_encoder
 from text_jepa.show import mask_gallery
 from text_jepa.train.build import tokenizer_fields
@@ -39,13 +40,13 @@ folder = Path(tempfile.mkdtemp())
 # ## Texts
 #
 # A few hundred documents, a tokenizer trained on them, and pieces of at most 48 tokens. Your own texts would come from
-# `text_jepa.data.load_corpus(train_file=["notes/*.txt"])`.
+# `load_corpus(CorpusArguments(train_file=["notes/*.txt"])).splits` of `text_jepa.data.corpus`.
 
 # %%
 corpus = load_builtin_corpus().select_columns("text")
 corpus["train"], corpus["validation"] = corpus["train"].shuffle(0).take(600), corpus["validation"].take(100)
 tokenizer = train_tokenizer(corpus["train"]["text"], vocab_size=2_000, max_length=48)
-examples = tokenize_corpus(corpus, tokenizer, max_length=48)
+examples = tokenize_texts(corpus, tokenizer, max_length=48)
 print(len(examples["train"]), "pieces to train on,", len(examples["validation"]), "held out")
 print(corpus["train"][0]["text"][:300])
 
@@ -56,10 +57,10 @@ print(corpus["train"][0]["text"][:300])
 # The small numbers are those of the spans.
 
 # %%
-collator = DataCollatorForTextJepa(tokenizer, num_masks=2, mask_ratio=0.4, mean_span_length=3)
+collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=0.4, mean_span_length=3), num_masks=2)
 config = TextJepaConfig.preset("tiny", {**tokenizer_fields(tokenizer), "max_position_embeddings": 48})
 texts = mask_gallery.read_batch(collator([examples["train"][row] for row in (0, 1)]), tokenizer, [""], limit=2)
-facts = [mask_gallery.describe_question(config, has_view=False), f"Masks: {collator.masks_in_words()}"]
+facts = [mask_gallery.describe_question(config, has_view=False), f"Masks: {collator.describe_masks()}"]
 print(mask_gallery.to_terminal(texts, "What the run asks", facts, colour=True))
 
 # %% [markdown]

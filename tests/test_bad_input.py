@@ -476,10 +476,10 @@ def test_odd_texts_train_to_a_finite_loss_and_what_is_left_out_is_counted(folder
 
 def test_a_literal_special_token_is_text(tokenizer):
     """It neither ends a text nor hides a word."""
-    from text_jepa.data.tokenization import tokenize_corpus
+    from text_jepa.data.tokenization import tokenize_texts
 
     corpus = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["the [MASK] of [PAD] and [CLS]"]})})
-    ids = tokenize_corpus(corpus, tokenizer, 32)["train"][0]["input_ids"].tolist()
+    ids = tokenize_texts(corpus, tokenizer, 32)["train"][0]["input_ids"].tolist()
     inner = ids[1:-1]
     assert not set(inner) & set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 

@@ -34,6 +34,7 @@ _LAZY = {
     "OnlineProbeCallback": "probe.online",
     "TextJepaTrainer": "train.trainer",
     "TextJepaTrainingArguments": "train.arguments",
+    "ViewStrategy": "data.masking",
     "export_encoder": "share.export",
     "export_onnx": "share.onnx",
     "load_builtin_corpus": "data.builtin_corpus",

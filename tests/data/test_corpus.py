@@ -31,13 +31,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from text_jepa.cli import UsageError
 from text_jepa.data.batching import DocumentWindows, EndlessStream, LengthGroupedSampler, TextsWithSteps
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.corpus import find_files, legible, load_corpus
+from text_jepa.data.corpus import CorpusArguments, find_files, load_corpus, read_rows
+from text_jepa.data.masking import MaskStrategy
 from text_jepa.data.tokenization import (
     DocumentCount,
     cut_points,
     sentence_end_table,
     special_tokens_around,
-    tokenize_corpus,
+    tokenize_documents,
+    tokenize_texts,
     train_tokenizer,
 )
 
@@ -89,8 +91,13 @@ def write(path, texts, column="text"):
 
 @pytest.fixture
 def load(tmp_path):
-    """`load_corpus` with a cache of its own."""
-    return lambda *args, **kwargs: load_corpus(*args, cache_dir=str(tmp_path / "cache"), **kwargs)
+    """The splits that `load_corpus` gives, with a cache of its own."""
+
+    def splits(*files, seed=0, **fields):
+        arguments = CorpusArguments(*files, **fields)
+        return load_corpus(arguments, seed, cache_dir=str(tmp_path / "cache")).splits
+
+    return splits
 
 
 def texts_of(part):
@@ -245,7 +252,7 @@ def test_rows_without_text_and_odd_characters_are_read(tmp_path, load):
         corpus = load([path], [path], streaming=streaming)
         assert texts_of(corpus["train"]) == texts
         tokenizer = train_tokenizer(texts_of(corpus["train"]), 60)
-        examples = tokenize_corpus(corpus, tokenizer, 32)
+        examples = tokenize_texts(corpus, tokenizer, 32)
         assert 4 <= len(list(examples["train"])) <= 5
 
 
@@ -319,7 +326,7 @@ def test_pieces_end_at_the_last_sentence_that_fits(load, tmp_path):
     sentence = "the river came ."
     path = str(write(tmp_path / "a.txt", [" ".join([sentence] * 5)]))
     corpus = load([path], [path])
-    pieces = ids_of(tokenize_corpus(corpus, word_tokenizer(), 12)["train"])
+    pieces = ids_of(tokenize_texts(corpus, word_tokenizer(), 12)["train"])
     assert [len(ids) - 2 for ids in pieces] == [8, 8, 4]
 
 
@@ -334,7 +341,7 @@ def test_pieces_of_a_document_together_are_the_document_and_of_no_other(tmp_path
     tokenizer = word_tokenizer()
     texts = documents(60)
     path = str(write(tmp_path / "a.jsonl", texts))
-    examples = tokenize_corpus(load([path], [path]), tokenizer, max_length)["train"]
+    examples = tokenize_texts(load([path], [path]), tokenizer, max_length)["train"]
     assert set(examples.column_names) == {"input_ids", "length"}
     pieces = ids_of(examples)
     assert [len(ids) for ids in pieces] == [int(row["length"]) for row in examples]
@@ -350,7 +357,7 @@ def test_pieces_of_a_document_together_are_the_document_and_of_no_other(tmp_path
 
 def test_documents_of_fewer_than_two_tokens_are_left_out(tmp_path, load):
     path = str(write(tmp_path / "a.jsonl", ["", "river", "the river", "   ", "a boat ."]))
-    pieces = ids_of(tokenize_corpus(load([path], [path]), word_tokenizer(), 16)["train"])
+    pieces = ids_of(tokenize_texts(load([path], [path]), word_tokenizer(), 16)["train"])
     assert [len(ids) - 2 for ids in pieces] == [2, 3]
 
 
@@ -358,8 +365,8 @@ def test_documents_of_fewer_than_two_tokens_are_left_out(tmp_path, load):
 def test_a_stream_gives_the_examples_of_the_map_style_corpus_in_its_order(tmp_path, load, with_held_out_file):
     path = str(write(tmp_path / "a.jsonl", documents(1_300)))
     held_out = [str(write(tmp_path / "b.jsonl", documents(20, seed=1)))] if with_held_out_file else None
-    stream = tokenize_corpus(load([path], held_out, streaming=True), word_tokenizer(), 16)
-    whole = ids_of(tokenize_corpus(load([path], [path]), word_tokenizer(), 16)["train"])
+    stream = tokenize_texts(load([path], held_out, streaming=True), word_tokenizer(), 16)
+    whole = ids_of(tokenize_texts(load([path], [path]), word_tokenizer(), 16)["train"])
     assert ids_of(stream["train"]) == (whole if with_held_out_file else whole[-len(ids_of(stream["train"])) :])
     if not with_held_out_file:
         assert ids_of(stream["validation"]) + ids_of(stream["train"]) == whole
@@ -368,9 +375,11 @@ def test_a_stream_gives_the_examples_of_the_map_style_corpus_in_its_order(tmp_pa
 def test_a_stream_of_documents_gives_the_windows_of_the_map_style_corpus_in_its_order(tmp_path, load):
     """Documents of one window, of several, and such as are split into parts before."""
     path = str(write(tmp_path / "a.jsonl", documents(300)))
-    options = {"view": "rest", "max_document_length": 40}
-    stream = tokenize_corpus(load([path], [path], streaming=True), word_tokenizer(), 16, **options)["train"]
-    whole = tokenize_corpus(load([path], [path]), word_tokenizer(), 16, **options)["train"]
+    stream, whole = (
+        tokenize_documents(load([path], [path], streaming=streaming), word_tokenizer(), 16, max_document_length=40)
+        for streaming in (True, False)
+    )
+    stream, whole = stream["train"], whole["train"]
     assert max(whole["length"]) <= 40
     windows = [(example["input_ids"].tolist(), example["window"]) for example in DocumentWindows(whole, 16, 2)]
     assert [(list(example["input_ids"]), example["window"]) for example in stream] == windows
@@ -382,18 +391,18 @@ def test_a_stream_of_documents_gives_the_windows_of_the_map_style_corpus_in_its_
 def test_a_corpus_without_a_document_of_two_tokens_is_an_error(tmp_path, load, texts, streaming):
     path = str(write(tmp_path / "a.jsonl", texts))
     with pytest.raises(UsageError, match="the train part of the corpus holds no document of at least 2 tokens"):
-        tokenize_corpus(load([path], [path], streaming=streaming), word_tokenizer(), 16)
+        tokenize_texts(load([path], [path], streaming=streaming), word_tokenizer(), 16)
 
 
 def test_a_length_without_room_for_text_and_a_tokenizer_without_padding_are_errors(tmp_path, load):
     path = str(write(tmp_path / "a.jsonl", documents(5)))
     corpus = load([path], [path])
     with pytest.raises(UsageError, match="--max_length 4: leaves no room"):
-        tokenize_corpus(corpus, word_tokenizer(), 4)
+        tokenize_texts(corpus, word_tokenizer(), 4)
     tokenizer = word_tokenizer()
     tokenizer.pad_token = None
     with pytest.raises(UsageError, match="no padding token; add one"):
-        tokenize_corpus(corpus, tokenizer, 16)
+        tokenize_texts(corpus, tokenizer, 16)
 
 
 # ---- views ----------------------------------------------------------------------------------------------------------
@@ -402,7 +411,7 @@ def test_a_length_without_room_for_text_and_a_tokenizer_without_padding_are_erro
 def parts_of(texts, max_length):
     """The examples of each document, by the word tokenizer."""
     corpus = DatasetDict({"train": Dataset.from_dict({"text": texts})})
-    pieces = ids_of(tokenize_corpus(corpus, word_tokenizer(), max_length)["train"])
+    pieces = ids_of(tokenize_texts(corpus, word_tokenizer(), max_length)["train"])
     lengths = [len(ids) for ids in word_tokenizer()(texts, add_special_tokens=False)["input_ids"]]
     parts = []
     for length in lengths:
@@ -427,7 +436,7 @@ def test_the_second_column_is_the_view_of_every_part_of_its_document(tmp_path, l
     corpus = load([path], [path], text_column=text_column, view_column=view_column, streaming=streaming)
     assert set(next(iter(corpus["train"]))) == {"text", "view"}
     tokenizer = word_tokenizer()
-    examples = list(tokenize_corpus(corpus, tokenizer, 16, view="column")["train"])
+    examples = list(tokenize_texts(corpus, tokenizer, 16, view="column")["train"])
     assert set(examples[0]) == {"input_ids", "length", "view_input_ids"}
     views = [tokenizer(title, truncation=True, max_length=16)["input_ids"] for title in titles]
     expected = [(ids, view) for parts, view in zip(parts_of(bodies, 16), views, strict=True) for ids in parts]
@@ -438,7 +447,7 @@ def test_the_second_column_is_the_view_of_every_part_of_its_document(tmp_path, l
 def test_documents_without_a_view_are_left_out(tmp_path, load):
     rows = [{"text": "the river", "view": view} for view in ("", None, "boat", "  ")]
     path = write_rows(tmp_path / "a.jsonl", [{"text": "river", "view": "the boat"}, *rows])
-    examples = tokenize_corpus(load([path], [path], view_column="view"), word_tokenizer(), 16, view="column")
+    examples = tokenize_texts(load([path], [path], view_column="view"), word_tokenizer(), 16, view="column")
     assert [row["view_input_ids"].tolist() for row in examples["train"]] == [word_tokenizer()("boat")["input_ids"]]
 
 
@@ -447,7 +456,7 @@ def test_the_next_sentence_is_the_following_part_of_the_same_document(tmp_path, 
     """More documents of a single part than the library reads at once come first."""
     texts = ["the river ."] * 1_200 + documents(60, most_words=60)
     path = str(write(tmp_path / "a.jsonl", texts))
-    examples = tokenize_corpus(load([path], [path], streaming=streaming), word_tokenizer(), 12, view="next_sentence")
+    examples = tokenize_texts(load([path], [path], streaming=streaming), word_tokenizer(), 12, view="next_sentence")
     pairs = [(list(row["input_ids"]), list(row["view_input_ids"])) for row in examples["train"]]
     expected = [pair for parts in parts_of(texts, 12) for pair in pairwise(parts)]
     assert pairs == expected
@@ -457,9 +466,9 @@ def test_the_next_sentence_is_the_following_part_of_the_same_document(tmp_path, 
 def test_a_corpus_without_any_pair_is_an_error_with_the_remedy(tmp_path, load):
     path = write_rows(tmp_path / "a.jsonl", [{"text": "the river .", "other": ""}] * 3)
     with pytest.raises(UsageError, match=r"no document of more than one text of 16 tokens; lower --max_length"):
-        tokenize_corpus(load([path], [path]), word_tokenizer(), 16, view="next_sentence")
+        tokenize_texts(load([path], [path]), word_tokenizer(), 16, view="next_sentence")
     with pytest.raises(UsageError, match="no document of at least 2 tokens with a view"):
-        tokenize_corpus(load([path], [path], view_column="other"), word_tokenizer(), 16, view="column")
+        tokenize_texts(load([path], [path], view_column="other"), word_tokenizer(), 16, view="column")
 
 
 def test_a_column_that_cannot_be_a_view_is_named_with_the_remedy(tmp_path, load):
@@ -489,20 +498,20 @@ def cache_of(examples):
 
 def test_a_tokenized_corpus_is_read_from_the_cache_even_after_the_tokenizer_was_used(corpus):
     tokenizer = word_tokenizer()
-    first = cache_of(tokenize_corpus(corpus, tokenizer, 16))
+    first = cache_of(tokenize_texts(corpus, tokenizer, 16))
     written = [os.stat(path).st_mtime_ns for path in first[1]]
     tokenizer(WORDS, padding="max_length", truncation=True, max_length=7)
     tokenizer(WORDS, padding="longest", truncation=False)
-    assert cache_of(tokenize_corpus(corpus, tokenizer, 16)) == first
-    assert cache_of(tokenize_corpus(corpus, word_tokenizer(), 16)) == first
+    assert cache_of(tokenize_texts(corpus, tokenizer, 16)) == first
+    assert cache_of(tokenize_texts(corpus, word_tokenizer(), 16)) == first
     assert [os.stat(path).st_mtime_ns for path in first[1]] == written
 
 
 def test_the_use_of_a_tokenizer_does_not_change_the_examples(tmp_path, corpus):
     tokenizer = word_tokenizer()
-    expected = ids_of(tokenize_corpus(corpus, tokenizer, 16)["train"])
+    expected = ids_of(tokenize_texts(corpus, tokenizer, 16)["train"])
     tokenizer(WORDS, padding="max_length", truncation=True, max_length=7)
-    assert ids_of(tokenize_corpus(corpus, tokenizer, 16, overwrite_cache=True)["train"]) == expected
+    assert ids_of(tokenize_texts(corpus, tokenizer, 16, overwrite_cache=True)["train"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -517,15 +526,15 @@ def test_the_use_of_a_tokenizer_does_not_change_the_examples(tmp_path, corpus):
 )
 def test_the_cache_tells_tokenizers_lengths_and_views_apart(corpus, other):
     usual = {"tokenizer": word_tokenizer(), "max_length": 16}
-    one, two = cache_of(tokenize_corpus(corpus, **usual)), cache_of(tokenize_corpus(corpus, **usual | other))
+    one, two = cache_of(tokenize_texts(corpus, **usual)), cache_of(tokenize_texts(corpus, **usual | other))
     assert one[0] != two[0]
     assert not set(one[1]) & set(two[1])
 
 
 def test_the_cache_tells_corpora_apart(tmp_path, load, corpus):
     path = str(write(tmp_path / "b.jsonl", documents(50, seed=9)))
-    other = tokenize_corpus(load([path], [path]), word_tokenizer(), 16)
-    assert cache_of(other)[0] != cache_of(tokenize_corpus(corpus, word_tokenizer(), 16))[0]
+    other = tokenize_texts(load([path], [path]), word_tokenizer(), 16)
+    assert cache_of(other)[0] != cache_of(tokenize_texts(corpus, word_tokenizer(), 16))[0]
 
 
 # ---- batches --------------------------------------------------------------------------------------------------------
@@ -635,7 +644,7 @@ def test_every_text_of_a_batch_carries_the_step_that_the_trainer_counts(ranks, w
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_texts_of_a_stream_carry_the_step_over_passes_workers_and_ranks(tmp_path, load, ranks, files, workers):
     paths = [str(write(tmp_path / f"{i}.jsonl", documents(20, seed=i))) for i in range(files)]
-    tokenized = tokenize_corpus(load(paths, paths, streaming=True), word_tokenizer(), 16)["train"]
+    tokenized = tokenize_texts(load(paths, paths, streaming=True), word_tokenizer(), 16)["train"]
     stream = EndlessStream(tokenized.shuffle(seed=0, buffer_size=10), BATCH * ranks, ACCUMULATION)
     for rank in range(ranks):
         loader = loader_of(stream, None, rank, ranks, workers)
@@ -696,9 +705,9 @@ def test_the_pass_of_another_worker_does_not_change_the_order_of_this_one(monkey
 
     def meddled(rows, *source):
         stream.stream.set_epoch(7)
-        return legible(rows, *source)
+        return read_rows(rows, *source)
 
-    monkeypatch.setattr("text_jepa.data.legible", meddled)
+    monkeypatch.setattr("text_jepa.data.batching.read_rows", meddled)
     assert rows_of(stream, 250) == expected
 
 
@@ -736,7 +745,7 @@ def test_documents_that_a_stream_leaves_out_are_counted_once(tmp_path, load, wor
     texts = documents(30), ["boat", "", " "] * 500 + documents(10, seed=1), [*documents(20, seed=2), "boat"]
     paths = [str(write(tmp_path / f"{number}.jsonl", part)) for number, part in enumerate(texts)]
     count = DocumentCount()
-    stream = tokenize_corpus(load(paths, paths[:1], streaming=True), word_tokenizer(), 16, count=count)["train"]
+    stream = tokenize_texts(load(paths, paths[:1], streaming=True), word_tokenizer(), 16, count=count)["train"]
     assert count.read == 0
     for passes in (1, 2):
         assert len(list(torch.utils.data.DataLoader(stream, None, num_workers=workers))) > 60
@@ -747,7 +756,7 @@ def test_documents_that_a_stream_leaves_out_are_counted_once(tmp_path, load, wor
 def test_masks_of_a_schedule_survive_workers_and_a_resume(workers):
     dataset = texts_of_a_loader()
     sampler = LengthGroupedSampler(dataset["length"], BATCH, texts_per_step=BATCH)
-    collator = DataCollatorForTextJepa(word_tokenizer(), mask_ratio={"start": 0.0, "end": 0.9, "steps": 20})
+    collator = DataCollatorForTextJepa(word_tokenizer(), MaskStrategy(ratio={"start": 0.0, "end": 0.9, "steps": 20}))
     plain = list(loader_of(TextsWithSteps(dataset), sampler, collate_fn=collator))
     batches = list(loader_of(TextsWithSteps(dataset), sampler, workers=workers, collate_fn=collator))
     resumed = list(skip_first_batches(loader_of(TextsWithSteps(dataset), sampler, collate_fn=collator), 13))
@@ -797,7 +806,7 @@ def test_batches_of_a_real_corpus_pad_at_most_five_percent(load, max_length, cap
     corpus = load([str(folder / "train.parquet")], [str(folder / "validation.parquet")])
     corpus["train"] = corpus["train"].take(4_000)
     tokenizer = bert_tokenizer(Path(DATA, "tokenizers", "bert_base_uncased", "vocab.txt"))
-    examples = tokenize_corpus(corpus, tokenizer, max_length)
+    examples = tokenize_texts(corpus, tokenizer, max_length)
     for split, part in examples.items():
         lengths = np.array(part["length"])
         order = order_of(LengthGroupedSampler(lengths, 32), 0)
@@ -818,7 +827,7 @@ def test_batches_of_a_streamed_real_corpus_pad_at_most_five_percent(load, max_le
     corpus = load([str(folder / "train.parquet")], [str(folder / "validation.parquet")], streaming=True)
     corpus["train"] = corpus["train"].take(2_000)
     tokenizer = bert_tokenizer(Path(DATA, "tokenizers", "bert_base_uncased", "vocab.txt"))
-    stream = tokenize_corpus(corpus, tokenizer, max_length)["train"].shuffle(seed=0, buffer_size=10_000)
+    stream = tokenize_texts(corpus, tokenizer, max_length)["train"].shuffle(seed=0, buffer_size=10_000)
     plain = np.array([text["length"] for text in stream])
     grouped = np.array([text["length"] for text in islice(EndlessStream(stream, 32), len(plain) // 32 * 32)])
     shares = [padding_share(found, np.arange(len(found)), 32) for found in (grouped, plain)]
@@ -852,16 +861,18 @@ def test_a_dataset_of_the_hub_is_read_by_split_and_column_with_its_own_held_out_
     for split, count in (("train", 6), ("test", 3)):
         rows = [{"body": f"{split} document {i}", "id": i} for i in range(count)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"streaming": streaming, "cache_dir": str(tmp_path_factory.mktemp("cache"))}
-    corpus = load_corpus(dataset_name=str(folder), text_column="body", **options)
-    assert [row["text"] for row in corpus["train"]] == [f"train document {i}" for i in range(6)]
-    assert [row["text"] for row in corpus["validation"]] == [f"test document {i}" for i in range(3)]
-    other = load_corpus(
-        dataset_name=str(folder), dataset_split="test", text_column="body", **options | {"streaming": False}
-    )
+    cache = str(tmp_path_factory.mktemp("cache"))
+    arguments = CorpusArguments(dataset_name=str(folder), text_column="body", streaming=streaming)
+    corpus = load_corpus(arguments, cache_dir=cache)
+    assert (corpus.name, corpus.source) == (str(folder), (f"--dataset_name {folder}", ()))
+    assert [row["text"] for row in corpus.splits["train"]] == [f"train document {i}" for i in range(6)]
+    assert [row["text"] for row in corpus.splits["validation"]] == [f"test document {i}" for i in range(3)]
+    arguments = CorpusArguments(dataset_name=str(folder), dataset_split="test", text_column="body")
+    other = load_corpus(arguments, cache_dir=cache).splits
     assert len(other["train"]) + len(other["validation"]) == 3
+    arguments = CorpusArguments(dataset_name=str(folder), dataset_split="dev", streaming=streaming)
     with pytest.raises(UsageError, match=r"--dataset_split dev: .* has the splits train, test"):
-        load_corpus(dataset_name=str(folder), dataset_split="dev", **options)
+        load_corpus(arguments, cache_dir=cache)
 
 
 def test_columns_are_read_at_once_and_not_row_by_row(tokenizer, monkeypatch):
@@ -872,14 +883,14 @@ def test_columns_are_read_at_once_and_not_row_by_row(tokenizer, monkeypatch):
     monkeypatch.setattr(
         datasets.arrow_dataset.Column, "__getitem__", lambda self, key: asked.append(key) or take(self, key)
     )
-    tokenize_corpus(corpus, tokenizer, 16)
+    tokenize_texts(corpus, tokenizer, 16)
     assert asked
     assert not any(isinstance(key, int) for key in asked)
 
 
 def test_documents_shorter_than_asked_are_left_out(tokenizer, tmp_path):
     corpus = DatasetDict({"train": Dataset.from_dict({"text": ["a b", "a b c d e f g h"]})})
-    kept = [tokenize_corpus(corpus, tokenizer, 16, min_length=least)["train"] for least in (2, 5)]
+    kept = [tokenize_texts(corpus, tokenizer, 16, min_length=least)["train"] for least in (2, 5)]
     assert [len(part) for part in kept] == [2, 1]
     with pytest.raises(UsageError, match="of at least 99 tokens"):
-        tokenize_corpus(corpus, tokenizer, 16, min_length=99)
+        tokenize_texts(corpus, tokenizer, 16, min_length=99)

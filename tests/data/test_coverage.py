@@ -10,8 +10,8 @@ from accelerate.data_loader import prepare_data_loader
 from text_jepa import TextJepaTrainer, TextJepaTrainingArguments
 from text_jepa.data.batching import LengthGroupedSampler
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.corpus import load_corpus
-from text_jepa.data.tokenization import tokenize_corpus
+from text_jepa.data.corpus import CorpusArguments, load_corpus
+from text_jepa.data.tokenization import tokenize_texts
 
 
 TEXTS = 64
@@ -33,8 +33,9 @@ def files(tmp_path):
 
 
 def examples_of(files, tokenizer, tmp_path, streaming=False):
-    corpus = load_corpus(files[:2], files[2:], streaming=streaming, cache_dir=str(tmp_path / "cache"))
-    return tokenize_corpus(corpus, tokenizer, max_length=64)
+    arguments = CorpusArguments(files[:2], files[2:], streaming=streaming)
+    corpus = load_corpus(arguments, cache_dir=str(tmp_path / "cache"))
+    return tokenize_texts(corpus.splits, tokenizer, max_length=64)
 
 
 def texts_in(batches):

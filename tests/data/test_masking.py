@@ -3,6 +3,7 @@
 Run: python -m pytest -q tests/data/test_masking.py
 """
 
+import dataclasses
 import random
 import sys
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from text_jepa.data import masking
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy, counter_uniforms, draw_share, mask_keys, span_lengths
+from text_jepa.data.masking import MaskStrategy, ViewStrategy, counter_uniforms, draw_share, mask_keys, span_lengths
 from text_jepa.data.tokenization import vocabulary, word_start_table
 
 
@@ -30,6 +31,7 @@ UNK, CLS, SEP = 1, 2, 3
 BEGINNINGS = range(5, 45)
 CONTINUATIONS = range(45, 85)
 NEVER_HIDDEN = {0, CLS, SEP, 4}
+STRATEGY_FIELDS = {field.name for field in dataclasses.fields(MaskStrategy)}
 
 
 def word_piece_tokenizer():
@@ -43,6 +45,9 @@ TOKENIZER = word_piece_tokenizer()
 
 
 def collator(**options):
+    """The collator of the strategies given, or of the one strategy whose fields stand among the options."""
+    fields = {name: options.pop(name) for name in STRATEGY_FIELDS & set(options)}
+    options.setdefault("strategies", MaskStrategy(**fields))
     return DataCollatorForTextJepa(TOKENIZER, **options)
 
 
@@ -104,7 +109,7 @@ batches = st.lists(texts_of_any_kind, min_size=1, max_size=5)
 collator_options = st.fixed_dictionaries(
     {
         "num_masks": st.integers(1, 3),
-        "mask_ratio": st.floats(0.02, 0.98),
+        "ratio": st.floats(0.02, 0.98),
         "span_length_distribution": st.sampled_from(DISTRIBUTIONS),
         "mean_span_length": st.floats(1, 5),
         "max_span_length": st.integers(5, 12),
@@ -138,7 +143,7 @@ any_strategy = st.one_of(
     )
 )
 mixtures = st.lists(any_strategy, min_size=1, max_size=3).map(
-    lambda found: [{**fields, "name": str(i), "weight": i + 1} for i, fields in enumerate(found)]
+    lambda found: [MaskStrategy(**fields, name=str(i), weight=i + 1) for i, fields in enumerate(found)]
 )
 
 
@@ -234,7 +239,7 @@ def test_masks_do_not_depend_on_what_holds_the_ids(kind):
     ids=["nothing", "special", "one", "specials", "one between specials", "with padding", "one word of three tokens"],
 )
 def test_a_text_that_would_lose_everything_passes_unhidden(ids):
-    for context, targets, spans in masks_of(collate([ids], num_masks=2, mask_ratio=0.98), 0):
+    for context, targets, spans in masks_of(collate([ids], num_masks=2, ratio=0.98), 0):
         assert context == list(range(len(ids)))
         assert targets == spans == []
 
@@ -248,7 +253,7 @@ def test_a_batch_without_any_target_still_has_its_shapes():
 
 def test_two_words_always_keep_one_and_sometimes_lose_the_other():
     texts = [[CLS, a, b, SEP] for a in BEGINNINGS for b in BEGINNINGS]
-    batch = collate(texts, mask_ratio=0.5)
+    batch = collate(texts, ratio=0.5)
     hidden = [masks_of(batch, row)[0][1] for row in range(len(texts))]
     assert {tuple(positions) for positions in hidden} == {(1,), (2,)}
 
@@ -302,15 +307,15 @@ def test_masks_of_every_kind_hide_whole_usable_words_in_numbered_runs_and_leave_
     for row, ids in enumerate(texts):
         for number, (context, targets, spans) in enumerate(masks_of(batch, row)):
             strategy = strategies[batch["mask_strategies"][row, number] if len(strategies) > 1 else 0]
-            words = words_of(ids, strategy.get("whole_words", True))
+            words = words_of(ids, strategy.whole_words)
             usable = {position for word in words for position in word}
             assert not set(context) & set(targets)
             assert set(targets) <= usable
             assert set(range(len(ids))) - usable <= set(context)
-            assert "context_ratio" in strategy or len(context) + len(targets) == len(ids)
+            assert strategy.context_ratio is not None or len(context) + len(targets) == len(ids)
             hidden = "".join(".#"[position in targets] for position in sorted(usable))
-            assert strategy.get("kind") != "suffix" or "#." not in hidden
-            assert strategy.get("kind") != "keep_block" or "#" not in hidden.strip("#")
+            assert strategy.kind != "suffix" or "#." not in hidden
+            assert strategy.kind != "keep_block" or "#" not in hidden.strip("#")
             for word in words:
                 assert len(set(word) & set(targets)) in (0, len(word))
                 assert len(set(word) & set(context)) in (0, len(word))
@@ -356,13 +361,13 @@ SINGLE_WORDS = np.random.default_rng(6).choice(BEGINNINGS, (1_000, 100)).tolist(
 )
 def test_hidden_share_of_every_kind_is_the_one_asked_for_within_one_percent(corpus, fields, share):
     texts, usable = corpus
-    draw = collator(strategies=[fields], num_masks=12)
+    draw = collator(**fields, num_masks=12)
     assert hidden_share(draw, texts, usable) == pytest.approx(share, rel=0.01)
 
 
 def hidden_of(fields, texts=SINGLE_WORDS, **options):
     """(texts · masks, tokens) boolean: what is hidden, and the spans, of texts of one length without padding."""
-    batch = collate(texts, strategies=[fields], **options)
+    batch = collate(texts, **fields, **options)
     spans = np.full((batch["target_positions"].shape[0] * batch["target_positions"].shape[1], len(texts[0])), -1)
     row, column = np.nonzero(batch["target_positions"].flatten(0, 1).numpy() >= 0)
     positions = batch["target_positions"].flatten(0, 1).numpy()[row, column]
@@ -387,7 +392,7 @@ def test_a_suffix_is_the_end_of_the_text_of_the_share_asked_for():
 
 def test_before_a_suffix_that_hits_every_word_the_first_one_stays():
     text = [CLS, 5, 45, 46, 47, 48, 6, SEP]
-    masks = masks_of(collate([text], strategies=[{"kind": "suffix", "ratio": 0.95}], num_masks=60), 0)
+    masks = masks_of(collate([text], kind="suffix", ratio=0.95, num_masks=60), 0)
     assert {tuple(targets) for _, targets, _ in masks} == {(6,)}
 
 
@@ -457,7 +462,7 @@ def test_an_interval_of_ratios_hides_every_position_equally_often_and_is_drawn_a
 
 
 def test_with_a_context_ratio_what_is_visible_lies_in_a_block_of_that_share():
-    batch = collate(SINGLE_WORDS, strategies=[{"kind": "blocks", "num_spans": 2, "ratio": 0.1, "context_ratio": 0.4}])
+    batch = collate(SINGLE_WORDS, kind="blocks", num_spans=2, ratio=0.1, context_ratio=0.4)
     ends = []
     for row in range(1_000):
         ((context, targets, _),) = masks_of(batch, row)
@@ -468,15 +473,15 @@ def test_with_a_context_ratio_what_is_visible_lies_in_a_block_of_that_share():
         ends.append((context[0], context[-1]))
     assert min(ends)[0] == 0
     assert max(last for _, last in ends) == 99
-    whole = collate(SINGLE_WORDS, strategies=[{"kind": "blocks", "num_spans": 2, "ratio": 0.1, "context_ratio": 1.0}])
-    plain = collate(SINGLE_WORDS, strategies=[{"kind": "blocks", "num_spans": 2, "ratio": 0.1}])
+    whole = collate(SINGLE_WORDS, kind="blocks", num_spans=2, ratio=0.1, context_ratio=1.0)
+    plain = collate(SINGLE_WORDS, kind="blocks", num_spans=2, ratio=0.1)
     assert torch.equal(whole["context_positions"], plain["context_positions"])
     assert torch.equal(batch["target_positions"], plain["target_positions"])
 
 
 def test_a_context_block_of_targets_only_is_replaced_by_a_visible_word(corpus):
     texts, _ = corpus
-    batch = collate(texts, strategies=[{"kind": "keep_block", "ratio": 0.9, "context_ratio": 0.01}])
+    batch = collate(texts, kind="keep_block", ratio=0.9, context_ratio=0.01)
     for row, ids in enumerate(texts):
         ((context, _, _),) = masks_of(batch, row)
         assert {0, len(ids) - 1} < set(context)
@@ -484,8 +489,8 @@ def test_a_context_block_of_targets_only_is_replaced_by_a_visible_word(corpus):
 
 def test_strategies_are_drawn_by_weight_and_each_mask_is_of_its_own():
     mixture = [
-        {"name": "R", "ratio": 0.15, "weight": 1},
-        {"name": "X", "ratio": 0.6, "weight": 1},
+        MaskStrategy(ratio=0.15, weight=1, name="R"),
+        MaskStrategy(ratio=0.6, weight=1, name="X"),
         MaskStrategy("suffix", 0.25, weight=2, name="S"),
     ]
     draw = collator(strategies=mixture, num_masks=4)
@@ -506,10 +511,10 @@ def test_strategies_are_drawn_by_weight_and_each_mask_is_of_its_own():
 
 
 def test_a_mixture_draws_for_its_masks_what_each_strategy_would_draw_alone():
-    mixture = [{"name": "short", "ratio": 0.2}, {"name": "one block", "kind": "blocks", "num_spans": 1}]
+    mixture = [MaskStrategy(ratio=0.2, name="short"), MaskStrategy("blocks", num_spans=1, name="one block")]
     texts = [random_text(60, seed) for seed in range(40)]
     batch = collate(texts, strategies=mixture, num_masks=3)
-    alone = [collate(texts, strategies=[fields], num_masks=3) for fields in mixture]
+    alone = [collate(texts, strategies=strategy, num_masks=3) for strategy in mixture]
     for row in range(40):
         for mask, number in enumerate(batch["mask_strategies"][row].tolist()):
             assert masks_of(batch, row)[mask] == masks_of(alone[number], row)[mask]
@@ -519,31 +524,32 @@ def test_a_mixture_draws_for_its_masks_what_each_strategy_would_draw_alone():
 def test_a_word_is_split_only_by_a_strategy_without_whole_words(fields):
     word = [BEGINNINGS[0], *CONTINUATIONS]
     for whole_words in (True, False):
-        ((_, targets, _),) = masks_of(collate([word], strategies=[{**fields, "whole_words": whole_words}]), 0)
+        ((_, targets, _),) = masks_of(collate([word], **fields, whole_words=whole_words), 0)
         assert bool(targets) != whole_words
 
 
-def test_the_keyword_arguments_are_one_strategy_of_spans():
-    options = {"span_length_distribution": "uniform", "mean_span_length": 2.5, "max_span_length": 6}
-    texts = [random_text(60, seed) for seed in range(5)]
-    one, other = collate(texts, mask_ratio=0.3, **options), collate(texts, strategies=[{"ratio": 0.3, **options}])
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    by_number = {"num_spans": 2, "min_span_length": 2, "max_span_length": 4}
-    one, other = collate(texts, mask_ratio=0.3, **by_number), collate(texts, strategies=[{"ratio": 0.3, **by_number}])
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_one_strategy_is_a_list_of_one_and_the_default_is_a_strategy_of_the_defaults():
+    examples = [{"input_ids": random_text(60, seed)} for seed in range(5)]
+    batches = [
+        DataCollatorForTextJepa(TOKENIZER)(examples),
+        DataCollatorForTextJepa(TOKENIZER, MaskStrategy())(examples),
+        DataCollatorForTextJepa(TOKENIZER, [MaskStrategy()])(examples),
+    ]
+    for batch in batches[1:]:
+        assert all(torch.equal(batch[name], batches[0][name]) for name in batches[0])
 
 
 @pytest.mark.parametrize("fields", [{}, {"kind": "suffix"}, {"kind": "blocks", "num_spans": 2}, {"num_spans": 2}])
 def test_a_ratio_of_zero_hides_nothing(fields):
-    for context, targets, _ in masks_of(collate([random_text(50)], strategies=[{**fields, "ratio": 0}]), 0):
+    for context, targets, _ in masks_of(collate([random_text(50)], **fields, ratio=0), 0):
         assert context == list(range(50))
         assert targets == []
 
 
 def test_a_schedule_moves_the_ratio_by_the_step_of_each_example_and_then_stays():
-    draw = collator(mask_ratio={"start": 0.1, "end": 0.5, "steps": 200})
+    draw = collator(ratio={"start": 0.1, "end": 0.5, "steps": 200})
     assert draw.follows_steps
-    assert not collator(mask_ratio=[0.1, 0.5]).follows_steps
+    assert not collator(ratio=[0.1, 0.5]).follows_steps
     for step, share in ((0, 0.1), (50, 0.2), (100, 0.3), (200, 0.5), (10_000, 0.5)):
         assert hidden_share(draw, SINGLE_WORDS, 100_000, step=step) == pytest.approx(share, abs=1e-9)
     mixed = draw([{"input_ids": ids, "step": 200 * (row % 2)} for row, ids in enumerate(SINGLE_WORDS[:10])])
@@ -551,8 +557,8 @@ def test_a_schedule_moves_the_ratio_by_the_step_of_each_example_and_then_stays()
 
 
 def test_a_schedule_has_reached_its_end_in_evaluation_and_asks_for_steps_in_training():
-    draw = collator(mask_ratio={"start": 0.1, "end": 0.5, "steps": 200})
-    with pytest.raises(ValueError, match=r"needs examples with a step, see text_jepa\.data\.TextsWithSteps"):
+    draw = collator(ratio={"start": 0.1, "end": 0.5, "steps": 200})
+    with pytest.raises(ValueError, match=r"needs examples with a step, see text_jepa\.data\.batching\.TextsWithSteps"):
         hidden_share(draw, SINGLE_WORDS, 100_000)
     draw.epoch = -1
     assert hidden_share(draw, SINGLE_WORDS, 100_000) == pytest.approx(0.5, abs=1e-9)
@@ -647,7 +653,7 @@ prose = st.lists(token_ids.filter(lambda token: token not in NEVER_HIDDEN), max_
 def test_views_are_padded_on_the_right_keep_special_tokens_and_do_not_depend_on_batch_mates(
     texts, view, share, epoch, multiple
 ):
-    options = {"view": view, "view_ratio": share, "pad_to_multiple_of": multiple}
+    options = {"view": ViewStrategy(view, share), "pad_to_multiple_of": multiple}
     batch = collate(texts, epoch, **options)
     assert list(batch)[-2:] == ["view_input_ids", "view_attention_mask"]
     ids, mask = batch["view_input_ids"], batch["view_attention_mask"]
@@ -676,13 +682,13 @@ def is_run(part, whole):
 
 
 def test_the_same_view_is_the_text():
-    batch = collate(LONG_TEXTS, view="same")
+    batch = collate(LONG_TEXTS, view=ViewStrategy("same"))
     assert torch.equal(batch["view_input_ids"], batch["input_ids"])
     assert torch.equal(batch["view_attention_mask"], batch["attention_mask"])
 
 
 def test_a_crop_is_a_run_of_whole_words_of_the_share_asked_for():
-    batch = collate(LONG_TEXTS, view="crop", view_ratio=(0.3, 0.6))
+    batch = collate(LONG_TEXTS, view=ViewStrategy("crop", (0.3, 0.6)))
     shares = []
     for text, view in zip(LONG_TEXTS, views_of(batch), strict=True):
         words, found = split_words(text), split_words(view)
@@ -698,7 +704,7 @@ def test_a_crop_is_a_run_of_whole_words_of_the_share_asked_for():
 
 
 def test_both_crops_are_runs_that_differ_and_masks_are_drawn_for_what_is_left():
-    batch = collate(LONG_TEXTS, view="crop_both", view_ratio=0.5)
+    batch = collate(LONG_TEXTS, view=ViewStrategy("crop_both", 0.5))
     differ = 0
     for row, (text, view) in enumerate(zip(texts_in(batch), views_of(batch), strict=True)):
         words = split_words(LONG_TEXTS[row])
@@ -714,7 +720,7 @@ def test_both_crops_are_runs_that_differ_and_masks_are_drawn_for_what_is_left():
 
 def test_a_deletion_keeps_whole_words_in_their_order_and_all_words_equally_often():
     split = 0
-    for text, view in zip(LONG_TEXTS, views_of(collate(LONG_TEXTS, view="deletion", view_ratio=0.4)), strict=True):
+    for text, view in zip(LONG_TEXTS, views_of(collate(LONG_TEXTS, view=ViewStrategy("deletion", 0.4))), strict=True):
         words, found = split_words(text), split_words(view)
         rest = iter(words)
         assert all(word in rest for word in found)
@@ -724,15 +730,15 @@ def test_a_deletion_keeps_whole_words_in_their_order_and_all_words_equally_often
     numbered = [[CLS, *BEGINNINGS, SEP]]
     counts = np.zeros(40)
     for seed in range(400):
-        (view,) = views_of(collate(numbered, view="deletion", view_ratio=0.4, seed=seed))
+        (view,) = views_of(collate(numbered, view=ViewStrategy("deletion", 0.4), seed=seed))
         counts[np.array(view[1:-1]) - BEGINNINGS[0]] += 1
     assert np.abs(counts / 400 - 0.4).max() < 5 * np.sqrt(0.24 / 400)
 
 
 def test_views_change_with_seed_and_epoch_and_only_with_them():
-    options = {"view": "crop", "view_ratio": 0.5}
+    options = {"view": ViewStrategy("crop", 0.5)}
     one = views_of(collate(LONG_TEXTS, epoch=2, seed=3, **options))
-    assert views_of(collate(LONG_TEXTS, epoch=2, seed=3, num_masks=3, mask_ratio=0.2, **options)) == one
+    assert views_of(collate(LONG_TEXTS, epoch=2, seed=3, num_masks=3, ratio=0.2, **options)) == one
     assert sum(a != b for a, b in zip(one, views_of(collate(LONG_TEXTS, 3, seed=3, **options)), strict=True)) > 260
     assert sum(a != b for a, b in zip(one, views_of(collate(LONG_TEXTS, 2, seed=4, **options)), strict=True)) > 260
 
@@ -741,21 +747,21 @@ def test_views_change_with_seed_and_epoch_and_only_with_them():
 def test_a_view_that_the_examples_bring_is_padded_as_it_is(view):
     pairs = [([CLS, 5, 6, SEP], [CLS, 7, SEP]), ([CLS, 8, SEP], [CLS, 9, 45, 10, SEP])]
     examples = [{"input_ids": np.array(text), "view_input_ids": second} for text, second in pairs]
-    batch = collator(view=view)(examples)
+    batch = collator(view=ViewStrategy(view))(examples)
     assert texts_in(batch) == [text for text, _ in pairs]
     assert views_of(batch) == [second for _, second in pairs]
     assert masks_of(batch, 0) == masks_of(collate([pairs[0][0]]), 0)
 
 
 def test_masks_and_views_in_words_name_every_strategy_and_number():
-    assert collator(num_masks=4).masks_in_words() == (
+    assert collator(num_masks=4).describe_masks() == (
         "4 per text, 50% of the words hidden in spans of geometric length, 3 tokens on average."
     )
     mixture = [
-        {"name": "R", "ratio": {"start": 0.15, "end": 0.3, "steps": 2_000}, "weight": 3},
-        {"name": "S", "kind": "suffix", "ratio": (0.2, 0.3), "whole_words": False},
+        MaskStrategy(ratio={"start": 0.15, "end": 0.3, "steps": 2_000}, weight=3, name="R"),
+        MaskStrategy("suffix", ratio=(0.2, 0.3), whole_words=False, name="S"),
     ]
-    assert collator(strategies=mixture, equal_counts=True, view="crop").masks_in_words() == (
+    assert collator(strategies=mixture, equal_counts=True, view=ViewStrategy("crop")).describe_masks() == (
         "1 per text, each drawn from R (75% of the masks): 15% (at first) to 30% (from step 2,000 on) of the words "
         "hidden in spans of geometric length, 3 tokens on average; S (25% of the masks): the last 20% to 30% of the "
         "tokens hidden. All masks of a batch are cut to the same numbers of visible and of hidden tokens. The view of "
@@ -777,7 +783,7 @@ def test_masks_and_views_in_words_name_every_strategy_and_number():
             "whole_words": False,
         },
     }
-    assert [MaskStrategy(**fields).in_words() for fields in words.values()] == list(words)
+    assert [MaskStrategy(**fields).describe() for fields in words.values()] == list(words)
 
 
 # ---- loaders --------------------------------------------------------------------------------------------------------
@@ -786,8 +792,8 @@ def test_masks_and_views_in_words_name_every_strategy_and_number():
 # What a loader's collator makes of its examples: masks of texts, or windows of documents.
 LOADED = {
     "masks": {},
-    "rest": {"view": "rest", "window_length": 12, "mask_ratio": 0.0},
-    "neighbour": {"view": "neighbour", "window_length": 12, "mask_ratio": 0.3},
+    "rest": {"view": ViewStrategy("rest", window_length=12), "ratio": 0.0},
+    "neighbour": {"view": ViewStrategy("neighbour", window_length=12), "ratio": 0.3},
 }
 every_kind = pytest.mark.parametrize("kind", LOADED)
 
@@ -875,14 +881,14 @@ def corpus():
 def test_hidden_share_is_the_ratio_within_one_percent(corpus, distribution, ratio):
     texts, usable = corpus
     assert usable >= 95_000
-    draw = collator(mask_ratio=ratio, span_length_distribution=distribution, num_masks=6)
+    draw = collator(ratio=ratio, span_length_distribution=distribution, num_masks=6)
     assert hidden_share(draw, texts, usable) == pytest.approx(ratio, rel=0.01)
 
 
 @pytest.mark.parametrize("length", [3, 6, 7])
 def test_hidden_share_of_short_texts_is_not_rounded_to_whole_tokens(length):
     texts = np.random.default_rng(4).choice(BEGINNINGS, (20_000, length)).tolist()
-    assert hidden_share(collator(mask_ratio=0.35), texts, 20_000 * length) == pytest.approx(0.35, rel=0.01)
+    assert hidden_share(collator(ratio=0.35), texts, 20_000 * length) == pytest.approx(0.35, rel=0.01)
 
 
 @pytest.mark.parametrize("whole_words", [True, False])
@@ -892,7 +898,7 @@ def test_every_position_is_hidden_equally_often(distribution, whole_words):
     count, length, ratio = 4_000, 30, 0.4
     generator = np.random.default_rng(1)
     texts = [[CLS, *random_words(generator, length), SEP] for _ in range(count)]
-    batch = collate(texts, mask_ratio=ratio, span_length_distribution=distribution, whole_words=whole_words)
+    batch = collate(texts, ratio=ratio, span_length_distribution=distribution, whole_words=whole_words)
     targets = batch["target_positions"]
     hidden = np.bincount(targets[targets >= 0], minlength=length + 2)
     assert hidden[0] == hidden[-1] == 0
@@ -933,7 +939,7 @@ def test_spans_of_single_token_words_have_the_mean_length_asked_for(distribution
     generator = np.random.default_rng(3)
     texts = [generator.choice(BEGINNINGS, 2_000) for _ in range(64)]
     batch = collate(
-        texts, mask_ratio=0.15, span_length_distribution=distribution, mean_span_length=mean, max_span_length=12
+        texts, ratio=0.15, span_length_distribution=distribution, mean_span_length=mean, max_span_length=12
     )
     spans = sum(len(set(spans)) for row in range(64) for _, _, spans in masks_of(batch, row))
     hidden = int((batch["target_positions"] >= 0).sum())
@@ -1095,7 +1101,7 @@ def test_in_a_vocabulary_without_marks_every_token_is_a_word():
 
 
 def tokens_ever_hidden(tokenizer, ids):
-    collate_text = DataCollatorForTextJepa(tokenizer, num_masks=50, mask_ratio=0.5)
+    collate_text = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=0.5), num_masks=50)
     targets = collate_text([{"input_ids": ids}])["target_positions"]
     return {ids[position] for position in targets[targets >= 0].tolist()}
 
@@ -1122,49 +1128,67 @@ def test_an_unknown_token_that_is_also_the_end_of_text_is_never_hidden():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("fields", "message"),
     [
-        ({"mask_ratio": -0.1}, "mask_ratio must lie between 0 and 1, got -0.1"),
-        ({"mask_ratio": "half"}, "mask_ratio must lie between 0 and 1, got half"),
-        ({"mask_ratio": [0.3]}, "mask_ratio: an interval has two ends, got 1"),
-        ({"mask_ratio": [0.3, 0.2]}, r"mask_ratio: the interval ends \(0.2\) before it begins \(0.3\)"),
-        (
-            {"mask_ratio": {"start": 0.3, "end": 0.2}},
-            "mask_ratio: a schedule has start, end and steps, got start, end",
-        ),
-        ({"mask_ratio": {"start": 0, "end": 1, "steps": 5}}, "mask_ratio must lie between 0 and 1, got 1"),
-        ({"mask_ratio": {"start": 0, "end": 0.5, "steps": 0}}, "mask_ratio: steps of the schedule must be at least 1"),
-        ({"view_ratio": 0}, "view_ratio must lie between 0 and 1, got 0"),
-        ({"view_ratio": {"start": 0, "end": 1, "steps": 5}}, "view_ratio must lie between 0 and 1"),
-        (
-            {"view": "flip"},
-            "view 'flip' is none of rest, neighbour, same, crop, crop_both, deletion, column, next_sentence",
-        ),
+        ({"kind": "sufix", "name": "S"}, "mask strategy 'S': kind 'sufix' is none of spans, suffix"),
+        ({"kind": "blocks"}, "kind 'blocks' needs num_spans"),
+        ({"kind": "suffix", "max_span_length": 4}, "max_span_length is not used by kind 'suffix'"),
+        ({"weight": 0}, "weight must be above 0, got 0"),
+        ({"weight": "much"}, "weight must be a number, got 'much'"),
+        ({"context_ratio": 1.2}, "context_ratio must lie between 0 and 1, got 1.2"),
+        ({"ratio": -0.1}, "ratio must lie between 0 and 1, got -0.1"),
+        ({"ratio": 1.0}, "ratio must lie between 0 and 1, got 1.0"),
+        ({"ratio": float("nan")}, "ratio"),
+        ({"ratio": "half"}, "ratio must lie between 0 and 1, got half"),
+        ({"ratio": [0.3]}, "ratio: an interval has two ends, got 1"),
+        ({"ratio": [0.3, 0.2]}, r"ratio: the interval ends \(0.2\) before it begins \(0.3\)"),
+        ({"ratio": {"start": 0.3, "end": 0.2}}, "ratio: a schedule has start, end and steps, got start, end"),
+        ({"ratio": {"start": 0, "end": 1, "steps": 5}}, "ratio must lie between 0 and 1, got 1"),
+        ({"ratio": {"start": 0, "end": 0.5, "steps": 0}}, "ratio: steps of the schedule must be at least 1"),
         ({"num_spans": 0}, "num_spans must be at least 1, got 0"),
         ({"num_spans": 2, "min_span_length": 11}, r"min_span_length must lie between 1 and max_span_length \(10\)"),
         ({"num_spans": 2, "mean_span_length": 4}, "mean_span_length is not used by kind 'spans' with num_spans"),
         ({"num_spans": 2.5}, "num_spans must be a whole number, got 2.5"),
         ({"min_span_length": 2}, "min_span_length is not used by kind 'spans' without num_spans"),
-        ({"strategies": []}, "strategies: at least one is needed"),
-        ({"strategies": [{}, {}]}, "mask strategies need different names, got spans, spans"),
-        ({"strategies": [{"kind": "sufix", "name": "S"}]}, "mask strategy 'S': kind 'sufix' is none of spans, suffix"),
-        ({"strategies": [{"kind": "blocks"}]}, "kind 'blocks' needs num_spans"),
-        ({"strategies": [{"kind": "suffix", "max_span_length": 4}]}, "max_span_length is not used by kind 'suffix'"),
-        ({"strategies": [{"weight": 0}]}, "weight must be above 0, got 0"),
-        ({"strategies": [{"weight": "much"}]}, "weight must be a number, got 'much'"),
-        ({"strategies": [{"context_ratio": 1.2}]}, "context_ratio must lie between 0 and 1, got 1.2"),
-        ({"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1, got 1.0"),
-        ({"mask_ratio": float("nan")}, "mask_ratio"),
-        ({"num_masks": 0}, "num_masks must be at least 1, got 0"),
         ({"mean_span_length": 0.5}, r"mean_span_length must lie between 1 and max_span_length \(10\), got 0.5"),
         ({"mean_span_length": 11}, "max_span_length"),
         ({"max_span_length": 0}, "max_span_length"),
         ({"span_length_distribution": "normal"}, "'normal' is none of fixed, uniform, geometric, poisson"),
     ],
 )
-def test_an_argument_out_of_range_is_named(options, message):
+def test_a_field_of_a_mask_strategy_out_of_range_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        collator(**options)
+        MaskStrategy(**fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio", "message"),
+    [
+        ("crop", 0, "view_ratio must lie between 0 and 1, got 0"),
+        ("crop", {"start": 0, "end": 1, "steps": 5}, "view_ratio must lie between 0 and 1"),
+        (
+            "flip",
+            0.5,
+            "view 'flip' is none of rest, neighbour, same, crop, crop_both, deletion, column, next_sentence",
+        ),
+    ],
+)
+def test_a_field_of_a_view_strategy_out_of_range_is_named(kind, ratio, message):
+    with pytest.raises(ValueError, match=message):
+        ViewStrategy(kind, ratio)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategies": []}, "strategies: at least one is needed"),
+        ({"strategies": [MaskStrategy()] * 2}, "mask strategies need different names, got spans, spans"),
+        ({"num_masks": 0}, "num_masks must be at least 1, got 0"),
+    ],
+)
+def test_an_argument_of_the_collator_out_of_range_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForTextJepa(TOKENIZER, **options)
 
 
 def test_a_tokenizer_without_padding_token_is_refused_with_the_remedy():

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.corpus import load_corpus
-from text_jepa.data.masking import count_windows, counter_uniforms, cut_windows
-from text_jepa.data.tokenization import special_tokens_around, tokenize_corpus
+from text_jepa.data.corpus import CorpusArguments, load_corpus
+from text_jepa.data.masking import MaskStrategy, ViewStrategy, count_windows, counter_uniforms, cut_windows
+from text_jepa.data.tokenization import special_tokens_around, tokenize_documents
 
 
 ROOM = 14
@@ -62,11 +62,12 @@ def documents(tokenizer, texts):
     """Tokenized documents of one to six sentences."""
     corpus = [" ".join(texts[: number % 6 + 1]) for number in range(30)]
     splits = DatasetDict({"train": Dataset.from_dict({"text": corpus})})
-    return tokenize_corpus(splits, tokenizer, WINDOW_LENGTH, view="rest")["train"]
+    return tokenize_documents(splits, tokenizer, WINDOW_LENGTH)["train"]
 
 
 def collator(tokenizer, view="rest", seed=0):
-    return DataCollatorForTextJepa(tokenizer, mask_ratio=0.0, view=view, seed=seed, window_length=WINDOW_LENGTH)
+    view = ViewStrategy(view, window_length=WINDOW_LENGTH)
+    return DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=0.0), view=view, seed=seed)
 
 
 def real_tokens(ids, mask):
@@ -185,7 +186,7 @@ def test_seed_and_pass_move_the_windows(tokenizer, documents):
 def test_longer_documents_are_split_and_lose_no_token(tokenizer, texts):
     whole = " ".join(texts * 3)
     splits = DatasetDict({"train": Dataset.from_dict({"text": [whole]})})
-    parts = tokenize_corpus(splits, tokenizer, WINDOW_LENGTH, view="rest", max_document_length=40)["train"]
+    parts = tokenize_documents(splits, tokenizer, WINDOW_LENGTH, max_document_length=40)["train"]
     assert max(parts["length"][:]) <= 40
     assert len(parts) > 2
     joined = np.concatenate([part["input_ids"] for part in parts]).tolist()
@@ -199,8 +200,9 @@ def test_a_stream_gives_the_same_windows(tokenizer, texts, tmp_path):
     held_out.write_text(texts[0], encoding="utf-8")
     found = []
     for streaming in (False, True):
-        corpus = load_corpus([str(file)], [str(held_out)], streaming=streaming, cache_dir=str(tmp_path / "cache"))
-        train = tokenize_corpus(corpus, tokenizer, WINDOW_LENGTH, view="rest")["train"]
+        arguments = CorpusArguments([str(file)], [str(held_out)], streaming=streaming)
+        corpus = load_corpus(arguments, cache_dir=str(tmp_path / "cache"))
+        train = tokenize_documents(corpus.splits, tokenizer, WINDOW_LENGTH)["train"]
         examples = list(train) if streaming else list(DocumentWindows(train, WINDOW_LENGTH, special_tokens=2))
         found.append(collator(tokenizer)(examples))
     for name, values in found[0].items():

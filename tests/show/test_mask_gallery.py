@@ -18,17 +18,20 @@ from text_jepa.commands import masks
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.batching import EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.corpus import load_corpus
-from text_jepa.data.tokenization import tokenize_corpus, train_tokenizer
+from text_jepa.data.corpus import CorpusArguments, load_corpus
+from text_jepa.data.masking import MaskStrategy, ViewStrategy
+from text_jepa.data.tokenization import tokenize_documents, tokenize_texts, train_tokenizer
 from text_jepa.show import mask_gallery
 from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
 from text_jepa.train.build import (
     make_collator,
+    make_corpus,
+    make_examples,
     make_model,
     make_tokenizer,
+    make_windows,
     objective_of,
     set_dependent_defaults,
-    windows_of,
 )
 from text_jepa.train.trainer import TextJepaTrainer
 
@@ -38,13 +41,15 @@ SCRIPT = "<script>alert('&')</script>"
 
 RECIPES = {
     "spans": {"num_masks": 2},
-    "single tokens": {"whole_words": False, "mean_span_length": 1.0, "span_length_distribution": "fixed"},
-    "strategies": {"num_masks": 3, "strategies": [{"ratio": 0.3}, {"kind": "suffix", "ratio": 0.25}]},
+    "single tokens": {
+        "strategies": MaskStrategy(whole_words=False, mean_span_length=1.0, span_length_distribution="fixed")
+    },
+    "strategies": {"num_masks": 3, "strategies": [MaskStrategy(ratio=0.3), MaskStrategy("suffix", ratio=0.25)]},
     "blocks": {
-        "strategies": [{"kind": "blocks", "num_spans": 3, "ratio": 0.1, "context_ratio": 0.8}],
+        "strategies": MaskStrategy("blocks", num_spans=3, ratio=0.1, context_ratio=0.8),
         "equal_counts": True,
     },
-    "view": {"mask_ratio": 0, "view": "crop"},
+    "view": {"strategies": MaskStrategy(ratio=0), "view": ViewStrategy("crop")},
 }
 
 
@@ -163,7 +168,7 @@ def test_without_colour_there_is_no_escape_code_and_spans_stand_in_numbered_brac
 
 
 def test_neighbouring_spans_differ_in_colour_and_every_line_ends_plain(tokenizer, texts):
-    shown, _, _ = read(tokenizer, texts, whole_words=False, mean_span_length=1.0)
+    shown, _, _ = read(tokenizer, texts, strategies=MaskStrategy(whole_words=False, mean_span_length=1.0))
     page = mask_gallery.to_terminal(shown, "Title", [], colour=True, width=60)
     for line in page.splitlines():
         codes = re.findall(r"\x1b\[[\d;]*m", line)
@@ -251,7 +256,7 @@ def test_the_question_says_what_the_losses_ask(fields, view, said, unsaid):
 
 
 def test_the_hidden_share_leaves_special_tokens_and_padding_out(tokenizer, texts):
-    shown, batch, _ = read(tokenizer, texts, mask_ratio=0.5)
+    shown, batch, _ = read(tokenizer, texts, strategies=MaskStrategy(ratio=0.5))
     ids = batch["input_ids"][0].numpy()
     usable = (~np.isin(ids, [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])).sum()
     hidden = int((batch["target_positions"][0, 0] >= 0).sum())
@@ -294,10 +299,10 @@ def trainers_batches(folder, count, more):
     argv = [str(folder / "run.yaml"), "--save_strategy", "no", "--max_steps", str(-(-count // 2)), *more]
     model_args, data_args, objective_args, args = parse_arguments(classes, argv, "")
     set_dependent_defaults(data_args, objective_of(model_args, objective_args))
-    corpus = load_corpus(data_args.train_file, validation_split_percentage=20, seed=args.seed)
-    tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus["train"])
-    examples = tokenize_corpus(corpus, tokenizer, data_args.max_length, view=data_args.view)
-    train = windows_of(examples["train"], data_args, tokenizer)
+    corpus = make_corpus(model_args, data_args, args)
+    tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus)
+    examples = make_examples(corpus, tokenizer, data_args)
+    train = make_windows(examples["train"], data_args, tokenizer)
     model = make_model(model_args, data_args, objective_args, tokenizer)
     collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
     trainer = TextJepaTrainer(model, args, collator, train, processing_class=tokenizer)
@@ -335,13 +340,13 @@ def test_the_batch_of_a_stream_is_the_one_that_it_gives(folder, shown, tokenizer
     files.write_text("".join(f"{i} words of text number {i} in the stream\n" for i in range(300)))
     tokenizer.save_pretrained(folder / "tokenizer")
     masks.main([*argv, "--train_file", str(files), "--tokenizer_name", str(folder / "tokenizer")])
-    corpus = load_corpus([str(files)], streaming=True)
-    view = "rest" if objective == "documents" else None
-    train = tokenize_corpus(corpus, tokenizer, 48, view=view)["train"].shuffle(seed=42, buffer_size=7)
+    splits = load_corpus(CorpusArguments([str(files)], streaming=True)).splits
+    tokenize = tokenize_documents if objective == "documents" else tokenize_texts
+    train = tokenize(splits, tokenizer, 48)["train"].shuffle(seed=42, buffer_size=7)
     rows = [row for _, row in zip(range(4), EndlessStream(train, 4, 2, seed=42), strict=False)]
     (batch,) = shown
     if objective == "documents":
-        collator = DataCollatorForTextJepa(tokenizer, view=view, seed=42, window_length=48)
+        collator = DataCollatorForTextJepa(tokenizer, view=ViewStrategy("rest", window_length=48), seed=42)
         expected = collator(rows)
         assert (batch["view_input_ids"] == expected["view_input_ids"]).all()
         assert (batch["input_ids"] == expected["input_ids"]).all()
@@ -401,9 +406,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(folder, argv, said, monkeypatch, 
 
 
 def test_help_is_short_and_names_its_own_flags(capsys):
-    masks.main(["--help"])
+    with pytest.raises(SystemExit) as stop:
+        masks.main(["--help"])
+    assert stop.value.code == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("usage: text-jepa masks ")
     assert all(f"--{name}" in printed for name in ("texts", "step", "html"))
+    assert "--learning_rate" not in printed
     assert len(printed.splitlines()) < 40
 
 

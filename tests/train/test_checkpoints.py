@@ -33,6 +33,7 @@ from text_jepa.cli import UsageError, run_command
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.data.masking import MaskStrategy, ViewStrategy
 from text_jepa.train import callbacks, checkpointing
 from text_jepa.train.callbacks import PREEMPTED, SPIKE_WINDOW, SpikeCallback, spike_threshold
 from text_jepa.train.checkpointing import checkpoints, find_damage, newest_whole_checkpoint
@@ -82,12 +83,14 @@ def trainer_of(tokenizer, examples, output_dir, streaming=False, dropout=False, 
     args = TextJepaTrainingArguments(str(output_dir), use_cpu=True, **{**usual, **arguments})
     if documents:
         model = document_model_of(tokenizer, **(STATIC_DROPOUT if dropout else {}))
-        collator = DataCollatorForTextJepa(tokenizer, mask_ratio=0.0, view="rest", window_length=WINDOW_LENGTH)
+        collator = DataCollatorForTextJepa(
+            tokenizer, MaskStrategy(ratio=0.0), view=ViewStrategy("rest", window_length=WINDOW_LENGTH)
+        )
         train = windows_of(examples.select(range(20)))
         held_out = windows_of(examples.select(range(20, 24)))
     else:
         model = model_of(tokenizer, **(DROPOUT if dropout else {}))
-        collator = DataCollatorForTextJepa(tokenizer, whole_words=False)
+        collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(whole_words=False))
         train = examples.select(range(40))
         held_out = examples.select(range(40, 48))
     if streaming:

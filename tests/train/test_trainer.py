@@ -21,6 +21,7 @@ from text_jepa import (
 )
 from text_jepa.data.batching import EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.data.masking import MaskStrategy
 from text_jepa.train.callbacks import EmaTargetEncoderCallback, ema_decay, health_line
 from text_jepa.train.collapse import CollapseMonitorCallback, measure_representations
 from text_jepa.train.run_log import read_metrics
@@ -55,7 +56,7 @@ def examples(tokenizer):
 def make_trainer(tokenizer, examples, output_dir, model=None, **arguments):
     defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 2, "save_strategy": "no"}
     args = TextJepaTrainingArguments(str(output_dir), use_cpu=True, **{**defaults, **arguments})
-    collator = DataCollatorForTextJepa(tokenizer, num_masks=2, whole_words=False)
+    collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(whole_words=False), num_masks=2)
     model = model or make_model(tokenizer)
     return TextJepaTrainer(
         model, args, collator, examples.select(range(80)), examples.select(range(80, 96)), processing_class=tokenizer
@@ -357,7 +358,7 @@ def test_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tokenizer, exa
 
 
 def test_masks_of_a_stream_belong_to_the_pass_that_each_example_names(tokenizer, examples):
-    collator = DataCollatorForTextJepa(tokenizer, whole_words=False)
+    collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(whole_words=False))
     row = examples[0]
     mixed = collator([{**row, "epoch": 0}, {**row, "epoch": 1}])["target_positions"]
     for epoch in (0, 1):
@@ -393,7 +394,8 @@ def test_terms_of_the_evaluation_add_up_with_a_short_last_batch(tokenizer, examp
 
 @pytest.fixture
 def batch(tokenizer, examples):
-    return DataCollatorForTextJepa(tokenizer, num_masks=2, whole_words=False)([examples[i] for i in range(32)])
+    collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(whole_words=False), num_masks=2)
+    return collator([examples[i] for i in range(32)])
 
 
 def test_measures_leave_the_model_as_it_was(tokenizer, batch):

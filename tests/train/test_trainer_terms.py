@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaTrainer, TextJepaTrainingArguments, metrics
 from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.data.masking import MaskStrategy, ViewStrategy
 from text_jepa.train.callbacks import ema_decay
 from text_jepa.train.collapse import measure_representations
 from text_jepa.train.run_log import read_metrics
@@ -19,8 +20,8 @@ from text_jepa.train.trainer import split_masks
 
 
 STRATEGIES = [
-    {"name": "short", "ratio": 0.3, "whole_words": False},
-    {"name": "end", "kind": "suffix", "ratio": 0.4, "whole_words": False, "weight": 2.0},
+    MaskStrategy(name="short", ratio=0.3, whole_words=False),
+    MaskStrategy(name="end", kind="suffix", ratio=0.4, whole_words=False, weight=2.0),
 ]
 EVERY_TERM = {
     "token_loss_candidates": 10_000,
@@ -37,7 +38,9 @@ def make_trainer(tokenizer, examples, tmp_path):  # noqa: F811
     def build(name="run", fields=None, masks=None, **arguments):
         defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no"}
         args = TextJepaTrainingArguments(str(tmp_path / name), use_cpu=True, **{**defaults, **arguments})
-        collator = DataCollatorForTextJepa(tokenizer, **{"num_masks": 2, "whole_words": False} | (masks or {}))
+        collator = DataCollatorForTextJepa(
+            tokenizer, **{"num_masks": 2, "strategies": MaskStrategy(whole_words=False)} | (masks or {})
+        )
         model = make_model(tokenizer, **fields or {})
         texts = examples.select(range(80)), examples.select(range(80, 96))
         return TextJepaTrainer(model, args, collator, *texts, processing_class=tokenizer)
@@ -205,7 +208,7 @@ def test_weight_decay_is_constant_unless_asked(make_trainer):
 
 def test_a_schedule_of_the_mask_ratio_follows_the_optimizer_step_over_passes(make_trainer):
     """Of accumulated batches too; a pass has 5 steps."""
-    masks = {"mask_ratio": {"start": 0.1, "end": 0.7, "steps": 4}}
+    masks = {"strategies": MaskStrategy(ratio={"start": 0.1, "end": 0.7, "steps": 4}, whole_words=False)}
     trainer = make_trainer(masks=masks, max_steps=7, gradient_accumulation_steps=2)
     steps = batches_of(trainer)
     train(trainer)
@@ -269,7 +272,7 @@ OTHERS = {name: fields for name, fields in OBJECTIVES.items() if name != "jepa"}
 def test_every_objective_is_watched_and_logs_no_decay_of_an_encoder_that_is_not_there(
     make_trainer, tokenizer, objective
 ):
-    masks = {"mask_ratio": 0.0, "view": "same"} if objective == "simcse" else None
+    masks = {"strategies": MaskStrategy(ratio=0.0), "view": ViewStrategy("same")} if objective == "simcse" else None
     fields = OTHERS[objective] | {"mask_token_id": tokenizer.mask_token_id}
     trainer = make_trainer(fields=fields, masks=masks, max_steps=2)
     for record in train(trainer):
@@ -286,7 +289,7 @@ def test_every_objective_is_watched_and_logs_no_decay_of_an_encoder_that_is_not_
 
 
 def test_the_evaluation_tells_short_spans_from_long_ones(make_trainer):
-    trainer = make_trainer(masks={"mean_span_length": 4.0, "whole_words": False})
+    trainer = make_trainer(masks={"strategies": MaskStrategy(mean_span_length=4.0, whole_words=False)})
     metrics_ = trainer.evaluate()
     trainer.model.eval()
     sums, counts = dict.fromkeys((1, 2, 4, 8), 0.0), dict.fromkeys((1, 2, 4, 8), 0)

@@ -12,45 +12,47 @@ import itertools
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from text_jepa.cli import UsageError, parse_arguments
-from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps
-from text_jepa.data.tokenization import DocumentCount
+from text_jepa.data.batching import DocumentWindows, EndlessStream, LengthGroupedSampler, TextsWithSteps
+from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.show import mask_gallery
-from text_jepa.train.arguments import (
-    DataArguments,
-    ModelArguments,
-    ObjectiveArguments,
-    TextJepaTrainingArguments,
-    describe_data,
-)
+from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
 from text_jepa.train.build import (
     make_collator,
+    make_corpus,
     make_examples,
     make_stream,
+    make_tokenizer,
+    make_windows,
     objective_of,
     set_dependent_defaults,
-    windows_of,
 )
-from text_jepa.train.checks import set_up_logging
+from text_jepa.train.pretraining import set_up_logging
 
 
 @dataclass
 class GalleryArguments:
     """What to show."""
 
-    texts: int = field(default=4, metadata={"help": "Show so many texts of the batch."})
-    step: int = field(default=0, metadata={"help": "Of this step, in a run of one process."})
-    html: str | None = field(default=None, metadata={"help": "Also write a page that needs no other file."})
+    texts: int = field(default=4, metadata={"help": "Number of texts of the batch to show."})
+    step: int = field(
+        default=0, metadata={"help": "Optimizer step whose first batch is shown, in a run of one process."}
+    )
+    html: str | None = field(default=None, metadata={"help": "Page to write too, which needs no other file."})
 
     def __post_init__(self):
-        for name, least in (("texts", 1), ("step", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        if self.texts < 1:
+            raise ValueError(f"--texts must be at least 1, got {self.texts}")
+        if self.step < 0:
+            raise ValueError(f"--step must be at least 0, got {self.step}")
 
 
 def main(argv: list[str] | None = None, prog: str = "text-jepa masks") -> None:
@@ -65,65 +67,104 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa masks") -> None:
         check_page(Path(show.html))
     objective = objective_of(model_args, objective_args)
     set_dependent_defaults(data_args, objective)
-    tokenizer, _, _, examples = make_examples(model_args, data_args, args, DocumentCount())
-    # How long the encoder's texts may be decides on padding only, which is not shown.
-    collator = make_collator(data_args, args, tokenizer, limit=None)
-    train = examples["train"] if data_args.streaming else windows_of(examples["train"], data_args, tokenizer)
-    batch = batch_of_step(train, collator, data_args, args, show.step)
+    corpus = make_corpus(model_args, data_args, args)
+    tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus)
+    examples = make_examples(corpus, tokenizer, data_args)["train"]
+    # The longest text of the encoder decides on padding only, which is not shown.
+    collator = make_collator(data_args, args, tokenizer, max_text_length=None)
+    if data_args.streaming:
+        stream = make_stream(examples, corpus.source, data_args, args)
+        batch = batch_of_stream(stream, collator, args, show.step)
+    else:
+        windows = make_windows(examples, data_args, tokenizer)
+        batch = batch_of_step(windows, collator, args, show.step)
 
     texts = mask_gallery.read_batch(batch, tokenizer, collator.strategy_names, show.texts)
-    files = [Path(word).name for word in itertools.takewhile(lambda word: not word.startswith("-"), argv)]
-    title = f"What {' with '.join(files) or 'the run'} asks"
+    title = f"What {name_of_run(argv)} asks"
     question = mask_gallery.describe_question(objective, data_args.view is not None)
-    facts = [
-        f"Masks: {collator.masks_in_words()}",
-        f"{len(texts)} of the {len(batch['input_ids'])} texts of step {show.step:,}, from {describe_data(data_args)}.",
+    count = len(batch["input_ids"])
+    notes = [
+        f"Masks: {collator.describe_masks()}",
+        f"{len(texts)} of the {count} texts of step {show.step:,}, from {corpus.name}.",
     ]
     if show.html:
-        write_page(Path(show.html), mask_gallery.to_html(texts, title, question, facts))
-        facts.append(f"The same as a page: {show.html}")
+        write_page(Path(show.html), mask_gallery.to_html(texts, title, question, notes))
+        notes.append(f"The same as a page: {show.html}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     width = min(shutil.get_terminal_size().columns, 100)
-    show_text(mask_gallery.to_terminal(texts, title, [question, *facts], colour, width))
+    show_text(mask_gallery.to_terminal(texts, title, [question, *notes], colour, width))
 
 
-def batch_of_step(train, collator, data_args, args, step: int) -> dict:
+def name_of_run(argv: Sequence[str]) -> str:
+    """The YAML files of a command line, which stand before all flags, by name."""
+    files = [Path(word).name for word in itertools.takewhile(lambda word: not word.startswith("-"), argv)]
+    return " with ".join(files) or "the run"
+
+
+def batch_of_stream(
+    stream: EndlessStream, collator: DataCollatorForTextJepa, args: TextJepaTrainingArguments, step: int
+) -> dict[str, torch.Tensor]:
+    """The first batch of a step of a stream, as the trainer's loader gives it to a run of one process."""
+    loader = DataLoader(
+        stream,
+        args.per_device_train_batch_size,
+        collate_fn=collator,
+        num_workers=args.dataloader_num_workers,
+    )
+    first_batch = step * args.gradient_accumulation_steps
+    return next(itertools.islice(loader, first_batch, None))
+
+
+def batch_of_step(
+    examples: Dataset | DocumentWindows,
+    collator: DataCollatorForTextJepa,
+    args: TextJepaTrainingArguments,
+    step: int,
+) -> dict[str, torch.Tensor]:
     """The first batch of a step, as the trainer's loader gives it to a run of one process."""
-    size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    if data_args.streaming:
-        stream = make_stream(train, data_args, args)
-        loader = DataLoader(stream, size, collate_fn=collator, num_workers=args.dataloader_num_workers)
-        return next(itertools.islice(loader, step * accumulated, None))
-    seed = args.data_seed if args.data_seed is not None else args.seed
-    texts_per_step = size * accumulated if collator.follows_steps else None
-    sampler = LengthGroupedSampler(train["length"], size, seed, texts_per_step=texts_per_step)
-    batches = len(sampler) // size if args.dataloader_drop_last else -(-len(sampler) // size)
-    epoch, step = divmod(step, max(1, -(-batches // accumulated)))
+    batch_size = args.per_device_train_batch_size
+    texts_per_step = batch_size * args.gradient_accumulation_steps
+    sampler = LengthGroupedSampler(
+        examples["length"],
+        batch_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        texts_per_step=texts_per_step if collator.follows_steps else None,
+    )
+    num_batches = len(sampler) // batch_size
+    if len(sampler) % batch_size and not args.dataloader_drop_last:
+        num_batches += 1
+    steps_per_epoch = -(-num_batches // args.gradient_accumulation_steps)  # rounded up
+    epoch, step_of_epoch = divmod(step, max(1, steps_per_epoch))
     sampler.set_epoch(epoch)
     collator.epoch = epoch
-    first = step * accumulated * size
-    texts = TextsWithSteps(train)
-    return collator([texts[key] for key in itertools.islice(sampler, first, first + size)])
+    first = step_of_epoch * texts_per_step
+    keys = itertools.islice(sampler, first, first + batch_size)
+    texts = TextsWithSteps(examples)
+    return collator([texts[key] for key in keys])
 
 
-def check_page(path):
+def check_page(path: Path) -> None:
     """Raises UsageError, before the work, if the page would overwrite something or has no folder."""
     if path.exists():
-        raise UsageError(f"--html {path}: is there already; remove it, or name another file")
+        raise UsageError(f"--html {path}: exists already; remove it, or name another file")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--html {path}: there is no folder {path.parent}; make it, or name another")
 
 
-def write_page(path, page):
-    """Writes it, or says why it cannot be written."""
+def write_page(path: Path, page: str) -> None:
+    """Writes the page.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--html {path}: cannot be written ({error.strerror}); name another file") from error
 
 
-def show_text(text):
-    """Prints it, also into a pipe whose reader has seen enough."""
+def show_text(text: str) -> None:
+    """Prints a text, also into a pipe whose reader has seen enough."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:

@@ -1,17 +1,17 @@
-"""What a window sees and what is hidden: the samplers, and the collator that makes batches with masks and views.
+"""What is hidden of a text, what its second view is, and where a document is cut into windows: pure functions.
 
 Everything random is a pure function of (seed, epoch, text): draws come from a counter-based hash instead of a running
 generator, so that neither workers, ranks, batch-mates nor a resume can change a mask. Everything works on whole arrays
 of shape (R, S) with R = texts × masks; there is no loop over tokens or rows.
 
-All kinds of masks are spans laid on the usable tokens of a row, that is all but special tokens and padding; words,
-not tokens, are hidden unless a strategy says otherwise.
+All kinds of masks are spans laid on the usable tokens of a row: all but special tokens and padding. Words are hidden
+whole unless a strategy works on tokens.
 """
 
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -23,14 +23,26 @@ View = Literal["rest", "neighbour", "same", "crop", "crop_both", "deletion", "co
 # Views for which an example is a window of a whole document.
 DOCUMENT_VIEWS = ("rest", "neighbour")
 
-# A share of a text: itself, an interval from which it is drawn, or {"start": …, "end": …, "steps": …}.
-Share = float | Sequence[float] | Mapping[str, float]
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Views for which every example brings a second text.
+DATA_VIEWS = ("column", "next_sentence")
 
-# Keys of draws that must not repeat those of the spans.
-FOR_STRATEGY, FOR_CONTEXT, FOR_CUT, FOR_TEXT, FOR_VIEW, FOR_WINDOW = (
-    np.uint64(i) * np.uint64(0x0D6E8FEB86659FD9) for i in range(1, 7)
-)
+# A share of a text: a number, an interval to draw from, or the schedule {"start": …, "end": …, "steps": …}.
+Share = float | Sequence[float] | Mapping[str, float]
+
+_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
+_PURPOSE = np.uint64(0x0D6E8FEB86659FD9)
+_MASK_NUMBER = np.uint64(0xD1342543DE82EF95)
+
+# Added to a key by exclusive or, these make draws for one purpose independent of those for another.
+FOR_STRATEGY = np.uint64(1) * _PURPOSE
+FOR_CONTEXT = np.uint64(2) * _PURPOSE
+FOR_CUT = np.uint64(3) * _PURPOSE
+FOR_TEXT = np.uint64(4) * _PURPOSE
+FOR_VIEW = np.uint64(5) * _PURPOSE
+FOR_WINDOW = np.uint64(6) * _PURPOSE
+
+
+# ---- strategies -----------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +52,28 @@ class MaskStrategy:
     `kind` is one of:
 
     - `"spans"`: spans whose lengths follow a distribution hide a share of the text, all positions equally often
-      (random tokens are spans of the fixed length 1 without whole words); or, with `num_spans`, so many spans of
-      `min_span_length` to `max_span_length` tokens, which together hide `ratio` at most and shrink where they would
-      hide more.
+      (random tokens are spans of the fixed length 1 without whole words). With `num_spans`: that number of spans of
+      `min_span_length` to `max_span_length` tokens, shortened where they would hide more than `ratio` together.
     - `"suffix"`: the last share (UL2's S-denoiser, arXiv 2205.05131).
     - `"keep_block"`: all but one block (the inverse block masks of data2vec 2.0, arXiv 2212.07525).
-    - `"blocks"`: `num_spans` blocks of the share `ratio` each, disjoint (I-JEPA's targets, arXiv 2301.08243).
+    - `"blocks"`: `num_spans` disjoint blocks of the share `ratio` each (I-JEPA's targets, arXiv 2301.08243).
 
     Args:
         kind: See above.
         ratio: Share of the usable tokens to hide, at least 0 and below 1: a number; an interval `(low, high)`, drawn
             from for every mask (`"blocks"`: for every block); or `{"start": a, "end": b, "steps": n}`, which moves
-            from a to b in n steps of the optimizer and stays there.
+            from a to b in n optimizer steps and stays there.
         span_length_distribution, mean_span_length, max_span_length: See `span_lengths`.
-        num_spans: Number of spans or blocks.
         min_span_length: With `num_spans`: shortest span in tokens; lengths are uniform up to `max_span_length`.
-        context_ratio: What is visible lies in a block of this share of the text, above 0: a number or an interval
-            (I-JEPA's context). Without it the context is all that is not hidden.
+        num_spans: Number of spans or blocks.
+        context_ratio: Share of the text, above 0, of the block in which the visible tokens lie: a number or an
+            interval (I-JEPA's context). Default: all that is not hidden is visible.
         whole_words: Hide whole words; otherwise single tokens count as words.
-        weight: How often the strategy is drawn, beside the weights of the others.
+        weight: How often the strategy is drawn, relative to the weights of the others.
         name: For logs and errors. Default: the kind.
 
     Raises:
-        ValueError: A field is out of range, or not one of this kind.
+        ValueError: A field is out of range, or not used by this kind.
     """
 
     kind: MaskKind = "spans"
@@ -79,98 +90,191 @@ class MaskStrategy:
 
     def __post_init__(self):
         try:
-            self._check()
+            self._check_types()
+            self._check_ranges()
+            self._check_unused_fields()
         except ValueError as error:
-            raise ValueError(f"mask strategy '{self.name}': {error}" if self.name else str(error)) from error
+            message = f"mask strategy '{self.name}': {error}" if self.name else str(error)
+            raise ValueError(message) from error
 
-    def _check(self):
+    def _check_types(self) -> None:
         if self.kind not in get_args(MaskKind):
             raise ValueError(f"kind '{self.kind}' is none of {', '.join(get_args(MaskKind))}")
-        by_number = self.num_spans is not None
         for name in ("weight", "mean_span_length"):
-            if not isinstance(getattr(self, name), (int, float)):
-                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
-        for name in ("min_span_length", "max_span_length", "num_spans")[: 3 if by_number else 2]:
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        for name in ("min_span_length", "max_span_length", "num_spans"):
+            value = getattr(self, name)
+            is_unset = name == "num_spans" and value is None
+            if not is_unset and not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+        known = get_args(SpanLengthDistribution)
+        if self.span_length_distribution not in known:
+            raise ValueError(
+                f"span_length_distribution '{self.span_length_distribution}' is none of {', '.join(known)}"
+            )
+
+    def _check_ranges(self) -> None:
         check_share("ratio", self.ratio)
         if self.context_ratio is not None:
-            check_share("context_ratio", self.context_ratio, visible=True)
+            check_visible_share("context_ratio", self.context_ratio)
         if not self.weight > 0:
             raise ValueError(f"weight must be above 0, got {self.weight}")
-        if by_number and not self.num_spans >= 1:
+        if self.num_spans is not None and self.num_spans < 1:
             raise ValueError(f"num_spans must be at least 1, got {self.num_spans}")
-        if self.kind == "blocks" and not by_number:
+        if self.kind == "blocks" and self.num_spans is None:
             raise ValueError("kind 'blocks' needs num_spans, the number of blocks")
-        if self.span_length_distribution not in get_args(SpanLengthDistribution):
-            known = ", ".join(get_args(SpanLengthDistribution))
-            raise ValueError(f"span_length_distribution '{self.span_length_distribution}' is none of {known}")
-        name = "min_span_length" if by_number else "mean_span_length"
-        if not 1 <= getattr(self, name) <= self.max_span_length:
-            bounds = f"between 1 and max_span_length ({self.max_span_length})"
-            raise ValueError(f"{name} must lie {bounds}, got {getattr(self, name)}")
-        used = {
-            ("spans", False): {"span_length_distribution", "mean_span_length", "max_span_length"},
-            ("spans", True): {"num_spans", "min_span_length", "max_span_length"},
-            ("blocks", True): {"num_spans"},
-        }.get((self.kind, by_number), set())
+        name = "mean_span_length" if self.num_spans is None else "min_span_length"
+        value = getattr(self, name)
+        if not 1 <= value <= self.max_span_length:
+            raise ValueError(f"{name} must lie between 1 and max_span_length ({self.max_span_length}), got {value}")
+
+    def _check_unused_fields(self) -> None:
+        used = self._used_span_fields()
         for field in dataclasses.fields(self):
-            is_idle = "span" in field.name and field.name not in used
-            if is_idle and getattr(self, field.name) != field.default:
-                way = "" if self.kind != "spans" else f" with{'' if by_number else 'out'} num_spans"
+            is_unused = "span" in field.name and field.name not in used
+            if is_unused and getattr(self, field.name) != field.default:
+                way = ""
+                if self.kind == "spans":
+                    way = " without num_spans" if self.num_spans is None else " with num_spans"
                 raise ValueError(f"{field.name} is not used by kind '{self.kind}'{way}")
 
-    def in_words(self) -> str:
+    def _used_span_fields(self) -> set[str]:
+        if self.kind == "blocks":
+            return {"num_spans"}
+        if self.kind != "spans":
+            return set()
+        if self.num_spans is None:
+            return {"span_length_distribution", "mean_span_length", "max_span_length"}
+        return {"num_spans", "min_span_length", "max_span_length"}
+
+    def describe(self) -> str:
         """What is hidden, as a part of a sentence."""
-        share, unit = share_in_words(self.ratio), "words" if self.whole_words else "tokens"
-        if self.ratio == 0:
-            hidden = "nothing hidden"
-        elif self.kind == "suffix":
-            hidden = f"the last {share} of the {unit} hidden"
-        elif self.kind == "keep_block":
-            hidden = f"{share} of the {unit} hidden, all around a block that stays"
-        elif self.kind == "blocks":
-            hidden = f"{self.num_spans} blocks of {share} of the {unit} each hidden"
-        elif self.num_spans is not None:
-            lengths = f"{self.min_span_length} to {self.max_span_length} tokens"
-            hidden = f"{self.num_spans} spans of {lengths} hidden, {share} of the {unit} at most"
-        elif self.span_length_distribution == "fixed":
-            length = round(self.mean_span_length)
-            hidden = f"{share} of the {unit} hidden in spans of {length} token{'s' * (length > 1)}"
-        else:
-            hidden = (
-                f"{share} of the {unit} hidden in spans of {self.span_length_distribution} length, "
-                f"{self.mean_span_length:g} tokens on average"
-            )
+        hidden = self._describe_hidden()
         if self.context_ratio is None:
             return hidden
-        return f"{hidden}, the rest visible in a block of {share_in_words(self.context_ratio)} of the text"
+        return f"{hidden}, the rest visible in a block of {describe_share(self.context_ratio)} of the text"
+
+    def _describe_hidden(self) -> str:
+        share = describe_share(self.ratio)
+        unit = "words" if self.whole_words else "tokens"
+        if self.ratio == 0:
+            return "nothing hidden"
+        if self.kind == "suffix":
+            return f"the last {share} of the {unit} hidden"
+        if self.kind == "keep_block":
+            return f"{share} of the {unit} hidden, all around a block that stays"
+        if self.kind == "blocks":
+            return f"{self.num_spans} blocks of {share} of the {unit} each hidden"
+        if self.num_spans is not None:
+            lengths = f"{self.min_span_length} to {self.max_span_length} tokens"
+            return f"{self.num_spans} spans of {lengths} hidden, {share} of the {unit} at most"
+        if self.span_length_distribution == "fixed":
+            length = round(self.mean_span_length)
+            tokens = "tokens" if length > 1 else "token"
+            return f"{share} of the {unit} hidden in spans of {length} {tokens}"
+        return (
+            f"{share} of the {unit} hidden in spans of {self.span_length_distribution} length, "
+            f"{self.mean_span_length:g} tokens on average"
+        )
 
 
-def check_share(name: str, share: Share, visible: bool = False):
-    """Raises ValueError, by this name, unless it is a share that may be hidden, or one that may be left visible."""
-    if isinstance(share, Mapping) and not visible:
+@dataclasses.dataclass(frozen=True)
+class ViewStrategy:
+    """How an example gets its second text, the view.
+
+    `kind` is one of:
+
+    - `"rest"`: all of the document that lies outside of the window, see `cut_windows`.
+    - `"neighbour"`: the window that follows in the document; for the last one the window before it.
+    - `"same"`: the text itself.
+    - `"crop"`: a run of its words. `"crop_both"`: two runs, of which one becomes the text itself.
+    - `"deletion"`: the text without some of its words (TSDAE, arXiv 2104.06979).
+    - `"column"`, `"next_sentence"`: what the example brings as `view_input_ids`.
+
+    Args:
+        kind: See above.
+        ratio: Share of the words that a crop or a deletion keeps: a number or an interval to draw from.
+        window_length: Longest window of a document in tokens, special tokens included, for `"rest"` and
+            `"neighbour"`.
+
+    Raises:
+        ValueError: The kind is unknown, or the ratio out of range.
+    """
+
+    kind: View
+    ratio: float | Sequence[float] = (0.5, 0.9)
+    window_length: int = 128
+
+    def __post_init__(self):
+        known = get_args(View)
+        if self.kind not in known:
+            raise ValueError(f"view '{self.kind}' is none of {', '.join(known)}")
+        check_visible_share("view_ratio", self.ratio)
+
+    @property
+    def is_of_document(self) -> bool:
+        """Whether examples are windows of whole documents."""
+        return self.kind in DOCUMENT_VIEWS
+
+    def describe(self) -> str:
+        """What the view is, as a part of a sentence."""
+        share = describe_share(self.ratio)
+        descriptions = {
+            "rest": "the rest of its document",
+            "neighbour": "the neighbouring window of its document",
+            "same": "the same text",
+            "crop": f"a run of {share} of its words",
+            "crop_both": f"a run of {share} of its words, as the text itself is another one",
+            "deletion": f"the text with {share} of its words, drawn at random",
+            "column": "the second column of the dataset",
+            "next_sentence": "the part of the document that follows",
+        }
+        return descriptions[self.kind]
+
+
+# ---- shares ---------------------------------------------------------------------------------------------------------
+
+
+def check_share(name: str, share: Share) -> None:
+    """Raises ValueError, which names the argument, unless a share of this size may be hidden: 0 ≤ share < 1."""
+    if isinstance(share, Mapping):
         if set(share) != {"start", "end", "steps"}:
             raise ValueError(f"{name}: a schedule has start, end and steps, got {', '.join(map(str, share))}")
-        if not isinstance(share["steps"], (int, float)) or not share["steps"] >= 1:
-            raise ValueError(f"{name}: steps of the schedule must be at least 1, got {share['steps']}")
+        steps = share["steps"]
+        if not isinstance(steps, (int, float)) or not steps >= 1:
+            raise ValueError(f"{name}: steps of the schedule must be at least 1, got {steps}")
         bounds = [share["start"], share["end"]]
-    elif isinstance(share, Sequence) and not isinstance(share, str):
-        bounds = list(share)
-        if len(bounds) != 2:
-            raise ValueError(f"{name}: an interval has two ends, got {len(bounds)}")
     else:
-        bounds = [share]
+        bounds = _bounds(name, share)
     for bound in bounds:
-        known = isinstance(bound, (int, float))
-        if not known or not (0 < bound <= 1 if visible else 0 <= bound < 1):
+        if not isinstance(bound, (int, float)) or not 0 <= bound < 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {bound}")
-    if not isinstance(share, Mapping) and bounds[0] > bounds[-1]:
+
+
+def check_visible_share(name: str, share: float | Sequence[float]) -> None:
+    """Raises ValueError, which names the argument, unless a share of this size may be left visible: 0 < share ≤ 1."""
+    for bound in _bounds(name, share):
+        if not isinstance(bound, (int, float)) or not 0 < bound <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {bound}")
+
+
+def _bounds(name: str, share: float | Sequence[float]) -> list[float]:
+    """The number, or the two ends of the interval."""
+    if isinstance(share, str) or not isinstance(share, Sequence):
+        return [share]
+    bounds = list(share)
+    if len(bounds) != 2:
+        raise ValueError(f"{name}: an interval has two ends, got {len(bounds)}")
+    are_numbers = all(isinstance(bound, (int, float)) for bound in bounds)
+    if are_numbers and bounds[0] > bounds[1]:
         raise ValueError(f"{name}: the interval ends ({bounds[1]}) before it begins ({bounds[0]})")
+    return bounds
 
 
 def draw_share(share: Share, uniforms: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """The share of each row: itself, uniform on its interval, or where its schedule stands.
+    """The share of each row: the number itself, a draw from the interval, or the schedule's value at the step.
 
     Args:
         share: See `MaskStrategy.ratio`.
@@ -181,17 +285,23 @@ def draw_share(share: Share, uniforms: np.ndarray, steps: np.ndarray) -> np.ndar
         (R, N), or (R, 1) from a schedule.
     """
     if isinstance(share, Mapping):
-        return share["start"] + (share["end"] - share["start"]) * np.minimum(steps / share["steps"], 1.0)
+        progress = np.minimum(steps / share["steps"], 1.0)
+        return share["start"] + (share["end"] - share["start"]) * progress
     low, high = share if isinstance(share, Sequence) else (share, share)
     return low + (high - low) * uniforms
 
 
-def share_in_words(share: Share) -> str:
+def describe_share(share: Share) -> str:
     """A share in percent."""
     if isinstance(share, Mapping):
-        start, end = (share_in_words(share[name]) for name in ("start", "end"))
+        start = describe_share(share["start"])
+        end = describe_share(share["end"])
         return f"{start} (at first) to {end} (from step {share['steps']:,} on)"
-    return " to ".join(f"{100 * bound:.3g}%" for bound in (share if isinstance(share, Sequence) else [share]))
+    bounds = share if isinstance(share, Sequence) else [share]
+    return " to ".join(f"{100 * bound:.3g}%" for bound in bounds)
+
+
+# ---- random draws ---------------------------------------------------------------------------------------------------
 
 
 def counter_uniforms(keys: np.ndarray, count: int) -> np.ndarray:
@@ -206,8 +316,9 @@ def counter_uniforms(keys: np.ndarray, count: int) -> np.ndarray:
     Returns:
         (R, count) float64.
     """
+    columns = np.arange(1, count + 1, dtype=np.uint64)
     with np.errstate(over="ignore"):
-        x = keys[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+        x = keys[:, None] + columns * _GOLDEN_RATIO
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x ^= x >> np.uint64(31)
@@ -215,7 +326,7 @@ def counter_uniforms(keys: np.ndarray, count: int) -> np.ndarray:
 
 
 def mask_keys(texts: Sequence[np.ndarray], num_masks: int, seed: int, epochs: int | Sequence[int]) -> np.ndarray:
-    """One key per (text, mask), from the token ids themselves and the pass that each text belongs to.
+    """One key per (text, mask), from the token ids themselves and the epoch that each text belongs to.
 
     Args:
         texts: B texts, each an array of token ids.
@@ -226,50 +337,116 @@ def mask_keys(texts: Sequence[np.ndarray], num_masks: int, seed: int, epochs: in
     Returns:
         (B · M,) uint64, texts outermost.
     """
-    return _keys_of(_checksums(texts), num_masks, seed, epochs)
+    return keys_of_checksums(text_checksums(texts), num_masks, seed, epochs)
 
 
-def _checksums(texts):
-    """What tells texts apart, by their token ids: (B,) uint64."""
+def text_checksums(texts: Sequence[np.ndarray]) -> np.ndarray:
+    """Checksums of the token ids of texts, which tell them apart: (B,) uint64."""
     return np.array([zlib.crc32(ids.tobytes()) for ids in texts], dtype=np.uint64)
 
 
-def _keys_of(content, num_masks, seed, epochs):
-    """`mask_keys` of texts whose `_checksums` are known."""
-    # Small integers are spread over 53 bits, each by a column of its own.
-    seeds = counter_uniforms(np.array([seed], dtype=np.int64).astype(np.uint64), 1)[:, 0]
-    passes = counter_uniforms(np.atleast_1d(epochs).astype(np.int64).astype(np.uint64), 2)[:, 1]
-    seeds, passes = ((draws * 2.0**53).astype(np.uint64) for draws in (seeds, passes))
+def keys_of_checksums(checksums: np.ndarray, num_masks: int, seed: int, epochs: int | Sequence[int]) -> np.ndarray:
+    """`mask_keys` of texts whose `text_checksums` (B,) are known."""
+    seed_bits = _spread_bits(np.array([seed]), column=0)
+    epoch_bits = _spread_bits(np.atleast_1d(epochs), column=1)
     with np.errstate(over="ignore"):
-        base = (content << np.uint64(20)) ^ seeds ^ (passes << np.uint64(11))
-        keys = base[:, None] * _GOLDEN + np.arange(num_masks, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
+        text_keys = (checksums << np.uint64(20)) ^ seed_bits ^ (epoch_bits << np.uint64(11))
+        numbers = np.arange(num_masks, dtype=np.uint64) * _MASK_NUMBER
+        keys = text_keys[:, None] * _GOLDEN_RATIO + numbers
     return keys.reshape(-1)
+
+
+def _spread_bits(integers: np.ndarray, column: int) -> np.ndarray:
+    """Small integers spread over 53 bits, in another way for each column: (N,) -> (N,) uint64."""
+    keys = integers.astype(np.int64).astype(np.uint64)
+    draws = counter_uniforms(keys, column + 1)[:, column]
+    return (draws * 2.0**53).astype(np.uint64)
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+class _Words(NamedTuple):
+    """The usable tokens of rows, and the words that they form.
+
+    Args:
+        usable: (R, S) boolean, False for special tokens and padding.
+        rank: (R, S) number of each usable token along its row, from 0.
+        first: (R, S) rank of the first token of its word.
+        counts: (R,) usable tokens.
+    """
+
+    usable: np.ndarray
+    rank: np.ndarray
+    first: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, usable: np.ndarray, word_starts: np.ndarray) -> "_Words":
+        rank = np.cumsum(usable, axis=1) - 1
+        begins = usable & (word_starts | (rank == 0))
+        first = np.maximum.accumulate(np.where(begins, rank, 0), axis=1)
+        return cls(usable, rank, first, usable.sum(axis=1))
+
+    def sizes(self) -> np.ndarray:
+        """(R, S) tokens of the word that each usable token belongs to."""
+        rows, width = self.first.shape
+        word = self.first + np.arange(rows)[:, None] * width
+        return np.bincount(word[self.usable], minlength=rows * width)[word]
+
+    def drawn_place(self, uniforms: np.ndarray) -> np.ndarray:
+        """(R, S) rank of a token of each token's word, drawn by its place in the word with uniforms (R, 1)."""
+        return self.first + np.floor(uniforms * self.sizes()).astype(np.int64)
+
+
+class _Spans(NamedTuple):
+    """Disjoint spans in order on the usable tokens of rows; a length may be 0.
+
+    Args:
+        starts: (R, K) rank of the first token.
+        lengths: (R, K) tokens.
+    """
+
+    starts: np.ndarray
+    lengths: np.ndarray
 
 
 def span_lengths(
     uniforms: np.ndarray, distribution: SpanLengthDistribution, mean_length: float, max_length: int
 ) -> np.ndarray:
-    """Lengths of spans, in tokens, by inverting the distribution: draws in [0, 1) -> integers of the same shape.
+    """Lengths of spans in tokens, by inverting the distribution: draws in [0, 1) -> integers of the same shape.
 
     Args:
         uniforms: Draws, any shape.
         distribution: `"fixed"` (the mean, rounded), `"uniform"` on 1 … 2 · mean - 1, `"geometric"` with success
             probability 1 / mean (SpanBERT, arXiv 1907.10529), `"poisson"` with the mean, zero raised to one (BART).
         mean_length: Mean before `max_length` cuts, at least 1.
-        max_length: No span is longer.
+        max_length: Longest span.
     """
     if distribution == "fixed":
         lengths = np.full(uniforms.shape, round(mean_length))
     elif distribution == "uniform":
-        lengths = 1 + np.floor(uniforms * (round(2 * mean_length) - 1))
+        longest = round(2 * mean_length) - 1
+        lengths = 1 + np.floor(uniforms * longest)
     elif distribution == "geometric":
-        survival = 1 - 1 / mean_length
-        lengths = np.ones(uniforms.shape) if survival == 0 else 1 + np.floor(np.log1p(-uniforms) / np.log(survival))
+        lengths = _geometric_lengths(uniforms, mean_length)
     else:
-        support = np.arange(1, max_length + 1)
-        probabilities = np.exp(np.cumsum(np.log(mean_length / support)) - mean_length)
-        lengths = 1 + np.searchsorted(np.exp(-mean_length) + np.cumsum(probabilities), uniforms, side="right")
+        lengths = _poisson_lengths(uniforms, mean_length, max_length)
     return np.clip(lengths, 1, max_length).astype(np.int64)
+
+
+def _geometric_lengths(uniforms: np.ndarray, mean_length: float) -> np.ndarray:
+    survival = 1 - 1 / mean_length
+    if survival == 0:
+        return np.ones(uniforms.shape)
+    return 1 + np.floor(np.log1p(-uniforms) / np.log(survival))
+
+
+def _poisson_lengths(uniforms: np.ndarray, mean_length: float, max_length: int) -> np.ndarray:
+    support = np.arange(1, max_length + 1)
+    log_probabilities = np.cumsum(np.log(mean_length / support)) - mean_length
+    cumulative = np.exp(-mean_length) + np.cumsum(np.exp(log_probabilities))
+    return 1 + np.searchsorted(cumulative, uniforms, side="right")
 
 
 def sample_spans(
@@ -283,7 +460,7 @@ def sample_spans(
 ) -> np.ndarray:
     """Hides spans of whole words, `ratio` of the usable tokens in expectation, every position equally often.
 
-    The usable tokens of a row form a circle on which hidden spans and visible gaps alternate; lengths of spans follow
+    The usable tokens of a row form a circle on which hidden spans and visible gaps alternate. Lengths of spans follow
     the distribution, the visible rest is dealt to the gaps at random, and the circle is turned by a random angle: so
     each token is hidden with the same probability, spans never overlap, and no place near the ends is special. A word
     is hidden if its first token falls into a span, which keeps that probability for every word.
@@ -301,31 +478,37 @@ def sample_spans(
     Returns:
         (R, S) integers: the span of each hidden token, counted from 0 along the row, -1 where visible.
     """
-    counts = usable.sum(axis=1)
+    words = _Words.of(usable, word_starts)
+    counts = words.counts
     most = _most_hidden(counts, ratio)
-    if not most:
+    if most == 0:
         return np.full(usable.shape, -1)
     draws = counter_uniforms(keys, 3 + 2 * most)
-    # In turn, so that a draw's column does not depend on the longest text of the batch.
-    length_draws, gap_draws = draws[:, 3::2], draws[:, 4::2]
+    # Lengths and gaps take turns, so that a draw's column does not depend on the longest text of the batch.
+    length_draws = draws[:, 3::2]
+    gap_draws = draws[:, 4::2]
     hidden = _tokens_to_hide(counts, ratio, draws[:, 0])
 
-    # Spans in drawing order until they hold that many tokens, the last one cut; then the gap behind each.
+    # Spans in drawing order until they hold that many tokens; the last one is cut.
     lengths = span_lengths(length_draws, distribution, mean_length, max_length)
     ends = np.minimum(np.cumsum(lengths, axis=1), hidden[:, None])
     lengths = np.diff(ends, axis=1, prepend=0)
-    shares = np.where(lengths > 0, -np.log1p(-gap_draws), 0.0)
-    shares = np.cumsum(shares, axis=1)
-    total = np.maximum(shares[:, -1:], np.finfo(np.float64).tiny)
-    gaps = np.floor(shares / total * (counts - hidden)[:, None]).astype(np.int64)
+    gaps = _gaps_up_to(lengths, gap_draws, counts - hidden)
     starts = ends - lengths
     starts[:, 1:] += gaps[:, :-1]
 
-    rank, first = _ranks(usable, word_starts)
-    turn = np.floor(draws[:, 1] * counts).astype(np.int64)[:, None]
-    places = (first - turn) % np.maximum(counts, 1)[:, None]
-    kept = np.floor(draws[:, 2] * counts).astype(np.int64)
-    return _hide_words(usable, rank, first, places, lengths, starts, kept)
+    turn = _draw_index(draws[:, 1], counts)
+    places = (words.first - turn[:, None]) % np.maximum(counts, 1)[:, None]
+    kept = _draw_index(draws[:, 2], counts)
+    return _hide_words(words, places, _Spans(starts, lengths), kept)
+
+
+def _gaps_up_to(lengths: np.ndarray, uniforms: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """(R, K) visible tokens before the gap behind each span ends, of `visible` (R,) dealt to the gaps at random."""
+    exponentials = np.where(lengths > 0, -np.log1p(-uniforms), 0.0)
+    shares = np.cumsum(exponentials, axis=1)
+    total = np.maximum(shares[:, -1:], np.finfo(np.float64).tiny)
+    return np.floor(shares / total * visible[:, None]).astype(np.int64)
 
 
 def sample_blocks(
@@ -333,7 +516,7 @@ def sample_blocks(
 ) -> np.ndarray:
     """Hides by every kind of strategy but spans of a ratio: few spans that begin and end within the text.
 
-    Near the ends of a text fewer of them reach, so that coverage is not uniform. A word is hidden if a token of it,
+    Tokens near the ends of a text are hidden less often than those in the middle. A word is hidden if a token of it,
     drawn once for all words of the row by its place in the word, falls into a span: shares are right in expectation.
 
     Args:
@@ -344,42 +527,56 @@ def sample_blocks(
     Returns:
         (R, S) integers: see `sample_spans`.
     """
-    counts = usable.sum(axis=1)
-    if not _most_hidden(counts, ratio):
+    words = _Words.of(usable, word_starts)
+    counts = words.counts
+    if _most_hidden(counts, ratio) == 0:
         return np.full(usable.shape, -1)
     number = strategy.num_spans or 1
     draws = counter_uniforms(keys, 3 + 2 * number)
-    kept = np.floor(draws[:, 2] * counts).astype(np.int64)
     hidden = _tokens_to_hide(counts, ratio[:, 0], draws[:, 0])
+    kept = _draw_index(draws[:, 2], counts)
+    length_draws = draws[:, 3 : 3 + number]
+    place_draws = draws[:, 3 + number :]
     if strategy.kind == "suffix":
-        lengths, starts, kept = hidden[:, None], (counts - hidden)[:, None], np.zeros_like(kept)
+        spans = _Spans(starts=(counts - hidden)[:, None], lengths=hidden[:, None])
+        kept = np.zeros_like(kept)
     elif strategy.kind == "keep_block":
-        front = np.floor(draws[:, 3] * (hidden + 1)).astype(np.int64)
-        lengths = np.stack([front, hidden - front], axis=1)
-        starts = np.stack([np.zeros_like(front), front + counts - hidden], axis=1)
+        spans = _spans_around_block(counts, hidden, draws[:, 3])
+    elif strategy.kind == "blocks":
+        wanted = np.floor(ratio * counts[:, None] + length_draws)
+        spans = _scatter_spans(counts, wanted, np.maximum(counts - 1, 0), place_draws)
     else:
-        length_draws, place_draws = draws[:, 3 : 3 + number], draws[:, 3 + number :]
-        if strategy.kind == "blocks":
-            lengths, most = np.floor(ratio * counts[:, None] + length_draws), np.maximum(counts - 1, 0)
-        else:
-            sizes = strategy.max_span_length - strategy.min_span_length + 1
-            lengths, most = strategy.min_span_length + np.floor(length_draws * sizes), hidden
-        ends = np.cumsum(lengths, axis=1)
-        total = np.maximum(ends[:, -1], 1)
-        ends = np.floor(ends * (np.minimum(most, total) / total)[:, None] + 1e-9).astype(np.int64)
-        lengths = np.diff(ends, axis=1, prepend=0)
-        visible = (counts - ends[:, -1])[:, None]
-        starts = ends - lengths + np.floor(np.sort(place_draws, axis=1) * (visible + 1)).astype(np.int64)
+        sizes = strategy.max_span_length - strategy.min_span_length + 1
+        wanted = strategy.min_span_length + np.floor(length_draws * sizes)
+        spans = _scatter_spans(counts, wanted, hidden, place_draws)
+    places = words.drawn_place(draws[:, 1:2])
+    return _hide_words(words, places, spans, kept)
 
-    rank, first = _ranks(usable, word_starts)
-    places = first + np.floor(draws[:, 1:2] * _word_sizes(usable, first)).astype(np.int64)
-    return _hide_words(usable, rank, first, places, lengths, starts, kept)
+
+def _spans_around_block(counts: np.ndarray, hidden: np.ndarray, uniforms: np.ndarray) -> _Spans:
+    """The spans before and behind a visible block, which begins anywhere: (R,) -> (R, 2)."""
+    front = _draw_index(uniforms, hidden + 1)
+    back = hidden - front
+    starts = np.stack([np.zeros_like(front), counts - back], axis=1)
+    return _Spans(starts, lengths=np.stack([front, back], axis=1))
+
+
+def _scatter_spans(counts: np.ndarray, wanted: np.ndarray, most: np.ndarray, uniforms: np.ndarray) -> _Spans:
+    """Spans of the wanted lengths (R, K) at random places, shortened alike where they exceed `most` (R,) together."""
+    ends = np.cumsum(wanted, axis=1)
+    total = np.maximum(ends[:, -1], 1)
+    scale = np.minimum(most, total) / total
+    ends = np.floor(ends * scale[:, None] + 1e-9).astype(np.int64)
+    lengths = np.diff(ends, axis=1, prepend=0)
+    visible = counts - ends[:, -1]
+    visible_before = np.floor(np.sort(uniforms, axis=1) * (visible[:, None] + 1)).astype(np.int64)
+    return _Spans(ends - lengths + visible_before, lengths)
 
 
 def context_block(
     usable: np.ndarray, word_starts: np.ndarray, hidden: np.ndarray, keys: np.ndarray, share: np.ndarray
 ) -> np.ndarray:
-    """What of the usable tokens is visible in a block of the text: whole words, at least one.
+    """The usable tokens that are visible in a block of the text: whole words, at least one.
 
     Args:
         usable, word_starts, keys: See `sample_spans`.
@@ -389,83 +586,95 @@ def context_block(
     Returns:
         (R, S) boolean.
     """
-    counts, draws = usable.sum(axis=1), counter_uniforms(keys, 4)
-    _, first = _ranks(usable, word_starts)
-    length = np.clip(np.floor(share * counts + draws[:, 0]), 1, np.maximum(counts, 1))
-    start = np.floor(draws[:, 1] * (counts - length + 1))[:, None]
-    place = first + np.floor(draws[:, 2:3] * _word_sizes(usable, first))
+    words = _Words.of(usable, word_starts)
+    counts = words.counts
+    draws = counter_uniforms(keys, 4)
+    length = np.floor(share * counts + draws[:, 0])
+    length = np.clip(length, 1, np.maximum(counts, 1))
+    start = np.floor(draws[:, 1] * (counts - length + 1))
+    end = start + length
+    place = words.drawn_place(draws[:, 2:3])
     free = usable & ~hidden
-    visible = free & (place >= start) & (place < start + length[:, None])
+    visible = free & (place >= start[:, None]) & (place < end[:, None])
 
-    # A block of targets only: some visible word of the text instead.
+    # In a block of targets only, a visible word of the text stays instead.
     emptied = ~visible.any(axis=1)
-    chosen = np.floor(draws[:, 3] * free.sum(axis=1))[:, None]
-    kept = np.where(free & (np.cumsum(free, axis=1) - 1 == chosen), first, -1).max(axis=1, keepdims=True)
-    return visible | (emptied[:, None] & free & (first == kept))
+    number = np.cumsum(free, axis=1) - 1
+    chosen = np.floor(draws[:, 3] * free.sum(axis=1))
+    is_chosen = free & (number == chosen[:, None])
+    kept_word = np.where(is_chosen, words.first, -1).max(axis=1)
+    kept = free & (words.first == kept_word[:, None])
+    return visible | (emptied[:, None] & kept)
 
 
-def _most_hidden(counts, ratio):
-    """Bound of the number of tokens that any row hides, 0 if none hides any."""
+def _most_hidden(counts: np.ndarray, ratio: float | np.ndarray) -> int:
+    """Bound of the number of tokens that any row hides; 0 if none hides any."""
     longest = int(counts.max(initial=0))
-    return longest - 1 if longest > 1 and np.any(ratio) else 0
+    if longest < 2 or not np.any(ratio):
+        return 0
+    return longest - 1
 
 
-def _tokens_to_hide(counts, ratio, uniforms):
+def _tokens_to_hide(counts: np.ndarray, ratio: float | np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     # Rounding at random keeps the ratio exact in expectation.
     hidden = np.floor(ratio * counts + uniforms).astype(np.int64)
     return np.where(counts < 2, 0, np.clip(hidden, 0, counts - 1))
 
 
-def _ranks(usable, word_starts):
-    """Number of each usable token along its row, and that of the first token of its word."""
-    rank = np.cumsum(usable, axis=1) - 1
-    first = np.maximum.accumulate(np.where(usable & (word_starts | (rank == 0)), rank, 0), axis=1)
-    return rank, first
+def _draw_index(uniforms: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Integers below `counts`, all equally likely: draws (R,) in [0, 1) -> (R,)."""
+    return np.floor(uniforms * counts).astype(np.int64)
 
 
-def _word_sizes(usable, first):
-    """Tokens of the word that each usable token belongs to."""
-    rows, width = first.shape
-    word = first + np.arange(rows)[:, None] * width
-    return np.bincount(word[usable], minlength=rows * width)[word]
-
-
-def _hide_words(usable, rank, first, places, lengths, starts, kept):
+def _hide_words(words: _Words, places: np.ndarray, spans: _Spans, kept: np.ndarray) -> np.ndarray:
     """Hides each word whose place lies in a span, and numbers the spans that remain along the row.
 
     Args:
-        usable, rank, first: (R, S), see `_ranks`.
-        places: (R, S) where on the row of usable tokens each token looks, the same for all tokens of a word.
-        lengths, starts: (R, K) of the spans on that row, in order and disjoint; a length may be 0.
-        kept: (R,) usable token whose word stays where all are hit.
+        words: The usable tokens.
+        places: (R, S) rank that decides about each token, the same for all tokens of a word.
+        spans: What to hide.
+        kept: (R,) rank of a token whose word stays where all words are hit.
 
     Returns:
         (R, S) integers: see `sample_spans`.
     """
-    counts = rank[:, -1] + 1
-    # At a start an even number, behind an end the odd one that follows: the last of them tells what a place lies in.
-    marks = np.zeros((len(lengths), int(counts.max()) + 1), np.int64)
-    row, which = np.nonzero(lengths)
-    begin = starts[row, which]
-    marks[row, begin + lengths[row, which]] = 2 * which + 3
-    marks[row, begin] = 2 * which + 2
-    marks = np.maximum.accumulate(marks, axis=1)
-    found = np.take_along_axis(marks, places, axis=1)
-    span = np.where(usable & (found > 0) & (found % 2 == 0), found, -1)
+    found = np.take_along_axis(_span_at_rank(words.counts, spans), places, axis=1)
+    span = np.where(words.usable, found, -1)
 
-    emptied = (span >= 0).sum(axis=1) == counts
+    emptied = (span >= 0).sum(axis=1) == words.counts
     if emptied.any():
-        kept_first = np.where(usable & (rank == kept[:, None]), first, -1).max(axis=1, keepdims=True)
-        span = np.where(emptied[:, None] & (first == kept_first), -1, span)
+        is_kept = words.usable & (words.rank == kept[:, None])
+        kept_word = np.where(is_kept, words.first, -1).max(axis=1)
+        stays = emptied[:, None] & (words.first == kept_word[:, None])
+        span = np.where(stays, -1, span)
     # Turning a circle may have split a span at the ends, and rounding to words have removed one.
     return number_spans(span)
 
 
-def number_spans(span):
-    """Runs of equal spans numbered from left to right; -1 stays."""
-    before = np.concatenate([np.full((len(span), 1), -1), span[:, :-1]], axis=1)
-    numbers = np.cumsum((span >= 0) & (span != before), axis=1) - 1
+def _span_at_rank(counts: np.ndarray, spans: _Spans) -> np.ndarray:
+    """(R, max(counts) + 1) the span that covers each rank, -1 where none does."""
+    # An even mark at each start, the odd one that follows behind each end: the last mark before a rank decides.
+    marks = np.zeros((len(spans.lengths), int(counts.max()) + 1), np.int64)
+    row, number = np.nonzero(spans.lengths)
+    begin = spans.starts[row, number]
+    end = begin + spans.lengths[row, number]
+    marks[row, end] = 2 * number + 3
+    marks[row, begin] = 2 * number + 2  # in the place of an end, where spans touch
+    marks = np.maximum.accumulate(marks, axis=1)
+    is_inside = (marks > 0) & (marks % 2 == 0)
+    return np.where(is_inside, marks, -1)
+
+
+def number_spans(span: np.ndarray) -> np.ndarray:
+    """Numbers runs of equal spans from left to right; -1 stays: (R, S) -> (R, S)."""
+    before = np.full_like(span, -1)
+    before[:, 1:] = span[:, :-1]
+    begins = (span >= 0) & (span != before)
+    numbers = np.cumsum(begins, axis=1) - 1
     return np.where(span >= 0, numbers, -1)
+
+
+# ---- views of a text ------------------------------------------------------------------------------------------------
 
 
 def crop_words(usable: np.ndarray, word_starts: np.ndarray, keys: np.ndarray, share: Share) -> np.ndarray:
@@ -473,37 +682,52 @@ def crop_words(usable: np.ndarray, word_starts: np.ndarray, keys: np.ndarray, sh
 
     Args:
         usable, word_starts, keys: See `sample_spans`.
-        share: Of the words, to keep; a number or an interval.
+        share: Share of the words to keep; a number or an interval.
 
     Returns:
         (R, S) boolean.
     """
-    word, kept, draws = _words_to_keep(usable, word_starts, keys, share, 3)
-    start = np.floor(draws[:, 2] * (word[:, -1] + 2 - kept))[:, None]
-    return ~usable | ((word >= start) & (word < start + kept[:, None]))
+    word, words = _number_words(usable, word_starts)
+    draws = counter_uniforms(keys, 3)
+    kept = _words_to_keep(words, share, draws)
+    start = np.floor(draws[:, 2] * (words - kept + 1))
+    end = start + kept
+    is_inside = (word >= start[:, None]) & (word < end[:, None])
+    return ~usable | is_inside
 
 
 def delete_words(usable: np.ndarray, word_starts: np.ndarray, keys: np.ndarray, share: Share) -> np.ndarray:
     """Keeps words at random, at least one, in their order (TSDAE, arXiv 2104.06979); arguments as of `crop_words`."""
-    words = int((usable & word_starts).sum(axis=1).max(initial=0)) + 1
-    word, kept, draws = _words_to_keep(usable, word_starts, keys, share, 2 + words)
-    order = np.where(np.arange(words) <= word[:, -1:], draws[:, 2:], 2.0)
+    word, words = _number_words(usable, word_starts)
+    most = int((usable & word_starts).sum(axis=1).max(initial=0)) + 1
+    draws = counter_uniforms(keys, 2 + most)
+    kept = _words_to_keep(words, share, draws)
+    is_word = np.arange(most) < words[:, None]
+    order = np.where(is_word, draws[:, 2:], 2.0)
     place = order.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-    return ~usable | (np.take_along_axis(place, np.maximum(word, 0), axis=1) < kept[:, None])
+    place_of_token = np.take_along_axis(place, np.maximum(word, 0), axis=1)
+    return ~usable | (place_of_token < kept[:, None])
 
 
-def _words_to_keep(usable, word_starts, keys, share, count):
-    """Number of each usable token's word, how many words of a row stay, and `count` draws of which two are used."""
-    rank, first = _ranks(usable, word_starts)
-    word = np.cumsum(usable & (rank == first), axis=1) - 1
-    draws = counter_uniforms(keys, count)
-    words = word[:, -1] + 1
-    kept = np.floor(draw_share(share, draws[:, 0], np.zeros(1)) * words + draws[:, 1])
-    return word, np.clip(kept, 1, np.maximum(words, 1)), draws
+def _number_words(usable: np.ndarray, word_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, S) number of each usable token's word, from 0, and (R,) words of each row."""
+    words = _Words.of(usable, word_starts)
+    number = np.cumsum(usable & (words.rank == words.first), axis=1) - 1
+    return number, number[:, -1] + 1
+
+
+def _words_to_keep(words: np.ndarray, share: Share, draws: np.ndarray) -> np.ndarray:
+    """(R,) words that stay, at least one, by the first two draws."""
+    shares = draw_share(share, draws[:, 0], np.zeros(1))
+    kept = np.floor(shares * words + draws[:, 1])
+    return np.clip(kept, 1, np.maximum(words, 1))
+
+
+# ---- windows of a document ------------------------------------------------------------------------------------------
 
 
 def count_windows(lengths: np.ndarray, room: int) -> np.ndarray:
-    """Windows of documents: two or more, so that each has a rest to predict, of at most two thirds of the room.
+    """Windows of documents, of at most two thirds of the room on average; at least two, so that each has a rest.
 
     Args:
         lengths: (N,) tokens of each document, at least 2.
@@ -512,25 +736,27 @@ def count_windows(lengths: np.ndarray, room: int) -> np.ndarray:
     Returns:
         (N,) integers, at least 2.
     """
-    return np.maximum(2, -(-3 * np.asarray(lengths) // (2 * room)))
+    counts = -(-3 * np.asarray(lengths) // (2 * room))  # rounded up
+    return np.maximum(2, counts)
 
 
 def cut_windows(lengths: np.ndarray, counts: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Cuts each document into its windows, of which every token is in exactly one.
+    """Cuts each document into its windows; every token is in exactly one.
 
     The windows are equally long but for their borders, each of which is moved at random by up to a quarter of a
-    window in either direction: so a window has half to one and a half times the mean length, and another pass of
-    another key sees other windows.
+    window in either direction: so a window has half to one and a half times the mean length, and another epoch, with
+    another key, has other windows.
 
     Args:
         lengths: (N,) tokens of each document, at least 2.
         counts: (N,) windows of each, from `count_windows`.
-        keys: (N,) uint64, one for each document and pass.
+        keys: (N,) uint64, one for each document and epoch.
 
     Returns:
         (N, max(counts) + 1) borders, strictly increasing from 0 to the length, which is repeated behind the last one.
     """
-    lengths, counts = np.asarray(lengths)[:, None], np.asarray(counts)[:, None]
+    lengths = np.asarray(lengths)[:, None]
+    counts = np.asarray(counts)[:, None]
     number = np.arange(counts.max() + 1)
     shift = (counter_uniforms(keys, len(number)) - 0.5) / 2
     borders = np.floor(lengths * (number + shift) / counts).astype(np.int64)

@@ -16,7 +16,7 @@ from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
 import text_jepa
-from configuration_text_jepa import LOSS_TERMS, TextJepaConfig
+from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.embeddings import sentence_pooling, trained_encoder
@@ -204,7 +204,7 @@ def describe_run(trainer) -> dict[str, Any]:
         "verdict": None,
         "max_length": config.max_text_length,
         "sizes": describe_sizes(trainer.train_dataset, trainer.eval_dataset),
-        "masks": trainer.data_collator.masks_in_words(),
+        "masks": trainer.data_collator.describe_masks(),
         "steps": f"{steps:,}",
         "exported_step": trainer.weights_step,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -306,17 +306,11 @@ def describe_idea(config: TextJepaConfig) -> str:
 
 
 def describe_objective(config: TextJepaConfig) -> str:
-    """The objective of a configuration as a sentence: every term with its weight.
-
-    The terms are those of `LOSS_TERMS`, and those that a subclass of the configuration adds by a field
-    `<name>_loss_weight`.
-    """
+    """The objective of a configuration as a sentence: every term of the loss with its weight."""
     descriptions = _describe_terms(config)
-    suffix = "_loss_weight"
-    own_terms = [name.removesuffix(suffix) for name in vars(config) if name.endswith(suffix)]
     described = []
-    for term in dict.fromkeys([*LOSS_TERMS, *own_terms]):
-        weight = getattr(config, term + suffix)
+    for term in config.loss_terms:
+        weight = getattr(config, f"{term}_loss_weight")
         if weight:
             description = descriptions.get(term, f"{term.replace('_', ' ')} loss")
             described.append(f"{weight:g} times the {description}")

@@ -1,8 +1,6 @@
 """What a pretraining run can be asked for: the encoder, the texts, what of them is hidden, the objective."""
 
 import dataclasses
-import inspect
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 
 from configuration_text_jepa import TextJepaConfig
 from text_jepa.cli import UsageError, config_arguments, nearest
-from text_jepa.data.corpus import find_files
+from text_jepa.data.corpus import CorpusArguments
 from text_jepa.data.masking import MaskStrategy, SpanLengthDistribution, View
 
 
@@ -97,25 +95,10 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(CorpusArguments):
     """The texts, and what of them is hidden."""
 
-    train_file: list[str] | None = field(
-        default=None, metadata={"help": "Files, folders or globs: txt, json, jsonl, parquet, csv, tsv (.gz too)."}
-    )
-    validation_file: list[str] | None = field(default=None, metadata={"help": "Held-out texts, likewise."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder of one."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    dataset_split: str = field(default="train", metadata={"help": "Its split to train on."})
-    text_column: str = field(default="text", metadata={"help": "Column that holds the documents."})
-    sample_by: Literal["line", "paragraph", "document"] = field(
-        default="line", metadata={"help": "What a document is in a text file: a line, a paragraph, or the whole file."}
-    )
-    streaming: bool = field(default=False, metadata={"help": "Read while training; needs --max_steps."})
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Texts of a stream that are shuffled together."})
-    validation_split_percentage: float = field(
-        default=5, metadata={"help": "Documents held out where there is no held-out part, in percent."}
-    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training documents."})
     max_eval_samples: int = field(default=1_000, metadata={"help": "Evaluate on so many held-out texts."})
     max_length: int = field(
@@ -171,9 +154,6 @@ class DataArguments:
             "help": "What belongs to each text: the rest of its document, or the neighbouring window; or for the "
             "sentence loss a second text of the same meaning. Default: rest, with a document loss."
         },
-    )
-    view_column: str | None = field(
-        default=None, metadata={"help": "With --view column: the column that holds the second text."}
     )
     view_ratio: list[float] = field(
         default_factory=lambda: [0.5, 0.9],
@@ -249,11 +229,6 @@ def read_strategies(text) -> dict[str, dict]:
 ObjectiveArguments = config_arguments(TextJepaConfig, exclude=("text_config",))
 
 
-def fields_for(function, arguments) -> dict:
-    """The fields of a dataclass of arguments that are parameters of a function."""
-    return {name: value for name, value in vars(arguments).items() if name in inspect.signature(function).parameters}
-
-
 def write_arguments(path, *groups):
     """Writes all arguments with their values, as a YAML file that the command takes again."""
     values = {}
@@ -261,23 +236,6 @@ def write_arguments(path, *groups):
         found = group.to_dict() if isinstance(group, TextJepaTrainingArguments) else dataclasses.asdict(group)
         values |= {key: value for key, value in found.items() if value not in (None, [], {}) and key != "hub_token"}
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-
-
-def source_of(data_args) -> tuple[str, list[str]]:
-    """The flag that names the corpus, and its files, for messages of what cannot be read."""
-    if data_args.dataset_name:
-        return f"--dataset_name {data_args.dataset_name}", []
-    files = find_files(data_args.train_file or [], "train_file")
-    return f"--train_file {', '.join(files[:3])}" if files else "the built-in corpus", files
-
-
-def describe_data(data_args) -> str:
-    """The corpus in words."""
-    if data_args.dataset_name:
-        return " ".join(filter(None, (data_args.dataset_name, data_args.dataset_config_name)))
-    if data_args.train_file:
-        return ", ".join(os.path.basename(os.path.normpath(name)) for name in data_args.train_file)
-    return "the built-in corpus (documentation of installed Python packages)"
 
 
 @dataclass
