@@ -32,7 +32,7 @@ import run_probe
 from text_jepa import TextJepaForPreTraining, TextJepaModel
 from text_jepa.cli import UsageError, parse_arguments
 from text_jepa.data.word_weights import count_words, load_word_weights, word_weights
-from text_jepa.train import arguments
+from text_jepa.train import arguments, closing, pretraining
 from text_jepa.train.arguments import TextJepaTrainingArguments
 from text_jepa.train.build import config_from, make_model
 from text_jepa.train.closing import weights_of
@@ -362,8 +362,8 @@ def test_a_run_exports_weights_between_its_start_and_its_end_and_keeps_its_end(
         starts.append(weights_of(model))
         return starts[-1]
 
-    monkeypatch.setattr(run_pretraining, "weights_of", keep)
-    monkeypatch.setattr(run_pretraining, "choose_share_of_run", lambda *_: (share, {share: 7.5}))
+    monkeypatch.setattr(pretraining, "weights_of", keep)
+    monkeypatch.setattr(closing, "choose_share_of_run", lambda *_: (share, {share: 7.5}))
     arguments = ["--train_file", str(corpus), "--vocab_size", "300", *QUICK, "--output_dir", str(tmp_path / "run")]
     arguments += ["--text_config", '{"hidden_size": 32, "num_attention_heads": 2}']
     output = run_pretraining.main([*arguments, *([] if share else ["--merge", "false"])])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import AutoModel, PreTrainedModel
 
@@ -123,26 +124,40 @@ def _check_same_shape(start: Mapping[str, torch.Tensor], end: Mapping[str, torch
 def choose_share(
     start: Mapping[str, torch.Tensor],
     end: Mapping[str, torch.Tensor],
-    score: Callable[[Mapping[str, torch.Tensor]], float],
+    score: Callable[[Mapping[str, torch.Tensor]], np.ndarray],
     shares: Sequence[float] = SHARES,
+    near_start: bool = True,
 ) -> tuple[float, dict[float, float]]:
-    """Chooses the share of the way from start to end that scores best.
+    """Chooses the share of the way from start to end that scores best, or the first one that is as good.
+
+    What an encoder knew before a run fades on the way. So of the shares whose score is within one standard error of
+    the best one's (the rule of Breiman et al., Classification and Regression Trees, 1984), the smallest is chosen.
 
     Args:
         start: Weights by name.
         end: Weights of the same names and shapes.
-        score: Scores weights; higher is better.
-        shares: Shares to try. If 0 and 1 are among them, the result scores no worse than start and end.
+        score: Scores weights on the same N examples each time: an array (N,), higher is better.
+        shares: Shares to try. If 0 and 1 are among them, the result scores no worse than start and end, but for that
+            standard error.
+        near_start: `False` takes the best share, the largest of equally good ones: for a start of random weights.
 
     Returns:
-        The best share, the largest of equally good ones, and the score of each share.
+        The chosen share, and the mean score of each share.
 
     Raises:
         UsageError: Names or shapes differ.
     """
     scores = {share: score(interpolate(start, end, share)) for share in shares}
-    best = max(shares, key=lambda share: (scores[share], share))
-    return best, scores
+    means = {share: float(scores[share].mean()) for share in shares}
+    best = max(shares, key=lambda share: (means[share], share))
+    if not near_start:
+        return best, means
+    for share in sorted(shares):
+        shortfall = scores[best] - scores[share]
+        standard_error = shortfall.std() / np.sqrt(len(shortfall))
+        if shortfall.mean() <= standard_error:
+            return share, means
+    return best, means
 
 
 def check_mergeable(start: Encoder, end: Encoder) -> None:
