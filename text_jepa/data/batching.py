@@ -12,6 +12,8 @@ from text_jepa.data.corpus import Source, read_rows
 from text_jepa.data.masking import count_windows
 
 
+Example = dict[str, Any]
+
 _UNNAMED_STREAM = Source("the stream")
 
 
@@ -66,13 +68,15 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         """(N,) row of each place."""
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))
-        pool = np.arange(len(order)) // (self.batch_size * self.pool_batches)
-        order = order[np.lexsort((self.lengths[order], pool))]
+        pool_size = self.batch_size * self.pool_batches
+        pool = np.arange(len(order)) // pool_size
+        by_pool_and_length = np.lexsort((self.lengths[order], pool))
+        order = order[by_pool_and_length]
         num_batches = len(order) // self.batch_size
         in_batches = num_batches * self.batch_size
         batches = order[:in_batches].reshape(num_batches, self.batch_size)
-        shuffled = batches[generator.permutation(num_batches)].flatten()
-        return np.concatenate([shuffled, order[in_batches:]])
+        shuffled = batches[generator.permutation(num_batches)]
+        return np.concatenate([shuffled.flatten(), order[in_batches:]])
 
     def _with_steps(self, rows: list[int]) -> Iterator[tuple[int, int]]:
         steps_per_epoch = -(-len(rows) // self.texts_per_step)  # rounded up
@@ -94,7 +98,7 @@ class TextsWithSteps(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Example]:
         return iter(self.dataset)
 
     def __getitem__(self, key: int | str | tuple[int, int]) -> Any:
@@ -117,7 +121,13 @@ class DocumentWindows(torch.utils.data.Dataset):
         max_windows: Number of windows to keep; all by default.
     """
 
-    def __init__(self, documents: Dataset, window_length: int, special_tokens: int, max_windows: int | None = None):
+    def __init__(
+        self,
+        documents: Dataset,
+        window_length: int,
+        special_tokens: int,
+        max_windows: int | None = None,
+    ):
         self.documents = documents
         lengths = np.asarray(documents["length"][:])
         counts = count_windows(lengths, window_length - special_tokens)
@@ -139,7 +149,7 @@ class DocumentWindows(torch.utils.data.Dataset):
             return 0
         return int(self._document[-1]) + 1
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Example]:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, key: int | str) -> Any:
@@ -155,18 +165,19 @@ class _TokenLists:
 
     def __init__(self, dataset: Dataset):
         column = dataset.with_format("arrow")["input_ids"][:]
-        chunks = column.chunks if hasattr(column, "chunks") else [column]
+        chunks = getattr(column, "chunks", [column])
         self._values = [chunk.values.to_numpy(zero_copy_only=False) for chunk in chunks]
         self._offsets = [chunk.offsets.to_numpy() for chunk in chunks]
-        self._ends = np.cumsum([len(chunk) for chunk in chunks])
+        lengths = np.array([len(chunk) for chunk in chunks])
+        self._ends = np.cumsum(lengths)
+        self._firsts = self._ends - lengths
 
     def __getitem__(self, row: int) -> np.ndarray:
         chunk = int(np.searchsorted(self._ends, row, side="right"))
-        rows_before = self._ends[chunk - 1] if chunk > 0 else 0
-        place = row - rows_before
-        start = self._offsets[chunk][place]
-        end = self._offsets[chunk][place + 1]
-        return self._values[chunk][start:end]
+        values = self._values[chunk]
+        offsets = self._offsets[chunk]
+        place = row - self._firsts[chunk]
+        return values[offsets[place] : offsets[place + 1]]
 
 
 class EndlessStream(torch.utils.data.IterableDataset):
@@ -206,7 +217,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
         self.seed = seed
         self.pool_batches = pool_batches
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Example]:
         worker, num_workers = self._place_among_workers()
         batch_numbers = itertools.count(worker, num_workers)
         rest = []
@@ -219,7 +230,8 @@ class EndlessStream(torch.utils.data.IterableDataset):
             if first is None:  # a worker without a share of the files would search for ever
                 return
             generator = np.random.default_rng([self.seed, epoch, worker])
-            for pool in self._pools(itertools.chain(rest, [first], texts)):
+            waiting = itertools.chain(rest, [first], texts)
+            for pool in self._pools(waiting):
                 batches, rest = self._cut_into_batches(pool, generator)
                 for batch in batches:
                     step = next(batch_numbers) // self.batches_per_step
@@ -234,11 +246,11 @@ class EndlessStream(torch.utils.data.IterableDataset):
         # Workers beyond the number of files have nothing to read and drop out.
         return info.id, min(info.num_workers, self.stream.num_shards)
 
-    def _read_epoch(self, stream: IterableDataset, epoch: int) -> Iterator[dict[str, Any]]:
+    def _read_epoch(self, stream: IterableDataset, epoch: int) -> Iterator[Example]:
         for example in read_rows(stream, self.source):
             yield {**example, "epoch": epoch}
 
-    def _pools(self, texts: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    def _pools(self, texts: Iterator[Example]) -> Iterator[list[Example]]:
         size = self.batch_size * self.pool_batches
         pool = list(itertools.islice(texts, size))
         while pool:
@@ -246,11 +258,17 @@ class EndlessStream(torch.utils.data.IterableDataset):
             pool = list(itertools.islice(texts, size))
 
     def _cut_into_batches(
-        self, pool: list[dict[str, Any]], generator: np.random.Generator
-    ) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
+        self,
+        pool: list[Example],
+        generator: np.random.Generator,
+    ) -> tuple[list[list[Example]], list[Example]]:
         """Batches of similar length in random order, and the texts at the end of the pool that fill none."""
-        in_batches = len(pool) // self.batch_size * self.batch_size
+        num_batches = len(pool) // self.batch_size
+        in_batches = num_batches * self.batch_size
         lengths = [len(text["input_ids"]) for text in pool[:in_batches]]
-        order = np.argsort(lengths, kind="stable").reshape(-1, self.batch_size)
-        batches = [[pool[row] for row in batch] for batch in generator.permutation(order)]
+        order = np.argsort(lengths, kind="stable")
+        rows = order.reshape(num_batches, self.batch_size)
+        batches = []
+        for batch in generator.permutation(rows):
+            batches.append([pool[row] for row in batch])
         return batches, pool[in_batches:]

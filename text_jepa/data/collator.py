@@ -91,8 +91,9 @@ class DataCollatorForTextJepa:
         if isinstance(strategies, MaskStrategy):
             strategies = [strategies]
         self.strategies = tuple(strategies)
+        ratios = [strategy.ratio for strategy in self.strategies]
         self.strategy_names = [strategy.name or strategy.kind for strategy in self.strategies]
-        self.follows_steps = any(isinstance(strategy.ratio, Mapping) for strategy in self.strategies)
+        self.follows_steps = any(isinstance(ratio, Mapping) for ratio in ratios)
         self.num_masks = num_masks
         self.view = view
         self.seed = seed
@@ -193,7 +194,7 @@ class DataCollatorForTextJepa:
     def _pad(self, texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (B, S), padded on the right, and (B, S) boolean, False for padding."""
         lengths = np.array([len(ids) for ids in texts])
-        width = max(int(lengths.max()), 1)
+        width = max(1, int(lengths.max()))
         if self.pad_to_multiple_of:
             multiples = -(-width // self.pad_to_multiple_of)  # rounded up
             width = multiples * self.pad_to_multiple_of
@@ -206,9 +207,9 @@ class DataCollatorForTextJepa:
         """(B, S) boolean each: tokens that may be hidden, and tokens that begin a word."""
         usable = present & ~self._is_special[input_ids]
         word_starts = np.ones_like(usable)
-        continues = self._continues[input_ids[:, 1:]]
-        is_continued = self._continued[input_ids[:, :-1]] & usable[:, :-1]
-        word_starts[:, 1:] = ~(continues & is_continued)
+        continues = self._continues[input_ids]
+        is_continued = self._continued[input_ids] & usable
+        word_starts[:, 1:] = ~(continues[:, 1:] & is_continued[:, :-1])
         return usable, word_starts
 
     def _steps(self, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -226,7 +227,10 @@ class DataCollatorForTextJepa:
     # ---- views and windows ----
 
     def _make_views(
-        self, examples: Sequence[Mapping[str, Any]], texts: list[np.ndarray], epochs: list[int]
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        texts: list[np.ndarray],
+        epochs: list[int],
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The texts themselves, and their views."""
         kind = self.view.kind
@@ -238,11 +242,11 @@ class DataCollatorForTextJepa:
         usable, word_starts = self._find_words(input_ids, present)
         keys = mask_keys(texts, 1, self.seed, epochs)
         choose_words = delete_words if kind == "deletion" else crop_words
-        kept = present & choose_words(usable, word_starts, keys ^ FOR_VIEW, self.view.ratio)
-        views = _split_rows(input_ids, kept)
+        kept = choose_words(usable, word_starts, keys ^ FOR_VIEW, self.view.ratio)
+        views = _split_rows(input_ids, present & kept)
         if kind == "crop_both":
-            kept = present & crop_words(usable, word_starts, keys ^ FOR_TEXT, self.view.ratio)
-            texts = _split_rows(input_ids, kept)
+            kept = crop_words(usable, word_starts, keys ^ FOR_TEXT, self.view.ratio)
+            texts = _split_rows(input_ids, present & kept)
         return texts, views
 
     def _cut_windows(
@@ -261,15 +265,15 @@ class DataCollatorForTextJepa:
         views = []
         for row, (example, document) in enumerate(zip(examples, documents, strict=True)):
             number = example["window"]
-            start = borders[row, number]
-            end = borders[row, number + 1]
-            texts.append(self._add_special_tokens(document[start:end]))
+            before, window, after = _split_at(document, borders[row], number)
+            texts.append(self._add_special_tokens(window))
             if self.view.kind == "rest":
-                view = [document[:start], document[end:]]
+                views.append(self._add_special_tokens(before, after))
             else:
-                neighbour = number + 1 if number + 1 < counts[row] else number - 1
-                view = [document[borders[row, neighbour] : borders[row, neighbour + 1]]]
-            views.append(self._add_special_tokens(*view))
+                is_last = number + 1 == counts[row]
+                neighbour = number - 1 if is_last else number + 1
+                _, window, _ = _split_at(document, borders[row], neighbour)
+                views.append(self._add_special_tokens(window))
         return texts, views
 
     def _add_special_tokens(self, *parts: np.ndarray) -> np.ndarray:
@@ -319,11 +323,17 @@ class DataCollatorForTextJepa:
         """(R,) number of each mask's strategy, and (R, 1 + N) draws for its shares: of the context, of N blocks."""
         blocks = [strategy.num_spans for strategy in self.strategies if strategy.kind == "blocks"]
         draws = counter_uniforms(keys ^ FOR_STRATEGY, 2 + max(blocks, default=1))
-        weights = np.cumsum([strategy.weight for strategy in self.strategies])
-        chosen = np.searchsorted(weights / weights[-1], draws[:, 0], side="right")
+        cumulative = np.cumsum([strategy.weight for strategy in self.strategies])
+        borders = cumulative / cumulative[-1]
+        chosen = np.searchsorted(borders, draws[:, 0], side="right")
         return chosen, draws[:, 1:]
 
-    def _hide(self, rows: "_Rows", chosen: np.ndarray, share_draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _hide(
+        self,
+        rows: "_Rows",
+        chosen: np.ndarray,
+        share_draws: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(R, S) the span of each token, -1 where it is not hidden, and (R, S) boolean, usable tokens left visible."""
         spans = np.full(rows.usable.shape, -1)
         visible = rows.usable.copy()
@@ -333,13 +343,16 @@ class DataCollatorForTextJepa:
             # Single tokens are words, unless whole words are hidden.
             word_starts = rows.word_starts[which] if strategy.whole_words else usable
             keys = rows.keys[which]
+            steps = rows.steps[which]
             context_draws = share_draws[which, 0]
-            ratio = draw_share(strategy.ratio, share_draws[which, 1:], rows.steps[which])
+            ratio_draws = share_draws[which, 1:]
+            ratio = draw_share(strategy.ratio, ratio_draws, steps)
             spans[which] = _sample(strategy, usable, word_starts, keys, ratio)
             if strategy.context_ratio is not None:
-                share = draw_share(strategy.context_ratio, context_draws, rows.steps[which])
+                share = draw_share(strategy.context_ratio, context_draws, steps)
                 is_hidden = spans[which] >= 0
-                visible[which] = context_block(usable, word_starts, is_hidden, keys ^ FOR_CONTEXT, share)
+                context_keys = keys ^ FOR_CONTEXT
+                visible[which] = context_block(usable, word_starts, is_hidden, context_keys, share)
         return spans, visible
 
 
@@ -362,7 +375,11 @@ class _Rows(NamedTuple):
 
 
 def _sample(
-    strategy: MaskStrategy, usable: np.ndarray, word_starts: np.ndarray, keys: np.ndarray, ratio: np.ndarray
+    strategy: MaskStrategy,
+    usable: np.ndarray,
+    word_starts: np.ndarray,
+    keys: np.ndarray,
+    ratio: np.ndarray,
 ) -> np.ndarray:
     """The spans (R, S) that a strategy hides, see `sample_spans`; `ratio` (R, N) has at least as many as blocks."""
     if strategy.kind == "spans" and strategy.num_spans is None:
@@ -390,7 +407,11 @@ def _complement(usable: np.ndarray, spans: np.ndarray) -> np.ndarray:
     return paired
 
 
-def _equalize(rows: _Rows, context: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _equalize(
+    rows: _Rows,
+    context: np.ndarray,
+    spans: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Context (R, S) and spans (R, S) with the same number of tokens in all rows; see `equal_counts`."""
     keys = rows.keys ^ FOR_CUT
     hidden = spans >= 0
@@ -400,7 +421,12 @@ def _equalize(rows: _Rows, context: np.ndarray, spans: np.ndarray) -> tuple[np.n
     return context, number_spans(np.where(hidden, spans, -1))
 
 
-def cut_to_least(chosen: np.ndarray, keys: np.ndarray, counted: np.ndarray, keep: np.ndarray) -> np.ndarray:
+def cut_to_least(
+    chosen: np.ndarray,
+    keys: np.ndarray,
+    counted: np.ndarray,
+    keep: np.ndarray,
+) -> np.ndarray:
     """Leaves every row as many tokens as the row with the fewest; the others are dropped at random.
 
     Args:
@@ -429,11 +455,22 @@ def pack_positions(chosen: np.ndarray, values: np.ndarray | None = None) -> np.n
     row, column = np.nonzero(chosen)
     counts = chosen.sum(axis=1)
     first = np.cumsum(counts) - counts
-    slot = np.arange(len(row)) - np.repeat(first, counts)
-    width = max(int(counts.max(initial=0)), 1)
+    slot = np.arange(len(row)) - first[row]
+    width = max(1, int(counts.max(initial=0)))
     packed = np.full((len(chosen), width), -1, np.int64)
     packed[row, slot] = column if values is None else values[row, column]
     return packed
+
+
+def _split_at(
+    document: np.ndarray,
+    borders: np.ndarray,
+    number: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What lies before a window of a document, the window, and what lies behind it."""
+    start = borders[number]
+    end = borders[number + 1]
+    return document[:start], document[start:end], document[end:]
 
 
 def _split_rows(input_ids: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
@@ -447,7 +484,8 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
     An unknown word is a word of the text, unless the same token also serves as another special one (GPT-2).
     """
-    names = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    named = tokenizer.special_tokens_map.items()
+    names = {name: token for name, token in named if isinstance(token, str)}
     unknown = names.pop("unk_token", None)
     special = set(tokenizer.all_special_ids)
     if unknown is not None and unknown not in names.values():

@@ -273,7 +273,11 @@ def _bounds(name: str, share: float | Sequence[float]) -> list[float]:
     return bounds
 
 
-def draw_share(share: Share, uniforms: np.ndarray, steps: np.ndarray) -> np.ndarray:
+def draw_share(
+    share: Share,
+    uniforms: np.ndarray,
+    steps: np.ndarray,
+) -> np.ndarray:
     """The share of each row: the number itself, a draw from the interval, or the schedule's value at the step.
 
     Args:
@@ -319,13 +323,21 @@ def counter_uniforms(keys: np.ndarray, count: int) -> np.ndarray:
     columns = np.arange(1, count + 1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         x = keys[:, None] + columns * _GOLDEN_RATIO
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(30)
+        x *= np.uint64(0xBF58476D1CE4E5B9)
+        x ^= x >> np.uint64(27)
+        x *= np.uint64(0x94D049BB133111EB)
         x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    mantissa = x >> np.uint64(11)
+    return mantissa.astype(np.float64) * 2.0**-53
 
 
-def mask_keys(texts: Sequence[np.ndarray], num_masks: int, seed: int, epochs: int | Sequence[int]) -> np.ndarray:
+def mask_keys(
+    texts: Sequence[np.ndarray],
+    num_masks: int,
+    seed: int,
+    epochs: int | Sequence[int],
+) -> np.ndarray:
     """One key per (text, mask), from the token ids themselves and the epoch that each text belongs to.
 
     Args:
@@ -342,17 +354,24 @@ def mask_keys(texts: Sequence[np.ndarray], num_masks: int, seed: int, epochs: in
 
 def text_checksums(texts: Sequence[np.ndarray]) -> np.ndarray:
     """Checksums of the token ids of texts, which tell them apart: (B,) uint64."""
-    return np.array([zlib.crc32(ids.tobytes()) for ids in texts], dtype=np.uint64)
+    checksums = [zlib.crc32(ids.tobytes()) for ids in texts]
+    return np.array(checksums, dtype=np.uint64)
 
 
-def keys_of_checksums(checksums: np.ndarray, num_masks: int, seed: int, epochs: int | Sequence[int]) -> np.ndarray:
+def keys_of_checksums(
+    checksums: np.ndarray,
+    num_masks: int,
+    seed: int,
+    epochs: int | Sequence[int],
+) -> np.ndarray:
     """`mask_keys` of texts whose `text_checksums` (B,) are known."""
     seed_bits = _spread_bits(np.array([seed]), column=0)
     epoch_bits = _spread_bits(np.atleast_1d(epochs), column=1)
+    text_bits = checksums << np.uint64(20)
+    text_keys = text_bits ^ seed_bits ^ (epoch_bits << np.uint64(11))
+    numbers = np.arange(num_masks, dtype=np.uint64)
     with np.errstate(over="ignore"):
-        text_keys = (checksums << np.uint64(20)) ^ seed_bits ^ (epoch_bits << np.uint64(11))
-        numbers = np.arange(num_masks, dtype=np.uint64) * _MASK_NUMBER
-        keys = text_keys[:, None] * _GOLDEN_RATIO + numbers
+        keys = text_keys[:, None] * _GOLDEN_RATIO + numbers * _MASK_NUMBER
     return keys.reshape(-1)
 
 
@@ -385,18 +404,21 @@ class _Words(NamedTuple):
     def of(cls, usable: np.ndarray, word_starts: np.ndarray) -> "_Words":
         rank = np.cumsum(usable, axis=1) - 1
         begins = usable & (word_starts | (rank == 0))
-        first = np.maximum.accumulate(np.where(begins, rank, 0), axis=1)
+        rank_of_start = np.where(begins, rank, 0)
+        first = np.maximum.accumulate(rank_of_start, axis=1)
         return cls(usable, rank, first, usable.sum(axis=1))
 
     def sizes(self) -> np.ndarray:
         """(R, S) tokens of the word that each usable token belongs to."""
         rows, width = self.first.shape
-        word = self.first + np.arange(rows)[:, None] * width
-        return np.bincount(word[self.usable], minlength=rows * width)[word]
+        offset = np.arange(rows) * width
+        word = self.first + offset[:, None]
+        sizes = np.bincount(word[self.usable], minlength=rows * width)
+        return sizes[word]
 
     def drawn_place(self, uniforms: np.ndarray) -> np.ndarray:
         """(R, S) rank of a token of each token's word, drawn by its place in the word with uniforms (R, 1)."""
-        return self.first + np.floor(uniforms * self.sizes()).astype(np.int64)
+        return self.first + _draw_index(uniforms, self.sizes())
 
 
 class _Spans(NamedTuple):
@@ -412,7 +434,10 @@ class _Spans(NamedTuple):
 
 
 def span_lengths(
-    uniforms: np.ndarray, distribution: SpanLengthDistribution, mean_length: float, max_length: int
+    uniforms: np.ndarray,
+    distribution: SpanLengthDistribution,
+    mean_length: float,
+    max_length: int,
 ) -> np.ndarray:
     """Lengths of spans in tokens, by inverting the distribution: draws in [0, 1) -> integers of the same shape.
 
@@ -439,13 +464,19 @@ def _geometric_lengths(uniforms: np.ndarray, mean_length: float) -> np.ndarray:
     survival = 1 - 1 / mean_length
     if survival == 0:
         return np.ones(uniforms.shape)
-    return 1 + np.floor(np.log1p(-uniforms) / np.log(survival))
+    trials = np.log1p(-uniforms) / np.log(survival)
+    return 1 + np.floor(trials)
 
 
-def _poisson_lengths(uniforms: np.ndarray, mean_length: float, max_length: int) -> np.ndarray:
+def _poisson_lengths(
+    uniforms: np.ndarray,
+    mean_length: float,
+    max_length: int,
+) -> np.ndarray:
     support = np.arange(1, max_length + 1)
-    log_probabilities = np.cumsum(np.log(mean_length / support)) - mean_length
-    cumulative = np.exp(-mean_length) + np.cumsum(np.exp(log_probabilities))
+    log_ratios = np.log(mean_length / support)
+    probabilities = np.exp(np.cumsum(log_ratios) - mean_length)
+    cumulative = np.exp(-mean_length) + np.cumsum(probabilities)
     return 1 + np.searchsorted(cumulative, uniforms, side="right")
 
 
@@ -498,21 +529,32 @@ def sample_spans(
     starts[:, 1:] += gaps[:, :-1]
 
     turn = _draw_index(draws[:, 1], counts)
-    places = (words.first - turn[:, None]) % np.maximum(counts, 1)[:, None]
+    circumference = np.maximum(counts, 1)
+    places = (words.first - turn[:, None]) % circumference[:, None]
     kept = _draw_index(draws[:, 2], counts)
     return _hide_words(words, places, _Spans(starts, lengths), kept)
 
 
-def _gaps_up_to(lengths: np.ndarray, uniforms: np.ndarray, visible: np.ndarray) -> np.ndarray:
+def _gaps_up_to(
+    lengths: np.ndarray,
+    uniforms: np.ndarray,
+    visible: np.ndarray,
+) -> np.ndarray:
     """(R, K) visible tokens before the gap behind each span ends, of `visible` (R,) dealt to the gaps at random."""
     exponentials = np.where(lengths > 0, -np.log1p(-uniforms), 0.0)
     shares = np.cumsum(exponentials, axis=1)
-    total = np.maximum(shares[:, -1:], np.finfo(np.float64).tiny)
-    return np.floor(shares / total * visible[:, None]).astype(np.int64)
+    smallest = np.finfo(np.float64).tiny
+    total = np.maximum(shares[:, -1:], smallest)
+    gaps = shares / total * visible[:, None]
+    return np.floor(gaps).astype(np.int64)
 
 
 def sample_blocks(
-    usable: np.ndarray, word_starts: np.ndarray, keys: np.ndarray, ratio: np.ndarray, strategy: MaskStrategy
+    usable: np.ndarray,
+    word_starts: np.ndarray,
+    keys: np.ndarray,
+    ratio: np.ndarray,
+    strategy: MaskStrategy,
 ) -> np.ndarray:
     """Hides by every kind of strategy but spans of a ratio: few spans that begin and end within the text.
 
@@ -538,7 +580,8 @@ def sample_blocks(
     length_draws = draws[:, 3 : 3 + number]
     place_draws = draws[:, 3 + number :]
     if strategy.kind == "suffix":
-        spans = _Spans(starts=(counts - hidden)[:, None], lengths=hidden[:, None])
+        start = counts - hidden
+        spans = _Spans(start[:, None], hidden[:, None])
         kept = np.zeros_like(kept)
     elif strategy.kind == "keep_block":
         spans = _spans_around_block(counts, hidden, draws[:, 3])
@@ -553,7 +596,11 @@ def sample_blocks(
     return _hide_words(words, places, spans, kept)
 
 
-def _spans_around_block(counts: np.ndarray, hidden: np.ndarray, uniforms: np.ndarray) -> _Spans:
+def _spans_around_block(
+    counts: np.ndarray,
+    hidden: np.ndarray,
+    uniforms: np.ndarray,
+) -> _Spans:
     """The spans before and behind a visible block, which begins anywhere: (R,) -> (R, 2)."""
     front = _draw_index(uniforms, hidden + 1)
     back = hidden - front
@@ -561,7 +608,12 @@ def _spans_around_block(counts: np.ndarray, hidden: np.ndarray, uniforms: np.nda
     return _Spans(starts, lengths=np.stack([front, back], axis=1))
 
 
-def _scatter_spans(counts: np.ndarray, wanted: np.ndarray, most: np.ndarray, uniforms: np.ndarray) -> _Spans:
+def _scatter_spans(
+    counts: np.ndarray,
+    wanted: np.ndarray,
+    most: np.ndarray,
+    uniforms: np.ndarray,
+) -> _Spans:
     """Spans of the wanted lengths (R, K) at random places, shortened alike where they exceed `most` (R,) together."""
     ends = np.cumsum(wanted, axis=1)
     total = np.maximum(ends[:, -1], 1)
@@ -569,12 +621,18 @@ def _scatter_spans(counts: np.ndarray, wanted: np.ndarray, most: np.ndarray, uni
     ends = np.floor(ends * scale[:, None] + 1e-9).astype(np.int64)
     lengths = np.diff(ends, axis=1, prepend=0)
     visible = counts - ends[:, -1]
-    visible_before = np.floor(np.sort(uniforms, axis=1) * (visible[:, None] + 1)).astype(np.int64)
-    return _Spans(ends - lengths + visible_before, lengths)
+    in_order = np.sort(uniforms, axis=1)
+    visible_before = _draw_index(in_order, visible[:, None] + 1)
+    starts = ends - lengths + visible_before
+    return _Spans(starts, lengths)
 
 
 def context_block(
-    usable: np.ndarray, word_starts: np.ndarray, hidden: np.ndarray, keys: np.ndarray, share: np.ndarray
+    usable: np.ndarray,
+    word_starts: np.ndarray,
+    hidden: np.ndarray,
+    keys: np.ndarray,
+    share: np.ndarray,
 ) -> np.ndarray:
     """The usable tokens that are visible in a block of the text: whole words, at least one.
 
@@ -592,10 +650,9 @@ def context_block(
     length = np.floor(share * counts + draws[:, 0])
     length = np.clip(length, 1, np.maximum(counts, 1))
     start = np.floor(draws[:, 1] * (counts - length + 1))
-    end = start + length
     place = words.drawn_place(draws[:, 2:3])
     free = usable & ~hidden
-    visible = free & (place >= start[:, None]) & (place < end[:, None])
+    visible = free & _lies_in(place, start, length)
 
     # In a block of targets only, a visible word of the text stays instead.
     emptied = ~visible.any(axis=1)
@@ -615,18 +672,34 @@ def _most_hidden(counts: np.ndarray, ratio: float | np.ndarray) -> int:
     return longest - 1
 
 
-def _tokens_to_hide(counts: np.ndarray, ratio: float | np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+def _tokens_to_hide(
+    counts: np.ndarray,
+    ratio: float | np.ndarray,
+    uniforms: np.ndarray,
+) -> np.ndarray:
     # Rounding at random keeps the ratio exact in expectation.
     hidden = np.floor(ratio * counts + uniforms).astype(np.int64)
-    return np.where(counts < 2, 0, np.clip(hidden, 0, counts - 1))
+    hidden = np.clip(hidden, 0, counts - 1)
+    return np.where(counts < 2, 0, hidden)
 
 
 def _draw_index(uniforms: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Integers below `counts`, all equally likely: draws (R,) in [0, 1) -> (R,)."""
+    """Integers below `counts`, all equally likely, from draws in [0, 1): of the shape of both."""
     return np.floor(uniforms * counts).astype(np.int64)
 
 
-def _hide_words(words: _Words, places: np.ndarray, spans: _Spans, kept: np.ndarray) -> np.ndarray:
+def _lies_in(place: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """(R, S) boolean: whether a place (R, S) lies in the run of its row, given by start (R,) and length (R,)."""
+    end = start + length
+    return (place >= start[:, None]) & (place < end[:, None])
+
+
+def _hide_words(
+    words: _Words,
+    places: np.ndarray,
+    spans: _Spans,
+    kept: np.ndarray,
+) -> np.ndarray:
     """Hides each word whose place lies in a span, and numbers the spans that remain along the row.
 
     Args:
@@ -654,7 +727,9 @@ def _hide_words(words: _Words, places: np.ndarray, spans: _Spans, kept: np.ndarr
 def _span_at_rank(counts: np.ndarray, spans: _Spans) -> np.ndarray:
     """(R, max(counts) + 1) the span that covers each rank, -1 where none does."""
     # An even mark at each start, the odd one that follows behind each end: the last mark before a rank decides.
-    marks = np.zeros((len(spans.lengths), int(counts.max()) + 1), np.int64)
+    rows = len(spans.lengths)
+    width = int(counts.max()) + 1
+    marks = np.zeros((rows, width), np.int64)
     row, number = np.nonzero(spans.lengths)
     begin = spans.starts[row, number]
     end = begin + spans.lengths[row, number]
@@ -669,15 +744,21 @@ def number_spans(span: np.ndarray) -> np.ndarray:
     """Numbers runs of equal spans from left to right; -1 stays: (R, S) -> (R, S)."""
     before = np.full_like(span, -1)
     before[:, 1:] = span[:, :-1]
-    begins = (span >= 0) & (span != before)
+    is_hidden = span >= 0
+    begins = is_hidden & (span != before)
     numbers = np.cumsum(begins, axis=1) - 1
-    return np.where(span >= 0, numbers, -1)
+    return np.where(is_hidden, numbers, -1)
 
 
 # ---- views of a text ------------------------------------------------------------------------------------------------
 
 
-def crop_words(usable: np.ndarray, word_starts: np.ndarray, keys: np.ndarray, share: Share) -> np.ndarray:
+def crop_words(
+    usable: np.ndarray,
+    word_starts: np.ndarray,
+    keys: np.ndarray,
+    share: Share,
+) -> np.ndarray:
     """Keeps a run of whole words, at least one, that begins anywhere, and all that is not usable.
 
     Args:
@@ -691,32 +772,42 @@ def crop_words(usable: np.ndarray, word_starts: np.ndarray, keys: np.ndarray, sh
     draws = counter_uniforms(keys, 3)
     kept = _words_to_keep(words, share, draws)
     start = np.floor(draws[:, 2] * (words - kept + 1))
-    end = start + kept
-    is_inside = (word >= start[:, None]) & (word < end[:, None])
-    return ~usable | is_inside
+    return ~usable | _lies_in(word, start, kept)
 
 
-def delete_words(usable: np.ndarray, word_starts: np.ndarray, keys: np.ndarray, share: Share) -> np.ndarray:
+def delete_words(
+    usable: np.ndarray,
+    word_starts: np.ndarray,
+    keys: np.ndarray,
+    share: Share,
+) -> np.ndarray:
     """Keeps words at random, at least one, in their order (TSDAE, arXiv 2104.06979); arguments as of `crop_words`."""
     word, words = _number_words(usable, word_starts)
-    most = int((usable & word_starts).sum(axis=1).max(initial=0)) + 1
+    starts_of_row = (usable & word_starts).sum(axis=1)
+    most = int(starts_of_row.max(initial=0)) + 1  # the first usable token begins a word too
     draws = counter_uniforms(keys, 2 + most)
     kept = _words_to_keep(words, share, draws)
     is_word = np.arange(most) < words[:, None]
     order = np.where(is_word, draws[:, 2:], 2.0)
-    place = order.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-    place_of_token = np.take_along_axis(place, np.maximum(word, 0), axis=1)
+    ranked = order.argsort(axis=1, kind="stable")
+    place_of_word = ranked.argsort(axis=1, kind="stable")
+    place_of_token = np.take_along_axis(place_of_word, np.maximum(word, 0), axis=1)
     return ~usable | (place_of_token < kept[:, None])
 
 
 def _number_words(usable: np.ndarray, word_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(R, S) number of each usable token's word, from 0, and (R,) words of each row."""
     words = _Words.of(usable, word_starts)
-    number = np.cumsum(usable & (words.rank == words.first), axis=1) - 1
+    begins = usable & (words.rank == words.first)
+    number = np.cumsum(begins, axis=1) - 1
     return number, number[:, -1] + 1
 
 
-def _words_to_keep(words: np.ndarray, share: Share, draws: np.ndarray) -> np.ndarray:
+def _words_to_keep(
+    words: np.ndarray,
+    share: Share,
+    draws: np.ndarray,
+) -> np.ndarray:
     """(R,) words that stay, at least one, by the first two draws."""
     shares = draw_share(share, draws[:, 0], np.zeros(1))
     kept = np.floor(shares * words + draws[:, 1])
@@ -736,11 +827,16 @@ def count_windows(lengths: np.ndarray, room: int) -> np.ndarray:
     Returns:
         (N,) integers, at least 2.
     """
-    counts = -(-3 * np.asarray(lengths) // (2 * room))  # rounded up
+    thirds = 3 * np.asarray(lengths)
+    counts = -(-thirds // (2 * room))  # rounded up
     return np.maximum(2, counts)
 
 
-def cut_windows(lengths: np.ndarray, counts: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def cut_windows(
+    lengths: np.ndarray,
+    counts: np.ndarray,
+    keys: np.ndarray,
+) -> np.ndarray:
     """Cuts each document into its windows; every token is in exactly one.
 
     The windows are equally long but for their borders, each of which is moved at random by up to a quarter of a
@@ -759,8 +855,10 @@ def cut_windows(lengths: np.ndarray, counts: np.ndarray, keys: np.ndarray) -> np
     counts = np.asarray(counts)[:, None]
     number = np.arange(counts.max() + 1)
     shift = (counter_uniforms(keys, len(number)) - 0.5) / 2
-    borders = np.floor(lengths * (number + shift) / counts).astype(np.int64)
+    borders = lengths * (number + shift) / counts
+    borders = np.floor(borders).astype(np.int64)
     # In a document of few tokens borders may fall together, or on an end.
-    borders = np.clip(borders, number, lengths - counts + number)
+    last_place = lengths - counts + number
+    borders = np.clip(borders, number, last_place)
     borders[:, 0] = 0
     return np.where(number < counts, borders, lengths)

@@ -1,4 +1,4 @@
-"""Weights of words: how much each token counts in the vector of a text.
+"""Weights of words by inverse document frequency: how much each token counts in the vector of a text.
 
 A plain mean of token states gives "the" the weight of "mitochondrion". Weighting by inverse document frequency is the
 cheapest known remedy; it needs one pass over tokenized texts and no training.
@@ -6,6 +6,7 @@ cheapest known remedy; it needs one pass over tokenized texts and no training.
 Shapes: V tokens of the vocabulary.
 """
 
+import itertools
 import json
 import string
 import unicodedata
@@ -41,54 +42,61 @@ class DocumentFrequency:
     def add(self, documents: Iterable[Sequence[int]]) -> None:
         """Counts documents, each given by its token ids."""
         for ids in documents:
-            self.counts[np.unique(np.asarray(ids, dtype=np.int64))] += 1
+            tokens = np.unique(np.asarray(ids, dtype=np.int64))
+            self.counts[tokens] += 1
             self.documents += 1
 
     def inverse(self) -> np.ndarray:
         """Inverse document frequency, ln((N + 1) / (df + 1)) + 1, at least 1 (scikit-learn's `smooth_idf`): (V,)."""
-        return np.log((self.documents + 1) / (self.counts + 1)) + 1
+        ratio = (self.documents + 1) / (self.counts + 1)
+        return np.log(ratio) + 1
 
 
 def is_weightless(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """(V,) boolean: special tokens and punctuation, which say nothing about the subject of a text."""
-    tokens = vocabulary(tokenizer)
-    weightless = np.array([_is_punctuation(text) for text in _texts_of(tokenizer, tokens)])
+    texts = [_token_to_text(tokenizer, token) for token in vocabulary(tokenizer)]
+    weightless = np.array([all(map(_is_punctuation, text)) for text in texts])
     weightless[tokenizer.all_special_ids] = True
     return weightless
 
 
-def _texts_of(tokenizer, tokens):
-    """Tokens as text: byte-level BPE writes blanks and bytes as letters of its own."""
-    return [tokenizer.convert_tokens_to_string([token]).removeprefix("##").strip() for token in tokens]
+def _token_to_text(tokenizer: PreTrainedTokenizerBase, token: str) -> str:
+    # Byte-level BPE writes blanks and bytes as letters of its own.
+    text = tokenizer.convert_tokens_to_string([token])
+    return text.removeprefix("##").strip()
 
 
-def _is_punctuation(text):
-    return all(character in string.punctuation or unicodedata.category(character)[0] == "P" for character in text)
+def _is_punctuation(character: str) -> bool:
+    if character in string.punctuation:
+        return True
+    return unicodedata.category(character).startswith("P")
 
 
 def word_weights(frequency: DocumentFrequency, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Inverse document frequencies, 0 for special tokens and punctuation: (V,) float32."""
-    return np.where(is_weightless(tokenizer), 0.0, frequency.inverse()).astype(np.float32)
+    weights = np.where(is_weightless(tokenizer), 0.0, frequency.inverse())
+    return weights.astype(np.float32)
 
 
 def count_words(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, batch_size: int = 1_000
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 1_000,
 ) -> DocumentFrequency:
-    """Document frequencies of the tokens of raw texts."""
+    """Document frequencies of the tokens of raw texts, which are tokenized in batches of `batch_size`."""
     frequency = DocumentFrequency(len(vocabulary(tokenizer)))
-    batch = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == batch_size:
-            frequency.add(_token_ids(tokenizer, batch))
-            batch = []
-    if batch:
-        frequency.add(_token_ids(tokenizer, batch))
+    texts = iter(texts)
+    batch = list(itertools.islice(texts, batch_size))
+    while batch:
+        encoded = tokenizer(
+            batch,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        frequency.add(encoded["input_ids"])
+        batch = list(itertools.islice(texts, batch_size))
     return frequency
-
-
-def _token_ids(tokenizer, texts):
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def save_word_weights(folder: str | Path, weights: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -96,10 +104,16 @@ def save_word_weights(folder: str | Path, weights: np.ndarray, tokenizer: PreTra
     folder = Path(folder, WORD_WEIGHTS_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     tokens = vocabulary(tokenizer)
-    named = {token: round(float(weight), 6) for token, weight in zip(tokens, weights, strict=True)}
-    config = {"vocab": tokens, "word_weights": named, "unknown_word_weight": 1}
-    (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False) + "\n", encoding="utf-8")
-    save_file({"emb_layer.weight": weights.astype(np.float32)[:, None]}, folder / "model.safetensors")
+    rounded = [round(float(weight), 6) for weight in weights]
+    config = {
+        "vocab": tokens,
+        "word_weights": dict(zip(tokens, rounded, strict=True)),
+        "unknown_word_weight": 1,
+    }
+    text = json.dumps(config, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    matrix = weights.astype(np.float32)[:, None]
+    save_file({"emb_layer.weight": matrix}, folder / "model.safetensors")
 
 
 def load_word_weights(folder: str | Path) -> np.ndarray | None:
