@@ -1,6 +1,6 @@
-"""What the pages say of the code, read from the code while the site is built: flags, classes, recipes.
+"""MkDocs hooks: they fill pages from the code while the site is built, with flags, classes and recipes.
 
-A line `{{ name }}` of a page becomes what `BLOCKS` has under this name. MkDocs calls what begins with `on_`.
+A line `{{ name }}` of a page becomes the text of this name in `BLOCKS`. MkDocs calls functions that begin with `on_`.
 """
 
 import argparse
@@ -8,10 +8,10 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import text_jepa
 from configuration_text_jepa import TextJepaConfig
@@ -29,127 +29,173 @@ from text_jepa.train.arguments import (
 ROOT = Path(__file__).parents[1]
 
 
-# ---- what MkDocs calls ----------------------------------------------------------------------------------------------
+# ---- called by MkDocs -----------------------------------------------------------------------------------------------
 
 
-def on_page_markdown(markdown: str, **context) -> str:
-    """A page with its blocks filled in, and without links to what is not a page, which hold in the repository only."""
-    markdown = re.sub(r"^\{\{ (\w+) \}\}$", lambda block: BLOCKS[block[1]](), markdown, flags=re.MULTILINE)
-    return re.sub(r"\[([^]]+)\]\((?:\.\./)+(?![^)]*\.md)[^)]*\)", r"\1", markdown)
+def on_page_markdown(markdown: str, **context: Any) -> str:
+    """Fills the blocks of a page, and unlinks files that are not pages, whose links work in the repository only."""
+
+    def fill(block: re.Match) -> str:
+        name = block[1]
+        return BLOCKS[name]()
+
+    markdown = re.sub(r"^\{\{ (\w+) \}\}$", fill, markdown, flags=re.MULTILINE)
+    link_out_of_docs = r"\[([^]]+)\]\((?:\.\./)+(?![^)]*\.md)[^)]*\)"
+    return re.sub(link_out_of_docs, r"\1", markdown)
 
 
-def on_page_content(html: str, **context) -> str:
-    """A page without the marks that docstrings have in the style of transformers: [`Name`] and `int`."""
-    html = re.sub(r"<code>([^<]*`[^<]*)</code>", lambda kind: f"<em>{re.sub('[`*]', '', kind[1])}</em>", html)
+def on_page_content(html: str, **context: Any) -> str:
+    """Turns the marks of docstrings in the style of transformers into links ([`Name`]) and plain types (`int`)."""
+
+    def plain_type(match: re.Match) -> str:
+        text = re.sub("[`*]", "", match[1])
+        return f"<em>{text}</em>"
+
+    html = re.sub(r"<code>([^<]*`[^<]*)</code>", plain_type, html)
     return re.sub(r"\[<code>~?([\w.]+)</code>\]", _link, html)
 
 
-def _link(match):
+def _link(match: re.Match) -> str:
+    code = f"<code>{match[1]}</code>"
     name, dot, member = match[1].partition(".")
     if name not in text_jepa.__all__:
-        return f"<code>{match[1]}</code>"
-    return f'<a href="#{path_of(name)}{dot}{member}"><code>{match[1]}</code></a>'
+        return code
+    return f'<a href="#{path_of(name)}{dot}{member}">{code}</a>'
+
+
+def path_of(name: str) -> str:
+    """The dotted path of a public name."""
+    return f"{getattr(text_jepa, name).__module__}.{name}"
 
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 
-def own_flags(cls: type) -> str:
-    """The flags that a dataclass of arguments declares itself."""
-    return table(row for row in flags_of(cls) if row[0] in inspect.get_annotations(cls))
+class Flag(NamedTuple):
+    """A row of a table of flags."""
+
+    name: str
+    default: Any
+    meaning: str
 
 
-def inherited_flags(cls: type) -> str:
-    """Those that it has from others."""
-    return table(row for row in flags_of(cls) if row[0] not in inspect.get_annotations(cls))
+def own_flags(argument_class: type) -> str:
+    """A table of the flags that a dataclass of arguments declares itself."""
+    own = inspect.get_annotations(argument_class)
+    return table(flag for flag in flags_of(argument_class) if flag.name in own)
 
 
-def flags_of(cls: type, defaults: type | None = None) -> Iterator[tuple[str, Any, str]]:
-    """Name, default and help of each flag; `defaults` has those of flags without one."""
-    for field in dataclasses.fields(cls):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+def inherited_flags(argument_class: type) -> str:
+    """A table of the flags that a dataclass of arguments inherits."""
+    own = inspect.get_annotations(argument_class)
+    return table(flag for flag in flags_of(argument_class) if flag.name not in own)
+
+
+def flags_of(argument_class: type, defaults: type | None = None) -> Iterator[Flag]:
+    """The flags of a dataclass; `defaults` has the defaults of those without one."""
+    for field in dataclasses.fields(argument_class):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
         if default is None and defaults is not None:
             default = getattr(defaults, field.name)
         choices = field.metadata.get("choices") or choices_of(field.type)
-        yield field.name, default, in_words(field.metadata.get("help", ""), choices)
+        help = field.metadata.get("help", "")
+        yield Flag(field.name, default, cell(help, choices))
 
 
 def choices_of(annotation: Any) -> Sequence[str]:
     """The values of a `Literal`, also of an optional one."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
     if get_origin(annotation) in (Union, UnionType):
-        return next(filter(None, map(choices_of, get_args(annotation))), ())
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+        for option in get_args(annotation):
+            if choices_of(option):
+                return choices_of(option)
+    return ()
 
 
-def in_words(text: str, choices: Sequence[str] | None = None) -> str:
-    """A text for a cell of a table, such as the help of a flag with what it may be."""
-    known = f"One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
-    text = re.sub(r"(?<![\w`-])--\w+", r"`\g<0>`", f"{text} {known}")
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+def cell(text: str, choices: Sequence[str] | None = None) -> str:
+    """Formats a text for a cell of a table, such as the help of a flag with its choices."""
+    if choices:
+        listed = ", ".join(f"`{choice}`" for choice in choices)
+        text = f"{text} One of {listed}."
+    text = re.sub(r"(?<![\w`-])--\w+", r"`\g<0>`", text)
+    text = " ".join(text.split())
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def table(rows: Iterator[tuple[str, Any, str]]) -> str:
-    """Flags as a table."""
+def table(flags: Iterable[Flag]) -> str:
+    """Formats flags as a table."""
     lines = ["| flag | default | meaning |", "|---|---|---|"]
-    for name, default, meaning in rows:
-        shown = "" if default is None else f"`{' '.join(map(str, default)) if isinstance(default, list) else default}`"
-        lines.append(f"| `--{name}` | {shown.replace('``', '')} | {meaning} |")
+    for name, default, meaning in flags:
+        if isinstance(default, list):
+            default = " ".join(map(str, default))
+        is_empty = default is None or default == ""
+        shown = "" if is_empty else f"`{default}`"
+        lines.append(f"| `--{name}` | {shown} | {meaning} |")
     return "\n".join(lines)
 
 
 def sub_commands(parser: argparse.ArgumentParser) -> str:
     """A section for each sub-command of a parser."""
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return "\n\n".join(
-        "\n".join([f"### `{parser.prog} {name}`", "", one.description, "", *_options(one)])
-        for name, one in commands.choices.items()
-    )
-
-
-def _options(parser):
-    yield from ("| argument | default | meaning |", "|---|---|---|")
+    sections = []
     for action in parser._actions:
-        if not isinstance(action, argparse._HelpAction):
-            name = ", ".join(action.option_strings) or action.metavar or action.dest
-            default = f"`{action.default}`" if action.default else ""
-            yield f"| `{name}` | {default} | {in_words(action.help or '', action.choices)} |"
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                lines = [f"### `{parser.prog} {name}`", "", command.description, ""]
+                sections.append("\n".join(lines + _arguments_of(command)))
+    return "\n\n".join(sections)
 
 
-# ---- classes and recipes --------------------------------------------------------------------------------------------
+def _arguments_of(command: argparse.ArgumentParser) -> list[str]:
+    """A table of the arguments of a sub-command."""
+    lines = ["| argument | default | meaning |", "|---|---|---|"]
+    for action in command._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        name = ", ".join(action.option_strings) or action.metavar or action.dest
+        default = f"`{action.default}`" if action.default else ""
+        meaning = cell(action.help or "", action.choices)
+        lines.append(f"| `{name}` | {default} | {meaning} |")
+    return lines
 
 
-def path_of(name: str) -> str:
-    """Where a public name is defined, from its module on."""
-    return f"{getattr(text_jepa, name).__module__}.{name}"
+# ---- recipes --------------------------------------------------------------------------------------------------------
 
-
-# What the header of a recipe says behind the sentence of what it is.
-_KEYS = "Source|As there|Not so|Command|Hardware|Score|Run"
+# Entries in the header of a recipe, after the sentence that says what it is.
+_ENTRIES = "Source|As there|Not so|Command|Hardware|Score|Run"
 
 
 def headers(folder: str) -> str:
-    """What the YAML files of a folder are and where their idea comes from, by the comments they begin with."""
+    """A table of the YAML files of a folder, from the comments that they begin with: what each is, and its source."""
     lines = ["| file | what it is | source |", "|---|---|---|"]
     for path in sorted((ROOT / folder).glob("*.yaml")):
-        comments = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))[0].replace("\n#", "\n")[1:]
-        what, *parts = re.split(rf"^ ({_KEYS}): ", comments, flags=re.MULTILINE)
-        said = dict(zip(parts[::2], parts[1::2], strict=True))
-        cells = [in_words(text) for text in (what, said.get("Source", ""))]
-        cells = [re.sub(r"arXiv (\d{4}\.\d{5})", r"[\g<0>](https://arxiv.org/abs/\1)", cell) for cell in cells]
-        lines.append(f"| `{path.relative_to(ROOT / 'configs')}` | {cells[0]} | {cells[1]} |")
+        content = path.read_text(encoding="utf-8")
+        header = re.match(r"(?:#.*\n)+", content)[0]
+        comments = header.replace("\n#", "\n").removeprefix("#")
+        what, *parts = re.split(rf"^ ({_ENTRIES}): ", comments, flags=re.MULTILINE)
+        entries = dict(zip(parts[::2], parts[1::2], strict=True))
+        name = path.relative_to(ROOT / "configs")
+        source = _with_links(cell(entries.get("Source", "")))
+        lines.append(f"| `{name}` | {_with_links(cell(what))} | {source} |")
     return "\n".join(lines)
 
 
+def _with_links(text: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[\g<0>](https://arxiv.org/abs/\1)", text)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    "encoder_flags": functools.partial(own_flags, ModelArguments),
-    "data_flags": functools.partial(own_flags, DataArguments),
+    "encoder_flags": lambda: table(flags_of(ModelArguments)),
+    "data_flags": lambda: table(flags_of(DataArguments)),
     "objective_flags": lambda: table(flags_of(ObjectiveArguments, TextJepaConfig)),
     "training_flags": functools.partial(own_flags, TextJepaTrainingArguments),
     "inherited_flags": functools.partial(inherited_flags, TextJepaTrainingArguments),
-    "probe_flags": functools.partial(own_flags, ProbeArguments),
-    "show_masks_flags": functools.partial(own_flags, GalleryArguments),
+    "probe_flags": lambda: table(flags_of(ProbeArguments)),
+    "masks_flags": lambda: table(flags_of(GalleryArguments)),
     "export_commands": lambda: sub_commands(export.make_parser()),
-    "pictures_commands": lambda: sub_commands(plot.make_parser()),
+    "plot_commands": lambda: sub_commands(plot.make_parser()),
     "recipes": functools.partial(headers, "configs"),
     "corpora": functools.partial(headers, "configs/corpora"),
 }

@@ -77,7 +77,13 @@ def _metadata(name, kind, main_score):
 def evaluate(encoder: str, tasks: list) -> dict[str, dict]:
     """All scores of mteb, by the name of the task."""
     model = SentenceTransformer(encoder)
-    results = mteb.evaluate(model, tasks, cache=None, co2_tracker=False, show_progress_bar=False)
+    results = mteb.evaluate(
+        model,
+        tasks,
+        cache=None,
+        co2_tracker=False,
+        show_progress_bar=False,
+    )
     return {result.task_name: result.scores["test"][0] for result in results.task_results}
 
 

@@ -101,7 +101,15 @@ def make_batch():
         present = np.arange(width) < np.array(lengths)[:, None]
         usable = np.repeat(present, masks, axis=0)
         keys = (counter_uniforms(np.array([seed], np.uint64), len(usable))[0] * 2.0**53).astype(np.uint64)
-        spans = sample_spans(usable, np.ones_like(usable), keys, ratio, "geometric", 2.5, 6)
+        spans = sample_spans(
+            usable,
+            np.ones_like(usable),
+            keys,
+            ratio,
+            "geometric",
+            2.5,
+            6,
+        )
         hidden = spans >= 0
         positions = {
             "context_positions": pack_positions(usable & ~hidden),

@@ -278,7 +278,13 @@ class _Handler(BaseHTTPRequestHandler):
     def history(self, name, revision):
         commits = self.repository(name).commits
         rows = [
-            {"id": c.oid, "title": c.title, "message": "", "authors": [], "date": "2026-01-01T00:00:00.000Z"}
+            {
+                "id": c.oid,
+                "title": c.title,
+                "message": "",
+                "authors": [],
+                "date": "2026-01-01T00:00:00.000Z",
+            }
             for c in reversed(commits)
         ]
         self.send(200, rows)

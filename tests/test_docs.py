@@ -58,8 +58,13 @@ def test_scripts_configurations_and_tests_that_a_page_names_exist(name):
     files = re.findall(r"(?<![\w/.])((?:benchmarks|examples|tests|configs|text_jepa)/[\w/-]+\.(?:py|yaml))", text)
     files = [file for file in files if not Path(file).stem.isupper()]  # NAME stands for any
     assert [file for file in files if not (ROOT / file).exists()] == []
-    named = re.findall(r"(test_\w+\.py)::(test_\w+)", text)
-    assert [pair for pair in named if f"\ndef {pair[1]}(" not in (ROOT / "tests" / pair[0]).read_text()] == []
+
+    named = re.findall(r"((?:\w+/)*test_\w+\.py)::(test_\w+)", text)
+    missing = []
+    for file, test in named:
+        if f"\ndef {test}(" not in (ROOT / "tests" / file).read_text():
+            missing.append(f"{file}::{test}")
+    assert missing == []
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -120,11 +125,38 @@ def workspace(texts, tokenizer, tmp_path_factory):
     rows = [{"text": f"{texts[number % len(texts)]} {texts[number % 5]}"} for number in range(24)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer.save_pretrained(folder / "tokenizer")
-    flags = ["--train_file", str(folder / "train.jsonl"), "--tokenizer_name", str(folder / "tokenizer"), "--use_cpu"]
+    flags = [
+        "--train_file",
+        str(folder / "train.jsonl"),
+        "--tokenizer_name",
+        str(folder / "tokenizer"),
+        "--use_cpu",
+    ]
     flags += ["--preset", "tiny", "--max_length", "32", "--max_steps", "2", "--per_device_train_batch_size", "4"]
-    flags += ["--save_strategy", "no", "--logging_steps", "1", "--output_dir", str(folder / "runs" / "notes")]
+    flags += [
+        "--save_strategy",
+        "no",
+        "--logging_steps",
+        "1",
+        "--output_dir",
+        str(folder / "runs" / "notes"),
+    ]
     run_pretraining.main(flags)
-    score = Score("rte", "linear", "accuracy", "runs/notes", 50.0, 45.0, 55.0, 277, 1, None, None, None, None)
+    score = Score(
+        "rte",
+        "linear",
+        "accuracy",
+        "runs/notes",
+        50.0,
+        45.0,
+        55.0,
+        277,
+        1,
+        None,
+        None,
+        None,
+        None,
+    )
     write_results(folder / "results", [score], [], "python run_probe.py runs/notes --tasks rte", {})
     return folder
 
@@ -143,9 +175,10 @@ def named_in_the_reference():
     classes = (*PRETRAINING, ProbeArguments, GalleryArguments)
     flags = {f"--{field.name}" for cls in classes for field in dataclasses.fields(cls) if field.init}
     for module in (export, plot):
-        (commands,) = (action for action in module.make_parser()._actions if action.dest == "command")
-        actions = [action for parser in commands.choices.values() for action in parser._actions]
-        flags |= {option for action in actions for option in action.option_strings if option.startswith("--")}
+        commands = next(action for action in module.make_parser()._actions if action.dest == "command")
+        for parser in commands.choices.values():
+            for action in parser._actions:
+                flags |= {option for option in action.option_strings if option.startswith("--")}
     return flags - {"--help"}, text_jepa.__all__
 
 
@@ -190,7 +223,16 @@ def site(tmp_path_factory):
     """The site, built without a warning."""
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(folder),
+    ]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     return folder

@@ -209,7 +209,13 @@ def test_pooling_by_the_first_token_is_exported_where_it_was_trained(make_model,
 @pytest.fixture(scope="module")
 def weighted(make_model, tokenizer, tmp_path_factory):
     """An exported encoder with weights of words, and with more embeddings than there are tokens."""
-    shape = {"model_type": "distilbert", "dim": 32, "n_heads": 2, "n_layers": 0, "pad_token_id": 0}
+    shape = {
+        "model_type": "distilbert",
+        "dim": 32,
+        "n_heads": 2,
+        "n_layers": 0,
+        "pad_token_id": 0,
+    }
     shape |= {"vocab_size": len(tokenizer) + 7, "dropout": 0.0}
     model = make_model(shape, pooling="idf", sentence_loss_weight=1.0, latent_loss_weight=0.0)
     weights = torch.rand(len(tokenizer) + 7) * 5
@@ -404,7 +410,14 @@ def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, export_comman
     (tmp_path / "sts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder, source = tmp_path / "out" / "onnx", run / "checkpoint-3"
     check = ("--int8", "--check", tmp_path / "sts.jsonl")
-    printed = export_command("onnx", source, tmp_path / "out", "--which", "context", *check).splitlines()
+    printed = export_command(
+        "onnx",
+        source,
+        tmp_path / "out",
+        "--which",
+        "context",
+        *check,
+    ).splitlines()
     assert (folder / "model_int8.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
     scores = {line.split()[0]: float(line.split()[2]) for line in printed if "Spearman" in line}
     assert set(scores) == {"PyTorch", "model.onnx", "model_int8.onnx"}

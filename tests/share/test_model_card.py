@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 import yaml
 from hub_server import problems_of_metadata
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.dataclasses import strict
 from huggingface_hub.repocard import metadata_load
 from transformers import AutoModel
 
 import run_pretraining
 import text_jepa
-from configuration_text_jepa import OBJECTIVES
-from text_jepa import TextJepaConfig, TextJepaForPreTraining
+from configuration_text_jepa import LOSS_TERMS, OBJECTIVES
+from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaForPreTrainingOutput
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.report import update_card
 from text_jepa.share import model_card
@@ -180,7 +182,13 @@ def test_figures_of_a_kept_step_are_those_of_that_step(make_model, tmp_path):
 
 
 def test_figures_of_the_online_probe_are_shown(make_model, tmp_path):
-    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_probe_target_linear": 71.5}], CARD_INFO, "target")
+    write_model_card(
+        tmp_path,
+        make_model(),
+        [{"step": 1, "eval_probe_target_linear": 71.5}],
+        CARD_INFO,
+        "target",
+    )
     assert "| online probe: target linear | 71.5 |" in card_of(tmp_path)
 
 
@@ -199,6 +207,71 @@ def test_only_what_predicts_representations_is_called_a_jepa(make_model, tmp_pat
     assert "the context encoder" in card_of(tmp_path)
 
 
+# ---- a loss of one's own --------------------------------------------------------------------------------------------
+
+
+@strict
+class OwnConfig(TextJepaConfig):
+    loss_terms = (*LOSS_TERMS, "symmetry")
+    symmetry_loss_weight: float = 0.5
+
+
+@dataclass
+class OwnOutput(TextJepaForPreTrainingOutput):
+    symmetry_loss: torch.FloatTensor | None = None
+
+
+class OwnModel(TextJepaForPreTraining):
+    config_class = OwnConfig
+    output_class = OwnOutput
+
+    def compute_losses(self, context, tokens, *args):
+        losses = super().compute_losses(context, tokens, *args)
+        return losses | {"symmetry": tokens.features.mean().square()}
+
+
+def test_a_term_that_a_subclass_adds_is_in_card_and_curves(make_model, make_batch, tmp_path, drawn):
+    """The model's outputs, the card and the curves know it by its name in `loss_terms` alone."""
+    shape = make_model().config.text_config.to_dict()
+    model = OwnModel(OwnConfig(text_config=shape, sentence_loss_weight=0.0)).eval()
+    outputs = model(**make_batch())
+    losses = {name: value.item() for name, value in outputs.items() if name.endswith("_loss")}
+    assert "symmetry_loss" in losses
+    held_out = {f"eval_{name}": value for name, value in losses.items()}
+    write_model_card(
+        tmp_path,
+        model,
+        [{"step": 3, **losses, **held_out}],
+        CARD_INFO,
+        "target",
+    )
+    assert "plus 0.5 times the symmetry loss." in card_of(tmp_path)
+    assert f"| symmetry loss | {losses['symmetry_loss']:.4g} |" in card_of(tmp_path)
+    panels = {axes.get_title(): axes for axes in drawn[0].axes}
+    curve, circle = panels["symmetry loss"].lines
+    assert list(curve.get_ydata()) == list(circle.get_ydata()) == [losses["symmetry_loss"]]
+
+
+def test_every_term_of_the_loss_is_in_card_and_curves(make_model, tmp_path, drawn):
+    held_out = {f"eval_{term}_loss": number / 8 for number, term in enumerate(LOSS_TERMS, 1)}
+    write_model_card(
+        tmp_path,
+        make_model(),
+        [{"step": 3, **held_out}],
+        CARD_INFO,
+        "target",
+    )
+    card = card_of(tmp_path)
+    for value in held_out.values():
+        assert f" | {value:.4g} |" in card
+    circles = [line for axes in drawn[0].axes for line in axes.lines if line.get_marker() == "o"]
+    shown = {value for line in circles for value in line.get_ydata()}
+    assert set(held_out.values()) <= shown
+    weights = {f"{term}_loss_weight": 1.0 for term in LOSS_TERMS}
+    objective = describe_objective(TextJepaConfig(mask_token_id=4, **weights))
+    assert objective.count("1 times the ") == len(LOSS_TERMS)
+
+
 # ---- snippets -------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +280,13 @@ def test_the_snippets_of_an_encoder_with_weights_of_words_agree(make_model, toke
     model = make_model(sentence_loss_weight=1.0, pooling="idf")
     model.set_word_weights(torch.rand(len(model.word_weights)))
     export_encoder(model, tokenizer, tmp_path, 32)
-    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], CARD_INFO, "target")
+    write_model_card(
+        tmp_path,
+        model,
+        [{"step": 3, "eval_loss": 0.5}],
+        CARD_INFO,
+        "target",
+    )
     by_library, by_hand, by_pipeline = {}, {}, {}
     for block, names in zip(blocks(card_of(tmp_path)), (by_library, by_hand, by_pipeline), strict=True):
         exec(block, names)
@@ -221,7 +300,13 @@ def test_the_three_snippets_run_and_agree(make_model, tokenizer, tmp_path, pooli
     pytest.importorskip("sentence_transformers")
     model = make_model(sentence_loss_weight=1.0, pooling=pooling)
     export_encoder(model, tokenizer, tmp_path, 32)
-    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], CARD_INFO, "target")
+    write_model_card(
+        tmp_path,
+        model,
+        [{"step": 3, "eval_loss": 0.5}],
+        CARD_INFO,
+        "target",
+    )
     found = []
     for block in blocks(card_of(tmp_path)):
         names = {}
@@ -291,7 +376,13 @@ def test_a_figure_that_is_not_finite_is_shown_and_not_indexed(make_model, tmp_pa
 
 def test_start_and_data_of_the_hub_are_metadata(make_model, tmp_path):
     card_info = {**CARD_INFO, "base_model": "org/bert", "datasets": ["org/news"], "license": "mit"}
-    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_loss": 1.0}], card_info, "target")
+    write_model_card(
+        tmp_path,
+        make_model(),
+        [{"step": 1, "eval_loss": 1.0}],
+        card_info,
+        "target",
+    )
     data = metadata_load(tmp_path / "README.md")
     assert (data["base_model"], data["datasets"], data["license"]) == ("org/bert", ["org/news"], "mit")
     assert data["model-index"][0]["results"][0]["dataset"]["type"] == "org/news"
@@ -299,8 +390,28 @@ def test_start_and_data_of_the_hub_are_metadata(make_model, tmp_path):
 
 
 def test_a_later_probe_joins_the_figures_of_the_run(make_model, tmp_path):
-    write_model_card(tmp_path, make_model(), [{"step": 1, "eval_loss": 1.0}], CARD_INFO, "target")
-    score = Score("rte", "linear", "accuracy", "here", 55.0, 50.0, 60.0, 100, 1, None, None, None, None)
+    write_model_card(
+        tmp_path,
+        make_model(),
+        [{"step": 1, "eval_loss": 1.0}],
+        CARD_INFO,
+        "target",
+    )
+    score = Score(
+        "rte",
+        "linear",
+        "accuracy",
+        "here",
+        55.0,
+        50.0,
+        60.0,
+        100,
+        1,
+        None,
+        None,
+        None,
+        None,
+    )
     update_card(tmp_path, [score], "here", {"rte": "validation"}, "python run_probe.py")
     card = card_of(tmp_path)
     assert card.index("## What this run measured") < card.index("## What a probe measured") < card.index("## Limits")

@@ -22,7 +22,13 @@ from text_jepa.show.plots import Run, apart, collapsed_at, flat, plot_curves, pl
 from text_jepa.train.run_log import write_metrics
 
 
-HEALTHY = {"token_rank": 20.0, "pooled_rank": 9.0, "cosine_other_text": 0.1, "cosine_same_text": 0.2, "spread": 1.0}
+HEALTHY = {
+    "token_rank": 20.0,
+    "pooled_rank": 9.0,
+    "cosine_other_text": 0.1,
+    "cosine_same_text": 0.2,
+    "spread": 1.0,
+}
 
 
 def log(*measures):
@@ -270,10 +276,10 @@ def test_features_do_not_depend_on_the_batch(folder, texts):
         ("curves nowhere -o a.png", "nowhere: no metrics.jsonl there"),
         ("curves new -o a.png", "nothing was logged yet"),
         ("curves torn -o a.png", "torn/metrics.jsonl: not the log of a run"),
-        ("curves run -o a.txt", "--output a.txt: name a picture, with a suffix of .png"),
+        ("curves run -o a.txt", "--output a.txt: name a picture with one of the suffixes .png"),
         ("curves run", "--output"),
         ("map nowhere --task own.jsonl -o a.png", "nowhere: no model can be read there"),
-        ("map broken --task own.jsonl -o a.png", "broken: its features are not finite"),
+        ("map broken --task own.jsonl -o a.png", "broken: its states are not finite"),
         ("map encoder --task missing.csv -o a.png", "--task missing.csv: no such file"),
         ("map encoder --task few.jsonl -o a.png", "4 scored texts make no picture"),
         ("map encoder --task rte --data_dir glue -o a.png", "--task rte: not single texts with classes"),
