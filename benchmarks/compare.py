@@ -38,17 +38,20 @@ import re
 import shlex
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 from scipy import stats
 
 from text_jepa.cli import UsageError, nearest, run_command
+from text_jepa.probe.bootstrap import RESAMPLES, interval_of, score_resamples, score_seeds
+from text_jepa.probe.documents import Answers
 from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.report import headline, read_answers
 from text_jepa.share.model_card import hardware
@@ -58,12 +61,21 @@ from text_jepa.train.run_log import read_metrics
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("title", "common", "arms", "probe", "over_time", "curve", "reference")
 
-PILOT_STEPS = 40  # that are timed, after as many to warm up
+PILOT_STEPS = 40  # timed steps, after as many to warm up
 LOGS = 12  # records of a run
-CHECKPOINTS = 4  # of a run with the first seed, to be probed over time
+CHECKPOINTS = 4  # checkpoints of a run with the first seed, which are probed over time
 WATCHED = ("relative_loss", "token_rank", "pooled_rank", "spread")
-AVERAGED = ("linear", "knn")  # modes of which tasks have an average
-RESAMPLES = 1000
+AVERAGED = ("linear", "knn")  # modes whose tasks are averaged
+_PACKAGES = ("text-jepa", "torch", "transformers")
+
+Plan = dict[str, Any]
+"""A comparison as its file has it, see `read_plan`."""
+
+Run = tuple[str, int]
+"""Arm and seed."""
+
+Column = tuple[str, str, str]
+"""Task, mode and metric."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,67 +83,92 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = make_parser().parse_known_args(argv)
     plan = read_plan(args.config, rest, args.arms, args.reference)
-    plan["title"] = args.title or plan["title"]
+    if args.title:
+        plan["title"] = args.title
     out = Path(args.output_dir or f"runs/compare-{Path(args.config).stem}")
-    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
     share_tokenizer(plan, out, environment)
-    failures = in_turns(args.jobs, [(arm, "pilot") for arm in plan["arms"]], pilot, plan, out, environment)
+    pilots = [(arm, "pilot") for arm in plan["arms"]]
+    pilot_failures = in_turns(args.jobs, pilots, partial(pilot, plan, out, environment))
     about = {
         "command": shlex.join(["python", "benchmarks/compare.py", *argv]),
         "date": datetime.date.today().isoformat(),
         "machine": f"{hardware()}, {args.jobs} at a time with {threads} threads",
-        "versions": {name: importlib.metadata.version(name) for name in ("text-jepa", "torch", "transformers")},
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     comparisons = []
     for seconds in sorted(args.seconds or [None]):
-        folder = out / f"seconds-{seconds:g}" if len(args.seconds or ()) > 1 else out
-        budget = {"seconds": seconds, "tokens": args.tokens}
-        is_shorter = seconds is not None and seconds < max(args.seconds)
-        asked = plan | {"probe": plan["curve"], "over_time": None} if is_shorter and plan["curve"] else plan
-        results = about | compared(asked, out, folder, environment, args, budget, failures)
-        write_results(results, folder)
+        found = compared(plan, out, environment, args, seconds, pilot_failures)
+        results = {**about, **found}
+        write_results(results, folder_of(out, args, seconds))
         comparisons.append(results)
     results = comparisons[-1]
     if len(comparisons) > 1:
-        results["failures"] = list(dict.fromkeys(line for one in comparisons for line in one["failures"]))
-        quality = quality_of(comparisons)
-        if quality:  # a single linear probe has no place in the main table
-            results["quality"] = quality
-            draw_quality(quality, sorted(args.seconds), out / "quality.png")
+        results = add_quality(comparisons, sorted(args.seconds), out)
         write_results(results, out)
     print(in_words(results))
     sys.exit(1 if results["failures"] else 0)
 
 
-def compared(plan, out: Path, folder: Path, environment, args, budget, pilot_failures) -> dict[str, Any]:
-    """Runs all arms with all seeds for one budget, and compares what came of them.
+def folder_of(out: Path, args: argparse.Namespace, seconds: float | None) -> Path:
+    """The folder of the runs of one budget: one of its own if there are several."""
+    if args.seconds and len(args.seconds) > 1:
+        return out / f"seconds-{seconds:g}"
+    return out
+
+
+def compared(
+    plan: Plan,
+    out: Path,
+    environment: Mapping[str, str],
+    args: argparse.Namespace,
+    seconds: float | None,
+    pilot_failures: Mapping[tuple, str],
+) -> dict[str, Any]:
+    """Runs all arms with all seeds for one budget, and compares the results.
 
     Args:
         plan: The comparison, from `read_plan`.
-        out: Where the pilots are.
-        folder: Where the runs of this budget go.
-        environment: Of the runs.
+        out: Folder of the pilots.
+        environment: Environment variables of the runs.
         args: The command's arguments.
-        budget: `seconds` or `tokens`, the other one `None`.
-        pilot_failures: What went wrong before, by run.
+        seconds: Seconds of training; `None` for a budget of tokens.
+        pilot_failures: Error of each pilot that failed.
 
     Raises:
         UsageError: No run of the reference succeeded.
     """
+    is_shorter = seconds is not None and seconds < max(args.seconds)
+    if is_shorter and plan["curve"]:
+        plan = {**plan, "probe": plan["curve"], "over_time": None}
+    folder = folder_of(out, args, seconds)
+    budget = {"seconds": seconds, "tokens": args.tokens}
     arms = [arm for arm in plan["arms"] if (arm, "pilot") not in pilot_failures]
-    steps = {arm: steps_for(read_metrics(out / "pilot" / arm), **budget) for arm in arms if is_trained(plan, arm)}
+    steps = {}
+    for arm in arms:
+        if is_trained(plan, arm):
+            steps[arm] = steps_for(read_metrics(out / "pilot" / arm), **budget)
+
     runs = [(arm, seed) for seed in args.seeds for arm in arms]
-    failures = pilot_failures | in_turns(args.jobs, runs, run, plan, folder, environment, steps, args.seeds[0])
+    train_and_probe = partial(run, plan, folder, environment, steps, args.seeds[0])
+    failures = {**pilot_failures, **in_turns(args.jobs, runs, train_and_probe)}
     done = [one for one in runs if one not in failures]
     if plan["reference"] not in dict(done):
-        raise UsageError(f"no run of {plan['reference']}, the reference, succeeded: {next(iter(failures.values()))}")
+        first_error = next(iter(failures.values()))
+        raise UsageError(f"no run of {plan['reference']}, the reference, succeeded: {first_error}")
+    answers, gold = gathered(plan, folder, done)
     return {
         "budget": budget,
         "plan": {name: plan[name] for name in ("title", "reference")},  # the command's file has the rest
         "failures": [f"{arm}, {what}: {line}" for (arm, what), line in failures.items()],
-        "runs": [facts_of(plan, folder, *one) for one in done],
-        **judged(*gathered(plan, folder, done), plan["reference"]),
+        "runs": [describe_run(plan, folder, arm, seed) for arm, seed in done],
+        **judged(answers, gold, plan["reference"]),
     }
 
 
@@ -140,6 +177,22 @@ def write_results(results: Mapping[str, Any], folder: Path) -> None:
     (folder / "results.json").write_text(json.dumps(results) + "\n")
     (folder / "results.md").write_text(in_words(results))
     draw_curves(results["runs"], folder / "curves.png")
+
+
+def add_quality(
+    comparisons: Sequence[dict[str, Any]],
+    budgets: Sequence[float],
+    out: Path,
+) -> dict[str, Any]:
+    """The results of the longest budget with the failures of all, and with what more seconds bring."""
+    results = comparisons[-1]
+    failures = [line for comparison in comparisons for line in comparison["failures"]]
+    results["failures"] = list(dict.fromkeys(failures))
+    quality = quality_of(comparisons)
+    if quality:  # a single linear probe has no place in the main table
+        results["quality"] = quality
+        draw_quality(quality, budgets, out / "quality.png")
+    return results
 
 
 # ---- what is asked --------------------------------------------------------------------------------------------------
@@ -163,181 +216,338 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_plan(
-    path: str, rest: Sequence[str] = (), arms: Sequence[str] | None = None, reference: str | None = None
-) -> dict[str, Any]:
-    """A comparison from its file, with further common flags, all arms or some, and another reference if named."""
+    path: str,
+    rest: Sequence[str] = (),
+    arms: Sequence[str] | None = None,
+    reference: str | None = None,
+) -> Plan:
+    """Reads a comparison from its file.
+
+    Args:
+        path: The file.
+        rest: Further flags for all arms, as on the command line.
+        arms: Names of the arms to keep. Defaults to all.
+        reference: Arm that the others are compared with, in place of the file's.
+
+    Raises:
+        UsageError: The file cannot be read, or a part, an arm or a variable is missing or unknown.
+    """
+    plan = _read_parts(path)
+    reference = reference or plan["reference"]
+    for name in [*(arms or ()), reference]:
+        if name not in plan["arms"]:
+            raise UsageError(f"{path}: no arm '{name}'{nearest(name, plan['arms'])} ({', '.join(plan['arms'])})")
+    if arms and reference not in arms:
+        raise UsageError(f"--arms leaves out {reference}, which the others are compared with; --reference ARM")
+    words = [expanded(word, word) for word in rest]
+    common = {**(plan.get("common") or {}), **as_flags(words)}
+    chosen = {}
+    for name, flags in plan["arms"].items():
+        if not arms or name in arms:
+            chosen[name] = {**common, **flags}
+    defaults = {"over_time": None, "curve": None}
+    return {
+        **defaults,
+        **plan,
+        "reference": reference,
+        "common": common,
+        "arms": chosen,
+    }
+
+
+def _read_parts(path: str) -> Plan:
     try:
-        plan = yaml.safe_load(expanded(Path(path).read_text(encoding="utf-8"), path))
+        text = Path(path).read_text(encoding="utf-8")
+        plan = yaml.safe_load(expanded(text, path))
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); name a file of configs/compare") from error
-    if not isinstance(plan, dict) or not plan.keys() >= {"title", "arms", "probe", "reference"}:
+    required = {"title", "arms", "probe", "reference"}
+    if not isinstance(plan, dict) or not plan.keys() >= required:
         raise UsageError(f"{path}: expected title, arms, probe and reference")
     for name in plan.keys() - set(PARTS):
         raise UsageError(f"{path}: unknown part '{name}'{nearest(name, PARTS)} (there are {', '.join(PARTS)})")
-    for name in [*(arms or ()), reference or plan["reference"]]:
-        if name not in plan["arms"]:
-            raise UsageError(f"{path}: no arm '{name}'{nearest(name, plan['arms'])} ({', '.join(plan['arms'])})")
-    plan["reference"] = reference or plan["reference"]
-    if arms and plan["reference"] not in arms:
-        raise UsageError(f"--arms leaves out {plan['reference']}, which the others are compared with; --reference ARM")
-    plan["common"] = (plan.get("common") or {}) | as_flags([expanded(word, word) for word in rest])
-    chosen = {name: flags for name, flags in plan["arms"].items() if not arms or name in arms}
-    plan["arms"] = {name: plan["common"] | flags for name, flags in chosen.items()}
-    return {"over_time": None, "curve": None, **plan}
+    return plan
 
 
 def expanded(text: str, where: str) -> str:
     """The text with the values of its ${VARIABLES}."""
     text = os.path.expandvars(text)
-    if unset := re.search(r"\$\{(\w+)\}", text):
+    unset = re.search(r"\$\{(\w+)\}", text)
+    if unset is not None:
         raise UsageError(f"{where}: the variable {unset[1]} is not set; it names the folder of the data")
     return text
 
 
 def as_flags(argv: Sequence[str]) -> dict[str, Any]:
     """`--name value …` as names with their value, or list of values; a name alone is true."""
-    found: dict[str, Any] = {}
+    values_of: dict[str, list[str]] = {}
+    name = None
     for word in argv:
         if word.startswith("--"):
-            name, *value = word[2:].split("=", 1)
-            found[name] = value
-        elif found:
-            found[name].append(word)
+            name, has_value, value = word[2:].partition("=")
+            values_of[name] = [value] if has_value else []
+        elif name is not None:
+            values_of[name].append(word)
         else:
             raise UsageError(f"no flag takes the value '{word}' (see --help)")
-    return {name: values if values[1:] else values[0] if values else True for name, values in found.items()}
+    flags = {}
+    for name, values in values_of.items():
+        if len(values) > 1:
+            flags[name] = values
+        else:
+            flags[name] = values[0] if values else True
+    return flags
 
 
 def as_argv(flags: Mapping[str, Any]) -> list[str]:
     """Names with their values as a command line."""
     argv = []
     for name, value in flags.items():
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        argv += [f"--{name}", *map(str, values)]
+        argv.append(f"--{name}")
+        if isinstance(value, list):
+            argv += [str(one) for one in value]
+        elif isinstance(value, dict):
+            argv.append(json.dumps(value))
+        else:
+            argv.append(str(value))
     return argv
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-def in_turns(jobs: int, runs: Sequence[tuple], function: Callable[..., None], *arguments) -> dict[tuple, str]:
-    """Calls `function(*arguments, arm, seed)` for all, so many at a time; returns what went wrong, by run."""
+def in_turns(
+    jobs: int,
+    runs: Sequence[tuple],
+    function: Callable[..., None],
+) -> dict[tuple, str]:
+    """Calls `function(arm, seed)` for all runs, `jobs` at a time; returns the error of each run that failed."""
     failures = {}
 
-    def one(which):
+    def try_run(which: tuple) -> None:
+        name = ", ".join(str(part) for part in which)
         try:
-            function(*arguments, *which)
-            print(f"{', '.join(map(str, which))}: done", flush=True)
+            function(*which)
+            print(f"{name}: done", flush=True)
         except UsageError as error:
             failures[which] = str(error)
-            print(f"{', '.join(map(str, which))}: {error}", file=sys.stderr, flush=True)
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, runs))
+        list(pool.map(try_run, runs))
     return failures
 
 
-def call(command: Sequence[str], log: Path, made: Path, environment: Mapping[str, str]) -> None:
-    """Runs a command whose last trace is the file `made`, unless it is there.
+def call(
+    command: Sequence[str],
+    log: Path,
+    made: Path,
+    environment: Mapping[str, str],
+) -> None:
+    """Runs a command, unless the file that it makes last is there.
+
+    Args:
+        command: Arguments of Python.
+        log: File for the command and its output.
+        made: The file that the command makes last.
+        environment: Environment variables.
 
     Raises:
         UsageError: It failed, or the file is that of another command.
     """
     line = shlex.join(command)
     log.parent.mkdir(parents=True, exist_ok=True)
-    if log.exists() and log.read_text().split("\n")[0] != line:
+    is_other_command = log.exists() and log.read_text().split("\n")[0] != line
+    if is_other_command:
         raise UsageError(f"{log}: of another command; name another --output_dir, or remove it and what it made")
     if made.exists():
         return
     if not log.exists():
         log.write_text(f"{line}\n")
     with log.open("a") as file:
-        code = subprocess.run([sys.executable, *command], stdout=file, stderr=file, env=environment).returncode
-    if code:
-        last = [words for words in log.read_text().splitlines() if words.strip()][-1]
-        raise UsageError(f"exit code {code}, {log}: {last.removeprefix('error: ')}")
+        done = subprocess.run(
+            [sys.executable, *command],
+            stdout=file,
+            stderr=file,
+            env=environment,
+        )
+    if done.returncode:
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        last = lines[-1].removeprefix("error: ")
+        raise UsageError(f"exit code {done.returncode}, {log}: {last}")
 
 
-def train(flags: Mapping[str, Any], folder: Path, environment: Mapping[str, str], **settings) -> None:
-    """A training run with the flags of an arm; the file of arguments is the last that it leaves."""
-    flags = {**flags, **settings, "eval_strategy": "no", "resume_from_checkpoint": "auto", "output_dir": str(folder)}
-    recipe, trainer = flags.pop("recipe", None), flags.pop("trainer", "run_pretraining")
-    script = ROOT / ("run_pretraining.py" if trainer == "run_pretraining" else f"benchmarks/{trainer}.py")
-    command = [str(script), *([str(ROOT / recipe)] if recipe else []), *as_argv(flags)]
+def train(
+    flags: Mapping[str, Any],
+    folder: Path,
+    environment: Mapping[str, str],
+    **settings: Any,
+) -> None:
+    """Runs a training with the flags of an arm; the file of arguments is the last that it makes."""
+    flags = {
+        **flags,
+        **settings,
+        "eval_strategy": "no",
+        "resume_from_checkpoint": "auto",
+        "output_dir": str(folder),
+    }
+    recipe = flags.pop("recipe", None)
+    trainer = flags.pop("trainer", "run_pretraining")
+    script = "run_pretraining.py" if trainer == "run_pretraining" else f"benchmarks/{trainer}.py"
+    command = [str(ROOT / script)]
+    if recipe is not None:
+        command.append(str(ROOT / recipe))
+    command += as_argv(flags)
     made = "tokenizer" if "prepare_only" in flags else "arguments.yaml"
-    call(command, folder.parent / f"{folder.name}.log", folder / made, environment)
+    log = folder.parent / f"{folder.name}.log"
+    call(command, log, folder / made, environment)
 
 
-def share_tokenizer(plan: dict[str, Any], out: Path, environment: Mapping[str, str]) -> None:
-    """Trains one for all arms, unless the common flags name one or an encoder, which brings its own."""
-    if not plan["common"].keys() & {"tokenizer_name", "model_name_or_path"}:
-        train(plan["common"], out / "prepared", environment, prepare_only=True)
-        for flags in plan["arms"].values():
-            flags["tokenizer_name"] = str(out / "prepared/tokenizer")
+def share_tokenizer(
+    plan: Plan,
+    out: Path,
+    environment: Mapping[str, str],
+) -> None:
+    """Trains one tokenizer for all arms, unless the common flags name one or an encoder, which has its own."""
+    if "tokenizer_name" in plan["common"] or "model_name_or_path" in plan["common"]:
+        return
+    train(plan["common"], out / "prepared", environment, prepare_only=True)
+    for flags in plan["arms"].values():
+        flags["tokenizer_name"] = str(out / "prepared/tokenizer")
 
 
-def pilot(plan, out, environment, arm, _) -> None:
-    """The run that is timed."""
-    if is_trained(plan, arm):
-        steps = {"max_steps": 2 * PILOT_STEPS, "logging_steps": PILOT_STEPS, "merge": False}
-        train(plan["arms"][arm], out / "pilot" / arm, environment, **steps, save_strategy="no")
+def pilot(
+    plan: Plan,
+    out: Path,
+    environment: Mapping[str, str],
+    arm: str,
+    _: str,
+) -> None:
+    """Runs the training that is timed."""
+    if not is_trained(plan, arm):
+        return
+    train(
+        plan["arms"][arm],
+        out / "pilot" / arm,
+        environment,
+        max_steps=2 * PILOT_STEPS,
+        logging_steps=PILOT_STEPS,
+        merge=False,
+        save_strategy="no",
+    )
 
 
-def is_trained(plan: Mapping[str, Any], arm: str) -> bool:
+def is_trained(plan: Plan, arm: str) -> bool:
     """Whether an arm is trained, and not an encoder as it is."""
     return plan["arms"][arm].get("trainer") != "none"
 
 
-def steps_for(records: Sequence[Mapping[str, float]], seconds: float | None, tokens: float | None) -> int:
-    """Steps that take so many seconds or tokens, by the last two records of a pilot."""
-    before, last = [record for record in records if "train_seconds" in record][-2:]
-    unit, asked = ("train_seconds", seconds) if seconds is not None else ("tokens_seen", tokens)
-    return max(1, round(asked * (last["step"] - before["step"]) / (last[unit] - before[unit])))
+def steps_for(
+    records: Sequence[Mapping[str, float]],
+    seconds: float | None,
+    tokens: float | None,
+) -> int:
+    """Steps that take this many seconds or tokens, at the rate between the last two records of a pilot."""
+    timed = [record for record in records if "train_seconds" in record]
+    before, last = timed[-2:]
+    if seconds is not None:
+        unit = "train_seconds"
+        budget = seconds
+    else:
+        unit = "tokens_seen"
+        budget = tokens
+    steps = last["step"] - before["step"]
+    spent = last[unit] - before[unit]
+    return max(1, round(budget * steps / spent))
 
 
-def encoder_of(plan, out, arm, seed) -> str:
+def encoder_of(
+    plan: Plan,
+    out: Path,
+    arm: str,
+    seed: int,
+) -> str:
     """The folder of an arm's encoder, or the name of the untouched one."""
     if not is_trained(plan, arm):
         return str(plan["arms"][arm]["model_name_or_path"])
     return str(out / f"seed{seed}" / arm)
 
 
-def run(plan, out, environment, steps_of, first_seed, arm, seed) -> None:
-    """Trains an arm with a seed and probes its encoder; of the first seed also that of each checkpoint."""
-    flags, folder = plan["arms"][arm], out / f"seed{seed}" / arm
-    over_time = plan["over_time"] if seed == first_seed and "trainer" not in flags else None
+def run(
+    plan: Plan,
+    out: Path,
+    environment: Mapping[str, str],
+    steps_of: Mapping[str, int],
+    first_seed: int,
+    arm: str,
+    seed: int,
+) -> None:
+    """Trains an arm with a seed and probes its encoder; with the first seed also that of each checkpoint."""
+    flags = plan["arms"][arm]
+    folder = out / f"seed{seed}" / arm
+    over_time = None
+    if seed == first_seed and "trainer" not in flags:
+        over_time = plan["over_time"]
     if is_trained(plan, arm):
         steps = steps_of[arm]
-        often = {"logging_steps": max(1, steps // LOGS), "save_strategy": "no"}
+        saving = {"save_strategy": "no"}
         if over_time:
-            often |= {"save_strategy": "steps", "save_steps": math.ceil(steps / CHECKPOINTS)}
-            often["save_total_limit"] = CHECKPOINTS
-        train(flags, folder, environment, seed=seed, max_steps=steps, **often)
-    probe_flags = plan["probe"] | {"controls": arm == plan["reference"]}
-    probe([encoder_of(plan, out, arm, seed)], seed, probe_flags, answers_at(out, arm, seed), environment)
+            saving = {
+                "save_strategy": "steps",
+                "save_steps": math.ceil(steps / CHECKPOINTS),
+                "save_total_limit": CHECKPOINTS,
+            }
+        logging_steps = max(1, steps // LOGS)
+        train(flags, folder, environment, seed=seed, max_steps=steps, logging_steps=logging_steps, **saving)
+
+    encoders = [encoder_of(plan, out, arm, seed)]
+    probe_flags = {**plan["probe"], "controls": arm == plan["reference"]}
+    probe(encoders, seed, probe_flags, answers_at(out, arm, seed), environment)
     if over_time:
-        encoders = [exported(path, flags, environment) for path in sorted(folder.glob("checkpoint-*"))]
-        probe(encoders, seed, over_time | {"controls": False}, answers_at(out, arm, seed, "over_time"), environment)
+        checkpoints = sorted(folder.glob("checkpoint-*"))
+        encoders = [exported(checkpoint, flags, environment) for checkpoint in checkpoints]
+        probe_flags = {**over_time, "controls": False}
+        probe(encoders, seed, probe_flags, answers_at(out, arm, seed, "over_time"), environment)
 
 
-def answers_at(out, arm, seed, part="answers") -> Path:
-    """Where the answers of an arm are, or those of its checkpoints."""
+def answers_at(
+    out: Path,
+    arm: str,
+    seed: int,
+    part: str = "answers",
+) -> Path:
+    """Folder of the answers of an arm, or of those of its checkpoints."""
     return out / f"seed{seed}" / f"{arm}.{part}"
 
 
-def probe(encoders: Sequence[str], seed: int, flags: Mapping[str, Any], folder: Path, environment) -> None:
-    """run_probe.py, with its results in a folder."""
+def probe(
+    encoders: Sequence[str],
+    seed: int,
+    flags: Mapping[str, Any],
+    folder: Path,
+    environment: Mapping[str, str],
+) -> None:
+    """Runs run_probe.py, with its results in a folder."""
     first, *others = encoders
-    flags = {**flags, "seeds": seed, "output_dir": str(folder)} | ({"compare": others} if others else {})
+    flags = {**flags, "seeds": seed, "output_dir": str(folder)}
+    if others:
+        flags["compare"] = others
     command = [str(ROOT / "run_probe.py"), first, *as_argv(flags)]
-    call(command, folder.with_suffix(f"{folder.suffix}.log"), folder / "answers.npz", environment)
+    log = folder.with_suffix(f"{folder.suffix}.log")
+    call(command, log, folder / "answers.npz", environment)
 
 
-def exported(checkpoint: Path, flags: Mapping[str, Any], environment: Mapping[str, str]) -> str:
-    """The folder of the encoder that a run would have left at a checkpoint."""
-    folder = checkpoint.with_name(f"encoder-{checkpoint.name.split('-')[1]}")
-    which = ["--which", flags["export_encoder"]] if "export_encoder" in flags else []
-    command = ["-m", "text_jepa", "export", "encoder", str(checkpoint), str(folder), *which]
+def exported(
+    checkpoint: Path,
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+) -> str:
+    """Exports a checkpoint and returns the folder of the encoder, as a run would have left it."""
+    step = checkpoint.name.split("-")[1]
+    folder = checkpoint.with_name(f"encoder-{step}")
+    command = ["-m", "text_jepa", "export", "encoder", str(checkpoint), str(folder)]
+    if "export_encoder" in flags:
+        command += ["--which", flags["export_encoder"]]
     call(command, folder.with_suffix(".log"), folder / "README.md", environment)
     return str(folder)
 
@@ -345,157 +555,283 @@ def exported(checkpoint: Path, flags: Mapping[str, Any], environment: Mapping[st
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def gathered(plan, out, done) -> tuple[dict[tuple, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """(task, mode, metric) -> system -> (K, N) answers by seed and row; and task -> (N,) gold.
+def gathered(
+    plan: Plan,
+    out: Path,
+    done: Sequence[Run],
+) -> tuple[dict[Column, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Answers (K, N) by seed and row, by column and system; and labels (N,) by task.
 
     Raises:
         UsageError: There is no seed that all systems have.
     """
-    found, gold = defaultdict(lambda: defaultdict(dict)), {}
+    found = defaultdict(lambda: defaultdict(dict))
+    gold = {}
     for arm, seed in done:
-        answers, of_tasks = read_answers(answers_at(out, arm, seed))
-        gold |= of_tasks
+        answers, labels = read_answers(answers_at(out, arm, seed))
+        gold |= labels
+        encoder = encoder_of(plan, out, arm, seed)
         for (task, mode, metric, system), (rows,) in answers.items():
-            name = arm if system == encoder_of(plan, out, arm, seed) else system
-            # The commonest class stands beside what was learned of the same labels.
-            found[task, mode.replace("majority", "linear"), metric][name][seed] = rows
+            name = arm if system == encoder else system
+            # The most frequent class stands beside what was learned from the same labels.
+            column = (task, mode.replace("majority", "linear"), metric)
+            found[column][name][seed] = rows
     return {column: in_common(by_system) for column, by_system in found.items()}, gold
 
 
 def in_common(by_system: Mapping[str, Mapping[int, np.ndarray]]) -> dict[str, np.ndarray]:
-    """System -> (K, N) of system -> seed -> (N,): the seeds that all have, in one order."""
-    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in by_system.values())))
+    """Answers (K, N) by system for the seeds that all have, in one order.
+
+    Args:
+        by_system: Answers (N,) by system and seed.
+    """
+    seeds_of = [set(by_seed) for by_seed in by_system.values()]
+    seeds = sorted(set.intersection(*seeds_of))
     if not seeds:
         raise UsageError(f"no seed that all of {', '.join(by_system)} have; the same command makes what is missing")
-    return {system: np.stack([by_seed[seed] for seed in seeds]) for system, by_seed in by_system.items()}
+    common = {}
+    for system, by_seed in by_system.items():
+        common[system] = np.stack([by_seed[seed] for seed in seeds])
+    return common
+
+
+class Resampled(NamedTuple):
+    """Scores of a system in percent: (K,) of every seed, and (R,) of every resample of rows and seeds."""
+
+    by_seed: np.ndarray
+    draws: np.ndarray
 
 
 def resampled(
-    function: Callable[..., float], answers: np.ndarray, gold: Sequence[np.ndarray], rows: np.ndarray, luck: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores in percent: (K,) of every seed on all rows, and (R,) of every resample of rows and seeds.
+    function: Callable[..., float],
+    answers: np.ndarray,
+    gold: np.ndarray | None,
+    seed: int | Sequence[int],
+    seed_draws: np.ndarray,
+) -> Resampled:
+    """Scores a system on bootstrap resamples of rows and seeds, with the spread over seeds widened.
 
     Args:
-        function: Of (N,) answers and of `gold`, up to 1.
-        answers: (K, N), a row per seed.
+        function: Function of (N,) answers and `gold`, at most 1.
+        answers: (K, N), one row per seed.
         gold: (N,) labels, if any.
-        rows: (R, N) drawn rows.
-        luck: (R, K or more) between 0 and 1, by which seeds are drawn: for all arms the same ones.
+        seed: Seed that draws the rows, the same for all systems.
+        seed_draws: (R, K or more) between 0 and 1, which draw the seeds, the same for all systems.
     """
     count = len(answers)
-    whole = 100 * np.array([function(one, *gold) for one in answers])
-    drawn = 100 * np.array([[function(one[r], *(labels[r] for labels in gold)) for one in answers] for r in rows])
-    mean = drawn.mean(1)
-    of_seeds = np.take_along_axis(drawn, (luck[:, :count] * count).astype(int), axis=1).mean(1)
-    return whole, mean + widening(count) * (of_seeds - mean)
+    by_seed = 100 * score_seeds(function, answers, gold)
+    drawn = 100 * score_resamples(function, answers, gold, seed, resamples=len(seed_draws))
+    mean = drawn.mean(axis=1)
+    drawn_seeds = (seed_draws[:, :count] * count).astype(int)
+    over_seeds = np.take_along_axis(drawn, drawn_seeds, axis=1).mean(axis=1)
+    return Resampled(by_seed, mean + widening(count) * (over_seeds - mean))
 
 
 def widening(count: int) -> float:
-    """By how much deviations of means of so many seeds, resampled from themselves, are too small for an interval."""
+    """Factor by which deviations of means over `count` seeds, resampled from themselves, are too small."""
     if count == 1:
         return 1.0  # there are none
-    return math.sqrt(count / (count - 1)) * stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975)
+    unbiased = math.sqrt(count / (count - 1))
+    student = stats.t.ppf(0.975, count - 1)
+    normal = stats.norm.ppf(0.975)
+    return unbiased * student / normal
 
 
 def verdict(low: float, high: float) -> str:
-    """Of an interval of a difference in favour of the reference."""
-    return "better" if low > 0 else "worse" if high < 0 else "n.s."
+    """Whether a difference with this interval is significantly above or below 0."""
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "n.s."
 
 
-def judged(answers: Mapping, gold: Mapping, reference: str, resamples: int = RESAMPLES) -> dict[str, list[dict]]:
-    """`scores` with intervals, and `pairs`: how far one system is ahead of another.
+def judged(
+    answers: Mapping[Column, Mapping[str, np.ndarray]],
+    gold: Mapping[str, np.ndarray],
+    reference: str,
+    resamples: int = RESAMPLES,
+) -> dict[str, list[dict]]:
+    """Scores all systems, and compares them in pairs.
 
     The reference is paired with every other system, and in the columns of the main table each with each. Of a task's
-    metrics the leading one is shown; averages are made as by `results.macro_averages`: the mean over tasks (WNLI left
-    out) of the mean over a task's metrics, of the systems that have them all.
+    metrics the leading one is shown. Averages are made as in `report.macro_averages`: the mean over tasks (without
+    WNLI) of the mean over a task's metrics, for the systems that have them all.
+
+    Args:
+        answers: Answers (K, N) by column and system.
+        gold: Labels (N,) by task.
+        reference: The system that is compared with all others.
+        resamples: Number of resamples.
+
+    Returns:
+        `scores` with intervals, and `pairs`: how far one system is ahead of another, with the interval and a verdict.
     """
-    luck = np.random.default_rng(0).random((resamples, max(len(a) for by in answers.values() for a in by.values())))
-    tasks = list(dict.fromkeys(task for task, _, _ in answers))
-    columns, averaged = {}, defaultdict(lambda: defaultdict(list))
+    columns = resampled_columns(answers, gold, resamples)
+    scores = []
+    pairs = []
+    for (task, mode, metric), by_system in columns.items():
+        column = {"task": task, "mode": mode, "metric": metric}
+        for system, own in by_system.items():
+            low, high = interval_of(own.draws)
+            scores.append(
+                {
+                    **column,
+                    "system": system,
+                    "score": own.by_seed.mean().item(),
+                    "low": low,
+                    "high": high,
+                    "by_seed": own.by_seed.tolist(),
+                }
+            )
+        firsts = [reference] if reference in by_system else []
+        if is_main(column):
+            firsts = list(by_system)
+        for first in firsts:
+            for system in by_system:
+                if system != first:
+                    lead = lead_of(by_system[first], by_system[system])
+                    pairs.append({**column, "of": first, "system": system, **lead})
+    return {"scores": scores, "pairs": pairs}
+
+
+def resampled_columns(
+    answers: Mapping[Column, Mapping[str, np.ndarray]],
+    gold: Mapping[str, np.ndarray],
+    resamples: int,
+) -> dict[Column, dict[str, Resampled]]:
+    """Resampled scores by column and system: of the leading metric of each task, and of averages over tasks."""
+    most_seeds = max(len(rows) for by_system in answers.values() for rows in by_system.values())
+    seed_draws = np.random.default_rng(0).random((resamples, most_seeds))
+    metrics_of = defaultdict(list)
+    for task, _, metric in answers:
+        metrics_of[task].append(metric)
+    tasks = list(metrics_of)
+
+    columns = {}
+    averaged = defaultdict(lambda: defaultdict(list))
     for (task, mode, metric), by_system in answers.items():
-        leads = metric == headline(task, [m for t, _, m in answers if t == task])
-        if not leads and mode not in AVERAGED:
+        is_leading = metric == headline(task, metrics_of[task])
+        if not is_leading and mode not in AVERAGED:
             continue
-        size = next(iter(by_system.values())).shape[1]
-        rows = np.random.default_rng([0, tasks.index(task)]).integers(size, size=(resamples, size))
-        labels = [gold[task]] if task in gold else []
         function = FUNCTIONS.get(metric, np.mean)
-        column = {system: resampled(function, one, labels, rows, luck) for system, one in by_system.items()}
-        if leads:
+        rows_seed = [0, tasks.index(task)]
+        column = {}
+        for system, rows in by_system.items():
+            column[system] = resampled(function, rows, gold.get(task), rows_seed, seed_draws)
+        if is_leading:
             columns[task, mode, metric] = column
         if mode in AVERAGED and not task.startswith("wnli"):
             averaged[mode][task.removesuffix("-mm")].append(column)
     for mode, by_task in averaged.items():
-        means = [mean_of(columns_) for columns_ in by_task.values()]
+        means = [mean_of(metrics) for metrics in by_task.values()]
         if len(means) > 1:
             columns[f"average of {len(means)} tasks", mode, "average"] = mean_of(means)
-    scores, pairs = [], []
-    for (task, mode, metric), by_system in columns.items():
-        named = {"task": task, "mode": mode, "metric": metric}
-        for system, (whole, draws) in by_system.items():
-            low, high = np.percentile(draws, [2.5, 97.5]).tolist()
-            figures = {"score": whole.mean().item(), "low": low, "high": high, "by_seed": whole.tolist()}
-            scores.append(named | {"system": system} | figures)
-        firsts = list(by_system) if is_main(named) else [reference] if reference in by_system else []
-        for first, (ours, our_draws) in ((name, by_system[name]) for name in firsts):
-            for system, (whole, draws) in by_system.items():
-                if system != first:
-                    low, high = np.percentile(our_draws - draws, [2.5, 97.5]).tolist()
-                    figures = {"ahead": (ours.mean() - whole.mean()).item(), "low": low, "high": high}
-                    pairs.append(named | {"of": first, "system": system, **figures, "verdict": verdict(low, high)})
-    return {"scores": scores, "pairs": pairs}
+    return columns
 
 
-def mean_of(columns: Sequence[Mapping[str, tuple]]) -> dict[str, tuple]:
-    """The mean of columns, of scores and of their resamples alike, for the systems that are in all."""
+def lead_of(ours: Resampled, theirs: Resampled) -> dict[str, Any]:
+    """How far a system is ahead of another, with the interval on the same resamples, and the verdict."""
+    low, high = interval_of(ours.draws - theirs.draws)
     return {
-        system: tuple(np.mean([column[system][part] for column in columns], axis=0) for part in range(2))
-        for system in columns[0]
-        if all(system in column for column in columns)
+        "ahead": (ours.by_seed.mean() - theirs.by_seed.mean()).item(),
+        "low": low,
+        "high": high,
+        "verdict": verdict(low, high),
     }
 
 
+def mean_of(columns: Sequence[Mapping[str, Resampled]]) -> dict[str, Resampled]:
+    """The mean of columns, of scores and resamples alike, for the systems that are in all."""
+    means = {}
+    for system in columns[0]:
+        if all(system in column for column in columns):
+            by_seed = np.mean([column[system].by_seed for column in columns], axis=0)
+            draws = np.mean([column[system].draws for column in columns], axis=0)
+            means[system] = Resampled(by_seed, draws)
+    return means
+
+
 def is_main(column: Mapping[str, Any]) -> bool:
-    """Whether a figure belongs into the main table: raw and centred cosines, and the average of linear probes."""
-    average = column["metric"] == "average" and column["mode"] == "linear"
-    return average or column["mode"] in ("cosine raw", "cosine centred")
+    """Whether a column belongs into the main table: raw and centred cosines, and the average of linear probes."""
+    if column["mode"] in ("cosine raw", "cosine centred"):
+        return True
+    return column["metric"] == "average" and column["mode"] == "linear"
 
 
-def facts_of(plan, out, arm, seed) -> dict[str, Any]:
-    """What a run cost, what the collapse monitor said, and its curves: (seconds, value) by name."""
-    folder, facts = out / f"seed{seed}" / arm, {"arm": arm, "seed": seed}
-    over_time = answers_at(out, arm, seed, "over_time")
+def describe_run(
+    plan: Plan,
+    out: Path,
+    arm: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Cost of a run, verdict of the collapse monitor, and curves: (seconds, value) by name."""
+    described = {"arm": arm, "seed": seed}
     if not is_trained(plan, arm):
-        return facts
+        return described
+    folder = out / f"seed{seed}" / arm
     records = [record for record in read_metrics(folder) if "train_seconds" in record]
-    curves = {name: [(r["train_seconds"], r[name]) for r in records if name in r] for name in WATCHED}
-    warned = re.search(r"collapse at step (\d+)", (folder.parent / f"{arm}.log").read_text())
-    health = f"collapse at step {warned[1]}" if warned else "healthy" if curves["token_rank"] else "not watched"
+    curves = {}
+    for name in WATCHED:
+        curves[name] = [(record["train_seconds"], record[name]) for record in records if name in record]
+    log = (folder.parent / f"{arm}.log").read_text()
+    health = health_of(log, is_watched=bool(curves["token_rank"]))
+    over_time = answers_at(out, arm, seed, "over_time")
     if over_time.exists():
-        answers, gold = read_answers(over_time)
-        clock = [record["step"] for record in records], [record["train_seconds"] for record in records]
-        for (task, mode, metric, system), (rows,) in answers.items():
-            if metric == headline(task, [m for t, _, m, _ in answers if t == task]):
-                seconds = np.interp(int(system.rpartition("-")[2]), *clock).item()
-                score = 100 * FUNCTIONS[metric](rows, gold[task])
-                curves[f"{task}, {mode}"] = sorted([*curves.get(f"{task}, {mode}", ()), (seconds, score)])
-    cost = {name: records[-1][name] for name in ("step", "tokens_seen", "train_seconds")}
-    return facts | cost | {"health": health, "curves": {name: points for name, points in curves.items() if points}}
+        curves |= curves_over_time(over_time, records)
+
+    for name in ("step", "tokens_seen", "train_seconds"):
+        described[name] = records[-1][name]
+    described["health"] = health
+    described["curves"] = {name: points for name, points in curves.items() if points}
+    return described
+
+
+def health_of(log: str, is_watched: bool) -> str:
+    """The verdict of the collapse monitor, from the log of a run."""
+    warned = re.search(r"collapse at step (\d+)", log)
+    if warned is not None:
+        return f"collapse at step {warned[1]}"
+    return "healthy" if is_watched else "not watched"
+
+
+def curves_over_time(folder: Path, records: Sequence[Mapping[str, float]]) -> dict[str, list[tuple[float, float]]]:
+    """Scores of checkpoints against seconds of training, by task and mode.
+
+    Args:
+        folder: Answers of the checkpoints.
+        records: Records of the run.
+    """
+    answers, gold = read_answers(folder)
+    steps = [record["step"] for record in records]
+    clock = [record["train_seconds"] for record in records]
+    curves = defaultdict(list)
+    for (task, mode, metric, system), (rows,) in answers.items():
+        if metric == headline(task, metrics_of_task(answers, task)):
+            step = int(system.rpartition("-")[2])
+            seconds = np.interp(step, steps, clock).item()
+            score = 100 * FUNCTIONS[metric](rows, gold[task])
+            curves[f"{task}, {mode}"].append((seconds, score))
+    return {name: sorted(points) for name, points in curves.items()}
+
+
+def metrics_of_task(answers: Answers, task: str) -> list[str]:
+    """The metrics of a task, the leading one first."""
+    return [metric for name, _, metric, _ in answers if name == task]
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
 def source_of(results: Mapping[str, Any]) -> str:
-    """Command, date, machine, versions and budget, and what the figures are."""
-    asked = next(f"{value:,.0f} {unit}" for unit, value in results["budget"].items() if value is not None)
-    seeds = len({run["seed"] for run in results["runs"]})
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return (
-        f"`{results['command']}`\n\n{results['date']}, {results['machine']}; {versions}. Each arm makes the "
-        f"steps of {asked} in a pilot. Scores are percent, means over {seeds} seeds, ± half of the 95 % interval over "
-        "seeds and rows."
-    )
+    """Command, date, machine, versions and budget, and what the scores are."""
+    budgets = [f"{value:,.0f} {unit}" for unit, value in results["budget"].items() if value is not None]
+    seeds = {run["seed"] for run in results["runs"]}
+    versions = [f"{name} {version}" for name, version in results["versions"].items()]
+    parts = [
+        f"`{results['command']}`\n\n{results['date']}, {results['machine']}; {', '.join(versions)}.",
+        f"Each arm makes the steps of {budgets[0]} in a pilot.",
+        f"Scores are percent, means over {len(seeds)} seeds, ± half of the 95 % interval over seeds and rows.",
+    ]
+    return " ".join(parts)
 
 
 def in_words(results: Mapping[str, Any]) -> str:
@@ -518,18 +854,22 @@ def in_words(results: Mapping[str, Any]) -> str:
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
+    rule = ["---"] * len(header)
+    lines = [f"| {' | '.join(cells)} |" for cells in [header, rule, *rows]]
+    return "\n".join(lines)
 
 
 def main_table(results: Mapping[str, Any]) -> str:
-    """Raw cosines and the mean of the linear probes, and how far the reference is ahead: a row per system."""
-    ahead = {
-        (p["system"], p["task"], p["mode"]): " ({ahead:+.1f} [{low:+.1f}, {high:+.1f}])".format(**p)
-        for p in against(results["plan"]["reference"], results["pairs"])
-    }
-    scores = [
-        s | {"ahead": ahead.get((s["system"], s["task"], s["mode"]), "")} for s in results["scores"] if is_main(s)
-    ]
+    """Raw cosines and the mean of the linear probes, and the lead of the reference: a row per system."""
+    ahead = {}
+    for pair in against(results["plan"]["reference"], results["pairs"]):
+        cell = (pair["system"], pair["task"], pair["mode"])
+        ahead[cell] = " ({ahead:+.1f} [{low:+.1f}, {high:+.1f}])".format(**pair)
+    scores = []
+    for score in results["scores"]:
+        if is_main(score):
+            cell = (score["system"], score["task"], score["mode"])
+            scores.append({**score, "ahead": ahead.get(cell, "")})
     return score_table(scores, "{score:.1f} ± {half:.1f}{ahead}")
 
 
@@ -540,15 +880,24 @@ def against(reference: str, pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[
 
 def verdict_table(pairs: Sequence[Mapping[str, Any]]) -> str:
     """Every pair in the columns of the main table: a sign for each."""
-    main = [pair for pair in pairs if is_main(pair)]
-    columns = list(dict.fromkeys(f"{p['task']}, {p['mode']}" for p in main))
-    systems = list(dict.fromkeys(p["of"] for p in main))
     signs = {"better": "+", "worse": "−", "n.s.": "·"}
-    cells = {(p["of"], p["system"], f"{p['task']}, {p['mode']}"): signs[p["verdict"]] for p in main}
-    rows = [
-        [one, *("".join(cells.get((one, other, column), " ") for column in columns) for other in systems)]
-        for one in systems
-    ]
+    columns = []
+    systems = []
+    cells = {}
+    for pair in pairs:
+        if is_main(pair):
+            column = f"{pair['task']}, {pair['mode']}"
+            columns.append(column)
+            systems.append(pair["of"])
+            cells[pair["of"], pair["system"], column] = signs[pair["verdict"]]
+    columns = list(dict.fromkeys(columns))
+    systems = list(dict.fromkeys(systems))
+    rows = []
+    for one in systems:
+        row = [one]
+        for other in systems:
+            row.append("".join(cells.get((one, other, column), " ") for column in columns))
+        rows.append(row)
     return (
         f"Every pair, by {'; '.join(columns)}: whether the system of the row is better (+) than that of the column, "
         f"worse (−), or neither, n.s. (·):\n\n{as_markdown(['', *systems], rows)}"
@@ -556,29 +905,48 @@ def verdict_table(pairs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def score_table(scores: Sequence[Mapping[str, Any]], form: str) -> str:
-    """A row per system, a column per task and mode; `form` says what stands in a cell, `half` is of the interval."""
-    cells = {
-        (s["system"], f"{s['task']}, {s['mode']}, {s['metric']}"): form.format(**s, half=(s["high"] - s["low"]) / 2)
-        for s in scores
-    }
-    systems, columns = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
-    rows = [[system, *(cells.get((system, column), "") for column in columns)] for system in systems]
+    """A row per system, a column per task, mode and metric.
+
+    Args:
+        scores: Scores or pairs.
+        form: Format of a cell, from the fields of a score and `half`, half the width of its interval.
+    """
+    cells = {}
+    for score in scores:
+        column = f"{score['task']}, {score['mode']}, {score['metric']}"
+        half = (score["high"] - score["low"]) / 2
+        cells[score["system"], column] = form.format(**score, half=half)
+    systems = list(dict.fromkeys(system for system, _ in cells))
+    columns = list(dict.fromkeys(column for _, column in cells))
+    rows = []
+    for system in systems:
+        rows.append([system, *(cells.get((system, column), "") for column in columns)])
     return as_markdown(["system", *columns], rows)
 
 
 def cost_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """A row per arm."""
-    last = [name for name in WATCHED if any(name in run["curves"] for run in runs)]
+    """Steps, tokens, seconds and last measures of representations, means over the seeds: a row per arm."""
+    measures = [name for name in WATCHED if any(name in run["curves"] for run in runs)]
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
         own = [run for run in runs if run["arm"] == arm]
-        steps, tokens, seconds = (np.mean([r[key] for r in own]) for key in ("step", "tokens_seen", "train_seconds"))
+        steps = np.mean([run["step"] for run in own])
+        tokens = np.mean([run["tokens_seen"] for run in own])
+        seconds = np.mean([run["train_seconds"] for run in own])
         row = [arm, f"{steps:,.0f}", f"{tokens:,.0f}", f"{seconds:,.0f}", f"{tokens / seconds:,.0f}"]
-        ends = [[r["curves"][name][-1][1] for r in own if name in r["curves"]] for name in last]
-        row += [f"{np.mean(values):.3g}" if values else "" for values in ends]
-        rows.append([*row, ", ".join(dict.fromkeys(run["health"] for run in own))])
-    names = [name.replace("_", " ") for name in last]
-    return as_markdown(["arm", "steps", "tokens", "seconds", "tokens/s", *names, "collapse monitor"], rows)
+        for name in measures:
+            last_values = [run["curves"][name][-1][1] for run in own if name in run["curves"]]
+            row.append(f"{np.mean(last_values):.3g}" if last_values else "")
+        health = dict.fromkeys(run["health"] for run in own)
+        row.append(", ".join(health))
+        rows.append(row)
+    header = ["arm", "steps", "tokens", "seconds", "tokens/s"]
+    header += [name.replace("_", " ") for name in measures]
+    header.append("collapse monitor")
+    return as_markdown(header, rows)
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
 
 
 def draw_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -587,17 +955,21 @@ def draw_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    panels = list(dict.fromkeys(name for run in runs for name in run.get("curves", ())))
-    arms = list(dict.fromkeys(run["arm"] for run in runs if "curves" in run))
-    styles = {arm: {"color": f"C{n % 10}", "linestyle": "-" if n < 10 else "--"} for n, arm in enumerate(arms)}
-    columns = -(-len(panels) // 2)
+    trained = [run for run in runs if "curves" in run]
+    panels = list(dict.fromkeys(name for run in trained for name in run["curves"]))
+    styles = {}
+    for arm in dict.fromkeys(run["arm"] for run in trained):
+        number = len(styles)
+        styles[arm] = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
+    columns = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(4.5 * columns, 7), layout="constrained")
     FigureCanvasAgg(figure)
     for number, name in enumerate(panels, start=1):
         axes = figure.add_subplot(2, columns, number)
-        for run in runs:
-            if name in run.get("curves", ()):
-                axes.plot(*zip(*run["curves"][name], strict=True), **styles[run["arm"]], linewidth=1)
+        for run in trained:
+            if name in run["curves"]:
+                seconds, values = zip(*run["curves"][name], strict=True)
+                axes.plot(seconds, values, **styles[run["arm"]], linewidth=1)
         axes.set_title(name.replace("_", " "), fontsize=10)
         axes.set_xlabel("seconds of training", fontsize=8)
         axes.grid(alpha=0.3)
@@ -607,22 +979,22 @@ def draw_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def quality_of(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What more seconds bring: column of the main table -> what arms and controls have.
+    """What more seconds bring, by column of the main table.
 
     Args:
         comparisons: Results of one plan for several budgets, the longest last.
 
     Returns:
-        Of each column that the shortest budget has too, raw cosines and the average of linear probes: `arms`, arm to
+        For each column that the shortest budget has too, raw cosines and the average of linear probes: `arms`, arm to
         (seconds that its runs took, score, low end, high end of its interval) of each budget; and `controls`, the
         score of each system that is not trained.
     """
     found: dict[str, dict[str, Any]] = {}
     for results in comparisons:
-        seconds = defaultdict(list)
-        for one in results["runs"]:
-            if "train_seconds" in one:
-                seconds[one["arm"]].append(one["train_seconds"])
+        seconds_of = defaultdict(list)
+        for run in results["runs"]:
+            if "train_seconds" in run:
+                seconds_of[run["arm"]].append(run["train_seconds"])
         for score in results["scores"]:
             name = f"{score['task']}, {score['metric']}"
             if not is_main(score) or score["mode"] == "cosine centred":
@@ -631,15 +1003,20 @@ def quality_of(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
                 continue
             column = found.setdefault(name, {"arms": {}, "controls": {}})
             system = score["system"]
-            if system in seconds:
-                point = [float(np.mean(seconds[system])), score["score"], score["low"], score["high"]]
+            if system in seconds_of:
+                seconds = float(np.mean(seconds_of[system]))
+                point = [seconds, score["score"], score["low"], score["high"]]
                 column["arms"].setdefault(system, []).append(point)
             else:
                 column["controls"][system] = score["score"]
     return found
 
 
-def draw_quality(quality: Mapping[str, Mapping[str, Any]], budgets: Sequence[float], path: Path) -> None:
+def draw_quality(
+    quality: Mapping[str, Mapping[str, Any]],
+    budgets: Sequence[float],
+    path: Path,
+) -> None:
     """Draws a panel per column of `quality_of`: a line per arm over seconds, and a level line per control."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -647,24 +1024,20 @@ def draw_quality(quality: Mapping[str, Mapping[str, Any]], budgets: Sequence[flo
 
     arms = list(dict.fromkeys(arm for column in quality.values() for arm in column["arms"]))
     controls = list(dict.fromkeys(name for column in quality.values() for name in column["controls"]))
-    shades = {name: shade_of(name) for name in controls}
-    dashes = {}
-    for name in controls:
-        alike = [other for other in dashes if shades[other] == shades[name]]
-        dashes[name] = ["--", ":", "-."][len(alike) % 3]
+    style_of = control_styles(controls)
     figure = Figure(figsize=(5 * len(quality), 5), layout="constrained")
     FigureCanvasAgg(figure)
     lines = {}
     for number, (name, column) in enumerate(quality.items(), start=1):
         axes = figure.add_subplot(1, len(quality), number)
         for control, score in column["controls"].items():
-            style = {"color": shades[control], "linestyle": dashes[control], "linewidth": 1}
-            lines[control] = axes.axhline(score, **style, label=control)
+            lines[control] = axes.axhline(score, **style_of[control], label=control)
         for arm, points in column["arms"].items():
             seconds, scores, lows, highs = zip(*points, strict=True)
             color = f"C{arms.index(arm) % 10}"
-            (lines[arm],) = axes.plot(seconds, scores, color=color, marker="o", markersize=3, label=arm)
+            (line,) = axes.plot(seconds, scores, color=color, marker="o", markersize=3, label=arm)
             axes.fill_between(seconds, lows, highs, color=color, alpha=0.1, linewidth=0)
+            lines[arm] = line
         axes.set_xscale("log")
         axes.set_xticks(budgets)
         axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -674,6 +1047,22 @@ def draw_quality(quality: Mapping[str, Mapping[str, Any]], budgets: Sequence[flo
         axes.grid(alpha=0.3)
     figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def control_styles(controls: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Styles of level lines: a shade per kind of control, and dashes that tell those of one shade apart."""
+    dashes = ["--", ":", "-."]
+    used = Counter()
+    styles = {}
+    for control in controls:
+        shade = shade_of(control)
+        styles[control] = {
+            "color": shade,
+            "linestyle": dashes[used[shade] % len(dashes)],
+            "linewidth": 1,
+        }
+        used[shade] += 1
+    return styles
 
 
 def shade_of(control: str) -> str:

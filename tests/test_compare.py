@@ -13,6 +13,7 @@ import pytest
 from benchmarks import compare
 from text_jepa.cli import UsageError
 from text_jepa.probe import run
+from text_jepa.probe.bootstrap import interval_of
 from text_jepa.probe.report import macro_averages
 
 
@@ -35,7 +36,13 @@ def test_seconds_become_steps_at_the_rate_after_the_warm_up():
 
 
 def test_tokens_become_steps_whatever_the_speed():
-    slow = [{**record, "train_seconds": 7 * record.get("train_seconds", 0)} for record in PILOT[:3]]
+    slow = [
+        {
+            **record,
+            "train_seconds": 7 * record.get("train_seconds", 0),
+        }
+        for record in PILOT[:3]
+    ]
     assert compare.steps_for(PILOT, None, 50_000) == compare.steps_for(slow, None, 50_000) == 500
 
 
@@ -46,56 +53,97 @@ def accuracy(answers, gold):
     return float((answers == gold).mean())
 
 
-def draws(seeds, rows, resamples=2000):
-    generator = np.random.default_rng(1)
-    return generator.integers(rows, size=(resamples, rows)), generator.random((resamples, seeds))
+def resampled(function, answers, gold=None, resamples=2000):
+    seed_draws = np.random.default_rng(1).random((resamples, len(answers)))
+    return compare.resampled(function, answers, gold, 1, seed_draws)
 
 
 def test_interval_of_one_seed_is_that_of_its_rows():
     gold = np.zeros(400, int)
-    answers = np.where(np.arange(400) < 100, 1, 0)[None]
-    whole, resampled = compare.resampled(accuracy, answers, [gold], *draws(1, 400))
-    assert whole == pytest.approx([75])
-    assert resampled.std() == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 400), rel=0.1)
+    answers = np.where(
+        np.arange(400) < 100,
+        1,
+        0,
+    )[None]
+    found = resampled(accuracy, answers, gold)
+    assert found.by_seed == pytest.approx([75])
+    assert found.draws.std() == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 400), rel=0.1)
 
 
 def test_interval_of_equal_rows_is_that_of_the_mean_of_new_seeds():
     """Every row tells the same, so that only seeds vary: the standard error of their mean, without the bias of K."""
     scores = np.array([0.2, 0.5, 0.8])
     answers = np.repeat(scores[:, None], 50, axis=1)
-    _, resampled = compare.resampled(np.mean, answers, [], *draws(3, 50, 20_000))
-    assert resampled.mean() == pytest.approx(50, abs=1)
+    draws = resampled(np.mean, answers, resamples=20_000).draws
+    assert draws.mean() == pytest.approx(50, abs=1)
     # Student's quantile over the normal one, with two degrees of freedom.
-    assert resampled.std() == pytest.approx(100 * scores.std(ddof=1) / math.sqrt(3) * 4.303 / 1.960, rel=0.03)
+    assert draws.std() == pytest.approx(
+        100 * scores.std(ddof=1) / math.sqrt(3) * 4.303 / 1.960,
+        rel=0.03,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_the_interval_of_few_seeds_holds_the_truth_as_often_as_it_says(seeds):
-    generator, held = np.random.default_rng(4), 0
+    generator = np.random.default_rng(4)
+    held = 0
     for _ in range(400):
-        answers = np.repeat(generator.normal(size=(seeds, 1)), 2, axis=1)
-        _, resampled = compare.resampled(np.mean, answers, [], *draws(seeds, 2, 400))
-        low, high = np.percentile(resampled, [2.5, 97.5])
+        answers = np.repeat(
+            generator.normal(size=(seeds, 1)),
+            2,
+            axis=1,
+        )
+        low, high = interval_of(
+            resampled(
+                np.mean,
+                answers,
+                resamples=400,
+            ).draws
+        )
         held += low <= 0 <= high
     assert held / 400 == pytest.approx(0.95, abs=0.03)
 
 
 def test_a_seed_that_one_system_lacks_counts_for_none():
     """By place, the difference of an arm to its own copy without the first seed would not be 0."""
-    whole = {seed: np.full(4, value) for seed, value in {1: 0.2, 2: 0.5, 3: 0.8}.items()}
-    found = compare.in_common({"ours": whole, "same": {seed: whole[seed] for seed in (3, 2)}})
+    whole = {
+        seed: np.full(4, value)
+        for seed, value in {
+            1: 0.2,
+            2: 0.5,
+            3: 0.8,
+        }.items()
+    }
+    found = compare.in_common(
+        {
+            "ours": whole,
+            "same": {seed: whole[seed] for seed in (3, 2)},
+        }
+    )
     assert np.array_equal(found["ours"], found["same"])
     assert found["ours"].mean() == pytest.approx(0.65)
     with pytest.raises(UsageError, match="no seed that all of ours, other have"):
-        compare.in_common({"ours": whole, "other": {4: whole[1]}})
+        compare.in_common(
+            {
+                "ours": whole,
+                "other": {4: whole[1]},
+            }
+        )
 
 
 def table(**systems):
     """Answers and gold of one task, each system right with its probability, three seeds."""
     generator = np.random.default_rng(2)
     gold = generator.integers(2, size=600)
-    answers = {name: np.where(generator.random((3, 600)) < p, gold, 1 - gold) for name, p in systems.items()}
+    answers = {
+        name: np.where(
+            generator.random((3, 600)) < p,
+            gold,
+            1 - gold,
+        )
+        for name, p in systems.items()
+    }
     return {("sst2", "linear", "accuracy"): answers}, {"sst2": gold}
 
 
@@ -108,14 +156,23 @@ def test_verdict_names_the_better_and_the_worse_and_does_not_guess():
     answers, gold = table(ours=0.8, weak=0.6, strong=0.95)
     of_task = next(iter(answers.values()))
     of_task["same"] = of_task["ours"]
-    assert verdicts(answers, gold) == {"weak": "better", "strong": "worse", "same": "n.s."}
+    assert verdicts(answers, gold) == {
+        "weak": "better",
+        "strong": "worse",
+        "same": "n.s.",
+    }
 
 
 def test_a_difference_on_the_same_rows_is_told_apart_where_the_two_intervals_overlap():
     generator = np.random.default_rng(3)
     gold, right = np.zeros(500, int), generator.random((3, 500)) < 0.7
     lost = right & (generator.random((3, 500)) < 0.96)
-    answers = {("rte", "linear", "accuracy"): {"ours": np.where(right, 0, 1), "theirs": np.where(lost, 0, 1)}}
+    answers = {
+        ("rte", "linear", "accuracy"): {
+            "ours": np.where(right, 0, 1),
+            "theirs": np.where(lost, 0, 1),
+        }
+    }
     judged = compare.judged(answers, {"rte": gold}, "ours", resamples=500)
     ours, theirs = judged["scores"]
     assert ours["low"] < theirs["high"]
@@ -140,7 +197,7 @@ def test_averages_are_those_of_the_probe():
     shown = {(s["task"], s["metric"], s["system"]): s["score"] for s in judged["scores"]}
     assert {metric for task, metric, _ in shown if task == "mrpc"} == {"f1"}
     rows = {(*column, system): rows for column, by in answers.items() for system, rows in by.items()}
-    expected = macro_averages(run.all_scores(rows, gold, 0))
+    expected = macro_averages(run.score_all(rows, gold, 0))
     assert {s.system: pytest.approx(s.score) for s in expected} == {
         system: value for (_, metric, system), value in shown.items() if metric == "average"
     }
@@ -148,7 +205,10 @@ def test_averages_are_those_of_the_probe():
 
 def test_every_two_systems_are_compared_where_the_main_table_looks():
     answers, gold = table(ours=0.9, weak=0.6, strong=0.9)
-    answers = {("qqp test", "cosine raw", "map"): next(iter(answers.values())), **answers}
+    answers = {
+        ("qqp test", "cosine raw", "map"): next(iter(answers.values())),
+        **answers,
+    }
     pairs = compare.judged(answers, gold, "ours", 200)["pairs"]
     assert {(p["of"], p["system"]) for p in pairs if p["task"] == "sst2"} == {("ours", "weak"), ("ours", "strong")}
     found = {(p["of"], p["system"]): p["ahead"] for p in pairs if p["task"] == "qqp test"}
@@ -169,9 +229,31 @@ def test_every_recipe_of_a_comparison_exists(path, monkeypatch):
 def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text("title: A\ncommon: {a: 1}\narms: {x: {b: 2}, y: {}}\nprobe: {}\nreference: x\n")
-    plan = compare.read_plan(str(path), ["--a", "3", "--b", "4", "5", "--c"])
-    assert plan["arms"] == {"x": {"a": "3", "b": 2, "c": True}, "y": {"a": "3", "b": ["4", "5"], "c": True}}
-    assert compare.as_argv(plan["arms"]["y"]) == ["--a", "3", "--b", "4", "5", "--c", "True"]
+    plan = compare.read_plan(
+        str(path),
+        ["--a", "3", "--b", "4", "5", "--c"],
+    )
+    assert plan["arms"] == {
+        "x": {
+            "a": "3",
+            "b": 2,
+            "c": True,
+        },
+        "y": {
+            "a": "3",
+            "b": ["4", "5"],
+            "c": True,
+        },
+    }
+    assert compare.as_argv(plan["arms"]["y"]) == [
+        "--a",
+        "3",
+        "--b",
+        "4",
+        "5",
+        "--c",
+        "True",
+    ]
 
 
 def test_a_quoted_flag_may_name_a_variable_as_the_file_does(tmp_path, monkeypatch):
@@ -217,8 +299,18 @@ def budget_of(seconds, ours):
         column | {"mode": "cosine centred", "system": "ours", "score": 1.0, **figures},
         column | {"mode": "linear", "system": "ours", "score": 2.0, **figures},
     ]
-    runs = [{"arm": "ours", "seed": seed, "train_seconds": seconds + seed} for seed in (1, 3)]
-    return {"scores": scores, "runs": [*runs, {"arm": "before", "seed": 1}]}
+    runs = [
+        {
+            "arm": "ours",
+            "seed": seed,
+            "train_seconds": seconds + seed,
+        }
+        for seed in (1, 3)
+    ]
+    return {
+        "scores": scores,
+        "runs": [*runs, {"arm": "before", "seed": 1}],
+    }
 
 
 def test_quality_is_over_the_seconds_that_runs_took_and_of_controls_a_level():
@@ -235,7 +327,11 @@ def test_quality_is_over_the_seconds_that_runs_took_and_of_controls_a_level():
 
 def test_picture_of_quality_has_a_log_axis_with_the_budgets_and_a_level_line(drawn, tmp_path):
     quality = compare.quality_of([budget_of(15, 50.0), budget_of(60, 70.0)])
-    compare.draw_quality(quality | {"stsb, spearmanr": quality["rest of the document, r@10"]}, [15, 60], tmp_path)
+    compare.draw_quality(
+        quality | {"stsb, spearmanr": quality["rest of the document, r@10"]},
+        [15, 60],
+        tmp_path,
+    )
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes] == ["rest of the document, r@10", "stsb, spearmanr"]
     for axes in figure.axes:
@@ -256,7 +352,10 @@ def found(tmp_path):
     """A folder as a comparison leaves it, of two arms on two tasks."""
     answers, gold = table(ours=0.8, mlm=0.6)
     answers["rte", "linear", "accuracy"], gold["rte"] = answers["sst2", "linear", "accuracy"], gold["sst2"]
-    answers["qqp dev", "cosine raw", "map"] = {"ours": np.full((3, 9), 0.75), "mlm": np.full((3, 9), 0.5)}
+    answers["qqp dev", "cosine raw", "map"] = {
+        "ours": np.full((3, 9), 0.75),
+        "mlm": np.full((3, 9), 0.5),
+    }
     plan = {"title": "Two arms", "reference": "ours"}
     curves = {"token_rank": [(1.0, 2.0)]}
     run = {
@@ -268,8 +367,19 @@ def found(tmp_path):
         "health": "healthy",
         "curves": curves,
     }
-    results = {"command": "made up", "date": "today", "machine": "none", "versions": {}, "budget": {"seconds": 5}}
-    results |= {"plan": plan, "failures": [], "runs": [run], **compare.judged(answers, gold, "ours", 50)}
+    results = {
+        "command": "made up",
+        "date": "today",
+        "machine": "none",
+        "versions": {},
+        "budget": {"seconds": 5},
+    }
+    results |= {
+        "plan": plan,
+        "failures": [],
+        "runs": [run],
+        **compare.judged(answers, gold, "ours", 50),
+    }
     folder = tmp_path / "pair"
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(results))
@@ -334,11 +444,25 @@ def test_a_card_gets_the_main_table_once_with_its_command(found, report, root):
     card.parent.mkdir()
     card.write_text("# encoder\n")
     for _ in range(2):
-        report.main([str(found), "--card", str(card.parent)], root)
+        report.main(
+            [
+                str(found),
+                "--card",
+                str(card.parent),
+            ],
+            root,
+        )
     assert card.read_text().startswith("# encoder\n\n<!-- results -->\n## Beside other objectives\n\n`made up`\n")
     assert card.read_text().count("| mlm | 50.0 ± 0.0 (+25.0 [+25.0, +25.0]) |") == 1
     with pytest.raises(UsageError, match=r"nowhere/README\.md: does not exist"):
-        report.main([str(found), "--card", str(root / "nowhere")], root)
+        report.main(
+            [
+                str(found),
+                "--card",
+                str(root / "nowhere"),
+            ],
+            root,
+        )
 
 
 def test_a_folder_without_results_changes_nothing(report, tmp_path):
@@ -363,80 +487,122 @@ def test_a_finished_run_is_not_repeated_and_another_command_is_refused(tmp_path)
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     def one(arm, seed):
         code = "raise SystemExit('error: no such thing')" if arm == "bad" else f"open({str(tmp_path / arm)!r}, 'x')"
-        compare.call(["-c", code], tmp_path / f"{arm}.log", tmp_path / arm, {})
+        compare.call(
+            ["-c", code],
+            tmp_path / f"{arm}.log",
+            tmp_path / arm,
+            {},
+        )
 
-    failures = compare.in_turns(1, [("bad", 0), ("good", 0)], one)
+    failures = compare.in_turns(
+        1,
+        [("bad", 0), ("good", 0)],
+        one,
+    )
     assert list(failures) == [("bad", 0)]
     assert failures["bad", 0].endswith("no such thing")
     assert (tmp_path / "good").exists()
 
 
+def write_corpus(path, texts):
+    with path.open("w") as file:
+        for one in texts:
+            for other in texts:
+                file.write(json.dumps({"text": f"{one} {other}"}) + "\n")
+
+
+def common_flags(corpus):
+    """Flags of a run of seconds on a corpus."""
+    return {
+        "train_file": str(corpus),
+        "preset": "tiny",
+        "text_config": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2},
+        "vocab_size": 300,
+        "max_length": 32,
+        "per_device_train_batch_size": 4,
+        "max_eval_samples": 4,
+        "use_cpu": True,
+    }
+
+
+def compare_command(folder, plan, *flags):
+    (folder / "plan.yaml").write_text(json.dumps(plan))
+    script = str(ROOT / "benchmarks/compare.py")
+    return [sys.executable, script, str(folder / "plan.yaml"), *flags, "--output_dir", str(folder / "out")]
+
+
+def times_of_answers(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("answers.npz")}
+
+
 @pytest.mark.slow
 def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated(texts, tmp_path):
-    with (tmp_path / "train.jsonl").open("w") as file:
-        file.writelines(json.dumps({"text": f"{a} {b}"}) + "\n" for a in texts for b in texts)
-    rows = [f"{text.split('.')[0]},{number % 2}\n" for number, text in enumerate(texts * 4)]
-    (tmp_path / "task.csv").write_text("text,label\n" + "".join(row.replace(", ", " ") for row in rows))
+    write_corpus(tmp_path / "train.jsonl", texts)
+    rows = ["text,label\n"]
+    for number, text in enumerate(texts * 4):
+        sentence = text.split(".")[0].replace(", ", " ")
+        rows.append(f"{sentence},{number % 2}\n")
+    (tmp_path / "task.csv").write_text("".join(rows))
     probe = {"task_file": str(tmp_path / "task.csv"), "mode": ["linear"]}
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-    common = {"train_file": str(tmp_path / "train.jsonl"), "preset": "tiny", "text_config": shape, "vocab_size": 300}
-    common |= {"max_length": 32, "per_device_train_batch_size": 4, "max_eval_samples": 4, "use_cpu": True}
-    arms = {"mlm": {"objective": "mlm", "mask_ratio": 0.3}, "jepa": {}, "broken": {"objective": "nonsense"}}
     plan = {
         "title": "Few texts",
-        "common": common,
-        "arms": arms,
+        "common": common_flags(tmp_path / "train.jsonl"),
+        "arms": {
+            "mlm": {"objective": "mlm", "mask_ratio": 0.3},
+            "jepa": {},
+            "broken": {"objective": "nonsense"},
+        },
         "probe": probe,
         "over_time": probe,
         "reference": "jepa",
     }
-    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
-    command = [sys.executable, str(ROOT / "benchmarks/compare.py"), str(tmp_path / "plan.yaml"), "--tokens", "2000"]
-    command += ["--seeds", "0", "1", "--output_dir", str(tmp_path / "out")]
+    command = compare_command(tmp_path, plan, "--tokens", "2000", "--seeds", "0", "1")
 
+    out = tmp_path / "out"
     first = subprocess.run(command, capture_output=True, text=True)
-    results = json.loads((tmp_path / "out/results.json").read_text())
+    results = json.loads((out / "results.json").read_text())
     assert first.returncode == 1, first.stderr
     assert [line.split(",")[0] for line in results["failures"]] == ["broken"]
-    assert {"mlm", "jepa", "random weights", "bag of its embeddings", "TF-IDF", "majority"} == {
-        score["system"] for score in results["scores"]
-    }
+    controls = {"random weights", "bag of its embeddings", "TF-IDF", "majority"}
+    assert {score["system"] for score in results["scores"]} == controls | {"mlm", "jepa"}
     assert all(len(score["by_seed"]) == 2 for score in results["scores"])
     assert all(abs(run["tokens_seen"] - 2000) < 500 for run in results["runs"])
     assert {"token_rank", "task, linear"} <= results["runs"][0]["curves"].keys()
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"results.md", "curves.png"}
+    assert {path.name for path in out.iterdir()} >= {"results.md", "curves.png"}
 
-    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("answers.npz")}
+    made = times_of_answers(out)
     subprocess.run(command, capture_output=True, text=True)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("answers.npz")} == trained
+    assert times_of_answers(out) == made
 
 
 @pytest.mark.slow
 def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve(texts, tmp_path):
-    with (tmp_path / "train.jsonl").open("w") as file:
-        file.writelines(json.dumps({"text": f"{a} {b}"}) + "\n" for a in texts for b in texts)
+    write_corpus(tmp_path / "train.jsonl", texts)
     pairs = [(one, other) for one in texts for other in texts]
     with (tmp_path / "task.jsonl").open("w") as file:
         for number, (one, other) in enumerate(pairs):
-            file.write(json.dumps({"text": one, "other": other, "label": number / 4}) + "\n")
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-    common = {"train_file": str(tmp_path / "train.jsonl"), "preset": "tiny", "text_config": shape, "vocab_size": 300}
-    common |= {"max_length": 32, "per_device_train_batch_size": 4, "max_eval_samples": 4, "use_cpu": True}
-    plan = {"title": "Seconds", "common": common, "arms": {"mlm": {"objective": "mlm", "mask_ratio": 0.3}}}
+            row = {"text": one, "other": other, "label": number / 4}
+            file.write(json.dumps(row) + "\n")
     task = {"task_file": str(tmp_path / "task.jsonl"), "pair_column": "other"}
-    plan |= {"probe": task | {"mode": ["linear"]}, "curve": task | {"mode": ["knn"]}, "reference": "mlm"}
-    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
-    command = [sys.executable, str(ROOT / "benchmarks/compare.py"), str(tmp_path / "plan.yaml")]
-    command += ["--seconds", "2", "1", "--output_dir", str(tmp_path / "out")]
+    plan = {
+        "title": "Seconds",
+        "common": common_flags(tmp_path / "train.jsonl"),
+        "arms": {"mlm": {"objective": "mlm", "mask_ratio": 0.3}},
+        "probe": {**task, "mode": ["linear"]},
+        "curve": {**task, "mode": ["knn"]},
+        "reference": "mlm",
+    }
+    command = compare_command(tmp_path, plan, "--seconds", "2", "1")
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
     out = tmp_path / "out"
     steps = {}
-    for name in ("seconds-1", "seconds-2", "."):
+    for name, mode in (("seconds-1", "knn"), ("seconds-2", "linear"), (".", "linear")):
         results = json.loads((out / name / "results.json").read_text())
         steps[name] = results["runs"][0]["step"]
         modes = {score["mode"] for score in results["scores"] if score["system"] == "mlm"}
-        assert modes & {"knn", "linear"} == ({"knn"} if name == "seconds-1" else {"linear"})
+        assert modes & {"knn", "linear"} == {mode}
     assert steps["seconds-2"] == pytest.approx(2 * steps["seconds-1"], abs=1)
     assert steps["."] == steps["seconds-2"]
     assert len(list(out.rglob("pilot"))) == 1

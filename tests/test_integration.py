@@ -14,9 +14,9 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from text_jepa import TextJepaForPreTraining, embeddings, export_encoder
 from text_jepa.embeddings import embed_texts, open_encoder
-from text_jepa.probe import predictors, reranking
+from text_jepa.probe import predictors
 from text_jepa.probe.glue import load_glue
-from text_jepa.probe.reranking import Query, RerankingTask, load_reranking
+from text_jepa.probe.reranking import Query, RerankingTask, load_reranking, rerank_per_query
 from text_jepa.probe.tasks import Split, Task
 
 
@@ -87,7 +87,8 @@ def our_reranking(encoder, task):
         embeddings.cosine(table[task.texts[q.id]], np.stack([table[task.texts[c]] for c in q.candidates]))
         for q in task.queries
     ]
-    return reranking.rerank_scores(cosines, [q.relevant for q in task.queries])
+    per_query = rerank_per_query(cosines, [q.relevant for q in task.queries])
+    return {name: 100 * values.mean() for name, values in per_query.items()}
 
 
 def samples_of(task):
@@ -159,7 +160,7 @@ def test_its_average_precision_of_pairs_is_that_of_one_long_ranking(encoder):
     found = evaluator(st.SentenceTransformer(encoder, device="cpu"))
     table = vectors_of(encoder, [*split.texts, *split.pairs])
     cosines = embeddings.cosine(*(np.stack([table[text] for text in column]) for column in (split.texts, split.pairs)))
-    assert found["cosine_ap"] == pytest.approx(reranking.rerank_scores([cosines], [labels])["map"] / 100, abs=1e-4)
+    assert found["cosine_ap"] == pytest.approx(rerank_per_query([cosines], [labels])["map"][0], abs=1e-4)
 
 
 def test_where_the_rules_differ_ours_are_the_stricter_ones(encoder):

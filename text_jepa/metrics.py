@@ -60,10 +60,7 @@ def effective_rank(features: Tensor) -> Tensor:
     x = features.double()
     x = x - _row_mean(x)
     rows, dimensions = x.shape
-    if rows < dimensions:
-        gram = x @ x.T
-    else:
-        gram = x.T @ x
+    gram = x @ x.T if rows < dimensions else x.T @ x
 
     # The solver raises on NaN, and a monitor must outlive the divergence that it reports.
     is_finite = gram.isfinite().all()

@@ -33,31 +33,81 @@ NAMES = [f"eval_probe_{which}_{mode}" for which in ("target", "context") for mod
 
 def sentences(labels, seed):
     generator = np.random.default_rng(seed)
-    return [" ".join(generator.choice([*(SEA, LAND)[label], "the", "and", "water"], 5)) for label in labels]
+    return [
+        " ".join(
+            generator.choice(
+                [
+                    *(SEA, LAND)[label],
+                    "the",
+                    "and",
+                    "water",
+                ],
+                5,
+            )
+        )
+        for label in labels
+    ]
 
 
 def classification(seed=0, train=60, test=20):
-    labels = {"train": np.arange(train) % 2, "test": np.arange(test) % 2}
+    labels = {
+        "train": np.arange(train) % 2,
+        "test": np.arange(test) % 2,
+    }
     splits = {
-        name: Split(sentences(gold, seed + i), None, gold, list(range(len(gold))))
+        name: Split(
+            sentences(gold, seed + i),
+            None,
+            gold,
+            list(range(len(gold))),
+        )
         for i, (name, gold) in enumerate(labels.items())
     }
-    return Task("places", "classification", splits, "test", ("accuracy",), ("sea", "land"))
+    return Task(
+        "places",
+        "classification",
+        splits,
+        "test",
+        ("accuracy",),
+        ("sea", "land"),
+    )
 
 
 def similarity():
     left, right = sentences(np.arange(40) % 2, 1), sentences(np.arange(40) // 2 % 2, 2)
-    split = Split(left, right, np.linspace(0, 5, 40), list(range(40)))
-    return Task("pairs", "regression", {"train": split, "test": split}, "test", ("pearson", "spearmanr"))
+    split = Split(
+        left,
+        right,
+        np.linspace(0, 5, 40),
+        list(range(40)),
+    )
+    return Task(
+        "pairs",
+        "regression",
+        {"train": split, "test": split},
+        "test",
+        ("pearson", "spearmanr"),
+    )
 
 
 def make_trainer(tokenizer, make_model, texts, output_dir, probe=None, **arguments):
     ids = tokenizer(texts * 4)["input_ids"]
-    rows = datasets.Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids]})
+    rows = datasets.Dataset.from_dict(
+        {
+            "input_ids": ids,
+            "length": [len(row) for row in ids],
+        }
+    )
     args = TextJepaTrainingArguments(
         str(output_dir),
         use_cpu=True,
-        **{"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", **arguments},
+        **{
+            "max_steps": 4,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_strategy": "no",
+            **arguments,
+        },
     )
     text_config = {**MODERNBERT, "vocab_size": len(tokenizer), "embedding_dropout": 0.1}
     trainer = TextJepaTrainer(
@@ -109,7 +159,15 @@ def test_a_classification_is_scored_on_rows_that_were_not_fitted(encoder, tokeni
     assert not set(probe.fitted.keys) & set(probe.held_out.keys)
     x, test_x = (embed_texts(encoder, part.texts) for part in (probe.fitted, probe.held_out))
     expected = [
-        100 * (predict(x, probe.fitted.labels, test_x) == probe.held_out.labels).mean()
+        100
+        * (
+            predict(
+                x,
+                probe.fitted.labels,
+                test_x,
+            )
+            == probe.held_out.labels
+        ).mean()
         for predict in (predictors.fit_linear, predictors.knn_predict)
     ]
     assert probe.scores(encoder) == pytest.approx(expected)
@@ -127,19 +185,44 @@ def test_a_similarity_is_scored_by_raw_and_centred_cosines(encoder, tokenizer):
 
 def test_scores_without_pairs_are_regressed_and_ranked(encoder, tokenizer):
     train = classification().train
-    real = Split(train.texts, None, train.labels + np.linspace(0, 0.1, len(train)), train.ids)
-    task = Task("real", "regression", {"train": real, "test": real}, "test", ("pearson", "spearmanr"))
+    real = Split(
+        train.texts,
+        None,
+        train.labels + np.linspace(0, 0.1, len(train)),
+        train.ids,
+    )
+    task = Task(
+        "real",
+        "regression",
+        {"train": real, "test": real},
+        "test",
+        ("pearson", "spearmanr"),
+    )
     linear, _ = OnlineProbeCallback(task, tokenizer).scores(encoder)
     assert 30 < linear <= 100
 
 
 def test_matthews_is_the_figure_where_it_is_the_tasks_metric(encoder, tokenizer, monkeypatch):
     """A probe that always says the same class has no skill, however common the class is."""
-    monkeypatch.setattr(predictors, "fit_linear", lambda x, y, test_x: np.zeros(len(test_x)))
-    monkeypatch.setattr(predictors, "knn_predict", lambda x, y, test_x: np.zeros(len(test_x)))
+    monkeypatch.setattr(
+        predictors,
+        "fit_linear",
+        lambda x, y, test_x: np.zeros(len(test_x)),
+    )
+    monkeypatch.setattr(
+        predictors,
+        "knn_predict",
+        lambda x, y, test_x: np.zeros(len(test_x)),
+    )
     task = classification()
     constant = OnlineProbeCallback(task, tokenizer).scores(encoder)
-    cola = Task(task.name, task.kind, task.splits, task.scored, ("matthews_correlation",))
+    cola = Task(
+        task.name,
+        task.kind,
+        task.splits,
+        task.scored,
+        ("matthews_correlation",),
+    )
     assert constant[0] > 40
     assert OnlineProbeCallback(cola, tokenizer).scores(encoder) == [0, 0]
 
@@ -171,8 +254,22 @@ def test_an_encoder_that_is_not_finite_has_no_score_and_is_never_the_best(tokeni
 
 def test_the_scored_split_of_the_task_is_neither_read_nor_embedded(encoder, tokenizer, embedded):
     task = classification()
-    leak = Split(["leak " * 3] * 20, None, 1 - task.test.labels, task.test.ids)
-    planted = Task(task.name, task.kind, {**task.splits, "test": leak}, "test", task.metrics)
+    leak = Split(
+        ["leak " * 3] * 20,
+        None,
+        1 - task.test.labels,
+        task.test.ids,
+    )
+    planted = Task(
+        task.name,
+        task.kind,
+        {
+            **task.splits,
+            "test": leak,
+        },
+        "test",
+        task.metrics,
+    )
     scores = [OnlineProbeCallback(one, tokenizer).scores(encoder) for one in (task, planted)]
     assert scores[0] == scores[1]
     assert {text for call in embedded for text in call} <= set(task.train.texts)
@@ -181,8 +278,19 @@ def test_the_scored_split_of_the_task_is_neither_read_nor_embedded(encoder, toke
 def test_a_text_is_never_on_both_sides(tokenizer):
     """Rows that stand in the training split twice, with labels by chance, would be known by heart."""
     texts = sentences(np.arange(30) % 2, 5)
-    twice = Split(texts * 2, None, np.random.default_rng(0).integers(2, size=60), list(range(60)))
-    task = Task("twice", "classification", {"train": twice, "test": twice}, "test", ("accuracy",))
+    twice = Split(
+        texts * 2,
+        None,
+        np.random.default_rng(0).integers(2, size=60),
+        list(range(60)),
+    )
+    task = Task(
+        "twice",
+        "classification",
+        {"train": twice, "test": twice},
+        "test",
+        ("accuracy",),
+    )
     probe = OnlineProbeCallback(task, tokenizer)
     assert not set(probe.fitted.texts) & set(probe.held_out.texts)
     assert len(probe.held_out) == 30
@@ -219,7 +327,14 @@ def test_mode_gradients_and_tokenizer_are_left_alone(encoder, tokenizer, trainin
     encoder.model.train(training)
     tokenizer.backend_tokenizer.no_truncation()
     probe = OnlineProbeCallback(classification(), tokenizer, max_length=7)
-    probe.scores(Encoder("it", encoder.model, probe.tokenizer, probe.max_length))
+    probe.scores(
+        Encoder(
+            "it",
+            encoder.model,
+            probe.tokenizer,
+            probe.max_length,
+        )
+    )
     assert {module.training for module in encoder.model.modules()} == {training}
     assert all(parameter.grad is None and parameter.requires_grad for parameter in encoder.model.parameters())
     assert tokenizer.backend_tokenizer.truncation is None
@@ -231,7 +346,13 @@ def test_mode_gradients_and_tokenizer_are_left_alone(encoder, tokenizer, trainin
 def test_figures_are_logged_and_stand_among_the_metrics_of_the_evaluation(
     tokenizer, make_model, texts, tmp_path, capsys
 ):
-    trainer = make_trainer(tokenizer, make_model, texts, tmp_path, OnlineProbeCallback(classification(), tokenizer))
+    trainer = make_trainer(
+        tokenizer,
+        make_model,
+        texts,
+        tmp_path,
+        OnlineProbeCallback(classification(), tokenizer),
+    )
     trainer.train()
     records = [record for record in read_metrics(tmp_path) if "eval_probe_target_knn" in record]
     assert [record["step"] for record in records] == [2, 4]
@@ -247,7 +368,13 @@ def test_only_the_first_process_computes_and_the_others_get_its_figures(encoder,
     monkeypatch.setattr(probe, "scores", lambda encoder: pytest.fail("computed"))
     monkeypatch.setattr(online, "broadcast_object_list", lambda values: [{"eval_probe_target_knn": 7.0}])
     metrics = {"eval_loss": 1.0}
-    probe.on_evaluate(None, TrainerState(is_world_process_zero=False), None, metrics=metrics, model=None)
+    probe.on_evaluate(
+        None,
+        TrainerState(is_world_process_zero=False),
+        None,
+        metrics=metrics,
+        model=None,
+    )
     assert metrics == {"eval_loss": 1.0, "eval_probe_target_knn": 7.0}
     assert logged == [{"eval_probe_target_knn": 7.0}]
 
@@ -257,10 +384,24 @@ def folder(tmp_path_factory, tokenizer):
     """A corpus, a labelled file and a tiny encoder."""
     folder = tmp_path_factory.mktemp("probe")
     labels = [i % 2 for i in range(80)]
-    rows = [{"text": text, "label": label} for text, label in zip(sentences(labels, 7), labels, strict=True)]
+    rows = [
+        {"text": text, "label": label}
+        for text, label in zip(
+            sentences(labels, 7),
+            labels,
+            strict=True,
+        )
+    ]
     for name in ("corpus", "task"):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = [{"sentence1": r["text"], "sentence2": rows[-i]["text"], "label": i / 16} for i, r in enumerate(rows)]
+    pairs = [
+        {
+            "sentence1": r["text"],
+            "sentence2": rows[-i]["text"],
+            "label": i / 16,
+        }
+        for i, r in enumerate(rows)
+    ]
     for split in ("train", "validation"):
         path = folder / "glue" / "stsb" / f"{split}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,13 +421,20 @@ def command(folder, output_dir, *flags):
     ]
 
 
-@pytest.mark.parametrize(("objective", "prefix"), [("jepa", "target_encoder."), ("documents", "model.encoder.")])
+@pytest.mark.parametrize(
+    ("objective", "prefix"),
+    [("jepa", "target_encoder."), ("documents", "model.encoder.")],
+)
 def test_the_exported_encoder_is_the_best_one_and_stays_so_when_the_finished_run_is_resumed(
     folder, tmp_path, monkeypatch, objective, prefix
 ):
     """The middle of three checkpoints is given the best figure."""
     figures = iter([10.0, 10.0, 90.0, 20.0, 50.0, 95.0])
-    monkeypatch.setattr(OnlineProbeCallback, "scores", lambda self, encoder: [next(figures), 0.0])
+    monkeypatch.setattr(
+        OnlineProbeCallback,
+        "scores",
+        lambda self, encoder: [next(figures), 0.0],
+    )
     flags = ["--objective", objective, "--probe_task", str(folder / "task.jsonl"), "--load_best_model_at_end"]
     flags += ["--metric_for_best_model", "probe_target_linear"]
     output_dir = run_pretraining.main(command(folder, tmp_path / "run", *flags))
@@ -353,7 +501,11 @@ def test_two_processes_choose_the_same_checkpoint(folder, tmp_path):
     flags = ["--probe_task", str(folder / "task.jsonl"), *CHOOSE, "--metric_for_best_model", "eval_probe_context_knn"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
-        [*launcher, str(ROOT / "run_pretraining.py"), *command(folder, tmp_path / "run", *flags)],
+        [
+            *launcher,
+            str(ROOT / "run_pretraining.py"),
+            *command(folder, tmp_path / "run", *flags),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

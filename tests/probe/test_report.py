@@ -13,8 +13,7 @@ from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from text_jepa.cli import UsageError
-from text_jepa.probe import bootstrap
-from text_jepa.probe.bootstrap import Score, compare
+from text_jepa.probe.bootstrap import Score, compare_systems, interval_of, score_resamples
 from text_jepa.probe.glue import GLUE_TASKS, accuracy, write_submission
 from text_jepa.probe.report import (
     SCHEMA,
@@ -38,8 +37,25 @@ def made(task="rte", mode="linear", metric="accuracy", system="runs/a", score=50
     ahead = {"ahead": None, "ahead_low": None, "ahead_high": None}
     if system != "runs/a":
         ahead = {"ahead": 1.0, "ahead_low": -2.0, "ahead_high": 4.0}
-    common = {"low": score - 5, "high": score + 5, "rows": 100, "seeds": 1, "deviation": None}
-    return Score(task, mode, metric, system, score, **{**common, **ahead, **fields})
+    common = {
+        "low": score - 5,
+        "high": score + 5,
+        "rows": 100,
+        "seeds": 1,
+        "deviation": None,
+    }
+    return Score(
+        task,
+        mode,
+        metric,
+        system,
+        score,
+        **{
+            **common,
+            **ahead,
+            **fields,
+        },
+    )
 
 
 @pytest.fixture
@@ -59,7 +75,15 @@ def predictions(gold):
 
 
 def test_the_score_is_the_mean_over_seeds_with_their_deviation(predictions, gold):
-    (score,) = compare("rte", "linear", "accuracy", accuracy, {"a": predictions}, gold, seed=0)
+    (score,) = compare_systems(
+        "rte",
+        "linear",
+        "accuracy",
+        accuracy,
+        {"a": predictions},
+        gold,
+        seed=0,
+    )
     assert score.score == pytest.approx(70)
     assert score.deviation == pytest.approx(10)  # the sample's: n - 1
     assert (score.rows, score.seeds) == (200, 3)
@@ -67,8 +91,23 @@ def test_the_score_is_the_mean_over_seeds_with_their_deviation(predictions, gold
 
 
 def test_one_seed_has_no_deviation_and_the_interval_of_its_predictions(predictions, gold):
-    (score,) = compare("rte", "linear", "accuracy", accuracy, {"a": predictions[:1]}, gold, seed=3)
-    low, high = bootstrap.bootstrap_interval(accuracy, predictions[0], gold, seed=3)
+    (score,) = compare_systems(
+        "rte",
+        "linear",
+        "accuracy",
+        accuracy,
+        {"a": predictions[:1]},
+        gold,
+        seed=3,
+    )
+    low, high = interval_of(
+        score_resamples(
+            accuracy,
+            predictions[:1],
+            gold,
+            seed=3,
+        )
+    )
     assert (score.low, score.high) == (100 * low, 100 * high)
     assert score.deviation is None
 
@@ -76,16 +115,48 @@ def test_one_seed_has_no_deviation_and_the_interval_of_its_predictions(predictio
 def test_seeds_share_the_resampled_rows(predictions, gold):
     """Seeds that agree in every row are one measurement: their interval must not shrink."""
     once, thrice = (
-        compare("rte", "linear", "accuracy", accuracy, {"a": rows}, gold, seed=0)[0]
-        for rows in (predictions[:1], np.repeat(predictions[:1], 3, axis=0))
+        compare_systems(
+            "rte",
+            "linear",
+            "accuracy",
+            accuracy,
+            {"a": rows},
+            gold,
+            seed=0,
+        )[0]
+        for rows in (
+            predictions[:1],
+            np.repeat(
+                predictions[:1],
+                3,
+                axis=0,
+            ),
+        )
     )
-    np.testing.assert_allclose([thrice.low, thrice.high], [once.low, once.high], rtol=1e-12)
+    np.testing.assert_allclose(
+        [thrice.low, thrice.high],
+        [once.low, once.high],
+        rtol=1e-12,
+    )
     assert thrice.deviation == 0
 
 
 def test_the_first_system_is_compared_with_all_others_whatever_their_seeds(predictions, gold):
-    systems = {"a": predictions, "its double": predictions, "TF-IDF": predictions[2:], "gold": gold[None]}
-    first, double, worse, best = compare("rte", "linear", "accuracy", accuracy, systems, gold, seed=0)
+    systems = {
+        "a": predictions,
+        "its double": predictions,
+        "TF-IDF": predictions[2:],
+        "gold": gold[None],
+    }
+    first, double, worse, best = compare_systems(
+        "rte",
+        "linear",
+        "accuracy",
+        accuracy,
+        systems,
+        gold,
+        seed=0,
+    )
     assert [first.ahead, first.ahead_low, first.ahead_high] == [None] * 3
     assert [double.ahead, double.ahead_low, double.ahead_high] == [0] * 3
     assert worse.ahead == pytest.approx(10)
@@ -95,18 +166,34 @@ def test_the_first_system_is_compared_with_all_others_whatever_their_seeds(predi
 
 
 def test_the_interval_of_a_difference_is_that_of_the_paired_bootstrap(predictions, gold):
-    systems = {"a": predictions[:1], "b": predictions[1:2], "c": predictions[2:]}
-    scores = compare("rte", "linear", "accuracy", accuracy, systems, gold, seed=5)
-    for score, row in zip(scores[1:], predictions[1:], strict=True):
-        paired = bootstrap.paired_bootstrap(accuracy, predictions[0], row, gold, seed=5)
+    systems = {
+        "a": predictions[:1],
+        "b": predictions[1:2],
+        "c": predictions[2:],
+    }
+    scores = compare_systems("rte", "linear", "accuracy", accuracy, systems, gold, seed=5)
+    drawn = 100 * score_resamples(accuracy, predictions, gold, seed=5)
+    for number, score in enumerate(scores[1:], start=1):
+        low, high = interval_of(drawn[:, 0] - drawn[:, number])
+        ahead = accuracy(predictions[0], gold) - accuracy(predictions[number], gold)
+        assert score.ahead == pytest.approx(100 * ahead)
         np.testing.assert_allclose(
-            [score.ahead, score.ahead_low, score.ahead_high], 100 * np.array(paired[:3]), atol=1e-9
+            [score.ahead_low, score.ahead_high],
+            [low, high],
+            atol=1e-9,
         )
 
 
 def test_scores_of_queries_are_averaged_without_gold():
     per_query = np.array([[1.0, 0.5, 0.0, 0.5]])
-    (score,) = compare("qqp", "cosine raw", "map", np.mean, {"a": per_query}, seed=0)
+    (score,) = compare_systems(
+        "qqp",
+        "cosine raw",
+        "map",
+        np.mean,
+        {"a": per_query},
+        seed=0,
+    )
     assert (score.score, score.rows) == (50, 4)
 
 
@@ -131,7 +218,15 @@ def test_averages_take_the_metrics_of_a_task_first_and_mnli_once_and_leave_wnli_
 
 def test_averages_are_of_one_mode_and_of_systems_that_have_all_its_tasks():
     scores = [
-        *(made(task, system=name, score=s) for task, s in (("rte", 50.0), ("cola", 20.0)) for name in ("runs/a", "b")),
+        *(
+            made(
+                task,
+                system=name,
+                score=s,
+            )
+            for task, s in (("rte", 50.0), ("cola", 20.0))
+            for name in ("runs/a", "b")
+        ),
         made("rte", system="only here", score=99.0),
         made("cola", mode="knn", score=30.0),
     ]
@@ -155,7 +250,12 @@ def cells(table):
 
 
 def test_the_table_is_grouped_by_task_and_blank_where_it_repeats_itself():
-    scores = [made("rte"), made("cola"), made("rte", system="b"), made("rte", mode="knn")]
+    scores = [
+        made("rte"),
+        made("cola"),
+        made("rte", system="b"),
+        made("rte", mode="knn"),
+    ]
     header, _, *rows = cells(as_table(scores))
     assert header == ["task", "mode", "metric", "system", "score", "95 %", "first is ahead by"]
     assert [row[:4] for row in rows] == [
@@ -183,8 +283,27 @@ def test_a_name_with_a_pipe_stays_in_its_cell():
 
 
 def test_results_are_read_back_as_they_were(tmp_path, predictions, gold):
-    scores = compare("rte", "linear", "accuracy", accuracy, {"a": predictions, "b": predictions[:1]}, gold, seed=0)
-    scores += compare("cola", "linear", "accuracy", accuracy, {"a": predictions[1:]}, gold, seed=0)
+    scores = compare_systems(
+        "rte",
+        "linear",
+        "accuracy",
+        accuracy,
+        {
+            "a": predictions,
+            "b": predictions[:1],
+        },
+        gold,
+        seed=0,
+    )
+    scores += compare_systems(
+        "cola",
+        "linear",
+        "accuracy",
+        accuracy,
+        {"a": predictions[1:]},
+        gold,
+        seed=0,
+    )
     scores += macro_averages(scores)
     folder = tmp_path / "new" / "results"
     write_results(folder, scores, ["rte: a note"], "python run_probe.py", {"layers": 1})
@@ -233,7 +352,10 @@ def test_every_score_is_drawn_once_by_the_headline_metric_of_its_task(drawn):
         for system in ("runs/a", "b")
     ]
     scores += [made("own", mode="majority", metric="accuracy", system="majority")]
-    plot_scores([*scores, *macro_averages([*scores, *(s._replace(task="rte") for s in scores)])], "unused.png")
+    plot_scores(
+        [*scores, *macro_averages([*scores, *(s._replace(task="rte") for s in scores)])],
+        "unused.png",
+    )
     panels = {axes.get_title(): axes for axes in drawn[0].axes if axes.get_title()}
     assert list(panels) == ["mrpc: f1", "own: accuracy", "average of 2 tasks"]
     points = panels["mrpc: f1"].lines
@@ -250,7 +372,14 @@ def test_an_interval_beside_its_score_is_drawn(tmp_path):
 
 def test_layers_are_drawn_as_a_line_per_mode_in_a_panel_per_task(drawn):
     sweep = [made(system=f"layer {i}", score=50.0 + i) for i in range(4)]
-    plot_layers({("rte", "linear"): sweep, ("rte", "knn"): sweep[::-1], ("cola", "knn"): sweep}, "unused.png")
+    plot_layers(
+        {
+            ("rte", "linear"): sweep,
+            ("rte", "knn"): sweep[::-1],
+            ("cola", "knn"): sweep,
+        },
+        "unused.png",
+    )
     rte, cola = drawn[0].axes
     assert [list(line.get_ydata()) for line in rte.lines] == [[50, 51, 52, 53], [53, 52, 51, 50]]
     assert list(cola.lines[0].get_xdata()) == [0, 1, 2, 3]
@@ -266,7 +395,13 @@ SCORES = [
     made("rte", system="random weights", score=52.0),
     made("rte", mode="knn", score=53.0),
     made("own", score=70.0),
-    made("average of 2 tasks", metric="average", score=62.5, low=None, high=None),
+    made(
+        "average of 2 tasks",
+        metric="average",
+        score=62.5,
+        low=None,
+        high=None,
+    ),
 ]
 SPLITS = {"rte": "validation", "own": "test"}
 
@@ -275,7 +410,13 @@ SPLITS = {"rte": "validation", "own": "test"}
 def model_dir(tmp_path):
     """A folder with the card of somebody who measured something else already."""
     foreign = EvalResult("text-ranking", "mteb/x", "X", "map", 12.5, dataset_split="test")
-    data = ModelCardData(license="mit", tags=["b", "a"], model_name="theirs", eval_results=[foreign], colour="blue")
+    data = ModelCardData(
+        license="mit",
+        tags=["b", "a"],
+        model_name="theirs",
+        eval_results=[foreign],
+        colour="blue",
+    )
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n{TEXT}")
     return tmp_path / "encoder"
@@ -291,7 +432,13 @@ def test_the_card_carries_the_model_in_its_metadata_and_the_controls_in_its_tabl
         ("nyu-mll/glue", "rte", "validation", "accuracy, knn", 53.0),
         ("own", None, "test", "accuracy, linear", 70.0),
     ]
-    assert own[0].metric_args == {"probe": "linear", "low": 50.0, "high": 60.0, "rows": 100, "seeds": 1}
+    assert own[0].metric_args == {
+        "probe": "linear",
+        "low": 50.0,
+        "high": 60.0,
+        "rows": 100,
+        "seeds": 1,
+    }
     assert as_table(SCORES) in card.text
     assert "python run_probe.py x" in card.text
 
@@ -307,7 +454,13 @@ def test_the_metadata_is_a_valid_model_index(model_dir):
 
 def test_a_second_probe_replaces_the_first_and_leaves_the_rest_of_the_card_alone(model_dir):
     path = model_dir / "README.md"
-    update_card(model_dir, [made("cola", score=1.0)], "runs/a", {"cola": "validation"}, "an earlier command")
+    update_card(
+        model_dir,
+        [made("cola", score=1.0)],
+        "runs/a",
+        {"cola": "validation"},
+        "an earlier command",
+    )
     update_card(model_dir, SCORES, "runs/a", SPLITS, "command")
     once = path.read_bytes()
     update_card(model_dir, SCORES, "runs/a", SPLITS, "command")
@@ -337,7 +490,13 @@ def test_a_card_without_metadata_is_named_after_its_folder(model_dir):
     ],
 )
 def test_a_task_of_glue_is_named_as_on_the_hub(model_dir, task, config, split):
-    update_card(model_dir, [made(task, metric="spearmanr")], "runs/a", {task: "validation"}, "command")
+    update_card(
+        model_dir,
+        [made(task, metric="spearmanr")],
+        "runs/a",
+        {task: "validation"},
+        "command",
+    )
     result = ModelCard.load(model_dir / "README.md").data.eval_results[-1]
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("nyu-mll/glue", config, split)
     assert result.task_type == "sentence-similarity"
@@ -360,9 +519,21 @@ def test_a_folder_without_a_readable_card_and_a_probe_without_scores_are_refused
 
 
 def task(name, label_names=("no", "yes"), ids=(7, 3)):
-    split = Split([""] * len(ids), None, None, list(ids))
+    split = Split(
+        [""] * len(ids),
+        None,
+        None,
+        list(ids),
+    )
     kind = "classification" if label_names else "regression"
-    return Task(name, kind, {"test": split}, "validation", ("accuracy",), label_names)
+    return Task(
+        name,
+        kind,
+        {"test": split},
+        "validation",
+        ("accuracy",),
+        label_names,
+    )
 
 
 GLUE_FILES = {
@@ -382,7 +553,12 @@ GLUE_FILES = {
 @pytest.mark.parametrize("name", GLUE_FILES)
 def test_predictions_are_written_as_the_server_of_glue_reads_them(tmp_path, name):
     file_name, label = GLUE_FILES[name]
-    path = write_submission(tmp_path / "new", task(name), "test", np.array([1, 1]))
+    path = write_submission(
+        tmp_path / "new",
+        task(name),
+        "test",
+        np.array([1, 1]),
+    )
     assert path == tmp_path / "new" / file_name
     assert path.read_bytes() == f"index\tprediction\n7\t{label}\n3\t{label}\n".encode()
 
@@ -393,10 +569,20 @@ def test_every_task_of_glue_has_its_file():
 
 def test_similarities_are_cut_to_their_range_and_scores_of_other_sets_are_not(tmp_path):
     scores = np.array([5.25, -0.1, 2.34567, 4.0])
-    path = write_submission(tmp_path, task("stsb", None, range(4)), "test", scores)
+    path = write_submission(
+        tmp_path,
+        task("stsb", None, range(4)),
+        "test",
+        scores,
+    )
     assert path.name == "STS-B.tsv"
     assert [line.split("\t")[1] for line in path.read_text().split("\n")[1:-1]] == ["5.000", "0.000", "2.346", "4.000"]
-    path = write_submission(tmp_path, task("prices", None, range(4)), "test", scores * 1000)
+    path = write_submission(
+        tmp_path,
+        task("prices", None, range(4)),
+        "test",
+        scores * 1000,
+    )
     assert path.read_text().split("\n")[1:3] == ["0\t5250", "1\t-100"]
 
 

@@ -20,8 +20,7 @@ from transformers import BertConfig, BertModel
 import run_probe
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.embeddings import open_encoder
-from text_jepa.probe import bootstrap, report, run
-from text_jepa.probe.catalog import word_content
+from text_jepa.probe import bootstrap, catalog, report, run
 from text_jepa.probe.documents import LABEL, REST, TITLE
 from text_jepa.probe.tasks import load_task_file
 
@@ -49,45 +48,94 @@ def read_jsonl(path):
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_resamples():
-    """Intervals have their own tests, in test_probing.py."""
+    """Intervals have their own tests, in test_predictors.py."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "bootstrap_interval", partial(bootstrap.bootstrap_interval, resamples=20))
+        patch.setattr(bootstrap, "score_resamples", partial(bootstrap.score_resamples, resamples=20))
         yield
+
+
+def sentence(generator, label):
+    """Six words, some of which only this label has."""
+    words = [*WORDS[label].split(), "river", "bridge", "time"]
+    return " ".join(generator.choice(words, 6))
+
+
+def write_encoder(folder, tokenizer, seed):
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        initializer_range=0.2,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_glue(folder, generator):
+    """A rte with a hidden test split, and a stsb."""
+    for split, count in (("train", 40), ("validation", 20), ("test", 8)):
+        classes = []
+        scores = []
+        for number in range(count):
+            row = {
+                "sentence1": sentence(generator, number % 2),
+                "sentence2": sentence(generator, 0),
+                "idx": 100 + number,
+            }
+            label = -1 if split == "test" else number % 2
+            classes.append({**row, "label": label})
+            scores.append({**row, "label": float(number % 6)})
+        jsonl(folder / "rte" / f"{split}.jsonl", classes)
+        jsonl(folder / "stsb" / f"{split}.jsonl", scores)
+
+
+def write_reranking(folder, generator):
+    """Four queries with candidates of equal score, and one without a positive."""
+    ids = range(12)
+    texts = [f"{text_id}\t{sentence(generator, text_id % 2)}\t\n" for text_id in ids]
+    scores = " ".join(["1.0"] * 11)
+    lines = []
+    for query in range(4):
+        candidates = " ".join(str(text_id) for text_id in ids if text_id != query)
+        lines.append(f"{query}\t{(query + 2) % 12}\t{candidates}\t{scores}\n")
+    folder.mkdir()
+    (folder / "text_tokenized.txt").write_text("".join(texts))
+    (folder / "test.txt").write_text("".join([*lines, "5\t\t1 2 3\t3.0 2.0 1.0\n"]))
+    (folder / "dev.txt").write_text("".join(lines[:2]))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-    """Two encoders, a classification, GLUE's rte with a hidden test split and stsb, and a reranking set, all tiny."""
+    """Two encoders, a classification, two tasks of GLUE and a reranking set, all tiny."""
     folder = tmp_path_factory.mktemp("probe")
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    for seed, name in enumerate(("first", "second")):
-        torch.manual_seed(seed)
-        config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **shape)
-        BertModel(config, add_pooling_layer=False).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    write_encoder(folder / "first", tokenizer, seed=0)
+    write_encoder(folder / "second", tokenizer, seed=1)
     generator = np.random.default_rng(0)
-
-    def sentence(label):
-        return " ".join(generator.choice([*WORDS[label].split(), "river", "bridge", "time"], 6))
-
-    jsonl(folder / "own.jsonl", [{"body": sentence(i % 2), "kind": ["sea", "land"][i % 2]} for i in range(60)])
-    for split, count in (("train", 40), ("validation", 20), ("test", 8)):
-        rows = [{"sentence1": sentence(i % 2), "sentence2": sentence(0), "idx": 100 + i} for i in range(count)]
-        hidden = split == "test"
-        labelled = [{**row, "label": -1 if hidden else i % 2} for i, row in enumerate(rows)]
-        jsonl(folder / "glue" / "rte" / f"{split}.jsonl", labelled)
-        scores = [{**row, "label": float(i % 6)} for i, row in enumerate(rows)]
-        jsonl(folder / "glue" / "stsb" / f"{split}.jsonl", scores)
-    ids = [str(i) for i in range(12)]
-    rerank = folder / "questions"
-    rerank.mkdir()
-    (rerank / "text_tokenized.txt").write_text("".join(f"{i}\t{sentence(int(i) % 2)}\t\n" for i in ids))
-    lines = [
-        f"{q}\t{(q + 2) % 12}\t{' '.join(i for i in ids if int(i) != q)}\t{' '.join(['1.0'] * 11)}" for q in range(4)
-    ]
-    (rerank / "test.txt").write_text("\n".join([*lines, "5\t\t1 2 3\t3.0 2.0 1.0"]) + "\n")
-    (rerank / "dev.txt").write_text("\n".join(lines[:2]) + "\n")
+    own = []
+    for number in range(60):
+        kind = ["sea", "land"][number % 2]
+        own.append({"body": sentence(generator, number % 2), "kind": kind})
+    jsonl(folder / "own.jsonl", own)
+    write_glue(folder / "glue", generator)
+    write_reranking(folder / "questions", generator)
     return folder
+
+
+def select(scores, **fields):
+    """The scores with these fields."""
+    found = []
+    for score in scores:
+        values = score._asdict()
+        if fields.items() <= values.items():
+            found.append(score)
+    return found
+
+
+def systems_of(scores, **fields):
+    return {score.system for score in select(scores, **fields)}
 
 
 def probe(folder, *arguments):
@@ -96,19 +144,21 @@ def probe(folder, *arguments):
 
 def answers_of(folder, *arguments):
     """(task, mode, system) -> the predictions for all seeds, scored rows and hidden ones; and the notes."""
+    results = []
+
+    def keep(*asked):
+        results.append(run.probe(*asked))
+        return results[0]
+
     with pytest.MonkeyPatch.context() as patch:
-        predicted, predict = [], run.predict
-        patch.setattr(run_probe, "predict", lambda *asked: (predicted.append(predict(*asked)), predicted[0])[1])
+        patch.setattr(run_probe, "probe", keep)
         probe(folder, *arguments)
-    tasks = predicted[0][0]
-    answers = {
-        (task.name, mode, system): np.stack(rows)
-        for task, by_mode in tasks.items()
-        for mode, by_system in by_mode.items()
-        for system, rows in by_system.items()
-        if task.kind != "reranking"
-    }
-    return answers, [note for task in tasks for note in task.notes]
+    answers = {}
+    for task in results[0].tasks:
+        for mode, by_system in results[0].predicted[task].items():
+            for system, rows in by_system.items():
+                answers[task.name, mode, system] = np.stack(rows)
+    return answers, results[0].notes
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +168,13 @@ def done(folder):
     embedded = []
     with pytest.MonkeyPatch.context() as patch:
         for name in ("embed_texts", "embed_layers"):
-            function = getattr(run.features, name)
+            function = getattr(run.embeddings, name)
 
             def counting(encoder, texts, function=function, **options):
                 embedded.append((function.__name__, list(texts)))
                 return function(encoder, texts, **options)
 
-            patch.setattr(run.features, name, counting)
+            patch.setattr(run.embeddings, name, counting)
         scores = probe(
             folder,
             *("--task_file", folder / "own.jsonl", "--text_column", "body", "--label_column", "kind"),
@@ -132,27 +182,41 @@ def done(folder):
             *("--rerank_dir", folder / "questions", "--output_dir", folder / "results", "--seeds", 0, 1),
             *("--mode", "linear", "knn", "attentive", "--layer_sweep", "--do_predict", "--update_card"),
         )
-    return SimpleNamespace(scores=scores, embedded=embedded, folder=folder / "results", first=str(folder / "first"))
+    return SimpleNamespace(
+        scores=scores,
+        embedded=embedded,
+        folder=folder / "results",
+        first=str(folder / "first"),
+    )
 
 
 def test_every_system_is_scored_by_every_mode_on_the_same_rows(done, folder):
-    encoders, layers = {done.first, str(folder / "second"), RANDOM}, {"layer 0", "layer 1", "layer 2"}
-    for task, rows in (("own", 12), ("rte", 20), ("stsb", 8)):
-        for mode in ("linear", "knn", "attentive"):
-            found = [s for s in done.scores if (s.task, s.mode) == (task, mode)]
-            assert {s.system for s in found} == encoders | ({BAG, TFIDF} | layers if mode != "attentive" else set())
-            assert {s.rows for s in found} == {rows}
-            assert {s.seeds for s in found if s.system == RANDOM} == {2}
-    assert {s.system for s in done.scores if (s.task, s.mode) == ("rte", "majority")} == {"majority"}
-    cosines = {(s.mode, s.metric) for s in done.scores if s.task == "stsb" and s.mode.startswith("cosine")}
-    forms = ("raw", "centred", "whitened")
-    assert cosines == {(f"cosine {form}", metric) for form in forms for metric in ("pearson", "spearmanr")}
-    reranked = [s for s in done.scores if s.task == "questions test"]
-    assert {(s.mode, s.metric) for s in reranked} == {
-        (f"cosine {form}", metric) for form in ("raw", "centred") for metric in ("map", "mrr", "p@1", "p@5")
+    encoders = {done.first, str(folder / "second"), RANDOM}
+    layers = {"layer 0", "layer 1", "layer 2"}
+    systems_of_mode = {
+        "linear": encoders | layers | {BAG, TFIDF},
+        "knn": encoders | layers | {BAG, TFIDF},
+        "attentive": encoders,
     }
-    assert {s.system for s in reranked if s.mode == "cosine raw"} == encoders | layers | {BAG, TFIDF, "BM25"}
-    assert {s.rows for s in reranked} == {4}  # a query without positives does not count
+    for task, rows in (("own", 12), ("rte", 20), ("stsb", 8)):
+        for mode, systems in systems_of_mode.items():
+            found = select(done.scores, task=task, mode=mode)
+            assert systems_of(found) == systems
+            assert {score.rows for score in found} == {rows}
+            assert {score.seeds for score in select(found, system=RANDOM)} == {2}
+    assert systems_of(done.scores, task="rte", mode="majority") == {"majority"}
+
+    similar = select(done.scores, task="stsb")
+    for form in ("raw", "centred", "whitened"):
+        metrics = {score.metric for score in select(similar, mode=f"cosine {form}")}
+        assert metrics == {"pearson", "spearmanr"}
+    reranked = select(done.scores, task="questions test")
+    for mode in ("cosine raw", "cosine centred"):
+        metrics = {score.metric for score in select(reranked, mode=mode)}
+        assert metrics == {"map", "mrr", "p@1", "p@5"}
+    assert {score.mode for score in reranked} == {"cosine raw", "cosine centred"}
+    assert systems_of(reranked, mode="cosine raw") == encoders | layers | {BAG, TFIDF, "BM25"}
+    assert {score.rows for score in reranked} == {4}  # a query without positives does not count
 
 
 def test_averages_are_over_tasks_and_leave_reranking_out(done):
@@ -171,7 +235,16 @@ def test_each_distinct_text_is_embedded_once_by_each_encoder(done):
 
 def test_random_weights_are_new_for_each_seed(folder):
     rte = ("--tasks", "rte", "--data_dir", folder / "glue", "--mode", "knn")
-    (both, _), (second, _) = answers_of(folder, *rte, "--seeds", 3, 4), answers_of(folder, *rte, "--seeds", 4)
+    (both, _), (second, _) = (
+        answers_of(
+            folder,
+            *rte,
+            "--seeds",
+            3,
+            4,
+        ),
+        answers_of(folder, *rte, "--seeds", 4),
+    )
     key = ("rte", "knn", RANDOM)
     np.testing.assert_array_equal(both[key][1:], second[key])
     assert (both[key][0] != both[key][1]).any()
@@ -180,7 +253,8 @@ def test_random_weights_are_new_for_each_seed(folder):
 
 def test_results_are_written_as_shown(done):
     written = json.loads((done.folder / "results.json").read_text())
-    assert [tuple(row.values()) for row in written["scores"]] == [tuple(s) for s in done.scores]
+    rows = [tuple(row.values()) for row in written["scores"]]
+    assert rows == [tuple(score) for score in done.scores]
     assert written["command"].startswith("python run_probe.py --model_name_or_path")
     assert written["facts"]["arguments"]["seeds"] == [0, 1]
     for name in ("results.md", "scores.png", "layers.png"):
@@ -188,7 +262,8 @@ def test_results_are_written_as_shown(done):
 
 
 def test_the_last_layer_is_the_encoder_and_others_differ(done):
-    found = {s.system: s.score for s in done.scores if (s.task, s.mode, s.metric) == ("stsb", "cosine raw", "pearson")}
+    similar = select(done.scores, task="stsb", mode="cosine raw", metric="pearson")
+    found = {score.system: score.score for score in similar}
     assert found["layer 2"] == pytest.approx(found[done.first], abs=1e-4)
     assert len({found["layer 0"], found["layer 1"], found["layer 2"]}) == 3
 
@@ -201,20 +276,22 @@ def test_the_card_gets_the_figures_of_the_encoder_alone(done, folder):
     assert "layer 1" not in card
 
 
-def test_hidden_test_splits_are_predicted_in_each_mode(done, folder):
-    assert {path.relative_to(done.folder / "predictions").as_posix() for path in done.folder.rglob("*.tsv")} == {
-        f"{mode}/RTE.tsv" for mode in ("linear", "knn", "attentive")
-    }
-    header, *lines = (done.folder / "predictions" / "linear" / "RTE.tsv").read_text().splitlines()
+def test_hidden_test_splits_are_predicted_in_each_mode(done):
+    predictions = done.folder / "predictions"
+    files = {path.relative_to(predictions).as_posix() for path in done.folder.rglob("*.tsv")}
+    assert files == {"attentive/RTE.tsv", "knn/RTE.tsv", "linear/RTE.tsv"}
+    header, *lines = (predictions / "linear" / "RTE.tsv").read_text().splitlines()
     assert header == "index\tprediction"
-    assert [line.split("\t")[0] for line in lines] == [str(100 + i) for i in range(8)]
-    assert {line.split("\t")[1] for line in lines} <= {"entailment", "not_entailment"}
+    rows = [line.split("\t") for line in lines]
+    assert [row[0] for row in rows] == [str(number) for number in range(100, 108)]
+    assert {row[1] for row in rows} <= {"entailment", "not_entailment"}
 
 
 def test_bm25_ranks_equal_scores_as_its_file_does(done):
     """Query q has its positive, q + 2, among candidates with one and the same score: at these places of the file."""
-    found = next(s.score for s in done.scores if (s.system, s.metric) == ("BM25", "mrr"))
-    assert found == pytest.approx(100 * np.mean([1 / rank for rank in (2, 3, 4, 5)]))
+    (found,) = select(done.scores, system="BM25", metric="mrr")
+    places = np.array([2, 3, 4, 5])
+    assert found.score == pytest.approx(100 * np.mean(1 / places))
 
 
 @pytest.mark.slow
@@ -231,11 +308,26 @@ def test_labels_of_the_scored_split_change_no_prediction(folder, tmp_path):
         rows = read_jsonl(scored)
         train = tmp_path / "glue" / task / "train.jsonl"
         jsonl(train, [*read_jsonl(train), *rows])
-        jsonl(scored, [{**row, "label": other["label"]} for row, other in zip(rows, rows[1:] + rows[:1], strict=True)])
+        jsonl(
+            scored,
+            [
+                {
+                    **row,
+                    "label": other["label"],
+                }
+                for row, other in zip(
+                    rows,
+                    rows[1:] + rows[:1],
+                    strict=True,
+                )
+            ],
+        )
     leaking, notes = answers_of(folder, *arguments, "--data_dir", tmp_path / "glue")
     assert honest.keys() == leaking.keys()
-    assert {mode for _, mode, _ in honest} >= {"linear", "knn", "attentive", "finetune", "majority", "cosine raw"}
-    assert {system for _, mode, system in honest if mode == "finetune"} == {str(folder / "first"), RANDOM}
+    modes = {mode for _, mode, _ in honest}
+    assert modes >= {"linear", "knn", "attentive", "finetune", "majority", "cosine raw"}
+    fine_tuned = {system for _, mode, system in honest if mode == "finetune"}
+    assert fine_tuned == {str(folder / "first"), RANDOM}
     for key, predictions in honest.items():
         np.testing.assert_array_equal(predictions, leaking[key], err_msg=str(key))
     assert "rte: 20 of 60 training rows removed, whose texts stand in validation" in notes
@@ -245,10 +337,17 @@ def test_labels_of_the_scored_split_change_no_prediction(folder, tmp_path):
 def test_flags_of_features_reach_them(folder):
     rte = ("--tasks", "stsb", "--data_dir", folder / "glue", "--mode", "knn")
     key = ("stsb", "cosine raw", str(folder / "first"))
-    found = [
-        answers_of(folder, *rte, *flags)[0][key]
-        for flags in ([], ["--pooling", "cls"], ["--layers", 2], ["--max_length", 5], ["--split", "validation"])
-    ]
+    changes = (
+        [],
+        ["--pooling", "cls"],
+        ["--layers", 2],
+        ["--max_length", 5],
+        ["--split", "validation"],
+    )
+    found = []
+    for flags in changes:
+        answers, _ = answers_of(folder, *rte, *flags)
+        found.append(answers[key])
     for row, one in enumerate(found):
         for other in found[row + 1 :]:
             assert one.shape != other.shape or np.abs(one - other).max() > 1e-3
@@ -266,8 +365,23 @@ def documents(folder):
     generator = np.random.default_rng(0)
     rows = []
     for number in range(60):
-        words = generator.choice([*WORDS[number % 2].split(), "river", "bridge", "time", f"number{number}"], 40)
-        rows.append({"body": " ".join(words), "title": f"number{number}", "kind": ["sea", "land"][number % 2]})
+        words = generator.choice(
+            [
+                *WORDS[number % 2].split(),
+                "river",
+                "bridge",
+                "time",
+                f"number{number}",
+            ],
+            40,
+        )
+        rows.append(
+            {
+                "body": " ".join(words),
+                "title": f"number{number}",
+                "kind": ["sea", "land"][number % 2],
+            }
+        )
     jsonl(folder / "documents" / "all.jsonl", rows)
     jsonl(folder / "train.jsonl", rows[:20])
     return folder / "documents"
@@ -280,7 +394,14 @@ def test_documents_are_judged_without_labels_and_a_sentence_says_what_came_of_it
     card.write_text("---\nlicense: apache-2.0\n---\n\nA card.\n")
     flags = ("--texts", documents, "--text_column", "body", "--title_column", "title", "--label_column", "kind")
     flags = (*flags, "--train_texts", folder / "train.jsonl", "--output_dir", tmp_path, "--update_card")
-    scores = run_probe.main([str(asked), "--compare", str(folder / "first"), *map(str, flags)])
+    scores = run_probe.main(
+        [
+            str(asked),
+            "--compare",
+            str(folder / "first"),
+            *map(str, flags),
+        ]
+    )
     words = {f"{kind} ({source} texts)" for kind in (TFIDF, "BM25") for source in ("training", "scored")}
     encoders = {str(folder / "first"), str(asked), RANDOM, BAG}
     assert {s.task for s in scores} == {REST, TITLE, LABEL}
@@ -308,13 +429,13 @@ def test_pairs_and_reranking_have_words_counted_in_the_training_texts_beside_tho
     arguments = (*arguments, "--rerank_dir", folder / "questions")
     scores = probe(folder, *arguments, "--train_texts", folder / "train.jsonl")
     words = {TFIDF, f"{TFIDF} (training texts)"}
-    similar = [s for s in scores if (s.task, s.mode, s.metric) == ("stsb", "cosine raw", "pearson")]
-    assert {s.system for s in similar if s.system.startswith(TFIDF)} == words
-    assert {s.rows for s in similar} == {8}
-    ranked = {s.system for s in scores if (s.task, s.mode) == ("questions test", "cosine raw")}
+    similar = select(scores, task="stsb", mode="cosine raw", metric="pearson")
+    assert {system for system in systems_of(similar) if system.startswith(TFIDF)} == words
+    assert {score.rows for score in similar} == {8}
+    ranked = systems_of(scores, task="questions test", mode="cosine raw")
     assert ranked >= words | {"BM25", "BM25 (training texts)"}
-    without = {s.system for s in probe(folder, *arguments)}
-    assert {system for system in without if "training" in system} == set()
+    without = systems_of(probe(folder, *arguments))
+    assert not any("training" in system for system in without)
 
 
 def test_where_nothing_is_named_held_out_documents_of_the_builtin_corpus_are_asked(folder, monkeypatch, capsys):
@@ -322,12 +443,24 @@ def test_where_nothing_is_named_held_out_documents_of_the_builtin_corpus_are_ask
     generator = np.random.default_rng(0)
 
     def texts(count):
-        return [" ".join(generator.choice([*WORDS[0].split(), "river", f"bread{i}"], 40)) for i in range(count)]
+        return [
+            " ".join(
+                generator.choice(
+                    [
+                        *WORDS[0].split(),
+                        "river",
+                        f"bread{i}",
+                    ],
+                    40,
+                )
+            )
+            for i in range(count)
+        ]
 
     corpus = DatasetDict({"train": Dataset.from_dict({"text": texts(30)})})
     corpus["validation"] = Dataset.from_dict({"text": texts(50)})
-    monkeypatch.setattr(run_probe, "load_builtin_corpus", lambda cache: corpus)
-    monkeypatch.setattr(run_probe, "package_task", lambda cache: load_task_file(*own))
+    monkeypatch.setattr(run, "load_builtin_corpus", lambda cache: corpus)
+    monkeypatch.setattr(catalog, "package_task", lambda cache: load_task_file(*own))
     own = (folder / "own.jsonl", None, "body", None, "kind")
     scores = probe(folder, "--mode", "knn")
     found = [s for s in scores if s.task == REST]
@@ -335,13 +468,23 @@ def test_where_nothing_is_named_held_out_documents_of_the_builtin_corpus_are_ask
     assert {s.rows for s in found} == {25}
     assert {s.task for s in scores} == {"own", REST}
     assert capsys.readouterr().out.splitlines()[-1].startswith("On 25 passages of 25 documents this encoder")
-    named = probe(folder, "--task_file", own[0], "--text_column", "body", "--label_column", "kind", "--mode", "knn")
+    named = probe(
+        folder,
+        "--task_file",
+        own[0],
+        "--text_column",
+        "body",
+        "--label_column",
+        "kind",
+        "--mode",
+        "knn",
+    )
     assert {s.task for s in named} == {"own"}
 
 
 def test_without_training_texts_word_counting_is_fitted_on_the_scored_ones(folder, documents, capsys):
     scores = probe(folder, "--texts", documents / "all.jsonl", "--text_column", "body", "--no_controls")
-    assert {s.system for s in scores} == {str(folder / "first"), "TF-IDF (scored texts)", "BM25 (scored texts)"}
+    assert systems_of(scores) == {str(folder / "first"), "TF-IDF (scored texts)", "BM25 (scored texts)"}
     assert {s.task for s in scores} == {REST}  # a label column has no default here
     assert "TF-IDF fitted on the scored texts" in capsys.readouterr().out
 
@@ -356,13 +499,22 @@ def test_random_weights_are_pooled_as_the_encoder_is(folder, tokenizer):
     assert control.name == RANDOM
     text = "bread and the river"
     place = tokenizer(text)["input_ids"].index(the)
-    states, _ = run.features.token_states(control, [text])
-    np.testing.assert_allclose(run.features.embed_texts(control, [text])[0], states[0, place], atol=5e-3)
+    states, _ = run.embeddings.token_states(control, [text])
+    np.testing.assert_allclose(
+        run.embeddings.embed_texts(control, [text])[0],
+        states[0, place],
+        atol=5e-3,
+    )
 
 
 @pytest.mark.slow
 def test_fine_tuning_of_a_checkpoint_begins_with_the_encoder_that_is_probed(folder, make_model, tokenizer, tmp_path):
-    model = make_model({**make_model().config.text_config.to_dict(), "vocab_size": len(tokenizer)})
+    model = make_model(
+        {
+            **make_model().config.text_config.to_dict(),
+            "vocab_size": len(tokenizer),
+        }
+    )
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     rte = ("--tasks", "rte", "--data_dir", folder / "glue", "--mode", "finetune", "--no_controls", *TINY_RUN)
@@ -374,12 +526,9 @@ def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
     sentences = [
         f"{place} {word} waits." for word in ("storm", "bread") for place in map("the{:02d}".format, range(60))
     ]
-    monkeypatch.setattr(
-        run_probe,
-        "load_builtin_corpus",
-        lambda cache: {"validation": {"text": [" ".join(sentences[:60]), *sentences]}},
-    )
-    monkeypatch.setattr(run_probe, "word_content", partial(word_content, words=2))
+    corpus = {"validation": {"text": [" ".join(sentences[:60]), *sentences]}}
+    monkeypatch.setattr(catalog, "load_builtin_corpus", lambda cache: corpus)
+    monkeypatch.setattr(catalog, "word_content", partial(catalog.word_content, words=2))
     scores = probe(folder, "--tasks", "word_content", "--mode", "knn")
     assert {(s.task, s.rows) for s in scores} == {("word_content", 20)}
 
@@ -429,8 +578,20 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path, arguments, frag
         for number, word in enumerate(WORDS[0].split() * 4)
     ]
     jsonl(folder / "one.jsonl", rows)
-    jsonl(folder / "rare.jsonl", [*rows, *({"body": word, "label": 1} for word in ("time", "bread"))])
-    jsonl(folder / "ok.jsonl", [{**row, "label": i % 2} for i, row in enumerate(rows)])
+    jsonl(
+        folder / "rare.jsonl",
+        [*rows, *({"body": word, "label": 1} for word in ("time", "bread"))],
+    )
+    jsonl(
+        folder / "ok.jsonl",
+        [
+            {
+                **row,
+                "label": i % 2,
+            }
+            for i, row in enumerate(rows)
+        ],
+    )
     if not (folder / "broken").exists():
         broken = BertModel.from_pretrained(folder / "first", add_pooling_layer=False)
         broken.embeddings.word_embeddings.weight.data.fill_(float("nan"))
@@ -450,7 +611,11 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path, arguments, frag
 @pytest.mark.parametrize(
     "modes",
     [
-        pytest.param(("linear", "knn", "--layer_sweep"), marks=pytest.mark.slow, id="features"),
+        pytest.param(
+            ("linear", "knn", "--layer_sweep"),
+            marks=pytest.mark.slow,
+            id="features",
+        ),
         pytest.param(("attentive",), id="attention"),
     ],
 )
@@ -461,9 +626,20 @@ def test_bar_of_probing_ends_when_the_last_fit_does(folder, modes, tmp_path, mon
         bars.append(tqdm(**options, file=Terminal()))
         return bars[-1]
 
-    monkeypatch.setattr(run_probe, "tqdm", kept)
+    monkeypatch.setattr(run, "tqdm", kept)
     data = ("--task_file", folder / "own.jsonl", "--text_column", "body", "--label_column", "kind")
     output = ("--output_dir", tmp_path / "results")
-    probe(folder, *data, "--compare", folder / "second", "--seeds", 0, 1, *output, "--mode", *modes)
+    probe(
+        folder,
+        *data,
+        "--compare",
+        folder / "second",
+        "--seeds",
+        0,
+        1,
+        *output,
+        "--mode",
+        *modes,
+    )
     (bar,) = bars
     assert bar.n == bar.total > 0

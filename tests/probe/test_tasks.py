@@ -37,7 +37,10 @@ COLUMNS = {
 
 def rows(split, columns=("sentence",), labels=(0, 1, 0, 1)):
     texts = {column: [f"{split} {column} {i}" for i in range(len(labels))] for column in columns}
-    return texts | {"label": list(labels), "idx": [100 + i for i in range(len(labels))]}
+    return texts | {
+        "label": list(labels),
+        "idx": [100 + i for i in range(len(labels))],
+    }
 
 
 def write(path, table):
@@ -46,9 +49,16 @@ def write(path, table):
     if path.suffix == ".parquet":
         data.to_parquet(str(path))
     elif path.suffix in (".csv", ".tsv"):
-        data.to_csv(str(path), index=False, sep="," if path.suffix == ".csv" else "\t")
+        data.to_csv(
+            str(path),
+            index=False,
+            sep="," if path.suffix == ".csv" else "\t",
+        )
     elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in data),
+            encoding="utf-8",
+        )
     else:
         path.write_text(json.dumps(list(data)), encoding="utf-8")
     return str(path)
@@ -61,7 +71,12 @@ def glue(tmp_path):
     def load(task="sst2", name=None, suffix=".parquet", scored=None, **splits):
         for split, table in splits.items():
             write(tmp_path / "glue" / task / f"{split}{suffix}", table)
-        return load_glue(name or task, str(tmp_path / "glue"), cache_dir=str(tmp_path / "cache"), scored=scored)
+        return load_glue(
+            name or task,
+            str(tmp_path / "glue"),
+            cache_dir=str(tmp_path / "cache"),
+            scored=scored,
+        )
 
     return load
 
@@ -87,7 +102,10 @@ def test_every_glue_task_has_its_columns_and_metrics(glue, name):
     columns = COLUMNS.get(name, ["sentence1", "sentence2"])
     labels = [0.0, 2.5, 5.0] if name == "stsb" else [2, 1, 0] if name.startswith("mnli") else [0, 1, 1]
     held_out = "validation_mismatched" if name == "mnli-mm" else "validation"
-    splits = {"train": rows("train", columns, labels), held_out: rows("validation", columns, labels)}
+    splits = {
+        "train": rows("train", columns, labels),
+        held_out: rows("validation", columns, labels),
+    }
     task = glue(name.removesuffix("-mm"), name=name, **splits)
     assert (task.name, task.scored, task.notes) == (name, "validation", ())
     assert task.kind == ("regression" if name == "stsb" else "classification")
@@ -104,7 +122,12 @@ def test_every_glue_task_has_its_columns_and_metrics(glue, name):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl", ".csv", ".tsv"])
 def test_glue_files_of_every_kind(glue, suffix):
-    task = glue(suffix=suffix, train=rows("a"), validation=rows("b"), test=rows("c"))
+    task = glue(
+        suffix=suffix,
+        train=rows("a"),
+        validation=rows("b"),
+        test=rows("c"),
+    )
     assert [len(task.splits[split]) for split in ("train", "validation", "test")] == [4, 4, 4]
     assert task.scored == "test"
     assert task.test.labels.tolist() == [0, 1, 0, 1]
@@ -112,7 +135,10 @@ def test_glue_files_of_every_kind(glue, suffix):
 
 def test_mini_is_taken_where_the_whole_is_missing_and_says_so(glue):
     columns = COLUMNS["qqp"]
-    splits = {"train": rows("a", columns), "validation": rows("b", columns)}
+    splits = {
+        "train": rows("a", columns),
+        "validation": rows("b", columns),
+    }
     for name in ("qqp", "qqp_mini"):
         task = glue("qqp_mini", name=name, **splits)
         assert task.name == "qqp_mini"
@@ -122,19 +148,34 @@ def test_mini_is_taken_where_the_whole_is_missing_and_says_so(glue):
 
 def test_glue_from_the_hub(monkeypatch):
     features = Features(
-        {"premise": Value("string"), "hypothesis": Value("string"), "idx": Value("int32")}
+        {
+            "premise": Value("string"),
+            "hypothesis": Value("string"),
+            "idx": Value("int32"),
+        }
         | {"label": ClassLabel(names=["entailment", "neutral", "contradiction"])}
     )
     parts = {"train": [0, 1, 2]} | {f"validation_{m}": [2, 1, 0] for m in ("matched", "mismatched")}
     parts |= {f"test_{m}": [-1, -1, -1] for m in ("matched", "mismatched")}
     hub = DatasetDict(
         {
-            split: Dataset.from_dict(rows(split, ("premise", "hypothesis"), labels), features=features)
+            split: Dataset.from_dict(
+                rows(
+                    split,
+                    ("premise", "hypothesis"),
+                    labels,
+                ),
+                features=features,
+            )
             for split, labels in parts.items()
         }
     )
     asked = []
-    monkeypatch.setattr(glue_room, "load_dataset", lambda *names, **_: asked.append(names) or hub)
+    monkeypatch.setattr(
+        glue_room,
+        "load_dataset",
+        lambda *names, **_: asked.append(names) or hub,
+    )
     for name, part in (("mnli", "matched"), ("mnli-mm", "mismatched")):
         task = load_glue(name)
         assert task.label_names == ("entailment", "neutral", "contradiction")
@@ -167,7 +208,11 @@ def test_misspelt_or_absent_task(glue, tmp_path):
 
 
 def test_hidden_test_labels_can_be_predicted_but_not_scored(glue):
-    splits = {"train": rows("a"), "validation": rows("b"), "test": rows("c", labels=[-1] * 4)}
+    splits = {
+        "train": rows("a"),
+        "validation": rows("b"),
+        "test": rows("c", labels=[-1] * 4),
+    }
     task = glue(**splits)
     assert task.scored == "validation"
     assert task.splits["test"].labels is None
@@ -178,7 +223,11 @@ def test_hidden_test_labels_can_be_predicted_but_not_scored(glue):
 
 
 def test_scored_split_can_be_named(glue):
-    splits = {"train": rows("a"), "validation": rows("b"), "test": rows("c")}
+    splits = {
+        "train": rows("a"),
+        "validation": rows("b"),
+        "test": rows("c"),
+    }
     assert glue(**splits).scored == "test"
     task = glue(**splits, scored="validation")
     assert task.test is task.splits["validation"]
@@ -189,7 +238,10 @@ def test_scored_split_can_be_named(glue):
 def test_glue_string_labels_take_glues_order(glue):
     columns = ("sentence1", "sentence2")
     words = ["not_entailment", "entailment"]
-    splits = {"train": rows("a", columns, words), "validation": rows("b", columns, words)}
+    splits = {
+        "train": rows("a", columns, words),
+        "validation": rows("b", columns, words),
+    }
     assert glue("wnli", **splits).test.labels.tolist() == [0, 1]
     assert glue("rte", **splits).test.labels.tolist() == [1, 0]
     splits["train"]["label"][1] = "entailed"
@@ -207,7 +259,15 @@ def test_glue_string_labels_take_glues_order(glue):
         ([0.0, 1.0, math.nan, 1.0], r"train.parquet, column 'label', row 3: label nan"),
         ([0.0, 1.0, 0.5, 1.0], r"train.parquet, column 'label', row 3: label 0.5 of a class is a fraction"),
         ([1, 1, 1, 1], r"sst2: the training split has a single class; at least 2"),
-        ([[1], [0], [1], [0]], r"train.parquet, column 'label': holds .*, not labels"),
+        (
+            [
+                [1],
+                [0],
+                [1],
+                [0],
+            ],
+            r"train.parquet, column 'label': holds .*, not labels",
+        ),
     ],
 )
 def test_wrong_class_labels(glue, labels, message):
@@ -230,31 +290,64 @@ def test_wrong_class_labels(glue, labels, message):
 def test_wrong_scores(glue, labels, message):
     columns = ("sentence1", "sentence2")
     with pytest.raises(UsageError, match=message):
-        glue("stsb", train=rows("a", columns, labels), validation=rows("b", columns, [1.0, 2.0]))
+        glue(
+            "stsb",
+            train=rows("a", columns, labels),
+            validation=rows(
+                "b",
+                columns,
+                [1.0, 2.0],
+            ),
+        )
 
 
 def test_wrong_labels_of_the_scored_split(glue):
     with pytest.raises(UsageError, match=r"validation.parquet, column 'label', row 1: label -1"):
-        glue(train=rows("a"), validation=rows("b", labels=[-1, 0]))
+        glue(
+            train=rows("a"),
+            validation=rows("b", labels=[-1, 0]),
+        )
     with pytest.raises(UsageError, match=r"validation.parquet, column 'label', row 2: unknown label 3"):
-        glue(train=rows("a"), validation=rows("b", labels=[1, 3]))
+        glue(
+            train=rows("a"),
+            validation=rows("b", labels=[1, 3]),
+        )
 
 
 def test_missing_split_column_or_text(glue):
     with pytest.raises(UsageError, match=r"--data_dir .*glue: sst2 has no split 'train' \(there is validation\)"):
         glue(validation=rows("b"))
     with pytest.raises(UsageError, match=r"sst2: neither 'validation' nor 'test' has labels"):
-        glue("sst2", train=rows("a"), validation=rows("b", labels=[-1, -1]))
+        glue(
+            "sst2",
+            train=rows("a"),
+            validation=rows("b", labels=[-1, -1]),
+        )
     with pytest.raises(
         UsageError, match=r"no column 'sentence'; did you mean 'sentences'\? \(its columns are sentences"
     ):
-        glue("cola", train=rows("a", ["sentences"]), validation=rows("b"))
+        glue(
+            "cola",
+            train=rows("a", ["sentences"]),
+            validation=rows("b"),
+        )
     table = rows("a", ["question1", "question2"])
     table["question2"][1] = None
     with pytest.raises(UsageError, match=r"train.parquet, column 'question2', row 2: no text; remove it or"):
-        glue("qqp", train=table, validation=rows("b", ["question1", "question2"]))
+        glue(
+            "qqp",
+            train=table,
+            validation=rows("b", ["question1", "question2"]),
+        )
     with pytest.raises(UsageError, match=r"column 'sentence' holds int64, not text"):
-        glue("cola", train={"sentence": [1, 2], "label": [0, 1]}, validation=rows("b"))
+        glue(
+            "cola",
+            train={
+                "sentence": [1, 2],
+                "label": [0, 1],
+            },
+            validation=rows("b"),
+        )
 
 
 def test_unreadable_files(glue, tmp_path):
@@ -272,7 +365,13 @@ def test_unreadable_files(glue, tmp_path):
 
 
 def test_a_planted_leak_leaves_the_training_split_only(glue):
-    train, validation = rows("a", labels=[0, 1, 0, 1, 0, 1]), rows("b")
+    train, validation = (
+        rows(
+            "a",
+            labels=[0, 1, 0, 1, 0, 1],
+        ),
+        rows("b"),
+    )
     train["sentence"][2:4] = validation["sentence"][:2]  # one with the same, one with the other label
     train["label"][2:4] = [0, 0]
     task = glue(train=train, validation=validation)
@@ -293,7 +392,11 @@ def test_a_pair_is_a_leak_only_when_both_texts_are(glue):
     task = glue("mrpc", train=train, validation=validation)
     assert len(task.train) == 4
     train["sentence2"][0] = validation["sentence2"][0]
-    assert glue("mrpc", train=train, validation=validation).train.ids == [101, 102, 103]
+    assert glue(
+        "mrpc",
+        train=train,
+        validation=validation,
+    ).train.ids == [101, 102, 103]
 
 
 def test_repeated_training_rows_and_empty_texts_are_kept(glue):
@@ -309,9 +412,24 @@ def test_repeated_training_rows_and_empty_texts_are_kept(glue):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl", ".csv", ".tsv"])
 def test_task_file_with_string_labels(custom, suffix):
-    train = {"line": ["NA", "null", "", "d"], "to": ["1a", "2b", "3c", "4d"], "genre": ["rock", "blues", "rock", "NA"]}
-    test = {"line": ["x", "y"], "to": ["5", "x6"], "genre": ["blues", "rock"]}
-    task = custom(train, test, suffix, text_column="line", pair_column="to", label_column="genre")
+    train = {
+        "line": ["NA", "null", "", "d"],
+        "to": ["1a", "2b", "3c", "4d"],
+        "genre": ["rock", "blues", "rock", "NA"],
+    }
+    test = {
+        "line": ["x", "y"],
+        "to": ["5", "x6"],
+        "genre": ["blues", "rock"],
+    }
+    task = custom(
+        train,
+        test,
+        suffix,
+        text_column="line",
+        pair_column="to",
+        label_column="genre",
+    )
     assert (task.name, task.kind, task.scored, task.metrics) == ("songs", "classification", "test", ("accuracy",))
     assert task.label_names == ("NA", "blues", "rock")
     assert task.train.texts == train["line"]
@@ -325,21 +443,50 @@ def test_task_file_with_string_labels(custom, suffix):
 
 
 def test_task_file_numbers_classes_by_the_training_labels_alone(custom):
-    task = custom({"text": list("abc"), "label": [7, 3, 5]}, {"text": ["d"], "label": [5]})
+    task = custom(
+        {
+            "text": list("abc"),
+            "label": [7, 3, 5],
+        },
+        {
+            "text": ["d"],
+            "label": [5],
+        },
+    )
     assert task.train.labels.tolist() == [2, 0, 1]
     assert task.test.labels.tolist() == [1]
     assert task.label_names == ("3", "5", "7")
 
 
 def test_task_file_kind(custom):
-    table = {"text": list("abcde"), "label": [0.5, 1.5, -1.0, 2.0, 2.5]}
+    table = {
+        "text": list("abcde"),
+        "label": [0.5, 1.5, -1.0, 2.0, 2.5],
+    }
     task = custom(table, {"text": ["f"], "label": [1.0]})
     assert (task.kind, task.metrics, task.label_names) == ("regression", ("pearson", "spearmanr"), None)
     assert task.train.labels.tolist() == table["label"]
     assert not task.is_similarity
     whole = {"text": list("abc"), "label": [0.0, 1.0, 1.0]}
-    assert custom(whole, {"text": ["f"], "label": [1]}, kind="classification").train.labels.tolist() == [0, 1, 1]
-    assert custom({"text": ["x", "y"], "label": [1, 2]}, whole, kind="regression").kind == "regression"
+    assert custom(
+        whole,
+        {
+            "text": ["f"],
+            "label": [1],
+        },
+        kind="classification",
+    ).train.labels.tolist() == [0, 1, 1]
+    assert (
+        custom(
+            {
+                "text": ["x", "y"],
+                "label": [1, 2],
+            },
+            whole,
+            kind="regression",
+        ).kind
+        == "regression"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -350,7 +497,17 @@ def test_missing_and_nan_labels_of_task_files(custom, suffix):
         ([1, None], "row 2: (label nan|no label)"),
     ):
         with pytest.raises(UsageError, match=message):
-            custom({"text": ["a", "b"], "label": labels}, {"text": ["c"], "label": [1]}, suffix)
+            custom(
+                {
+                    "text": ["a", "b"],
+                    "label": labels,
+                },
+                {
+                    "text": ["c"],
+                    "label": [1],
+                },
+                suffix,
+            )
 
 
 def test_task_file_without_a_test_file_holds_out_a_fifth(custom):
@@ -361,22 +518,39 @@ def test_task_file_without_a_test_file_holds_out_a_fifth(custom):
     assert Counter(task.test.labels.tolist()) == {0: 8, 1: 2}
     assert not set(task.train.texts) & set(task.test.texts)
     assert custom(table).test.ids == task.test.ids
-    hidden = custom(table, {"text": ["new"], "label": [-1]})
+    hidden = custom(
+        table,
+        {
+            "text": ["new"],
+            "label": [-1],
+        },
+    )
     assert (hidden.scored, len(hidden.test), len(hidden.train)) == ("validation", 10, 40)
     assert hidden.splits["test"].labels is None
     with pytest.raises(UsageError, match=r"songs.parquet: 4 rows are too few"):
-        custom({"text": list("abcd"), "label": [0, 1, 0, 1]})
+        custom(
+            {
+                "text": list("abcd"),
+                "label": [0, 1, 0, 1],
+            }
+        )
 
 
 def test_held_out_rows_leave_no_copy_in_train(custom):
-    table = {"text": [f"text {i % 25}" for i in range(50)], "label": [i % 25 % 2 for i in range(50)]}
+    table = {
+        "text": [f"text {i % 25}" for i in range(50)],
+        "label": [i % 25 % 2 for i in range(50)],
+    }
     task = custom(table)
     assert not set(task.train.texts) & set(task.test.texts)
     assert "training rows removed" in task.notes[0]
 
 
 def test_task_file_names_what_is_missing(custom, tmp_path):
-    table = {"text": list("abcde"), "label": [0, 1, 0, 1, 0]}
+    table = {
+        "text": list("abcde"),
+        "label": [0, 1, 0, 1, 0],
+    }
     with pytest.raises(UsageError, match=r"no column 'txet'; did you mean 'text'\? .*--text_column"):
         custom(table, text_column="txet")
     with pytest.raises(UsageError, match=r"no column 'other' .*--pair_column"):
@@ -406,7 +580,12 @@ def reranking(tmp_path):
             if content is not None:
                 data = content.encode()
                 (tmp_path / f"{name}{suffix}").write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
-        return load_reranking(str(tmp_path), split, cache_dir=str(tmp_path / "cache"), **options)
+        return load_reranking(
+            str(tmp_path),
+            split,
+            cache_dir=str(tmp_path / "cache"),
+            **options,
+        )
 
     return load
 
@@ -420,7 +599,13 @@ def test_reranking_queries_and_texts(reranking, suffix, tmp_path):
     assert first.bm25.tolist() == [2.5, 1.5]
     assert first.usable
     assert not second.usable
-    assert task.texts == {"1": "how to mount", "2": "mount a disk", "3": "kill a process", "4": "lost", "5": "unused"}
+    assert task.texts == {
+        "1": "how to mount",
+        "2": "mount a disk",
+        "3": "kill a process",
+        "4": "lost",
+        "5": "unused",
+    }
     assert task.notes == (
         f"{tmp_path.name} dev: 1 of 2 queries have no positive candidate",
         f"{tmp_path.name} dev: 1 positive ids are not among the candidates and do not count",
@@ -431,9 +616,18 @@ def test_reranking_queries_and_texts(reranking, suffix, tmp_path):
 
 
 def test_reranking_texts_from_parquet(reranking, tmp_path):
-    table = {"id": [1, 2, 3, 4], "title": list("abcd"), "body": ["x", "", "y", "z"]}
+    table = {
+        "id": [1, 2, 3, 4],
+        "title": list("abcd"),
+        "body": ["x", "", "y", "z"],
+    }
     write(tmp_path / "text_tokenized.parquet", table)
-    assert reranking(texts=None).texts == {"1": "a", "2": "b", "3": "c", "4": "d"}
+    assert reranking(texts=None).texts == {
+        "1": "a",
+        "2": "b",
+        "3": "c",
+        "4": "d",
+    }
     assert reranking(texts=None, with_body=True).texts["1"] == "a x"
     write(tmp_path / "text_tokenized.parquet", {"id": [1], "title": ["a"]})
     with pytest.raises(UsageError, match=r"text_tokenized.parquet: no column 'body'"):
@@ -515,12 +709,28 @@ def test_word_content_replaces_words_that_do_not_stand_alone():
         return [f"{words} {i}" for i in range(count)]
 
     texts = some("alder", 5) + some("alder birch", 5) + some("birch", 6) + some("cedar", 12) + some("daphne", 14)
-    assert word_content(texts, words=2, texts_per_word=10).label_names == ("cedar", "daphne")
-    assert word_content(texts, words=2, texts_per_word=5).label_names == ("alder", "birch")
+    assert word_content(
+        texts,
+        words=2,
+        texts_per_word=10,
+    ).label_names == ("cedar", "daphne")
+    assert word_content(
+        texts,
+        words=2,
+        texts_per_word=5,
+    ).label_names == ("alder", "birch")
 
 
 def test_word_content_is_deterministic_by_seed():
-    first, again, other = (word_content(collection(), 3, 5, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        word_content(
+            collection(),
+            3,
+            5,
+            seed=seed,
+        )
+        for seed in (0, 0, 1)
+    )
     assert first.train.texts == again.train.texts
     assert first.train.texts != other.train.texts
     assert first.label_names == other.label_names
@@ -557,18 +767,33 @@ def test_question_words_leaves_out_questions_of_two_kinds_and_of_none():
 
 @pytest.mark.parametrize(
     ("question", "kind"),
-    [("HOW MUCH is it?", "how many"), ("How is it?", "how"), ("By whom is it?", "who"), ("Is it somehow why?", "why")],
+    [
+        ("HOW MUCH is it?", "how many"),
+        ("How is it?", "how"),
+        ("By whom is it?", "who"),
+        ("Is it somehow why?", "why"),
+    ],
 )
 def test_kind_of_a_question_is_the_whole_word_in_any_case(question, kind):
     task = question_words([*questions(5), question], train=3)
-    labels = dict(zip(task.train.texts + task.test.texts, [*task.train.labels, *task.test.labels], strict=True))
+    labels = dict(
+        zip(
+            task.train.texts + task.test.texts,
+            [*task.train.labels, *task.test.labels],
+            strict=True,
+        )
+    )
     assert task.label_names[labels[question]] == kind
 
 
 def test_question_words_has_no_more_of_the_commonest_kind_than_asked_for():
     many = [f"What is number {number}?" for number in range(40)]
     task = question_words(many + questions(10), train=5, per_kind=10)
-    assert Counter([*task.train.labels, *task.test.labels]) == {0: 10, 3: 10, 6: 10}
+    assert Counter([*task.train.labels, *task.test.labels]) == {
+        0: 10,
+        3: 10,
+        6: 10,
+    }
 
 
 def test_question_words_of_too_few_questions():
@@ -580,7 +805,11 @@ def test_question_words_are_those_of_all_splits_of_qnli(tmp_path):
     for split, shift in (("train", 0), ("validation", 200)):
         asked = [f"Who wrote {number + shift}?" for number in range(200)]
         asked += [f"Where is {number + shift}?" for number in range(200)]
-        table = {"question": asked, "sentence": ["It is."] * 400, "label": [0, 1] * 200}
+        table = {
+            "question": asked,
+            "sentence": ["It is."] * 400,
+            "label": [0, 1] * 200,
+        }
         write(tmp_path / "glue/qnli_mini" / f"{split}.parquet", table)
     task = question_words_task(str(tmp_path / "glue"), str(tmp_path / "cache"))
     assert len(task.train) + len(task.test) == 600
@@ -602,7 +831,15 @@ def test_word_order_exchanges_two_neighbours_inside_every_second_sentence():
             assert (text in written) == (label == 0)
             words = text.split()
             assert words[0] == "The"
-            back = [[*words[:i], words[i + 1], words[i], *words[i + 2 :]] for i in range(len(words) - 1)]
+            back = [
+                [
+                    *words[:i],
+                    words[i + 1],
+                    words[i],
+                    *words[i + 2 :],
+                ]
+                for i in range(len(words) - 1)
+            ]
             assert label == 0 or written & {" ".join(one) for one in back}
 
 
@@ -621,7 +858,14 @@ def test_word_order_cannot_be_seen_by_capitals_marks_or_blanks():
 
 
 def test_word_order_is_deterministic_by_seed_and_limited():
-    first, again, other = (word_order(sentences(20), limit=20, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        word_order(
+            sentences(20),
+            limit=20,
+            seed=seed,
+        )
+        for seed in (0, 0, 1)
+    )
     assert first.train.texts == again.train.texts
     assert first.train.texts != other.train.texts
     assert len(first.train) + len(first.test) == 20
@@ -635,9 +879,19 @@ def test_word_order_of_too_few_sentences():
 def test_package_task(monkeypatch):
     def part(split, copies):
         names = [f"package{n:02}" for n in range(12) for _ in range(copies * (n + 1))]
-        return Dataset.from_dict({"text": [f"{split} {i}" for i in range(len(names))], "package": names})
+        return Dataset.from_dict(
+            {
+                "text": [f"{split} {i}" for i in range(len(names))],
+                "package": names,
+            }
+        )
 
-    corpus = DatasetDict({"train": part("train", 40), "validation": part("held out", 5)})
+    corpus = DatasetDict(
+        {
+            "train": part("train", 40),
+            "validation": part("held out", 5),
+        }
+    )
     monkeypatch.setattr(catalog, "load_builtin_corpus", lambda cache_dir: corpus)
     task = package_task()
     assert task.label_names == tuple(f"package{n:02}" for n in range(2, 12))  # the ten with most held-out texts
@@ -646,8 +900,18 @@ def test_package_task(monkeypatch):
     assert max(Counter(task.test.labels.tolist()).values()) == 50
     assert all(text.startswith("train") for text in task.train.texts)
     assert all(text.startswith("held out") for text in task.test.texts)
-    names = dict(zip(corpus["train"]["text"], corpus["train"]["package"], strict=True))
-    for text, label in zip(task.train.texts, task.train.labels, strict=True):
+    names = dict(
+        zip(
+            corpus["train"]["text"],
+            corpus["train"]["package"],
+            strict=True,
+        )
+    )
+    for text, label in zip(
+        task.train.texts,
+        task.train.labels,
+        strict=True,
+    ):
         assert names[text] == task.label_names[label]
     assert package_task().train.texts == task.train.texts
 
@@ -673,7 +937,11 @@ SIZES = {
 @real
 @pytest.mark.parametrize("name", SIZES)
 def test_real_glue(name, tmp_path):
-    task = load_glue(name, str(Path(DATA) / "glue"), cache_dir=str(tmp_path))
+    task = load_glue(
+        name,
+        str(Path(DATA) / "glue"),
+        cache_dir=str(tmp_path),
+    )
     sizes, scored, removed = SIZES[name]
     found = [len(task.splits.get(split, ())) for split in ("train", "validation", "test")]
     assert found == [sizes[0] - removed, *sizes[1:]]

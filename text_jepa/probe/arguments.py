@@ -1,4 +1,4 @@
-"""The flags of the probe."""
+"""The arguments of the probe."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ MODES = ("linear", "knn", "attentive", "finetune")
 
 @dataclass
 class ProbeArguments:
-    """What to probe, on what, how."""
+    """What is probed, on which tasks and in which modes."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Encoder: folder or Hub name. Default: the newest run in runs/."}
@@ -19,20 +19,26 @@ class ProbeArguments:
     tasks: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Tasks of GLUE by name; packages, word_content and word_order on the built-in corpus; "
-            "question_words of the questions of QNLI. Default, if nothing else is named: packages, and the documents "
+            "help": "Tasks: GLUE's by name; packages, word_content and word_order on the built-in corpus; "
+            "question_words on the questions of QNLI. Default, if nothing else is named: packages, and the documents "
             "that a run on the built-in corpus holds out."
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder of GLUE tasks. Default: the Hub."})
-    rerank_dir: list[str] | None = field(default=None, metadata={"help": "Folders in the format of AskUbuntu."})
+    rerank_dir: list[str] | None = field(
+        default=None, metadata={"help": "Reranking sets: folders in AskUbuntu's format."}
+    )
     with_body: bool = field(default=False, metadata={"help": "Rerank by title and body instead of the title."})
     split: str | None = field(
         default=None,
-        metadata={"help": "Scored split of GLUE and reranking: test or validation. Default: test where labelled."},
+        metadata={"help": "Scored split of GLUE and reranking: test or validation. Default: test if it has labels."},
     )
-    task_file: str | None = field(default=None, metadata={"help": "A set of your own: parquet, json, jsonl or csv."})
-    task_test_file: str | None = field(default=None, metadata={"help": "Its scored part. Default: every fifth row."})
+    task_file: str | None = field(
+        default=None, metadata={"help": "Labelled file of your own: parquet, json, jsonl or csv."}
+    )
+    task_test_file: str | None = field(
+        default=None, metadata={"help": "Scored rows of --task_file. Default: every fifth row."}
+    )
     texts: list[str] | None = field(
         default=None,
         metadata={
@@ -43,65 +49,67 @@ class ProbeArguments:
     train_texts: list[str] | None = field(
         default=None,
         metadata={
-            "help": "What TF-IDF and BM25 are fitted on, as the encoder was: of --texts, --rerank_dir and cosines of "
-            "similarity tasks."
+            "help": "Training texts of the encoder, on which TF-IDF and BM25 are fitted too, for --texts, "
+            "--rerank_dir and cosines of similarity tasks."
         },
     )
     title_column: str | None = field(
-        default=None, metadata={"help": "With --texts: column of titles, each of which has to find its text."}
+        default=None, metadata={"help": "Column of titles in --texts; each title has to find its text."}
     )
-    text_column: str = field(default="text", metadata={"help": "Column of the texts of --task_file and --texts."})
-    pair_column: str | None = field(default=None, metadata={"help": "Column of its second texts."})
+    text_column: str = field(default="text", metadata={"help": "Column of the texts in --task_file and --texts."})
+    pair_column: str | None = field(default=None, metadata={"help": "Column of the second texts in --task_file."})
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of its labels; numbers with a point are scores. Default: label. With --texts (no default) "
-            "classes, to be told by nearest neighbours."
+            "help": "Column of the labels in --task_file; numbers with a point are scores. Default: label. Without "
+            "--task_file: column of classes in --texts, predicted by nearest neighbours; no default."
         },
     )
     mode: list[str] = field(
         default_factory=lambda: ["linear", "knn"],
         metadata={
             "choices": [*MODES, "all"],
-            "help": "Of frozen features: linear probe, nearest neighbours, attention over the tokens; or fine-tuning.",
+            "help": "Modes: linear probe, nearest neighbours and attention over tokens, all on frozen features; or "
+            "fine-tuning.",
         },
     )
     seeds: list[int] = field(
         default_factory=lambda: [0],
-        metadata={"help": "Of folds, orders, heads and random encoders; scores are means over them."},
+        metadata={"help": "Seeds of folds, orders, heads and random encoders; scores are means over them."},
     )
-    layers: int = field(default=1, metadata={"help": "Frozen features are the average of so many last layers."})
+    layers: int = field(default=1, metadata={"help": "Number of last layers that frozen features average."})
     layer_sweep: bool = field(
         default=False, metadata={"help": "Also probe every layer of the first encoder (linear, knn, cosines)."}
     )
     pooling: Pooling | None = field(
         default=None,
         metadata={
-            "help": "The plain mean over the tokens, or the state of the first. Default: what the folder says, with "
-            "its weights of words; else the mean."
+            "help": "Plain mean over the tokens, or the state of the first one. Default: what the folder says, word "
+            "weights included, else the mean."
         },
     )
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Longer texts are read in windows of so many tokens; pairs are cut there. Default: what the "
-            "folder says, at most 512."
+            "help": "Window in tokens: longer texts are read in several windows, pairs are truncated. Default: what "
+            "the folder says, at most 512."
         },
     )
     finetune_args: list[str] | None = field(
-        default=None, metadata={"help": "KEY=VALUE in place of the recipe: fields of TrainingArguments."}
+        default=None, metadata={"help": "Fine-tuning settings as KEY=VALUE: fields of TrainingArguments."}
     )
     controls: bool = field(
-        default=True, metadata={"help": "Probe what needs no training too: --no_controls leaves it out."}
+        default=True, metadata={"help": "Also score controls that need no training; --no_controls skips them."}
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Write results, answers and pictures here."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for results, answers and pictures."})
     do_predict: bool = field(
-        default=False, metadata={"help": "Write predictions of hidden test splits in GLUE's format to the output_dir."}
+        default=False,
+        metadata={"help": "Write predictions for hidden test splits in GLUE's format."},
     )
-    update_card: bool = field(default=False, metadata={"help": "Write the figures into the encoder's README.md."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and the built-in corpus are kept."})
+    update_card: bool = field(default=False, metadata={"help": "Write the scores into the encoder's README.md."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Cache of downloads and of the built-in corpus."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.mode = list(MODES) if "all" in self.mode else list(dict.fromkeys(self.mode))
         self.seeds = list(dict.fromkeys(self.seeds))
         if min(self.seeds) < 0:
@@ -121,6 +129,6 @@ class ProbeArguments:
             raise ValueError("--do_predict writes files: it needs --output_dir")
 
 
-def names_nothing(args) -> bool:
-    """Whether no task, file or folder is named, so that the built-in corpus is asked."""
+def names_nothing(args: ProbeArguments) -> bool:
+    """Whether no task, file or folder is named, so that the built-in corpus is used."""
     return not (args.tasks or args.task_file or args.rerank_dir or args.texts)

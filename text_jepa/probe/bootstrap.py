@@ -1,92 +1,34 @@
-"""Bootstrap intervals of scores and of differences between systems.
+"""Scores with bootstrap intervals, and differences between systems on the same resamples.
 
-Shapes: N rows, S seeds.
+Shapes: N rows or queries, K seeds, R resamples.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 
-def _resamples(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return (generator.integers(count, size=count) for _ in range(resamples))
-
-
-def bootstrap_interval(
-    metric: Callable[..., float], *arrays: np.ndarray, seed: int = 0, resamples: int = 1000
-) -> tuple[float, float]:
-    """The 95 % percentile interval of a metric under resampling of rows or queries (Efron, 1979).
-
-    Args:
-        metric: Of the arrays, such as `np.mean` of per-row values, or a function of predictions and labels.
-        arrays: Each (N, ...), resampled together.
-        seed: Of the resampling.
-        resamples: How many.
-
-    Returns:
-        Lower and upper end.
-    """
-    arrays = [np.asarray(array) for array in arrays]
-    values = [metric(*(array[rows] for array in arrays)) for rows in _resamples(len(arrays[0]), resamples, seed)]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-class PairedBootstrap(NamedTuple):
-    """How much better the first system is: on the whole set, 95 % of resamples, and the share in its favour."""
-
-    difference: float
-    low: float
-    high: float
-    share: float
-
-
-def paired_bootstrap(
-    metric: Callable[..., float],
-    a: np.ndarray,
-    b: np.ndarray,
-    *gold: np.ndarray,
-    seed: int = 0,
-    resamples: int = 1000,
-) -> PairedBootstrap:
-    """Compares two systems on the same resampled rows or queries (Koehn, 2004).
-
-    Args:
-        metric: Of (a, *gold) and of (b, *gold).
-        a, b: (N,) predictions, or per-row values where the metric is their mean and there is no `gold`.
-        gold: Each (N,).
-        seed: Of the resampling.
-        resamples: How many.
-
-    Returns:
-        metric(a) - metric(b), its interval, and the share of resamples that favour `a`, between 0 and 1 where an equal
-        score counts half. With the systems exchanged, the differences change sign and the share is one minus itself.
-    """
-    a, b, *gold = map(np.asarray, (a, b, *gold))
-
-    def difference(a: np.ndarray, b: np.ndarray, *gold: np.ndarray) -> float:
-        return float(metric(a, *gold) - metric(b, *gold))
-
-    parts = _resamples(len(a), resamples, seed)
-    values = np.array([difference(*(array[rows] for array in (a, b, *gold))) for rows in parts])
-    low, high = np.percentile(values, [2.5, 97.5])
-    return PairedBootstrap(difference(a, b, *gold), float(low), float(high), float((np.sign(values) + 1).mean() / 2))
+RESAMPLES = 1000
 
 
 class Score(NamedTuple):
-    """One figure in percent, its 95 % interval, and how far the first system is ahead of this one.
+    """One score in percent, its 95 % interval, and how far the first system is ahead of this one.
 
     Args:
-        task, mode, metric, system: What was measured, how, by what measure, and of which encoder or control.
-        score: The mean over the seeds.
-        low, high: 95 % of bootstrap resamples of the scored rows; `None` for an average over tasks.
-        rows: Scored rows or queries.
-        seeds: Over how many seeds `score` is the mean.
-        deviation: Standard deviation over the seeds; `None` of one seed.
+        task: Name of the task.
+        mode: How the answers were predicted, such as `linear`.
+        metric: Name of the metric.
+        system: Name of the encoder or control.
+        score: Mean over the seeds.
+        low: Lower end of the interval over bootstrap resamples of the rows; `None` for an average over tasks.
+        high: Upper end of that interval.
+        rows: Number of scored rows or queries.
+        seeds: Number of seeds.
+        deviation: Standard deviation over the seeds; `None` for a single seed.
         ahead: Score of the first system minus this one; `None` for the first system itself.
-        ahead_low, ahead_high: 95 % of paired resamples of it.
+        ahead_low: Lower end of the interval of `ahead` over paired resamples.
+        ahead_high: Upper end of that interval.
     """
 
     task: str
@@ -104,47 +46,123 @@ class Score(NamedTuple):
     ahead_high: float | None
 
 
-def compare(
+def score_seeds(
+    metric: Callable[..., float],
+    predictions: np.ndarray,
+    gold: np.ndarray | None = None,
+) -> np.ndarray:
+    """Scores (K,) of the predictions of each seed.
+
+    Args:
+        metric: Function of (N,) predictions and `gold`, or of the predictions alone if there is no `gold`.
+        predictions: (K, N), one row per seed.
+        gold: (N,) labels.
+    """
+    if gold is None:
+        return np.array([metric(row) for row in predictions])
+    return np.array([metric(row, gold) for row in predictions])
+
+
+def score_resamples(
+    metric: Callable[..., float],
+    predictions: np.ndarray,
+    gold: np.ndarray | None = None,
+    seed: int | Sequence[int] = 0,
+    resamples: int = RESAMPLES,
+) -> np.ndarray:
+    """Scores of predictions on bootstrap resamples of their rows (Efron, 1979).
+
+    The seed alone decides which rows are drawn. Systems that are scored with the same seed are therefore scored on the
+    same resamples, and the differences of their scores are those of a paired bootstrap (Koehn, 2004).
+
+    Args:
+        metric: Function of (N,) predictions and `gold`, or of the predictions alone if there is no `gold`.
+        predictions: (K, N), one row per seed of the system. All seeds are resampled together.
+        gold: (N,) labels.
+        seed: Seed of the resampling.
+        resamples: Number of resamples R.
+
+    Returns:
+        (R, K) scores.
+    """
+    generator = np.random.default_rng(seed)
+    count = predictions.shape[1]
+    scores = np.empty((resamples, len(predictions)))
+    for number in range(resamples):
+        rows = generator.integers(count, size=count)
+        drawn = predictions[:, rows]
+        drawn_gold = None if gold is None else gold[rows]
+        scores[number] = score_seeds(metric, drawn, drawn_gold)
+    return scores
+
+
+def interval_of(values: np.ndarray) -> tuple[float, float]:
+    """The central 95 % of resampled values: their percentile interval."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def compare_systems(
     task: str,
     mode: str,
     metric: str,
     function: Callable[..., float],
     by_system: Mapping[str, np.ndarray],
-    *gold: np.ndarray,
-    seed: int,
+    gold: np.ndarray | None = None,
+    seed: int = 0,
 ) -> list[Score]:
-    """Scores of all systems on the same N rows, and how far the first one is ahead of each other one.
-
-    The intervals are those of `probing.bootstrap_interval` and `probing.paired_bootstrap`.
+    """Scores all systems on the same N rows, with the lead of the first system over each other one.
 
     Args:
-        task, mode, metric: Names for the scores.
-        function: Of (N,) predictions and `gold`, up to 1; `np.mean` where the values are scores of rows themselves.
-        by_system: (K, N) predictions, one row per seed. K may differ: what has no seed has one row.
-        gold: Each (N,).
-        seed: Of the bootstrap. It resamples rows, the same ones for all seeds and systems.
+        task: Name of the task.
+        mode: Name of the mode.
+        metric: Name of the metric.
+        function: Function of (N,) predictions and `gold`, at most 1; `np.mean` if the predictions are scores already.
+        by_system: (K, N) predictions, one row per seed. K may differ: what depends on no seed has one row.
+        gold: (N,) labels.
+        seed: Seed of the bootstrap. All seeds and systems are scored on the same resamples.
 
     Returns:
         One score per system, in their order.
     """
-    resampled: list[list[float]] = []
-    scores = []
-    for system, predictions in by_system.items():
-        columns = np.asarray(predictions).T
-        by_seed = 100 * np.array([function(one, *gold) for one in columns.T])
-        resampled.append([])
+    scores: list[Score] = []
+    first_resampled = None
+    for system, rows in by_system.items():
+        predictions = np.asarray(rows)
+        by_seed = 100 * score_seeds(function, predictions, gold)
+        resampled = score_resamples(function, predictions, gold, seed).mean(axis=1)
+        low, high = interval_of(resampled)
+        score = float(by_seed.mean())
+        deviation = None
+        if len(by_seed) > 1:
+            deviation = float(by_seed.std(ddof=1))
 
-        # Every system is scored once on each resample: these figures give its interval and all differences.
-        def mean_over_seeds(columns, *gold, kept=resampled[-1]):
-            kept.append(float(np.mean([function(one, *gold) for one in columns.T])))
-            return kept[-1]
+        ahead = None
+        ahead_low = None
+        ahead_high = None
+        if first_resampled is None:
+            first_resampled = resampled
+        else:
+            ahead = scores[0].score - score
+            lead_low, lead_high = interval_of(first_resampled - resampled)
+            ahead_low = 100 * lead_low
+            ahead_high = 100 * lead_high
 
-        low, high = bootstrap_interval(mean_over_seeds, columns, *gold, seed=seed)
-        ahead = [None] * 3
-        if scores:
-            interval = 100 * np.percentile(np.subtract(resampled[0], resampled[-1]), [2.5, 97.5])
-            ahead = [scores[0].score - float(by_seed.mean()), *interval.tolist()]
-        deviation = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-        figures = (float(by_seed.mean()), 100 * low, 100 * high, len(columns), len(by_seed), deviation)
-        scores.append(Score(task, mode, metric, system, *figures, *ahead))
+        scores.append(
+            Score(
+                task=task,
+                mode=mode,
+                metric=metric,
+                system=system,
+                score=score,
+                low=100 * low,
+                high=100 * high,
+                rows=predictions.shape[1],
+                seeds=len(by_seed),
+                deviation=deviation,
+                ahead=ahead,
+                ahead_low=ahead_low,
+                ahead_high=ahead_high,
+            )
+        )
     return scores

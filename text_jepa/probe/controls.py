@@ -1,4 +1,4 @@
-"""What an encoder has to beat: word counting, and its own embeddings without its layers."""
+"""Controls that an encoder has to beat: word counting, and its own embeddings without its layers."""
 
 from collections.abc import Sequence
 
@@ -15,44 +15,71 @@ def bag_of_embeddings(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     Returns:
         (N, D) float32; zeros for a text without tokens that count.
     """
-    table = encoder.model.get_input_embeddings().weight.detach().float().cpu().numpy()
-    weight_of = np.ones(len(table), np.float32) if encoder.word_weights is None else encoder.word_weights
-    encoded = encoder.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    embeddings = encoder.model.get_input_embeddings().weight
+    table = embeddings.detach().float().cpu().numpy()
+    word_weights = encoder.word_weights
+    if word_weights is None:
+        word_weights = np.ones(len(table), np.float32)
+    encoded = encoder.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+
     bags = np.zeros((len(texts), table.shape[1]), np.float32)
-    for row, ids in enumerate(encoded):
-        weights = weight_of[ids]
-        if weights.sum() > 0:
-            bags[row] = weights @ table[ids] / weights.sum()
+    for row, ids in enumerate(encoded["input_ids"]):
+        weights = word_weights[ids]
+        total = weights.sum()
+        if total > 0:
+            bags[row] = weights @ table[ids] / total
     return bags
 
 
-def tfidf_vectors(fitted_on: Sequence[str], texts: Sequence[str], components: int = 256) -> np.ndarray:
-    """Latent semantic analysis: TF-IDF of words and its first singular directions, both fitted on the first texts.
+def tfidf_vectors(
+    fitted_on: Sequence[str],
+    texts: Sequence[str],
+    components: int = 256,
+) -> np.ndarray:
+    """Latent semantic analysis: TF-IDF of words and its first singular directions.
+
+    Args:
+        fitted_on: Texts that vocabulary, document frequencies and directions come from.
+        texts: N texts.
+        components: Number of directions.
 
     Returns:
-        (N, components) float32 of `texts`; fewer features where there are not so many words.
+        (N, components) float32; fewer features if there are fewer words.
 
     Raises:
-        ValueError: There are no two words.
+        ValueError: There are not two words.
     """
-    words = _tfidf(fitted_on)
-    directions = TruncatedSVD(min(components, len(words.vocabulary_) - 1), random_state=0)
-    directions.fit(words.transform(fitted_on))
-    return directions.transform(words.transform(texts)).astype(np.float32)
+    words = _tfidf(fitted_on, sublinear=True)
+    components = min(components, len(words.vocabulary_) - 1)
+    svd = TruncatedSVD(components, random_state=0)
+    svd.fit(words.transform(fitted_on))
+    vectors = svd.transform(words.transform(texts))
+    return vectors.astype(np.float32)
 
 
 def tfidf_cosines(
-    fitted_on: Sequence[str], left: Sequence[str], right: Sequence[str], sublinear: bool = False
+    fitted_on: Sequence[str],
+    left: Sequence[str],
+    right: Sequence[str],
+    sublinear: bool = False,
 ) -> np.ndarray:
-    """Cosines (N,) of the TF-IDF of the words of N pairs of texts, fitted on the first texts alone.
+    """Cosines (N,) of the TF-IDF of N pairs of texts.
 
-    Whether a word counts as often as it occurs or by the logarithm (`sublinear`) moves scores by half a point. Which
-    one a figure needs that was published elsewhere can only be tried.
+    Args:
+        fitted_on: Texts that vocabulary and document frequencies come from.
+        left: N first texts.
+        right: N second texts.
+        sublinear: Whether a word counts by the logarithm of its frequency in a text. This moves scores by half a
+            point, and published figures rarely say which one they used.
     """
     words = _tfidf(fitted_on, sublinear)
-    return np.asarray(words.transform(left).multiply(words.transform(right)).sum(axis=1)).ravel()
+    first = words.transform(left)
+    second = words.transform(right)
+    products = first.multiply(second).sum(axis=1)
+    return np.asarray(products).ravel()
 
 
-def _tfidf(texts, sublinear=True):
-    """Of words of any length, one letter included."""
-    return TfidfVectorizer(sublinear_tf=sublinear, token_pattern=r"\b\w+\b").fit(texts)
+def _tfidf(texts: Sequence[str], sublinear: bool) -> TfidfVectorizer:
+    """Counts words of any length, one letter included."""
+    vectorizer = TfidfVectorizer(sublinear_tf=sublinear, token_pattern=r"\b\w+\b")
+    return vectorizer.fit(texts)

@@ -1,14 +1,14 @@
 """Full fine-tuning of an encoder on one task: the standard `Trainer`, with the head of the encoder's own architecture.
 
-A tenth of the training split is held out. After each epoch it decides which checkpoint is kept and when to stop; no
-label of another split is ever looked at. Both texts of a pair are read at once, in the tokenizer's own format.
+A tenth of the training split is held out. After each epoch it decides which checkpoint is kept and when training
+stops; no label of another split is used. The two texts of a pair are read together, in the tokenizer's own format.
 """
 
 import dataclasses
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,10 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
+    EvalPrediction,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -30,12 +34,12 @@ from transformers.trainer_callback import PrinterCallback
 
 import text_jepa  # noqa: F401  registers our model with the Auto classes
 from text_jepa.cli import UsageError, nearest, parse_arguments
-from text_jepa.probe.glue import FUNCTIONS, RATE_AND_BATCH
-from text_jepa.probe.tasks import Task
+from text_jepa.probe.glue import GLUE, GlueMetric, base_name
+from text_jepa.probe.tasks import Split, Task, hold_out
 
 
-# The recipe of RoBERTa, which data2vec took over: Liu et al. 2019 (arXiv 1907.11692), table 10, and the table by task
-# of fairseq, examples/roberta/README.glue.md. Adam there decays weights as AdamW does, and nothing is clipped.
+# RoBERTa's recipe, which data2vec adopted: Liu et al. 2019 (arXiv 1907.11692), table 10, and the table by task of
+# fairseq, examples/roberta/README.glue.md. Adam there decays weights as AdamW does, and nothing is clipped.
 RECIPE = {
     "num_train_epochs": "10",
     "lr_scheduler_type": "linear",
@@ -45,27 +49,56 @@ RECIPE = {
     "adam_epsilon": "1e-6",
     "max_grad_norm": "0",
 }
-OTHER_TASKS = ("2e-5", "16")
+# Learning rate and batch size of tasks outside GLUE.
+OTHER_LEARNING_RATE = "2e-5"
+OTHER_BATCH_SIZE = "16"
 PATIENCE = 3
 
-# Of the training split, every so many rows are held out.
+# One row of the training split in this many is held out.
 HOLD_OUT_EVERY = 10
+
+# Settings that this module fixes, or that have no effect with them.
+_WITHOUT_EFFECT = ("eval_steps", "save_steps", "data_seed")
 
 
 class FineTuned(NamedTuple):
-    """What became of an encoder on one task.
+    """Result of fine-tuning an encoder on one task.
 
     Args:
-        predictions: By split, all but `train`: (N,) class numbers (int64) or scores (float64).
-        epoch: Of the checkpoint that was kept.
-        dev_score: Its score on the held-out part of the training split, in the metric `settings["metric"]`, up to 1.
-        settings: What was used, by the names of `TrainingArguments`, and the metric, lengths and numbers of rows.
+        predictions: (N,) class numbers (int64) or scores (float64) by split, for all splits but `train`.
+        epoch: Epoch of the checkpoint that was kept.
+        dev_score: Its score on the held-out part of the training split, in the metric `settings["metric"]`, at most 1.
+        settings: The settings by the names of `TrainingArguments`, and the metric, lengths and numbers of rows.
     """
 
     predictions: dict[str, np.ndarray]
     epoch: float
     dev_score: float
     settings: dict[str, Any]
+
+
+class _Answers(NamedTuple):
+    """Turns logits into answers.
+
+    Args:
+        task: The task.
+        encoder: Name of the encoder, for the error.
+        mean: Mean of the training scores, which the model learns standardised.
+        deviation: Standard deviation of the training scores.
+    """
+
+    task: Task
+    encoder: str
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def of(self, logits: np.ndarray) -> np.ndarray:
+        """Class numbers or scores (N,) of logits (N, K)."""
+        if not np.isfinite(logits).all():
+            raise UsageError(f"{self.task.name}: fine-tuning of {self.encoder} diverged; lower learning_rate")
+        if self.task.kind == "classification":
+            return logits.argmax(axis=1)
+        return logits[:, 0].astype(float) * self.deviation + self.mean
 
 
 def finetune(
@@ -78,41 +111,38 @@ def finetune(
 ) -> FineTuned:
     """Trains an encoder with a new head on a task, and predicts every other split of the task.
 
-    The same seed gives the same predictions, on a CPU bit by bit.
+    The same seed gives the same predictions, bit-exactly on a CPU.
 
     Args:
         name_or_path: Folder or Hub name of any encoder with a class for sequence classification, ours included.
-        task: Its last metric, which is GLUE's `HEADLINE`, chooses the checkpoint.
-        seed: Of the held-out part, the head, the order of the rows and the dropout.
-        max_length: In tokens; of a pair the longer text is cut first.
+        task: The task. Its last metric selects the checkpoint.
+        seed: Seed of the held-out part, the head, the order of the rows and the dropout.
+        max_length: Maximum number of tokens; the longer text of a pair is truncated first.
         overrides: Fields of `TrainingArguments` as on a command line, in place of the recipe's. Encoders that are
             small or trained little need a higher `learning_rate` than RoBERTa, such as 1e-4.
-        output_dir: Where the kept model and its tokenizer are saved. A model for scores gives them standardised;
-            `score_mean` and `score_deviation` of the settings undo that.
+        output_dir: Folder in which the kept model and its tokenizer are saved. A model for scores predicts them
+            standardised; `score_mean` and `score_deviation` of the settings undo that.
 
     Raises:
-        UsageError: No encoder there, an override that is unknown or wrong, too few training rows, or a training that
+        UsageError: There is no encoder, an override is unknown or wrong, there are too few training rows, or training
             diverged.
     """
-    overrides, metric = dict(overrides or {}), task.metrics[-1]
+    overrides = dict(overrides or {})
+    metric = task.metrics[-1]
     rows, held_out = split_rows(task.train.labels, seed, task.name)
-    train, mean, deviation = task.train, 0.0, 1.0
+    train = task.train
+    answers = _Answers(task, name_or_path)
     if task.kind == "regression":
         # The head starts near 0, and at these rates it would take the whole run to reach scores around 50.
-        mean, deviation = float(train.labels.mean()), float(train.labels.std())
+        mean = float(train.labels.mean())
+        deviation = float(train.labels.std())
+        answers = _Answers(task, name_or_path, mean, deviation)
         train = dataclasses.replace(train, labels=(train.labels - mean) / deviation)
-
-    def decide(logits):
-        if not np.isfinite(logits).all():
-            raise UsageError(f"{task.name}: fine-tuning of {name_or_path} diverged; lower learning_rate")
-        return (
-            logits.argmax(axis=1) if task.kind == "classification" else logits[:, 0].astype(float) * deviation + mean
-        )
 
     with tempfile.TemporaryDirectory() as checkpoints:
         args = _training_arguments(task.name, metric, seed, overrides, checkpoints)
         set_seed(seed)
-        model, tokenizer = _load(name_or_path, task)
+        model, tokenizer = _load_with_head(name_or_path, task)
         max_length = min(max_length, tokenizer.model_max_length)
         encode = partial(_encode, tokenizer=tokenizer, max_length=max_length, config=model.config)
         trainer = Trainer(
@@ -121,64 +151,98 @@ def finetune(
             data_collator=DataCollatorWithPadding(tokenizer),
             train_dataset=encode(train.select(rows)),
             eval_dataset=encode(train.select(held_out)),
-            compute_metrics=lambda output: {metric: FUNCTIONS[metric](decide(output.predictions), output.label_ids)},
+            compute_metrics=partial(_compute_metrics, answers=answers),
             callbacks=[EarlyStoppingCallback(PATIENCE)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    unlabelled = {
-        name: dataclasses.replace(split, labels=None) for name, split in task.splits.items() if name != "train"
-    }
-    predictions = {name: decide(trainer.predict(encode(split)).predictions) for name, split in unlabelled.items()}
+
+    predictions = {}
+    for name, split in task.splits.items():
+        if name != "train":
+            unlabelled = dataclasses.replace(split, labels=None)
+            output = trainer.predict(encode(unlabelled))
+            predictions[name] = answers.of(output.predictions)
     if output_dir is not None:
         model.save_pretrained(output_dir)
         tokenizer.save_pretrained(output_dir)
-    best = next(
-        record
-        for record in trainer.state.log_history
-        if record["step"] == trainer.state.best_global_step and f"eval_{metric}" in record
-    )
+
     used = args.to_dict()
     settings = {name: used[name] for name in [*_recipe(task.name), "seed", *overrides]}
-    settings |= {"max_length": max_length, "metric": metric, "rows": len(rows), "held_out_rows": len(held_out)}
+    settings["max_length"] = max_length
+    settings["metric"] = metric
+    settings["rows"] = len(rows)
+    settings["held_out_rows"] = len(held_out)
     if task.kind == "regression":
-        settings |= {"score_mean": mean, "score_deviation": deviation}
+        settings["score_mean"] = answers.mean
+        settings["score_deviation"] = answers.deviation
+    best = _best_record(trainer, f"eval_{metric}")
     return FineTuned(predictions, best["epoch"], best[f"eval_{metric}"], settings)
 
 
-def split_rows(labels: np.ndarray, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out, a tenth, with the classes or the range of scores in equal shares.
+def split_rows(
+    labels: np.ndarray,
+    seed: int,
+    name: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out, a tenth; see `tasks.hold_out`.
 
     Args:
-        labels: (N,) of the training split.
-        seed: Of the choice.
-        name: Of the task, for the error.
-
-    Returns:
-        Row numbers in ascending order, together all N.
+        labels: (N,) labels of the training split.
+        seed: Seed of the choice.
+        name: Name of the task, for the error.
 
     Raises:
-        UsageError: The rows are too few.
+        UsageError: There are too few rows.
     """
     if len(labels) < HOLD_OUT_EVERY:
         raise UsageError(
             f"{name}: {len(labels)} training rows are too few for fine-tuning, which holds a tenth out; "
             f"give at least {HOLD_OUT_EVERY}"
         )
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    held_out = np.zeros(len(labels), bool)
-    held_out[order[HOLD_OUT_EVERY // 2 :: HOLD_OUT_EVERY]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return hold_out(labels, HOLD_OUT_EVERY, seed)
 
 
-def _recipe(name):
-    """What stands in for the defaults of `TrainingArguments`, as on a command line."""
-    learning_rate, batch_size = RATE_AND_BATCH.get(name.removesuffix("_mini"), OTHER_TASKS)
-    return RECIPE | {"learning_rate": learning_rate, "per_device_train_batch_size": batch_size}
+def _compute_metrics(output: EvalPrediction, answers: _Answers) -> dict[str, float]:
+    """All metrics of the task."""
+    task = answers.task
+    base = base_name(task.name)
+    is_glue = base in GLUE and task.metrics == GLUE[base].metrics
+    metric = GlueMetric(base if is_glue else task.kind, keep_in_memory=True)
+    return metric.compute(predictions=answers.of(output.predictions), references=output.label_ids)
 
 
-def _training_arguments(name, metric, seed, overrides, folder):
+def _best_record(trainer: Trainer, metric: str) -> dict[str, float]:
+    """The evaluation of the checkpoint that was kept."""
+    best_step = trainer.state.best_global_step
+    for record in trainer.state.log_history:
+        if record["step"] == best_step and metric in record:
+            return record
+    raise RuntimeError(f"step {best_step} was not evaluated")
+
+
+def _recipe(name: str) -> dict[str, str]:
+    """Values in place of the defaults of `TrainingArguments`, as on a command line."""
+    learning_rate = OTHER_LEARNING_RATE
+    batch_size = OTHER_BATCH_SIZE
+    base = base_name(name)
+    if base in GLUE:
+        learning_rate = GLUE[base].learning_rate
+        batch_size = GLUE[base].batch_size
+    return {
+        **RECIPE,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+    }
+
+
+def _training_arguments(
+    name: str,
+    metric: str,
+    seed: int,
+    overrides: Mapping[str, str],
+    folder: str,
+) -> TrainingArguments:
     fixed = {
         "output_dir": folder,
         "seed": seed,
@@ -190,35 +254,45 @@ def _training_arguments(name, metric, seed, overrides, folder):
         "metric_for_best_model": metric,
         "greater_is_better": True,
     }
-    without_effect = {"eval_steps", "save_steps", "data_seed"}
-    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init} - set(fixed) - without_effect
+    fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    known = fields.difference(fixed, _WITHOUT_EFFECT)
     for key in overrides:
         if key not in known:
             raise UsageError(
                 f"fine-tuning has no setting '{key}'{nearest(key, sorted(known))} (it takes the fields of "
-                "transformers' TrainingArguments but those of the seed, of evaluation and of saving)"
+                "transformers' TrainingArguments except those of the seed, evaluation and saving)"
             )
     on_gpu = torch.cuda.is_available()
+    has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported()
     defaults = {
         "per_device_eval_batch_size": 64,
-        "bf16": on_gpu and torch.cuda.is_bf16_supported() and "fp16" not in overrides,
+        "bf16": has_bfloat16 and "fp16" not in overrides,
         "dataloader_pin_memory": on_gpu,
         "disable_tqdm": not sys.stderr.isatty(),
         "report_to": "none",
     }
-    values = defaults | _recipe(name) | overrides | fixed
-    (args,) = parse_arguments((TrainingArguments,), [f"--{key}={value}" for key, value in values.items()], "")
+    values = {
+        **defaults,
+        **_recipe(name),
+        **overrides,
+        **fixed,
+    }
+    argv = [f"--{key}={value}" for key, value in values.items()]
+    (args,) = parse_arguments((TrainingArguments,), argv, "")
     return args
 
 
-def _load(name_or_path, task):
+def _load_with_head(name_or_path: str, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder of a checkpoint with a head for the task, and its tokenizer."""
     if task.kind == "regression":
         head = {"num_labels": 1, "problem_type": "regression"}
     else:
         names = dict(enumerate(task.label_names))
-        head = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-        head["problem_type"] = "single_label_classification"
+        head = {
+            "id2label": names,
+            "label2id": {name: number for number, name in names.items()},
+            "problem_type": "single_label_classification",
+        }
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         with _without_loading_report():
@@ -231,8 +305,12 @@ def _load(name_or_path, task):
             )
     except (OSError, ValueError) as error:
         raise UsageError(f"{name_or_path}: no encoder to fine-tune there ({str(error).splitlines()[0]})") from error
-    inside = f"{model.base_model_prefix}."
-    missing = sorted(key for key in loading["missing_keys"] if key.startswith(inside) and "pooler" not in key)
+
+    inside_encoder = f"{model.base_model_prefix}."
+    missing = []
+    for key in sorted(loading["missing_keys"]):
+        if key.startswith(inside_encoder) and "pooler" not in key:
+            missing.append(key)
     if missing:
         raise UsageError(f"{name_or_path}: {len(missing)} weights of the encoder are missing, e.g. {missing[0]}")
     # The losses are means over a batch, which the Trainer has to average over accumulated ones.
@@ -241,10 +319,10 @@ def _load(name_or_path, task):
 
 
 @contextmanager
-def _without_loading_report():
-    """That the head's weights are new goes without saying; nothing else is hidden."""
+def _without_loading_report() -> Iterator[None]:
+    """Hides the report that the head's weights are new, and nothing else."""
 
-    def is_other(record):
+    def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
     logger = logging.getLogger("transformers.modeling_utils")
@@ -255,9 +333,22 @@ def _without_loading_report():
         logger.removeFilter(is_other)
 
 
-def _encode(split, tokenizer, max_length, config):
-    encoded = tokenizer(split.texts, split.pairs, truncation="longest_first", max_length=max_length)
+def _encode(
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    config: PretrainedConfig,
+) -> Dataset:
+    """Token ids of the rows, and their labels if they have some."""
+    encoded = tokenizer(
+        split.texts,
+        split.pairs,
+        truncation="longest_first",
+        max_length=max_length,
+    )
     if getattr(config, "type_vocab_size", 2) < 2:  # RoBERTa's embedding has no second segment
         encoded.pop("token_type_ids", None)
-    labels = {} if split.labels is None else {"labels": split.labels}
-    return Dataset.from_dict({**encoded, **labels})
+    columns = dict(encoded)
+    if split.labels is not None:
+        columns["labels"] = split.labels
+    return Dataset.from_dict(columns)

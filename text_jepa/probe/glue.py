@@ -1,7 +1,7 @@
-"""GLUE: where its files lie, its columns and labels, its metrics, and the file that its server takes."""
+"""GLUE: its tasks in one table, their metrics, how they are loaded, and the files that its server takes."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -9,65 +9,134 @@ from typing import NamedTuple
 import datasets
 import evaluate
 import numpy as np
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 
 import text_jepa  # noqa: F401  registers our model with the Auto classes
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.corpus import reading
 from text_jepa.probe.predictors import pearson, spearman
-from text_jepa.probe.tasks import Task, encode_labels, existing_file, make_task, read_table
+from text_jepa.probe.tasks import (
+    METRICS_OF_KIND,
+    Task,
+    encode_labels,
+    existing_file,
+    make_task,
+    read_table,
+)
 
 
-_ENTAILMENT = ("entailment", "not_entailment")
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+class GlueTask(NamedTuple):
+    """What there is to know about one task.
+
+    Args:
+        submission_file: Name of the file for GLUE's server, without `.tsv`.
+        columns: Names of the columns of texts, one or two.
+        label_names: Names of the classes in GLUE's order; `None` for similarity scores.
+        metrics: Names of the metrics as in `evaluate`. The last one chooses checkpoints and is drawn: F1 for MRPC and
+            QQP and Spearman for STS-B, as BERT reports them.
+        learning_rate: Learning rate of fine-tuning: that of RoBERTa, see `finetuning.RECIPE`.
+        batch_size: Batch size of fine-tuning.
+        submits_numbers: Whether the server expects class numbers instead of names.
+        part: Suffix of the names of the evaluation splits on the Hub; MNLI has two of each.
+    """
+
+    submission_file: str
+    columns: tuple[str, ...]
+    label_names: tuple[str, ...] | None
+    metrics: tuple[str, ...] = ("accuracy",)
+    learning_rate: str = "1e-5"
+    batch_size: str = "32"
+    submits_numbers: bool = False
+    part: str = ""
+
+
+GLUE: dict[str, GlueTask] = {
+    "cola": GlueTask(
+        submission_file="CoLA",
+        columns=("sentence",),
+        label_names=("unacceptable", "acceptable"),
+        metrics=("matthews_correlation",),
+        batch_size="16",
+        submits_numbers=True,
+    ),
+    "sst2": GlueTask(
+        submission_file="SST-2",
+        columns=("sentence",),
+        label_names=("negative", "positive"),
+        submits_numbers=True,
+    ),
+    "mrpc": GlueTask(
+        submission_file="MRPC",
+        columns=("sentence1", "sentence2"),
+        label_names=("not_equivalent", "equivalent"),
+        metrics=("accuracy", "f1"),
+        batch_size="16",
+        submits_numbers=True,
+    ),
+    "stsb": GlueTask(
+        submission_file="STS-B",
+        columns=("sentence1", "sentence2"),
+        label_names=None,
+        metrics=("pearson", "spearmanr"),
+        learning_rate="2e-5",
+        batch_size="16",
+    ),
+    "qqp": GlueTask(
+        submission_file="QQP",
+        columns=("question1", "question2"),
+        label_names=("not_duplicate", "duplicate"),
+        metrics=("accuracy", "f1"),
+        submits_numbers=True,
+    ),
+    "mnli": GlueTask(
+        submission_file="MNLI-m",
+        columns=("premise", "hypothesis"),
+        label_names=("entailment", "neutral", "contradiction"),
+        part="_matched",
+    ),
+    "mnli-mm": GlueTask(
+        submission_file="MNLI-mm",
+        columns=("premise", "hypothesis"),
+        label_names=("entailment", "neutral", "contradiction"),
+        part="_mismatched",
+    ),
+    "qnli": GlueTask(
+        submission_file="QNLI",
+        columns=("question", "sentence"),
+        label_names=("entailment", "not_entailment"),
+    ),
+    "rte": GlueTask(
+        submission_file="RTE",
+        columns=("sentence1", "sentence2"),
+        label_names=("entailment", "not_entailment"),
+        learning_rate="2e-5",
+        batch_size="16",
+    ),
+    "wnli": GlueTask(
+        submission_file="WNLI",
+        columns=("sentence1", "sentence2"),
+        label_names=("not_entailment", "entailment"),
+        learning_rate="2e-5",
+        batch_size="16",
+        submits_numbers=True,
+    ),
+}
+GLUE_TASKS = tuple(GLUE)
+
 _STSB_RANGE = (0, 5)
-SUBMISSION_FILES = {
-    "cola": "CoLA",
-    "sst2": "SST-2",
-    "mrpc": "MRPC",
-    "stsb": "STS-B",
-    "qqp": "QQP",
-    "mnli": "MNLI-m",
-    "mnli-mm": "MNLI-mm",
-    "qnli": "QNLI",
-    "rte": "RTE",
-    "wnli": "WNLI",
-}
-_BY_NUMBER = ("cola", "sst2", "mrpc", "qqp", "wnli")
-RATE_AND_BATCH = {
-    "cola": ("1e-5", "16"),
-    "mnli": ("1e-5", "32"),
-    "mnli-mm": ("1e-5", "32"),
-    "mrpc": ("1e-5", "16"),
-    "qnli": ("1e-5", "32"),
-    "qqp": ("1e-5", "32"),
-    "rte": ("2e-5", "16"),
-    "sst2": ("1e-5", "32"),
-    "stsb": ("2e-5", "16"),
-}
-METRICS = {
-    "cola": ("matthews_correlation",),
-    "sst2": ("accuracy",),
-    "mrpc": ("accuracy", "f1"),
-    "qqp": ("accuracy", "f1"),
-    "stsb": ("pearson", "spearmanr"),
-    "mnli": ("accuracy",),
-    "mnli_matched": ("accuracy",),
-    "mnli_mismatched": ("accuracy",),
-    "qnli": ("accuracy",),
-    "rte": ("accuracy",),
-    "wnli": ("accuracy",),
-    "ax": ("matthews_correlation",),
-}
-"""The metrics of each task, named as in `evaluate`'s GLUE."""
-HEADLINE = {task: "spearmanr" if task == "stsb" else metrics[-1] for task, metrics in METRICS.items()}
-"""The one metric by which to choose a checkpoint: F1 for MRPC and QQP and Spearman for STS-B, as BERT reports them."""
+_SPLITS = ("train", "validation", "test")
+_SUFFIXES = (".parquet", ".json", ".jsonl", ".csv", ".tsv")
 
 
-def check_task(task: str) -> None:
-    """Refuses an unknown task with the nearest valid name."""
-    if task not in METRICS:
-        near = get_close_matches(task, METRICS, n=1, cutoff=0)
-        raise ValueError(f"no GLUE task is called {task!r}; did you mean {near[0]!r}?")
+def base_name(name: str) -> str:
+    """The task that a subset such as `qqp_mini` was cut from; other names as they are."""
+    return name.removesuffix("_mini")
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -76,21 +145,29 @@ def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
 
 
 def f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    """F1 of class 1, between 0 and 1; 0 where there is no such class on either side."""
-    found, there = predictions == 1, references == 1
-    return float(2 * (found & there).sum() / max(found.sum() + there.sum(), 1))
+    """F1 of class 1, between 0 and 1; 0 if neither side contains it."""
+    predicted = predictions == 1
+    actual = references == 1
+    true_positives = (predicted & actual).sum()
+    positives = predicted.sum() + actual.sum()
+    return float(2 * true_positives / max(positives, 1))
 
 
 def matthews(predictions: np.ndarray, references: np.ndarray) -> float:
-    """Matthews correlation of two or more classes, between -1 and 1; 0 where either side is constant.
+    """Matthews correlation of two or more classes, between -1 and 1; 0 if either side is constant.
 
-    The correlation of the one-hot labels (Gorodkin, 2004).
+    Computed as the correlation of the one-hot labels (Gorodkin, 2004).
     """
     classes = np.union1d(predictions, references)
-    x, y = (np.asarray(labels)[:, None] == classes for labels in (predictions, references))
-    x, y = x - x.mean(0), y - y.mean(0)
+    x = np.asarray(predictions)[:, None] == classes
+    y = np.asarray(references)[:, None] == classes
+    x = x - x.mean(0)
+    y = y - y.mean(0)
+    covariance = (x * y).sum()
     scale = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / scale if scale else 0.0
+    if scale == 0:
+        return 0.0
+    return float(covariance) / scale
 
 
 FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -100,157 +177,208 @@ FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "pearson": pearson,
     "spearmanr": spearman,
 }
-"""What the metrics compute, of predictions and references."""
+"""Functions of predictions and references, by the name of the metric."""
 
-
-def glue_scores(task: str, predictions: Iterable, references: Iterable) -> dict[str, float]:
-    """The metrics of one task.
-
-    Args:
-        task: A key of `METRICS`.
-        predictions: (N,) class ids, or similarities for STS-B.
-        references: (N,) gold labels.
-
-    Returns:
-        From metric name to a number up to 1; F1 is that of class 1. A constant prediction has correlation 0.
-
-    Raises:
-        ValueError: The task is unknown, the labels are hidden (-1) or a prediction is not finite.
-    """
-    check_task(task)
-    predictions, references = np.asarray(predictions), np.asarray(references)
-    if (references == -1).any():
-        raise ValueError(f"{task}: the labels are hidden (-1); this split cannot be scored here")
-    if not np.isfinite(predictions).all():
-        raise ValueError(f"{task}: a prediction is not finite")
-    return {name: FUNCTIONS[name](predictions, references) for name in METRICS[task]}
-
-
-def glue_average(scores: Mapping[str, Mapping[str, float]]) -> float:
-    """The unweighted mean over tasks of the mean over each task's metrics.
-
-    Args:
-        scores: From task to the result of `glue_scores`.
-    """
-    return float(np.mean([np.mean(list(metrics.values())) for metrics in scores.values()]))
+METRICS: dict[str, tuple[str, ...]] = {
+    **{name: task.metrics for name, task in GLUE.items()},
+    "mnli_matched": GLUE["mnli"].metrics,
+    "mnli_mismatched": GLUE["mnli-mm"].metrics,
+    "ax": ("matthews_correlation",),
+    **METRICS_OF_KIND,
+}
+"""Names of the metrics by configuration of [`GlueMetric`]: those of `evaluate`'s GLUE, and kinds for other tasks."""
 
 
 class GlueMetric(evaluate.Metric):
-    """`glue_scores` with the interface of `evaluate`; `config_name` is the task."""
+    """The metrics of a task with the interface of `evaluate`, without a download.
+
+    `evaluate.combine` and the `compute_metrics` of a `Trainer` take it. Scores are fractions: 1 is perfect, F1 is that
+    of class 1, and the correlation of a constant prediction is 0.
+
+    Args:
+        config_name: A task of GLUE, or `classification` or `regression` for any other task.
+
+    Raises:
+        ValueError: The task is unknown, labels are hidden (-1) or a prediction is not finite.
+
+    Example:
+        `GlueMetric("mrpc").compute(predictions=[1, 1, 0], references=[1, 0, 0])["f1"]`
+    """
+
+    @property
+    def takes_scores(self) -> bool:
+        """Whether predictions and references are real numbers instead of class ids."""
+        return self.config_name in ("stsb", "regression")
 
     def _info(self) -> evaluate.MetricInfo:
-        check_task(self.config_name)
-        dtype = "float64" if self.config_name == "stsb" else "int64"
+        if self.config_name not in METRICS:
+            (near,) = get_close_matches(str(self.config_name), METRICS, n=1, cutoff=0)
+            raise ValueError(f"no GLUE task is called {self.config_name!r}; did you mean {near!r}?")
+        column = datasets.Value("float64" if self.takes_scores else "int64")
         return evaluate.MetricInfo(
             description="The metrics of the General Language Understanding Evaluation benchmark.",
             citation="Wang et al. (2019), GLUE: A multi-task benchmark and analysis platform, ICLR.",
-            inputs_description="`predictions` and `references`: class ids, or similarities for stsb.",
-            features=datasets.Features({name: datasets.Value(dtype) for name in ("predictions", "references")}),
+            inputs_description="`predictions` and `references`: class ids, or scores for stsb and regression.",
+            features=datasets.Features({"predictions": column, "references": column}),
             reference_urls=["https://gluebenchmark.com"],
         )
 
     def _compute(self, predictions: Iterable, references: Iterable) -> dict[str, float]:
-        return glue_scores(self.config_name, predictions, references)
+        predictions = np.asarray(predictions)
+        references = np.asarray(references)
+        is_hidden = references == -1
+        # A single -1 may be a score, but is no class.
+        if is_hidden.all() or (is_hidden.any() and not self.takes_scores):
+            raise ValueError(f"{self.config_name}: the labels are hidden (-1); this split cannot be scored here")
+        if not np.isfinite(predictions).all():
+            raise ValueError(f"{self.config_name}: a prediction is not finite")
+        return {name: FUNCTIONS[name](predictions, references) for name in METRICS[self.config_name]}
 
 
-class _Glue(NamedTuple):
-    columns: tuple[str, ...]
-    label_names: tuple[str, ...] | None
-    metrics: tuple[str, ...] = ("accuracy",)
+# ---- loading --------------------------------------------------------------------------------------------------------
 
 
-def load_glue(name: str, data_dir: str | None = None, cache_dir: str | None = None, scored: str | None = None) -> Task:
+def load_glue(
+    name: str,
+    data_dir: str | None = None,
+    cache_dir: str | None = None,
+    scored: str | None = None,
+) -> Task:
     """Loads a task of GLUE.
 
     Args:
         name: One of `GLUE_TASKS`; `mnli-mm` is MNLI scored on the mismatched part. With `data_dir` also `qqp_mini`.
-        data_dir: Folder of `<task>/{train,validation,test}.{parquet,json,jsonl,csv,tsv}`. Where it has no `<task>`,
-            its `<task>_mini` is taken, and the name of the task says so. Default: the Hub.
-        cache_dir: Of the datasets library.
-        scored: The split to score. Default: `test` where it has labels, else `validation`.
+        data_dir: Folder of `<task>/{train,validation,test}.{parquet,json,jsonl,csv,tsv}`. If it has no `<task>`,
+            `<task>_mini` is loaded, and the name of the task says so. Defaults to the Hub.
+        cache_dir: Cache of the datasets library.
+        scored: The split to score. Defaults to `test` if it has labels, else `validation`.
 
     Raises:
-        UsageError: An unknown name, or a file, split, column or label that is missing or wrong.
+        UsageError: The name is unknown, or a file, split, column or label is missing or wrong.
     """
-    base = name.removesuffix("_mini") if data_dir else name
-    if base not in _GLUE:
+    base = base_name(name) if data_dir else name
+    if base not in GLUE:
         raise UsageError(f"no task '{name}'{nearest(base, GLUE_TASKS)} (GLUE has {', '.join(GLUE_TASKS)})")
-    glue = _GLUE[base]
-    parts, notes = {}, []
+    notes = []
     if data_dir:
-        name, files = _glue_files(name, base, data_dir)
+        name, parts = _read_folder(name, data_dir, cache_dir)
+        place = f"--data_dir {data_dir}: {name}"
         if name.endswith("_mini"):
-            notes.append(f"{name} is a cut of GLUE's {base}; its scores cannot be compared with published ones")
-        parts = {split: (read_table([path], cache_dir), path) for split, path in files.items()}
+            notes.append(f"{name} is a subset of GLUE's {base}; its scores cannot be compared with published ones")
     else:
-        what = f"nyu-mll/glue {base} from the Hub (--data_dir names a local folder)"
-        with reading(what):
-            hub = load_dataset("nyu-mll/glue", base.removesuffix("-mm"), cache_dir=cache_dir)
-        for split in ("train", "validation", "test"):
-            found = next((source for source in _glue_sources(base, split) if source in hub), None)
-            parts |= {split: (hub[found], f"nyu-mll/glue {base} {found}")} if found else {}
+        parts = _read_hub(base, cache_dir)
+        place = f"nyu-mll/glue {base}"
     if "train" not in parts:
-        place = f"--data_dir {data_dir}: {name}" if data_dir else f"nyu-mll/glue {base}"
-        raise UsageError(f"{place} has no split 'train' (there is {', '.join(parts) or 'none'}); add its file")
-    kind = "classification" if glue.label_names else "regression"
-    columns = (*glue.columns, None)[:2]
-    splits, names = encode_labels(
-        parts, *columns, "label", kind, glue.label_names, None if glue.label_names else _STSB_RANGE
+        available = ", ".join(parts) or "none"
+        raise UsageError(f"{place} has no split 'train' (there is {available}); add its file")
+
+    glue = GLUE[base]
+    text_column = glue.columns[0]
+    pair_column = glue.columns[1] if len(glue.columns) == 2 else None
+    is_similarity = glue.label_names is None
+    kind = "regression" if is_similarity else "classification"
+    splits, label_names = encode_labels(
+        parts,
+        text_column,
+        pair_column,
+        "label",
+        kind,
+        label_names=glue.label_names,
+        bounds=_STSB_RANGE if is_similarity else None,
     )
-    return make_task(name, kind, splits, glue.metrics, names, notes, scored)
+    return make_task(
+        name,
+        kind,
+        splits,
+        glue.metrics,
+        label_names=label_names,
+        notes=notes,
+        scored=scored,
+    )
 
 
-def _glue_sources(base, split):
-    """Names under which a split is found; MNLI has two of each."""
-    if split == "train" or not base.startswith("mnli"):
-        return (split,)
-    return (f"{split}_mismatched",) if base == "mnli-mm" else (f"{split}_matched", split)
+def _read_hub(base: str, cache_dir: str | None) -> dict[str, tuple[Dataset, str]]:
+    """Data set and its name in messages, by split."""
+    with reading(f"nyu-mll/glue {base} from the Hub (--data_dir names a local folder)"):
+        hub = load_dataset("nyu-mll/glue", base.removesuffix("-mm"), cache_dir=cache_dir)
+    parts = {}
+    for split in _SPLITS:
+        for source in _names_of_split(base, split):
+            if source in hub and split not in parts:
+                parts[split] = (hub[source], f"nyu-mll/glue {base} {source}")
+    return parts
 
 
-def _glue_files(name, base, data_dir):
-    folder = Path(data_dir).expanduser()
+def _read_folder(
+    name: str,
+    data_dir: str,
+    cache_dir: str | None,
+) -> tuple[str, dict[str, tuple[Dataset, Path]]]:
+    """The task's name, with `_mini` if it is a subset; and data set and file by split."""
+    folder, found_name = _task_folder(name, data_dir)
+    parts = {}
+    for split in _SPLITS:
+        for source in _names_of_split(base_name(name), split):
+            path = existing_file(folder, source, _SUFFIXES)
+            if path is not None and split not in parts:
+                parts[split] = (read_table([path], cache_dir), path)
+    return found_name, parts
+
+
+def _task_folder(name: str, data_dir: str) -> tuple[Path, str]:
+    """The folder of a task and the task's name; a subset is taken if the whole task is not there."""
+    root = Path(data_dir).expanduser()
+    base = base_name(name)
     whole = base.removesuffix("-mm")
-    candidates = [name] if name.endswith("_mini") else [whole, f"{whole}_mini"]
-    task = next((candidate for candidate in candidates if (folder / candidate).is_dir()), None)
-    if task is None:
-        there = ", ".join(sorted(path.name for path in folder.glob("*") if path.is_dir())) or "nothing"
-        raise UsageError(f"--data_dir {data_dir}: no folder '{whole}' (there is {there}); without it the Hub is asked")
-    files = {}
-    for split in ("train", "validation", "test"):
-        for source in _glue_sources(base, split):
-            files.setdefault(
-                split, existing_file(folder / task, source, (".parquet", ".json", ".jsonl", ".csv", ".tsv"))
-            )
-            if files[split] is None:
-                del files[split]
-    return base if task == whole else task, files
+    if not name.endswith("_mini") and (root / whole).is_dir():
+        return root / whole, base
+    subset = name if name.endswith("_mini") else f"{whole}_mini"
+    if (root / subset).is_dir():
+        return root / subset, subset
+    folders = sorted(path.name for path in root.glob("*") if path.is_dir())
+    available = ", ".join(folders) or "nothing"
+    raise UsageError(
+        f"--data_dir {data_dir}: no folder '{whole}' (there is {available}); leave it out to download from the Hub"
+    )
 
 
-def write_submission(folder: str | Path, task: Task, split: str, predictions: np.ndarray) -> Path:
+def _names_of_split(base: str, split: str) -> tuple[str, ...]:
+    """Names under which a split may be found, the preferred one first; MNLI has two of each."""
+    part = GLUE[base].part
+    if split == "train" or not part:
+        return (split,)
+    if base == "mnli-mm":
+        return (f"{split}{part}",)
+    return (f"{split}{part}", split)
+
+
+# ---- submission -----------------------------------------------------------------------------------------------------
+
+
+def write_submission(
+    folder: str | Path,
+    task: Task,
+    split: str,
+    predictions: np.ndarray,
+) -> Path:
     """Writes predictions in the format of GLUE's server: a tab-separated file with the columns index and prediction.
 
-    Labels are written by name, for CoLA, SST-2, MRPC, QQP and WNLI by number, as the server expects; scores of STS-B
-    are cut to 0 to 5.
+    Labels are written by name; CoLA, SST-2, MRPC, QQP and WNLI by number, as the server expects. Scores of STS-B are
+    clipped to 0 to 5.
 
     Args:
-        folder: Is created.
-        task: One of GLUE gives a file of GLUE's name, any other `<task>.tsv`.
-        split: Which of its splits.
+        folder: Folder of the file; created if missing.
+        task: The task. One of GLUE gives a file of GLUE's name, any other `<task>.tsv`.
+        split: Name of the predicted split.
         predictions: (N,) class numbers or scores, in the order of the split.
 
     Returns:
         The file.
     """
-    if task.name == "stsb":
-        cells = [f"{score:.3f}" for score in np.clip(predictions, 0, 5)]
-    elif task.kind == "regression":
-        cells = [f"{score:.6g}" for score in predictions]
-    elif task.name in _BY_NUMBER:
-        cells = [int(number) for number in predictions]
-    else:
-        cells = [task.label_names[number] for number in predictions]
-    path = Path(folder) / f"{SUBMISSION_FILES.get(task.name, task.name)}.tsv"
+    glue = GLUE.get(task.name)
+    path = Path(folder) / f"{glue.submission_file if glue else task.name}.tsv"
     path.parent.mkdir(parents=True, exist_ok=True)
+    cells = _submission_cells(task, predictions)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["index", "prediction"])
@@ -258,17 +386,12 @@ def write_submission(folder: str | Path, task: Task, split: str, predictions: np
     return path
 
 
-_MNLI = _Glue(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"))
-_GLUE = {
-    "cola": _Glue(("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
-    "sst2": _Glue(("sentence",), ("negative", "positive")),
-    "mrpc": _Glue(("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
-    "stsb": _Glue(("sentence1", "sentence2"), None, ("pearson", "spearmanr")),
-    "qqp": _Glue(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
-    "mnli": _MNLI,
-    "mnli-mm": _MNLI,
-    "qnli": _Glue(("question", "sentence"), _ENTAILMENT),
-    "rte": _Glue(("sentence1", "sentence2"), _ENTAILMENT),
-    "wnli": _Glue(("sentence1", "sentence2"), _ENTAILMENT[::-1]),
-}
-GLUE_TASKS = tuple(_GLUE)
+def _submission_cells(task: Task, predictions: np.ndarray) -> list[str]:
+    """Predictions as the server expects them."""
+    if task.name == "stsb":
+        return [f"{score:.3f}" for score in np.clip(predictions, *_STSB_RANGE)]
+    if task.kind == "regression":
+        return [f"{score:.6g}" for score in predictions]
+    if task.name in GLUE and GLUE[task.name].submits_numbers:
+        return [str(int(number)) for number in predictions]
+    return [task.label_names[number] for number in predictions]

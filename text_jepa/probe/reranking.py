@@ -2,7 +2,7 @@
 
 import gzip
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,14 +14,19 @@ from text_jepa.data.corpus import reading
 from text_jepa.probe.tasks import as_number, existing_file, read_table
 
 
+RERANKING_METRICS = ("map", "mrr", "p@1", "p@5")
+
+_Row = tuple[int, Sequence[str]]
+
+
 class Query(NamedTuple):
     """A query with C candidates, by their ids.
 
     Args:
-        id: Of the query.
+        id: Id of the query.
         candidates: C ids.
         relevant: (C,) boolean: the positives among the candidates.
-        bm25: (C,) scores, where the file has them.
+        bm25: (C,) scores, if the file has them.
     """
 
     id: str
@@ -31,7 +36,7 @@ class Query(NamedTuple):
 
     @property
     def usable(self) -> bool:
-        """Whether there is a positive candidate; the protocol of AskUbuntu skips the query otherwise."""
+        """Whether there is a positive candidate; otherwise the protocol of AskUbuntu skips the query."""
         return bool(self.relevant.any())
 
 
@@ -40,10 +45,10 @@ class RerankingTask:
     """Candidates to be ordered for each query.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         split: Name of the file that was read.
         queries: All queries of the file, also those without a positive candidate.
-        texts: All texts of the folder by id; `None` where there are none, and only BM25 can be scored.
+        texts: All texts of the folder by id; `None` if there are none, and only BM25 can be scored.
         notes: What the reader of the results should know, one line each.
     """
 
@@ -56,7 +61,10 @@ class RerankingTask:
 
 
 def load_reranking(
-    folder: str, split: str = "test", with_body: bool = False, cache_dir: str | None = None
+    folder: str,
+    split: str = "test",
+    with_body: bool = False,
+    cache_dir: str | None = None,
 ) -> RerankingTask:
     """Loads a reranking set in the file format of AskUbuntu.
 
@@ -65,10 +73,10 @@ def load_reranking(
     columns; without such a file (AskUbuntu as it is published) the BM25 column is all there is to score.
 
     Args:
-        folder: Where the files lie.
+        folder: Folder of the files.
         split: `dev`, `test` or another file's name.
-        with_body: Title and body instead of the title alone.
-        cache_dir: Of the datasets library.
+        with_body: Whether to use title and body instead of the title alone.
+        cache_dir: Cache of the datasets library.
 
     Raises:
         UsageError: A file is missing or malformed, or an id has no text.
@@ -79,15 +87,18 @@ def load_reranking(
         found = {file.name.split(".")[0] for file in root.glob("*.txt*")} - {"text_tokenized"}
         there = ", ".join(sorted(found)) or "none"
         raise UsageError(f"{root}: no {split}.txt or {split}.txt.gz{nearest(split, sorted(found))} (there is {there})")
-    queries, outside = [], 0
-    for number, fields in _rows(path, -1):
+    queries = []
+    outside = 0
+    for number, fields in _read_rows(path, columns=None):
         query, positives = _query(fields, f"{path}, line {number}")
         queries.append(query)
         outside += len(positives.difference(query.candidates))
     if not queries:
         raise UsageError(f"{path}: empty")
-    texts, notes = _reranking_texts(root, queries, with_body, cache_dir), []
+
+    notes = []
     name = root.resolve().name
+    texts = _read_texts(root, queries, with_body, cache_dir)
     if texts is None:
         if any(query.bm25 is None for query in queries):
             raise UsageError(f"{root}: neither texts (text_tokenized.txt.gz) nor BM25 scores in {path.name}; add one")
@@ -102,66 +113,95 @@ def load_reranking(
     return RerankingTask(name, split, queries, texts, tuple(notes))
 
 
-def _rows(path, maxsplit):
-    """Line number and fields of each line that is not blank."""
-    with (
-        reading(path),
-        (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="\n") as file,
-    ):
-        for number, line in enumerate(file, 1):
+def _read_rows(path: Path, columns: int | None) -> Iterator[_Row]:
+    """Line number and fields of each line that is not blank; the last of `columns` fields may contain tabs."""
+    splits = -1 if columns is None else columns - 1
+    opener = gzip.open if path.suffix == ".gz" else open
+    with reading(str(path)), opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, line.rstrip("\r\n").split("\t", maxsplit)
+                fields = line.rstrip("\r\n").split("\t", splits)
+                yield number, fields
 
 
-def _query(fields, where):
+def _query(fields: Sequence[str], where: str) -> tuple[Query, set[str]]:
+    """A query, and all its positive ids."""
     if len(fields) not in (3, 4):
         expected = "query id, positive ids, candidate ids and BM25 scores, separated by tabs"
         raise UsageError(f"{where}: {len(fields)} columns; expected {expected}")
-    query_id, positives, candidates = fields[0].strip(), set(fields[1].split()), fields[2].split()
-    if not query_id or not candidates:
-        raise UsageError(f"{where}: no {'candidate ids in column 3' if query_id else 'query id in column 1'}")
-    twice = [candidate for candidate, count in Counter(candidates).items() if count > 1]
-    if twice:
-        raise UsageError(f"{where}: candidate {twice[0]} is named twice in column 3; name it once")
-    scores = None
+    query_id = fields[0].strip()
+    positives = set(fields[1].split())
+    candidates = fields[2].split()
+    if not query_id:
+        raise UsageError(f"{where}: no query id in column 1")
+    if not candidates:
+        raise UsageError(f"{where}: no candidate ids in column 3")
+    for candidate, count in Counter(candidates).items():
+        if count > 1:
+            raise UsageError(f"{where}: candidate {candidate} is named twice in column 3; name it once")
+    bm25 = None
     if len(fields) == 4:
-        numbers = [as_number(score) for score in fields[3].split()]
-        if None in numbers or not np.isfinite(numbers).all():
-            raise UsageError(f"{where}: a BM25 score in column 4 is not a number")
-        if len(numbers) != len(candidates):
-            raise UsageError(f"{where}: {len(numbers)} BM25 scores for {len(candidates)} candidates")
-        scores = np.array(numbers)
+        bm25 = _bm25_scores(fields[3], len(candidates), where)
     relevant = np.array([candidate in positives for candidate in candidates])
-    return Query(query_id, candidates, relevant, scores), positives
+    return Query(query_id, candidates, relevant, bm25), positives
 
 
-def _reranking_texts(root, queries, with_body, cache_dir):
+def _bm25_scores(
+    field: str,
+    candidates: int,
+    where: str,
+) -> np.ndarray:
+    scores = [as_number(score) for score in field.split()]
+    if None in scores or not np.isfinite(scores).all():
+        raise UsageError(f"{where}: a BM25 score in column 4 is not a number")
+    if len(scores) != candidates:
+        raise UsageError(f"{where}: {len(scores)} BM25 scores for {candidates} candidates")
+    return np.array(scores)
+
+
+def _read_texts(
+    root: Path,
+    queries: Sequence[Query],
+    with_body: bool,
+    cache_dir: str | None,
+) -> dict[str, str] | None:
+    """Texts by id; `None` if the folder has no file of texts."""
     path = existing_file(root, "text_tokenized", (".txt", ".txt.gz", ".parquet"))
     if path is None:
         return None
-    if path.suffix == ".parquet":
-        table = read_table([path], cache_dir)
-        columns = ("id", "title", "body")
-        for column in columns:
-            if column not in table.column_names:
-                raise UsageError(f"{path}: no column '{column}' (its columns are {', '.join(table.column_names)})")
-        rows = enumerate(zip(*(table[column] for column in columns), strict=True), 1)
-    else:
-        rows = _rows(path, 2)
-    needed = {text_id for query in queries for text_id in (query.id, *query.candidates)}
+    rows = _parquet_rows(path, cache_dir) if path.suffix == ".parquet" else _read_rows(path, columns=3)
     texts = {}
     for number, fields in rows:
         if len(fields) < 2:
             raise UsageError(f"{path}, line {number}: a single column; expected id, title and body, separated by tabs")
-        texts[str(fields[0])] = " ".join(part for part in fields[1 : 2 + with_body] if part)
+        text_id = str(fields[0])
+        parts = fields[1:3] if with_body else fields[1:2]
+        texts[text_id] = " ".join(part for part in parts if part)
+
+    needed = set()
+    for query in queries:
+        needed.add(query.id)
+        needed.update(query.candidates)
     missing = sorted(needed.difference(texts))
     if missing:
         raise UsageError(f"{path}: no text for {len(missing)} ids, e.g. {missing[0]}; add their lines")
     return texts
 
 
+def _parquet_rows(path: Path, cache_dir: str | None) -> Iterator[_Row]:
+    """Row number, and id, title and body of each row."""
+    table = read_table([path], cache_dir)
+    for column in ("id", "title", "body"):
+        if column not in table.column_names:
+            raise UsageError(f"{path}: no column '{column}' (its columns are {', '.join(table.column_names)})")
+    rows = zip(table["id"], table["title"], table["body"], strict=True)
+    return enumerate(rows, start=1)
+
+
 def rerank_per_query(
-    scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], decimals: int = 6
+    scores: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    decimals: int = 6,
 ) -> dict[str, np.ndarray]:
     """Average precision, reciprocal rank, and precision at 1 and 5 of each query.
 
@@ -171,31 +211,33 @@ def rerank_per_query(
     is the order of the file and needs the negated ranks as scores (MAP 55.99; 55.89 from the column itself).
 
     Args:
-        scores: Of Q queries, (C,) candidate scores, higher is better; C may vary.
-        labels: Of Q queries, (C,) labels, 1 for a positive.
-        decimals: To which scores count as equal; cosines of a collapsed encoder differ by rounding errors.
+        scores: (C,) scores of the candidates of each of Q queries, higher is better; C may vary.
+        labels: (C,) labels of the candidates of each query, 1 for a positive.
+        decimals: Decimals to which scores count as equal; cosines of a collapsed encoder differ by rounding errors.
 
     Returns:
-        `map`, `mrr`, `p@1` and `p@5`, each (Q',) between 0 and 1 in the order of the queries kept.
+        `map`, `mrr`, `p@1` and `p@5`, each (Q',) between 0 and 1 in the order of the queries that are kept.
 
     Raises:
         ValueError: A score is not finite, or no query has a positive.
     """
     rows = []
-    for score, label in zip(scores, labels, strict=True):
-        score, label = np.asarray(score, dtype=np.float64), np.asarray(label)
-        if not np.isfinite(score).all():
+    for query_scores, query_labels in zip(scores, labels, strict=True):
+        query_scores = np.asarray(query_scores, dtype=np.float64)
+        query_labels = np.asarray(query_labels)
+        if not np.isfinite(query_scores).all():
             raise ValueError("a score is not finite")
-        hits = label[np.lexsort((label, -score.round(decimals)))] > 0
-        ranks = np.flatnonzero(hits) + 1
-        if len(ranks):
-            precision = np.arange(1, len(ranks) + 1) / ranks
-            rows.append((precision.mean(), 1 / ranks[0], hits[0], hits[:5].sum() / 5))
+        order = np.lexsort((query_labels, -query_scores.round(decimals)))
+        is_hit = query_labels[order] > 0
+        ranks = np.flatnonzero(is_hit) + 1
+        if not len(ranks):
+            continue
+        precision = np.arange(1, len(ranks) + 1) / ranks
+        average_precision = precision.mean()
+        reciprocal_rank = 1 / ranks[0]
+        precision_at_5 = is_hit[:5].sum() / 5
+        rows.append((average_precision, reciprocal_rank, is_hit[0], precision_at_5))
     if not rows:
         raise ValueError("no query has a positive candidate")
-    return dict(zip(("map", "mrr", "p@1", "p@5"), np.array(rows, dtype=np.float64).T, strict=True))
-
-
-def rerank_scores(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> dict[str, float]:
-    """Means of `rerank_per_query` in percent: `map`, `mrr`, `p@1` and `p@5`."""
-    return {name: 100 * float(values.mean()) for name, values in rerank_per_query(scores, labels).items()}
+    columns = np.array(rows, dtype=np.float64).T
+    return dict(zip(RERANKING_METRICS, columns, strict=True))

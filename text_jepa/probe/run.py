@@ -1,4 +1,10 @@
-"""The probe: who is probed, on what, by which predictor, and what came of it."""
+"""The engine of the probe: encoders and controls x tasks x modes, to scores.
+
+`probe` is the whole of it: every system answers every task in every mode (`predict`, `judge`), and all answers are
+scored on the same rows (`scored_answers`, `score_all`).
+
+Shapes: N rows to be answered, Q queries, D features.
+"""
 
 import dataclasses
 import re
@@ -8,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, set_seed
 
 from configuration_text_jepa import TextJepaConfig
@@ -19,23 +27,29 @@ from text_jepa.cli import UsageError
 from text_jepa.data.builtin_corpus import load_builtin_corpus
 from text_jepa.data.corpus import load_texts
 from text_jepa.embeddings import Encoder, open_encoder
-from text_jepa.probe import controls, predictors, reranking
-from text_jepa.probe.arguments import names_nothing
-from text_jepa.probe.bootstrap import Score, compare
+from text_jepa.probe import controls, predictors
+from text_jepa.probe.arguments import ProbeArguments, names_nothing
+from text_jepa.probe.bootstrap import Score, compare_systems
+from text_jepa.probe.catalog import load_tasks
 from text_jepa.probe.documents import (
     HELD_OUT_DOCUMENTS,
+    MIN_QUERIES,
+    SHORTEST_DOCUMENT,
     TRAINING_DOCUMENTS,
     TRAINING_TEXTS,
+    Answers,
     Documents,
     DocumentScores,
     WordCounting,
     judge_documents,
     load_documents,
+    verdict,
 )
 from text_jepa.probe.finetuning import finetune
 from text_jepa.probe.glue import FUNCTIONS, write_submission
-from text_jepa.probe.report import headline
-from text_jepa.probe.tasks import Split
+from text_jepa.probe.report import headline, macro_averages
+from text_jepa.probe.reranking import RERANKING_METRICS, RerankingTask, rerank_per_query
+from text_jepa.probe.tasks import Split, Task
 
 
 # More training rows than these are not embedded: a linear probe hardly gains from them.
@@ -43,399 +57,759 @@ TRAINING_ROWS = 10_000
 
 # The states of all tokens of a row take a hundred times the memory of their mean, and the attention trains for epochs.
 ATTENTIVE_ROWS = 2_000
+
+# Names of the controls in tables.
 TFIDF = "TF-IDF"
+BM25 = "BM25"
 RANDOM = "random weights"
 BAG = "bag of its embeddings"
+MAJORITY = "majority"
 
-# Of each query of a reranking set.
-RERANKING = ("map", "mrr", "p@1", "p@5")
+Vectors = dict[str, np.ndarray]
+"""Vector (D,) of each text."""
+
+Predictions = dict[str, dict[str, list]]
+"""Mode to system to one array (N,) per seed, or a single one if the seed changes nothing; for reranking, to the
+figures of `rerank_per_query` instead of arrays."""
 
 
-def asked_documents(args) -> Documents | None:
-    """The documents of `--texts`, if any; of a `--task_file` beside them the label column is the task's.
+class ProbeResults(NamedTuple):
+    """All that a probe found.
 
-    Where nothing is named they are those that a run on the built-in corpus is judged on at its end: of the documents
-    that it holds out the second half, for the first one chooses how its weights are merged.
+    Args:
+        scores: All scores, those of the first encoder leading.
+        answers: (task, mode, metric, system) to (K, N) answers by seed and row, for reranking by query.
+        gold: Labels (N,) by task, if the answers are predictions.
+        notes: What was done to the data, one line each.
+        splits: Scored split by task.
+        verdict: One sentence about the documents, if there are any.
+        finetuning: Settings of each fine-tuning.
+        tasks: The tasks without the reranking sets.
+        predicted: Predictions of each of these tasks, those of hidden test splits included.
     """
-    if names_nothing(args):
-        held_out = load_builtin_corpus(args.cache_dir)["validation"]["text"]
-        return Documents(held_out[:HELD_OUT_DOCUMENTS][1::2], None, None)
-    if not args.texts:
-        return None
-    label_column = None if args.task_file else args.label_column
-    return load_documents(args.texts, args.text_column, args.title_column, label_column, args.cache_dir)
+
+    scores: list[Score]
+    answers: Answers
+    gold: dict[str, np.ndarray]
+    notes: list[str]
+    splits: dict[str, str]
+    verdict: str | None
+    finetuning: list[dict[str, Any]]
+    tasks: list[Task]
+    predicted: dict[Task, Predictions]
 
 
-def fitted_texts(args) -> list[str] | None:
-    """The texts of `--train_texts`; of the built-in corpus, where nothing is named, those that a run counts."""
-    if names_nothing(args) and not args.train_texts:
-        return load_builtin_corpus(args.cache_dir)["train"].take(TRAINING_DOCUMENTS)["text"]
-    if not args.train_texts:
-        return None
-    texts = load_texts(args.train_texts, "train_texts", args.text_column, args.cache_dir)["text"]
-    return [text for text in texts if text]
+class Questions(NamedTuple):
+    """What every system is asked.
+
+    Args:
+        tasks: Tasks with labels.
+        rerankings: Reranking sets.
+        documents: Documents without labels, if any.
+        training_texts: Texts that TF-IDF and BM25 are fitted on, if any.
+    """
+
+    tasks: list[Task]
+    rerankings: list[RerankingTask]
+    documents: Documents | None
+    training_texts: list[str] | None
 
 
-def asked_splits(task, args) -> list[str]:
-    """The scored split, and with `--do_predict` the test split whose labels are hidden."""
-    test = task.splits.get("test")
-    return [task.scored, "test"] if args.do_predict and test and test.labels is None else [task.scored]
+def probe(
+    questions: Questions,
+    encoders: Sequence[Encoder],
+    args: ProbeArguments,
+) -> ProbeResults:
+    """Scores encoders and controls on tasks and documents.
 
+    Args:
+        questions: Tasks and documents.
+        encoders: The encoders, the one in question first.
+        args: The arguments.
 
-def asked_rows(task, args) -> Split:
-    """The rows of `asked_splits` one after the other, without labels: a prediction depends on its own row alone."""
-    parts = [task.splits[name] for name in asked_splits(task, args)]
-    pairs = None if task.test.pairs is None else [text for part in parts for text in part.pairs]
-    return Split([text for part in parts for text in part.texts], pairs, None, [])
+    Raises:
+        UsageError: Features are not finite, labels cannot be learned, or the documents are too few or too short.
+    """
+    tasks = questions.tasks
+    rerankings = questions.rerankings
+    fits = count_fits(tasks, encoders, args)
+    with tqdm(total=fits, desc="Probing", unit=" fits", disable=None, leave=False) as bar:
+        predicted, finetuning = predict(questions, encoders, args, bar)
+    answers = scored_answers(tasks, rerankings, predicted)
+    gold = {task.name: task.test.labels for task in tasks}
+    scores = score_all(answers, gold, args.seeds[0])
+    averaged = [score for score in scores if score.task in gold and not is_layer(score.system)]
+    scores += macro_averages(averaged)
 
-
-def training_rows(task, limit, args) -> Split:
-    """At most so many rows of the training split, the same ones for all systems and seeds."""
-    if len(task.train) <= limit:
-        return task.train
-    return task.train.select(
-        sorted(np.random.default_rng(args.seeds[0]).choice(len(task.train), limit, replace=False))
+    notes = []
+    splits = {}
+    for task in tasks:
+        notes += task.notes
+        splits[task.name] = task.scored
+    for task in rerankings:
+        notes += task.notes
+        splits[title_of(task)] = task.split
+    sentence = None
+    if questions.documents is not None:
+        found = judge(questions, encoders, args)
+        if not found.scores:
+            source = f"--texts {args.texts[0]}" if args.texts else "the built-in corpus"
+            raise UsageError(
+                f"{source}: the documents are too few or too short: at least {MIN_QUERIES} of {SHORTEST_DOCUMENT} "
+                "words are needed"
+            )
+        scores += found.scores
+        answers |= found.answers
+        gold |= found.gold
+        notes += found.notes
+        splits |= {score.task: "test" for score in found.scores}
+        sentence = verdict(found)
+    return ProbeResults(
+        scores=scores,
+        answers=answers,
+        gold=gold,
+        notes=notes,
+        splits=splits,
+        verdict=sentence,
+        finetuning=finetuning,
+        tasks=tasks,
+        predicted=predicted,
     )
 
 
-def load_encoders(names, args) -> list[Encoder]:
-    """The encoders by name, the one in question first."""
-    encoders = []
-    for name in dict.fromkeys(names):
-        encoder = open_encoder(name, args.max_length, args.pooling)
-        depth = encoder.model.config.get_text_config().num_hidden_layers + 1
-        if args.layers > depth:
-            raise UsageError(f"--layers {args.layers}: {name} has {depth}, the embeddings included")
-        encoders.append(encoder)
-    return encoders
+# ---- what is asked --------------------------------------------------------------------------------------------------
 
 
-def untrained(encoder, seed) -> Encoder:
-    """The same architecture, tokenizer and pooling, weights of words included, with random weights."""
-    set_seed(seed)
-    model = AutoModel.from_config(encoder.model.config).to(encoder.model.device)
-    if model.config.get_text_config().num_hidden_layers == 0:
-        # As a run begins: without layers a position says nothing about a text.
-        torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)
-    return dataclasses.replace(encoder, name=RANDOM, model=model)
+def load_questions(args: ProbeArguments) -> Questions:
+    """Loads all that the arguments name.
+
+    Raises:
+        UsageError: Something is missing or cannot be read, or a flag has no effect on what is named.
+    """
+    tasks, rerankings = load_tasks(args)
+    documents = asked_documents(args)
+    training_texts = word_counting_texts(args)
+    has_similarities = any(task.is_similarity for task in tasks)
+    uses_words = documents is not None or rerankings or has_similarities
+    if args.train_texts and not uses_words:
+        raise UsageError("--train_texts goes with --texts, --rerank_dir or a task of similarities such as stsb")
+    has_hidden_labels = any(len(asked_splits(task, args)) > 1 for task in tasks)
+    if args.do_predict and not has_hidden_labels:
+        raise UsageError("--do_predict: no task has a test split with hidden labels; leave the flag out")
+    return Questions(tasks, rerankings, documents, training_texts)
 
 
-def is_pretraining_model(name: str) -> bool:
-    """Whether the encoder is the target encoder inside `pretraining/` or a checkpoint, which no Auto class opens."""
-    return AutoConfig.from_pretrained(name, trust_remote_code=False).model_type == TextJepaConfig.model_type
+def asked_documents(args: ProbeArguments) -> Documents | None:
+    """The documents of `--texts`; if nothing is named, held-out documents of the built-in corpus; else none.
+
+    The latter are those that a run on the built-in corpus is judged on at its end: the second half of the documents
+    that it holds out, because the first half selects how its weights are merged. Beside a `--task_file`, the label
+    column belongs to that file.
+    """
+    if names_nothing(args):
+        corpus = load_builtin_corpus(args.cache_dir)
+        held_out = corpus["validation"]["text"][:HELD_OUT_DOCUMENTS]
+        return Documents(held_out[1::2], titles=None, labels=None)
+    if not args.texts:
+        return None
+    label_column = None if args.task_file else args.label_column
+    return load_documents(
+        args.texts,
+        args.text_column,
+        args.title_column,
+        label_column,
+        args.cache_dir,
+    )
 
 
-def with_controls(encoders, args) -> Iterator[tuple[Encoder, list[int]]]:
-    """Each encoder with the seeds it stands for: all of them, or the one that drew its weights."""
-    for encoder in encoders:
-        yield encoder, args.seeds
-    for seed in args.seeds if args.controls else ():
-        yield untrained(encoders[0], seed), [seed]
+def word_counting_texts(args: ProbeArguments) -> list[str] | None:
+    """The texts of `--train_texts`; if nothing is named, the texts of the built-in corpus that a run counts."""
+    if args.train_texts:
+        dataset = load_texts(args.train_texts, "train_texts", args.text_column, args.cache_dir)
+        return [text for text in dataset["text"] if text]
+    if names_nothing(args):
+        corpus = load_builtin_corpus(args.cache_dir)
+        return corpus["train"].take(TRAINING_DOCUMENTS)["text"]
+    return None
+
+
+def asked_splits(task: Task, args: ProbeArguments) -> list[str]:
+    """The scored split, and with `--do_predict` the test split if its labels are hidden."""
+    splits = [task.scored]
+    test = task.splits.get("test")
+    if args.do_predict and test and test.labels is None:
+        splits.append("test")
+    return splits
+
+
+def asked_rows(task: Task, args: ProbeArguments) -> Split:
+    """The rows of `asked_splits` without labels: a prediction depends on nothing but its own row."""
+    texts = []
+    pairs = None if task.test.pairs is None else []
+    for name in asked_splits(task, args):
+        part = task.splits[name]
+        texts += part.texts
+        if pairs is not None:
+            pairs += part.pairs
+    return Split(texts, pairs, labels=None, ids=[])
+
+
+def training_rows(
+    task: Task,
+    limit: int,
+    args: ProbeArguments,
+) -> Split:
+    """At most `limit` rows of the training split, the same ones for all systems and seeds."""
+    if len(task.train) <= limit:
+        return task.train
+    generator = np.random.default_rng(args.seeds[0])
+    rows = generator.choice(len(task.train), limit, replace=False)
+    return task.train.select(sorted(rows))
+
+
+def title_of(task: RerankingTask) -> str:
+    """The name of a reranking set in tables, with its split, which is a file."""
+    return f"{task.name} {task.split}"
+
+
+# ---- who is asked ---------------------------------------------------------------------------------------------------
 
 
 def newest_run() -> str:
-    """The folder of the last run that ended with an encoder."""
+    """The folder of the last run that ended with an encoder.
+
+    Raises:
+        UsageError: There is none.
+    """
     runs = sorted(Path("runs").glob("*/modules.json"), key=lambda path: path.stat().st_mtime)
     if not runs:
         raise UsageError("no encoder in runs/; train one with `make pretrain`, or name one")
     return str(runs[-1].parent)
 
 
-def embedded(encoders, texts, args) -> Iterator[tuple[str, list[int], dict[str, np.ndarray]]]:
-    """Systems with the seeds they stand for and their vectors by text, each text embedded once."""
+def open_encoders(names: Sequence[str], args: ProbeArguments) -> list[Encoder]:
+    """Opens the encoders, the one in question first.
 
-    def table(system, vectors):
-        if not np.isfinite(vectors).all():
-            raise UsageError(
-                f"{system}: its features are not finite, so its weights are broken; name another checkpoint"
-            )
-        return dict(zip(texts, vectors, strict=True))
+    Raises:
+        UsageError: One cannot be opened, or has fewer layers than `--layers`.
+    """
+    encoders = []
+    for name in dict.fromkeys(names):
+        encoder = open_encoder(name, args.max_length, args.pooling)
+        layers = count_layers(encoder)
+        if args.layers > layers:
+            raise UsageError(f"--layers {args.layers}: {name} has {layers}, the embeddings included")
+        encoders.append(encoder)
+    return encoders
 
+
+def count_layers(encoder: Encoder) -> int:
+    """Number of layers, the embeddings included."""
+    config = encoder.model.config.get_text_config()
+    return config.num_hidden_layers + 1
+
+
+def untrained(encoder: Encoder, seed: int) -> Encoder:
+    """The same architecture, tokenizer and pooling, word weights included, with random weights."""
+    set_seed(seed)
+    model = AutoModel.from_config(encoder.model.config).to(encoder.model.device)
+    if model.config.get_text_config().num_hidden_layers == 0:
+        # A run starts like this: without layers a position says nothing about a text.
+        torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)
+    return dataclasses.replace(encoder, name=RANDOM, model=model)
+
+
+def with_controls(encoders: Sequence[Encoder], args: ProbeArguments) -> Iterator[tuple[Encoder, list[int]]]:
+    """Each encoder with the seeds it stands for: all of them, or the one that drew its random weights."""
+    for encoder in encoders:
+        yield encoder, args.seeds
+    if args.controls:
+        for seed in args.seeds:
+            yield untrained(encoders[0], seed), [seed]
+
+
+def embedded(
+    encoders: Sequence[Encoder],
+    texts: Sequence[str],
+    args: ProbeArguments,
+) -> Iterator[tuple[str, list[int], Vectors]]:
+    """Systems with the seeds they stand for and their vectors; each text is embedded once by each system.
+
+    Raises:
+        UsageError: Features are not finite.
+    """
     by_layer = []
     for encoder, seeds in with_controls(encoders, args):
         if args.layer_sweep and encoder is encoders[0]:
             by_layer = embeddings.embed_layers(encoder, texts)
-            vectors = by_layer[-args.layers :].mean(axis=0)
+            matrix = by_layer[-args.layers :].mean(axis=0)
         else:
-            vectors = embeddings.embed_texts(encoder, texts, layers=args.layers)
-        yield encoder.name, seeds, table(encoder.name, vectors)
+            matrix = embeddings.embed_texts(encoder, texts, layers=args.layers)
+        yield encoder.name, seeds, _finite_vectors(encoder.name, texts, matrix)
     if args.controls:
-        yield BAG, args.seeds, table(BAG, controls.bag_of_embeddings(encoders[0], texts))
-    for number, vectors in enumerate(by_layer):
-        yield layer_name(number), args.seeds, table(layer_name(number), vectors)
+        matrix = controls.bag_of_embeddings(encoders[0], texts)
+        yield BAG, args.seeds, _finite_vectors(BAG, texts, matrix)
+    for number, matrix in enumerate(by_layer):
+        system = layer_name(number)
+        yield system, args.seeds, _finite_vectors(system, texts, matrix)
 
 
-def layer_name(number) -> str:
-    """The system of one layer of the first encoder; 0 are the embeddings."""
+def _finite_vectors(
+    system: str,
+    texts: Sequence[str],
+    matrix: np.ndarray,
+) -> Vectors:
+    if not np.isfinite(matrix).all():
+        raise UsageError(f"{system}: its features are not finite, so its weights are broken; name another checkpoint")
+    return dict(zip(texts, matrix, strict=True))
+
+
+def layer_name(number: int) -> str:
+    """The system that is one layer of the first encoder; layer 0 are the embeddings."""
     return f"layer {number}"
 
 
-def is_layer(system) -> bool:
+def is_layer(system: str) -> bool:
     """Whether `layer_name` made it."""
     return re.fullmatch(r"layer \d+", system) is not None
 
 
-def predict(tasks, rerankings, encoders, training_texts, args, bar):
-    """What every system says about every task; the bar moves with every fit.
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+def predict(
+    questions: Questions,
+    encoders: Sequence[Encoder],
+    args: ProbeArguments,
+    bar: tqdm,
+) -> tuple[dict[Task | RerankingTask, Predictions], list[dict[str, Any]]]:
+    """Answers of every system to every task.
+
+    Args:
+        questions: The tasks.
+        encoders: The encoders, the one in question first.
+        args: The arguments.
+        bar: Progress bar, which advances by one with each of `count_fits`.
 
     Returns:
-        Task -> mode -> system -> one array (N,) per seed, a single one where seeds change nothing; for reranking the
-        figures of `rerank_per_query` instead of an array. And the settings of all fine-tunings, one dict each.
+        The predictions of each task, and the settings of each fine-tuning.
     """
-    predicted = {task: defaultdict(lambda: defaultdict(list)) for task in [*tasks, *rerankings]}
-    pooled = tasks if {"linear", "knn"} & set(args.mode) else []
-    splits = [split for task in pooled for split in (training_rows(task, TRAINING_ROWS, args), asked_rows(task, args))]
-    texts = {text for split in splits for key in split.keys for text in key}
-    texts |= {text for task in rerankings for text in ranked_texts(task)}
+    tasks = questions.tasks
+    rerankings = questions.rerankings
+    predicted = {task: defaultdict(partial(defaultdict, list)) for task in [*tasks, *rerankings]}
+    uses_vectors = "linear" in args.mode or "knn" in args.mode
+    pooled = tasks if uses_vectors else []
+
+    texts = texts_to_embed(pooled, rerankings, args)
     if texts:
-        for system, seeds, table in embedded(encoders, sorted(texts), args):
+        for system, seeds, vectors in embedded(encoders, texts, args):
             for task in pooled:
-                answer_by_vectors(task, system, table, seeds, args, predicted[task], bar)
+                answer_by_vectors(task, system, vectors, seeds, args, predicted[task], bar)
             for task in rerankings:
-                rank_by_vectors(task, system, table, predicted[task])
-    for task in pooled if args.controls else ():
-        answer_by_words(task, args, predicted[task], bar)
-    for task in rerankings if args.controls else ():
-        rank_by_words(task, predicted[task])
-    if args.train_texts and args.controls:
-        words = WordCounting(training_texts)
+                rank_by_vectors(task, system, vectors, predicted[task])
+    if args.controls:
         for task in pooled:
-            if task.is_similarity:
-                cosines = words.tfidf_of_pairs(task.test.texts, task.test.pairs)
-                predicted[task]["cosine raw"][f"{TFIDF} ({TRAINING_TEXTS})"] = [cosines]
+            answer_by_words(task, args, predicted[task], bar)
+        for task in rerankings:
+            rank_by_words(task, predicted[task])
+    if args.train_texts and args.controls:
+        words = WordCounting(questions.training_texts)
+        for task in pooled:
+            answer_by_training_words(task, words, predicted[task])
         for task in rerankings:
             rank_by_training_words(task, words, predicted[task])
-    for task in tasks:
-        if "attentive" in args.mode:
-            answer_by_attention(task, encoders, args, predicted[task]["attentive"], bar)
+
+    if "attentive" in args.mode:
+        for task in tasks:
+            answer_by_attention(task, encoders, args, predicted[task], bar)
     settings = []
     for task in tasks:
         if "finetune" in args.mode:
-            settings += answer_by_finetuning(task, encoders, args, predicted[task]["finetune"], bar)
+            settings += answer_by_finetuning(task, encoders, args, predicted[task], bar)
         if args.controls and task.kind == "classification":
-            commonest = np.bincount(task.train.labels).argmax()
-            predicted[task]["majority"]["majority"] = [np.full(len(task.test), commonest)]
+            answer_by_majority(task, predicted[task])
     return predicted, settings
 
 
-def fits(tasks, encoders, args) -> int:
-    """How often something is fitted: for each task and mode each system by each seed, nearest neighbours once."""
+def texts_to_embed(
+    tasks: Sequence[Task],
+    rerankings: Sequence[RerankingTask],
+    args: ProbeArguments,
+) -> list[str]:
+    """The distinct texts of all tasks."""
+    texts = set()
+    for task in tasks:
+        texts |= training_rows(task, TRAINING_ROWS, args).distinct_texts
+        texts |= asked_rows(task, args).distinct_texts
+    for task in rerankings:
+        texts.update(ranked_texts(task))
+    return sorted(texts)
+
+
+def count_fits(
+    tasks: Sequence[Task],
+    encoders: Sequence[Encoder],
+    args: ProbeArguments,
+) -> int:
+    """How often something is fitted: once per task, mode, system and seed; nearest neighbours know no seed."""
     seeds = len(args.seeds)
-    heads = (len(encoders) + args.controls) * seeds  # of the encoders and of random weights
-    layers = encoders[0].model.config.get_text_config().num_hidden_layers + 1 if args.layer_sweep else 0
-    others = 2 * args.controls + layers  # the bag of embeddings and TF-IDF
-    of_mode = {"linear": heads + others * seeds, "knn": len(encoders) + seeds * args.controls + others}
-    return len(tasks) * sum(of_mode.get(mode, heads) for mode in args.mode)
+    # Random weights are a system of their own for each seed.
+    with_seeds = (len(encoders) + args.controls) * seeds
+    # The bag of embeddings and TF-IDF, and the layers.
+    others = 2 if args.controls else 0
+    if args.layer_sweep:
+        others += count_layers(encoders[0])
+    fits_of_mode = {
+        "linear": with_seeds + others * seeds,
+        "knn": len(encoders) + seeds * args.controls + others,
+        "attentive": with_seeds,
+        "finetune": with_seeds,
+    }
+    return len(tasks) * sum(fits_of_mode[mode] for mode in args.mode)
 
 
 @contextmanager
-def naming(system, task):
-    """Says of what it is that features or labels are no good."""
+def naming_errors(system: str, task: Task) -> Iterator[None]:
+    """Turns an error about features or labels into one that names the system and the task."""
     try:
         yield
     except ValueError as error:
         raise UsageError(f"{task.name}, {system}: {error}") from error
 
 
-def answer_by_vectors(task, system, table, seeds, args, predicted, bar):
-    """Linear probe and nearest neighbours; of similarities also the cosines."""
-
-    def features_of(split):
-        u = np.stack([table[text] for text in split.texts])
-        if split.pairs is None:
-            return u
-        return predictors.pair_features(u, np.stack([table[text] for text in split.pairs]))
-
+def answer_by_vectors(
+    task: Task,
+    system: str,
+    vectors: Vectors,
+    seeds: Sequence[int],
+    args: ProbeArguments,
+    predicted: Predictions,
+    bar: tqdm,
+) -> None:
+    """Linear probe and nearest neighbours; for similarities also cosines."""
     rows = training_rows(task, TRAINING_ROWS, args)
-    train, asked = features_of(rows), features_of(asked_rows(task, args))
-    with naming(system, task):
+    train = predictors.split_features(rows, vectors)
+    asked = predictors.split_features(asked_rows(task, args), vectors)
+    with naming_errors(system, task):
         if "linear" in args.mode:
             for seed in seeds:
-                predicted["linear"][system].append(predictors.fit_linear(train, rows.labels, asked, seed))
+                answers = predictors.fit_linear(train, rows.labels, asked, seed)
+                predicted["linear"][system].append(answers)
                 bar.update()
         if "knn" in args.mode:
-            predicted["knn"][system].append(predictors.knn_predict(train, rows.labels, asked))
+            answers = predictors.knn_predict(train, rows.labels, asked)
+            predicted["knn"][system].append(answers)
             bar.update()
+
+    # The cosines of TF-IDF are those of all its words, not of its components.
     if task.is_similarity and system != TFIDF:
-        u, v = (np.stack([table[text] for text in part]) for part in (task.test.texts, task.test.pairs))
+        u = np.stack([vectors[text] for text in task.test.texts])
+        v = np.stack([vectors[text] for text in task.test.pairs])
         for form, cosines in predictors.sts_cosines(u, v).items():
             predicted[f"cosine {form}"][system].append(cosines)
 
 
-def answer_by_words(task, args, predicted, bar):
-    """The same for TF-IDF."""
-    rows, asked = training_rows(task, TRAINING_ROWS, args), asked_rows(task, args)
-    fitted_on, texts = (sorted({text for key in keys for text in key}) for keys in (rows.keys, rows.keys + asked.keys))
-    with naming(TFIDF, task):
-        table = dict(zip(texts, controls.tfidf_vectors(fitted_on, texts), strict=True))
-    answer_by_vectors(task, TFIDF, table, args.seeds, args, predicted, bar)
+def answer_by_words(
+    task: Task,
+    args: ProbeArguments,
+    predicted: Predictions,
+    bar: tqdm,
+) -> None:
+    """Linear probe, nearest neighbours and cosines of TF-IDF."""
+    fitted_on = training_rows(task, TRAINING_ROWS, args).distinct_texts
+    asked = asked_rows(task, args).distinct_texts
+    texts = sorted(fitted_on | asked)
+    with naming_errors(TFIDF, task):
+        matrix = controls.tfidf_vectors(sorted(fitted_on), texts)
+    vectors = dict(zip(texts, matrix, strict=True))
+    answer_by_vectors(task, TFIDF, vectors, args.seeds, args, predicted, bar)
     if task.is_similarity:
-        cosines = controls.tfidf_cosines(task.test.texts + task.test.pairs, task.test.texts, task.test.pairs)
-        predicted["cosine raw"][TFIDF] = [cosines]
+        first = task.test.texts
+        second = task.test.pairs
+        predicted["cosine raw"][TFIDF] = [controls.tfidf_cosines(first + second, first, second)]
 
 
-def answer_by_attention(task, encoders, args, predicted, bar):
-    """The attentive probe of the encoders and of random weights."""
-    rows, asked = training_rows(task, ATTENTIVE_ROWS, args), asked_rows(task, args)
+def answer_by_training_words(
+    task: Task,
+    words: WordCounting,
+    predicted: Predictions,
+) -> None:
+    """Cosines of TF-IDF fitted on the training texts, for similarities."""
+    if task.is_similarity:
+        cosines = words.tfidf_of_pairs(task.test.texts, task.test.pairs)
+        predicted["cosine raw"][f"{TFIDF} ({TRAINING_TEXTS})"] = [cosines]
+
+
+def answer_by_attention(
+    task: Task,
+    encoders: Sequence[Encoder],
+    args: ProbeArguments,
+    predicted: Predictions,
+    bar: tqdm,
+) -> None:
+    """The attentive probe, for the encoders and random weights."""
+    rows = training_rows(task, ATTENTIVE_ROWS, args)
+    asked = asked_rows(task, args)
     for encoder, seeds in with_controls(encoders, args):
-        train, test = (
-            embeddings.token_states(encoder, part.texts, part.pairs, layers=args.layers) for part in (rows, asked)
-        )
-        with naming(encoder.name, task):
+        train_states = embeddings.token_states(encoder, rows.texts, rows.pairs, layers=args.layers)
+        asked_states = embeddings.token_states(encoder, asked.texts, asked.pairs, layers=args.layers)
+        with naming_errors(encoder.name, task):
             for seed in seeds:
-                predicted[encoder.name].append(predictors.attentive_predict(*train, rows.labels, *test, seed=seed))
+                answers = predictors.attentive_predict(train_states, rows.labels, asked_states, seed=seed)
+                predicted["attentive"][encoder.name].append(answers)
                 bar.update()
 
 
-def answer_by_finetuning(task, encoders, args, predicted, bar) -> list[dict]:
+def answer_by_finetuning(
+    task: Task,
+    encoders: Sequence[Encoder],
+    args: ProbeArguments,
+    predicted: Predictions,
+    bar: tqdm,
+) -> list[dict[str, Any]]:
     """Fine-tunes the encoders and random weights; returns the settings of each run."""
     overrides = dict(pair.split("=", 1) for pair in args.finetune_args or ())
     settings = []
     for encoder, seeds in with_controls(encoders, args):
-        with tempfile.TemporaryDirectory() as folder:
-            path = encoder.name
-            if encoder.name == RANDOM or is_pretraining_model(encoder.name):
-                path = folder
-                encoder.model.save_pretrained(folder)
-                encoder.tokenizer.save_pretrained(folder)
+        with plain_folder(encoder) as folder:
             for seed in seeds:
-                tuned = finetune(path, task, seed, encoder.max_length, overrides)
-                predicted[encoder.name].append(
-                    np.concatenate([tuned.predictions[s] for s in asked_splits(task, args)])
+                tuned = finetune(folder, task, seed, encoder.max_length, overrides)
+                answers = [tuned.predictions[split] for split in asked_splits(task, args)]
+                predicted["finetune"][encoder.name].append(np.concatenate(answers))
+                settings.append(
+                    {
+                        "task": task.name,
+                        "system": encoder.name,
+                        "seed": seed,
+                        "epoch": tuned.epoch,
+                        "dev_score": tuned.dev_score,
+                        **tuned.settings,
+                    }
                 )
-                kept = {"epoch": tuned.epoch, "dev_score": tuned.dev_score}
-                settings.append({"task": task.name, "system": encoder.name, "seed": seed} | kept | tuned.settings)
                 bar.update()
     return settings
 
 
-def ranked_texts(task) -> list[str]:
-    """The distinct texts of queries and candidates; none where only BM25's scores are there."""
-    ids = {text_id for query in task.queries for text_id in (query.id, *query.candidates)}
-    return sorted({task.texts[text_id] for text_id in ids}) if task.texts else []
+@contextmanager
+def plain_folder(encoder: Encoder) -> Iterator[str]:
+    """A folder or Hub name that Auto classes open: the encoder's own, or a temporary one with its weights."""
+    if encoder.name != RANDOM and not is_pretraining_model(encoder.name):
+        yield encoder.name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.model.save_pretrained(folder)
+        encoder.tokenizer.save_pretrained(folder)
+        yield folder
 
 
-def rank_by_vectors(task, system, table, predicted):
-    """Orders the candidates by raw and by centred cosines."""
+def is_pretraining_model(name: str) -> bool:
+    """Whether it is `pretraining/` or a checkpoint of a run, whose encoder no Auto class opens."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    return config.model_type == TextJepaConfig.model_type
+
+
+def answer_by_majority(task: Task, predicted: Predictions) -> None:
+    """The most frequent class of the training split."""
+    commonest = np.bincount(task.train.labels).argmax()
+    predicted["majority"][MAJORITY] = [np.full(len(task.test), commonest)]
+
+
+# ---- rankings -------------------------------------------------------------------------------------------------------
+
+
+def ranked_texts(task: RerankingTask) -> list[str]:
+    """The distinct texts of queries and candidates; none if there are only scores of BM25."""
+    if not task.texts:
+        return []
+    texts = set()
+    for query in task.queries:
+        texts.add(task.texts[query.id])
+        texts.update(task.texts[candidate] for candidate in query.candidates)
+    return sorted(texts)
+
+
+def rank_by_vectors(
+    task: RerankingTask,
+    system: str,
+    vectors: Vectors,
+    predicted: Predictions,
+) -> None:
+    """Ranks the candidates by raw and by centred cosines."""
     texts = ranked_texts(task)
     if not texts:
         return
-    raw = np.stack([table[text] for text in texts]).astype(np.float64)
-    for form, matrix in {"raw": raw, "centred": embeddings.centre(raw)}.items():
-        rows = dict(zip(texts, matrix, strict=True))
-        ranked = [
-            embeddings.cosine(rows[task.texts[query.id]], np.stack([rows[task.texts[c]] for c in query.candidates]))
-            for query in task.queries
-        ]
-        predicted[f"cosine {form}"][system].append(figures_of(task, ranked))
+    raw = np.stack([vectors[text] for text in texts]).astype(np.float64)
+    forms = {"raw": raw, "centred": embeddings.centre(raw)}
+    for form, matrix in forms.items():
+        vector_of = dict(zip(texts, matrix, strict=True))
+        scores = []
+        for query in task.queries:
+            own = vector_of[task.texts[query.id]]
+            candidates = np.stack([vector_of[task.texts[candidate]] for candidate in query.candidates])
+            scores.append(embeddings.cosine(own, candidates))
+        predicted[f"cosine {form}"][system].append(figures_of(task, scores))
 
 
-def rank_by_words(task, predicted):
-    """Orders the candidates by the cosines of TF-IDF, and as BM25 does."""
+def rank_by_words(task: RerankingTask, predicted: Predictions) -> None:
+    """Ranks the candidates by cosines of TF-IDF, and as BM25 does."""
     if task.texts is not None:
-        cosines = controls.tfidf_cosines(list(task.texts.values()), *ranked_pairs(task), sublinear=True)
+        queries, candidates = ranked_pairs(task)
+        texts = list(task.texts.values())
+        cosines = controls.tfidf_cosines(texts, queries, candidates, sublinear=True)
         predicted["cosine raw"][TFIDF].append(figures_of(task, by_query(task, cosines)))
     if all(query.bm25 is not None for query in task.queries):
-        # Of equal scores the file's order counts: it is the order in which BM25 returned them.
-        ranked = [-np.argsort(np.argsort(-query.bm25, kind="stable")) for query in task.queries]
-        predicted["cosine raw"]["BM25"].append(figures_of(task, ranked))
+        scores = []
+        for query in task.queries:
+            # Equal scores keep the order of the file: it is the order in which BM25 returned them.
+            order = np.argsort(-query.bm25, kind="stable")
+            ranks = np.argsort(order)
+            scores.append(-ranks)
+        predicted["cosine raw"][BM25].append(figures_of(task, scores))
 
 
-def rank_by_training_words(task, words, predicted):
-    """Orders the candidates by TF-IDF and BM25 of the training texts, where the set has its texts."""
+def rank_by_training_words(
+    task: RerankingTask,
+    words: WordCounting,
+    predicted: Predictions,
+) -> None:
+    """Ranks the candidates by TF-IDF and BM25 fitted on the training texts, if the set has its texts."""
     if task.texts is None:
         return
     queries, candidates = ranked_pairs(task)
-    scores_of = {TFIDF: words.tfidf_of_pairs, "BM25": words.bm25_of_pairs}
-    for name, score in scores_of.items():
-        ranked = by_query(task, score(queries, candidates))
-        predicted["cosine raw"][f"{name} ({TRAINING_TEXTS})"].append(figures_of(task, ranked))
+    scores_of = {
+        TFIDF: words.tfidf_of_pairs(queries, candidates),
+        BM25: words.bm25_of_pairs(queries, candidates),
+    }
+    for name, scores in scores_of.items():
+        figures = figures_of(task, by_query(task, scores))
+        predicted["cosine raw"][f"{name} ({TRAINING_TEXTS})"].append(figures)
 
 
-def ranked_pairs(task) -> tuple[list[str], list[str]]:
-    """The text of the query and that of the candidate for each candidate of each query."""
-    queries = [task.texts[query.id] for query in task.queries for _ in query.candidates]
-    candidates = [task.texts[c] for query in task.queries for c in query.candidates]
+def ranked_pairs(task: RerankingTask) -> tuple[list[str], list[str]]:
+    """The text of the query and that of the candidate, for each candidate of each query."""
+    queries = []
+    candidates = []
+    for query in task.queries:
+        for candidate in query.candidates:
+            queries.append(task.texts[query.id])
+            candidates.append(task.texts[candidate])
     return queries, candidates
 
 
-def by_query(task, scores) -> list[np.ndarray]:
-    """Scores of `ranked_pairs`, those of each query apart."""
-    ends = np.cumsum([len(query.candidates) for query in task.queries])[:-1]
-    return np.split(scores, ends)
+def by_query(task: RerankingTask, scores: np.ndarray) -> list[np.ndarray]:
+    """Scores of `ranked_pairs`, split by query."""
+    sizes = [len(query.candidates) for query in task.queries]
+    ends = np.cumsum(sizes)
+    return np.split(scores, ends[:-1])
 
 
-def figures_of(task, ranked) -> dict[str, np.ndarray]:
+def figures_of(task: RerankingTask, scores: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """MAP, MRR, P@1 and P@5 of each query that has a positive candidate."""
-    return reranking.rerank_per_query(ranked, [query.relevant for query in task.queries])
+    relevant = [query.relevant for query in task.queries]
+    return rerank_per_query(scores, relevant)
 
 
-def judge(documents, training_texts, encoders, args) -> DocumentScores:
-    """What encoders, controls and word counting make of documents; random weights are those of the first seed."""
-    asked = list(encoders)
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+
+def judge(
+    questions: Questions,
+    encoders: Sequence[Encoder],
+    args: ProbeArguments,
+) -> DocumentScores:
+    """Scores encoders, controls and word counting on documents; random weights are those of the first seed."""
+    documents = questions.documents
+    systems = list(encoders)
     if args.controls:
-        asked.append(untrained(encoders[0], args.seeds[0]))
-    vectors_of = {encoder.name: partial(embeddings.embed_texts, encoder, layers=args.layers) for encoder in asked}
-    reference = asked[1].name if len(asked) > 1 else None
+        systems.append(untrained(encoders[0], args.seeds[0]))
+    vectors_of = {}
+    for encoder in systems:
+        vectors_of[encoder.name] = partial(embeddings.embed_texts, encoder, layers=args.layers)
     if args.controls:
         vectors_of[BAG] = partial(controls.bag_of_embeddings, encoders[0])
-    return judge_documents(vectors_of, documents.texts, training_texts, documents.titles, documents.labels, reference)
+    return judge_documents(
+        vectors_of,
+        documents.texts,
+        questions.training_texts,
+        titles=documents.titles,
+        labels=documents.labels,
+        reference=systems[1].name if len(systems) > 1 else None,
+    )
 
 
-def scored_answers(tasks, rerankings, predicted) -> tuple[dict[tuple, np.ndarray], dict[str, np.ndarray]]:
-    """(task, mode, metric, system) -> (K, N) answers by seed and row, of reranking by query; task -> (N,) labels."""
-    answers = {
-        (task.name, mode, metric, system): np.stack(rows)[:, : len(task.test)]
-        for task in tasks
-        for mode, by_system in predicted[task].items()
-        for system, rows in by_system.items()
-        for metric in task.metrics
-    }
-    answers |= {
-        (title_of(task), mode, metric, system): np.stack([row[metric] for row in rows])
-        for task in rerankings
-        for mode, by_system in predicted[task].items()
-        for system, rows in by_system.items()
-        for metric in RERANKING
-    }
-    return answers, {task.name: task.test.labels for task in tasks}
+def scored_answers(
+    tasks: Sequence[Task],
+    rerankings: Sequence[RerankingTask],
+    predicted: dict[Task | RerankingTask, Predictions],
+) -> Answers:
+    """Answers to the scored rows: (task, mode, metric, system) to (K, N) by seed and row, for reranking by query."""
+    answers = {}
+    for task in tasks:
+        for mode, by_system in predicted[task].items():
+            for system, rows in by_system.items():
+                scored = np.stack(rows)[:, : len(task.test)]
+                for metric in task.metrics:
+                    answers[task.name, mode, metric, system] = scored
+    for task in rerankings:
+        for mode, by_system in predicted[task].items():
+            for system, figures in by_system.items():
+                for metric in RERANKING_METRICS:
+                    values = [by_metric[metric] for by_metric in figures]
+                    answers[title_of(task), mode, metric, system] = np.stack(values)
+    return answers
 
 
-def all_scores(answers, gold, seed) -> list[Score]:
-    """Scores of all systems in all modes on the scored rows; of reranking, means over the queries."""
+def score_all(
+    answers: Answers,
+    gold: dict[str, np.ndarray],
+    seed: int,
+) -> list[Score]:
+    """Scores of all systems in all modes on the scored rows; for reranking, means over the queries."""
     columns = defaultdict(dict)
-    for (*column, system), rows in answers.items():
-        columns[tuple(column)][system] = rows
-    return [
-        figure
-        for (task, mode, metric), by_system in columns.items()
-        for figure in compare(
-            *(task, mode, metric, FUNCTIONS.get(metric, np.mean), by_system),
-            *([gold[task]] if task in gold else []),
+    for (task, mode, metric, system), rows in answers.items():
+        columns[task, mode, metric][system] = rows
+    scores = []
+    for (task, mode, metric), by_system in columns.items():
+        function = FUNCTIONS.get(metric, np.mean)
+        scores += compare_systems(
+            task,
+            mode,
+            metric,
+            function,
+            by_system,
+            gold=gold.get(task),
             seed=seed,
         )
-    ]
+    return scores
 
 
-def title_of(task) -> str:
-    """Of a reranking set, whose split is a file."""
-    return f"{task.name} {task.split}"
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 def by_layer(scores: Sequence[Score]) -> dict[tuple[str, str], list[Score]]:
-    """(task, mode) -> the scores of all layers, in the task's leading metric."""
+    """(task, mode) to the scores of all layers, in the task's leading metric."""
     layers = [score for score in scores if is_layer(score.system)]
+    metrics_of = defaultdict(list)
+    for score in layers:
+        metrics_of[score.task].append(score.metric)
     found = defaultdict(list)
     for score in layers:
-        if score.metric == headline(score.task, [s.metric for s in layers if s.task == score.task]):
+        if score.metric == headline(score.task, metrics_of[score.task]):
             found[score.task, score.mode].append(score)
     return found
 
 
-def write_hidden(tasks, predicted, first, args):
-    """Writes what the first encoder says, with the first seed, about test splits whose labels are hidden."""
-    for task in tasks:
-        for mode, by_system in predicted[task].items():
-            answers = by_system[first][0][len(task.test) :] if first in by_system else ()
-            if len(answers):
-                write_submission(Path(args.output_dir, "predictions", mode), task, "test", answers)
+def write_hidden(
+    results: ProbeResults,
+    first: str,
+    output_dir: str,
+) -> None:
+    """Writes what the first encoder, with the first seed, predicts for test splits with hidden labels."""
+    for task in results.tasks:
+        for mode, by_system in results.predicted[task].items():
+            if first not in by_system:
+                continue
+            first_seed = by_system[first][0]
+            hidden = first_seed[len(task.test) :]
+            if len(hidden):
+                write_submission(Path(output_dir, "predictions", mode), task, "test", hidden)

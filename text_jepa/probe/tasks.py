@@ -1,34 +1,42 @@
-"""What a probe is asked, as plain data: texts, perhaps pairs, labels, and the split on which a score counts.
+"""Tasks of a probe as plain data: texts or pairs of texts, labels, and the split that is scored.
 
 Rules for all tasks:
 
-- The scored split is `test` where it has labels, else `validation`. Nothing may be chosen by it.
-- Labels that are all −1 are hidden: such a split is kept without labels; it can be predicted, never scored.
-- Classes are numbered by the sorted labels of the training data (GLUE: by GLUE's own order).
-- Training rows whose texts stand in the scored split are removed and counted; repeated training rows are kept.
+- The scored split is `test` if it has labels, else `validation`. Nothing may be selected on it.
+- Labels that are all −1 are hidden: such a split is kept without labels; it can be predicted but not scored.
+- Classes are numbered by the sorted labels of the training data (GLUE: in GLUE's own order).
+- Training rows whose texts also occur in the scored split are removed and counted; repeated training rows are kept.
 - Empty texts are kept, and the encoder sees an empty text; a missing text (null) is an error.
 """
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import numpy as np
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.corpus import BUILDERS, find_files, reading, suffix_of
 
 
 Kind = Literal["classification", "regression"]
-METRICS_OF_KIND = {"classification": ("accuracy",), "regression": ("pearson", "spearmanr")}
+METRICS_OF_KIND = {
+    "classification": ("accuracy",),
+    "regression": ("pearson", "spearmanr"),
+}
 
-# Of a set without a test file, every so many rows are held out.
+# One row in this many is held out if there is no test file.
 HOLD_OUT_EVERY = 5
+
+_LABEL_TYPES = re.compile("u?int|float|bool|string|large_string")
+
+
+# ---- types ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +45,8 @@ class Split:
 
     Args:
         texts: N texts.
-        pairs: N second texts, of a task on pairs.
-        labels: (N,) class numbers (int64) or scores (float64); `None` where they are hidden.
+        pairs: N second texts, if the task is about pairs.
+        labels: (N,) class numbers (int64) or scores (float64); `None` if they are hidden.
         ids: N ids of the source: its column `idx`, else the row numbers.
     """
 
@@ -47,31 +55,48 @@ class Split:
     labels: np.ndarray | None
     ids: list
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.texts)
 
     @property
     def keys(self) -> list[tuple[str, ...]]:
-        """What tells rows apart: the text, or both texts."""
-        return list(zip(self.texts, *[self.pairs] * (self.pairs is not None), strict=True))
+        """The text of each row, or both texts: what tells rows apart."""
+        if self.pairs is None:
+            return [(text,) for text in self.texts]
+        return list(zip(self.texts, self.pairs, strict=True))
+
+    @property
+    def distinct_texts(self) -> set[str]:
+        """All texts, first and second ones."""
+        texts = set(self.texts)
+        if self.pairs is not None:
+            texts.update(self.pairs)
+        return texts
 
     def select(self, rows: Sequence[int]) -> "Split":
         """These rows, in this order."""
-        pick = [None if column is None else [column[i] for i in rows] for column in (self.texts, self.pairs, self.ids)]
-        return Split(pick[0], pick[1], None if self.labels is None else self.labels[list(rows)], pick[2])
+        texts = [self.texts[row] for row in rows]
+        pairs = None
+        if self.pairs is not None:
+            pairs = [self.pairs[row] for row in rows]
+        labels = None
+        if self.labels is not None:
+            labels = self.labels[list(rows)]
+        ids = [self.ids[row] for row in rows]
+        return Split(texts, pairs, labels, ids)
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A classification or regression of texts or pairs.
+    """A classification or regression of texts or pairs of texts.
 
     Args:
-        name: Of the task, for tables and files.
+        name: Name of the task in tables and files.
         kind: `"classification"` or `"regression"`.
         splits: `train`, and `validation` or `test` or both.
         scored: The split on which scores are reported; `train` is for everything else.
         metrics: Names as in GLUE, the first one leading.
-        label_names: What the class numbers mean; `None` for scores.
+        label_names: Names of the classes; `None` for scores.
         notes: What was done to the data, one line each, for the reader of the results.
     """
 
@@ -99,8 +124,90 @@ class Task:
         return self.kind == "regression" and self.train.pairs is not None
 
 
-def existing_file(folder, stem, suffixes):
-    return next((path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()), None)
+def make_task(
+    name: str,
+    kind: Kind,
+    splits: Mapping[str, Split],
+    metrics: Sequence[str],
+    label_names: tuple[str, ...] | None = None,
+    notes: Sequence[str] = (),
+    scored: str | None = None,
+) -> Task:
+    """Makes a task of its splits: selects the scored one and removes its texts from the training split.
+
+    Args:
+        name: Name of the task.
+        kind: `"classification"` or `"regression"`.
+        splits: The splits, `train` among them.
+        metrics: Names as in GLUE, the first one leading.
+        label_names: Names of the classes.
+        notes: What was done to the data so far.
+        scored: The split to score. Defaults to `test` if it has labels, else `validation`.
+
+    Raises:
+        UsageError: No split, or not this one, can be scored; or the training split has a single label.
+    """
+    labelled = []
+    for split in ("test", "validation"):
+        if split in splits and splits[split].labels is not None and len(splits[split]):
+            labelled.append(split)
+    if not labelled:
+        raise UsageError(f"{name}: neither 'validation' nor 'test' has labels, so nothing can be scored; add one")
+    if scored is not None and scored not in labelled:
+        raise UsageError(f"{name}: split '{scored}' cannot be scored; these have labels: {', '.join(labelled)}")
+    scored = scored or labelled[0]
+    notes = list(notes)
+    for split, part in splits.items():
+        if part.labels is None:
+            notes.append(f"{name} {split}: hidden labels (-1); it can be predicted, not scored")
+
+    train = splits["train"]
+    scored_keys = set(splits[scored].keys)
+    rows = [row for row, key in enumerate(train.keys) if key not in scored_keys]
+    removed = len(train) - len(rows)
+    if removed:
+        notes.append(f"{name}: {removed} of {len(train)} training rows removed, whose texts stand in {scored}")
+        train = train.select(rows)
+
+    if len(set(train.labels.tolist())) < 2:
+        single = "a single class" if kind == "classification" else "a single score"
+        left = single if len(train) else "no rows"
+        raise UsageError(f"{name}: the training split has {left}; at least 2 different labels are needed")
+    return Task(
+        name,
+        kind,
+        {**splits, "train": train},
+        scored,
+        tuple(metrics),
+        label_names,
+        tuple(notes),
+    )
+
+
+def hold_out(
+    labels: np.ndarray,
+    every: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Holds out one row in `every`, with the classes or the range of scores in equal shares.
+
+    Args:
+        labels: (N,) class numbers or scores.
+        every: One row in this many is held out.
+        seed: Seed of the choice among rows with equal labels.
+
+    Returns:
+        Row numbers that stay and row numbers that are held out, each in ascending order, together all N.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_label = np.argsort(labels[order], kind="stable")
+    order = order[by_label]
+    is_held_out = np.zeros(len(labels), bool)
+    is_held_out[order[every // 2 :: every]] = True
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 def load_task_file(
@@ -116,172 +223,308 @@ def load_task_file(
 
     Args:
         train_file: Path, folder or glob.
-        test_file: The same for the scored rows. Without it, or where its labels are hidden, every fifth row of the
+        test_file: The same for the scored rows. Without it, or if its labels are hidden, every fifth row of the
             training file in the order of the labels is held out, always the same ones.
         text_column: Column of the texts.
         pair_column: Column of the second texts, if any.
         label_column: Column of the labels.
-        kind: Default: regression where the labels are floating-point numbers, else classification.
-        cache_dir: Of the datasets library.
+        kind: Defaults to regression if the labels are floating-point numbers, else classification.
+        cache_dir: Cache of the datasets library.
 
     Raises:
         UsageError: A file, column or label is missing or wrong.
     """
-    patterns = {"train": (train_file, "task_file")} | ({"test": (test_file, "task_test_file")} if test_file else {})
-    parts = {}
-    for split, (pattern, flag) in patterns.items():
-        files = [Path(path) for path in find_files([pattern], flag)]
-        parts[split] = (read_table(files, cache_dir, label_column), pattern)
-    train, what = parts["train"]
+    train_paths = [Path(path) for path in find_files([train_file], "task_file")]
+    train = read_table(train_paths, cache_dir, label_column)
+    parts = {"train": (train, train_file)}
+    if test_file:
+        test_paths = [Path(path) for path in find_files([test_file], "task_test_file")]
+        parts["test"] = (read_table(test_paths, cache_dir, label_column), test_file)
+
     if kind is None:
-        _check_column(train, label_column, what, "label_column")
-        kind = "regression" if str(train.features[label_column].dtype).startswith("float") else "classification"
-    splits, names = encode_labels(parts, text_column, pair_column, label_column, kind)
-    if splits.get("test") is None or splits["test"].labels is None:
+        _check_column(train, label_column, train_file, "label_column")
+        has_scores = str(train.features[label_column].dtype).startswith("float")
+        kind = "regression" if has_scores else "classification"
+    splits, label_names = encode_labels(parts, text_column, pair_column, label_column, kind)
+    if "test" not in splits or splits["test"].labels is None:
         whole = splits["train"]
         if len(whole) < HOLD_OUT_EVERY:
-            raise UsageError(f"{what}: {len(whole)} rows are too few to hold some out; name a test file")
-        order = np.random.default_rng(0).permutation(len(whole))
-        order = order[np.argsort(whole.labels[order], kind="stable")]
-        held_out = np.zeros(len(whole), bool)
-        held_out[order[HOLD_OUT_EVERY // 2 :: HOLD_OUT_EVERY]] = True
-        splits["validation" if "test" in splits else "test"] = whole.select(np.flatnonzero(held_out))
-        splits["train"] = whole.select(np.flatnonzero(~held_out))
+            raise UsageError(f"{train_file}: {len(whole)} rows are too few to hold some out; name a test file")
+        rows, held_out = hold_out(whole.labels, HOLD_OUT_EVERY, seed=0)
+        scored = "validation" if "test" in splits else "test"
+        splits[scored] = whole.select(held_out)
+        splits["train"] = whole.select(rows)
+
     path = Path(train_file)
+    name = path.parent.name if path.stem == "train" else path.stem
     return make_task(
-        path.parent.name if path.stem == "train" else path.stem, kind, splits, METRICS_OF_KIND[kind], names
+        name,
+        kind,
+        splits,
+        METRICS_OF_KIND[kind],
+        label_names=label_names,
     )
 
 
-def read_table(paths, cache_dir, label_column="label"):
-    what = ", ".join(map(str, paths[:3]))
+def existing_file(
+    folder: Path,
+    stem: str,
+    suffixes: Iterable[str],
+) -> Path | None:
+    """The first file `stem` + suffix that exists."""
+    for suffix in suffixes:
+        path = folder / f"{stem}{suffix}"
+        if path.is_file():
+            return path
+    return None
+
+
+def read_table(
+    paths: Sequence[Path],
+    cache_dir: str | None,
+    label_column: str = "label",
+) -> Dataset:
+    """Reads files of one format as one data set.
+
+    Raises:
+        UsageError: They are empty or cannot be read.
+    """
+    what = ", ".join(str(path) for path in paths[:3])
     if not any(path.stat().st_size for path in paths):
         raise UsageError(f"{what}: empty")
     builder, options = BUILDERS[suffix_of(paths[0])]
     if builder == "csv":
         # "NA" and "null" are words, and nothing is an empty text, but not an empty label.
-        options = options | {"keep_default_na": False, "na_values": {label_column: ["", "nan", "NaN"]}}
+        missing_labels = {label_column: ["", "nan", "NaN"]}
+        options = {**options, "keep_default_na": False, "na_values": missing_labels}
     with reading(what):
-        files = [glob.escape(str(path)) for path in paths]
-        return load_dataset(builder, data_files=files, split="train", cache_dir=cache_dir, **options)
-
-
-def _check_column(dataset, column, what, flag):
-    if column not in dataset.column_names:
-        columns = dataset.column_names
-        raise UsageError(
-            f"{what}: no column '{column}'{nearest(column, columns)} (its columns are {', '.join(columns)}); "
-            f"name another with --{flag}" + " or write -1 for hidden labels" * (flag == "label_column")
+        return load_dataset(
+            builder,
+            data_files=[glob.escape(str(path)) for path in paths],
+            split="train",
+            cache_dir=cache_dir,
+            **options,
         )
 
 
-def _texts(dataset, column, what, flag):
-    _check_column(dataset, column, what, flag)
-    if dataset.features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
-        raise UsageError(
-            f"{what}: column '{column}' holds {_dtype(dataset, column)}, not text; name another (--{flag})"
-        )
-    with reading(f"{what}, column '{column}'"):
-        dataset.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
-        texts = list(dataset[column])
-    _refuse(
-        texts, lambda text: text is None, "no text", f"{what}, column '{column}'", "remove it or write an empty text"
-    )
-    return texts
+# ---- columns --------------------------------------------------------------------------------------------------------
 
 
-def _dtype(dataset, column):
-    feature = dataset.features[column]
-    return getattr(feature, "dtype", None) or type(feature).__name__
+def encode_labels(
+    parts: Mapping[str, tuple[Dataset, Any]],
+    text_column: str,
+    pair_column: str | None,
+    label_column: str,
+    kind: Kind,
+    label_names: tuple[str, ...] | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> tuple[dict[str, Split], tuple[str, ...] | None]:
+    """Turns data sets into splits, with classes as numbers.
 
+    Args:
+        parts: Data set and its name in messages, by split; `train` first, whose labels define the classes.
+        text_column: Column of the texts.
+        pair_column: Column of the second texts, if any.
+        label_column: Column of the labels.
+        kind: `"classification"` or `"regression"`.
+        label_names: Names of the classes in their order. Defaults to the sorted labels of the training data.
+        bounds: Least and greatest valid score.
 
-def _refuse(values, is_wrong, problem, where, remedy):
-    row = next((row for row, value in enumerate(values, 1) if is_wrong(value)), None)
-    if row:
-        raise UsageError(f"{where}, row {row}: {problem.format(values[row - 1])}; {remedy}")
+    Returns:
+        The splits, and the names of the classes (`None` for a regression).
 
-
-def encode_labels(parts, text_column, pair_column, label_column, kind, label_names=None, bounds=None):
-    """From datasets by split to `Split`s and the names of the classes, which the training labels define."""
-    splits, classes = {}, None
+    Raises:
+        UsageError: A column or label is missing or wrong.
+    """
+    splits = {}
+    classes = None
     for split, (dataset, what) in parts.items():
         if not len(dataset):
             raise UsageError(f"{what}: no rows")
         texts = _texts(dataset, text_column, what, "text_column")
-        pairs = _texts(dataset, pair_column, what, "pair_column") if pair_column else None
+        pairs = None
+        if pair_column:
+            pairs = _texts(dataset, pair_column, what, "pair_column")
+
         _check_column(dataset, label_column, what, "label_column")
         where = f"{what}, column '{label_column}'"
         labels = _plain_labels(dataset, label_column, kind, where)
-        if split != "train" and all(label == -1 for label in labels):
-            labels = None
+        is_hidden = split != "train" and all(label == -1 for label in labels)
+        if is_hidden:
+            encoded = None
         elif kind == "regression":
-            labels = np.array(labels, dtype=np.float64)
-            if bounds:
-                remedy = f"scores go from {bounds[0]} to {bounds[1]}"
-                _refuse(labels, lambda score: not bounds[0] <= score <= bounds[1], "score {}", where, remedy)
+            encoded = _scores(labels, bounds, where)
         else:
             if classes is None:
-                classes = list(label_names or ()) if isinstance(labels[0], str) else [*range(len(label_names or ()))]
-                classes = classes or sorted(set(labels) - {-1})
-                label_names = label_names or tuple(map(str, classes))
-            labels = _class_numbers(labels, classes, where)
+                classes = _classes(labels, label_names)
+            encoded = _class_numbers(labels, classes, where)
+
         ids = list(dataset["idx"]) if "idx" in dataset.column_names else list(range(len(texts)))
-        splits[split] = Split(texts, pairs, labels, ids)
+        splits[split] = Split(texts, pairs, encoded, ids)
+    if classes is not None and not label_names:
+        label_names = tuple(str(label) for label in classes)
     return splits, label_names
 
 
-def _class_numbers(labels, classes, where):
-    _refuse(labels, lambda label: label == -1, "label -1 stands for a hidden label", where, "remove the row")
-    numbers = {label: number for number, label in enumerate(classes)}
-    shown = ", ".join(map(repr, classes[:10])) + ", …" * (len(classes) > 10)
-    _refuse(labels, lambda label: label not in numbers, "unknown label {!r}", where, f"the labels are {shown}")
-    return np.array([numbers[label] for label in labels], dtype=np.int64)
+def _check_column(
+    dataset: Dataset,
+    column: str,
+    what: Any,
+    flag: str,
+) -> None:
+    columns = dataset.column_names
+    if column in columns:
+        return
+    remedy = f"name another with --{flag}"
+    if flag == "label_column":
+        remedy += " or write -1 for hidden labels"
+    raise UsageError(
+        f"{what}: no column '{column}'{nearest(column, columns)} (its columns are {', '.join(columns)}); {remedy}"
+    )
 
 
-def _plain_labels(dataset, column, kind, where):
-    """Strings and integers of classes, floating-point numbers of scores; nothing missing, no NaN."""
-    dtype = str(_dtype(dataset, column))
-    if not re.match("u?int|float|bool|string|large_string", dtype):
-        raise UsageError(f"{where}: holds {dtype}, not labels; name another column with --label_column")
-    labels = list(dataset[column])
-    remedy = "write a label or remove the row"
-    _refuse(labels, lambda label: label is None or label == "", "no label", where, remedy)
-    if kind == "regression":
-        _refuse(labels, lambda label: as_number(label) is None, "'{}' is not a number", where, remedy)
-        labels = [as_number(label) for label in labels]
-    if isinstance(labels[0], float):
-        _refuse(labels, lambda label: not np.isfinite(label), "label {}", where, remedy)
-    if kind == "classification" and isinstance(labels[0], float):
-        fraction = "label {} of a class is a fraction"
-        _refuse(labels, lambda label: not label.is_integer(), fraction, where, "use regression for scores")
-        labels = [int(label) for label in labels]
-    return labels
+def _texts(
+    dataset: Dataset,
+    column: str,
+    what: Any,
+    flag: str,
+) -> list[str]:
+    _check_column(dataset, column, what, flag)
+    where = f"{what}, column '{column}'"
+    text_types = (datasets.Value("string"), datasets.Value("large_string"))
+    if dataset.features[column] not in text_types:
+        dtype = _dtype(dataset, column)
+        raise UsageError(f"{what}: column '{column}' holds {dtype}, not text; name another (--{flag})")
+    with reading(where):
+        # json and parquet files may hold what is not UTF-8
+        dataset.data.column(column).validate(full=True)
+        texts = list(dataset[column])
+    _refuse(
+        texts,
+        lambda text: text is None,
+        "no text",
+        where,
+        "remove it or write an empty text",
+    )
+    return texts
 
 
-def as_number(label):
+def _dtype(dataset: Dataset, column: str) -> str:
+    feature = dataset.features[column]
+    return getattr(feature, "dtype", None) or type(feature).__name__
+
+
+def _refuse(
+    values: Iterable,
+    is_wrong: Callable[[Any], bool],
+    problem: str,
+    where: str,
+    remedy: str,
+) -> None:
+    """Raises an error for the first wrong value, whose row it names."""
+    for row, value in enumerate(values, start=1):
+        if is_wrong(value):
+            raise UsageError(f"{where}, row {row}: {problem.format(value)}; {remedy}")
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
+
+
+def as_number(label: Any) -> float | None:
+    """The label as a number; `None` if it is not one."""
     try:
         return float(label)
     except ValueError:
         return None
 
 
-def make_task(name, kind, splits, metrics, label_names=None, notes=(), scored=None):
-    """Settles the scored split, takes its rows out of the training split and checks what is left."""
-    labelled = [split for split in ("test", "validation") if splits.get(split) and splits[split].labels is not None]
-    if not labelled:
-        raise UsageError(f"{name}: neither 'validation' nor 'test' has labels, so nothing can be scored; add one")
-    if scored is not None and scored not in labelled:
-        raise UsageError(f"{name}: split '{scored}' cannot be scored; these have labels: {', '.join(labelled)}")
-    scored = scored or labelled[0]
-    hidden = [split for split, part in splits.items() if part.labels is None]
-    notes = [*notes, *(f"{name} {split}: hidden labels (-1); it can be predicted, not scored" for split in hidden)]
-    train, seen = splits["train"], set(splits[scored].keys)
-    rows = [row for row, key in enumerate(train.keys) if key not in seen]
-    if len(rows) < len(train):
-        removed = len(train) - len(rows)
-        notes.append(f"{name}: {removed} of {len(train)} training rows removed, whose texts stand in {scored}")
-        train = train.select(rows)
-    if len(set(train.labels.tolist())) < 2:
-        left = "no rows" if not len(train) else f"a single {'class' if kind == 'classification' else 'score'}"
-        raise UsageError(f"{name}: the training split has {left}; at least 2 different labels are needed")
-    return Task(name, kind, splits | {"train": train}, scored, tuple(metrics), label_names, tuple(notes))
+def _plain_labels(
+    dataset: Dataset,
+    column: str,
+    kind: Kind,
+    where: str,
+) -> list:
+    """Strings or integers for classes, floating-point numbers for scores; nothing missing, no NaN."""
+    dtype = str(_dtype(dataset, column))
+    if not _LABEL_TYPES.match(dtype):
+        raise UsageError(f"{where}: holds {dtype}, not labels; name another column with --label_column")
+    labels = list(dataset[column])
+    remedy = "write a label or remove the row"
+
+    def is_missing(label: Any) -> bool:
+        return label is None or label == ""
+
+    def is_no_number(label: Any) -> bool:
+        return as_number(label) is None
+
+    def is_not_finite(label: float) -> bool:
+        return not np.isfinite(label)
+
+    def is_fraction(label: float) -> bool:
+        return not label.is_integer()
+
+    _refuse(labels, is_missing, "no label", where, remedy)
+    if kind == "regression":
+        _refuse(labels, is_no_number, "'{}' is not a number", where, remedy)
+        labels = [as_number(label) for label in labels]
+    if isinstance(labels[0], float):
+        _refuse(labels, is_not_finite, "label {}", where, remedy)
+    if kind == "classification" and isinstance(labels[0], float):
+        _refuse(labels, is_fraction, "label {} of a class is a fraction", where, "use regression for scores")
+        labels = [int(label) for label in labels]
+    return labels
+
+
+def _scores(
+    labels: list[float],
+    bounds: tuple[float, float] | None,
+    where: str,
+) -> np.ndarray:
+    """Scores (N,) float64, within the bounds if there are any."""
+    scores = np.array(labels, dtype=np.float64)
+    if bounds is not None:
+        low, high = bounds
+        _refuse(
+            scores,
+            lambda score: not low <= score <= high,
+            "score {}",
+            where,
+            f"scores go from {low} to {high}",
+        )
+    return scores
+
+
+def _classes(labels: list, label_names: tuple[str, ...] | None) -> list:
+    """The labels that occur, in the order of their numbers: given by name or number, or sorted."""
+    if not label_names:
+        return sorted(set(labels) - {-1})
+    if isinstance(labels[0], str):
+        return list(label_names)
+    return list(range(len(label_names)))
+
+
+def _class_numbers(
+    labels: list,
+    classes: list,
+    where: str,
+) -> np.ndarray:
+    """Class numbers (N,) int64."""
+    numbers = {label: number for number, label in enumerate(classes)}
+    shown = ", ".join(repr(label) for label in classes[:10])
+    if len(classes) > 10:
+        shown += ", …"
+    _refuse(
+        labels,
+        lambda label: label == -1,
+        "label -1 stands for a hidden label",
+        where,
+        "remove the row",
+    )
+    _refuse(
+        labels,
+        lambda label: label not in numbers,
+        "unknown label {!r}",
+        where,
+        f"the labels are {shown}",
+    )
+    return np.array([numbers[label] for label in labels], dtype=np.int64)

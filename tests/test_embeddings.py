@@ -1,6 +1,6 @@
 """Vectors of texts: whatever stands beside a text in its batch, it is what the model says of the text alone.
 
-Run: python -m pytest -q tests/test_features.py
+Run: python -m pytest -q tests/test_embeddings.py
 """
 
 import copy
@@ -27,7 +27,12 @@ WIDTH = 16
 def model(tokenizer):
     torch.manual_seed(0)
     shape = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.3, hidden_dropout_prob=0.3, **shape)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        initializer_range=0.3,
+        hidden_dropout_prob=0.3,
+        **shape,
+    )
     return BertModel(config, add_pooling_layer=False)
 
 
@@ -64,11 +69,26 @@ def states_of(model, tokenizer, *text, **options):
 )
 def test_vectors_equal_those_of_each_text_alone(encoder, texts, pooling, layers, expected, batch_size):
     """The model is in training mode, whose dropout must not be felt; the texts are of many lengths, unsorted."""
-    texts = [*texts, "", "river", " ".join(texts[:2])]
+    texts = [
+        *texts,
+        "",
+        "river",
+        " ".join(texts[:2]),
+    ]
     encoder.model.train()
     pooled = dataclasses.replace(encoder, pooling=pooling)
     found = embeddings.embed_texts(pooled, texts, batch_size=batch_size, layers=layers)
-    alone = [expected(states_of(encoder.model, encoder.tokenizer, text, max_length=128)) for text in texts]
+    alone = [
+        expected(
+            states_of(
+                encoder.model,
+                encoder.tokenizer,
+                text,
+                max_length=128,
+            )
+        )
+        for text in texts
+    ]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, alone, atol=1e-5)
 
@@ -76,7 +96,14 @@ def test_vectors_equal_those_of_each_text_alone(encoder, texts, pooling, layers,
 def windows_of(tokenizer, text, length):
     """Ids of a text by windows of at most so many tokens, with special tokens around each."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    parts = [ids[start : start + length - 2] for start in range(0, len(ids), length - 2)]
+    parts = [
+        ids[start : start + length - 2]
+        for start in range(
+            0,
+            len(ids),
+            length - 2,
+        )
+    ]
     return [[tokenizer.cls_token_id, *part, tokenizer.sep_token_id] for part in parts]
 
 
@@ -91,7 +118,11 @@ def test_a_long_text_is_read_whole_in_windows(encoder, texts, weights, kind):
         firsts.append(states[0])
         weights_of_tokens.append(weights[ids] if kind == "weighted" else np.ones(len(ids)))
     assert len(firsts) > 5
-    expected = np.average(np.concatenate(of_tokens), axis=0, weights=np.concatenate(weights_of_tokens))
+    expected = np.average(
+        np.concatenate(of_tokens),
+        axis=0,
+        weights=np.concatenate(weights_of_tokens),
+    )
     if kind == "cls":
         expected = np.mean(firsts, axis=0)
     reading = dataclasses.replace(
@@ -113,7 +144,10 @@ def test_the_last_word_of_a_long_text_counts(encoder, texts):
 
 
 def test_a_text_without_a_weighted_token_has_a_vector_of_zeros(encoder, weights):
-    found = embeddings.embed_texts(dataclasses.replace(encoder, word_weights=weights), ["", " . ,", "river"])
+    found = embeddings.embed_texts(
+        dataclasses.replace(encoder, word_weights=weights),
+        ["", " . ,", "river"],
+    )
     assert not found[:2].any()
     assert found[2].any()
 
@@ -125,20 +159,40 @@ def test_all_layers_of_one_pass_average_to_the_features_of_the_last_ones(encoder
     assert layers.shape == (4, len(texts), WIDTH)
     for count in (1, 2, 4):
         averaged = embeddings.embed_texts(encoder, texts, layers=count)
-        np.testing.assert_allclose(layers[-count:].mean(0), averaged, atol=1e-6)
+        np.testing.assert_allclose(
+            layers[-count:].mean(0),
+            averaged,
+            atol=1e-6,
+        )
     assert np.abs(layers[0] - layers[-1]).max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_an_encoder_without_layers_has_the_features_of_its_embeddings(tokenizer, texts, kind):
     if kind == "bert":
-        config = BertConfig(vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=0, num_attention_heads=2)
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            num_hidden_layers=0,
+            num_attention_heads=2,
+        )
         model = BertModel(config, add_pooling_layer=False)
     else:
-        model = DistilBertModel(DistilBertConfig(vocab_size=len(tokenizer), dim=WIDTH, n_layers=0, n_heads=2))
+        model = DistilBertModel(
+            DistilBertConfig(
+                vocab_size=len(tokenizer),
+                dim=WIDTH,
+                n_layers=0,
+                n_heads=2,
+            )
+        )
     encoder = Encoder("bag", model, tokenizer)
     vectors = embeddings.embed_texts(encoder, texts)
-    np.testing.assert_allclose(embeddings.embed_layers(encoder, texts), vectors[None], atol=1e-6)
+    np.testing.assert_allclose(
+        embeddings.embed_layers(encoder, texts),
+        vectors[None],
+        atol=1e-6,
+    )
     assert embeddings.token_states(encoder, texts)[0].shape[::2] == (len(texts), WIDTH)
 
 
@@ -160,12 +214,26 @@ def test_the_model_reads_each_text_once_in_batches_of_equal_length(encoder, text
 def test_token_states_of_a_pair_are_those_of_both_texts_read_together(encoder, texts):
     pairs = texts[::-1]
     cut = dataclasses.replace(encoder, max_length=24)
-    states, mask = embeddings.token_states(cut, texts, pairs, batch_size=4, layers=2)
+    states, mask = embeddings.token_states(
+        cut,
+        texts,
+        pairs,
+        batch_size=4,
+        layers=2,
+    )
     assert states.dtype == np.float16
     for row, pair in enumerate(zip(texts, pairs, strict=True)):
-        alone = states_of(encoder.model, encoder.tokenizer, *pair, max_length=24)[-2:].mean(0)
+        alone = states_of(
+            encoder.model,
+            encoder.tokenizer,
+            *pair,
+            max_length=24,
+        )[-2:].mean(0)
         length = mask[row].sum()
-        np.testing.assert_array_equal(mask[row], np.arange(states.shape[1]) < length)
+        np.testing.assert_array_equal(
+            mask[row],
+            np.arange(states.shape[1]) < length,
+        )
         np.testing.assert_allclose(states[row, :length], alone, atol=5e-3)
         assert not states[row, length:].any()
 
@@ -188,8 +256,18 @@ def test_segments_of_a_pair_are_told_apart_where_the_model_knows_them(model, seg
 
 
 def test_a_model_without_segments_reads_pairs(segmenting, texts):
-    config = DistilBertConfig(vocab_size=len(segmenting), dim=WIDTH, n_layers=1, n_heads=2, hidden_dim=32)
-    states, _ = embeddings.token_states(Encoder("it", DistilBertModel(config), segmenting), texts, texts)
+    config = DistilBertConfig(
+        vocab_size=len(segmenting),
+        dim=WIDTH,
+        n_layers=1,
+        n_heads=2,
+        hidden_dim=32,
+    )
+    states, _ = embeddings.token_states(
+        Encoder("it", DistilBertModel(config), segmenting),
+        texts,
+        texts,
+    )
     assert states.shape[::2] == (len(texts), WIDTH)
 
 
@@ -200,14 +278,26 @@ def test_bag_of_embeddings_knows_words_but_not_their_order(encoder):
     assert not bag[3].any()
     ids = encoder.tokenizer("the river", add_special_tokens=False)["input_ids"]
     table = encoder.model.get_input_embeddings().weight.detach().numpy()
-    np.testing.assert_allclose(bag[2], table[ids].mean(0), atol=1e-6)
+    np.testing.assert_allclose(
+        bag[2],
+        table[ids].mean(0),
+        atol=1e-6,
+    )
 
 
 def test_bag_of_embeddings_weighs_words_as_its_encoder_does(encoder, weights):
     ids = encoder.tokenizer("the river", add_special_tokens=False)["input_ids"]
     table = encoder.model.get_input_embeddings().weight.detach().numpy()
     (bag,) = controls.bag_of_embeddings(dataclasses.replace(encoder, word_weights=weights), ["the river"])
-    np.testing.assert_allclose(bag, np.average(table[ids], axis=0, weights=weights[ids]), atol=1e-6)
+    np.testing.assert_allclose(
+        bag,
+        np.average(
+            table[ids],
+            axis=0,
+            weights=weights[ids],
+        ),
+        atol=1e-6,
+    )
 
 
 # ---- opening an encoder ---------------------------------------------------------------------------------------------
@@ -228,7 +318,12 @@ def add_modules(folder, pooling, *kinds):
     """modules.json as sentence-transformers writes it, and the configuration of its pooling."""
     kinds = ["Transformer", *kinds, "Pooling"]
     modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
         for i, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -259,7 +354,11 @@ def test_pooling_is_what_the_folder_says(folder, pooling, expected):
 
 @pytest.mark.parametrize(
     ("pooling", "kind"),
-    [(OLD_MAX, "max"), ({"pooling_mode": "lasttoken"}, "lasttoken"), (OLD_MAX | OLD_CLS, "cls+max")],
+    [
+        (OLD_MAX, "max"),
+        ({"pooling_mode": "lasttoken"}, "lasttoken"),
+        (OLD_MAX | OLD_CLS, "cls+max"),
+    ],
 )
 def test_another_pooling_is_refused_by_name_unless_one_is_named(folder, pooling, kind):
     add_modules(folder, pooling)
@@ -295,11 +394,20 @@ def test_vectors_are_those_of_sentence_transformers_where_texts_fit(folder, weig
     add_modules(folder, {"pooling_mode_mean_tokens": True}, *["WordWeights"] * with_weights)
     texts = [*texts, "", "river"]
     expected = st.SentenceTransformer(str(folder), device="cpu").encode(texts)
-    np.testing.assert_allclose(embeddings.embed_texts(open_encoder(str(folder)), texts), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        embeddings.embed_texts(open_encoder(str(folder)), texts),
+        expected,
+        atol=1e-5,
+    )
 
 
 def test_of_a_pretraining_model_it_is_the_encoder_that_would_be_exported(tmp_path, make_model, tokenizer, texts):
-    model = make_model({**make_model().config.text_config.to_dict(), "vocab_size": len(tokenizer)})
+    model = make_model(
+        {
+            **make_model().config.text_config.to_dict(),
+            "vocab_size": len(tokenizer),
+        }
+    )
     for parameter in model.target_encoder.parameters():
         parameter.data.mul_(1.5)
     model.save_pretrained(tmp_path / "pretraining")
@@ -315,7 +423,12 @@ def test_of_a_pretraining_model_it_is_the_encoder_that_would_be_exported(tmp_pat
 
 def test_the_tokenizer_of_a_run_is_left_alone(make_model, tokenizer, texts):
     """What it cuts at is part of its files, which the run has yet to save."""
-    model = make_model({**make_model().config.text_config.to_dict(), "vocab_size": len(tokenizer)})
+    model = make_model(
+        {
+            **make_model().config.text_config.to_dict(),
+            "vocab_size": len(tokenizer),
+        }
+    )
     tokenizer.backend_tokenizer.no_truncation()
     embeddings.embed_texts(encoder_inside(model, tokenizer, 16), texts)
     assert tokenizer.backend_tokenizer.truncation is None
@@ -325,12 +438,22 @@ def test_the_tokenizer_of_a_run_is_left_alone(make_model, tokenizer, texts):
 
 
 def test_the_nearest_text_is_another_one_by_centred_cosine():
-    vectors = np.array([[10.0, 1, 0], [10, 0.9, 0.1], [10, -1, 0], [10, -1, 0.2]])
+    vectors = np.array(
+        [
+            [10.0, 1, 0],
+            [10, 0.9, 0.1],
+            [10, -1, 0],
+            [10, -1, 0.2],
+        ]
+    )
     rows, cosines = embeddings.nearest_texts(vectors, [0, 3])
     assert rows.tolist() == [1, 2]
     centred = vectors - vectors.mean(0)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
-    np.testing.assert_allclose(cosines, [unit[0] @ unit[1], unit[3] @ unit[2]])
+    np.testing.assert_allclose(
+        cosines,
+        [unit[0] @ unit[1], unit[3] @ unit[2]],
+    )
 
 
 def test_tfidf_is_fitted_on_the_first_texts_alone(texts):
@@ -342,7 +465,11 @@ def test_tfidf_is_fitted_on_the_first_texts_alone(texts):
 
 
 def test_tfidf_cosines(texts):
-    cosines = controls.tfidf_cosines(texts, [texts[0], texts[0], ""], [texts[0], "zebra", texts[0]])
+    cosines = controls.tfidf_cosines(
+        texts,
+        [texts[0], texts[0], ""],
+        [texts[0], "zebra", texts[0]],
+    )
     np.testing.assert_allclose(cosines, [1, 0, 0], atol=1e-12)
     common, rare = controls.tfidf_cosines(
         ["the boat", "the mill", "the sea"], ["the boat"] * 2, ["the mill", "a boat"]
