@@ -1,4 +1,4 @@
-"""What a pretraining run can be asked for: the encoder, the texts, what of them is hidden, the objective."""
+"""The arguments of a pretraining run: encoder, texts, masks and views, objective, training."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -26,16 +26,16 @@ class ModelArguments:
     init: Literal["pretrained", "from_config", "embeddings", "layers"] = field(
         default="pretrained",
         metadata={
-            "help": "With --model_name_or_path: keep its weights; only its architecture and tokenizer; its input "
-            "embeddings too, under new layers; or all but these, for another tokenizer: --tokenizer_name, else one "
-            "trained on the corpus."
+            "help": "With --model_name_or_path, the part of it to keep: all weights (pretrained); architecture and "
+            "tokenizer only (from_config); the input embeddings too, under new layers (embeddings); all weights but "
+            "these, for another tokenizer (layers): --tokenizer_name, or one trained on the corpus."
         },
     )
     preset: str | None = field(
         default=None,
         metadata={
-            "help": "Size of a new encoder: static, tiny, mini, small, base or large. Default: static where windows "
-            "predict the rest of their document, else mini."
+            "help": "Size of a new encoder: static, tiny, mini, small, base or large. Default: static if windows "
+            "predict the rest of their document, otherwise mini."
         },
     )
     config_name: str | None = field(
@@ -43,45 +43,54 @@ class ModelArguments:
     )
     text_config: str | None = field(
         default=None,
-        metadata={
-            "help": "Fields of a new encoder's configuration that differ, as JSON: '{\"num_hidden_layers\": 3}'."
-        },
+        metadata={"help": "Fields to change in a new encoder's configuration, as JSON: '{\"num_hidden_layers\": 3}'."},
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Tokenizer: folder or Hub name. Default: the encoder's; trained if it is new."}
+        default=None,
+        metadata={"help": "Tokenizer: folder or Hub name. Default: the encoder's, or one trained on the corpus."},
     )
     tokenizer_type: Literal["wordpiece", "bpe"] = field(
         default="wordpiece", metadata={"help": "Kind of a tokenizer trained on the corpus; bpe is byte-level."}
     )
-    vocab_size: int = field(default=16_384, metadata={"help": "Words of a tokenizer trained on the corpus."})
-    lowercase: bool = field(default=True, metadata={"help": "Fold case and accents in a tokenizer trained here."})
+    vocab_size: int = field(default=16_384, metadata={"help": "Vocabulary size of a tokenizer trained on the corpus."})
+    lowercase: bool = field(
+        default=True, metadata={"help": "Fold case and accents in a tokenizer trained on the corpus."}
+    )
     objective: Literal["documents", "jepa", "mlm", "drop_mlm", "data2vec", "simcse"] | None = field(
         default=None,
         metadata={
-            "help": "What other flags of the objective start from: windows that predict the rest of their document "
-            "(documents), hidden tokens that are predicted in latent space (jepa), or a baseline in the same trainer. "
-            "Default: documents; of a Text-JEPA that is trained further, its own."
+            "help": "Objective, whose fields other flags override: windows predict the rest of their document "
+            "(documents), hidden tokens are predicted in latent space (jepa), or a baseline in the same trainer. "
+            "Default: documents; for a Text-JEPA that is trained further, its own."
         },
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = field(
         default=None,
-        metadata={"help": "Attention of both encoders, where they offer it. Default: sdpa. The predictor's is sdpa."},
+        metadata={
+            "help": "Attention of both encoders, if they offer it. Default: sdpa. The predictor always uses sdpa."
+        },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and the built-in corpus are kept."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Cache folder for downloads and the built-in corpus."}
+    )
     export_encoder: Literal["target", "context"] = field(
-        default="target", metadata={"help": "Exported encoder: the moving average, or the one that was optimised."}
+        default="target",
+        metadata={"help": "Encoder to export: the moving average (target), or the one that is optimised (context)."},
     )
     merge: bool | None = field(
         default=None,
         metadata={
-            "help": "Export the weights between the first and the last ones with which passages of held-out documents "
-            "find their rest best. Default: where the loss is on vectors of texts; false exports the last ones."
+            "help": "Export the mixture of first and last weights with which passages of held-out documents find the "
+            "rest of their documents best. Default: true if the loss is on vectors of texts; false exports the last "
+            "weights."
         },
     )
     license: str = field(
         default="unknown",
-        metadata={"help": "Licence of the weights for the card, by its name on the Hub: apache-2.0, cc-by-sa-4.0 …"},
+        metadata={
+            "help": "Licence of the weights for the model card, by its name on the Hub: apache-2.0, cc-by-sa-4.0 …"
+        },
     )
 
     def __post_init__(self):
@@ -96,33 +105,40 @@ class ModelArguments:
 
 @dataclass
 class DataArguments(CorpusArguments):
-    """The texts, and what of them is hidden."""
+    """The texts, their masks and views, and the online probe."""
 
-    shuffle_buffer: int = field(default=10_000, metadata={"help": "Texts of a stream that are shuffled together."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training documents."})
-    max_eval_samples: int = field(default=1_000, metadata={"help": "Evaluate on so many held-out texts."})
+    shuffle_buffer: int = field(
+        default=10_000, metadata={"help": "Size of the buffer in which the texts of a stream are shuffled."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Number of training documents to use. Default: all."}
+    )
+    max_eval_samples: int = field(default=1_000, metadata={"help": "Number of held-out texts to evaluate on."})
     max_length: int = field(
-        default=128, metadata={"help": "Longest text in tokens; longer documents are split at ends of sentences."}
+        default=128, metadata={"help": "Longest text in tokens; longer documents are cut at the ends of sentences."}
     )
     max_document_length: int = field(
         default=512,
-        metadata={"help": "Where windows predict the rest of their document: longer documents are split into parts."},
+        metadata={
+            "help": "Longest document in tokens if windows predict the rest of their document; longer ones are cut."
+        },
     )
-    min_length: int = field(default=2, metadata={"help": "Documents of fewer tokens are left out."})
+    min_length: int = field(default=2, metadata={"help": "Shortest document in tokens; shorter ones are left out."})
     prepare_only: bool = field(
-        default=False, metadata={"help": "End when the corpus is tokenized and cached, before any training."}
+        default=False, metadata={"help": "Stop when the corpus is tokenized and cached, before any training."}
     )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
-    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again."})
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Number of processes for tokenization."}
+    )
+    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again instead of reading the cache."})
 
-    num_masks: int = field(default=1, metadata={"help": "Masks per text and step; they share one target pass."})
+    num_masks: int = field(default=1, metadata={"help": "Masks per text; they share one pass of the target encoder."})
     mask_ratio: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Share of the words hidden by a mask. Default: 0.5, and 0 where no hidden token is "
-            "predicted. Two ends of an interval that each mask draws from, 0.3 "
-            "0.5; or a schedule, '{start: 0.15, end: 0.4, steps: 10000}'. 0 hides nothing. With --num_spans the most "
-            "that they hide."
+            "help": "Share of the words hidden by a mask: a number; the ends of an interval drawn from for each mask "
+            "(0.3 0.5); or a schedule ('{start: 0.15, end: 0.4, steps: 10000}'). 0 hides nothing. With --num_spans: "
+            "the largest share hidden. Default: 0.5, or 0 if the objective predicts no hidden tokens."
         },
     )
     span_length_distribution: SpanLengthDistribution = field(
@@ -131,19 +147,25 @@ class DataArguments(CorpusArguments):
     mean_span_length: float = field(default=3.0, metadata={"help": "Mean length of a hidden span in tokens."})
     max_span_length: int = field(default=10, metadata={"help": "Longest hidden span in tokens."})
     num_spans: int | None = field(
-        default=None, metadata={"help": "Hide so many spans, of --min_span_length to --max_span_length tokens each."}
+        default=None,
+        metadata={"help": "Number of spans to hide, of --min_span_length to --max_span_length tokens each."},
     )
-    min_span_length: int = field(default=1, metadata={"help": "With --num_spans: shortest hidden span in tokens."})
-    whole_words: bool = field(default=True, metadata={"help": "Hide whole words, never a part of one."})
+    min_span_length: int = field(
+        default=1, metadata={"help": "Shortest hidden span in tokens; goes with --num_spans."}
+    )
+    whole_words: bool = field(default=True, metadata={"help": "Hide whole words, never parts of words."})
     mask_strategies: str | None = field(
         default=None,
         metadata={
-            "help": "Several ways to hide, of which each mask draws one, instead of the flags above: names and fields "
-            "of text_jepa.masking.MaskStrategy, as in '{short: {ratio: 0.15}, end: {kind: suffix, ratio: 0.25}}'."
+            "help": "Mask strategies, of which each mask draws one, instead of the flags above: names and fields of "
+            "text_jepa.MaskStrategy, as in '{short: {ratio: 0.15}, end: {kind: suffix, ratio: 0.25}}'."
         },
     )
     equal_counts: bool = field(
-        default=False, metadata={"help": "Cut all masks of a batch to the same number of tokens, without padding."}
+        default=False,
+        metadata={
+            "help": "Cut all masks of a batch to the same numbers of tokens, so that positions need no padding."
+        },
     )
     complement_masks: bool = field(
         default=False, metadata={"help": "Masks come in pairs, of which one hides what the other sees."}
@@ -151,71 +173,82 @@ class DataArguments(CorpusArguments):
     view: View | None = field(
         default=None,
         metadata={
-            "help": "What belongs to each text: the rest of its document, or the neighbouring window; or for the "
-            "sentence loss a second text of the same meaning. Default: rest, with a document loss."
+            "help": "Second text of each text: the rest of its document or the neighbouring window; or, for the "
+            "sentence loss, a text of the same meaning. Default: rest with a document loss, otherwise none."
         },
     )
     view_ratio: list[float] = field(
         default_factory=lambda: [0.5, 0.9],
-        metadata={"help": "Share of the words that a crop or deletion keeps: a number, or two ends of an interval."},
+        metadata={"help": "Share of the words that a crop or deletion keeps: a number, or the ends of an interval."},
     )
 
     probe_task: str | None = field(
         default=None,
         metadata={
-            "help": "Probe both encoders at every evaluation on the training part of a task: packages (built in), one "
-            "of GLUE, or a file with the columns text and label. Its eval_probe_* figures can choose the checkpoint: "
-            "--load_best_model_at_end --metric_for_best_model eval_probe_target_linear."
+            "help": "Task on whose training split both encoders are probed at every evaluation: packages (built in), "
+            "a task of GLUE, or a file with the columns text and label. Its eval_probe_* figures can select the best "
+            "checkpoint: --load_best_model_at_end --metric_for_best_model eval_probe_target_linear."
         },
     )
-    probe_data_dir: str | None = field(default=None, metadata={"help": "Folder of GLUE tasks. Default: the Hub."})
+    probe_data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with the GLUE tasks. Default: the Hub."}
+    )
 
     def __post_init__(self):
         for name in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
-        if (self.view == "column") != (self.view_column is not None):
+        if self.max_document_length < 4:
+            raise ValueError(f"--max_document_length must be at least 4, got {self.max_document_length}")
+        self._read_view()
+        if self.mask_ratio is not None:
+            self.mask_ratio = read_shares("mask_ratio", self.mask_ratio)
+        if self.mask_strategies is not None:
+            self.mask_strategies = read_strategies(self.mask_strategies)
+            self._refuse_span_flags()
+
+    def _read_view(self) -> None:
+        has_column = self.view_column is not None
+        if (self.view == "column") != has_column:
             raise ValueError("--view column and --view_column NAME go together")
         if self.view not in ("crop", "crop_both", "deletion") and self.view_ratio != [0.5, 0.9]:
             raise ValueError("--view_ratio goes with --view crop, crop_both or deletion")
-        if self.max_document_length < 4:
-            raise ValueError(f"--max_document_length must be at least 4, got {self.max_document_length}")
-        if self.mask_ratio is not None:
-            self.mask_ratio = read_shares("mask_ratio", self.mask_ratio)
-        self.view_ratio = self.view_ratio if len(self.view_ratio) > 1 else self.view_ratio[0]
-        if self.mask_strategies is not None:
-            self.mask_strategies = read_strategies(self.mask_strategies)
-            defaults = {f.name: f.default for f in dataclasses.fields(self)}
-            for name in ("mask_ratio", "whole_words", *(name for name in defaults if "span" in name)):
-                if getattr(self, name) != defaults[name]:
-                    raise ValueError(f"--{name} and --mask_strategies exclude each other: it is a field of a strategy")
+        if len(self.view_ratio) == 1:
+            self.view_ratio = self.view_ratio[0]
+
+    def _refuse_span_flags(self) -> None:
+        """Refuses flags of a single strategy beside --mask_strategies."""
+        for argument in dataclasses.fields(self):
+            name = argument.name
+            is_of_strategy = name in ("mask_ratio", "whole_words") or "span" in name
+            if is_of_strategy and getattr(self, name) != argument.default:
+                raise ValueError(f"--{name} and --mask_strategies exclude each other: it is a field of a strategy")
 
 
-def read_yaml(flag, text):
-    """The value of a flag that is written as YAML or JSON."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--{flag} {text}: not YAML: {error}") from error
+ObjectiveArguments = config_arguments(TextJepaConfig, exclude=("text_config",))
 
 
-def read_shares(flag: str, words: list[str]):
+def read_shares(flag: str, words: list[str]) -> Any:
     """A share, the two ends of an interval, or a schedule, from the words behind a flag."""
-    shares = read_yaml(flag, f"[{', '.join(words)}]")
+    shares = _read_yaml(flag, f"[{', '.join(words)}]")
     if not shares:
-        raise ValueError(f"--{flag}: expected a share, the two ends of an interval, or shares by step")
+        raise ValueError(f"--{flag}: expected a share, the two ends of an interval, or a schedule")
     return shares if len(shares) > 1 else shares[0]
 
 
-def read_strategies(text) -> dict[str, dict]:
-    """The fields of mask strategies by name."""
-    strategies = read_yaml("mask_strategies", text)
+def read_strategies(text: str) -> dict[str, dict[str, Any]]:
+    """The fields of mask strategies by name.
+
+    Raises:
+        UsageError: The text is not a mapping of names to fields, or a field is unknown.
+    """
+    strategies = _read_yaml("mask_strategies", text)
     if not isinstance(strategies, dict) or not all(isinstance(fields, dict) for fields in strategies.values()):
         raise UsageError(
             "--mask_strategies: expected names and fields, '{short: {ratio: 0.15}, end: {kind: suffix, ratio: 0.25}}'"
         )
-    known = [f.name for f in dataclasses.fields(MaskStrategy) if f.name != "name"]
+    known = [spec.name for spec in dataclasses.fields(MaskStrategy) if spec.name != "name"]
     for name, fields in strategies.items():
         for key in fields:
             if key not in known:
@@ -226,65 +259,98 @@ def read_strategies(text) -> dict[str, dict]:
     return strategies
 
 
-ObjectiveArguments = config_arguments(TextJepaConfig, exclude=("text_config",))
+def _read_yaml(flag: str, text: str) -> Any:
+    """The value of a flag that is written as YAML or JSON."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--{flag} {text}: not YAML: {error}") from error
 
 
-def write_arguments(path, *groups):
-    """Writes all arguments with their values, as a YAML file that the command takes again."""
+def write_arguments(path: Path, *groups: Any) -> None:
+    """Writes the arguments of all groups into a YAML file that the command takes again."""
     values = {}
     for group in groups:
-        found = group.to_dict() if isinstance(group, TextJepaTrainingArguments) else dataclasses.asdict(group)
-        values |= {key: value for key, value in found.items() if value not in (None, [], {}) and key != "hub_token"}
+        is_of_trainer = isinstance(group, TextJepaTrainingArguments)
+        fields = group.to_dict() if is_of_trainer else dataclasses.asdict(group)
+        for name, value in fields.items():
+            is_secret = name == "hub_token"
+            if not is_secret and value not in (None, [], {}):
+                values[name] = value
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+# The least values of some arguments, which transformers does not check.
+_LEAST = {
+    "seed": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "ema_frozen_steps": 0,
+}
 
 
 @dataclass
 class TextJepaTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with defaults for latent prediction, and what the callbacks need."""
+    """`TrainingArguments` with defaults for latent prediction, and the arguments of the callbacks."""
 
     output_dir: str | None = field(
-        default="text-jepa-output", metadata={"help": "Where the encoder, the checkpoints and the figures go."}
+        default="text-jepa-output", metadata={"help": "Folder for the encoder, the checkpoints and the log."}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate (5e-5 suits a trained encoder)."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
     warmup_steps: float = field(default=0.08, metadata={"help": "Warm-up: steps, or a share of the run if below 1."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's, on matrices only."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second moment."})
-    adam_epsilon: float = field(default=1e-6, metadata={"help": "AdamW's epsilon."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per process and step."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Texts per process in evaluation."})
-    logging_steps: float = field(default=50, metadata={"help": "Log, and watch for collapse, every so many steps."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW, on matrices only."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Decay of AdamW's second moment."})
+    adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per process and batch in training."})
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Texts per process and batch in evaluation."}
+    )
+    logging_steps: float = field(
+        default=50, metadata={"help": "Steps between two log entries and looks for collapse."}
+    )
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator owns the columns."})
-    prediction_loss_only: bool = field(default=True, metadata={"help": "Keep only losses in evaluation."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave losses that are not finite out of the log."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints to keep."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop columns that the model does not take; the collator needs them."}
+    )
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Compute only losses in evaluation."})
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every trainable parameter takes part in the loss."}
+        default=False,
+        metadata={"help": "Look for parameters without gradient; every trainable one takes part in the loss."},
     )
 
     predictor_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak rate of predictor and heads, which are new beside a trained encoder. Default: the same."
+            "help": "Peak learning rate of predictor and heads, which are new beside a trained encoder. Default: "
+            "--learning_rate."
         },
     )
     embedding_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Peak rate of the encoder's input embeddings. Default: the same."},
+        metadata={"help": "Peak learning rate of the encoder's input embeddings. Default: --learning_rate."},
     )
     ema_schedule: Literal["cosine", "linear", "constant"] = field(
-        default="cosine", metadata={"help": "Course of the target encoder's decay over the run."}
+        default="cosine", metadata={"help": "Schedule of the target encoder's EMA decay over the run."}
     )
     ema_decay_start: float | None = field(
-        default=None, metadata={"help": "First decay. Default: 1 - 100 / steps, an average over 1 % of the run."}
+        default=None,
+        metadata={"help": "EMA decay at the first step. Default: 1 - 100 / steps, an average over 1 % of the run."},
     )
     ema_decay_end: float | None = field(
-        default=None, metadata={"help": "Last decay. Default: 1 - 10 / steps, an average over 10 % of the run."}
+        default=None,
+        metadata={"help": "EMA decay at the last step. Default: 1 - 10 / steps, an average over 10 % of the run."},
     )
     ema_frozen_steps: int = field(
         default=0,
-        metadata={"help": "First steps in which the target encoder stays as it is, for a start from a trained one."},
+        metadata={"help": "First steps in which the target encoder is frozen, for a start from a trained encoder."},
     )
     weight_decay_end: float | None = field(
         default=None,
@@ -293,35 +359,33 @@ class TextJepaTrainingArguments(TrainingArguments):
     mask_batching: Literal["joint", "sequential"] = field(
         default="joint",
         metadata={
-            "help": "Masks of a text: all in one pass, or one after the other in the memory of one. Terms that look "
-            "at a whole batch then look at one mask at a time; targets are made once either way."
+            "help": "Masks of a text in one pass (joint), or one after the other in the memory of one (sequential). "
+            "Terms that look at a whole batch then look at one mask at a time; targets are computed once either way."
         },
     )
     skip_spikes: bool = field(
-        default=False, metadata={"help": "Leave out steps whose loss or gradient norm is far above the last 128."}
+        default=False,
+        metadata={"help": "Skip steps whose loss or gradient norm is far above those of the last 128 steps."},
     )
     hub_strategy: HubStrategy | str = field(
         default="end",
-        metadata={"help": "With --push_to_hub: publish the encoder at the end, or at every_save too."},
+        metadata={"help": "When --push_to_hub publishes the encoder: at the end, or at every_save too."},
     )
     accept_changes: bool = field(
-        default=False, metadata={"help": "Go on from a checkpoint although settings or data are not those of its run."}
+        default=False,
+        metadata={"help": "Resume from a checkpoint although settings or data differ from those of its run."},
     )
-    stop_on_collapse: bool = field(
-        default=False, metadata={"help": "End the run when the collapse monitor warns, instead of only warning."}
-    )
+    stop_on_collapse: bool = field(default=False, metadata={"help": "Stop the run when the collapse monitor warns."})
 
     def __post_init__(self):
         for name in ("ema_decay_start", "ema_decay_end"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"--{name} must lie between 0 and 1, got {value}")
-        least = {"seed": 0, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
-        least |= {"gradient_accumulation_steps": 1, "dataloader_num_workers": 0, "learning_rate": 0}
-        least |= {"ema_frozen_steps": 0}
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"--{name} must be at least {bound}, got {getattr(self, name)}")
+        for name, bound in _LEAST.items():
+            value = getattr(self, name)
+            if not value >= bound:
+                raise ValueError(f"--{name} must be at least {bound}, got {value}")
         if self.weight_decay_end is not None and not self.weight_decay > 0:
             raise ValueError("--weight_decay_end needs a --weight_decay above 0 to begin with")
         if self.accelerator_config is None:
@@ -331,7 +395,7 @@ class TextJepaTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         super().__post_init__()
         if self.report_to and self.run_name is None:
-            # Trackio goes on with the run of that name. Without one it takes the closing evaluation for another run.
+            # Trackio resumes the run of that name; without a name it takes the last evaluation for another run.
             self.run_name = Path(self.output_dir).absolute().name
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
@@ -340,13 +404,40 @@ class TextJepaTrainingArguments(TrainingArguments):
             )
 
 
+# Arguments that a resumed run must share with the run that left its checkpoint.
+_FINGERPRINT = (
+    "seed",
+    "data_seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "max_steps",
+    "num_train_epochs",
+    "bf16",
+    "fp16",
+    "dataloader_drop_last",
+    "optim",
+    "learning_rate",
+    "predictor_learning_rate",
+    "embedding_learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "weight_decay_end",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "skip_spikes",
+    "mask_batching",
+    "ema_schedule",
+    "ema_decay_start",
+    "ema_decay_end",
+    "ema_frozen_steps",
+)
+
+
 def fingerprint_of_arguments(args: TextJepaTrainingArguments) -> dict[str, Any]:
     """The settings that a resumed run must share with the run that left its checkpoint."""
-    names = ["seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"]
-    names += ["max_steps", "num_train_epochs", "bf16", "fp16", "dataloader_drop_last"]
-    names += ["optim", "learning_rate", "predictor_learning_rate", "embedding_learning_rate"]
-    names += ["lr_scheduler_type", "lr_scheduler_kwargs"]
-    names += ["warmup_steps", "weight_decay", "weight_decay_end", "adam_beta1", "adam_beta2", "adam_epsilon"]
-    names += ["max_grad_norm", "skip_spikes", "mask_batching"]
-    names += ["ema_schedule", "ema_decay_start", "ema_decay_end", "ema_frozen_steps"]
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in _FINGERPRINT}
