@@ -1,4 +1,4 @@
-"""Runs that survive: what is saved is whole or not called a checkpoint, and a run goes on bit by bit where it was.
+"""Runs that survive: what is saved is complete or not called a checkpoint, and a resumed run is bit-exact.
 
 The cases of `docs/reliability.md`, P2 to P14. Run: python -m pytest -q tests/train/test_checkpoints.py
 """
@@ -34,31 +34,46 @@ from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.masking import MaskStrategy, ViewStrategy
-from text_jepa.train import callbacks, checkpointing
+from text_jepa.train import callbacks, checkpointing, pretraining
 from text_jepa.train.callbacks import PREEMPTED, SPIKE_WINDOW, SpikeCallback, spike_threshold
 from text_jepa.train.checkpointing import checkpoints, find_damage, newest_whole_checkpoint
 from text_jepa.train.run_log import read_metrics, to_json_value
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 DROPOUT = {"embedding_dropout": 0.2, "mlp_dropout": 0.2}
-# Of an encoder without layers.
+# For an encoder without layers.
 STATIC_SHAPE = {"hidden_size": 16, "num_attention_heads": 2}
 STATIC_DROPOUT = {"dropout": 0.2}
 
 
 def model_of(tokenizer, **shape):
-    """Of token-level terms alone: the contrast of so few texts has gradients with a tail of their own."""
+    """A model with token-level terms alone: the contrast of a few texts has gradients with a tail of their own."""
     torch.manual_seed(0)
-    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **SHAPE, **shape}
+    shape = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        **SHAPE,
+        **shape,
+    }
     return TextJepaForPreTraining(TextJepaConfig.preset("tiny", shape, sentence_loss_weight=0.0))
 
 
 def document_model_of(tokenizer, **shape):
-    """Of the default objective, with a weight of its own for each word."""
+    """A model with the default objective and a different weight for each word."""
     torch.manual_seed(0)
-    shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **STATIC_SHAPE, **shape}
+    shape = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        **STATIC_SHAPE,
+        **shape,
+    }
     config = TextJepaConfig.preset("static", shape, **OBJECTIVES["documents"])
     model = TextJepaForPreTraining(config)
     model.set_word_weights(torch.rand(len(tokenizer)) + 0.5)
@@ -69,18 +84,37 @@ def document_model_of(tokenizer, **shape):
 def examples(tokenizer):
     """48 texts of 6 to 20 tokens."""
     generator = np.random.default_rng(0)
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    rows = [[cls, *generator.integers(5, len(tokenizer), n).tolist(), sep] for n in generator.integers(4, 18, 48)]
-    return datasets.Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+    rows = []
+    for length in generator.integers(4, 18, 48):
+        words = generator.integers(5, len(tokenizer), length).tolist()
+        rows.append([tokenizer.cls_token_id, *words, tokenizer.sep_token_id])
+    return dataset_of(rows)
 
 
-def trainer_of(tokenizer, examples, output_dir, streaming=False, dropout=False, documents=False, **arguments):
-    """A trainer of 40 texts, or of two windows of each of 20 documents: ten batches.
+def dataset_of(rows):
+    """Examples of token ids."""
+    lengths = [len(row) for row in rows]
+    return datasets.Dataset.from_dict({"input_ids": rows, "length": lengths})
 
-    Those of a stream come from two files' worth of shards.
-    """
-    usual = {"max_steps": 6, "per_device_train_batch_size": 4, "logging_steps": 1, "save_steps": 2}
-    args = TextJepaTrainingArguments(str(output_dir), use_cpu=True, **{**usual, **arguments})
+
+def trainer_of(
+    tokenizer,
+    examples,
+    output_dir,
+    streaming=False,
+    dropout=False,
+    documents=False,
+    **arguments,
+):
+    """A trainer on 40 texts, or on two windows of each of 20 documents: ten batches. A stream has two shards."""
+    arguments = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "save_steps": 2,
+        **arguments,
+    }
+    args = TextJepaTrainingArguments(str(output_dir), use_cpu=True, **arguments)
     if documents:
         model = document_model_of(tokenizer, **(STATIC_DROPOUT if dropout else {}))
         collator = DataCollatorForTextJepa(
@@ -96,7 +130,12 @@ def trainer_of(tokenizer, examples, output_dir, streaming=False, dropout=False, 
     if streaming:
         stream = datasets.Dataset.from_list(list(train)).to_iterable_dataset(num_shards=2)
         stream = stream.shuffle(seed=3, buffer_size=10)
-        train = EndlessStream(stream, args.train_batch_size, args.gradient_accumulation_steps, pool_batches=2)
+        train = EndlessStream(
+            stream,
+            args.train_batch_size,
+            args.gradient_accumulation_steps,
+            pool_batches=2,
+        )
     return TextJepaTrainer(model, args, collator, train, held_out, processing_class=tokenizer)
 
 
@@ -107,8 +146,7 @@ WINDOW_LENGTH = 32
 def windows_of(texts):
     """The windows of texts without their special tokens."""
     rows = [text["input_ids"][1:-1] for text in texts]
-    documents = datasets.Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
-    windows = DocumentWindows(documents, WINDOW_LENGTH, special_tokens=2)
+    windows = DocumentWindows(dataset_of(rows), WINDOW_LENGTH, special_tokens=2)
     assert len(windows) == 2 * len(texts)
     return windows
 
@@ -117,7 +155,8 @@ class At(TrainerCallback):
     """Does something at the end of these steps."""
 
     def __init__(self, steps, do):
-        self.steps, self.do = steps, do
+        self.steps = steps
+        self.do = do
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step in self.steps:
@@ -128,22 +167,33 @@ def save_at(trainer, *steps):
     trainer.add_callback(At(steps, lambda control: setattr(control, "should_save", True)))
 
 
-# ---- P2: bit by bit -------------------------------------------------------------------------------------------------
+# ---- P2: bit-exact --------------------------------------------------------------------------------------------------
 
 
-# Of passes of ten batches: in the middle of one, at its border, in the second. The log's records lie elsewhere.
+# Steps by accumulation, in passes of ten batches: in the middle of a pass, at its end, and in the second pass. The
+# records of the log are written at other steps.
 STOPS = {1: (4, 10, 13), 3: (2, 4, 6)}
 LAST = {1: 15, 3: 7}
 PLACES = ("middle", "border", "second-pass")
-# The others take a minute more.
-USUAL = {("map", 0, 3, place) for place in PLACES}
-USUAL |= {("map", 2, 1, "second-pass"), ("stream", 0, 1, "second-pass"), ("stream", 2, 3, "middle")}
-USUAL |= {("documents", 0, 3, place) for place in PLACES}
-USUAL |= {("documents", 2, 1, "second-pass"), ("document-stream", 2, 3, "middle")}
-MATRIX = [
-    pytest.param(*case, marks=[] if case in USUAL else pytest.mark.slow)
-    for case in itertools.product(("map", "stream", "documents", "document-stream"), (0, 2), (1, 3), PLACES)
-]
+# Source, workers, accumulation and place; the other combinations take a minute more.
+FAST = {
+    ("map", 0, 3, "middle"),
+    ("map", 0, 3, "border"),
+    ("map", 0, 3, "second-pass"),
+    ("map", 2, 1, "second-pass"),
+    ("stream", 0, 1, "second-pass"),
+    ("stream", 2, 3, "middle"),
+    ("documents", 0, 3, "middle"),
+    ("documents", 0, 3, "border"),
+    ("documents", 0, 3, "second-pass"),
+    ("documents", 2, 1, "second-pass"),
+    ("document-stream", 2, 3, "middle"),
+}
+SOURCES = ("map", "stream", "documents", "document-stream")
+MATRIX = []
+for case in itertools.product(SOURCES, (0, 2), (1, 3), PLACES):
+    marks = [] if case in FAST else pytest.mark.slow
+    MATRIX.append(pytest.param(*case, marks=marks))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +238,7 @@ def test_resumed_run_ends_with_the_same_bits(
 ):
     """Encoders, predictors, optimizer, schedule, random states, windows of the monitors, and the log.
 
-    Of documents the weights of words, the lexical vectors and the running mean of targets too.
+    With documents also the weights of words, the lexical vectors and the running mean of targets.
     """
     whole = whole_run(source, workers, accumulation)
     stop = STOPS[accumulation][PLACES.index(place)]
@@ -243,7 +293,8 @@ def test_log_goes_on_without_gaps_and_repetitions(tokenizer, examples, tmp_path)
         file.write('{"step": 7, "los')
     again = trainer_of(tokenizer, examples, tmp_path, max_steps=6, save_steps=3)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert [record["step"] for record in read_metrics(tmp_path)] == [record["step"] for record in before]
+    after = read_metrics(tmp_path)
+    assert [record["step"] for record in after] == [record["step"] for record in before]
 
 
 # ---- P5, P6: damage -------------------------------------------------------------------------------------------------
@@ -257,8 +308,17 @@ def two_checkpoints(tokenizer, examples, tmp_path_factory):
     return folder
 
 
-SAVED = ["config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
-SAVED += ["tokenizer.json", "tokenizer_config.json", "manifest.json"]
+SAVED = [
+    "config.json",
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "manifest.json",
+]
 
 
 def cut(path):
@@ -271,7 +331,8 @@ def empty(path):
 
 def flip(path, place=0.5):
     content = bytearray(path.read_bytes())
-    content[int(place * (len(content) - 1))] ^= 0b100
+    position = int(place * (len(content) - 1))
+    content[position] ^= 0b100
     path.write_bytes(content)
 
 
@@ -279,11 +340,17 @@ def lengthen(path):
     path.write_bytes(path.read_bytes() + b"\n ")
 
 
-DAMAGES = [(name, do) for name in SAVED for do in (cut, empty, Path.unlink, flip, lengthen)]
-DAMAGES.remove(("manifest.json", lengthen))  # by a blank, which changes nothing
+WAYS = (cut, empty, Path.unlink, flip, lengthen)
+DAMAGES = list(itertools.product(SAVED, WAYS))
+# A blank more changes nothing.
+DAMAGES.remove(("manifest.json", lengthen))
 
 
-@pytest.mark.parametrize(("name", "do"), DAMAGES, ids=[f"{name}-{do.__name__}" for name, do in DAMAGES])
+@pytest.mark.parametrize(
+    ("name", "do"),
+    DAMAGES,
+    ids=[f"{name}-{do.__name__}" for name, do in DAMAGES],
+)
 def test_damaged_checkpoint_is_named_and_the_one_before_taken(two_checkpoints, tmp_path, capsys, name, do):
     run = shutil.copytree(two_checkpoints, tmp_path / "run")
     do(run / "checkpoint-4" / name)
@@ -303,7 +370,7 @@ def test_no_bit_of_a_manifest_changes_unseen(two_checkpoints, tmp_path, place):
     assert find_damage(folder) is not None or checkpointing.read_manifest(folder) == before
 
 
-def test_tampered_facts_are_seen(two_checkpoints, tmp_path):
+def test_a_tampered_fingerprint_is_seen(two_checkpoints, tmp_path):
     folder = shutil.copytree(two_checkpoints / "checkpoint-4", tmp_path / "checkpoint-4")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["facts"]["seed"] += 1
@@ -370,7 +437,11 @@ def test_killed_save_leaves_the_checkpoint_before_and_a_run_that_goes_on(
             patches.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
             raise Killed
 
-        trainer.add_callback(At([4], lambda control: patches.setattr(*POINTS[point](trainer), die)))
+        def strike(control):
+            owner, attribute = POINTS[point](trainer)
+            patches.setattr(owner, attribute, die)
+
+        trainer.add_callback(At([4], strike))
         with pytest.raises(Killed):
             trainer.train()
     found = newest_whole_checkpoint(run)
@@ -470,9 +541,10 @@ def test_signal_handlers_are_given_back_after_an_error_too(tokenizer, examples, 
 
 def test_second_signal_ends_at_once_unless_it_is_the_same_one(monkeypatch):
     """A launcher passes on within a moment what the whole group has got; a person presses again later."""
-    ended, now = [], [100.0]
+    ended = []
+    now = [100.0]
     monkeypatch.setattr(os, "_exit", ended.append)
-    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     callback = callbacks.PreemptionCallback()
     for after in (0.0, 0.3, 0.6):
         now[0] = 100.0 + after
@@ -486,7 +558,8 @@ def test_second_signal_ends_at_once_unless_it_is_the_same_one(monkeypatch):
 
 
 def test_signal_that_comes_while_the_processes_agree_counts_at_the_next_step(monkeypatch):
-    callback, control = callbacks.PreemptionCallback(), TrainerControl()
+    callback = callbacks.PreemptionCallback()
+    control = TrainerControl()
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: callback._note(signal.SIGTERM, None))
     args = SimpleNamespace(world_size=2, device="cpu")
     callback.on_step_end(args, None, control)
@@ -520,11 +593,27 @@ def corpus(tmp_path_factory):
 
 def flags(corpus, output_dir, *more):
     """The command line of a tiny run; later flags win."""
-    usual = f"--objective jepa --preset tiny --train_file {corpus}/train.txt --cache_dir {corpus}/cache"
-    usual += " --vocab_size 200 --max_length 16"
-    usual += " --max_steps 6 --save_steps 2 --logging_steps 1 --per_device_train_batch_size 4 --use_cpu"
-    usual += f" --max_eval_samples 8 --num_masks 2 --output_dir {output_dir}"
-    return [*usual.split(), "--text_config", json.dumps(SHAPE | DROPOUT), *more]
+    usual = {
+        "objective": "jepa",
+        "preset": "tiny",
+        "text_config": json.dumps(SHAPE | DROPOUT),
+        "train_file": corpus / "train.txt",
+        "cache_dir": corpus / "cache",
+        "vocab_size": 200,
+        "max_length": 16,
+        "num_masks": 2,
+        "max_steps": 6,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "max_eval_samples": 8,
+        "use_cpu": True,
+        "output_dir": output_dir,
+    }
+    words = []
+    for name, value in usual.items():
+        words += [f"--{name}", str(value)]
+    return [*words, *more]
 
 
 @pytest.fixture
@@ -553,18 +642,24 @@ AUTO = ("--resume_from_checkpoint", "auto")
 
 
 def content(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 @pytest.fixture
 def copy(finished, tmp_path):
     """The finished run as it would be after step 4."""
-    run = shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(run / "checkpoint-6")
-    for path in run.iterdir():
+    return go_back(finished, tmp_path / "run")
+
+
+def go_back(run, copy):
+    """Copies a run of six steps as it would be after step 4."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoint-6")
+    for path in copy.iterdir():
         if path.is_file():
             path.unlink()
-    return run
+    return copy
 
 
 def test_command_goes_on_where_it_was(command, finished, copy):
@@ -579,18 +674,29 @@ def test_command_of_the_default_objective_goes_on_where_it_was(command, corpus, 
     file = tmp_path / "long.txt"
     words = [f"word{number}" for number in range(40)]
     generator = np.random.default_rng(0)
-    file.write_text("".join(f"{' '.join(generator.choice(words, 150))}.\n" for _ in range(120)))
-    more = ["--objective", "documents", "--preset", "static", "--text_config", json.dumps(STATIC_SHAPE)]
-    more += ["--train_file", str(file), "--validation_split_percentage", "50", "--num_masks", "1"]
+    documents = [" ".join(generator.choice(words, 150)) for _ in range(120)]
+    file.write_text("".join(f"{document}.\n" for document in documents))
+    more = [
+        *("--objective", "documents"),
+        *("--preset", "static"),
+        *("--text_config", json.dumps(STATIC_SHAPE)),
+        *("--train_file", str(file)),
+        *("--validation_split_percentage", "50"),
+        *("--num_masks", "1"),
+    ]
     whole = run_pretraining.main(flags(corpus, tmp_path / "whole", *more))
-    assert json.loads((whole / "verdict.json").read_text())["mean_reciprocal_rank_by_share"]
-    run = shutil.copytree(whole, tmp_path / "run")
-    shutil.rmtree(run / "checkpoint-6")
-    for path in run.iterdir():
-        if path.is_file():
-            path.unlink()
+    verdict = json.loads((whole / "verdict.json").read_text())
+    assert verdict["mean_reciprocal_rank_by_share"]
+    run = go_back(whole, tmp_path / "run")
     assert command(run, *more, *AUTO)[0] == 0
-    compared = ["checkpoint-6/*", "metrics.jsonl", "*.safetensors", "1_WordWeights/*", "pretraining/*", "verdict.json"]
+    compared = [
+        "checkpoint-6/*",
+        "metrics.jsonl",
+        "*.safetensors",
+        "1_WordWeights/*",
+        "pretraining/*",
+        "verdict.json",
+    ]
     for what in compared:
         assert differences(whole, run, what) == []
     code, line = command(run, *more, *AUTO, "--max_document_length", "90")
@@ -633,8 +739,13 @@ def test_other_text_of_the_same_lengths_is_other_data(command, corpus, copy, tmp
 
 
 def test_other_parts_of_the_documents_of_a_stream_are_refused(command, corpus, tmp_path):
-    stream = ["--objective", "documents", "--streaming", "--validation_file", str(corpus / "train.txt")]
-    stream += ["--text_config", json.dumps(SHAPE), "--max_steps", "2"]
+    stream = [
+        "--streaming",
+        *("--objective", "documents"),
+        *("--validation_file", str(corpus / "train.txt")),
+        *("--text_config", json.dumps(SHAPE)),
+        *("--max_steps", "2"),
+    ]
     run = run_pretraining.main(flags(corpus, tmp_path / "run", *stream))
     code, line = command(run, *stream, *AUTO, "--max_document_length", "90")
     assert code == 2
@@ -642,16 +753,16 @@ def test_other_parts_of_the_documents_of_a_stream_are_refused(command, corpus, t
 
 
 def test_other_number_of_processes_is_named(two_checkpoints):
-    assert checkpointing.differing_facts(two_checkpoints / "checkpoint-4", {"world_size": 2}) == [
-        "world_size was 1 and is 2"
-    ]
+    checkpoint = two_checkpoints / "checkpoint-4"
+    found = checkpointing.differing_settings(checkpoint, {"world_size": 2})
+    assert found == ["world_size was 1 and is 2"]
 
 
 def test_accepted_change_goes_on_and_is_logged(command, copy, caplog):
     with caplog.at_level("WARNING"):
         code, _ = command(copy, *AUTO, "--weight_decay", "0.5", "--accept_changes")
     assert code == 0
-    assert "going on with a change: weight_decay was 0.05 and is 0.5" in caplog.text
+    assert "resuming with a change: weight_decay was 0.05 and is 0.5" in caplog.text
     assert (copy / "checkpoint-6").is_dir()
 
 
@@ -676,14 +787,14 @@ def test_more_passes_than_a_finished_run_made_are_made(corpus, tmp_path):
 
 
 def test_folder_in_use_is_refused_and_left_alone(command, copy, finished, tmp_path):
-    """Without a word of resuming, on a checkpoint of another folder, and if there is none to go on from."""
+    """Without a flag to resume, with a checkpoint of another folder, and with no checkpoint to resume from."""
     before = content(copy)
     code, line = command(copy)
     assert code == 2
     assert "--resume_from_checkpoint" in line
     code, line = command(copy, "--resume_from_checkpoint", str(finished / "checkpoint-4"))
     assert code == 2
-    assert "is not of it" in line
+    assert "is not in it" in line
     assert content(copy) == before
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter-1.txt").write_text("precious")
@@ -734,17 +845,14 @@ def test_all_damaged_is_no_fresh_start(command, copy):
 
 
 def test_signal_is_exit_code_143_without_an_encoder_and_resumes_exactly(command, finished, tmp_path, monkeypatch):
-    def interrupt(trainer):
-        trainer.add_callback(At([3], lambda control: signal.raise_signal(signal.SIGTERM)))
-
     class Interrupted(TextJepaTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            interrupt(self)
+            self.add_callback(At([3], lambda control: signal.raise_signal(signal.SIGTERM)))
 
     run = tmp_path / "run"
     with monkeypatch.context() as patches:
-        patches.setattr(run_pretraining, "TextJepaTrainer", Interrupted)
+        patches.setattr(pretraining, "TextJepaTrainer", Interrupted)
         assert command(run)[0] == PREEMPTED
     assert not (run / "model.safetensors").exists()
     assert (run / "checkpoint-4").is_dir() or (run / "checkpoint-3").is_dir()
@@ -770,7 +878,8 @@ def poison(trainer, steps, value=math.nan):
 
     def poisoned(model, inputs, return_outputs=False, num_items_in_batch=None):
         found, outputs = loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        found = found * value if model.training and trainer.state.global_step in steps else found
+        if model.training and trainer.state.global_step in steps:
+            found = found * value
         return (found, outputs) if return_outputs else found
 
     trainer.compute_loss = poisoned
@@ -784,27 +893,32 @@ def test_what_is_not_finite_is_in_the_log_and_nowhere_else(tokenizer, examples, 
     trainer.train()
     trainer.save_state()
     assert trainer.state.global_step == 6
-    logged = {r["step"]: r["loss"] for r in read_metrics(tmp_path) if "loss" in r}
-    assert [step for step, loss in logged.items() if not math.isfinite(loss)] == [4, 5, 6]
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    records = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {record.get("loss") for record in records} & {"nan", "inf"}
-    for path in files:
+    nonfinite = []
+    for record in read_metrics(tmp_path):
+        if "loss" in record and not math.isfinite(record["loss"]):
+            nonfinite.append(record["step"])
+    assert nonfinite == [4, 5, 6]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    losses = {strict(line).get("loss") for line in lines}
+    assert losses & {"nan", "inf"}
+    for path in tmp_path.rglob("*"):
         if path.suffix == ".json":
             strict(path.read_text())
         elif path.suffix == ".safetensors":
-            assert all(tensor.isfinite().all() for tensor in load_file(path).values()), path
+            tensors = load_file(path).values()
+            assert all(tensor.isfinite().all() for tensor in tensors), path
         elif path.suffix == ".pt":
-            state = torch.load(path, weights_only=True)
-            moments = [value for part in state.get("state", {}).values() for value in part.values()]
-            assert all(torch.as_tensor(value).isfinite().all() for value in moments), path
+            state = torch.load(path, weights_only=True).get("state", {})
+            for moments in state.values():
+                assert all(torch.as_tensor(value).isfinite().all() for value in moments.values()), path
 
 
 def test_log_of_a_run_that_goes_on_after_nan_is_that_of_the_whole_run(tokenizer, examples, tmp_path):
     """The checkpoint of a bad step holds what the log had added up, which is NaN too."""
     setting = {"logging_steps": 4, "save_steps": 100, "logging_first_step": False}
     runs = [tmp_path / "whole", tmp_path / "resumed"]
-    for run, checkpoint in zip(runs, (None, str(runs[0] / "checkpoint-3")), strict=True):
+    starts = [None, str(tmp_path / "whole" / "checkpoint-3")]
+    for run, checkpoint in zip(runs, starts, strict=True):
         trainer = trainer_of(tokenizer, examples, run, **setting)
         poison(trainer, {2})
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -859,7 +973,9 @@ def test_a_change_that_lasts_becomes_normal():
     generator = np.random.default_rng(0)
     spikes = SpikeCallback()
     for step in range(300):
-        spikes.observe(step, *generator.normal(2, 0.02, 2) * (10 if step >= 150 else 1))
+        scale = 10 if step >= 150 else 1
+        loss, grad_norm = scale * generator.normal(2, 0.02, 2)
+        spikes.observe(step, loss, grad_norm)
     assert 5 < spikes.count < 50
 
 
@@ -886,7 +1002,8 @@ def test_no_spike_before_the_window_is_full():
 def fill_window(trainer, loss=2.0, grad_norm=1.0):
     generator = np.random.default_rng(0)
     for name, value in (("loss", loss), ("grad_norm", grad_norm)):
-        trainer.spikes.windows[name] = (value + 0.01 * generator.standard_normal(SPIKE_WINDOW)).tolist()
+        noise = 0.01 * generator.standard_normal(SPIKE_WINDOW)
+        trainer.spikes.windows[name] = (value + noise).tolist()
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -902,19 +1019,21 @@ def test_a_spike_is_logged_and_skipped_if_asked(tokenizer, examples, tmp_path, s
     at_begin = TrainerCallback()
     at_begin.on_train_begin = lambda *args, **kwargs: fill_window(again, 2.0, 1e9)
     again.add_callback(at_begin)
-    again.add_callback(At([3, 4], lambda control: states.update({again.state.global_step: copied(again.model)})))
+
+    def copy_weights(control):
+        weights = again.model.state_dict()
+        states[again.state.global_step] = {name: tensor.clone() for name, tensor in weights.items()}
+
+    again.add_callback(At([3, 4], copy_weights))
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert [r["loss_spikes"] for r in read_metrics(tmp_path) if r["step"] > 2 and "loss" in r] == [1, 1]
+    records = [record for record in read_metrics(tmp_path) if record["step"] > 2 and "loss" in record]
+    assert [record["loss_spikes"] for record in records] == [1, 1]
     before = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     # Running means of targets follow the texts, also those of a step that is skipped.
     kept = {name: tensor for name, tensor in before.items() if not name.startswith("running.")}
     unchanged = all(torch.equal(states[3][name], tensor) for name, tensor in kept.items())
     assert unchanged == skip
     assert any(not torch.equal(states[4][name], tensor) for name, tensor in before.items())
-
-
-def copied(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.slow
@@ -973,7 +1092,8 @@ def test_too_little_room_is_seen_before_the_first_step(command, tmp_path, monkey
 def test_full_disk_is_one_line_and_the_checkpoint_before_stays(command, finished, copy, file):
     """The process may write no file as large as this one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((finished / "checkpoint-4" / file).stat().st_size - 1, before[1]))
+    size = (finished / "checkpoint-4" / file).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
     try:
         code, last = command(copy, *AUTO)
     finally:
@@ -997,7 +1117,12 @@ def launched(corpus, tmp_path):
 
     def launch(*launcher, more=()):
         argv = flags(corpus, tmp_path / "run", "--max_steps", "4000", "--save_steps", "20", *more)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+        }
         process = subprocess.Popen(
             [sys.executable, *launcher, str(ROOT / "run_pretraining.py"), *argv],
             env=environment,
@@ -1006,7 +1131,7 @@ def launched(corpus, tmp_path):
             start_new_session=True,
         )
         processes.append(process)
-        until(lambda: ((tmp_path / "run").exists() and checkpoints(tmp_path / "run")) or process.poll() is not None)
+        until(lambda: checkpoints(tmp_path / "run") or process.poll() is not None)
         assert process.poll() is None, (tmp_path / "stderr").read_text()[-3000:]
         return process, tmp_path / "run"
 
@@ -1028,7 +1153,8 @@ def children_of(pid):
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid:
                 found.append(int(stat.parent.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -1100,12 +1226,13 @@ def test_signal_to_one_of_two_processes_stops_both_with_one_checkpoint(launched,
 
 def test_every_promise_has_a_row_and_every_test_named_there_exists():
     table = (ROOT / "docs" / "reliability.md").read_text()
-    assert re.findall(r"^\| (P\d+) \|", table, re.M) == [f"P{number}" for number in range(1, 31)]
-    named = set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", table))
+    promises = re.findall(r"^\| (P\d+) \|", table, re.M)
+    assert promises == [f"P{number}" for number in range(1, 31)]
+    named = set(re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", table))
     assert len(named) > 60
-    missing = [
-        f"{file}::{name}"
-        for file, name in sorted(named)
-        if f"def {name}(" not in (ROOT / "tests" / file).read_text(encoding="utf-8")
-    ]
+    missing = []
+    for file, name in sorted(named):
+        content = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        if f"def {name}(" not in content:
+            missing.append(f"{file}::{name}")
     assert missing == []

@@ -22,32 +22,42 @@ from text_jepa.train.run_log import read_metrics
 HERE = Path(__file__).parents[1]
 TEXTS_OF_FIRST = 3
 
-SENTENCE = {"sentence_loss_weight": 1.0, "latent_loss_weight": 0.0, "token_loss_weight": 0.0}
+SENTENCE = {
+    "sentence_loss_weight": 1.0,
+    "latent_loss_weight": 0.0,
+    "token_loss_weight": 0.0,
+}
 ONLINE = {"target_encoder_type": "online"}
+INFONCE = {"sentence_loss_type": "infonce"}
+MSE = {"sentence_loss_type": "mse"}
+VICREG = {"variance_loss_weight": 1.0, "covariance_loss_weight": 1.0}
+SIGREG = {"sigreg_loss_weight": 0.1}
+DOCUMENTS = OBJECTIVES["documents"]
 SETTINGS = {
     "latent": {},
     "batch": {"target_normalization": "batch"},
-    "batch-online": ONLINE | {"target_normalization": "batch", "loss_type": "infonce"},
+    "batch-online": {
+        **ONLINE,
+        "target_normalization": "batch",
+        "loss_type": "infonce",
+    },
     "running": {"target_normalization": "running"},
     "infonce": {"loss_type": "infonce"},
     "default": {"sentence_loss_weight": 0.5},
-    "sentence-cosine": SENTENCE | {"sentence_loss_type": "cosine"},
-    "sentence-mse": SENTENCE | {"sentence_loss_type": "mse", "pooling": "attention"},
-    "sentence-infonce": SENTENCE | {"sentence_loss_type": "infonce"},
-    "windows": SENTENCE | ONLINE | {"sentence_loss_type": "infonce"},
-    "simcse": SENTENCE | ONLINE | {"sentence_loss_type": "infonce"},
-    "vicreg": SENTENCE
-    | ONLINE
-    | {"sentence_loss_type": "mse", "variance_loss_weight": 1.0, "covariance_loss_weight": 1.0},
-    "sigreg": SENTENCE | ONLINE | {"sentence_loss_type": "mse", "sigreg_loss_weight": 0.1},
-    "tokens": {
-        "variance_loss_weight": 1.0,
-        "covariance_loss_weight": 1.0,
-        "sigreg_loss_weight": 0.1,
-        "regularizer_level": "token",
+    "sentence-cosine": {**SENTENCE, "sentence_loss_type": "cosine"},
+    "sentence-mse": {**SENTENCE, **MSE, "pooling": "attention"},
+    "sentence-infonce": {**SENTENCE, **INFONCE},
+    "windows": {**SENTENCE, **ONLINE, **INFONCE},
+    "simcse": {**SENTENCE, **ONLINE, **INFONCE},
+    "vicreg": {**SENTENCE, **ONLINE, **MSE, **VICREG},
+    "sigreg": {**SENTENCE, **ONLINE, **MSE, **SIGREG},
+    "tokens": {**VICREG, **SIGREG, "regularizer_level": "token"},
+    "documents": DOCUMENTS,
+    "documents-encoder": {
+        **DOCUMENTS,
+        "document_target": "encoder",
+        "document_loss_type": "smooth_l1",
     },
-    "documents": OBJECTIVES["documents"],
-    "documents-encoder": OBJECTIVES["documents"] | {"document_target": "encoder", "document_loss_type": "smooth_l1"},
 }
 
 
@@ -55,24 +65,32 @@ SETTINGS = {
 
 
 def step(rank, world, folder):
-    """One step of every setting on this process's part of the batch, as the Trainer makes it; rank 0 keeps it."""
+    """One step of every setting on this process's part of the batch, as the Trainer makes it; rank 0 saves it."""
     torch.set_num_threads(1)
-    batches, models = torch.load(folder / "batches.pt"), torch.load(folder / "models.pt")
-    parts = [slice(None)] if world == 1 else [slice(0, TEXTS_OF_FIRST), slice(TEXTS_OF_FIRST, None)]
+    batches = torch.load(folder / "batches.pt")
+    models = torch.load(folder / "models.pt")
+    if world == 1:
+        parts = [slice(None)]
+    else:
+        parts = [slice(0, TEXTS_OF_FIRST), slice(TEXTS_OF_FIRST, None)]
     found = {}
     for setting, (fields, state) in models.items():
-        batch = batches.get(setting.split("-")[0], batches["texts"])
+        kind = setting.split("-")[0]
+        batch = batches.get(kind, batches["texts"])
         part = {name: value[parts[rank]] for name, value in batch.items()}
         count = (batch["target_positions"] >= 0).sum()
         model = TextJepaForPreTraining(TextJepaConfig(**fields)).train()
         model.load_state_dict(state)
-        torch.manual_seed(rank)  # rank 0 draws the directions of SIGReg
+        # Rank 0 draws the directions of SIGReg.
+        torch.manual_seed(rank)
         parallel = DistributedDataParallel(model) if world > 1 else model
         output = parallel(**part, num_items_in_batch=count)
-        (world * output.loss).backward()  # the Trainer's factor, which the mean over processes undoes
+        # The Trainer's factor, which the mean over processes undoes.
+        (world * output.loss).backward()
         terms = {name: value.detach().clone() for name, value in output.items() if name.endswith("loss")}
-        for value in terms.values() if world > 1 else ():
-            dist.all_reduce(value)
+        if world > 1:
+            for value in terms.values():
+                dist.all_reduce(value)
         gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
         found[setting] = terms, gradients, dict(model.running.state_dict())
     if rank == 0:
@@ -80,8 +98,13 @@ def step(rank, world, folder):
 
 
 def step_of_two(rank, folder):
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(str(folder / "store"), 2),
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
     try:
         step(rank, 2, folder)
     finally:
@@ -91,7 +114,8 @@ def step_of_two(rank, folder):
 @pytest.fixture(scope="module")
 def steps(make_model, make_batch, tmp_path_factory):
     """By setting, the terms, gradients and running statistics of one process and of two."""
-    folder, models = tmp_path_factory.mktemp("steps"), {}
+    folder = tmp_path_factory.mktemp("steps")
+    models = {}
     for setting, fields in SETTINGS.items():
         fields = {"sentence_loss_weight": 0.0} | fields
         model = make_model(**fields)
@@ -100,14 +124,20 @@ def steps(make_model, make_batch, tmp_path_factory):
                 torch.nn.init.normal_(parameter, std=0.2)
         if model.word_weights is not None:
             model.set_word_weights(torch.rand(len(model.word_weights)))
-        models[setting] = fields | {"text_config": model.config.text_config.to_dict()}, model.state_dict()
+        fields["text_config"] = model.config.text_config.to_dict()
+        models[setting] = fields, model.state_dict()
     torch.save(models, folder / "models.pt")
     texts = make_batch(lengths=(21, 9, 14, 18, 5))
     rest = make_batch(lengths=(8, 30, 12, 5, 17), width=32, seed=3)
-    views = {"view_input_ids": rest["input_ids"], "view_attention_mask": rest["attention_mask"]}
+    documents = {
+        **texts,
+        "view_input_ids": rest["input_ids"],
+        "view_attention_mask": rest["attention_mask"],
+    }
     # Windows of two documents, each with one window on either process.
-    windows = texts | {"document_ids": torch.tensor([7, 8, 9, 7, 8])}
-    torch.save({"texts": texts, "documents": texts | views, "windows": windows}, folder / "batches.pt")
+    windows = {**texts, "document_ids": torch.tensor([7, 8, 9, 7, 8])}
+    batches = {"texts": texts, "documents": documents, "windows": windows}
+    torch.save(batches, folder / "batches.pt")
     step(0, 1, folder)
     other = multiprocessing.get_context("spawn").Process(target=step_of_two, args=(1, folder))
     other.start()
@@ -136,22 +166,26 @@ def run_as_one_and_as_two(folder, texts, arguments, of_one):
     with (folder / "train.jsonl").open("w") as file:
         for text in texts:
             file.write(json.dumps({"text": text}) + "\n")
-    usual = ["--train_file", str(folder / "train.jsonl"), "--vocab_size", "300", "--use_cpu", "--logging_steps", "1"]
     arguments = [
-        *usual,
-        "--max_steps",
-        "10",
-        "--save_strategy",
-        "no",
-        "--per_device_train_batch_size",
-        "8",
+        *("--train_file", str(folder / "train.jsonl")),
+        *("--vocab_size", "300"),
+        *("--max_steps", "10"),
+        *("--logging_steps", "1"),
+        *("--save_strategy", "no"),
+        *("--per_device_train_batch_size", "8"),
+        "--use_cpu",
         *arguments,
     ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    script = str(HERE / "recording_run.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(HERE.parent),
+        "OMP_NUM_THREADS": "1",
+    }
     commands = {
-        "one": [sys.executable, str(HERE / "recording_run.py"), *arguments, *of_one],
-        "two": [*launcher, str(HERE / "recording_run.py"), *arguments],
+        "one": [sys.executable, script, *arguments, *of_one],
+        "two": [sys.executable, *launcher, script, *arguments],
     }
     for name, command in commands.items():
         result = subprocess.run(
@@ -169,12 +203,22 @@ def run_as_one_and_as_two(folder, texts, arguments, of_one):
 def runs(tmp_path_factory):
     """One process with accumulation 2, and two processes: the same global batch of 16 texts, two passes over them."""
     texts = [f"Text number {number} is " + "rather " * (number % 11) + "short." for number in range(90)]
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    arguments = ["--objective", "jepa", "--preset", "tiny", "--text_config", json.dumps(shape)]
-    # No contrast of texts, which sees one accumulated batch at a time but all processes at once.
-    # 80 texts: a pass that divides evenly, so that accelerate repeats no text to fill up the ranks.
-    arguments += ["--validation_split_percentage", "11", "--token_loss_candidates", "400"]
-    arguments += ["--sentence_loss_weight", "0"]
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    arguments = [
+        *("--objective", "jepa"),
+        *("--preset", "tiny"),
+        *("--text_config", json.dumps(shape)),
+        # 80 texts: a pass that divides evenly, so that accelerate repeats no text to fill up the ranks.
+        *("--validation_split_percentage", "11"),
+        *("--token_loss_candidates", "400"),
+        # The contrast of texts sees one accumulated batch at a time but all processes at once.
+        *("--sentence_loss_weight", "0"),
+    ]
     folder = tmp_path_factory.mktemp("runs")
     return run_as_one_and_as_two(folder, texts, arguments, ["--gradient_accumulation_steps", "2"])
 
@@ -187,37 +231,51 @@ def document_runs(tmp_path_factory):
     with each.
     """
     texts = [f"Text number {number} is " + "rather " * number + "short." for number in range(9)]
-    arguments = ["--validation_split_percentage", "11", "--learning_rate", "0.01", "--text_config"]
-    arguments += [json.dumps({"hidden_size": 32, "num_attention_heads": 2})]
+    arguments = [
+        *("--validation_split_percentage", "11"),
+        *("--learning_rate", "0.01"),
+        *("--text_config", json.dumps({"hidden_size": 32, "num_attention_heads": 2})),
+    ]
     folder = tmp_path_factory.mktemp("document_runs")
     return run_as_one_and_as_two(folder, texts, arguments, ["--per_device_train_batch_size", "16"])
 
 
 def ranks(folder):
-    return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
+    paths = sorted(folder.glob("rank*.pt"))
+    return [torch.load(path, weights_only=True) for path in paths]
+
+
+def training_records(folder):
+    return [record for record in read_metrics(folder) if "loss" in record]
 
 
 @pytest.mark.distributed
 def test_two_processes_log_the_losses_of_one(runs):
     assert [rank["world"] for rank in ranks(runs / "two")] == [2, 2]
-    one, two = ([r for r in read_metrics(runs / name) if "loss" in r] for name in ("one", "two"))
+    one = training_records(runs / "one")
+    two = training_records(runs / "two")
     assert len(one) == len(two) == 10
     for first, second in zip(one, two, strict=True):
         for key in ("loss", "latent_loss", "token_loss", "relative_loss", "ema_decay"):
             assert second[key] == pytest.approx(first[key], rel=1e-5), (first["step"], key)
 
 
+def evaluation_record(folder):
+    return next(record for record in read_metrics(folder) if "eval_loss" in record)
+
+
 @pytest.mark.distributed
 def test_two_processes_evaluate_as_one_does(runs):
-    """But for texts that one of them reads twice, so that both read as many."""
-    one, two = (next(r for r in read_metrics(runs / name) if "eval_loss" in r) for name in ("one", "two"))
+    """Except for texts that one of them reads twice, so that both read the same number."""
+    one = evaluation_record(runs / "one")
+    two = evaluation_record(runs / "two")
     for key in ("eval_loss", "eval_latent_loss", "eval_token_loss"):
         assert two[key] == pytest.approx(one[key], rel=0.1), key
 
 
 @pytest.mark.distributed
-def test_target_encoder_is_the_same_on_all_ranks_bit_by_bit(runs):
-    first, second = (rank["target"] for rank in ranks(runs / "two"))
+def test_target_encoder_is_bit_identical_on_all_ranks(runs):
+    first, second = [rank["target"] for rank in ranks(runs / "two")]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -225,7 +283,10 @@ def test_target_encoder_is_the_same_on_all_ranks_bit_by_bit(runs):
 def test_masks_belong_to_texts_not_to_ranks(runs):
     """Together the ranks see the batches of the single process, with the same masks, and never the same text twice."""
     one = ranks(runs / "one")[0]["seen"]
-    two = [batch for pair in zip(*(rank["seen"] for rank in ranks(runs / "two")), strict=True) for batch in pair]
+    first, second = [rank["seen"] for rank in ranks(runs / "two")]
+    two = []
+    for pair in zip(first, second, strict=True):
+        two += pair
     assert len(one) == len(two) == 20
     for alone, shared in zip(one, two, strict=True):
         assert all(torch.equal(alone[name], shared[name]) for name in alone)
@@ -254,14 +315,16 @@ def test_no_thread_of_the_group_outlives_a_run(runs):
 def test_two_processes_learn_of_documents_what_one_does(document_runs):
     """Losses, figures, the encoder, and the weights of words that it is exported with."""
     assert [rank["world"] for rank in ranks(document_runs / "two")] == [2, 2]
-    one, two = ([r for r in read_metrics(document_runs / name) if "loss" in r] for name in ("one", "two"))
+    one = training_records(document_runs / "one")
+    two = training_records(document_runs / "two")
     assert len(one) == len(two) == 10
     assert one[-1]["loss"] < 0.9 * one[0]["loss"]
     for first, second in zip(one, two, strict=True):
         for key in ("loss", "document_loss", "pooled_rank"):
             assert second[key] == pytest.approx(first[key], rel=1e-4), (first["step"], key)
     for name in ("model.safetensors", "1_WordWeights/model.safetensors", "pretraining/model.safetensors"):
-        expected, found = (load_file(document_runs / folder / name) for folder in ("one", "two"))
+        expected = load_file(document_runs / "one" / name)
+        found = load_file(document_runs / "two" / name)
         assert expected.keys() == found.keys()
         for tensor, value in expected.items():
             torch.testing.assert_close(found[tensor], value, rtol=1e-3, atol=1e-4, msg=f"{name}: {tensor}")
@@ -271,7 +334,8 @@ def test_two_processes_learn_of_documents_what_one_does(document_runs):
 def test_two_processes_see_the_windows_of_one_and_end_with_the_same_bits(document_runs):
     """In each step together all windows of the documents, cut anew in each pass and the same way by both."""
     first, second = ranks(document_runs / "two")
-    assert all(torch.equal(first["target"][name], second["target"][name]) for name in first["target"])
+    for name, value in first["target"].items():
+        assert torch.equal(value, second["target"][name]), name
     alone = [windows_in([batch]) for batch in ranks(document_runs / "one")[0]["seen"]]
     together = [windows_in(batches) for batches in zip(first["seen"], second["seen"], strict=True)]
     assert len(alone) == 10
@@ -281,9 +345,15 @@ def test_two_processes_see_the_windows_of_one_and_end_with_the_same_bits(documen
 
 
 def windows_in(batches):
-    """Token ids of the windows and of their rests, in an order that does not depend on that of the batches."""
+    """Token ids of the windows and of the rests of their documents, in an order independent of that of the batches."""
     found = []
     for batch in batches:
-        pairs = zip(batch["input_ids"].tolist(), batch["view_input_ids"].tolist(), strict=True)
-        found += [tuple([token for token in ids if token != 0] for ids in pair) for pair in pairs]
+        windows = batch["input_ids"].tolist()
+        rests = batch["view_input_ids"].tolist()
+        for window, rest in zip(windows, rests, strict=True):
+            found.append((without_padding(window), without_padding(rest)))
     return sorted(found)
+
+
+def without_padding(ids):
+    return [token for token in ids if token != 0]

@@ -32,16 +32,36 @@ ROOT = Path(__file__).parents[2]
 
 def bert_jepa():
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    bert = BertConfig(vocab_size=120, hidden_dropout_prob=0, attention_probs_dropout_prob=0, **shape)
-    fields = {"token_loss_candidates": None, "sentence_loss_weight": 0.0}
-    return TextJepaForPreTraining(TextJepaConfig(text_config=bert, **fields)).train()
+    bert = BertConfig(
+        vocab_size=120,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0,
+    )
+    config = TextJepaConfig(
+        text_config=bert,
+        token_loss_candidates=None,
+        sentence_loss_weight=0.0,
+    )
+    return TextJepaForPreTraining(config).train()
+
+
+def start_process_group(rank, folder):
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+    )
 
 
 def sharded_step(rank, folder, batch):
     """Half of the batch on each rank, every layer and the embeddings sharded, as accelerate wraps them."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    start_process_group(rank, folder)
     model = bert_jepa()
     mesh = init_device_mesh("cpu", (2,))
     names = {*model._no_split_modules, *model.model.encoder._no_split_modules}
@@ -49,12 +69,15 @@ def sharded_step(rank, folder, batch):
         if type(module).__name__ in names:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    part = {name: value[2 * rank : 2 * rank + 2] for name, value in batch.items()}
-    loss = model(**part, num_items_in_batch=(batch["target_positions"] >= 0).sum()).loss
+    rows = slice(2 * rank, 2 * rank + 2)
+    part = {name: value[rows] for name, value in batch.items()}
+    count = (batch["target_positions"] >= 0).sum()
+    loss = model(**part, num_items_in_batch=count).loss
     (2 * loss).backward()
-    gradients = {
-        name: p.grad.full_tensor() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None
-    }
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.full_tensor()
     model.update_target_encoder(0.5)
     target = {name: p.full_tensor() for name, p in model.target_encoder.named_parameters()}
     if rank == 0:
@@ -76,18 +99,22 @@ def test_two_shards_have_the_gradients_of_one_process(tmp_path):
     model = bert_jepa()
     before = copy.deepcopy(model.target_encoder.state_dict())
     model(**batch).loss.backward()
-    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    expected = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            expected[name] = parameter.grad
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
     for name, value in target.items():
-        torch.testing.assert_close(value, before[name], msg=name)  # equal encoders stay equal
+        # Equal encoders stay equal.
+        torch.testing.assert_close(value, before[name], msg=name)
 
 
 def sharded_end(rank, folder, ids):
     """The end of a run: the first process alone merges, opens and runs what all of them hold in shards."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    start_process_group(rank, folder)
     model = bert_jepa()
     start = weights_of(model.model.encoder)
     fully_shard(model.model.encoder, mesh=init_device_mesh("cpu", (2,)))
@@ -121,13 +148,14 @@ import sys
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 import run_pretraining
+from text_jepa.train import pretraining
 
-class ShardingTrainer(run_pretraining.TextJepaTrainer):
+class ShardingTrainer(pretraining.TextJepaTrainer):
     def train(self, *args, **kwargs):
         super().train(*args, **kwargs)
         fully_shard(self.model, mesh=init_device_mesh("cpu", (2,)))
 
-run_pretraining.TextJepaTrainer = ShardingTrainer
+pretraining.TextJepaTrainer = ShardingTrainer
 run_pretraining.main(sys.argv[1:])
 """
 
@@ -135,13 +163,18 @@ run_pretraining.main(sys.argv[1:])
 def test_a_run_in_shards_is_merged_judged_and_exported(texts, tmp_path):
     """accelerate shards on accelerators alone: the weights are sharded here when the last step is done."""
     (tmp_path / "sharding_run.py").write_text(SHARDING_RUN)
-    flags = f"--train_file {texts} --vocab_size 300 --max_steps 2 --save_strategy no --per_device_train_batch_size 4"
-    flags += f" --validation_split_percentage 50 --output_dir {tmp_path / 'run'} --use_cpu --text_config"
     words = [
         *torchrun(),
         str(tmp_path / "sharding_run.py"),
-        *flags.split(),
-        '{"hidden_size": 32, "num_attention_heads": 2}',
+        *("--train_file", str(texts)),
+        *("--vocab_size", "300"),
+        *("--text_config", '{"hidden_size": 32, "num_attention_heads": 2}'),
+        *("--max_steps", "2"),
+        *("--save_strategy", "no"),
+        *("--per_device_train_batch_size", "4"),
+        *("--validation_split_percentage", "50"),
+        *("--output_dir", str(tmp_path / "run")),
+        "--use_cpu",
     ]
     result = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -149,7 +182,8 @@ def test_a_run_in_shards_is_merged_judged_and_exported(texts, tmp_path):
     complete = load_file(tmp_path / "run" / "pretraining" / "model.safetensors")
     name = "embeddings.word_embeddings.weight"
     assert encoder[name].shape == complete[f"model.encoder.{name}"].shape
-    assert "rather rather" in result.stdout  # neighbours are the last that is shown
+    # The neighbours are shown last.
+    assert "rather rather" in result.stdout
 
 
 # ---- a rank that dies -----------------------------------------------------------------------------------------------
@@ -158,18 +192,34 @@ def test_a_run_in_shards_is_merged_judged_and_exported(texts, tmp_path):
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     path = tmp_path_factory.mktemp("texts") / "train.jsonl"
-    lines = (f"Text number {number} is " + "rather " * (number % 11) + "short." for number in range(160))
-    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    with path.open("w") as file:
+        for number in range(160):
+            text = f"Text number {number} is {'rather ' * (number % 11)}short."
+            file.write(json.dumps({"text": text}) + "\n")
     return path
 
 
 def command(texts, output_dir):
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    flags = {"train_file": texts, "preset": "tiny", "text_config": json.dumps(shape), "vocab_size": 300}
-    flags |= {"max_steps": 60, "save_steps": 10, "logging_steps": 5, "per_device_train_batch_size": 4}
-    flags |= {"resume_from_checkpoint": "auto", "output_dir": output_dir}
-    given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    return [str(ROOT / "run_pretraining.py"), *given, "--use_cpu"]
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    return [
+        str(ROOT / "run_pretraining.py"),
+        *("--train_file", str(texts)),
+        *("--preset", "tiny"),
+        *("--text_config", json.dumps(shape)),
+        *("--vocab_size", "300"),
+        *("--max_steps", "60"),
+        *("--save_steps", "10"),
+        *("--logging_steps", "5"),
+        *("--per_device_train_batch_size", "4"),
+        *("--resume_from_checkpoint", "auto"),
+        *("--output_dir", str(output_dir)),
+        "--use_cpu",
+    ]
 
 
 def environment(**more):
@@ -186,8 +236,14 @@ def ranks_of(launcher):
 
 
 def test_a_run_whose_rank_was_killed_starts_again_by_itself_and_ends_as_if_nothing_had_been(texts, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    result = subprocess.run([*torchrun(), *command(texts, whole)], env=environment(), capture_output=True, text=True)
+    whole = tmp_path / "whole"
+    broken = tmp_path / "broken"
+    result = subprocess.run(
+        [*torchrun(), *command(texts, whole)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr[-5000:]
     # What the restart needs, see docs/scaling.md.
     with_restarts = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
@@ -205,7 +261,8 @@ def test_a_run_whose_rank_was_killed_starts_again_by_itself_and_ends_as_if_nothi
         assert launcher.wait(timeout=240) == 0
     finally:
         launcher.kill()
-    expected, found = (load_file(folder / "pretraining" / "model.safetensors") for folder in (whole, broken))
+    expected = load_file(whole / "pretraining" / "model.safetensors")
+    found = load_file(broken / "pretraining" / "model.safetensors")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 

@@ -1,6 +1,6 @@
-"""Trackers get every figure and no secret; bars tell speed and time left on a terminal, nothing elsewhere.
+"""Trackers get every figure and no secret; progress bars show speed and time left on a terminal, nothing elsewhere.
 
-Trackio and wandb are stand-ins here that keep what transformers' integrations tell them.
+Trackio and wandb are stand-ins here that keep what transformers' integrations send them.
 
 Run: python -m pytest -q tests/train/test_trackers.py
 """
@@ -36,12 +36,12 @@ def _own_folders(monkeypatch):
 
 def figures_of(output_dir):
     """(name as transformers gives it to trackers, step) -> the number in metrics.jsonl."""
-    records = read_metrics(output_dir)
-    return {
-        (name, record["step"]): value
-        for record in records
-        for name, value in rewrite_logs({key: v for key, v in record.items() if key != "step"}).items()
-    }
+    figures = {}
+    for record in read_metrics(output_dir):
+        step = record.pop("step")
+        for name, value in rewrite_logs(record).items():
+            figures[name, step] = value
+    return figures
 
 
 def stand_in(monkeypatch, name, **attributes):
@@ -54,12 +54,17 @@ def stand_in(monkeypatch, name, **attributes):
 
 @pytest.fixture
 def trackio(monkeypatch):
-    """A stand-in for trackio: run -> what it was told, `None` for a run that nobody has named."""
-    runs, current = {}, []
+    """A stand-in for trackio: run -> the figures it got, `None` for a run without a name."""
+    runs = {}
+    current = []
 
     def init(project, name, **options):
         current[:] = [name]
         runs.setdefault(name, [])
+
+    class Config(dict):
+        def update(self, values, **options):
+            super().update(values)
 
     nowhere = SimpleNamespace(get=lambda: None)
     stand_in(
@@ -68,7 +73,7 @@ def trackio(monkeypatch):
         init=init,
         log=lambda figures: runs[current[0]].append(figures),
         finish=current.clear,
-        config=type("Config", (dict,), {"update": lambda self, values, **options: dict.update(self, values)})(),
+        config=Config(),
         context_vars=SimpleNamespace(current_space_id=nowhere, current_project=nowhere),
         __version__="1.0",
     )
@@ -94,18 +99,21 @@ def test_tensorboard_gets_every_figure_of_a_run_that_was_resumed_and_no_secret(m
     trainer = make_trainer(**arguments, max_steps=4)
     trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
     trainer.evaluate()
-    found, files = {}, [path for path in Path(trainer.args.output_dir, "runs").rglob("*") if path.is_file()]
-    for folder_of_one in sorted({path.parent for path in files}):
-        events = EventAccumulator(str(folder_of_one)).Reload()
+    runs = Path(trainer.args.output_dir, "runs")
+    files = [path for path in runs.rglob("*") if path.is_file()]
+    found = {}
+    for folder in sorted({path.parent for path in files}):
+        events = EventAccumulator(str(folder)).Reload()
         for name in events.Tags()["scalars"]:
-            found |= {(name, event.step): event.value for event in events.Scalars(name)}
+            for event in events.Scalars(name):
+                found[name, event.step] = event.value
     expected = figures_of(trainer.args.output_dir)
-    assert {"train/latent_loss", "train/relative_loss", "train/token_rank", "eval/loss"} <= {
-        name for name, _ in expected
-    }
+    names = {name for name, _ in expected}
+    assert {"train/latent_loss", "train/relative_loss", "train/token_rank", "eval/loss"} <= names
     assert expected.keys() <= found.keys()
-    timeless = {key: value for key, value in expected.items() if not re.search("second|runtime", key[0])}
-    assert {key: found[key] for key in timeless} == pytest.approx(timeless, rel=1e-6)
+    for (name, step), value in expected.items():
+        if not re.search("second|runtime", name):
+            assert found[name, step] == pytest.approx(value, rel=1e-6), name
     assert all(SECRET.encode() not in path.read_bytes() for path in files)
 
 
@@ -116,10 +124,13 @@ def test_trackio_gets_every_figure_in_one_run_though_it_was_resumed_and_evaluate
     trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
     trainer.evaluate()
     assert list(trackio) == ["run"]
-    told = {(name, told["train/global_step"]): value for told in trackio["run"] for name, value in told.items()}
+    found = {}
+    for figures in trackio["run"]:
+        for name, value in figures.items():
+            found[name, figures["train/global_step"]] = value
     expected = figures_of(trainer.args.output_dir)
     assert ("eval/loss", 4) in expected
-    assert {key: told.get(key) for key in expected} == expected
+    assert {key: found.get(key) for key in expected} == expected
 
 
 def test_a_name_that_was_given_is_the_name_of_the_run(make_trainer, trackio):  # noqa: F811
@@ -180,8 +191,14 @@ def test_bar_of_a_resumed_run_begins_where_it_was(make_trainer):  # noqa: F811
 
 @TERMINAL_OR_FILE
 def test_bar_of_embedding_tells_texts_and_tokens_per_second_on_a_terminal_alone(tokenizer, texts, is_terminal):
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    model = BertModel(BertConfig(vocab_size=len(tokenizer), **shape), add_pooling_layer=False)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    model = BertModel(config, add_pooling_layer=False)
     with redirect_stderr(Screen(is_terminal)) as screen:
         embed_texts(Encoder("it", model, tokenizer), texts, batch_size=2)
     if is_terminal:

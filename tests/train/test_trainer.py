@@ -1,7 +1,8 @@
-"""The moving average, the monitor and the trainer: what happens at which step, and what is logged."""
+"""The target encoder's updates, the collapse monitor and the trainer: what happens at which step, and the log."""
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import datasets
@@ -29,14 +30,17 @@ from text_jepa.train.run_log import read_metrics
 
 def make_model(tokenizer, text_config=None, **fields):
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text_config = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
-        **shape,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
         **(text_config or {}),
     }
-    fields = {"sentence_loss_weight": 0.0, **fields}  # which contrasts the texts of a batch, however it was cut
+    # The sentence loss contrasts the texts of a batch, so it depends on how batches are cut.
+    fields = {"sentence_loss_weight": 0.0, **fields}
     return TextJepaForPreTraining(TextJepaConfig.preset("tiny", text_config, **fields))
 
 
@@ -44,27 +48,50 @@ def make_model(tokenizer, text_config=None, **fields):
 def examples(tokenizer):
     """96 texts of 6 to 30 tokens in which each word announces the next, so that there is something to learn."""
     generator = np.random.default_rng(0)
-    low, high = len(tokenizer) // 2, len(tokenizer) - 1
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    low = len(tokenizer) // 2
+    high = len(tokenizer) - 1
     rows = []
     for length in generator.integers(4, 28, 96):
-        start, step = generator.integers(low, high), generator.integers(1, 4)
-        rows.append([cls, *(low + (start + step * np.arange(length)) % (high - low)).tolist(), sep])
-    return datasets.Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+        start = generator.integers(low, high)
+        step = generator.integers(1, 4)
+        words = low + (start + step * np.arange(length)) % (high - low)
+        rows.append([tokenizer.cls_token_id, *words.tolist(), tokenizer.sep_token_id])
+    lengths = [len(row) for row in rows]
+    return datasets.Dataset.from_dict({"input_ids": rows, "length": lengths})
 
 
 def make_trainer(tokenizer, examples, output_dir, model=None, **arguments):
-    defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 2, "save_strategy": "no"}
-    args = TextJepaTrainingArguments(str(output_dir), use_cpu=True, **{**defaults, **arguments})
+    arguments = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        **arguments,
+    }
+    args = TextJepaTrainingArguments(str(output_dir), use_cpu=True, **arguments)
     collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(whole_words=False), num_masks=2)
-    model = model or make_model(tokenizer)
     return TextJepaTrainer(
-        model, args, collator, examples.select(range(80)), examples.select(range(80, 96)), processing_class=tokenizer
+        model or make_model(tokenizer),
+        args,
+        collator,
+        examples.select(range(80)),
+        examples.select(range(80, 96)),
+        processing_class=tokenizer,
     )
+
+
+def training_records(output_dir):
+    """The records of training in the log of a run."""
+    return [record for record in read_metrics(output_dir) if "loss" in record]
 
 
 def parameters_of(module):
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def same_weights(first, second):
+    """Whether the tensors of the first of two dictionaries are those of the second, bit by bit."""
+    return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 # ---- decay ----------------------------------------------------------------------------------------------------------
@@ -87,7 +114,13 @@ def test_decay_follows_its_schedule(schedule, step, expected):
     assert ema_decay(step, 1000, schedule, 0.9, 1.0) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("total", "start", "end"), [(1_000_000, 0.9999, 0.99999), (3_000, 1 - 1 / 30, 1 - 1 / 300)])
+@pytest.mark.parametrize(
+    ("total", "start", "end"),
+    [
+        (1_000_000, 0.9999, 0.99999),
+        (3_000, 1 - 1 / 30, 1 - 1 / 300),
+    ],
+)
 def test_default_decays_average_over_one_and_ten_percent_of_the_run(total, start, end):
     assert ema_decay(0, total) == pytest.approx(start)
     assert ema_decay(total, total) == pytest.approx(end)
@@ -115,56 +148,74 @@ def test_decay_outside_zero_and_one_is_refused(name, tmp_path):
 
 
 def test_target_encoder_moves_once_per_optimizer_step_to_the_average_after_the_step(tokenizer, examples, tmp_path):
-    """With accumulation: t ← d·t + (1-d)·s with s after the step, and nothing on micro-steps."""
+    """With accumulation: t ← d·t + (1 - d)·s with s after the step, and nothing on micro-steps."""
     trainer = make_trainer(
         tokenizer, examples, tmp_path, gradient_accumulation_steps=3, ema_decay_start=0.7, ema_schedule="constant"
     )
-    model, seen = trainer.model, []
+    model = trainer.model
     update = model.update_target_encoder
+    seen = []
 
     def recording(decay):
-        before, source = parameters_of(model.target_encoder), parameters_of(model.model.encoder)
+        before = parameters_of(model.target_encoder)
+        source = parameters_of(model.model.encoder)
         update(decay)
         seen.append((trainer.state.global_step, decay))
         for name, value in model.target_encoder.named_parameters():
-            torch.testing.assert_close(value, decay * before[name] + (1 - decay) * source[name])
+            average = decay * before[name] + (1 - decay) * source[name]
+            torch.testing.assert_close(value, average)
 
     model.update_target_encoder = recording
     start = parameters_of(model.model.encoder)
     trainer.train()
     assert seen == [(step, 0.7) for step in range(4)]
-    assert any(not torch.equal(start[name], value) for name, value in model.target_encoder.named_parameters())
+    assert not same_weights(start, parameters_of(model.target_encoder))
 
 
 @pytest.mark.parametrize(("skipped", "updates"), [(True, 0), (False, 1)])
 def test_a_skipped_optimizer_step_moves_nothing(skipped, updates):
     calls = []
-    model = SimpleNamespace(update_target_encoder=calls.append)
-    state = TrainerState(global_step=3, max_steps=10)
-    EmaTargetEncoderCallback("constant", 0.5).on_optimizer_step(
-        None, state, TrainerControl(), model=model, optimizer=SimpleNamespace(step_was_skipped=skipped)
+    callback = EmaTargetEncoderCallback("constant", 0.5)
+    callback.on_optimizer_step(
+        None,
+        TrainerState(global_step=3, max_steps=10),
+        TrainerControl(),
+        model=SimpleNamespace(update_target_encoder=calls.append),
+        optimizer=SimpleNamespace(step_was_skipped=skipped),
     )
     assert calls == [0.5] * updates
+
+
+def settings_by_parameter(optimizer, name):
+    """A setting of the parameter groups of an optimizer, by the identity of the parameter."""
+    found = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            found[id(parameter)] = group[name]
+    return found
 
 
 def test_optimizer_holds_what_trains_and_spares_vectors_from_decay(tokenizer, examples, tmp_path):
     trainer = make_trainer(tokenizer, examples, tmp_path)
     trainer.create_optimizer()
-    held = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    decays = settings_by_parameter(trainer.optimizer, "weight_decay")
     for name, parameter in trainer.model.named_parameters():
-        assert (id(parameter) in held) == (not name.startswith("target_encoder."))
-        if id(parameter) in held and parameter.dim() < 2:
-            assert held[id(parameter)] == 0, name
-    assert held[id(trainer.model.predictor.context_projection.weight)] == trainer.args.weight_decay
+        is_trained = not name.startswith("target_encoder.")
+        assert (id(parameter) in decays) == is_trained
+        if is_trained and parameter.dim() < 2:
+            assert decays[id(parameter)] == 0, name
+    matrix = trainer.model.predictor.context_projection.weight
+    assert decays[id(matrix)] == trainer.args.weight_decay
 
 
 def test_predictor_may_learn_at_a_rate_of_its_own(tokenizer, examples, tmp_path):
     trainer = make_trainer(tokenizer, examples, tmp_path, learning_rate=1e-5, predictor_learning_rate=1e-3)
     trainer.create_optimizer()
-    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    rates = settings_by_parameter(trainer.optimizer, "lr")
     for name, parameter in trainer.model.named_parameters():
         if not name.startswith("target_encoder."):
-            assert rates[id(parameter)] == (1e-5 if name.startswith("model.") else 1e-3), name
+            expected = 1e-5 if name.startswith("model.") else 1e-3
+            assert rates[id(parameter)] == expected, name
     trainer.train()
     assert len(trainer.lr_scheduler.get_last_lr()) == 4
 
@@ -175,6 +226,8 @@ def test_predictor_may_learn_at_a_rate_of_its_own(tokenizer, examples, tmp_path)
 def test_accumulated_small_batches_equal_one_large_batch(tokenizer, examples, tmp_path):
     """Terms are normalised by the target tokens of the whole accumulated batch, not by means of means."""
     records = []
+    # The same texts per step for both.
+    order = np.random.default_rng(1).permutation(80).tolist()
     for name, size, accumulation in (("whole", 16, 1), ("parts", 4, 4)):
         trainer = make_trainer(
             tokenizer,
@@ -185,10 +238,9 @@ def test_accumulated_small_batches_equal_one_large_batch(tokenizer, examples, tm
             gradient_accumulation_steps=accumulation,
             logging_steps=1,
         )
-        order = np.random.default_rng(1).permutation(80)  # the same texts per step for both
-        trainer._get_train_sampler = lambda dataset=None, order=order: order.tolist()
+        trainer._get_train_sampler = lambda dataset=None: order
         trainer.train()
-        records.append([r for r in read_metrics(tmp_path / name) if "loss" in r])
+        records.append(training_records(tmp_path / name))
     for whole, parts in zip(*records, strict=True):
         for key in ("loss", "latent_loss", "token_loss", "relative_loss", "ema_decay"):
             assert parts[key] == pytest.approx(whole[key], rel=1e-4), key
@@ -200,20 +252,38 @@ def test_log_names_every_term_and_measure(tokenizer, examples, tmp_path):
     records = read_metrics(tmp_path)
     training = [record for record in records if "loss" in record]
     assert [record["step"] for record in training] == [1, 2, 4]
-    measures = {"relative_loss", "copy_relative_loss", "retrieval_margin", "spread", "target_spread", "token_rank"}
-    measures |= {"retrieval_accuracy", "pooled_rank", "cosine_same_text", "cosine_other_text"}
+    names = {
+        "relative_loss",
+        "copy_relative_loss",
+        "retrieval_margin",
+        "retrieval_accuracy",
+        "spread",
+        "target_spread",
+        "token_rank",
+        "pooled_rank",
+        "cosine_same_text",
+        "cosine_other_text",
+        "latent_loss",
+        "token_loss",
+        "ema_decay",
+        "tokens_per_second",
+        "grad_norm",
+    }
+    weight = trainer.model.config.token_loss_weight
     for record in training:
-        assert measures | {"latent_loss", "token_loss", "ema_decay", "tokens_per_second", "grad_norm"} <= record.keys()
-        weight = trainer.model.config.token_loss_weight
-        assert record["loss"] == pytest.approx(record["latent_loss"] + weight * record["token_loss"], rel=1e-5)
+        assert names <= record.keys()
+        total = record["latent_loss"] + weight * record["token_loss"]
+        assert record["loss"] == pytest.approx(total, rel=1e-5)
         assert record["ema_decay"] == pytest.approx(ema_decay(record["step"] - 1, 4))
     evaluation = next(record for record in records if "eval_loss" in record)
     assert evaluation["eval_loss"] == pytest.approx(
         evaluation["eval_latent_loss"] + weight * evaluation["eval_token_loss"], rel=1e-5
     )
     lengths = [len(row) for row in trainer.train_dataset["input_ids"]]
-    assert 0 < training[0]["tokens_seen"] < training[-1]["tokens_seen"] <= 4 * 8 * max(lengths)
-    assert 0 < training[0]["train_seconds"] < training[-1]["train_seconds"]
+    first = training[0]
+    last = training[-1]
+    assert 0 < first["tokens_seen"] < last["tokens_seen"] <= 4 * 8 * max(lengths)
+    assert 0 < first["train_seconds"] < last["train_seconds"]
 
 
 def test_nan_is_not_hidden_in_the_log(tokenizer, examples, tmp_path):
@@ -221,7 +291,8 @@ def test_nan_is_not_hidden_in_the_log(tokenizer, examples, tmp_path):
     with torch.no_grad():
         trainer.model.latent_head.bias.fill_(math.nan)
     trainer.train()
-    assert math.isnan(next(r for r in read_metrics(tmp_path) if "loss" in r)["loss"])
+    first = training_records(tmp_path)[0]
+    assert math.isnan(first["loss"])
 
 
 def poison(trainer, steps):
@@ -230,7 +301,8 @@ def poison(trainer, steps):
 
     def poisoned(model, inputs, return_outputs=False, num_items_in_batch=None):
         value, outputs = loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        value = value * math.nan if model.training and trainer.state.global_step in steps else value
+        if model.training and trainer.state.global_step in steps:
+            value = value * math.nan
         return (value, outputs) if return_outputs else value
 
     trainer.compute_loss = poisoned
@@ -243,19 +315,21 @@ def test_a_step_that_is_not_finite_changes_nothing_and_keeps_its_batch(tokenizer
 
     class Recorder(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
-            states[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+            weights = model.state_dict()
+            states[state.global_step] = {name: value.clone() for name, value in weights.items()}
 
     trainer.add_callback(Recorder())
     trainer.train()
-    assert all(torch.equal(states[2][name], value) for name, value in states[3].items())
-    assert any(not torch.equal(states[3][name], value) for name, value in states[4].items())
+    assert same_weights(states[2], states[3])
+    assert not same_weights(states[3], states[4])
     assert all(value.isfinite().all() for value in states[4].values())
     kept = sorted((tmp_path / "nonfinite").iterdir())
     assert [path.name for path in kept] == ["step2-rank0-0.safetensors", "step2-rank0-1.safetensors"]
     assert load_file(kept[0])["input_ids"].shape[0] == 8
     saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
-    assert all(torch.equal(states[2][name], value) for name, value in saved.items())
-    assert [math.isnan(r["loss"]) for r in read_metrics(tmp_path) if "loss" in r] == [False, False, True, False]
+    assert same_weights(saved, states[2])
+    is_nan = [math.isnan(record["loss"]) for record in training_records(tmp_path)]
+    assert is_nan == [False, False, True, False]
 
 
 def test_run_stops_after_three_steps_in_a_row_that_are_not_finite(tokenizer, examples, tmp_path):
@@ -300,7 +374,15 @@ def test_each_pass_has_its_own_order_and_masks(tokenizer, examples, tmp_path):
     assert seen == [(epoch, epoch) for epoch in range(3) for _ in range(10)]
 
 
-@pytest.mark.parametrize("stop", [4, 10, 13])
+# The other places are among those of test_checkpoints.py, too.
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(4, marks=pytest.mark.slow),
+        10,
+        pytest.param(13, marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_run_equals_the_uninterrupted_one(tokenizer, examples, tmp_path, stop):
     """Weights of both encoders, optimizer and log, in the middle and at the border of a pass of 10 steps."""
     arguments = {
@@ -313,25 +395,23 @@ def test_resumed_run_equals_the_uninterrupted_one(tokenizer, examples, tmp_path,
     whole = make_trainer(tokenizer, examples, tmp_path / "whole", **arguments)
     whole.train()
     resumed = make_trainer(tokenizer, examples, tmp_path / "resumed", **arguments)
-    (tmp_path / "resumed" / "metrics.jsonl").parent.mkdir(exist_ok=True)
-    (tmp_path / "resumed" / "metrics.jsonl").write_text((tmp_path / "whole" / "metrics.jsonl").read_text())
+    (tmp_path / "resumed").mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "whole" / "metrics.jsonl", tmp_path / "resumed")
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
-    for (name, expected), value in zip(
-        whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=False
-    ):
-        assert torch.equal(expected, value), name
-    untimed = [
-        [
-            {k: v for k, v in r.items() if k not in ("tokens_per_second", "train_seconds")}
-            for r in read_metrics(tmp_path / run)
-            if "loss" in r
-        ]
-        for run in ("whole", "resumed")
-    ]
-    assert untimed[0] == untimed[1]
+    assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
+    assert untimed_records(tmp_path / "whole") == untimed_records(tmp_path / "resumed")
 
 
-@pytest.mark.parametrize("stop", [4, 15])
+def untimed_records(output_dir):
+    """The records of training without what differs between any two runs."""
+    records = training_records(output_dir)
+    for record in records:
+        del record["tokens_per_second"]
+        del record["train_seconds"]
+    return records
+
+
+@pytest.mark.parametrize("stop", [pytest.param(4, marks=pytest.mark.slow), 15])
 def test_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tokenizer, examples, tmp_path, stop):
     """Passes of 10 steps, each in an order and with masks of its own."""
 
@@ -340,45 +420,70 @@ def test_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tokenizer, exa
         arguments = {"max_steps": 24, "logging_steps": 1, "save_strategy": "steps", "save_steps": stop}
         trainer = make_trainer(tokenizer, examples, tmp_path / name, save_total_limit=None, **arguments)
         trainer.train_dataset = EndlessStream(stream, batch_size=8)
-        batches, step = [], trainer.training_step
-        trainer.training_step = lambda model, inputs, n=None: (batches.append(inputs), step(model, inputs, n))[1]
+        batches = []
+        step = trainer.training_step
+
+        def recording(model, inputs, num_items_in_batch=None):
+            batches.append(inputs)
+            return step(model, inputs, num_items_in_batch)
+
+        trainer.training_step = recording
         trainer.train(resume_from_checkpoint=checkpoint)
         return trainer.model.state_dict(), batches
 
     whole, batches = run("whole")
     resumed, rest = run("resumed", str(tmp_path / "whole" / f"checkpoint-{stop}"))
-    assert all(torch.equal(whole[name], value) for name, value in resumed.items())
-    assert all(torch.equal(a[key], b[key]) for a, b in zip(batches[stop:], rest, strict=True) for key in a)
-    passes = [batches[start : start + 10] for start in (0, 10)]
-    texts = [
-        sorted(tuple(row[row > 0].tolist()) for batch in batches for row in batch["input_ids"]) for batches in passes
-    ]
-    assert texts[0] == texts[1]
-    assert not torch.equal(passes[0][0]["input_ids"], passes[1][0]["input_ids"])
+    assert same_weights(whole, resumed)
+    for expected, found in zip(batches[stop:], rest, strict=True):
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    first_pass = batches[:10]
+    second_pass = batches[10:20]
+    assert texts_in(first_pass) == texts_in(second_pass)
+    assert not torch.equal(first_pass[0]["input_ids"], second_pass[0]["input_ids"])
+
+
+def texts_in(batches):
+    """The token ids of the texts of batches, sorted."""
+    texts = []
+    for batch in batches:
+        texts += [tuple(row[row > 0].tolist()) for row in batch["input_ids"]]
+    return sorted(texts)
 
 
 def test_masks_of_a_stream_belong_to_the_pass_that_each_example_names(tokenizer, examples):
     collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(whole_words=False))
     row = examples[0]
-    mixed = collator([{**row, "epoch": 0}, {**row, "epoch": 1}])["target_positions"]
+    rows = [{**row, "epoch": 0}, {**row, "epoch": 1}]
+    mixed = collator(rows)["target_positions"]
     for epoch in (0, 1):
         collator.epoch = epoch
-        assert torch.equal(collator([row, row])["target_positions"][epoch], mixed[epoch])
+        found = collator([row, row])["target_positions"]
+        assert torch.equal(found[epoch], mixed[epoch])
     assert not torch.equal(*mixed)
 
 
 def test_accumulation_does_not_change_the_loss_of_the_classifier(tokenizer, examples, tmp_path):
     """The stock Trainer multiplies the loss of a model that seems to count items and does not."""
     config = make_model(tokenizer, classifier_dropout=0.0).config
-    rows = [{"input_ids": row["input_ids"][:6], "labels": i % 2} for i, row in enumerate(examples.select(range(16)))]
+    rows = []
+    for number, row in enumerate(examples.select(range(16))):
+        rows.append({"input_ids": row["input_ids"][:6], "labels": number % 2})
     losses = []
     for size, accumulation in ((16, 1), (4, 4)):
         torch.manual_seed(0)
-        arguments = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
-        args = TrainingArguments(str(tmp_path), use_cpu=True, save_strategy="no", logging_steps=1, **arguments)
+        args = TrainingArguments(
+            str(tmp_path),
+            use_cpu=True,
+            save_strategy="no",
+            logging_steps=1,
+            max_steps=1,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
         trainer = Trainer(TextJepaForSequenceClassification(config), args, train_dataset=rows)
         trainer.train()
-        losses.append((trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]))
+        record = trainer.state.log_history[0]
+        losses.append((record["loss"], record["grad_norm"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
@@ -386,7 +491,8 @@ def test_terms_of_the_evaluation_add_up_with_a_short_last_batch(tokenizer, examp
     trainer = make_trainer(tokenizer, examples, tmp_path, per_device_eval_batch_size=6)  # 16 texts: 6, 6 and 4
     found = trainer.evaluate()
     weight = trainer.model.config.token_loss_weight
-    assert found["eval_loss"] == pytest.approx(found["eval_latent_loss"] + weight * found["eval_token_loss"], rel=1e-5)
+    total = found["eval_latent_loss"] + weight * found["eval_token_loss"]
+    assert found["eval_loss"] == pytest.approx(total, rel=1e-5)
 
 
 # ---- collapse -------------------------------------------------------------------------------------------------------
@@ -404,7 +510,7 @@ def test_measures_leave_the_model_as_it_was(tokenizer, batch):
     measure_representations(model, batch)
     assert model.training
     assert not model.target_encoder.training
-    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+    assert same_weights(before, parameters_of(model))
 
 
 def test_an_encoder_that_says_the_same_of_everything_shows_it(tokenizer, batch):
@@ -429,7 +535,13 @@ def test_an_encoder_that_says_the_same_of_everything_shows_it(tokenizer, batch):
     ],
 )
 def test_signs_of_collapse_are_told_in_plain_words(changed, words):
-    healthy = {"token_rank": 20.0, "pooled_rank": 5.1, "cosine_other_text": 0.3, "spread": 0.8, "relative_loss": 0.7}
+    healthy = {
+        "token_rank": 20.0,
+        "pooled_rank": 5.1,
+        "cosine_other_text": 0.3,
+        "spread": 0.8,
+        "relative_loss": 0.7,
+    }
     assert metrics.collapse_signs(healthy, 32, 10.0) == []
     (sign,) = metrics.collapse_signs({**healthy, **changed}, 32, 10.0)
     assert words in sign
@@ -442,7 +554,8 @@ def test_monitor_warns_once_after_patience_with_the_remedy(tokenizer, batch, cap
         for parameter in model.target_encoder.parameters():
             parameter.zero_()
     monitor = CollapseMonitorCallback(batch, stop_on_collapse=stop, patience=2)
-    state, control = TrainerState(is_world_process_zero=True), TrainerControl(should_log=True)
+    state = TrainerState(is_world_process_zero=True)
+    control = TrainerControl(should_log=True)
     warned = []
     for _ in range(4):
         monitor.on_step_end(None, state, control, model=model)
@@ -456,7 +569,8 @@ def test_monitor_warns_once_after_patience_with_the_remedy(tokenizer, batch, cap
 
 def test_few_tokens_are_no_sign_of_collapse(tokenizer, examples):
     """The rank of 5 tokens cannot exceed 4, whatever the width."""
-    batch = DataCollatorForTextJepa(tokenizer)([{"input_ids": examples[0]["input_ids"][:5]}])
+    example = {"input_ids": examples[0]["input_ids"][:5]}
+    batch = DataCollatorForTextJepa(tokenizer)([example])
     monitor = CollapseMonitorCallback(batch, patience=1)
     wide = make_model(tokenizer, text_config={"hidden_size": 256, "num_attention_heads": 4})
     monitor.on_step_end(None, TrainerState(), TrainerControl(should_log=True), model=wide)
@@ -484,7 +598,9 @@ def test_a_collapsing_run_is_told_from_a_healthy_one(tokenizer, examples, tmp_pa
 
 
 def test_pooled_texts_are_held_against_the_first_log_also_after_a_resume(tokenizer, batch):
-    model, state, control = make_model(tokenizer), TrainerState(), TrainerControl(should_log=True)
+    model = make_model(tokenizer)
+    state = TrainerState()
+    control = TrainerControl(should_log=True)
     monitor = CollapseMonitorCallback(batch)
     monitor.on_step_end(None, state, control, model=model)
     first = monitor.values["pooled_rank"]

@@ -126,7 +126,7 @@ def pretrain(
     parts = prepare_parts(model_args, data_args, objective_args, args, count)
     if data_args.prepare_only:
         texts = describe_count(parts.examples["train"])
-        print(f"{texts} training texts are tokenized and cached; to train on them, the same command")
+        print(f"{texts} training texts are tokenized and cached; to train on them, repeat the command")
         print("without --prepare_only and with --resume_from_checkpoint auto")
         return True
     card_info = make_card_info(model_args, data_args, parts.corpus.name, parts.model.config, argv)
