@@ -40,7 +40,14 @@ def run(tmp_path):
     """Starts a benchmark as a user does; returns its figures and what it printed."""
 
     def start(name, *flags):
-        command = [sys.executable, str(ROOT / "benchmarks" / name), *MICRO, *flags, "--json", str(tmp_path / "found")]
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks" / name),
+            *MICRO,
+            *flags,
+            "--json",
+            str(tmp_path / "found"),
+        ]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return json.loads((tmp_path / "found").read_text()), printed
 
@@ -146,8 +153,22 @@ def test_word2vec_leaves_an_encoder_that_opens_with_its_log(texts, tmp_path):
         "--max_steps",
         "4",
     ]
-    flags += ["--train_file", str(tmp_path / "train.txt"), "--max_length", "32", "--logging_steps", "2", "--use_cpu"]
-    command = [sys.executable, str(ROOT / "benchmarks/word2vec.py"), *flags, "--output_dir", str(tmp_path / "out")]
+    flags += [
+        "--train_file",
+        str(tmp_path / "train.txt"),
+        "--max_length",
+        "32",
+        "--logging_steps",
+        "2",
+        "--use_cpu",
+    ]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/word2vec.py"),
+        *flags,
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     records = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4]
@@ -217,7 +238,15 @@ def test_data_leaves_the_figures_of_every_part(run, tmp_path, texts):
     [("length", ["16", "32"]), ("hidden", ["0.3", "0.6"]), ("batch", ["2", "4"]), ("mask_batching", ["sequential"])],
 )
 def test_scaling_leaves_a_table_of_each_axis(axis, values, run, tmp_path):
-    found, printed = run("scaling.py", "--axes", axis, "--values", *values, "--plot", str(tmp_path / "plot.png"))
+    found, printed = run(
+        "scaling.py",
+        "--axes",
+        axis,
+        "--values",
+        *values,
+        "--plot",
+        str(tmp_path / "plot.png"),
+    )
     points = found["axes"][axis]
     assert list(points) == values
     assert points[values[0]]["ratio_to_first"] == 1

@@ -184,7 +184,16 @@ def test_neighbouring_spans_differ_in_colour_and_every_line_ends_plain(tokenizer
 @pytest.mark.parametrize("colour", [False, True])
 def test_wrapping_loses_no_word_and_keeps_to_the_width(tokenizer, texts, colour):
     shown, _, _ = read(tokenizer, texts, **RECIPES["blocks"])
-    wide, narrow = (mask_gallery.to_terminal(shown, "Title", ["A fact."], colour, width) for width in (10_000, 40))
+    wide, narrow = (
+        mask_gallery.to_terminal(
+            shown,
+            "Title",
+            ["A fact."],
+            colour,
+            width,
+        )
+        for width in (10_000, 40)
+    )
     plain = [re.sub(r"\x1b\[[\d;]*m", "", page) for page in (wide, narrow)]
     assert plain[0].split() == plain[1].split()
     assert max(map(len, plain[1].splitlines())) <= 40
@@ -296,7 +305,14 @@ def shown(monkeypatch):
 def trainers_batches(folder, count, more):
     """The first batches that a run of these arguments trains on."""
     classes = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
-    argv = [str(folder / "run.yaml"), "--save_strategy", "no", "--max_steps", str(-(-count // 2)), *more]
+    argv = [
+        str(folder / "run.yaml"),
+        "--save_strategy",
+        "no",
+        "--max_steps",
+        str(-(-count // 2)),
+        *more,
+    ]
     model_args, data_args, objective_args, args = parse_arguments(classes, argv, "")
     set_dependent_defaults(data_args, objective_of(model_args, objective_args))
     corpus = make_corpus(model_args, data_args, args)
@@ -339,7 +355,15 @@ def test_the_batch_of_a_stream_is_the_one_that_it_gives(folder, shown, tokenizer
     files = folder / "more.txt"
     files.write_text("".join(f"{i} words of text number {i} in the stream\n" for i in range(300)))
     tokenizer.save_pretrained(folder / "tokenizer")
-    masks.main([*argv, "--train_file", str(files), "--tokenizer_name", str(folder / "tokenizer")])
+    masks.main(
+        [
+            *argv,
+            "--train_file",
+            str(files),
+            "--tokenizer_name",
+            str(folder / "tokenizer"),
+        ]
+    )
     splits = load_corpus(CorpusArguments([str(files)], streaming=True)).splits
     tokenize = tokenize_documents if objective == "documents" else tokenize_texts
     train = tokenize(splits, tokenizer, 48)["train"].shuffle(seed=42, buffer_size=7)
@@ -358,7 +382,15 @@ def test_the_batch_of_a_stream_is_the_one_that_it_gives(folder, shown, tokenizer
 def test_off_a_terminal_the_command_prints_no_colour_and_leaves_only_the_page(folder, capsys):
     before = {path for path in folder.rglob("*") if "cache" not in path.parts}
     page = folder / "masks.html"
-    masks.main([str(folder / "run.yaml"), "--texts", "3", "--html", str(page)])
+    masks.main(
+        [
+            str(folder / "run.yaml"),
+            "--texts",
+            "3",
+            "--html",
+            str(page),
+        ]
+    )
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "run.yaml" in printed
