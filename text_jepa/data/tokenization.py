@@ -189,8 +189,8 @@ def tokenize_texts(
 ) -> DatasetDict | IterableDatasetDict:
     """Cuts documents into texts: examples with `input_ids` and `length`, special tokens included.
 
-    Documents of fewer than two tokens can teach nothing and are left out, as are those shorter than `min_length` and
-    those without a view. The result is cached by corpus, tokenizer and settings.
+    Documents of fewer than two tokens hold nothing to learn and are left out, as are those shorter than `min_length`
+    and those without a view. The result is cached by corpus, tokenizer and settings.
 
     Args:
         splits: Splits with a column `text`, and `view` for the view `"column"`.
