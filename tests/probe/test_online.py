@@ -359,7 +359,7 @@ def test_figures_are_logged_and_stand_among_the_metrics_of_the_evaluation(
     assert all(set(NAMES) <= set(record) for record in records)
     assert records[-1] in trainer.state.log_history
     assert set(NAMES) <= set(trainer.evaluate())
-    assert "step      2/4  probe places: teacher_linear " in capsys.readouterr().out
+    assert "step      2/4  probe places: target_linear " in capsys.readouterr().out
 
 
 def test_only_the_first_process_computes_and_the_others_get_its_figures(encoder, tokenizer, monkeypatch):
@@ -423,7 +423,10 @@ def command(folder, output_dir, *flags):
 
 @pytest.mark.parametrize(
     ("objective", "prefix"),
-    [("jepa", "target_encoder."), ("documents", "model.encoder.")],
+    [
+        pytest.param("jepa", "target_encoder.", marks=pytest.mark.slow),
+        ("documents", "model.encoder."),
+    ],
 )
 def test_the_exported_encoder_is_the_best_one_and_stays_so_when_the_finished_run_is_resumed(
     folder, tmp_path, monkeypatch, objective, prefix

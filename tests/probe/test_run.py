@@ -599,7 +599,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path, arguments, frag
         broken.save_pretrained(folder / "broken")
     arguments = [argument.format(dir=folder) for argument in arguments]
     name = "second" if "--update_card" in arguments else "first"
-    monkeypatch.setattr("sys.argv", ["run_probe.py", str(folder / name), *arguments])
+    monkeypatch.setattr("sys.argv", ["text-jepa", "probe", str(folder / name), *arguments])
     with pytest.raises(SystemExit) as stop:
         text_jepa_command()
     assert stop.value.code == 2
