@@ -730,7 +730,7 @@ def encode_visible(
             return_dict=True,
             **kwargs,
         )
-        return output, None
+        return _complete_hidden_states(output), None
 
     ids = input_ids.repeat_interleave(positions.shape[1], dim=0)
     mask = attention_mask.repeat_interleave(positions.shape[1], dim=0)
@@ -741,6 +741,7 @@ def encode_visible(
     else:
         ids = ids.masked_fill(~is_visible, config.mask_token_id)
     output = encoder(input_ids=ids, attention_mask=mask, return_dict=True, **kwargs)
+    output = _complete_hidden_states(output)
     text_states = output.last_hidden_state
     output.last_hidden_state = gather_positions(text_states, rows)
     if output.hidden_states is not None:
@@ -769,6 +770,13 @@ def _visible_mask(encoder: PreTrainedModel, positions: torch.Tensor) -> torch.Te
         return masks
     lowest = torch.finfo(encoder.get_input_embeddings().weight.dtype).min
     return {name: lowest * ~mask for name, mask in masks.items()}
+
+
+def _complete_hidden_states(output: BaseModelOutput) -> BaseModelOutput:
+    """The output of an encoder, of which one without layers leaves out its only hidden states: the embeddings."""
+    if output.hidden_states is not None and len(output.hidden_states) == 0:
+        output.hidden_states = (output.last_hidden_state,)
+    return output
 
 
 def _states_of(output: BaseModelOutput) -> dict[str, Any]:
@@ -894,7 +902,8 @@ class TextJepaModel(TextJepaPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutput:
         """(B, S) -> the stock encoder's output, `last_hidden_state` (B, S, D) first; other arguments pass through."""
-        return self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        return _complete_hidden_states(output)
 
 
 # ---- pretraining ----------------------------------------------------------------------------------------------------
@@ -1219,6 +1228,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                     output_hidden_states=True,
                     return_dict=True,
                 )
+                output = _complete_hidden_states(output)
             else:
                 mode = "drop" if self.config.drop_is_exact else "attention_mask"
                 output, _ = encode_visible(
@@ -1230,8 +1240,6 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                     positions,
                     output_hidden_states=True,
                 )
-        if not output.hidden_states:  # of an encoder without layers
-            output.hidden_states = (output.last_hidden_state,)
         return output
 
     def token_targets(self, hidden_states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:

@@ -101,6 +101,15 @@ def test_every_trainable_parameter_has_a_gradient():
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_the_hidden_states_of_an_encoder_without_layers_are_its_embeddings():
+    model, input_ids = build().eval(), batch()["input_ids"]
+    for encoded in (model, model.model):
+        output = encoded(input_ids, output_hidden_states=True)
+        assert len(output.hidden_states) == 1
+        assert torch.equal(output.hidden_states[0], output.last_hidden_state)
+        assert encoded(input_ids).hidden_states is None
+
+
 def test_a_constant_encoder_is_no_solution():
     model, inputs = build().train(), batch(texts=64)
     with torch.no_grad():
