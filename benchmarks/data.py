@@ -13,6 +13,7 @@ where TEXT_JEPA_DATA names the shared data, else the built-in corpus.
 import contextlib
 import inspect
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -43,10 +44,13 @@ def main():
     args = arguments()
     datasets.disable_progress_bars()
     corpus = load_corpus(CorpusArguments(train_file=args.train_file or default_files())).splits
-    corpus["train"] = corpus["train"].take(min(args.documents, len(corpus["train"])))
+    documents = min(args.documents, len(corpus["train"]))
+    corpus["train"] = corpus["train"].take(documents)
     tokenizer = train_tokenizer(corpus["train"]["text"], args.vocab_size, max_length=args.length)
     args.vocab_size = len(tokenizer)  # which a small corpus does not fill, and an alphabet may exceed
-    results = {"settings": {name: vars(args)[name] for name in SETTINGS} | {"threads": threads()}}
+    settings = {name: vars(args)[name] for name in SETTINGS}
+    settings["threads"] = threads()
+    results = {"settings": settings}
     for name in args.parts:
         results[name] = PARTS[name](args, corpus, tokenizer)
     print_results(results)
@@ -78,7 +82,8 @@ def default_files():
 def tokenization(args, corpus, tokenizer):
     """Documents and tokens per second of each way."""
     part = DatasetDict(train=corpus["train"])
-    texts, bare = list(part["train"]["text"]), tokenizer.backend_tokenizer
+    texts = list(part["train"]["text"])
+    bare = tokenizer.backend_tokenizer
     plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
     arms = {
         "tokenize_texts": lambda: tokenize_texts(part, tokenizer, args.length, overwrite_cache=True),
@@ -88,7 +93,8 @@ def tokenization(args, corpus, tokenizer):
     }
     seconds = take_turns(arms, args.repeats)
     middle = medians(seconds)
-    tokens = sum(len(encoding.ids) for encoding in bare.encode_batch_fast(texts, add_special_tokens=False))
+    encodings = bare.encode_batch_fast(texts, add_special_tokens=False)
+    tokens = sum(len(encoding.ids) for encoding in encodings)
     return {
         "documents_per_second": {name: len(texts) / middle[name] for name in arms},
         "tokens_per_second": {name: tokens / middle[name] for name in arms},
@@ -104,9 +110,14 @@ def collator(args, corpus, tokenizer):
     """Seconds per batch of both collators, and their share of a step on this batch."""
     examples = list(examples_of(args, corpus, tokenizer, args.texts))
     lists = [{"input_ids": example["input_ids"].tolist()} for example in examples]
-    ours, theirs = DataCollatorForTextJepa(tokenizer), DataCollatorForLanguageModeling(tokenizer)
+    ours = DataCollatorForTextJepa(tokenizer)
+    theirs = DataCollatorForLanguageModeling(tokenizer)
     step = TextJepaStep(TextJepaConfig(text_config=bert_config(args)), ours(examples), args)
-    arms = {"text_jepa": lambda: ours(examples), "masked_lm": lambda: theirs(lists), "step": step}
+    arms = {
+        "text_jepa": lambda: ours(examples),
+        "masked_lm": lambda: theirs(lists),
+        "step": step,
+    }
     seconds = take_turns(arms, args.repeats)
     middle = medians(seconds)
     return {
@@ -130,25 +141,33 @@ def padding(args, corpus, tokenizer):
     texts = [example["input_ids"] for example in examples_of(args, corpus, tokenizer, rows)]
     lengths = np.array([len(text) for text in texts])
     shuffled = np.random.default_rng(0).permutation(len(texts))
-    count = -(-len(texts) // args.texts)
-    plain, to_limit = (DataCollatorForTextJepa(tokenizer, pad_to_multiple_of=limit) for limit in (None, args.length))
+    count = math.ceil(len(texts) / args.texts)
+    plain = DataCollatorForTextJepa(tokenizer)
+    to_limit = DataCollatorForTextJepa(tokenizer, pad_to_multiple_of=args.length)
 
     def batches(order, collate):
-        parts = (order[i * args.texts : (i + 1) * args.texts] for i in range(count))
-        return [collate([{"input_ids": texts[row]} for row in part]) for part in parts]
+        found = []
+        for start in range(0, len(texts), args.texts):
+            rows = order[start : start + args.texts]
+            found.append(collate([{"input_ids": texts[row]} for row in rows]))
+        return found
 
-    full = np.array_split(full_length(texts, args.length), count)
+    full = []
+    for part in np.array_split(full_length(texts, args.length), count):
+        if len(part):
+            full.append(plain([{"input_ids": text} for text in part]))
     arms = {
         "pad to the limit": batches(shuffled, to_limit),
         "random order": batches(shuffled, plain),
         "length-grouped": batches(list(LengthGroupedSampler(lengths, args.texts)), plain),
-        "full length": [plain([{"input_ids": text} for text in part]) for part in full if len(part)],
+        "full length": full,
     }
-    step = TextJepaStep(TextJepaConfig(text_config=bert_config(args)), arms["full length"][0], args)
+    step = TextJepaStep(TextJepaConfig(text_config=bert_config(args)), full[0], args)
     seconds = take_turns({name: over(step, found) for name, found in arms.items()}, args.repeats)
-    middle, tokens = medians(seconds), {name: tokens_in(found) for name, found in arms.items()}
+    middle = medians(seconds)
+    tokens = {name: tokens_in(found) for name, found in arms.items()}
     speed = {name: tokens[name] / middle[name] for name in arms}
-    slots = {name: sum(batch["attention_mask"].numel() for batch in found) for name, found in arms.items()}
+    slots = {name: slots_in(found) for name, found in arms.items()}
     return {
         "slots_filled": {name: tokens[name] / slots[name] for name in arms},
         "useful_tokens_per_second": speed,
@@ -159,7 +178,7 @@ def padding(args, corpus, tokenizer):
 
 
 def examples_of(args, corpus, tokenizer, count):
-    """So many examples of the corpus, in random order."""
+    """The first `count` examples of the corpus in random order."""
     examples = tokenize_texts(corpus, tokenizer, args.length)["train"].shuffle(seed=0)
     return examples.take(min(count, len(examples)))
 
@@ -168,14 +187,18 @@ def tokens_in(batches):
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
+def slots_in(batches):
+    return sum(batch["attention_mask"].numel() for batch in batches)
+
+
 def full_length(texts, length):
-    """The tokens of all texts, joined and cut into texts of one length; what is left over falls away."""
+    """The tokens of all texts, joined and cut into texts of one length; the remainder is dropped."""
     joined = np.concatenate(texts)
     return joined[: len(joined) // length * length].reshape(-1, length)
 
 
 def over(step, batches):
-    """What makes the step on each of the batches."""
+    """A function that makes the step on each of the batches."""
 
     def run():
         for batch in batches:
@@ -245,9 +268,12 @@ class Clock(TrainerCallback):
 
 
 def in_turn(measures, repeats):
-    """As `take_turns`, of functions that tell their own seconds."""
-    rounds = [{name: measure() for name, measure in measures.items()} for _ in range(repeats + 1)]
-    return {name: [found[name] for found in rounds[1:]] for name in measures}
+    """As `take_turns`, for functions that return their seconds."""
+    seconds = {name: [] for name in measures}
+    for _ in range(repeats + 1):
+        for name, measure in measures.items():
+            seconds[name].append(measure())
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 # ---- start-up -------------------------------------------------------------------------------------------------------
@@ -277,26 +303,33 @@ def startup(args, corpus, tokenizer):
 def seconds_to_run(line):
     """Seconds that a line of Python takes in a fresh process, without the start of the interpreter."""
     code = f"import time; started = time.perf_counter(); {line}; print(time.perf_counter() - started)"
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT).stdout)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT)
+    return float(run.stdout)
 
 
 def seconds_to_first_step(args, folder):
     """Seconds from the launch of a pretraining run to what it prints of its first step."""
-    flags = {"tokenizer_name": f"{folder}/tokenizer", "output_dir": tempfile.mkdtemp(dir=folder)}
-    flags |= {"max_length": args.length, "per_device_train_batch_size": args.texts, "max_steps": 1}
-    flags |= {
+    flags = {
+        "tokenizer_name": f"{folder}/tokenizer",
+        "output_dir": tempfile.mkdtemp(dir=folder),
+        "max_length": args.length,
+        "per_device_train_batch_size": args.texts,
+        "max_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
         "max_eval_samples": 8,
         "max_train_samples": args.documents,
         "use_cpu": args.device == "cpu",
     }
-    command = [sys.executable, "run_pretraining.py", *(f"--{name}={value}" for name, value in flags.items())]
+    command = [sys.executable, "run_pretraining.py"]
+    command += [f"--{name}={value}" for name, value in flags.items()]
     files = args.train_file or default_files()
-    command += ["--train_file", *map(os.path.abspath, files)] if files else []
-    started = time.perf_counter()
+    if files:
+        command += ["--train_file", *map(os.path.abspath, files)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **quiet) as run:
+    started = time.perf_counter()
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **quiet) as run:
         next(line for line in run.stdout if line.startswith("step "))
         seconds = time.perf_counter() - started
         run.stdout.read()  # evaluation and export, to the end
@@ -321,25 +354,30 @@ def medians(seconds):
 
 def print_results(results):
     """A table of each part: a row for each arm where figures have arms, else one of a single figure."""
-    settings, *parts = results.items()
-    print(", ".join(f"{name} {value}" for name, value in settings[1].items()))
-    for part, found in parts:
+    parts = dict(results)
+    settings = parts.pop("settings")
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    for part, found in parts.items():
         figures = {name: value for name, value in found.items() if name != "seconds"}
         columns = {name: value for name, value in figures.items() if isinstance(value, dict)}
         print(f"\n{part}\n")
         if columns:
-            print("| | " + " | ".join(columns) + " |\n" + "|---" * (1 + len(columns)) + "|")
+            print(f"| | {' | '.join(columns)} |")
+            print("|---" * (1 + len(columns)) + "|")
         for arm in dict.fromkeys(arm for column in columns.values() for arm in column):
-            print(f"| {arm} | " + " | ".join(in_words(column.get(arm)) for column in columns.values()) + " |")
+            cells = [shown(column.get(arm)) for column in columns.values()]
+            print(f"| {arm} | {' | '.join(cells)} |")
         for name, value in figures.items():
             if name not in columns:
-                print(f"{name}: {in_words(value)}")
+                print(f"{name}: {shown(value)}")
 
 
-def in_words(value):
+def shown(value):
     if value is None:
         return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -61,8 +61,12 @@ def main():
         if int(os.environ.get("RANK", "0")) == 0:
             print(json.dumps(found))
         return
-    results = {"settings": {name: vars(args)[name] for name in SHAPE} | {"compile": args.compile}}
-    results["axes"] = {axis: sweep(args, axis, args.values or AXES[axis]) for axis in args.axes}
+    settings = {name: vars(args)[name] for name in SHAPE}
+    settings["compile"] = args.compile
+    axes = {}
+    for axis in args.axes:
+        axes[axis] = sweep(args, axis, args.values or AXES[axis])
+    results = {"settings": settings, "axes": axes}
     if "batch" in results["axes"]:
         points = results["axes"]["batch"]
         results["fastest_batch"] = max(points, key=lambda value: points[value]["tokens_per_second"])
@@ -104,20 +108,27 @@ def sweep(args, axis, values):
 
 def worth_doubling(points, megabytes):
     """Whether twice the memory of the last batch is there, and one of the last two was the fastest so far."""
+    if not points:
+        return True
     speeds = [point["tokens_per_second"] for point in points]
-    return not points or (2 * points[-1]["memory"] < megabytes and max(speeds) in speeds[-2:])
+    last_memory = points[-1]["memory"]
+    return 2 * last_memory < megabytes and max(speeds) in speeds[-2:]
 
 
 def room(args):
     """Free megabytes of the device."""
-    free = torch.cuda.mem_get_info()[0] if args.device == "cuda" else psutil.virtual_memory().available
+    if args.device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+    else:
+        free = psutil.virtual_memory().available
     return free / 2**20
 
 
 def figures(args, axis, value):
     """Measures a point in a process of its own, or in several."""
     flags = {name: vars(args)[name] for name in (*SHAPE, "repeats")}
-    command, environment = [sys.executable], {}
+    command = [sys.executable]
+    environment = {}
     if axis == "processes":
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={value}"]
         environment = {"OMP_NUM_THREADS": "1"}
@@ -169,7 +180,8 @@ def measure(args):
 def step_of(args):
     examples, tokenizer = texts_of(args)
     collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=args.hidden), num_masks=args.masks)
-    config, batch = TextJepaConfig(text_config=bert_config(args)), collator(examples)
+    config = TextJepaConfig(text_config=bert_config(args))
+    batch = collator(examples)
     if args.mask_batching is None:
         return TextJepaStep(config, batch, args)
     return TrainerStep(config, batch, args, collator, examples)
@@ -220,7 +232,8 @@ def plot(results, path):
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(results["axes"]), squeeze=False)[0]
     for axes, (axis, points) in zip(panels, results["axes"].items(), strict=True):
-        axes.plot(list(points), [point["ratio_to_first"] for point in points.values()], marker="o")
+        ratios = [point["ratio_to_first"] for point in points.values()]
+        axes.plot(list(points), ratios, marker="o")
         axes.set_xlabel(axis)
         axes.set_title("seconds per step, first = 1", fontsize=9)
         axes.grid(alpha=0.3)

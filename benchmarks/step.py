@@ -13,7 +13,6 @@ those of the same step as Python runs it, and flash attention's own FLOPs are no
 """
 
 import argparse
-import copy
 import json
 import statistics
 import subprocess
@@ -49,23 +48,32 @@ MASKED = 3  # stands in for the tokenizer's mask token
 def main():
     args = arguments()
     if args.memory_of:
-        print(json.dumps(peak_of_two_steps(lambda: arms_of(args)[args.memory_of]())))
+        build = arms_of(args)[args.memory_of]
+        print(json.dumps(peak_of_two_steps(build)))
         return
     arms = {name: build() for name, build in arms_of(args).items()}
     examples, tokenizer = texts_of(args)
     collator = DataCollatorForTextJepa(tokenizer)
-    small = {"collator": lambda: collator(examples), "ema": arms["text_jepa_m1"].ema, "matmul": matrix_product(args)}
+    jepa = arms["text_jepa_m1"]
+    parts = {
+        "collator": lambda: collator(examples),
+        "ema": jepa.ema,
+        "matmul": matrix_product(args),
+    }
     flops = {name: flops_of(arm) for name, arm in arms.items()}
-    split = split_of(arms["text_jepa_m1"], args.repeats)
+    split = split_of(jepa, args.repeats)
     if args.compile:
         for arm in arms.values():
             arm.compile()
-    seconds = take_turns({**arms, **small}, args.repeats)
+    seconds = take_turns({**arms, **parts}, args.repeats)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     peak = 2 * PEAK[args.device] ** 3 / middle["matmul"]
-    base, step = middle["bert_mlm"], middle["text_jepa_m1"]
+    base = middle["bert_mlm"]
+    step = middle["text_jepa_m1"]
+    settings = {name: value for name, value in vars(args).items() if name in SHAPE}
+    settings["threads"] = threads()
     results = {
-        "settings": {name: value for name, value in vars(args).items() if name in SHAPE} | {"threads": threads()},
+        "settings": settings,
         "ratio_to_bert_mlm": {name: middle[name] / base for name in arms if name != "bert_mlm"},
         "ratio_to_data2vec": middle["text_jepa_m1"] / middle["data2vec_style"],
         "share_of_matmul_peak": {name: flops[name] / middle[name] / peak for name in arms},
@@ -122,11 +130,15 @@ def threads():
 def texts_of(args):
     """The same random texts for all, and a tokenizer of single-token words."""
     special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    vocabulary = [*special.values(), *(f"w{i}" for i in range(args.vocab_size - len(special)))]
-    model = models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="w0")
+    words = [f"w{i}" for i in range(args.vocab_size - len(special))]
+    vocabulary = [*special.values(), *words]
+    ids_by_token = {token: i for i, token in enumerate(vocabulary)}
+    model = models.WordLevel(ids_by_token, unk_token="w0")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **special)
-    ids = np.random.default_rng(0).integers(len(special), args.vocab_size, (args.texts, args.length))
-    ids[:, 0], ids[:, -1] = 1, 2
+    rng = np.random.default_rng(0)
+    ids = rng.integers(len(special), args.vocab_size, (args.texts, args.length))
+    ids[:, 0] = tokenizer.cls_token_id
+    ids[:, -1] = tokenizer.sep_token_id
     return [{"input_ids": row} for row in ids], tokenizer
 
 
@@ -149,20 +161,35 @@ def bert_config(args):
 
 
 def arms_of(args):
-    """Name -> what builds the step."""
+    """Functions that build the steps, by name."""
     torch.manual_seed(0)
-    modern = shape_of(args) | {"intermediate_size": 8 * args.width // 3, "pad_token_id": 0, "reference_compile": False}
-    modern |= {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
+    modern = {
+        **shape_of(args),
+        "intermediate_size": 8 * args.width // 3,
+        "pad_token_id": 0,
+        "reference_compile": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "cls_token_id": None,
+        "sep_token_id": None,
+    }
     examples, tokenizer = texts_of(args)
-    ids = torch.from_numpy(np.stack([example["input_ids"] for example in examples])).to(args.device)
+    rows = np.stack([example["input_ids"] for example in examples])
+    ids = torch.from_numpy(rows).to(args.device)
 
     def jepa(num_masks, mask_ratio=0.5, **fields):
         config = TextJepaConfig(text_config=bert_config(args), **fields)
         collate = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=mask_ratio), num_masks)
         return TextJepaStep(config, collate(examples), args)
 
-    data2vec = {"context_mode": "mask_token", "mask_token_id": MASKED, "predictor_type": "mlp"}
-    data2vec |= {"pred_num_hidden_layers": 1, "token_loss_weight": 0.0, "smooth_l1_beta": 4.0}
+    data2vec = {
+        "context_mode": "mask_token",
+        "mask_token_id": MASKED,
+        "predictor_type": "mlp",
+        "pred_num_hidden_layers": 1,
+        "token_loss_weight": 0.0,
+        "smooth_l1_beta": 4.0,
+    }
     return {
         "bert_mlm": lambda: masked_language_model(BertForMaskedLM(bert_config(args)), ids, args),
         "bert_mlm_sparse": lambda: sparse_masked_language_model(BertForMaskedLM(bert_config(args)), ids, args),
@@ -183,7 +210,8 @@ class Step:
 
     def __init__(self, model, loss, args):
         self.model = model.to(args.device).train()
-        self.loss = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")(loss)
+        autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
+        self.loss = autocast(loss)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
 
@@ -238,7 +266,8 @@ def sparse_masked_language_model(model, ids, args):
     """The same with logits for the masked tokens alone."""
     masked = torch.rand(ids.shape, device=ids.device) < 0.15
     inputs = {"input_ids": ids.masked_fill(masked, MASKED), "attention_mask": torch.ones_like(ids)}
-    labels, places = ids[masked], masked.flatten().nonzero().squeeze(1)
+    labels = ids[masked]
+    places = masked.flatten().nonzero().squeeze(1)
 
     def loss():
         states = model.bert(**inputs).last_hidden_state.flatten(0, 1)
@@ -249,9 +278,9 @@ def sparse_masked_language_model(model, ids, args):
 
 def matrix_product(args):
     """The product of two square matrices that stands for the peak of the machine in this precision."""
-    left, right = torch.randn(2, PEAK[args.device], PEAK[args.device], device=args.device).to(
-        getattr(torch, args.dtype)
-    )
+    size = PEAK[args.device]
+    dtype = getattr(torch, args.dtype)
+    left, right = torch.randn(2, size, size, device=args.device).to(dtype)
     return lambda: left @ right
 
 
@@ -285,7 +314,8 @@ def flops_of(arm):
 
 def split_of(step, repeats):
     """Shares of a Text-JEPA step, by the clock."""
-    model, clock = step.model, {}
+    model = step.model
+    clock = {}
 
     @contextmanager
     def part(name):
@@ -300,7 +330,8 @@ def split_of(step, repeats):
 
         return run
 
-    encode, predict = modeling_text_jepa.encode_visible, model.predictor.forward
+    encode = modeling_text_jepa.encode_visible
+    predict = model.predictor.forward
     with (
         mock.patch.object(model, "encode_targets", timed("target encoder", model.encode_targets)),
         mock.patch.object(model, "token_targets", timed("targets", model.token_targets)),
@@ -319,7 +350,8 @@ def split_of(step, repeats):
                     step.update()
                 with part("moving average"):
                     step.ema()
-    whole, forward = clock.pop("whole"), clock.pop("forward")
+    whole = clock.pop("whole")
+    forward = clock.pop("forward")
     named = ("target encoder", "targets", "context encoder, forward", "predictor, forward")
     clock["losses"] = forward - sum(clock[name] for name in named)
     return {name: seconds / whole for name, seconds in clock.items()}
@@ -328,7 +360,8 @@ def split_of(step, repeats):
 def memory_of(name):
     """Megabytes that the peak of a process grows by in two steps of an arm."""
     command = [sys.executable, *sys.argv, "--memory_of", name]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
 
 
 def peak_of_two_steps(build):
@@ -340,12 +373,13 @@ def peak_of_two_steps(build):
 
 
 def peak_memory():
-    """The most memory this process has held, in megabytes: the GPU's if there is one, else as Linux tells it."""
+    """Peak memory of this process in megabytes: of the GPU if there is one, else as Linux reports it."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    # Not getrusage, which counts in what the process that started this one held.
+    # Not getrusage, which includes what the parent process held.
     words = Path("/proc/self/status").read_text().split()
-    return int(words[words.index("VmHWM:") + 1]) / 1024
+    kilobytes = words[words.index("VmHWM:") + 1]
+    return int(kilobytes) / 1024
 
 
 # ---- output ---------------------------------------------------------------------------------------------------------
@@ -360,14 +394,16 @@ def print_table(results, arms):
     print("| step | seconds (median, min to max) | ratio to bert_mlm | GFLOP | share of the peak | memory, MB |")
     print("|---|---|---|---|---|---|")
     for name in arms:
-        times, ratio = results["seconds"][name], results["ratio_to_bert_mlm"].get(name, 1.0)
+        times = results["seconds"][name]
+        ratio = results["ratio_to_bert_mlm"].get(name, 1.0)
         memory = f"{results['peak_memory'][name]:,.0f}" if results["peak_memory"] else ""
-        print(
-            f"| {name} | {statistics.median(times):.3f} ({min(times):.3f} to {max(times):.3f}) | {ratio:.3f} ", end=""
-        )
+        median = statistics.median(times)
+        print(f"| {name} | {median:.3f} ({min(times):.3f} to {max(times):.3f}) | {ratio:.3f} ", end="")
         print(f"| {results['gigaflop'][name]:.0f} | {results['share_of_matmul_peak'][name]:.2f} | {memory} |")
-    shares = copy.copy(results["split"]) | {"collator, beside it": results["share_of_step"]["collator"]}
-    print("\ntext_jepa_m1: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+    shares = dict(results["split"])
+    shares["collator, beside it"] = results["share_of_step"]["collator"]
+    listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    print(f"\ntext_jepa_m1: {listed}")
     print(f"text_jepa_m1 is {results['ratio_to_data2vec']:.2f} of data2vec_style")
 
 
@@ -383,7 +419,9 @@ def plot(results, path):
         (left, ratios, "time of a step, masked language modelling = 1"),
         (right, results["split"], "where the time of text_jepa_m1 goes"),
     ):
-        axes.barh(list(values)[::-1], list(values.values())[::-1])
+        names = list(values)
+        names.reverse()
+        axes.barh(names, [values[name] for name in names])
         axes.set_title(title, fontsize=10)
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -35,11 +35,12 @@ from text_jepa.train.build import make_examples, make_model, make_tokenizer
 from text_jepa.train.run_log import write_metrics
 
 
+# Share of the words that a damaged text lacks.
 DELETED = 0.6
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains and leaves encoder, log and arguments in the output folder."""
+    """Trains an encoder and writes it, its log and its arguments to the output folder."""
     argv = sys.argv[1:] if argv is None else argv
     classes = (ModelArguments, DataArguments, TextJepaTrainingArguments)
     model_args, data_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
@@ -50,24 +51,30 @@ def main(argv: list[str] | None = None) -> None:
     examples = make_examples(corpus, encoder.tokenizer, data_args)["train"]
     output_dir = Path(args.output_dir)
     loss = DenoisingAutoEncoderLoss(encoder, **decoder_for(encoder, output_dir / "decoder")).train()
-    inside = {id(parameter) for parameter in encoder.parameters()}
-    around = [parameter for parameter in loss.parameters() if id(parameter) not in inside]
-    groups = [{"params": list(encoder.parameters())}]
-    groups.append({"params": around, "lr": args.predictor_learning_rate or args.learning_rate})
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
+    optimizer = make_optimizer(encoder, loss, args)
     steps = args.max_steps
-    schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps)
-    chance, records, tokens, started = random.Random(args.seed), [], 0, time.perf_counter()
+    warmup_steps = args.get_warmup_steps(steps)
+    schedule = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, steps)
+
+    def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
+        batch = encoder.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=data_args.max_length,
+            return_tensors="pt",
+        )
+        return dict(batch.to(args.device))
+
+    chance = random.Random(args.seed)
+    records = []
+    tokens = 0
+    started = time.perf_counter()
     for step, rows in zip(range(1, steps + 1), batches(examples, args), strict=False):
         ids = [row.tolist() for row in examples[rows]["input_ids"]]
         texts = encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        sides = [
-            encoder.tokenizer(
-                side, padding=True, truncation=True, max_length=data_args.max_length, return_tensors="pt"
-            )
-            for side in ([damaged(text, chance) for text in texts], texts)
-        ]
-        value = loss([dict(side.to(args.device)) for side in sides], None)
+        damaged_texts = [damaged(text, chance) for text in texts]
+        value = loss([tokenize(damaged_texts), tokenize(texts)], None)
         value.backward()
         torch.nn.utils.clip_grad_norm_(loss.parameters(), args.max_grad_norm)
         optimizer.step()
@@ -75,15 +82,36 @@ def main(argv: list[str] | None = None) -> None:
         optimizer.zero_grad()
         tokens += sum(map(len, ids))
         if step % args.logging_steps == 0 or step == steps:
-            seconds = time.perf_counter() - started
-            records.append({"step": step, "loss": value.item(), "tokens_seen": tokens, "train_seconds": seconds})
+            record = {
+                "step": step,
+                "loss": value.item(),
+                "tokens_seen": tokens,
+                "train_seconds": time.perf_counter() - started,
+            }
+            records.append(record)
     encoder.save(str(output_dir))
     write_metrics(output_dir, records)
     write_arguments(output_dir / "arguments.yaml", model_args, data_args, args)
 
 
+def make_optimizer(
+    encoder: SentenceTransformer,
+    loss: DenoisingAutoEncoderLoss,
+    args: TextJepaTrainingArguments,
+) -> torch.optim.Optimizer:
+    """AdamW with a learning rate of its own for the parameters around the encoder, those of the decoder."""
+    inside = {id(parameter) for parameter in encoder.parameters()}
+    around = [parameter for parameter in loss.parameters() if id(parameter) not in inside]
+    around_rate = args.predictor_learning_rate or args.learning_rate
+    groups = [
+        {"params": list(encoder.parameters())},
+        {"params": around, "lr": around_rate},
+    ]
+    return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
+
+
 def new_encoder(model_args, data_args, args, corpus) -> str:
-    """The folder of an encoder with random weights, of the size asked for."""
+    """Writes an encoder with random weights of the requested size; returns its folder."""
     tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus)
     model = make_model(model_args, data_args, ObjectiveArguments(pooling="mean"), tokenizer)
     folder = Path(args.output_dir, "start")
@@ -92,19 +120,21 @@ def new_encoder(model_args, data_args, args, corpus) -> str:
 
 
 def batches(examples, args) -> Iterator[list[int]]:
-    """Rows of one step after another, pass by pass."""
+    """Yields the rows of one step after another, pass by pass."""
     size = args.per_device_train_batch_size
     sampler = LengthGroupedSampler(examples["length"], size, args.seed)
     while True:
         order = list(sampler)
-        yield from (order[start : start + size] for start in range(0, len(order), size))
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
         sampler.set_epoch(sampler.epoch + 1)
 
 
 def damaged(text: str, chance: random.Random) -> str:
-    """The text without most of its words; one at least stays."""
+    """The text without most of its words; at least one stays."""
     words = text.split()
-    return " ".join([word for word in words if chance.random() >= DELETED] or words[:1])
+    kept = [word for word in words if chance.random() >= DELETED]
+    return " ".join(kept or words[:1])
 
 
 def decoder_for(encoder: SentenceTransformer, folder: Path) -> dict:
@@ -112,9 +142,17 @@ def decoder_for(encoder: SentenceTransformer, folder: Path) -> dict:
     config = encoder.transformers_model.config
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return {}
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "pad_token_id")
-    shape = {name: getattr(config, name) for name in names} | {"intermediate_size": 4 * config.hidden_size}
-    BertLMHeadModel(BertConfig(**shape, is_decoder=True, add_cross_attention=True)).save_pretrained(folder)
+    decoder_config = BertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        pad_token_id=config.pad_token_id,
+        intermediate_size=4 * config.hidden_size,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+    BertLMHeadModel(decoder_config).save_pretrained(folder)
     encoder.tokenizer.save_pretrained(folder)
     return {"decoder_name_or_path": str(folder), "tie_encoder_decoder": False}
 

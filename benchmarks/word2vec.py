@@ -96,7 +96,13 @@ def new_word2vec(documents: Sequence[np.ndarray], tokenizer: PreTrainedTokenizer
         from gensim.models import Word2Vec
     except ImportError as error:
         raise UsageError("gensim is not installed: pip install 'text-jepa[bench]'") from error
-    word2vec = Word2Vec(vector_size=width, window=WINDOW, sg=1, workers=torch.get_num_threads(), seed=seed)
+    word2vec = Word2Vec(
+        vector_size=width,
+        window=WINDOW,
+        sg=1,
+        workers=torch.get_num_threads(),
+        seed=seed,
+    )
     pieces = vocabulary(tokenizer)
     counts = np.bincount(np.concatenate(documents), minlength=len(pieces))
     frequencies = {piece: int(count) for piece, count in zip(pieces, counts, strict=True) if count > 0}

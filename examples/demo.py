@@ -9,7 +9,7 @@ GRADIO_SERVER_PORT names another port than the first free one from 7860 on.
 import argparse
 import html
 import textwrap
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import datasets
@@ -36,6 +36,19 @@ footer { display: none !important; }
 """
 
 
+def masks_of(encoder: Encoder, text: str, ratio: float, span: float, masks: int, seed: int) -> str:
+    """The mask gallery of one text, in a frame, which keeps its style apart from that of the page."""
+    strategy = MaskStrategy(ratio=ratio, mean_span_length=span, max_span_length=int(3 * span))
+    collator = DataCollatorForTextJepa(encoder.tokenizer, strategy, num_masks=int(masks), seed=int(seed))
+    encoded = encoder.tokenizer(text, truncation=True, max_length=128)
+    batch = collator([{"input_ids": encoded["input_ids"]}])
+    texts = mask_gallery.read_batch(batch, encoder.tokenizer, collator.strategy_names, limit=1)
+    question = mask_gallery.describe_question(TextJepaConfig, has_view=False)
+    notes = [f"Masks: {collator.describe_masks()}"]
+    page = mask_gallery.to_html(texts, "What the training asks", question, notes)
+    return f'<iframe title="Masks" srcdoc="{html.escape(page)}"></iframe>'
+
+
 def make_page(encoder: Encoder) -> gr.Blocks:
     """The page for an encoder."""
 
@@ -51,23 +64,20 @@ def make_page(encoder: Encoder) -> gr.Blocks:
         """The ten nearest texts as a list, nearest first."""
         if not query.strip():
             return "Ask something."
-        lines = [line for file in files or () for line in Path(file).read_text("utf-8", "replace").splitlines()]
-        texts = tuple(line.strip() for line in [*pasted.splitlines(), *lines] if line.strip()) or builtin()
+        lines = pasted.splitlines()
+        for file in files or ():
+            lines += Path(file).read_text("utf-8", "replace").splitlines()
+        texts = tuple(line.strip() for line in lines if line.strip())
+        if not texts:
+            texts = builtin()
         scores = similarities(embed_texts(encoder, [query]), vectors_of(texts))
-        best = ((scores[row], html.escape(textwrap.shorten(texts[row], 400))) for row in np.argsort(-scores)[:10])
-        items = (f"<li><b>{score:.2f}</b>{text}</li>" for score, text in best)
+        items = []
+        for row in np.argsort(-scores)[:10]:
+            text = html.escape(textwrap.shorten(texts[row], 400))
+            items.append(f"<li><b>{scores[row]:.2f}</b>{text}</li>")
         return f"<ol class='found'>{''.join(items)}</ol>"
 
-    def show_masks(text, ratio, span, masks, seed):
-        """The gallery of one text, as a page in the page: its style is its own."""
-        strategy = MaskStrategy(ratio=ratio, mean_span_length=span, max_span_length=int(3 * span))
-        collator = DataCollatorForTextJepa(encoder.tokenizer, strategy, num_masks=int(masks), seed=int(seed))
-        batch = collator([{"input_ids": encoder.tokenizer(text, truncation=True, max_length=128)["input_ids"]}])
-        texts = mask_gallery.read_batch(batch, encoder.tokenizer, collator.strategy_names, limit=1)
-        question = mask_gallery.describe_question(TextJepaConfig, has_view=False)
-        page = mask_gallery.to_html(texts, "What the training asks", question, [f"Masks: {collator.describe_masks()}"])
-        return f'<iframe title="Masks" srcdoc="{html.escape(page)}"></iframe>'
-
+    show_masks = partial(masks_of, encoder)
     with gr.Blocks(title="Text-JEPA", analytics_enabled=False) as page:
         gr.Markdown(f"# Text-JEPA\nAn encoder of {encoder.model.num_parameters() / 1e6:.1f} million parameters.")
         with gr.Tab("Search"):

@@ -18,17 +18,20 @@ from text_jepa.embeddings import centre, cosine, embed_texts, open_encoder
 
 
 def paragraphs_of(folder: Path) -> Iterator[tuple[str, str]]:
-    """`file:line` and text of every paragraph of at least five words, line breaks taken out."""
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".txt", ".md", ".rst")):
+    """Yields `file:line` and text of every paragraph of at least five words, without line breaks."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in (".txt", ".md", ".rst"):
+            continue
         text = path.read_text(encoding="utf-8", errors="replace")
         for match in re.finditer(r"\S.*(?:\n.*\S.*)*", text):
             words = match.group().split()
+            line = text.count("\n", 0, match.start()) + 1
             if len(words) >= 5:
-                yield f"{path}:{text.count(chr(10), 0, match.start()) + 1}", " ".join(words)
+                yield f"{path}:{line}", " ".join(words)
 
 
 def similarities(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Cosines (N,) of a query (1, D) and N vectors (N, D), after the mean of the vectors, which all share, is gone."""
+    """Cosines (N,) of a query (1, D) and N vectors (N, D), both centred by the mean of the vectors."""
     return cosine(centre(query, by=vectors), centre(vectors))
 
 
@@ -36,17 +39,22 @@ def main():
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("encoder", help="Folder or Hub name.")
-    parser.add_argument("folder", type=Path, help="Its .txt, .md and .rst files are read, those of its folders too.")
-    parser.add_argument("query")
+    parser.add_argument("folder", type=Path, help="Folder of .txt, .md and .rst files, with subfolders.")
+    parser.add_argument("query", help="What to look for.")
     args = parser.parse_args()
     disable_progress_bar()
-    places, texts = list(zip(*paragraphs_of(args.folder), strict=True)) or ((), ())
-    if not texts:
+    paragraphs = list(paragraphs_of(args.folder))
+    if not paragraphs:
         raise UsageError(f"{args.folder}: holds no paragraph; name a folder of .txt, .md or .rst files")
+    texts = [text for _, text in paragraphs]
     encoder = open_encoder(args.encoder)
-    scores = similarities(embed_texts(encoder, [args.query]), embed_texts(encoder, texts))
-    for row in np.argsort(-scores)[:5]:
-        print(f"{scores[row]:.2f}  {places[row]}  {texts[row][:90]}")
+    query = embed_texts(encoder, [args.query])
+    vectors = embed_texts(encoder, texts)
+    scores = similarities(query, vectors)
+    best = np.argsort(-scores)[:5]
+    for row in best:
+        place, text = paragraphs[row]
+        print(f"{scores[row]:.2f}  {place}  {text[:90]}")
 
 
 if __name__ == "__main__":
