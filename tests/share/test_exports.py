@@ -83,7 +83,8 @@ def test_the_export_of_the_complete_model_is_what_the_run_has_left(run, export_c
     for path in (tmp_path / "out").rglob("*"):
         own = run / path.relative_to(tmp_path / "out")
         if path.name == "tokenizer_config.json":  # tells whether the tokenizer came from files, too
-            assert json.loads(own.read_text()).items() <= {**json.loads(path.read_text()), "is_local": True}.items()
+            expected = json.loads(path.read_text()) | {"is_local": True}
+            assert json.loads(own.read_text()).items() <= expected.items()
         elif path.is_file() and path.name not in ("README.md", "curves.png"):
             assert path.read_bytes() == own.read_bytes(), path.name
     own, exported = (folder / "README.md" for folder in (run, tmp_path / "out"))
@@ -97,7 +98,8 @@ def test_the_export_of_the_complete_model_is_what_the_run_has_left(run, export_c
 
 def test_a_checkpoint_tells_of_itself_and_not_of_what_came_after(run, export_command, tmp_path):
     export_command("encoder", run / "checkpoint-2", tmp_path / "out")
-    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     assert max(record["step"] for record in records) == 2
     whole = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert records == [record for record in whole if record["step"] <= 2][: len(records)]
@@ -265,14 +267,16 @@ def test_the_pooling_that_the_documentation_shows_is_that_of_the_folder(weighted
     monkeypatch.chdir(weighted.parent)
     names = {"texts": WEIGHTED}
     exec(re.sub(r"^texts = .*", "", block, flags=re.MULTILINE), names)
-    np.testing.assert_allclose(names["vectors"], embed_texts(open_encoder(str(weighted)), WEIGHTED), atol=1e-5)
+    expected = embed_texts(open_encoder(str(weighted)), WEIGHTED)
+    np.testing.assert_allclose(names["vectors"], expected, atol=1e-5)
 
 
 def test_saving_again_by_sentence_transformers_keeps_the_weights_of_words(weighted, tmp_path):
     pytest.importorskip("sentence_transformers")
     export_sentence_transformer(weighted, tmp_path / "again", prompts={"query": "query: "})
     np.testing.assert_allclose(load_word_weights(tmp_path / "again"), load_word_weights(weighted), atol=1e-6)
-    ours, again = (embed_texts(open_encoder(str(folder)), WEIGHTED) for folder in (weighted, tmp_path / "again"))
+    ours = embed_texts(open_encoder(str(weighted)), WEIGHTED)
+    again = embed_texts(open_encoder(str(tmp_path / "again")), WEIGHTED)
     np.testing.assert_allclose(again, ours, atol=1e-6)
 
 
@@ -297,7 +301,8 @@ def test_prompts_are_put_before_the_texts(run, export_command, tmp_path):
     export_command(
         "sentence-transformers", run / "pretraining", tmp_path / "out", "--prompts", "query=keeper: ", "plain=the "
     )
-    exported, plain = (st.SentenceTransformer(str(folder), device="cpu") for folder in (tmp_path / "out", run))
+    exported = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    plain = st.SentenceTransformer(str(run), device="cpu")
     assert exported.prompts["query"] == "keeper: "
     assert exported.max_seq_length == 16
     expected = plain.encode([f"keeper: {text}" for text in SENTENCES])
@@ -318,7 +323,8 @@ def test_any_encoder_gets_a_folder_of_sentence_transformers(tokenizer, export_co
     model = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert model.max_seq_length == 24
     states, mask = states_of(encoder, AutoTokenizer.from_pretrained(tmp_path / "out"))
-    np.testing.assert_allclose(model.encode(SENTENCES), mean_pool(states, mask).numpy(), atol=1e-5)
+    expected = mean_pool(states, mask).numpy()
+    np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-5)
 
 
 def test_a_missing_extra_is_named(run, tmp_path, monkeypatch):
@@ -361,7 +367,8 @@ def test_onnx_equals_pytorch_at_every_shape(make_model, onnxruntime, tmp_path, t
         mask[0, tokens // 2 + 1 :] = 0
         with torch.no_grad():
             expected = encoder(ids, attention_mask=mask).last_hidden_state[mask.bool()].numpy()
-        (found,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+        (found,) = session.run(None, inputs)
         np.testing.assert_allclose(found[mask.bool().numpy()], expected, atol=1e-4)
 
 
@@ -419,7 +426,11 @@ def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, export_comman
         *check,
     ).splitlines()
     assert (folder / "model_int8.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
-    scores = {line.split()[0]: float(line.split()[2]) for line in printed if "Spearman" in line}
+    scores = {}
+    for line in printed:
+        if "Spearman" in line:
+            words = line.split()
+            scores[words[0]] = float(words[2])
     assert set(scores) == {"PyTorch", "model.onnx", "model_int8.onnx"}
     assert scores["PyTorch"] == pytest.approx(scores["model.onnx"], abs=0.01)
     encoder = TextJepaForPreTraining.from_pretrained(source).eval().model.encoder

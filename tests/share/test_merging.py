@@ -90,7 +90,8 @@ def refused(monkeypatch, capsys):
 
 
 def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def state_of(folder):
@@ -147,14 +148,16 @@ def test_a_plain_encoder_gets_weights_of_words_that_sentence_transformers_reads(
     ours = embed_texts(plain, NEW_TEXTS)
     found = st.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(NEW_TEXTS)
     np.testing.assert_allclose(found, ours, atol=1e-5)
-    assert np.abs(ours - embed_texts(open_encoder(str(folders / "start")), NEW_TEXTS)).max() > 1e-2
+    before = embed_texts(open_encoder(str(folders / "start")), NEW_TEXTS)
+    assert np.abs(ours - before).max() > 1e-2
 
 
 def test_modules_behind_the_pooling_stay(folders, export_command, tmp_path):
     st = pytest.importorskip("sentence_transformers")
     modules = pytest.importorskip("sentence_transformers.models")
     transformer = modules.Transformer(str(folders / "start"))
-    made = st.SentenceTransformer(modules=[transformer, modules.Pooling(16), modules.Normalize()], device="cpu")
+    chain = [transformer, modules.Pooling(16), modules.Normalize()]
+    made = st.SentenceTransformer(modules=chain, device="cpu")
     made.save_pretrained(str(tmp_path / "library"), create_model_card=False)
     arguments = ("--texts", folders / "new.jsonl", "--text_column", "body")
     export_command("weights", tmp_path / "library", tmp_path / "out", *arguments)
@@ -195,8 +198,16 @@ def test_a_copy_that_fails_half_way_is_taken_away(folders, tmp_path, monkeypatch
 
 
 def test_interpolation_is_the_straight_line_between_start_and_end():
-    start = {"weight": torch.tensor([0.0, 1.0]), "half": torch.tensor([1.0]), "steps": torch.tensor(3)}
-    end = {"weight": torch.tensor([4.0, -1.0]), "half": torch.tensor([2.0]).half(), "steps": torch.tensor(7)}
+    start = {
+        "weight": torch.tensor([0.0, 1.0]),
+        "half": torch.tensor([1.0]),
+        "steps": torch.tensor(3),
+    }
+    end = {
+        "weight": torch.tensor([4.0, -1.0]),
+        "half": torch.tensor([2.0]).half(),
+        "steps": torch.tensor(7),
+    }
     merged = interpolate(start, end, 0.25)
     assert merged["weight"].tolist() == [1.0, 0.5]
     assert merged["half"].item() == 1.25
@@ -273,15 +284,18 @@ def test_passages_of_documents_choose_the_encoder_that_finds_the_rest(subjects, 
         printed = export_command(
             "merge", subjects / start, subjects / end, out, "--texts", subjects / "texts.txt"
         ).splitlines()
-        assert [line.split()[0] for line in printed[1:6]] == ["0", "0.25", "0.5", "0.75", "1"]
-        scores = {line.split()[0]: float(line.split()[1]) for line in printed[1:6]}
+        rows = [line.split() for line in printed[1:6]]
+        assert [row[0] for row in rows] == ["0", "0.25", "0.5", "0.75", "1"]
+        scores = {row[0]: float(row[1]) for row in rows}
         (marked,) = [line for line in printed[1:6] if "<- kept" in line]
         share = marked.split()[0]
         assert scores[share] == max(scores.values())
         assert scores[kept] - scores["1" if kept == "0" else "0"] > 20
         assert printed[6] == f"The encoder is in {out}: {share} of the way from {subjects / start} to {subjects / end}"
         merged = state_of(out)
-        for name, value in interpolate(state_of(subjects / start), state_of(subjects / end), float(share)).items():
+        first = state_of(subjects / start)
+        last = state_of(subjects / end)
+        for name, value in interpolate(first, last, float(share)).items():
             if not name.startswith("pooler."):
                 torch.testing.assert_close(merged[name], value)
 

@@ -112,7 +112,8 @@ def test_visible_and_special_tokens_are_the_context(any_tokenizer, texts, recipe
             assert (
                 np.flatnonzero(np.isin(states, ["visible", "special"])).tolist() == positions[positions >= 0].tolist()
             )
-            assert sum(map(mask.count, mask_gallery.STATES)) + text.padding == batch["input_ids"].shape[1]
+            tokens = sum(map(mask.count, mask_gallery.STATES))
+            assert tokens + text.padding == batch["input_ids"].shape[1]
             special = batch["input_ids"][row].numpy()[: len(states)][states == "special"]
             assert set(special) <= {any_tokenizer.cls_token_id, any_tokenizer.sep_token_id}
 
@@ -150,7 +151,8 @@ def test_a_strategy_is_named_where_there_are_several(tokenizer, texts):
     shown, batch, collator = read(tokenizer, texts, **RECIPES["strategies"])
     names = [[mask.strategy for mask in text.masks] for text in shown]
     assert names == [[collator.strategy_names[i] for i in row] for row in batch["mask_strategies"].tolist()]
-    assert {mask.strategy for text in read(tokenizer, texts)[0] for mask in text.masks} == {""}
+    shown, _, _ = read(tokenizer, texts)
+    assert {mask.strategy for text in shown for mask in text.masks} == {""}
 
 
 # ---- terminal -------------------------------------------------------------------------------------------------------
@@ -213,7 +215,8 @@ def test_a_text_is_inert_on_the_page(tokenizer, texts):
     shown, _, _ = read(hostile, [f"The lamp {SCRIPT} is lit.", '<img src="http://a" onerror=b>'], num_masks=2)
     shown[0].masks[0] = shown[0].masks[0]._replace(strategy=SCRIPT)
     page = Reader(mask_gallery.to_html(shown, SCRIPT, SCRIPT, [SCRIPT]))
-    benign = Reader(mask_gallery.to_html(read(hostile, texts, **RECIPES["blocks"])[0], "T", "Q", ["F"]))
+    shown, _, _ = read(hostile, texts, **RECIPES["blocks"])
+    benign = Reader(mask_gallery.to_html(shown, "T", "Q", ["F"]))
     known = {tag for tag, _ in benign.tags}
     assert {tag for tag, _ in page.tags} <= known
     assert {name for _, attributes in page.tags for name in attributes} <= {
@@ -223,7 +226,8 @@ def test_a_text_is_inert_on_the_page(tokenizer, texts):
 
 
 def test_the_page_needs_nothing_beside_itself(tokenizer, texts):
-    page = mask_gallery.to_html(read(tokenizer, texts, **RECIPES["view"])[0], "Title", "Question", [])
+    shown, _, _ = read(tokenizer, texts, **RECIPES["view"])
+    page = mask_gallery.to_html(shown, "Title", "Question", [])
     assert not re.search(r"https?:|url\(|@import|<script|<link|\bsrc=", page)
     assert "prefers-color-scheme" in page
     assert 'name="viewport"' in page
@@ -267,7 +271,8 @@ def test_the_question_says_what_the_losses_ask(fields, view, said, unsaid):
 def test_the_hidden_share_leaves_special_tokens_and_padding_out(tokenizer, texts):
     shown, batch, _ = read(tokenizer, texts, strategies=MaskStrategy(ratio=0.5))
     ids = batch["input_ids"][0].numpy()
-    usable = (~np.isin(ids, [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])).sum()
+    unusable = [tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]
+    usable = (~np.isin(ids, unusable)).sum()
     hidden = int((batch["target_positions"][0, 0] >= 0).sum())
     assert f"{hidden} hidden ({hidden / usable:.0%})" in mask_gallery.caption(shown[0].masks[0], shown[0].padding)
 
