@@ -164,7 +164,7 @@ def workspace(texts, tokenizer, tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name, path in PAGES.items() if blocks_of(path, "python")])
 def test_python_of_a_page_runs_from_top_to_bottom(name, workspace, monkeypatch):
     monkeypatch.chdir(workspace)
-    exec("\n".join(blocks_of(PAGES[name], "python")), {})
+    exec("\n".join(blocks_of(PAGES[name], "python")), {"__name__": "__main__"})
 
 
 # ---- what is read from the code -------------------------------------------------------------------------------------
