@@ -19,7 +19,8 @@ Both encoders are stock architectures of transformers: either exports as an ordi
 
 import copy
 import inspect
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -658,7 +659,7 @@ def _without_pooler(config_class: type[PreTrainedConfig]) -> dict[str, bool]:
 
 
 def _build_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
-    return AutoModel.from_config(text_config, **_without_pooler(type(text_config)))
+    return AutoModel.from_config(text_config, trust_remote_code=False, **_without_pooler(type(text_config)))
 
 
 def _read_model_type(name_or_path: str, **kwargs) -> str | None:
@@ -667,15 +668,55 @@ def _read_model_type(name_or_path: str, **kwargs) -> str | None:
     return config_dict.get("model_type")
 
 
-def _load_encoder(name_or_path: str, **kwargs) -> Any:
+def _load_encoder(name_or_path: str, output_loading_info: bool = False, **kwargs) -> Any:
     """The encoder in a plain checkpoint or in a Text-JEPA, without pooler, in float32 unless asked otherwise."""
     kwargs.setdefault("dtype", torch.float32)
+    kwargs.pop("trust_remote_code", None)  # code of others is never run, whoever asks
     model_type = _read_model_type(name_or_path, **kwargs)
+    kwargs["output_loading_info"] = True
     if model_type == TextJepaConfig.model_type:
-        return TextJepaModel.from_pretrained(name_or_path, **kwargs).encoder
-    if model_type not in CONFIG_MAPPING:
+        model, loading_info = TextJepaModel.from_pretrained(name_or_path, trust_remote_code=False, **kwargs)
+        encoder = model.encoder
+    elif model_type in CONFIG_MAPPING:
+        kwargs |= _without_pooler(CONFIG_MAPPING[model_type])
+        encoder, loading_info = AutoModel.from_pretrained(name_or_path, trust_remote_code=False, **kwargs)
+    else:
         raise ValueError(f"{name_or_path}: model_type '{model_type}' is not an architecture of transformers")
-    return AutoModel.from_pretrained(name_or_path, **_without_pooler(CONFIG_MAPPING[model_type]), **kwargs)
+    check_weights(name_or_path, encoder, loading_info)
+    return (encoder, loading_info) if output_loading_info else encoder
+
+
+def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mapping[str, Any]):
+    """Checks that a model came whole out of its files, but for a pooler, which nothing here needs.
+
+    Args:
+        name_or_path (`str`): Folder or Hub name of the files.
+        model ([`PreTrainedModel`]): The model.
+        loading_info (`Mapping`): What `from_pretrained` returns with `output_loading_info=True`.
+
+    Raises:
+        ValueError: Weights are missing, which would be random, or the files have more layers than the model.
+    """
+    missing = sorted(key for key in loading_info["missing_keys"] if "pooler" not in key)
+    unexpected = sorted(loading_info["unexpected_keys"])
+    if missing:
+        instead = f" (it has {unexpected[0]} instead)" if unexpected else ""
+        raise ValueError(
+            f"{name_or_path}: {len(missing)} weights of the encoder are missing, such as {missing[0]}{instead}, and "
+            "would be random; save the encoder by save_pretrained, without wrappers, or name another folder"
+        )
+    kinds = {_without_numbers(key) for key in model.state_dict()}
+    for key in unexpected:
+        kind = _without_numbers(key.removeprefix(f"{model.base_model_prefix}."))
+        if "#" in kind and kind in kinds:
+            raise ValueError(
+                f"{name_or_path}: {key} is in its files, but its config.json has fewer layers; correct the number of "
+                "layers there, or name another folder"
+            )
+
+
+def _without_numbers(key: str) -> str:
+    return re.sub(r"\d+", "#", key)
 
 
 def _pop_own_fields(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -777,6 +818,64 @@ def _complete_hidden_states(output: BaseModelOutput) -> BaseModelOutput:
     if output.hidden_states is not None and len(output.hidden_states) == 0:
         output.hidden_states = (output.last_hidden_state,)
     return output
+
+
+def has_adapters(module: nn.Module) -> bool:
+    """Whether PEFT has wrapped the module or a layer of it."""
+    return any(hasattr(part, "base_layer") or hasattr(part, "active_peft_config") for part in module.modules())
+
+
+def plain_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by the names that they have without adapters of PEFT, which are merged into them.
+
+    Raises:
+        ValueError: An adapter is of a kind that is no sum of weights.
+    """
+    weights = _weights_below_adapters(module)
+    for name, layer in module.named_modules():
+        if hasattr(layer, "base_layer"):
+            name = _name_without_adapters(f"{name}.weight")
+            weights[name] = weights[name] + _increment(name, layer).to(weights[name].dtype)
+    return weights
+
+
+def _weights_below_adapters(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors themselves, by the names that they have without adapters."""
+    weights = {}
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        is_of_adapter = ".lora_" in name or ".original_module." in name
+        if not is_of_adapter:
+            weights[_name_without_adapters(name)] = tensor
+    return weights
+
+
+def _increment(name: str, layer: nn.Module) -> torch.Tensor:
+    """What the adapters of a layer add to its weight, unless they are merged into it already."""
+    is_lora = hasattr(layer, "lora_A")
+    is_sum = not any(any(getattr(layer, option, {}).values()) for option in ("use_dora", "lora_bias"))
+    if not (is_lora and is_sum):
+        raise ValueError(f"{name}: an adapter of PEFT that is no plain LoRA ({type(layer).__name__}) cannot be merged")
+    if layer.merged or layer.disable_adapters:
+        return torch.zeros(())
+    known = {*layer.lora_A, *layer.lora_embedding_A}
+    increments = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters if adapter in known]
+    return sum(increments, torch.zeros((), device=layer.weight.device))
+
+
+def _name_without_adapters(name: str) -> str:
+    """The name of a weight where PEFT has wrapped neither its layer nor the encoder around it."""
+    name = name.replace("base_model.model.", "").replace(".base_layer.", ".")
+    return re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
+
+
+def without_adapters(encoder: PreTrainedModel) -> PreTrainedModel:
+    """The encoder as it is, or if PEFT has adapters in it a stock encoder with the merged weights."""
+    if not has_adapters(encoder):
+        return encoder
+    plain = _build_encoder(encoder.config).to(encoder.device, encoder.dtype)
+    weights = plain_weights(encoder)
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    return plain.train(encoder.training)
 
 
 def _states_of(output: BaseModelOutput) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(args.seed)
     corpus = load_corpus(data_args, seed=args.seed, cache_dir=model_args.cache_dir)
     start = model_args.model_name_or_path or new_encoder(model_args, data_args, args, corpus)
-    encoder = SentenceTransformer(start, device=str(args.device))
+    encoder = SentenceTransformer(start, device=str(args.device), trust_remote_code=False)
     examples = make_examples(corpus, encoder.tokenizer, data_args)["train"]
     output_dir = Path(args.output_dir)
     loss = DenoisingAutoEncoderLoss(encoder, **decoder_for(encoder, output_dir / "decoder")).train()

@@ -76,7 +76,7 @@ def _metadata(name, kind, main_score):
 
 def evaluate(encoder: str, tasks: list) -> dict[str, dict]:
     """All scores of mteb, by the name of the task."""
-    model = SentenceTransformer(encoder)
+    model = SentenceTransformer(encoder, trust_remote_code=False)
     results = mteb.evaluate(
         model,
         tasks,

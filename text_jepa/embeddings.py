@@ -13,22 +13,20 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, cached_file
 
 from configuration_text_jepa import TextJepaConfig
-from modeling_text_jepa import TextJepaForPreTraining
-from text_jepa.cli import UsageError, first_line
+from modeling_text_jepa import TextJepaForPreTraining, without_adapters
+from text_jepa.cli import UsageError
 from text_jepa.data.tokenization import special_tokens_around, vocabulary
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
+from text_jepa.opening import check_loaded, read_config, read_tokenizer, readable
 
 
 Which = Literal["target", "context"]
@@ -146,15 +144,14 @@ def load_trained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         source: Folder or name on the Hub: an exported encoder, `pretraining/` or `checkpoint-N` of a run.
 
     Raises:
-        UsageError: There is none, it cannot be read, or it needs code of its own.
+        UsageError: There is none, it cannot be read or is not whole, or it needs code of its own.
     """
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    with readable(source):
+        config = read_config(source)
         model_class = TextJepaForPreTraining if config.model_type == "text_jepa" else AutoModel
-        model = model_class.from_pretrained(source, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError, UnpicklingError) as error:
-        raise UsageError(f"{source}: no model can be read there ({first_line(error)})") from error
+        model, report = model_class.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
+        tokenizer = read_tokenizer(source)
+        check_loaded(source, model, report, tokenizer)
     return model.eval(), tokenizer
 
 
@@ -164,8 +161,8 @@ def trained_encoder(model: TextJepaForPreTraining, which: Which = "target") -> P
     A frozen target encoder is what the run started from, never what it made.
     """
     if which == "target" and model.config.target_encoder_type == "ema":
-        return model.encoder_of_targets
-    return model.model.encoder
+        return without_adapters(model.encoder_of_targets)
+    return without_adapters(model.model.encoder)
 
 
 def sentence_pooling(config: TextJepaConfig) -> Pooling:

@@ -132,7 +132,7 @@ def read_run(folder: Path) -> Run:
     width = None
     for path in [folder / "config.json", *sorted(folder.glob("checkpoint-*/config.json"))]:
         if path.is_file():
-            config = AutoConfig.from_pretrained(path.parent)
+            config = AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
             width = config.get_text_config().hidden_size
             break
     return Run(str(folder), records, width)
@@ -158,7 +158,7 @@ def labelled_texts(args: argparse.Namespace) -> tuple[list[str], np.ndarray, tup
 def untrained(encoder: Encoder) -> Encoder:
     """The control: the same architecture with random weights."""
     set_seed(0)
-    model = AutoModel.from_config(encoder.model.config)
+    model = AutoModel.from_config(encoder.model.config, trust_remote_code=False)
     return dataclasses.replace(encoder, name="random weights", model=model.to(encoder.model.device))
 
 

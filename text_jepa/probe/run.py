@@ -312,7 +312,7 @@ def count_layers(encoder: Encoder) -> int:
 def untrained(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture, tokenizer and pooling, word weights included, with random weights."""
     set_seed(seed)
-    model = AutoModel.from_config(encoder.model.config).to(encoder.model.device)
+    model = AutoModel.from_config(encoder.model.config, trust_remote_code=False).to(encoder.model.device)
     if model.config.get_text_config().num_hidden_layers == 0:
         # A run starts like this: without layers a position says nothing about a text.
         torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)

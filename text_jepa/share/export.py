@@ -185,7 +185,12 @@ def export_sentence_transformer(
     require("sentence_transformers", extra="st")
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(encoder_dir), device="cpu", prompts=dict(prompts or {}))
+    model = SentenceTransformer(
+        str(encoder_dir),
+        device="cpu",
+        prompts=dict(prompts or {}),
+        trust_remote_code=False,
+    )
     if max_length is not None:
         model.max_seq_length = max_length
     model.save_pretrained(str(output_dir), create_model_card=False)  # the run's own card says more

@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
-from modeling_text_jepa import TextJepaForPreTraining, TextJepaModel
+from modeling_text_jepa import TextJepaForPreTraining, TextJepaModel, check_weights
 from text_jepa.cli import UsageError, first_line, nearest
 from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
@@ -33,8 +31,10 @@ from text_jepa.data.tokenization import (
     vocabulary,
 )
 from text_jepa.data.word_weights import DocumentFrequency, word_weights
+from text_jepa.opening import check_vocabulary, read_config, read_tokenizer, readable
 from text_jepa.probe.catalog import load_task
 from text_jepa.probe.online import OnlineProbeCallback
+from text_jepa.train.architecture import check_architecture
 from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
 from text_jepa.train.checks import selects_best_checkpoint
 
@@ -50,18 +50,6 @@ SPAN_FLAGS = (
     "min_span_length",
     "num_spans",
     "whole_words",
-)
-
-# What transformers raises for a model that does not exist, or cannot be built here.
-_UNBUILDABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    IndexError,
-    ImportError,
-    SafetensorError,
-    StrictDataclassError,
 )
 
 
@@ -103,13 +91,9 @@ def objective_of(model_args: ModelArguments, objective_args: ObjectiveArguments)
 
 
 def _named_config(model_args: ModelArguments, name: str) -> PretrainedConfig:
-    try:
-        return config_of(name, hub_options(model_args))
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        flag = "model_name_or_path" if model_args.model_name_or_path else "config_name"
-        raise UsageError(f"--{flag} {name}: no configuration there ({first_line(error)})") from error
+    flag = "model_name_or_path" if model_args.model_name_or_path else "config_name"
+    with readable(f"--{flag} {name}", "no configuration there"):
+        return read_config(name, **hub_options(model_args))
 
 
 def set_dependent_defaults(data_args: DataArguments, config: TextJepaConfig | SimpleNamespace) -> None:
@@ -168,7 +152,7 @@ def make_tokenizer(
     """The tokenizer named, the encoder's, the one in the output folder, or a new one; and whether it is new.
 
     Raises:
-        UsageError: There is no tokenizer of that name.
+        UsageError: There is no tokenizer of that name, or it has no words.
     """
     name = model_args.tokenizer_name
     flag = "tokenizer_name"
@@ -180,13 +164,11 @@ def make_tokenizer(
         name = str(kept)
     if name is None:
         return _train_tokenizer(model_args, data_args, corpus), True
-    options = {"cache_dir": model_args.cache_dir, "trust_remote_code": False}  # without a question
+    options = {"cache_dir": model_args.cache_dir}
     if not model_args.tokenizer_name:
         options["revision"] = model_args.model_revision
-    try:
-        return AutoTokenizer.from_pretrained(name, **options), False
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--{flag} {name}: no tokenizer there ({first_line(error)})") from error
+    with readable(f"--{flag} {name}", "no tokenizer there"):
+        return read_tokenizer(name, **options), False
 
 
 def _train_tokenizer(model_args: ModelArguments, data_args: DataArguments, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -310,7 +292,8 @@ def make_model(
     """The model around a trained encoder, or a new one of the size or configuration asked for.
 
     Raises:
-        UsageError: Flags exclude each other, there is no such encoder, or it does not fit the texts or the tokenizer.
+        UsageError: Flags exclude each other; there is no such encoder, it is not whole, or does not fit texts or the
+            tokenizer; its architecture cannot be trained here.
     """
     _check_encoder_flags(model_args)
     name = model_args.model_name_or_path or model_args.config_name
@@ -319,7 +302,7 @@ def make_model(
     _set_mask_token(fields, tokenizer)
     _set_num_mask_tokens(fields, len(data_args.mask_strategies or [""]))
     shape = read_text_config(model_args.text_config)
-    with _unbuildable(model_args.model_name_or_path):
+    with _buildable(name, model_args):
         if model_args.model_name_or_path and model_args.init == "pretrained":
             model = _load_model(model_args, fields, continues)
         elif name:
@@ -329,7 +312,8 @@ def make_model(
         if model_args.attn_implementation:
             model.set_attn_implementation(model_args.attn_implementation)
     _check_lengths(model.config, data_args)
-    _check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer, "name the encoder's own tokenizer with --tokenizer_name")
+    check_architecture(model)
     return model
 
 
@@ -380,17 +364,24 @@ def read_text_config(text: str | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _unbuildable(name: str | None) -> Iterator[None]:
-    """Turns what transformers raises into one line."""
+def _buildable(name: str | None, model_args: ModelArguments) -> Iterator[None]:
+    """Turns whatever transformers raises into one line with the encoder's name and architecture."""
     try:
         yield
-    except UsageError:
+    except (UsageError, torch.OutOfMemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise UsageError(f"{name}: its weights hold code, which is not run; save them as safetensors") from error
-    except _UNBUILDABLE as error:
-        # RuntimeError: weights of other shapes, as of a pretraining checkpoint with another predictor.
-        raise UsageError(f"the model cannot be built: {first_line(error)}") from error
+    except Exception as error:  # each architecture has errors of its own
+        reason = first_line(error)
+        if name and reason.startswith(f"{name}: "):
+            raise UsageError(reason) from error
+        subject = ""
+        if name:
+            model_type = _named_config(model_args, name).model_type
+            subject = f"{name} ({model_type}): "
+        # Among them weights of other shapes, as of a pretraining checkpoint with another predictor.
+        raise UsageError(f"{subject}the model cannot be built: {reason}") from error
 
 
 def _load_model(model_args: ModelArguments, fields: dict[str, Any], continues: bool) -> TextJepaForPreTraining:
@@ -398,7 +389,16 @@ def _load_model(model_args: ModelArguments, fields: dict[str, Any], continues: b
     name = model_args.model_name_or_path
     hub = hub_options(model_args)
     if continues:
-        model = TextJepaForPreTraining.from_pretrained(name, **hub, **fields)
+        model, report = TextJepaForPreTraining.from_pretrained(
+            name,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **hub,
+            **fields,
+        )
+        # What is new to the objective has no weights yet, but the encoder has.
+        report["missing_keys"] = [key for key in report["missing_keys"] if key.startswith("model.encoder.")]
+        check_weights(name, model, report)
     else:
         model = TextJepaForPreTraining.from_encoder(name, **hub, **fields)
     model.config.validate()  # the fields of a loaded configuration are replaced without validation
@@ -418,7 +418,13 @@ def _make_model_like(
     text_fields = {} if model_args.init == "embeddings" else tokenizer_fields(tokenizer)
     model = TextJepaForPreTraining(config_from(name, text_fields, shape, fields, hub))
     if model_args.init in ("embeddings", "layers"):
-        trained = TextJepaModel.from_pretrained(name, **hub)
+        trained, report = TextJepaModel.from_pretrained(
+            name,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **hub,
+        )
+        check_weights(name, trained, report)
         copy_pretrained_weights(model, trained, model_args.init)
     return model
 
@@ -456,38 +462,12 @@ def _check_lengths(config: TextJepaConfig, data_args: DataArguments) -> None:
         )
 
 
-def _check_vocabulary(model: TextJepaForPreTraining, tokenizer: PreTrainedTokenizerBase) -> None:
-    words = len(vocabulary(tokenizer))
-    rows = model.get_input_embeddings().num_embeddings
-    if words > rows:
-        raise UsageError(
-            f"the tokenizer has {words} tokens, the encoder {rows}; name the encoder's own tokenizer "
-            "with --tokenizer_name"
-        )
-
-
 def is_text_jepa(name: str, hub: dict[str, Any]) -> bool:
     """Whether a name is that of a complete Text-JEPA; False if there is nothing, which is an error later."""
     try:
-        return config_of(name, hub).model_type == TextJepaConfig.model_type
+        return read_config(name, **hub).model_type == TextJepaConfig.model_type
     except (OSError, ValueError):
         return False
-
-
-def config_of(name: str, hub: dict[str, Any]) -> PretrainedConfig:
-    """A configuration from a folder or the Hub.
-
-    Raises:
-        UsageError: It asks for code from the Hub.
-    """
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
-    attention = config._attn_implementation or ""
-    if "/" in attention:
-        raise UsageError(
-            f"{name}: its configuration asks for code of the Hub ({attention}), which is not run; "
-            "set attn_implementation to sdpa"
-        )
-    return config
 
 
 def config_from(
@@ -509,7 +489,7 @@ def config_from(
     Raises:
         UsageError: The encoder's configuration does not have a field of `shape`.
     """
-    config = config_of(name, hub)
+    config = read_config(name, **hub)
     text_config = config
     if config.model_type == TextJepaConfig.model_type:
         text_config = config.text_config
