@@ -32,9 +32,14 @@ from text_jepa.data.masking import (
     number_spans,
     sample_blocks,
     sample_spans,
+    split_words,
     text_checksums,
 )
 from text_jepa.data.tokenization import special_tokens_around, word_start_table
+
+
+# Most tokens of a word that is hidden as a whole: as many as the longest span, by default.
+_LONGEST_WORD = 10
 
 
 class DataCollatorForTextJepa:
@@ -117,8 +122,8 @@ class DataCollatorForTextJepa:
     def _read_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Keeps what masks and windows need of a tokenizer, as arrays that are quick to send to workers."""
         self._pad_token_id = tokenizer.pad_token_id
-        self._continues, self._continued = word_start_table(tokenizer)
-        self._is_special = np.zeros(len(self._continues), bool)
+        self._words = word_start_table(tokenizer)
+        self._is_special = np.zeros(len(self._words.joins), bool)
         self._is_special[sorted(_special_ids(tokenizer))] = True
         if self.view is not None and self.view.is_of_document:
             before, after = special_tokens_around(tokenizer)
@@ -203,14 +208,13 @@ class DataCollatorForTextJepa:
         input_ids[present] = np.concatenate(texts)
         return input_ids, present
 
-    def _find_words(self, input_ids: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def find_words(self, input_ids: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, S) boolean each: tokens that may be hidden, and tokens that begin a word."""
         usable = present & ~self._is_special[input_ids]
         word_starts = np.ones_like(usable)
-        continues = self._continues[input_ids]
-        is_continued = self._continued[input_ids] & usable
-        word_starts[:, 1:] = ~(continues[:, 1:] & is_continued[:, :-1])
-        return usable, word_starts
+        word_starts[:, 1:] = ~(usable[:, :-1] & self._words.continues(input_ids[:, :-1], input_ids[:, 1:]))
+        may_start = ~self._words.clings[input_ids]
+        return usable, split_words(usable, word_starts, may_start, _LONGEST_WORD)
 
     def _steps(self, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """(B,) optimizer steps done, where masks depend on them."""
@@ -239,7 +243,7 @@ class DataCollatorForTextJepa:
         if kind in DATA_VIEWS:
             return texts, [np.asarray(example["view_input_ids"], dtype=np.int64) for example in examples]
         input_ids, present = self._pad(texts)
-        usable, word_starts = self._find_words(input_ids, present)
+        usable, word_starts = self.find_words(input_ids, present)
         keys = mask_keys(texts, 1, self.seed, epochs)
         choose_words = delete_words if kind == "deletion" else crop_words
         kept = choose_words(usable, word_starts, keys ^ FOR_VIEW, self.view.ratio)
@@ -290,7 +294,7 @@ class DataCollatorForTextJepa:
         present: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Positions and spans of M masks for each text, and the strategy of each mask if there are several."""
-        usable, word_starts = self._find_words(input_ids, present)
+        usable, word_starts = self.find_words(input_ids, present)
         rows = _Rows(
             present=np.repeat(present, self.num_masks, axis=0),
             usable=np.repeat(usable, self.num_masks, axis=0),

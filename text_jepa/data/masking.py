@@ -497,7 +497,7 @@ def sample_spans(
     is hidden if its first token falls into a span, which keeps that probability for every word.
 
     A row never loses its last visible word: with fewer than two usable tokens nothing is hidden, and if all words
-    were hit, one of them stays.
+    were hit, one of them stays. Nor does it go without a target: if spans hit no word, one is hidden.
 
     Args:
         usable: (R, S) boolean, False for special tokens and padding.
@@ -532,7 +532,7 @@ def sample_spans(
     circumference = np.maximum(counts, 1)
     places = (words.first - turn[:, None]) % circumference[:, None]
     kept = _draw_index(draws[:, 2], counts)
-    return _hide_words(words, places, _Spans(starts, lengths), kept)
+    return _hide_words(words, places, _Spans(starts, lengths), kept, taken=kept)
 
 
 def _gaps_up_to(
@@ -577,12 +577,14 @@ def sample_blocks(
     draws = counter_uniforms(keys, 3 + 2 * number)
     hidden = _tokens_to_hide(counts, ratio[:, 0], draws[:, 0])
     kept = _draw_index(draws[:, 2], counts)
+    taken = kept
     length_draws = draws[:, 3 : 3 + number]
     place_draws = draws[:, 3 + number :]
     if strategy.kind == "suffix":
         start = counts - hidden
         spans = _Spans(start[:, None], hidden[:, None])
         kept = np.zeros_like(kept)
+        taken = counts - 1
     elif strategy.kind == "keep_block":
         spans = _spans_around_block(counts, hidden, draws[:, 3])
     elif strategy.kind == "blocks":
@@ -593,7 +595,7 @@ def sample_blocks(
         wanted = strategy.min_span_length + np.floor(length_draws * sizes)
         spans = _scatter_spans(counts, wanted, hidden, place_draws)
     places = words.drawn_place(draws[:, 1:2])
-    return _hide_words(words, places, spans, kept)
+    return _hide_words(words, places, spans, kept, taken)
 
 
 def _spans_around_block(
@@ -699,6 +701,7 @@ def _hide_words(
     places: np.ndarray,
     spans: _Spans,
     kept: np.ndarray,
+    taken: np.ndarray,
 ) -> np.ndarray:
     """Hides each word whose place lies in a span, and numbers the spans that remain along the row.
 
@@ -707,6 +710,7 @@ def _hide_words(
         places: (R, S) rank that decides about each token, the same for all tokens of a word.
         spans: What to hide.
         kept: (R,) rank of a token whose word stays where all words are hit.
+        taken: (R,) rank of a token whose word is hidden where there are spans, but no word is hit.
 
     Returns:
         (R, S) integers: see `sample_spans`.
@@ -714,14 +718,23 @@ def _hide_words(
     found = np.take_along_axis(_span_at_rank(words.counts, spans), places, axis=1)
     span = np.where(words.usable, found, -1)
 
+    # Before the last word is kept, for in a text of one word nothing is hidden.
+    has_spans = spans.lengths.sum(axis=1) > 0
+    missed = has_spans & (span < 0).all(axis=1)
+    if missed.any():
+        span = np.where(missed[:, None] & _word_of(words, taken), 0, span)
     emptied = (span >= 0).sum(axis=1) == words.counts
     if emptied.any():
-        is_kept = words.usable & (words.rank == kept[:, None])
-        kept_word = np.where(is_kept, words.first, -1).max(axis=1)
-        stays = emptied[:, None] & (words.first == kept_word[:, None])
-        span = np.where(stays, -1, span)
+        span = np.where(emptied[:, None] & _word_of(words, kept), -1, span)
     # Turning a circle may have split a span at the ends, and rounding to words have removed one.
     return number_spans(span)
+
+
+def _word_of(words: _Words, rank: np.ndarray) -> np.ndarray:
+    """(R, S) boolean: the tokens of the word to which the token of a rank (R,) belongs."""
+    is_there = words.usable & (words.rank == rank[:, None])
+    first = np.where(is_there, words.first, -1).max(axis=1)
+    return words.usable & (words.first == first[:, None])
 
 
 def _span_at_rank(counts: np.ndarray, spans: _Spans) -> np.ndarray:
@@ -748,6 +761,26 @@ def number_spans(span: np.ndarray) -> np.ndarray:
     begins = is_hidden & (span != before)
     numbers = np.cumsum(begins, axis=1) - 1
     return np.where(is_hidden, numbers, -1)
+
+
+def split_words(
+    usable: np.ndarray,
+    word_starts: np.ndarray,
+    may_start: np.ndarray,
+    longest: int,
+) -> np.ndarray:
+    """Splits words of more than `longest` tokens, which are none: DNA, base64, clauses of a script without blanks.
+
+    Args:
+        usable, word_starts: See `sample_spans`.
+        may_start: (R, S) boolean, False for tokens that never begin a word, such as the rest of a character.
+        longest: Most tokens of a word.
+
+    Returns:
+        (R, S) boolean, where a token begins a word.
+    """
+    words = _Words.of(usable, word_starts)
+    return word_starts | (usable & may_start & (words.sizes() > longest))
 
 
 # ---- views of a text ------------------------------------------------------------------------------------------------

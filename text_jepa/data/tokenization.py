@@ -4,19 +4,30 @@ import itertools
 import json
 import logging
 import multiprocessing
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.fingerprint import Hasher
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text_jepa.cli import UsageError
 from text_jepa.data.masking import DATA_VIEWS, View, count_windows
+from text_jepa.data.scripts import (
+    belongs_to_the_one_before,
+    first_character,
+    is_unspaced,
+    last_character,
+    may_be_inside_word,
+    sentence_ends,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -24,11 +35,37 @@ logger = logging.getLogger(__name__)
 # Enough text for a stable vocabulary of some ten thousand pieces; more only costs time.
 _TOKENIZER_TRAINING_CHARACTERS = 40_000_000
 
-# Characters that a trained tokenizer knows, as in BERT's.
+# A trained tokenizer knows so many characters, as BERT's does, and more where they leave out a larger share than this:
+# of 1,000 characters English uses a fraction, Chinese needs several thousand.
 _ALPHABET_SIZE = 1_000
+_RARE_CHARACTERS = 0.0005
+
+# WordPiece gives up on longer words. What is longer, such as DNA or a clause without blanks, is split beforehand.
+_LONGEST_WORD = 120
+_WORD_PARTS = Regex(r".{1,100}\p{M}{0,20}")
+
+# Runs that are words of their own: emoji, kana, and scripts without blanks among others.
+_RUNS = Regex(
+    r"\p{So}[\p{So}\x{1F3FB}-\x{1F3FF}\x{200D}\x{FE0F}\x{20E3}]*"
+    r"|[\p{Katakana}ー]+|\p{Hiragana}+|\p{Thai}+|\p{Lao}+|\p{Khmer}+|\p{Myanmar}+|\p{Tibetan}+"
+)
+
+# Control and format characters mean nothing, but for the two joiners, which tell words of Persian and Hindi apart.
+_MEANINGLESS = Regex(r"[\p{Cc}\p{Cf}\x{FFFD}&&[^\t\n\r\x{200C}\x{200D}]]")
+
+# GPT-2's division into words, which knows letters but not the marks that belong to them: vowels of Hindi and Thai.
+_BPE_WORDS = Regex(
+    r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}\x{200C}\x{200D}]+| ?\p{N}+"
+    r"| ?[^\s\p{L}\p{M}\p{N}\x{200C}\x{200D}]+|\s+(?!\S)|\s+"
+)
+
+# Hook, horn and dot below, of which European languages have none. Where they are frequent, as in Vietnamese and
+# Yoruba, the marks of Latin letters are tones and letters, and tell words apart.
+_TONE_MARKS = frozenset("\u0309\u031b\u0323")
+_FREQUENT_TONES = 0.01
 
 # Part of the cache's fingerprint: raise it whenever the same settings give other examples.
-_TOKENIZATION_VERSION = 2
+_TOKENIZATION_VERSION = 3
 
 _SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -54,9 +91,9 @@ def train_tokenizer(
     Args:
         texts: Documents; reading stops after 40 million characters.
         vocab_size: Number of tokens, special ones included; more if the alphabet needs them.
-        lowercase: Fold case; for WordPiece accents too.
+        lowercase: Fold case; for WordPiece accents of Latin, Greek and Cyrillic letters too, unless they are tones.
         max_length: `model_max_length` of the tokenizer.
-        kind: `"wordpiece"` (BERT's, up to 1,000 characters) or `"bpe"` (byte-level, GPT-2's: no unknown characters).
+        kind: `"wordpiece"` (BERT's, knows all but the rarest characters) or `"bpe"` (byte-level, GPT-2's: no unknown characters).
 
     Raises:
         UsageError: There is no text, or `vocab_size` leaves no room for it.
@@ -78,15 +115,21 @@ def train_tokenizer(
 
 
 def _train_wordpiece(texts: list[str], vocab_size: int, special: list[str], lowercase: bool) -> Tokenizer:
-    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD))
+    trained.normalizer = _wordpiece_normalizer(texts, lowercase)
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.BertPreTokenizer(),
+            pre_tokenizers.Split(_RUNS, "isolated"),
+            pre_tokenizers.Split(_WORD_PARTS, "isolated"),
+        ]
+    )
     alphabet = _alphabet_of(trained.normalizer.normalize_str(text) for text in texts)
     # The trainer numbers the inner characters in the order of a hash table, and breaks ties by number: naming them
     # beforehand, and never cutting the alphabet between equals, makes the vocabulary the same in every run.
-    inner = [f"##{character}" for character in alphabet]
+    inner = [f"##{character}" for character in alphabet if not _is_ideograph(character)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=max(vocab_size, len(special) + 2 * len(alphabet)),
+        vocab_size=max(vocab_size, len(special) + len(alphabet) + len(inner)),
         special_tokens=special + alphabet + inner,
         limit_alphabet=len(alphabet),
         show_progress=False,
@@ -94,30 +137,78 @@ def _train_wordpiece(texts: list[str], vocab_size: int, special: list[str], lowe
     )
     trained.train_from_iterator(texts, trainer)
     # In a second tokenizer with the same vocabulary, the characters are ordinary tokens again.
-    tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+    vocab = trained.get_vocab()
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD))
     tokenizer.normalizer = trained.normalizer
     tokenizer.pre_tokenizer = trained.pre_tokenizer
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
 
-def _alphabet_of(texts: Iterable[str]) -> list[str]:
-    """The most frequent characters, sorted; those as rare as the first one beyond the limit are left out."""
+def _wordpiece_normalizer(texts: list[str], lowercase: bool) -> normalizers.Normalizer:
+    """BERT's, whose accents are those of Latin, Greek and Cyrillic letters alone."""
+    steps = [normalizers.Replace(_MEANINGLESS, ""), normalizers.NFC()]
+    if lowercase:
+        # Cyrillic letters stay composed, for short i is a letter; what is left are marks of stress.
+        steps += [normalizers.Replace("ё", "е"), normalizers.Replace("Ё", "Е")]
+        steps.append(normalizers.Replace(Regex(r"(?<=\p{Cyrillic})\p{Mn}+"), ""))
+        scripts = r"\p{Greek}" if _has_tones(texts) else r"[\p{Latin}\p{Greek}]"
+        folded = normalizers.Replace(Regex(rf"(?<={scripts})\p{{Mn}}+"), "")
+        steps += [normalizers.NFD(), folded, normalizers.NFC()]
+    options = {"clean_text": False, "handle_chinese_chars": True, "strip_accents": False}
+    steps.append(normalizers.BertNormalizer(lowercase=lowercase, **options))
+    return normalizers.Sequence(steps)
+
+
+def _has_tones(texts: list[str]) -> bool:
+    """Whether marks on Latin letters are tones, see `_TONE_MARKS`."""
     characters = Counter(itertools.chain.from_iterable(texts))
-    ranked = [(character, count) for character, count in characters.most_common() if not character.isspace()]
-    rarest = 0
-    if len(ranked) > _ALPHABET_SIZE:
-        rarest = ranked[_ALPHABET_SIZE][1]
-    return sorted(character for character, count in ranked if count > rarest)
+    letters = 0
+    tones = 0
+    for character, count in characters.items():
+        parts = unicodedata.normalize("NFD", character)
+        if parts[0].isalpha() and parts[0].isascii():
+            letters += count
+        if _TONE_MARKS.intersection(parts):
+            tones += count
+    return tones > _FREQUENT_TONES * letters
+
+
+def _is_ideograph(character: str) -> bool:
+    """Whether BERT's normalizer makes the character a word of its own."""
+    normalizer = normalizers.BertNormalizer(False, True, False, False)
+    return normalizer.normalize_str(character) != character
+
+
+def _alphabet_of(texts: Iterable[str]) -> list[str]:
+    """The most frequent characters, sorted; all that are equally frequent are in or out."""
+    counted = Counter(itertools.chain.from_iterable(texts))
+    characters = {character: count for character, count in counted.items() if not character.isspace()}
+    counts = Counter(characters.values())
+    may_leave_out = _RARE_CHARACTERS * sum(characters.values())
+    known = len(characters)
+    least = 0
+    for count, number in sorted(counts.items()):
+        may_leave_out -= count * number
+        known -= number
+        if may_leave_out < 0 or known < _ALPHABET_SIZE:
+            break
+        least = count
+    return sorted(character for character, count in characters.items() if count > least)
 
 
 def _train_bpe(texts: list[str], vocab_size: int, special: list[str], lowercase: bool) -> Tokenizer:
-    steps = [normalizers.NFC()]
+    steps = [normalizers.NFC(), normalizers.Prepend(" ")]
     if lowercase:
         steps.append(normalizers.Lowercase())
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_BPE_WORDS, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -357,7 +448,8 @@ class _Cutter:
         self.before = before
         self.after = after
         self.min_length = max(min_length, 2)
-        self.ends_sentence = sentence_end_table(tokenizer)
+        self.bytes_of_token = token_bytes(tokenizer)
+        self.whole_tokens = _WholeTokens(tokenizer)
 
     def cut(self, texts: Sequence[str | None]) -> list[list[list[int]]]:
         """The pieces of each document."""
@@ -371,26 +463,79 @@ class _Cutter:
         return pieces
 
     def _tokenize(self, texts: Sequence[str | None]) -> list[list[int]]:
-        return self.tokenizer(
-            [_check_text(text) for text in texts],
-            add_special_tokens=False,
-            split_special_tokens=True,  # a literal "[MASK]" is text
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        return self.whole_tokens.tokenize([_check_text(text) for text in texts])
 
     def _cut_document(self, ids: list[int]) -> list[list[int]]:
         if len(ids) < self.min_length:
             return []
         cuts = [0, len(ids)]
         if len(ids) > self.room:
-            sentence_ends = np.flatnonzero(self.ends_sentence[ids]) + 1
-            cuts = cut_points(len(ids), self.room, sentence_ends)
+            cuts = cut_points(len(ids), self.room, find_sentence_ends(ids, self.bytes_of_token))
         return [self._add_special_tokens(ids[start:end]) for start, end in itertools.pairwise(cuts)]
 
     def _add_special_tokens(self, ids: list[int]) -> list[int]:
         return self.before + ids + self.after
+
+
+class _WholeTokens:
+    """Tokenizes texts, in which special tokens that the user has added are tokens, as they are in use.
+
+    What looks like the tokenizer's own special tokens, as a literal "[MASK]", is text.
+
+    Args:
+        tokenizer: Any tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        own = {token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
+        self.tokenizer = tokenizer
+        self.added = {}
+        for index, token in tokenizer.added_tokens_decoder.items():
+            if token.special and token.content not in own:
+                self.added[token.content] = index
+        self.pattern = None
+        if not self.added:
+            return
+        if tokenizer.is_fast:
+            self.tokenizer = _with_ordinary_tokens(tokenizer, self.added)
+        else:
+            longest_first = sorted(self.added, key=len, reverse=True)
+            self.pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """The token ids of each text, without special tokens around it."""
+        if self.pattern is None:
+            return self._tokenize(texts)
+        return [self._tokenize_between(text) for text in texts]
+
+    def _tokenize_between(self, text: str) -> list[int]:
+        ids = []
+        for part in self.pattern.split(text):
+            if part in self.added:
+                ids.append(self.added[part])
+            elif part:
+                ids += self._tokenize([part])[0]
+        return ids
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+
+
+def _with_ordinary_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A copy of a fast tokenizer, in which some special tokens are ordinary added ones and are never split."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = token["special"] and token["content"] not in tokens
+    twin = deepcopy(tokenizer)
+    twin._tokenizer = Tokenizer.from_str(json.dumps(content))
+    return twin
 
 
 def _to_columns(documents: list[list[list[int]]], views: list[list[list[int]]] | None = None) -> dict[str, list]:
@@ -506,11 +651,22 @@ def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids that the tokenizer puts before and after a single text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    before = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return full[:before], full[before + len(bare) :]
+    """Ids that the tokenizer puts before and after a single text.
+
+    Raises:
+        UsageError: The tokenizer finds none of its own tokens in a text again.
+    """
+    # Not every tokenizer knows the letter "a": it is asked for tokens of its own.
+    own = (tokenizer.convert_tokens_to_string([token]) for token in vocabulary(tokenizer) if token)
+    for text in itertools.chain(["a"], own):
+        bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not bare or bare[0] in tokenizer.all_special_ids:
+            continue
+        full = tokenizer(text)["input_ids"]
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+    raise UsageError("the tokenizer finds none of its tokens in a text; name another with --tokenizer_name")
 
 
 def vocabulary(tokenizer: Any) -> list[str]:
@@ -522,38 +678,116 @@ def vocabulary(tokenizer: Any) -> list[str]:
     return tokens
 
 
-def sentence_end_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """(V,) boolean: tokens behind which a sentence may end, by their last character."""
-    marks = tuple(".!?。！？")
-    return np.array([token[-1:] in marks for token in vocabulary(tokenizer)])
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """What each token of the vocabulary stands for in a text, as UTF-8, of which it may hold a part of a character."""
+    mark = _word_mark(tokenizer)
+    return [_bytes_of_token(token, mark) for token in vocabulary(tokenizer)]
 
 
-def word_start_table(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
-    """For each token of the vocabulary: may it continue a word, and may a word be continued behind it?
+def find_sentence_ends(ids: Sequence[int], bytes_of_token: Sequence[bytes]) -> np.ndarray:
+    """Sorted numbers of tokens behind which a sentence may end, whether its mark is one token or several."""
+    parts = [bytes_of_token[index] for index in ids]
+    borders = np.cumsum([len(part) for part in parts])
+    ends = sentence_ends(b"".join(parts))
+    return np.flatnonzero(np.isin(borders, ends)) + 1
+
+
+class WordTable(NamedTuple):
+    """How each token of a vocabulary goes together with the one before it: boolean arrays (V,).
+
+    Args:
+        joins: Continues the word of the token before it, if that one can be continued.
+        is_joined: Can be continued.
+        clings: Continues it in any case: a mark, or the rest of a character.
+        unspaced: Begins with a letter of a script without blanks.
+        is_blank: Is the mark of a blank and nothing else.
+    """
+
+    joins: np.ndarray
+    is_joined: np.ndarray
+    clings: np.ndarray
+    unspaced: np.ndarray
+    is_blank: np.ndarray
+
+    def continues(self, before: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Whether tokens are of one word with those before them: two arrays of ids -> boolean, of the same shape."""
+        joined = self.joins[ids] & self.is_joined[before]
+        behind_blank = self.unspaced[ids] & self.is_blank[before]
+        return self.clings[ids] | joined | behind_blank
+
+
+def word_start_table(tokenizer: PreTrainedTokenizerBase) -> WordTable:
+    """Which tokens of the vocabulary continue a word.
 
     WordPiece marks a continuation by `##`. Byte-level BPE (`Ġ`) and SentencePiece (`▁`) mark the beginning after a
-    blank instead; there a token without the mark continues a word where letters or digits meet. The mark that most
-    tokens carry decides; in a vocabulary with none of them every token is a word.
-
-    Returns:
-        Two boolean arrays (V,).
+    blank instead; there a token without the mark continues a word where letters or digits meet. Others mark a token
+    that is continued (`@@`, PhoBERT) or is not (`</w>`, CLIP). In a vocabulary with no mark every token is a word; so
+    is every token of a script without blanks, where a clause would count as a word.
     """
     tokens = vocabulary(tokenizer)
-    uses = {mark: sum(token.startswith(mark) for token in tokens) for mark in ("##", "Ġ", "▁")}
-    mark = max(uses, key=uses.get)
-    if not uses[mark]:
-        return np.zeros(len(tokens), bool), np.zeros(len(tokens), bool)
-    is_marked = np.array([token.startswith(mark) for token in tokens])
+    mark = _word_mark(tokenizer)
+    none = np.zeros(len(tokens), bool)
+    if mark is None:
+        return WordTable(none, none, none, none, none)
+    texts = [_bytes_of_token(token, mark) for token in tokens]
+    first = [first_character(text) for text in texts]
+    last = [last_character(text) for text in texts]
+    clings = np.array([bool(text) and _clings(character) for text, character in zip(texts, first, strict=True)])
+    unspaced = np.array([character is not None and is_unspaced(character) for character in first])
+    ends_unspaced = np.array([character is not None and is_unspaced(character) for character in last])
     if mark == "##":
-        return is_marked, np.ones(len(tokens), bool)
-    # As text, for byte-level BPE writes blanks, line breaks and the bytes of other scripts as letters of its own.
-    texts = [tokenizer.convert_tokens_to_string([token]) for token in tokens]
-    continues = np.array([_is_inside_word(text[:1]) for text in texts])
-    is_continued = np.array([_is_inside_word(text[-1:]) for text in texts])
-    is_mark_alone = np.array(tokens) == mark
-    return continues & ~is_marked, is_continued | is_mark_alone
+        is_marked = np.array([token.startswith(mark) for token in tokens])
+        return WordTable(is_marked & ~unspaced, ~ends_unspaced, clings & is_marked, none, none)
+    if mark in ("@@", "</w>"):
+        is_marked = np.array([token.endswith(mark) for token in tokens])
+        is_joined = is_marked if mark == "@@" else ~is_marked
+        return WordTable(~unspaced, is_joined & ~ends_unspaced, none, none, none)
+    joins = np.array([character is not None and may_be_inside_word(character) for character in first])
+    is_blank = np.array(tokens) == mark
+    is_joined = is_blank | np.array([character is None or may_be_inside_word(character) for character in last])
+    return WordTable(joins, is_joined, clings, unspaced, is_blank)
 
 
-def _is_inside_word(character: str) -> bool:
-    # A part of a character becomes the replacement character and stays with its other parts.
-    return character.isalnum() or character == "\ufffd"
+def _clings(first: str | None) -> bool:
+    return first is None or belongs_to_the_one_before(first)
+
+
+# Bytes that byte-level BPE writes as themselves; it writes the others as the characters behind Latin-1.
+_PRINTABLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE_BYTES}
+for _number, _byte in enumerate(sorted(set(range(0x100)) - set(_PRINTABLE_BYTES))):
+    _BYTE_OF_CHARACTER[chr(0x100 + _number)] = _byte
+
+# A byte that SentencePiece has no character for.
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _bytes_of_token(token: str, mark: str | None) -> bytes:
+    if mark == "Ġ" and all(character in _BYTE_OF_CHARACTER for character in token):
+        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+    if mark == "▁":
+        byte = _BYTE_TOKEN.fullmatch(token)
+        if byte:
+            return bytes.fromhex(byte[1])
+        token = token.replace("▁", " ")
+    elif mark == "##" and token != "##":
+        token = token.removeprefix("##")
+    elif mark in ("@@", "</w>"):
+        token = token.removesuffix(mark)
+    return token.encode(errors="replace")
+
+
+def _word_mark(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """How a vocabulary marks words, see `word_start_table`; `None` if it does not."""
+    if getattr(tokenizer, "is_fast", False):
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        steps = json.dumps([content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")])
+        if '"ByteLevel"' in steps:
+            return "Ġ"
+        if content["model"].get("type") == "WordPiece":
+            return "##"
+    tokens = vocabulary(tokenizer)
+    uses = {mark: sum(token.startswith(mark) for token in tokens) for mark in ("##", "Ġ", "▁")}
+    uses |= {mark: sum(token.endswith(mark) for token in tokens) for mark in ("@@", "</w>")}
+    mark = max(uses, key=uses.get)
+    return mark if uses[mark] else None
