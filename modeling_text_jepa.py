@@ -20,6 +20,7 @@ Both encoders are stock architectures of transformers: either exports as an ordi
 import copy
 import inspect
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -137,12 +138,9 @@ class TokenPredictions(NamedTuple):
 class TextTargets(NamedTuple):
     """Targets that all masks of a text share; `None` for a term of weight 0."""
 
-    # Token-level targets (B, S, D).
-    tokens: torch.Tensor | None
-    # Vectors of texts (B, D), for the sentence loss.
-    sentences: torch.Tensor | None
-    # Vectors of the rest of each document (B, T), for the document loss.
-    documents: torch.Tensor | None
+
+# Optimizer steps without an update of the target encoder after which it is said.
+_STEPS_BEFORE_WARNING = 3
 
 
 # ---- pooling and positions ------------------------------------------------------------------------------------------
@@ -956,7 +954,14 @@ class TextJepaPreTrainedModel(PreTrainedModel):
         self.base_model.encoder.set_input_embeddings(value)
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Saves weights, configuration and this code, so that every Auto class opens the folder."""
+        """Saves weights, configuration and this code, so that every Auto class opens the folder.
+
+        Adapters of PEFT are merged into the weights, unless a `state_dict` is given.
+        """
+        if kwargs.get("state_dict") is None and has_adapters(self):
+            with torch.device("meta"):
+                names = type(self)(self.config).state_dict().keys()
+            kwargs["state_dict"] = {name: weight for name, weight in plain_weights(self).items() if name in names}
         # The library would enter the class at hand only; the folder serves all of them.
         self.config.auto_map = {
             "AutoConfig": "configuration_text_jepa.TextJepaConfig",
@@ -1208,6 +1213,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 self.lexical_space = TextJepaLexicalSpace(config)
         self.sentence_head = _build_sentence_head(config)
         self.running = _build_running_statistics(config)
+        # Optimizer steps that the target encoder has not followed, while it has followed none; and the sum of a weight
+        # of the context encoder, which tells them.
+        self._steps_without_update: int | None = 0
+        self._seen_total: float | None = None
         self.post_init()
 
     # ---- loading and saving ----
@@ -1294,14 +1303,45 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     @torch.no_grad()
     def update_target_encoder(self, decay: float):
-        """Target ← decay · target + (1 - decay) · context, in float32; buffers are copied."""
-        targets = list(self.target_encoder.parameters())
-        sources = [
-            source.to(target.dtype) for source, target in zip(self.model.encoder.parameters(), targets, strict=True)
-        ]
-        torch._foreach_lerp_(targets, sources, 1 - decay)
-        for buffer, value in zip(self.target_encoder.buffers(), self.model.encoder.buffers(), strict=True):
-            buffer.copy_(value)
+        """Target ← decay · target + (1 - decay) · context, in float32; buffers are copied.
+
+        Weights are found by their names. Adapters of PEFT in the context encoder count as merged into it.
+        """
+        self._steps_without_update = None
+        # Adapters that PEFT has put into the target encoder as well stay untrained and add nothing.
+        targets = _weights_below_adapters(self.target_encoder)
+        sources = plain_weights(self.model.encoder)
+        averaged = [name for name, tensor in targets.items() if isinstance(tensor, nn.Parameter)]
+        torch._foreach_lerp_(
+            [targets[name] for name in averaged],
+            [sources[name].to(targets[name].dtype) for name in averaged],
+            1 - decay,
+        )
+        for name in targets.keys() - set(averaged):
+            targets[name].copy_(sources[name])
+
+    def _watch_target_encoder(self):
+        """Warns if the optimizer moves the context encoder and nobody calls `update_target_encoder`."""
+        is_settled = self._steps_without_update in (None, _STEPS_BEFORE_WARNING)
+        if is_settled or self.target_encoder is None or self.config.target_encoder_type != "ema":
+            return
+        weight = next((weight for weight in self.model.parameters() if weight.requires_grad), None)
+        if weight is None:
+            return
+        if hasattr(weight, "to_local"):  # a DTensor under FSDP2
+            weight = weight.to_local()
+        # Not the version of the tensor, which fused optimizers do not count.
+        total = weight.sum(dtype=torch.float64).item()
+        self._steps_without_update += self._seen_total not in (None, total)
+        self._seen_total = total
+        if self._steps_without_update == _STEPS_BEFORE_WARNING:
+            warnings.warn(
+                f"{_STEPS_BEFORE_WARNING} optimizer steps, and the target encoder has not moved: it stays as it was. "
+                "Train with TextJepaTrainer, give your Trainer callbacks=[EmaTargetEncoderCallback()], or call "
+                "model.update_target_encoder(decay) after each optimizer step; target_encoder_type='frozen' if it is "
+                "meant to stay",
+                stacklevel=2,
+            )
 
     @property
     def encoder_of_targets(self) -> PreTrainedModel:
@@ -1535,7 +1575,14 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if "token_type_ids" in kwargs:
             raise ValueError("pretraining takes single texts: leave token_type_ids out")
 
-        masks = TokenMasks(context_positions, target_positions, target_spans, mask_strategies)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._watch_target_encoder()
+        masks = TokenMasks(
+            _with_a_slot(context_positions),
+            _with_a_slot(target_positions),
+            _with_a_slot(target_spans),
+            mask_strategies,
+        )
         context = self.encode_context(input_ids, attention_mask, masks, **kwargs)
         if text_targets is None:
             text_targets = self.compute_targets(input_ids, attention_mask, view_input_ids, view_attention_mask)
@@ -1747,6 +1794,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if _world_size() > 1:
             dist.broadcast(directions, 0)
         return F.normalize(directions, dim=0)
+
+
+def _with_a_slot(positions: torch.Tensor) -> torch.Tensor:
+    """(B, M, K) with an unused slot if K is 0: encoders cannot reshape states of nothing."""
+    return positions if positions.shape[-1] else F.pad(positions, (0, 1), value=-1)
 
 
 def _rows_of_texts(num_rows: int, targets: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.trainer_pt_utils import nested_detach
 
 from modeling_text_jepa import (
     average_layers,
@@ -672,3 +673,71 @@ def test_masks_apart_with_the_targets_of_the_first_equal_all_masks(make_model, m
     other = apart(**batch, text_targets=targets._replace(tokens=2 * targets.tokens, sentences=-targets.sentences))
     assert (other.latent_loss - expected.latent_loss).abs() > 1e-2
     assert (other.sentence_loss - expected.sentence_loss).abs() > 1e-2
+
+
+def test_an_evaluation_that_gathers_outputs_takes_those_of_the_model(make_model, batch):
+    """The Trainer detaches what `compute_metrics` asks for, by types."""
+    output = nested_detach(make_model().eval()(**batch))
+    assert output.text_targets.tokens.shape[:2] == batch["input_ids"].shape
+
+
+# ---- texts of nothing -----------------------------------------------------------------------------------------------
+
+
+@every_predictor
+@pytest.mark.parametrize("context", ["drop", "attention_mask"])
+@pytest.mark.parametrize("usable", ["one text has none", "no text has any", "there is no slot"])
+def test_a_text_without_a_usable_token_crashes_nothing_and_teaches_nothing(
+    make_model, batch, predictor, context, usable
+):
+    rows = slice(0, 1) if usable == "one text has none" else slice(None)
+    for name in MASKS:
+        batch[name][rows] = -1
+        if usable == "there is no slot":
+            batch[name] = batch[name][..., :0]
+    model = make_model(**PREDICTORS[predictor], **CONTEXTS[context]).train()
+    output = model(**batch)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+    if usable != "one text has none":
+        assert output.loss == 0
+
+
+# ---- a target encoder that nobody moves -----------------------------------------------------------------------------
+
+
+def steps(model, batch, count, after=lambda model: None):
+    """A plain training loop, such as that of a plain `Trainer`."""
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), fused=True)
+    model.train()
+    for _ in range(count):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after(model)
+
+
+def test_training_without_updates_of_the_target_encoder_says_so_once(make_model, batch):
+    with pytest.warns(UserWarning, match="target encoder has not moved.*EmaTargetEncoderCallback") as warned:
+        steps(make_model(), batch, 8)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("kind", ["ema", "a decay of 1", "frozen", "online", "accumulation", "evaluation"])
+def test_nobody_is_warned_of_a_target_encoder_that_moves_or_should_not(make_model, batch, recwarn, kind):
+    fields = {}
+    if kind in ("frozen", "online"):
+        fields = {"target_encoder_type": kind, "latent_loss_weight": 0.0}
+    model = make_model(**fields)
+    if kind == "accumulation":
+        model.train()
+        for _ in range(8):
+            model(**batch).loss.backward()
+    elif kind == "evaluation":
+        for _ in range(8):
+            model.eval()(**batch)
+    else:
+        decay = {"ema": 0.9, "a decay of 1": 1.0}.get(kind)
+        steps(model, batch, 8, lambda model: decay and model.update_target_encoder(decay))
+    assert not [str(warning.message) for warning in recwarn if "target encoder" in str(warning.message)]
