@@ -703,9 +703,10 @@ def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mappi
             f"{name_or_path}: {len(missing)} weights of the encoder are missing, such as {missing[0]}{instead}, and "
             "would be random; save the encoder by save_pretrained, without wrappers, or name another folder"
         )
-    kinds = {_without_numbers(key) for key in model.state_dict()}
+    prefix = f"{model.base_model_prefix}."
+    kinds = {_without_numbers(key.removeprefix(prefix)) for key in model.state_dict()}
     for key in unexpected:
-        kind = _without_numbers(key.removeprefix(f"{model.base_model_prefix}."))
+        kind = _without_numbers(key.removeprefix(prefix))
         if "#" in kind and kind in kinds:
             raise ValueError(
                 f"{name_or_path}: {key} is in its files, but its config.json has fewer layers; correct the number of "

@@ -150,8 +150,9 @@ def load_trained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         config = read_config(source)
         model_class = TextJepaForPreTraining if config.model_type == "text_jepa" else AutoModel
         model, report = model_class.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
+    with readable(source, "no tokenizer there"):
         tokenizer = read_tokenizer(source)
-        check_loaded(source, model, report, tokenizer)
+    check_loaded(source, model, report, tokenizer)
     return model.eval(), tokenizer
 
 

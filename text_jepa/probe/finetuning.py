@@ -33,7 +33,7 @@ from transformers.trainer_callback import PrinterCallback
 
 import text_jepa  # noqa: F401  registers our model with the Auto classes
 from text_jepa.cli import UsageError, nearest, parse_arguments
-from text_jepa.opening import check_vocabulary, read_config, read_tokenizer, readable
+from text_jepa.opening import check_loaded, read_config, read_tokenizer, readable
 from text_jepa.probe.glue import GLUE, GlueMetric, base_name
 from text_jepa.probe.tasks import Split, Task, hold_out
 
@@ -293,11 +293,12 @@ def _load_with_head(name_or_path: str, task: Task) -> tuple[PreTrainedModel, Pre
             "label2id": {name: number for number, name in names.items()},
             "problem_type": "single_label_classification",
         }
+    with readable(name_or_path, "no tokenizer there"):
+        tokenizer = read_tokenizer(name_or_path)
     with readable(name_or_path, "no encoder to fine-tune there"):
         read_config(name_or_path)
-        tokenizer = read_tokenizer(name_or_path)
         with _without_loading_report():
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
+            model, report = AutoModelForSequenceClassification.from_pretrained(
                 name_or_path,
                 trust_remote_code=False,
                 dtype=torch.float32,  # a checkpoint in half precision would train in it, and hardly move
@@ -306,14 +307,11 @@ def _load_with_head(name_or_path: str, task: Task) -> tuple[PreTrainedModel, Pre
                 **head,
             )
 
-    inside_encoder = f"{model.base_model_prefix}."
-    missing = []
-    for key in sorted(loading["missing_keys"]):
-        if key.startswith(inside_encoder) and "pooler" not in key:
-            missing.append(key)
-    if missing:
-        raise UsageError(f"{name_or_path}: {len(missing)} weights of the encoder are missing, e.g. {missing[0]}")
-    check_vocabulary(model, tokenizer, f"{name_or_path}: copy the tokenizer that belongs to it there")
+    inside_encoder = f"{model.base_model_prefix}."  # the head is new
+    reshaped = {key for key, *_ in report["mismatched_keys"]}
+    new_keys = reshaped | set(report["missing_keys"])
+    report["missing_keys"] = [key for key in new_keys if key.startswith(inside_encoder)]
+    check_loaded(name_or_path, model, report, tokenizer)
     # The losses are means over a batch, which the Trainer has to average over accumulated ones.
     model.accepts_loss_kwargs = False
     return model, tokenizer

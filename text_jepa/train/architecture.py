@@ -49,6 +49,8 @@ def check_architecture(model: TextJepaForPreTraining) -> None:
     visible = [place for place in range(length) if place not in hidden]
     ids = _token_ids(config, length)
     with _calm(model), refused(architecture):
+        if not isinstance(encoder.get_input_embeddings(), torch.nn.Embedding):
+            raise UsageError(f"{architecture}: its input embeddings are no ordinary matrix; {_SUGGESTION}")
         before = _visible_states(model, ids, visible, hidden)
         if not before.isfinite().all():
             raise UsageError(f"{architecture}: its states are not finite, so its weights are broken; name another")

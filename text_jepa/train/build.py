@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import pickle
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, TextJepaModel, check_weights
 from text_jepa.cli import UsageError, first_line, nearest
+from text_jepa.data.added_words import add_rows, add_words, read_words
 from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus, Source, load_corpus, read_rows
+from text_jepa.data.coverage import SAMPLE_SIZE, measure_coverage
 from text_jepa.data.masking import DOCUMENT_VIEWS, MaskStrategy, ViewStrategy, check_share
 from text_jepa.data.tokenization import (
     DocumentCount,
@@ -38,6 +41,8 @@ from text_jepa.train.architecture import check_architecture
 from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
 from text_jepa.train.checks import selects_best_checkpoint
 
+
+logger = logging.getLogger(__name__)
 
 # Texts of a stream in which words are counted for their weights.
 STREAM_TEXTS_TO_WEIGH = 10_000
@@ -171,6 +176,17 @@ def make_tokenizer(
         return read_tokenizer(name, **options), False
 
 
+def add_words_to(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) -> dict[int, list[int]]:
+    """Adds the words of --add_words to a tokenizer; gives the pieces of each new token, see `add_words`.
+
+    Raises:
+        UsageError: There are no words.
+    """
+    if model_args.add_words is None:
+        return {}
+    return add_words(tokenizer, read_words(model_args.add_words))
+
+
 def _train_tokenizer(model_args: ModelArguments, data_args: DataArguments, corpus: Corpus) -> PreTrainedTokenizerBase:
     rows = read_rows(corpus.splits["train"], corpus.source)
     texts = (text for row in rows for text in row.values())  # the words of the view too
@@ -288,8 +304,14 @@ def make_model(
     data_args: DataArguments,
     objective_args: ObjectiveArguments,
     tokenizer: PreTrainedTokenizerBase,
+    added: dict[int, list[int]] | None = None,
 ) -> TextJepaForPreTraining:
     """The model around a trained encoder, or a new one of the size or configuration asked for.
+
+    Args:
+        model_args, data_args, objective_args: The arguments of the run.
+        tokenizer: Its tokenizer.
+        added: Pieces of the tokens that were added to it, see `add_words`.
 
     Raises:
         UsageError: Flags exclude each other; there is no such encoder, it is not whole, or does not fit texts or the
@@ -311,9 +333,11 @@ def make_model(
             model = _make_new_model(model_args, data_args, tokenizer, shape, fields)
         if model_args.attn_implementation:
             model.set_attn_implementation(model_args.attn_implementation)
+    encoders = [encoder for encoder in (model.model.encoder, model.target_encoder) if encoder is not None]
+    add_rows(model, encoders, added or {})
+    check_architecture(model)
     _check_lengths(model.config, data_args)
     check_vocabulary(model, tokenizer, "name the encoder's own tokenizer with --tokenizer_name")
-    check_architecture(model)
     return model
 
 
@@ -597,6 +621,42 @@ def _first_texts(stream: IterableDataset, source: Source) -> Iterator[list[int]]
     # A document of a stream comes once for each of its windows.
     documents = (example["input_ids"] for example in examples if example.get("window", 0) == 0)
     return itertools.islice(documents, STREAM_TEXTS_TO_WEIGH)
+
+
+def check_texts(
+    examples: Dataset | IterableDataset,
+    parts: tuple[PreTrainedTokenizerBase, DataCollatorForTextJepa, TextJepaConfig],
+    data_args: DataArguments,
+    source: Source,
+) -> str:
+    """Looks at some training texts; warns where the tokenizer hardly knows them, or masks hardly hide anything.
+
+    Args:
+        examples: The tokenized training texts.
+        parts: Tokenizer, collator and configuration of the run.
+        data_args: The data arguments.
+        source: Where the texts are read from, for error messages.
+
+    Returns:
+        One line about tokens and masks.
+
+    Raises:
+        UsageError: The tokenizer does not know most of the texts, or nothing is hidden; a stream cannot be read.
+    """
+    tokenizer, collator, config = parts
+    if isinstance(examples, Dataset):
+        windows = make_windows(examples, data_args, tokenizer)
+        stride = -(-len(windows) // SAMPLE_SIZE)
+        sample = [windows[row] for row in range(0, len(windows), stride)]
+    else:
+        sample = list(itertools.islice(read_rows(examples, source), SAMPLE_SIZE))
+    coverage = measure_coverage(sample, tokenizer, collator)
+    predicts_tokens = config.latent_loss_weight > 0 or config.token_loss_weight > 0
+    hides = predicts_tokens or any(strategy.ratio != 0 for strategy in collator.strategies)
+    coverage.check(hides)
+    for warning in coverage.warnings(hides):
+        logger.warning(warning)
+    return coverage.describe(hides)
 
 
 # ---- the probe ------------------------------------------------------------------------------------------------------

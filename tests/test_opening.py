@@ -1,0 +1,199 @@
+"""An encoder that is named is whole, knows words and needs no code of its own, or every command refuses it."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, ModernBertConfig, ModernBertModel
+
+import run_pretraining
+from text_jepa import TextJepaForPreTraining, TextJepaModel
+from text_jepa.cli import UsageError
+from text_jepa.embeddings import load_trained, open_encoder
+from text_jepa.opening import read_tokenizer, readable
+from text_jepa.probe.finetuning import finetune
+from text_jepa.probe.tasks import load_task_file
+
+
+SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 90868376\n"
+
+
+@pytest.fixture
+def encoder(tmp_path, tokenizer):
+    """A whole folder."""
+    folder = tmp_path / "encoder"
+    BertModel(BertConfig(vocab_size=len(tokenizer), **SHAPE)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rename(folder, change):
+    """Gives the weights other names; `None` drops one."""
+    path = folder / "model.safetensors"
+    weights = {change(name): value for name, value in load_file(path).items()}
+    weights.pop(None, None)
+    save_file(weights, path, {"format": "pt"})
+
+
+def change(path, **fields):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def remove_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def double_layers(folder):
+    change(folder / "config.json", num_hidden_layers=1)
+
+
+def point(name):
+    return lambda folder: (folder / name).write_text(POINTER)
+
+
+def other_vocabulary(folder):
+    """A tokenizer of more tokens than there are rows."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.add_tokens([f"word{number}" for number in range(400)])
+    tokenizer.save_pretrained(folder)
+
+
+def break_tokenizer(folder):
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Nonsense"}}')
+
+
+DAMAGES = {
+    "weights of DistributedDataParallel": (
+        lambda folder: rename(folder, lambda name: f"module.{name}"),
+        ["module.", "missing"],
+    ),
+    "weights of a wrapper": (lambda folder: rename(folder, lambda name: f"encoder.{name}"), ["missing"]),
+    "weights of torch.compile": (lambda folder: rename(folder, lambda name: f"_orig_mod.{name}"), ["missing"]),
+    "one weight missing": (
+        lambda folder: rename(folder, lambda name: None if name.endswith("layer.1.output.dense.bias") else name),
+        ["1 weights", "layer.1.output.dense.bias"],
+    ),
+    "more layers than configured": (double_layers, ["layer.1.", "fewer layers"]),
+    "no tokenizer": (remove_tokenizer, ["tokenizer"]),
+    "tokenizer of other tokens": (other_vocabulary, ["tokens, the encoder"]),
+    "broken tokenizer": (break_tokenizer, ["tokenizer"]),
+    "pointer to weights": (point("model.safetensors"), ["model.safetensors", "git lfs pull"]),
+    "pointer to a tokenizer": (point("tokenizer.json"), ["tokenizer.json", "git lfs pull"]),
+    "pointer to a configuration": (point("config.json"), ["config.json", "git lfs pull"]),
+    "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08\x00\x00"), ["no model"]),
+    "foreign architecture": (
+        lambda folder: change(folder / "config.json", model_type="lex", auto_map={"AutoModel": "lex.Lex"}),
+        ["'lex'", "code of its own"],
+    ),
+    "configuration of wrong types": (
+        lambda folder: change(folder / "config.json", hidden_size="wide"),
+        ["hidden_size"],
+    ),
+}
+# What a folder of a foreign head has, or of older tools, and may.
+HARMLESS = {
+    "weights of a masked language model": lambda folder: BertForMaskedLM(
+        BertConfig.from_pretrained(folder, trust_remote_code=False)
+    ).save_pretrained(folder),
+    "no pooler": lambda folder: rename(folder, lambda name: None if "pooler" in name else name),
+    "pointers of forms that are not read": lambda folder: [
+        (folder / name).write_text(POINTER) for name in ("pytorch_model.bin", "tf_model.h5", "vocab.txt", "model.onnx")
+    ],
+    "code of an architecture that transformers has": lambda folder: change(
+        folder / "config.json", auto_map={"AutoModel": "modeling_x.X"}
+    ),
+}
+
+
+def assert_line(error, folder, fragments):
+    line = str(error.value)
+    assert "\n" not in line
+    assert str(folder) in line or "encoder" in line
+    assert [fragment for fragment in fragments if fragment not in line] == [], line
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_encoder_that_is_not_whole_is_refused_when_it_is_opened(encoder, name):
+    damage, fragments = DAMAGES[name]
+    damage(encoder)
+    with pytest.raises(UsageError) as refused:
+        open_encoder(str(encoder))
+    assert_line(refused, encoder, fragments if fragments != ["no model"] else [])
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_encoder_that_is_not_whole_is_not_trained(encoder, tmp_path, name):
+    damage, fragments = DAMAGES[name]
+    damage(encoder)
+    (tmp_path / "texts.txt").write_text("".join(f"The keeper of light {i} climbed down.\n" for i in range(60)))
+    argv = f"--model_name_or_path {encoder} --train_file {tmp_path}/texts.txt --max_length 16 --max_steps 1 --use_cpu"
+    argv += f" --cache_dir {tmp_path}/cache --output_dir {tmp_path}/run"
+    with pytest.raises(UsageError) as refused:
+        run_pretraining.main(argv.split())
+    assert_line(refused, encoder, fragments if fragments != ["no model"] else ["cannot be built"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_encoder_that_is_not_whole_is_not_fine_tuned(encoder, tmp_path, name):
+    damage, fragments = DAMAGES[name]
+    damage(encoder)
+    rows = [{"text": f"the boat {i} was {'good' if i % 2 else 'bad'}", "label": i % 2} for i in range(30)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task_file(str(tmp_path / "task.jsonl"))
+    with pytest.raises(UsageError) as refused:
+        finetune(str(encoder), task, overrides={"max_steps": "1"})
+    assert_line(refused, encoder, fragments[-1:] if fragments != ["no model"] else ["no encoder"])
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_is_not_needed_may_be_missing_or_too_much(encoder, name):
+    HARMLESS[name](encoder)
+    model, _ = load_trained(str(encoder))
+    assert model.config.model_type == "bert"
+    TextJepaForPreTraining.from_encoder(str(encoder))
+
+
+@pytest.mark.parametrize("open_", [TextJepaForPreTraining.from_encoder, TextJepaModel.from_pretrained])
+def test_missing_weights_are_refused_in_python(encoder, open_):
+    rename(encoder, lambda name: f"module.{name}")
+    with pytest.raises(ValueError, match="would be random"):
+        open_(str(encoder))
+
+
+def test_pretraining_model_without_a_weight_of_its_encoder_is_refused(make_model, tokenizer, tmp_path):
+    model = make_model({"model_type": "bert", "vocab_size": len(tokenizer), **SHAPE})
+    model.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    load_trained(str(tmp_path / "whole"))
+    lost = "model.encoder.encoder.layer.0.output.dense.bias"
+    rename(tmp_path / "whole", lambda name: None if name == lost else name)
+    with pytest.raises(UsageError, match="1 weights of the encoder are missing"):
+        load_trained(str(tmp_path / "whole"))
+
+
+def test_more_layers_are_found_in_every_architecture(tokenizer, tmp_path):
+    config = ModernBertConfig(vocab_size=len(tokenizer), pad_token_id=0, **SHAPE)
+    ModernBertModel(config).save_pretrained(tmp_path / "modernbert")
+    tokenizer.save_pretrained(tmp_path / "modernbert")
+    change(tmp_path / "modernbert/config.json", num_hidden_layers=1, layer_types=["full_attention"])
+    with pytest.raises(UsageError, match="fewer layers"):
+        load_trained(str(tmp_path / "modernbert"))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_tokenizers_of_every_kind_have_words(tmp_path, texts, kind):
+    from text_jepa.data.tokenization import train_tokenizer
+
+    train_tokenizer(texts, vocab_size=300, max_length=64, kind=kind).save_pretrained(tmp_path)
+    assert len(read_tokenizer(str(tmp_path))) > 100
+
+
+def test_errors_of_any_library_are_one_line():
+    class Strange(Exception):  # tokenizers raises no better ones
+        pass
+
+    with pytest.raises(UsageError, match=r"^here: no model can be read there \(odd\)$"), readable("here"):
+        raise Strange("odd\nand more")
