@@ -42,10 +42,11 @@ def documents(count, seed=0, most_words=40):
 def write(path, texts, column="text"):
     """Writes one document per row in the form that the suffix says."""
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    path.parent.mkdir(exist_ok=True, parents=True)
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.table({column: texts}), path)
         return path
-    if kind == "txt":
+    if kind in ("txt", "text", "md"):
         content = "".join(f"{text}\n" for text in texts)
     elif kind == "jsonl":
         content = "".join(json.dumps({column: text, "extra": 1}) + "\n" for text in texts)

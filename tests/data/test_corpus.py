@@ -3,10 +3,17 @@
 Run: python -m pytest -q tests/data/test_corpus.py
 """
 
+import bz2
+import gzip
 import json
+import lzma
+import os
+from collections import Counter
 from functools import partial
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from corpora import documents, load_splits, write
 
@@ -81,6 +88,362 @@ def test_files_that_cannot_be_meant_are_named_with_the_remedy(folder, pattern, m
         find_files([str(folder / pattern)], "train_file")
 
 
+# ---- what a folder stands for ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.Text", "a.JsonL", "a.CSV", "a.jsonl.GZ", "A.PARQUET", "a.Md"])
+def test_suffixes_are_known_in_any_case(tmp_path, load, name):
+    kind = name.lower().split(".", 1)[1]
+    texts = documents(10)
+    write(tmp_path / "set" / f"b.{kind}", texts[:5])
+    (tmp_path / "set" / f"b.{kind}").rename(tmp_path / "set" / name)
+    write(tmp_path / "set" / f"c.{kind}", texts[5:])
+    corpus = load([str(tmp_path / "set")], [str(tmp_path / "set" / name)])
+    assert len(find_files([str(tmp_path / "set")], "train_file")) == 2
+    assert texts_of(corpus["train"]) == texts[5:]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "._a.txt",
+        ".DS_Store",
+        ".ipynb_checkpoints/a-checkpoint.txt",
+        ".git/objects/a.txt",
+        "~$a.txt",
+        "a.txt~",
+        "#a.txt#",
+        "__MACOSX/a.txt",
+    ],
+)
+def test_hidden_files_and_copies_are_no_texts(tmp_path, caplog, name):
+    for path in (tmp_path / "a.txt", tmp_path / name):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("some text")
+    assert find_files([str(tmp_path)], "train_file") == [str(tmp_path / "a.txt")]
+    assert not caplog.records
+
+
+def test_a_file_is_read_once_however_often_it_is_named(tmp_path):
+    folder = tmp_path / "set"
+    path = write(folder / "a.txt", documents(3))
+    write(tmp_path / "other" / "b.txt", documents(3))
+    (folder / "link.txt").symlink_to(path)
+    os.link(path, folder / "hard.txt")
+    (folder / "other").symlink_to(tmp_path / "other")
+    (folder / "loop").symlink_to(folder)
+    found = find_files([str(folder), str(path), str(folder / "*.txt")], "train_file")
+    assert found == [str(folder / "a.txt"), str(folder / "other" / "b.txt")]
+
+
+def test_a_file_beside_its_packed_form_is_read_once(tmp_path, caplog):
+    for name in ("a.txt", "a.txt.gz", "b.txt.gz"):
+        write(tmp_path / name, documents(3))
+    assert find_files([str(tmp_path)], "train_file") == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz")]
+    assert "1 file is not read (a.txt.gz; " in caplog.text
+
+
+def test_what_is_not_read_is_counted_in_one_line(tmp_path, caplog):
+    write(tmp_path / "a.txt", documents(20))
+    for name in ("a.pdf", "b.docx", "c.png", "d.zip"):
+        (tmp_path / name).write_bytes(b"0123456789")
+    find_files([str(tmp_path)], "train_file")
+    line = "4 files are not read (a.pdf, b.docx, c.png and 1 more; 40 bytes)"
+    assert [record.getMessage() for record in caplog.records] == [f"--train_file {tmp_path}: {line}"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.lz4", "shard.bin", "a.pdf"])
+def test_a_folder_of_which_most_is_not_read_is_refused(tmp_path, name):
+    (tmp_path / "README.md").write_text("These are my texts.")
+    (tmp_path / name).write_bytes(b"0123456789" * 10)
+    with pytest.raises(UsageError, match=rf"1 file is not read \({name}; 100 bytes\).* more than the 19 .*README\.md"):
+        find_files([str(tmp_path)], "train_file")
+
+
+@pytest.mark.parametrize("table", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.zst"])
+def test_the_readme_of_a_table_is_no_text_and_that_of_prose_is(tmp_path, caplog, table):
+    (tmp_path / "README.md").write_text("About.")
+    write(tmp_path / "a.txt", documents(3))
+    assert len(find_files([str(tmp_path)], "train_file")) == 2
+    (tmp_path / "a.txt").unlink()
+    write(tmp_path / table, documents(30))
+    assert find_files([str(tmp_path)], "train_file") == [str(tmp_path / table)]
+    assert "README.md" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["valid.txt", "deep/valid.txt", "link.txt"])
+def test_a_held_out_file_in_the_folder_is_not_trained_on(tmp_path, load, caplog, name):
+    folder = tmp_path / "set"
+    train = [f"train {text}" for text in documents(20)]
+    held_out = [f"held out {text}" for text in documents(5)]
+    write(folder / "train.txt", train)
+    path = write(folder / "deep" / "x.txt" if name == "link.txt" else folder / name, held_out)
+    if name == "link.txt":
+        (tmp_path / name).symlink_to(path)
+    named = tmp_path / name if name == "link.txt" else path
+    for streaming in (False, True):
+        caplog.clear()
+        corpus = load([str(folder)], [str(named)], streaming=streaming)
+        assert texts_of(corpus["train"]) == train
+        assert texts_of(corpus["validation"]) == held_out
+        assert f"not trained on, as --validation_file names them: {path.name}" in caplog.text
+
+
+def test_held_out_documents_among_those_to_train_on_are_counted(tmp_path, load, caplog):
+    texts = [f"{i} {text}" for i, text in enumerate(documents(20))]
+    train, held_out = write(tmp_path / "a.txt", ["", *texts]), write(tmp_path / "b.txt", ["", *texts[:3], "another"])
+    load([str(train)], [str(held_out)])
+    assert "3 of 21 training documents are held out too, word for word" in caplog.text
+    caplog.clear()
+    load([str(write(tmp_path / "c.txt", texts))])
+    assert "held out too" not in caplog.text
+    load([str(write(tmp_path / "d.txt", texts * 3))])
+    assert "of 57 training documents are held out too" in caplog.text
+
+
+def test_held_out_documents_that_are_all_there_is_are_said(tmp_path, load, caplog):
+    path = str(write(tmp_path / "a.txt", documents(5)))
+    load([path], [path])
+    assert "the files to train on are held out too" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz", "zst"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv"])
+def test_packed_files_are_read_whatever_their_name(tmp_path, load, kind, packing, streaming):
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}[packing]
+    texts = documents(30)
+    content = write(tmp_path / f"a.{kind}", texts).read_bytes()
+    for name in (f"b.{kind}.{packing}", f"c.{kind}"):
+        (tmp_path / name).write_bytes(pack(content))
+        path = str(tmp_path / name)
+        assert texts_of(load([path], [path], streaming=streaming)["train"]) == texts
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / f"b.{kind}.{packing}").write_bytes(pack(content)[:-5])
+    with pytest.raises(
+        UsageError, match=rf"^--train_file .*b\.{kind}\.{packing}: cannot be read: .*may be incomplete"
+    ):
+        load([str(tmp_path / "cut")])
+
+
+def zstd(content):
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def test_a_pointer_to_a_file_is_not_the_file(tmp_path, load):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for name in ("a.txt", "a.jsonl", "a.csv"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(UsageError, match=rf"^--train_file .*{name}: a pointer of git-lfs.*git lfs pull"):
+            load([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("flag", ["train_file", "dataset_name"])
+def test_a_folder_of_save_to_disk_is_a_corpus(tmp_path, load, flag, streaming):
+    train, held_out = documents(30), documents(5, seed=1)
+    one = datasets.Dataset.from_dict({"text": train, "n": list(range(30))})
+    one.save_to_disk(tmp_path / "one", num_shards=2)
+    parts = {"train": one, "test": datasets.Dataset.from_dict({"text": held_out, "n": list(range(5))})}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "parts")
+    name = str(tmp_path / "parts")
+    corpus = load(**{flag: [name] if flag == "train_file" else name}, streaming=streaming)
+    assert {split: texts_of(part) for split, part in corpus.items()} == {"train": train, "validation": held_out}
+    if flag == "train_file":
+        corpus = load([str(tmp_path / "one")], [str(tmp_path / "parts" / "test")], streaming=streaming)
+        assert {split: texts_of(part) for split, part in corpus.items()} == {"train": train, "validation": held_out}
+    elif not streaming:
+        corpus = load(dataset_name=str(tmp_path / "one"))
+        assert sorted(texts_of(corpus["train"]) + texts_of(corpus["validation"])) == sorted(train)
+
+
+def test_a_damaged_folder_of_save_to_disk_is_named(tmp_path, load):
+    datasets.Dataset.from_dict({"text": documents(30)}).save_to_disk(tmp_path / "one")
+    state = (tmp_path / "one" / "state.json").read_text()
+    (tmp_path / "one" / "state.json").write_text(state[:-20])
+    with pytest.raises(UsageError, match=r"one: a damaged folder of save_to_disk"):
+        load([str(tmp_path / "one")])
+    (tmp_path / "one" / "state.json").write_text(state)
+    next((tmp_path / "one").glob("*.arrow")).unlink()
+    with pytest.raises(UsageError, match=r"\.arrow: missing, though .*state\.json names it"):
+        load([str(tmp_path / "one")])
+
+
+# ---- columns --------------------------------------------------------------------------------------------------------
+
+
+def tables(folder, kind, *parts):
+    """Files of lists of rows."""
+    for i, rows in enumerate(parts):
+        path = folder / f"{i}.{kind}"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        if kind == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        elif kind == "csv":
+            lines = [",".join(rows[0]), *[",".join(str(value) for value in row.values()) for row in rows]]
+            path.write_text("\n".join(lines))
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+STREAMS = pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+
+
+@STREAMS
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_files_that_differ_elsewhere_are_one_corpus(tmp_path, load, kind, streaming):
+    parts = (
+        [{"text": "one", "id": 1}],
+        [{"url": "u", "text": "two"}],
+        [{"id": "three", "text": "three", "score": 0.5}],
+        [{"text": "four"}],
+    )
+    folder = tables(tmp_path / "set", kind, *parts)
+    assert texts_of(load([folder], [folder], streaming=streaming)["train"]) == ["one", "two", "three", "four"]
+
+
+def test_a_column_that_changes_its_type_far_behind_is_of_no_interest(tmp_path, load):
+    rows = [
+        {"text": f"text {i}", "meta": None if i < 3_000 else {"a": [i, "b"]}, f"column{i}": i} for i in range(3_010)
+    ]
+    folder = tables(tmp_path / "set", "jsonl", rows)
+    assert len(load([folder], [folder])["train"]) == 3_010
+
+
+@STREAMS
+def test_kinds_of_files_may_be_mixed(tmp_path, load, streaming):
+    folder = tmp_path / "set"
+    for i, kind in enumerate(["txt", "jsonl", "csv", "tsv", "parquet", "txt.gz"]):
+        write(folder / f"{i}.{kind}", [f"text {i}"])
+    assert texts_of(load([str(folder)], [str(folder)], streaming=streaming)["train"]) == [
+        f"text {i}" for i in range(6)
+    ]
+
+
+@STREAMS
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("a.b", ["inner", "other"]),
+        ("list", ["one\n\ntwo", "three"]),
+        (["title", "a.b"], ["A\n\ninner", "other"]),
+        (["title", "list"], ["A\n\none\n\ntwo", "three"]),
+        ("parts.text", ["x\n\ny", "z"]),
+        (["title"], ["A", None]),
+    ],
+)
+def test_texts_of_fields_lists_and_several_columns(tmp_path, load, kind, column, expected, streaming):
+    rows = [
+        {"title": "A", "a": {"b": "inner"}, "list": ["one", "two"], "parts": [{"text": "x"}, {"text": "y"}]},
+        {"title": None, "a": {"b": "other"}, "list": ["three"], "parts": [{"text": "z"}]},
+    ]
+    folder = tables(tmp_path / "set", kind, rows)
+    corpus = load([folder], [folder], text_column=column, streaming=streaming)
+    assert texts_of(corpus["train"]) == expected
+
+
+def test_a_column_whose_name_has_a_full_stop_is_itself(tmp_path, load):
+    for kind in ("jsonl", "parquet", "csv"):
+        folder = tables(tmp_path / kind, kind, [{"a.b": "this one", "x": "y"}])
+        assert texts_of(load([folder], [folder], text_column="a.b")["train"]) == ["this one"]
+
+
+@STREAMS
+def test_a_dataset_has_fields_lists_and_several_columns_too(tmp_path_factory, streaming):
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = [{"title": "A", "a": {"b": "inner"}, "text": ["one", "two"]}]
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cache = str(tmp_path_factory.mktemp("cache"))
+    for column, expected in ((["title", "a.b"], "A\n\ninner"), ("text", "one\n\ntwo"), ("a.b", "inner")):
+        arguments = CorpusArguments(dataset_name=str(folder), text_column=column, streaming=streaming)
+        assert texts_of(load_corpus(arguments, cache_dir=cache).splits["train"]) == [expected]
+    arguments = CorpusArguments(dataset_name=str(folder), text_column="a.c", streaming=streaming)
+    with pytest.raises(UsageError, match=r"no column 'a\.c'"):
+        load_corpus(arguments, cache_dir=cache)
+
+
+@STREAMS
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("a.c", r"0\.{kind}: no column 'a\.c' \(its columns are a, n, lists\); .*--text_column"),
+        ("a.b.c", r"0\.{kind}: no column 'a\.b\.c'"),
+        ("a", r"0\.{kind}, (line|row) 1: column 'a' holds struct, not text"),
+        ("n", r"0\.{kind}(, line 1)?: column 'n' holds int64, not text"),
+        ("lists", r"0\.{kind}, (line|row) 1: column 'lists' holds List, not text"),
+    ],
+)
+def test_a_column_that_holds_no_text_is_named(tmp_path, load, kind, column, message, streaming):
+    folder = tables(tmp_path / "set", kind, [{"a": {"b": "x"}, "n": 1, "lists": [1, 2]}])
+    with pytest.raises(UsageError, match=r"^--train_file .*" + message.replace("{kind}", kind)):
+        load([folder], [folder], text_column=column, streaming=streaming)
+
+
+@STREAMS
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_file_without_the_column_is_named(tmp_path, load, kind, streaming):
+    folder = tables(tmp_path / "set", kind, [{"text": "one"}], [{"body": "two"}])
+    with pytest.raises(UsageError, match=rf"^--train_file .*1\.{kind}: no column 'text' \(its columns are body\)"):
+        texts_of(load([folder], [folder], streaming=streaming)["train"])
+
+
+# ---- quotes ---------------------------------------------------------------------------------------------------------
+
+
+STRAY = {
+    "a pair around rows": (".tsv", ["1\tone", '2\t"two', "3\tthree", '4\tfour"', "5\tfive"], "line 3"),
+    "a pair around columns": (".tsv", ['"one\t1', "two\t2", 'three"\t3'], "line 2"),
+    "a pair around rows with commas": (".csv", ["1,one", '2,"two', "3,three", '4,four"', "5,five"], "line 3"),
+    "quotes within texts elsewhere": (".csv", ['1,he said "yes"', '2,"two', 'lines, or not"'], "line 3"),
+    "one that nothing closes": (".tsv", ["1\tone", '2\t"two', "3\tthree"], "line 3"),
+    "a quoted word": (".tsv", ["1\tone", '2\t"two" words', "3\tthree"], "line 3"),
+}
+
+
+@STREAMS
+@pytest.mark.parametrize(("suffix", "lines", "place"), STRAY.values(), ids=[name.replace(" ", "-") for name in STRAY])
+def test_quotes_that_are_characters_are_refused_or_read_as_such(tmp_path, load, suffix, lines, place, streaming):
+    separator = "\t" if suffix == ".tsv" else ","
+    path = tmp_path / f"a{suffix}"
+    path.write_text("\n".join([f"id{separator}text", *lines]))
+    files = [str(path)]
+    column = "id" if lines[0].startswith('"') else "text"
+    with pytest.raises(UsageError, match=rf"^--train_file .*a\{suffix}.*{place}.*--quoting none"):
+        texts_of(load(files, files, text_column=column, streaming=streaming)["train"])
+    if lines[-1].count(separator) == 1 and not lines[-1].startswith("lines"):
+        texts = texts_of(load(files, files, text_column=column, streaming=streaming, quoting="none")["train"])
+        assert texts == [line.split(separator)[column == "text"] for line in lines]
+
+
+@STREAMS
+def test_quoted_cells_over_several_lines_are_texts(tmp_path, load, streaming):
+    texts = ['He said "yes",\nand went, home', "a\n\nb", "one, two", "1,2\n3,4", "x\ny", "plain", " tab\tbed "]
+    for kind in ("csv", "tsv"):
+        files = [str(write(tmp_path / f"a.{kind}", texts))]
+        assert texts_of(load(files, files, streaming=streaming)["train"]) == texts
+
+
+def test_quoting_may_be_given(tmp_path, load):
+    path = tmp_path / "a.tsv"
+    path.write_text('id\ttext\n1\t"one\n2\ttwo"\n')
+    files = [str(path)]
+    assert texts_of(load(files, files, quoting="standard")["train"]) == ["one\n2\ttwo"]
+    assert texts_of(load(files, files, quoting="none")["train"]) == ['"one', 'two"']
+
+
+def test_words_for_nothing_are_words(tmp_path, load):
+    path = tmp_path / "a.csv"
+    path.write_text("text,n\nNA,1\nnull,2\nnan,3\n")
+    assert texts_of(load([str(path)], [str(path)])["train"]) == ["NA", "null", "nan"]
+
+
 # ---- loading --------------------------------------------------------------------------------------------------------
 
 
@@ -149,11 +512,31 @@ def test_a_share_that_leaves_nothing_is_an_error(tmp_path, load, percentage):
         load([path], validation_split_percentage=percentage)
 
 
-def test_a_stream_holds_out_its_first_documents(tmp_path, load):
-    texts = [f"{i} {text}" for i, text in enumerate(documents(250))]
-    corpus = load([str(write(tmp_path / "a.jsonl", texts))], streaming=True)
-    assert texts_of(corpus["validation"]) == texts[:200]
-    assert texts_of(corpus["train"]) == texts[200:]
+@pytest.mark.parametrize("files", [1, 3, 20])
+def test_a_sorted_stream_holds_out_documents_of_all_its_classes(tmp_path, load, files):
+    texts = [f"class{i // 250} {i} {text}" for i, text in enumerate(documents(1_000))]
+    size = -(-len(texts) // files)
+    for i in range(files):
+        write(tmp_path / "set" / f"{i:02}.jsonl", texts[i * size : (i + 1) * size])
+    corpus = load([str(tmp_path / "set")], streaming=True)
+    held_out = texts_of(corpus["validation"])
+    classes = Counter(text.split()[0] for text in held_out)
+    assert len(held_out) == 200
+    assert len(classes) == 4
+    assert min(classes.values()) > 20
+    train = corpus["train"].shuffle(seed=0, buffer_size=100)
+    for epoch in range(2):
+        train.set_epoch(epoch)
+        assert sorted(texts_of(train) + held_out) == sorted(texts)
+    assert texts_of(load([str(tmp_path / "set")], streaming=True)["validation"]) == held_out
+    assert texts_of(load([str(tmp_path / "set")], streaming=True, seed=1)["validation"]) != held_out
+
+
+def test_equal_documents_of_a_stream_are_held_out_together(tmp_path, load):
+    texts = [f"{i} {text}" for i, text in enumerate(documents(300))]
+    corpus = load([str(write(tmp_path / "a.txt", ["", *texts, *texts]))], streaming=True)
+    assert len(set(texts_of(corpus["validation"]))) == 200
+    assert not set(texts_of(corpus["validation"])) & set(texts_of(corpus["train"]))
 
 
 def test_a_folder_with_splits_is_loaded_like_a_dataset_of_the_hub(tmp_path, load):

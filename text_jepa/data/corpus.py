@@ -2,41 +2,48 @@
 
 import contextlib
 import glob
-import gzip
 import json
 import logging
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import datasets
+import numpy as np
+import pyarrow
+import pyarrow.compute
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowException
 
-from text_jepa.cli import UsageError, nearest
+from text_jepa.cli import UsageError
 from text_jepa.data.builtin_corpus import load_builtin_corpus
+from text_jepa.data.files import (
+    BUILDERS,
+    COMPRESSED,
+    FileError,
+    Form,
+    Quoting,
+    Sources,
+    has_column,
+    missing_column,
+    pick,
+    read_tables,
+    root_of,
+    suffix_of,
+    wrong_column,
+)
+from text_jepa.data.texts_builder import read_texts
 
 
 logger = logging.getLogger(__name__)
 
 # The datasets library would tell a server of each folder and file that it opens.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-
-# File suffix -> builder of the datasets library and its options.
-BUILDERS = {
-    ".txt": ("text", {}),
-    ".text": ("text", {}),
-    ".md": ("text", {}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-}
 
 # What the datasets library and its readers raise for data that are not what they seem.
 _UNREADABLE = (
@@ -50,11 +57,20 @@ _UNREADABLE = (
     zlib.error,
 )
 
-# Documents that a stream sets aside for evaluation when it has no held-out split of its own.
+# Documents that a stream sets aside for evaluation when it has no held-out split of its own, and the most shards that
+# they are drawn from.
 _STREAM_HELD_OUT = 200
+_STREAM_SHARDS = 8
 
 # Rows of a stream from which its columns are known.
 _STREAM_ROWS_TO_CHECK = 100
+
+# Kinds of files with columns, and files beside them in a folder that describe them.
+_TABLES = set(BUILDERS) - {".txt", ".text", ".md"}
+_DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing")
+
+# Names of files that are shown of many.
+_SHOWN_NAMES = 3
 
 
 # ---- a corpus -------------------------------------------------------------------------------------------------------
@@ -65,7 +81,10 @@ class CorpusArguments:
     """Where the texts come from; the built-in corpus if neither files nor a dataset are named."""
 
     train_file: list[str] | None = field(
-        default=None, metadata={"help": "Files, folders or globs: txt, json, jsonl, parquet, csv, tsv (.gz too)."}
+        default=None,
+        metadata={
+            "help": "Files, folders or globs: txt, json, jsonl, parquet, csv, tsv, arrow (and .gz, .bz2, .xz, .zst)."
+        },
     )
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Held-out files, folders or globs, in the formats of --train_file."}
@@ -73,17 +92,37 @@ class CorpusArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder with one."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
-    text_column: str = field(default="text", metadata={"help": "Column that holds the documents."})
+    text_column: list[str] | str = field(
+        default_factory=lambda: ["text"],
+        metadata={
+            "help": "Column that holds the documents; a.b for a field within a column; several are joined by a blank "
+            "line."
+        },
+    )
     view_column: str | None = field(
         default=None, metadata={"help": "Column that holds the second text; goes with --view column."}
     )
     sample_by: Literal["line", "paragraph", "document"] = field(
         default="line", metadata={"help": "What a document is in a text file: a line, a paragraph, or the whole file."}
     )
+    quoting: Quoting = field(
+        default="checked",
+        metadata={
+            "help": "What a quote is in csv and tsv files: the end of a cell, unless it looks like a character of the "
+            "texts (checked); always the end of a cell (standard); always a character (none)."
+        },
+    )
     streaming: bool = field(default=False, metadata={"help": "Read the corpus during training; needs --max_steps."})
+    shuffle_buffer: int = field(
+        default=10_000, metadata={"help": "Size of the buffer in which the texts of a stream are shuffled."}
+    )
     validation_split_percentage: float = field(
         default=5, metadata={"help": "Percentage of the documents held out if the corpus has no held-out split."}
     )
+
+    def __post_init__(self):
+        if isinstance(self.text_column, list) and len(self.text_column) == 1:
+            self.text_column = self.text_column[0]
 
 
 class Source(NamedTuple):
@@ -117,7 +156,7 @@ def load_corpus(arguments: CorpusArguments, seed: int = 0, cache_dir: str | None
     """Loads the training and held-out documents of a corpus.
 
     The held-out split is `validation_file`, the dataset's own `validation` (or `test`) split, or a share of the
-    documents chosen by `seed`; of a stream without any, its first 200 documents.
+    documents chosen by `seed`; of a stream without any, 200 documents of its first shuffle buffer.
 
     Args:
         arguments: Where the texts come from.
@@ -128,31 +167,68 @@ def load_corpus(arguments: CorpusArguments, seed: int = 0, cache_dir: str | None
         UsageError: A file, split or column is missing, a file cannot be read, or there is no text.
     """
     _check_arguments(arguments)
-    columns = {"text": arguments.text_column}
-    if arguments.view_column:
-        columns["view"] = arguments.view_column
     if arguments.train_file:
-        return _load_files(arguments, columns, seed, cache_dir)
+        return _load_files(arguments, seed, cache_dir)
     if arguments.dataset_name:
-        return _load_hub(arguments, columns, seed, cache_dir)
+        return _load_hub(arguments, seed, cache_dir)
     return _load_builtin(arguments.streaming, cache_dir)
 
 
-def load_texts(files: Sequence[str], flag: str, text_column: str = "text", cache_dir: str | None = None) -> Dataset:
+def load_texts(
+    files: Sequence[str],
+    flag: str,
+    text_column: str | Sequence[str] = "text",
+    cache_dir: str | None = None,
+    quoting: Quoting = "checked",
+) -> Dataset:
     """Loads all documents of local files: one column, `text`, one document per row.
 
     Args:
         files: Paths, folders and globs, see `find_files`.
         flag: The flag that names them, for error messages.
-        text_column: The column that holds the text.
+        text_column: The column that holds the text, or several that are joined.
         cache_dir: Cache of the datasets library.
+        quoting: What a quote is in csv and tsv files.
 
     Raises:
         UsageError: A file or the column is missing, a file cannot be read, or there is no text.
     """
-    paths = find_files(files, flag)
-    arguments = CorpusArguments(text_column=text_column)
-    return _read_files(paths, flag, arguments, {"text": text_column}, cache_dir)
+    return load_columns(files, flag, {"text": text_column}, cache_dir, quoting)
+
+
+def load_columns(
+    files: Sequence[str],
+    flag: str,
+    columns: Mapping[str, str | Sequence[str]],
+    cache_dir: str | None = None,
+    quoting: Quoting = "checked",
+) -> Dataset:
+    """Loads columns of local files under new names, one document per row; otherwise as `load_texts`.
+
+    Args:
+        files: Paths, folders and globs, see `find_files`.
+        flag: The flag that names them, for error messages.
+        columns: New name (`text`, `title` or `label`) -> column or columns of the files. Labels come as JSON.
+        cache_dir: Cache of the datasets library.
+        quoting: What a quote is in csv and tsv files.
+
+    Raises:
+        UsageError: A file or column is missing, a file cannot be read, or there is no text.
+    """
+    paths = find_files(files, flag, mixed=True)
+    sources = {name: _names(column) for name, column in columns.items()}
+    return _read_files(paths, flag, Form(sources, quoting=quoting), streaming=False, cache_dir=cache_dir)
+
+
+def _names(column: str | Sequence[str]) -> tuple[str, ...]:
+    return (column,) if isinstance(column, str) else tuple(column)
+
+
+def _form(arguments: CorpusArguments) -> Form:
+    sources = {"text": _names(arguments.text_column)}
+    if arguments.view_column:
+        sources["view"] = (arguments.view_column,)
+    return Form(sources, arguments.sample_by, arguments.quoting)
 
 
 def _check_arguments(arguments: CorpusArguments) -> None:
@@ -176,13 +252,22 @@ def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
     return Corpus(splits, name, Source("the built-in corpus"))
 
 
-def _load_files(arguments: CorpusArguments, columns: Mapping[str, str], seed: int, cache_dir: str | None) -> Corpus:
-    train_files = find_files(arguments.train_file, "train_file")
+def _load_files(arguments: CorpusArguments, seed: int, cache_dir: str | None) -> Corpus:
+    train_files = find_files(arguments.train_file, "train_file", mixed=True)
     # All names are checked before anything is read.
-    held_out_files = find_files(arguments.validation_file or [], "validation_file")
-    train = _read_files(train_files, "train_file", arguments, columns, cache_dir)
+    held_out_names = arguments.validation_file or _held_out_splits(arguments.train_file)
+    held_out_files = find_files(held_out_names, "validation_file", mixed=True, split="validation")
+    train_files = _without_held_out(train_files, held_out_files)
+    form = _form(arguments)
+
+    def read(paths: Sequence[str], flag: str) -> Dataset | IterableDataset:
+        return _read_files(paths, flag, form, arguments.streaming, cache_dir)
+
+    train = read(train_files, "train_file")
     if held_out_files:
-        held_out = _read_files(held_out_files, "validation_file", arguments, columns, cache_dir)
+        held_out = read(held_out_files, "validation_file")
+        if not arguments.streaming:
+            _tell_shared(_count_shared(train, held_out), len(train))
     else:
         train, held_out = _hold_out(train, arguments, seed, f"--train_file {arguments.train_file[0]}")
     names = [os.path.basename(os.path.normpath(name)) for name in arguments.train_file]
@@ -190,16 +275,56 @@ def _load_files(arguments: CorpusArguments, columns: Mapping[str, str], seed: in
     return Corpus(_join_splits(train, held_out), ", ".join(names), source)
 
 
-def _load_hub(arguments: CorpusArguments, columns: Mapping[str, str], seed: int, cache_dir: str | None) -> Corpus:
+def _held_out_splits(names: Sequence[str]) -> list[str]:
+    """The held-out splits of folders that `DatasetDict.save_to_disk` wrote."""
+    folders = [Path(name).expanduser() for name in names]
+    return [str(folder) for folder in folders if _saved_splits(folder, "validation")]
+
+
+def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list[str]:
+    """The files to train on without those that are held out."""
+    held_out = {_identity(path) for path in held_out_files}
+    rest = [path for path in train_files if _identity(path) not in held_out]
+    if not rest:
+        logger.warning("--validation_file: the files to train on are held out too; held-out figures are too good")
+        return train_files
+    if len(rest) < len(train_files):
+        taken = [path for path in train_files if path not in rest]
+        logger.warning(f"not trained on, as --validation_file names them: {_listed(taken)}")
+    return rest
+
+
+def _count_shared(documents: Dataset, held_out: Dataset) -> int:
+    """The number of documents that are held-out documents word for word."""
+    texts = [text for text in held_out["text"] if text and not text.isspace()]
+    known = pyarrow.array(texts, pyarrow.string())
+    is_shared = pyarrow.compute.is_in(documents.data.column("text"), value_set=known)
+    return pyarrow.compute.sum(is_shared).as_py() or 0
+
+
+def _tell_shared(shared: int, count: int) -> None:
+    if shared:
+        logger.warning(
+            f"{shared} of {count} training documents are held out too, word for word, which flatters held-out "
+            "figures; remove them from one of the two"
+        )
+
+
+def _load_hub(arguments: CorpusArguments, seed: int, cache_dir: str | None) -> Corpus:
     dataset, config = arguments.dataset_name, arguments.dataset_config_name
     source = Source(f"--dataset_name {dataset}")
+    sources = _form(arguments).sources
+    is_saved = _is_saved(Path(dataset))
 
     def load(split: str) -> Dataset | IterableDataset:
-        part = load_dataset(dataset, config, split=split, streaming=arguments.streaming, cache_dir=cache_dir)
-        return _select_text(part, columns, source.name)
+        if is_saved:
+            part = _load_saved(dataset, split, arguments.streaming)
+        else:
+            part = load_dataset(dataset, config, split=split, streaming=arguments.streaming, cache_dir=cache_dir)
+        return _select_text(part, sources, source.name)
 
     with reading(*source):
-        known = datasets.get_dataset_split_names(dataset, config)
+        known = _splits_of_saved(Path(dataset)) if is_saved else datasets.get_dataset_split_names(dataset, config)
         if arguments.dataset_split not in known:
             raise UsageError(f"--dataset_split {arguments.dataset_split}: {dataset} has the splits {', '.join(known)}")
         train = load(arguments.dataset_split)
@@ -223,13 +348,7 @@ def _hold_out(
 ) -> tuple[Dataset, Dataset] | tuple[IterableDataset, IterableDataset]:
     """Splits documents into those to train on and those held out."""
     if arguments.streaming:
-        rest = documents.skip(_STREAM_HELD_OUT)
-        if next(iter(rest), None) is None:
-            raise UsageError(
-                f"{what}: the first {_STREAM_HELD_OUT} documents of a stream are held out, and there are no more; "
-                "name a --validation_file, or read without --streaming"
-            )
-        return rest, documents.take(_STREAM_HELD_OUT)
+        return _hold_out_of_stream(documents, arguments.shuffle_buffer, seed, what)
     percentage = arguments.validation_split_percentage
     if not 0 < percentage < 100:
         raise UsageError(f"--validation_split_percentage {percentage:g}: must be above 0 and below 100")
@@ -238,112 +357,288 @@ def _hold_out(
     share = round(len(documents) * percentage / 100)
     count = min(max(share, 1), len(documents) - 1)
     split = documents.train_test_split(test_size=count, seed=seed)
+    with_text = sum(1 for text in split["test"]["text"] if text and not text.isspace())
+    _tell_shared(_count_shared(documents, split["test"]) - with_text, len(split["train"]))
     return split["train"], split["test"]
 
 
-# ---- files and columns ----------------------------------------------------------------------------------------------
+def _hold_out_of_stream(
+    documents: IterableDataset, buffer_size: int, seed: int, what: str
+) -> tuple[IterableDataset, IterableDataset]:
+    """Splits a stream into texts that are held out, and all others.
+
+    The first documents of a sorted stream are of one kind. Held-out texts are drawn at random from a shuffle buffer
+    that is filled from several shards. They are known by their words: workers, processes and epochs read shards in
+    different orders, and leave out the same documents.
+    """
+    num_shards = documents.num_shards
+    chosen = sorted(set(np.linspace(0, num_shards - 1, min(num_shards, _STREAM_SHARDS), dtype=int).tolist()))
+    buffer = {}
+    with reading(what):
+        for place, shard in enumerate(chosen):
+            room = (buffer_size - len(buffer)) // (len(chosen) - place)
+            part = documents.shard(num_shards, shard) if num_shards > 1 else documents
+            for row in part.take(max(room, 1)):
+                if row["text"] and not row["text"].isspace():
+                    buffer.setdefault(row["text"], row)
+    if len(buffer) <= _STREAM_HELD_OUT:
+        raise UsageError(
+            f"{what}: {_STREAM_HELD_OUT} documents of a stream are held out, and there are no more among its first "
+            f"{buffer_size} (--shuffle_buffer); name a --validation_file, or read without --streaming"
+        )
+    texts = list(buffer)
+    drawn = np.random.default_rng(seed).choice(len(texts), _STREAM_HELD_OUT, replace=False)
+    held_out = [texts[place] for place in sorted(drawn)]
+    rows = Dataset.from_list([buffer[text] for text in held_out])
+    rest = documents.filter(partial(_is_not_among, texts=frozenset(held_out)), input_columns=["text"])
+    return rest, rows.to_iterable_dataset()
 
 
-def find_files(patterns: Sequence[str], flag: str) -> list[str]:
-    """Files named by paths, folders and globs, each sorted; a folder stands for all files of a known kind in it.
+def _is_not_among(text: str | None, texts: frozenset[str]) -> bool:
+    return text not in texts
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def find_files(patterns: Sequence[str], flag: str, mixed: bool = False, split: str = "train") -> list[str]:
+    """Files named by paths, folders and globs, each sorted and each file once.
+
+    A folder stands for all files of a known kind in it, however deep, but not for hidden ones and copies, nor for the
+    readme of a table. What else it holds is counted in one line of the log.
+
+    Args:
+        patterns: Paths, folders and globs.
+        flag: The flag that names them, for error messages.
+        mixed: Whether files may be of different kinds.
+        split: The split that the folder of a saved `DatasetDict` stands for.
 
     Raises:
-        UsageError: A name matches no file, or the kinds of files are mixed or unknown.
+        UsageError: A name matches no file, the kinds of files are mixed or unknown, or most of a folder is not read.
     """
-    found = []
+    found = {}
     for pattern in patterns:
-        found += _match(Path(pattern).expanduser(), pattern, flag)
-    unknown = [path for path in found if suffix_of(Path(path)) not in BUILDERS]
+        for path in _match(Path(pattern).expanduser(), pattern, flag, split):
+            found.setdefault(_identity(path), path)
+    paths = list(found.values())
+    unknown = [path for path in paths if suffix_of(Path(path)) not in BUILDERS]
     if unknown:
         raise UsageError(f"--{flag} {unknown[0]}: files of this kind are not read; use one of {', '.join(BUILDERS)}")
-    suffixes = sorted({suffix_of(Path(path)) for path in found})
-    if any(BUILDERS[suffix] != BUILDERS[suffixes[0]] for suffix in suffixes):
+    suffixes = sorted({suffix_of(Path(path)) for path in paths})
+    if not mixed and any(BUILDERS[suffix] != BUILDERS[suffixes[0]] for suffix in suffixes):
         raise UsageError(f"--{flag}: files of different kinds ({', '.join(suffixes)}); name one kind, e.g. '*.jsonl'")
-    return found
+    return paths
 
 
-def _match(path: Path, pattern: str, flag: str) -> list[str]:
+def _identity(path: str) -> tuple[int, int]:
+    """What a file has in common with all links to it."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _match(path: Path, pattern: str, flag: str, split: str) -> list[str]:
     if path.is_file():
         return [str(path)]
     if path.is_dir():
-        matches = [str(file) for file in path.rglob("*") if suffix_of(file) in BUILDERS]
-        if not matches:
-            raise UsageError(f"--{flag} {pattern}: no {', '.join(BUILDERS)} file in this folder")
-    else:
-        matches = [match for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
-        if not matches:
-            raise UsageError(f"--{flag} {pattern}: no such file")
-    return sorted(matches)
+        return _saved_files(path, split) if _is_saved(path) else _files_of_folder(path, f"--{flag} {pattern}")
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    files = sorted(str(match) for match in matches if match.is_file() and not _is_copy(match.name))
+    if not files:
+        raise UsageError(f"--{flag} {pattern}: no such file")
+    return files
 
 
-def suffix_of(path: Path) -> str:
-    """The suffix that tells the kind of a file, without `.gz`."""
-    return Path(path.name.removesuffix(".gz")).suffix
+def _is_copy(name: str) -> bool:
+    """Whether a file is one that a system or an editor made of another one."""
+    return name.startswith((".", "~", "#", "__MACOSX")) or name.endswith(("~", "#"))
+
+
+def _files_of_folder(folder: Path, what: str) -> list[str]:
+    known = []
+    others = []
+    for path in _walk(folder, what):
+        is_known = suffix_of(Path(path)) in BUILDERS and os.path.isfile(path)
+        (known if is_known else others).append(path)
+    if not known:
+        raise UsageError(f"{what}: no {', '.join(BUILDERS)} file in this folder")
+    described = {os.path.dirname(path) for path in known if suffix_of(Path(path)) in _TABLES}
+    names = set(known)
+    read = []
+    for path in sorted(known):
+        is_description = Path(path).name.lower().startswith(_DESCRIPTIONS) and suffix_of(Path(path)) not in _TABLES
+        is_unpacked = path.endswith(COMPRESSED) and os.path.splitext(path)[0] in names
+        if is_unpacked or (is_description and described):
+            others.append(path)
+        else:
+            read.append(path)
+    _tell_others(read, sorted(others), what)
+    return read
+
+
+def _walk(folder: Path, what: str) -> Iterator[str]:
+    """All files of a folder, through links too, but each folder once and nothing hidden."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{what}: {error.filename}: {error.strerror}")
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        paths = [os.path.join(parent, name) for name in folders if not _is_copy(name)]
+        folders[:] = [os.path.basename(path) for path in paths if os.path.realpath(path) not in seen]
+        yield from (os.path.join(parent, name) for name in names if not _is_copy(name))
+
+
+def _tell_others(read: Sequence[str], others: Sequence[str], what: str) -> None:
+    if not others:
+        return
+    size = sum(_size(path) for path in others)
+    counts = f"{len(others)} {'file is' if len(others) == 1 else 'files are'} not read"
+    line = f"{what}: {counts} ({_listed(others)}; {size:,} bytes)"
+    read_size = sum(_size(path) for path in read)
+    if size > read_size:
+        raise UsageError(
+            f"{line}, which is more than the {read_size:,} bytes of {_listed(read)}; name the files to read, e.g. by "
+            "a glob"
+        )
+    logger.warning(line)
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def _listed(paths: Sequence[str]) -> str:
+    names = [os.path.basename(path) for path in paths[:_SHOWN_NAMES]]
+    more = len(paths) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def _name_of_files(flag: str, paths: Sequence[str]) -> str:
-    return f"--{flag} {', '.join(paths[:3])}"
+    return f"--{flag} {', '.join(paths[:_SHOWN_NAMES])}"
 
 
 def _read_files(
-    paths: Sequence[str], flag: str, arguments: CorpusArguments, columns: Mapping[str, str], cache_dir: str | None
+    paths: Sequence[str], flag: str, form: Form, streaming: bool, cache_dir: str | None
 ) -> Dataset | IterableDataset:
     what = _name_of_files(flag, paths)
-    if not any(Path(path).stat().st_size for path in paths):
+    paths_with_text = [path for path in paths if os.path.getsize(path)]
+    if not paths_with_text:
         raise UsageError(f"{what}: empty")
-    builder, options = BUILDERS[suffix_of(Path(paths[0]))]
-    if builder == "text":
-        options = {"sample_by": arguments.sample_by}
     with reading(what, paths):
-        dataset = load_dataset(
-            builder,
-            data_files=[glob.escape(path) for path in paths],
-            split="train",
-            streaming=arguments.streaming,
-            cache_dir=cache_dir,
-            **options,
-        )
-        return _select_text(dataset, columns, what)
+        dataset = read_texts(paths_with_text, form, streaming, cache_dir)
+        known = _known_rows(dataset, what)
+        for name, columns in form.sources.items():
+            if known.data.column(name).null_count == len(known):
+                raise UsageError(f"{what}: {wrong_column(columns[0], 'null', name)}")
+    return dataset
 
 
-def _select_text(
-    dataset: Dataset | IterableDataset, columns: Mapping[str, str], what: str
-) -> Dataset | IterableDataset:
+# ---- folders of save_to_disk ----------------------------------------------------------------------------------------
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of the datasets library wrote a folder."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _splits_of_saved(folder: Path) -> list[str]:
+    if (folder / "dataset_dict.json").is_file():
+        return json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    return ["train"]
+
+
+def _saved_splits(folder: Path, split: str) -> list[str]:
+    """The splits of a saved `DatasetDict` that serve as this one; none if the folder is another one."""
+    if not (folder / "dataset_dict.json").is_file():
+        return []
+    wanted = ("validation", "test") if split == "validation" else (split,)
+    known = _splits_of_saved(folder)
+    return [name for name in wanted if name in known][:1]
+
+
+def _saved_files(folder: Path, split: str) -> list[str]:
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            found = _saved_splits(folder, split)
+            if not found:
+                known = ", ".join(_splits_of_saved(folder))
+                raise UsageError(
+                    f"{folder}: no split '{split}' in this saved dataset; it has {known}; name one's folder"
+                )
+            folder = folder / found[0]
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        paths = [folder / part["filename"] for part in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{folder}: a damaged folder of save_to_disk ({error}); save it again") from error
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"{path}: missing, though {folder / 'state.json'} names it; save the dataset again")
+    return [str(path) for path in paths]
+
+
+def _load_saved(dataset: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+    loaded = datasets.load_from_disk(dataset)
+    part = loaded[split] if isinstance(loaded, DatasetDict) else loaded
+    return part.to_iterable_dataset() if streaming else part
+
+
+# ---- columns of a dataset -------------------------------------------------------------------------------------------
+
+
+def _known_rows(dataset: Dataset | IterableDataset, what: str) -> Dataset:
+    """A dataset, or the first rows of a stream, whose columns are known only when some of it has been read."""
+    known = dataset
+    if isinstance(dataset, IterableDataset):
+        known = list(dataset.take(_STREAM_ROWS_TO_CHECK))
+    if not len(known):
+        raise UsageError(f"{what}: holds no document")
+    if isinstance(known, list):
+        known = Dataset.from_list(known, features=dataset.features)
+    return known
+
+
+def _select_text(dataset: Dataset | IterableDataset, sources: Sources, what: str) -> Dataset | IterableDataset:
     """Keeps the columns of a dataset that hold text, under new names.
 
     Args:
         dataset: Any dataset.
-        columns: New name (`text` or `view`) -> name in the dataset.
+        sources: New name (`text` or `view`) -> names in the dataset.
         what: The flag and its value, for error messages.
     """
-    known = dataset
-    if isinstance(dataset, IterableDataset):
-        # The columns of a stream are known only when some of it has been read.
-        known = Dataset.from_list(list(dataset.take(_STREAM_ROWS_TO_CHECK)))
-    if not len(known):
-        raise UsageError(f"{what}: holds no document")
-    for name, column in columns.items():
-        _check_column(known, column, what, flag=f"--{name}_column")
-    dataset = dataset.select_columns(list(columns.values()))
+    known = _known_rows(dataset, what)
+    is_plain = True
+    for name, columns in sources.items():
+        for column in columns:
+            is_plain = _check_column(known, column, name, what) and is_plain
+    roots = list(dict.fromkeys(root_of(c, known.column_names) for columns in sources.values() for c in columns))
+    dataset = dataset.select_columns(roots)
+    if not is_plain or any(len(columns) > 1 for columns in sources.values()):
+        features = datasets.Features({name: datasets.Value("string") for name in sources})
+        where = what.split(maxsplit=1)[-1]
+        return dataset.map(partial(pick, sources=sources, where=where), remove_columns=roots, features=features)
     # The view first, for its column may be called text.
-    for name, column in reversed(columns.items()):
+    for name, (column,) in reversed(sources.items()):
         if column != name:
             dataset = dataset.rename_column(column, name)
     return dataset
 
 
-def _check_column(dataset: Dataset, column: str, what: str, flag: str) -> None:
+def _check_column(dataset: Dataset, column: str, name: str, what: str) -> bool:
+    """Whether a column is plain text, and not a field of a column or a list of texts."""
     names = dataset.column_names
-    if column not in names:
-        raise UsageError(
-            f"{what}: no column '{column}'{nearest(column, names)} (its columns are {', '.join(names)}); "
-            f"name one with {flag}"
-        )
-    feature = dataset.features[column]
-    kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-    if kind not in ("string", "large_string"):
-        raise UsageError(f"{what}: column '{column}' holds {kind}, not text; name another with {flag}")
-    dataset.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
+    if column in names:
+        feature = dataset.features[column]
+        if isinstance(feature, datasets.Value):
+            if feature.dtype not in ("string", "large_string"):
+                raise UsageError(f"{what}: {wrong_column(column, feature.dtype, name)}")
+            dataset.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
+            return True
+    elif not has_column(dataset[0], column):
+        raise UsageError(f"{what}: {missing_column(column, names, name)}")
+    return False
 
 
 # ---- what cannot be read --------------------------------------------------------------------------------------------
@@ -367,17 +662,14 @@ def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except _UNREADABLE as error:
-        damage = _find_damage(paths)
-        if damage is None:
-            raise UsageError(f"{what}: cannot be read: {error.__cause__ or error}") from error
-        raise UsageError(f"{flag} {damage}") from error
-    except TypeError as error:
-        # datasets 5.0 raises it for a line of JSON that is no object; without such a line it is a bug of ours.
-        damage = _find_damage(paths)
-        if damage is None:
-            raise
-        raise UsageError(f"{flag} {damage}") from error
+    except (*_UNREADABLE, TypeError, ImportError) as error:
+        cause = error.__cause__ or error
+        damage = str(cause) if isinstance(cause, FileError) else _find_damage(paths)
+        if damage is not None:
+            raise UsageError(f"{flag} {damage}") from error
+        if isinstance(error, TypeError):
+            raise  # datasets 5.0 raises it for a line of JSON that is no object; otherwise it is a bug of ours
+        raise UsageError(f"{what}: cannot be read: {cause}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 
@@ -390,32 +682,11 @@ def read_rows(rows: Iterable[dict], source: Source) -> Iterator[dict]:
 
 def _find_damage(paths: Sequence[str]) -> str | None:
     """File and line (counted from 1) of the first damage in files, and its remedy; `None` if they are sound."""
+    nothing = Form(sources={})
     for path in paths:
-        if suffix_of(Path(path)) != ".parquet":
-            damage = _find_damaged_line(path)
-            if damage is not None:
-                return damage
+        try:
+            for _ in read_tables(path, nothing):
+                pass
+        except FileError as error:
+            return str(error)
     return None
-
-
-def _find_damaged_line(path: str) -> str | None:
-    is_json = suffix_of(Path(path)) == ".jsonl"
-    number = 0
-    try:
-        with _open_binary(path) as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8")
-                if is_json and text.strip() and not isinstance(json.loads(text), dict):
-                    return f"{path}, line {number}: no object, '{{...}}'; mend or remove it"
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.object[error.start]:#x} in column {error.start + 1}"
-        return f"{path}, line {number}: not UTF-8 ({byte}); convert the file, e.g. with iconv"
-    except json.JSONDecodeError as error:
-        return f"{path}, line {number}: not JSON ({error.msg} in column {error.colno}); mend or remove it"
-    except (OSError, EOFError, zlib.error) as error:
-        return f"{path}: {error}; it may be incomplete"
-    return None
-
-
-def _open_binary(path: str) -> IO[bytes]:
-    return gzip.open(path) if path.endswith(".gz") else open(path, "rb")

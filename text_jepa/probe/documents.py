@@ -8,22 +8,21 @@ Shapes: N documents, P pairs of passages, Q queries, A candidates, D features, W
 """
 
 import copy
-import glob
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
-from text_jepa.cli import UsageError, nearest
-from text_jepa.data.corpus import BUILDERS, find_files, reading, suffix_of
+from text_jepa.cli import UsageError
+from text_jepa.data.corpus import Quoting, load_columns
 from text_jepa.embeddings import Encoder, embed_texts
 from text_jepa.probe.bootstrap import Score, compare_systems
 from text_jepa.probe.glue import accuracy
@@ -76,9 +75,6 @@ _B = 0.75
 # Scores of a collapsed encoder differ by rounding errors; equal ones count against the system.
 _DECIMALS = 6
 
-_TEXT_TYPES = ("string", "large_string")
-_INTEGER_TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
 Answers = dict[tuple[str, str, str, str], np.ndarray]
 """(task, mode, metric, system) to (K, Q), one row per seed: values of the metric by query, or predictions."""
 
@@ -96,10 +92,11 @@ class Documents(NamedTuple):
 
 def load_documents(
     files: Sequence[str],
-    text_column: str = "text",
+    text_column: str | Sequence[str] = "text",
     title_column: str | None = None,
     label_column: str | None = None,
     cache_dir: str | None = None,
+    quoting: Quoting = "checked",
 ) -> Documents:
     """Loads documents: a line of a text file, or a row of a jsonl, csv or parquet file, is one document.
 
@@ -107,69 +104,33 @@ def load_documents(
 
     Args:
         files: Paths, folders and globs, see `find_files`.
-        text_column: Column of the texts.
+        text_column: Column of the texts, or several that are joined.
         title_column: Column of the titles, if any.
         label_column: Column of the labels, if any: classes, as numbers or as text.
         cache_dir: Cache of the datasets library.
+        quoting: What a quote is in csv and tsv files.
 
     Raises:
         UsageError: A file or column is missing or cannot be read, or no document is left.
     """
-    paths = find_files(files, "texts")
-    what = f"--texts {', '.join(paths[:3])}"
-    if not any(Path(path).stat().st_size for path in paths):
-        raise UsageError(f"{what}: empty")
-    builder, options = BUILDERS[suffix_of(Path(paths[0]))]
-    if builder == "csv":
-        options = {**options, "keep_default_na": False}  # "NA" and "null" are words
-    with reading(what, paths):
-        dataset = load_dataset(
-            builder,
-            data_files=[glob.escape(path) for path in paths],
-            split="train",
-            cache_dir=cache_dir,
-            **options,
-        )
-
-    flags = {"text_column": text_column}
+    columns = {"text": text_column}
     if title_column is not None:
-        flags["title_column"] = title_column
+        columns["title"] = title_column
     if label_column is not None:
-        flags["label_column"] = label_column
-    for flag, column in flags.items():
-        _check_column(dataset, column, flag, what)
-    rows = _complete_rows(dataset, list(flags.values()))
+        columns["label"] = label_column
+    dataset = load_columns(files, "texts", columns, cache_dir, quoting)
+    rows = _complete_rows(dataset, list(columns))
     if not rows:
-        raise UsageError(f"{what}: no document with {' and '.join(flags.values())}; name other files or columns")
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    found = dict(zip(flags, columns, strict=True))
+        names = [name if isinstance(name, str) else ", ".join(name) for name in columns.values()]
+        raise UsageError(f"--texts {files[0]}: no document with {' and '.join(names)}; name other files or columns")
+    values = [list(column) for column in zip(*rows, strict=True)]
+    found = dict(zip(columns, values, strict=True))
+    labels = found.get("label")
     return Documents(
-        texts=found["text_column"],
-        titles=found.get("title_column"),
-        labels=found.get("label_column"),
+        texts=found["text"],
+        titles=found.get("title"),
+        labels=None if labels is None else [json.loads(label) for label in labels],
     )
-
-
-def _check_column(
-    dataset: Dataset,
-    column: str,
-    flag: str,
-    what: str,
-) -> None:
-    names = dataset.column_names
-    if column not in names:
-        raise UsageError(
-            f"{what}: no column '{column}'{nearest(column, names)} (its columns are {', '.join(names)}); name one "
-            f"with --{flag}"
-        )
-    dtype = str(getattr(dataset.features[column], "dtype", "lists"))
-    allowed = _TEXT_TYPES
-    wanted = "text"
-    if flag == "label_column":
-        allowed = _TEXT_TYPES + _INTEGER_TYPES
-        wanted = "classes"
-    if dtype not in allowed:
-        raise UsageError(f"{what}: column '{column}' holds {dtype}, not {wanted}; name another with --{flag}")
 
 
 def _complete_rows(dataset: Dataset, columns: Sequence[str]) -> list[tuple]:
@@ -182,10 +143,8 @@ def _complete_rows(dataset: Dataset, columns: Sequence[str]) -> list[tuple]:
     return rows
 
 
-def _is_missing(value: Any) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None
+def _is_missing(value: str | None) -> bool:
+    return value is None or value.strip() in ("", '""')  # the latter is the JSON of an empty label
 
 
 # ---- passages -------------------------------------------------------------------------------------------------------

@@ -49,6 +49,13 @@ class ModelArguments:
         default=None,
         metadata={"help": "Tokenizer: folder or Hub name. Default: the encoder's, or one trained on the corpus."},
     )
+    add_words: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Words that the tokenizer gets as tokens of their own: a file with one on each line, or a list. "
+            "Their embeddings begin as the mean of those of their pieces."
+        },
+    )
     tokenizer_type: Literal["wordpiece", "bpe"] = field(
         default="wordpiece", metadata={"help": "Kind of a tokenizer trained on the corpus; bpe is byte-level."}
     )
@@ -107,9 +114,6 @@ class ModelArguments:
 class DataArguments(CorpusArguments):
     """The texts, their masks and views, and the online probe."""
 
-    shuffle_buffer: int = field(
-        default=10_000, metadata={"help": "Size of the buffer in which the texts of a stream are shuffled."}
-    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Number of training documents to use. Default: all."}
     )
@@ -195,6 +199,7 @@ class DataArguments(CorpusArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
