@@ -26,6 +26,7 @@ from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.show import mask_gallery
 from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
 from text_jepa.train.build import (
+    add_words_to,
     make_collator,
     make_corpus,
     make_examples,
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa masks") -> None:
     set_dependent_defaults(data_args, objective)
     corpus = make_corpus(model_args, data_args, args)
     tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus)
+    add_words_to(tokenizer, model_args)
     examples = make_examples(corpus, tokenizer, data_args)["train"]
     # The longest text of the encoder decides on padding only, which is not shown.
     collator = make_collator(data_args, args, tokenizer, max_text_length=None)

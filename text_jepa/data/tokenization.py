@@ -93,7 +93,7 @@ def train_tokenizer(
         vocab_size: Number of tokens, special ones included; more if the alphabet needs them.
         lowercase: Fold case; for WordPiece accents of Latin, Greek and Cyrillic letters too, unless they are tones.
         max_length: `model_max_length` of the tokenizer.
-        kind: `"wordpiece"` (BERT's, knows all but the rarest characters) or `"bpe"` (byte-level, GPT-2's: no unknown characters).
+        kind: `"wordpiece"` (BERT's, knows all but the rarest characters) or `"bpe"` (byte-level, GPT-2's: knows all).
 
     Raises:
         UsageError: There is no text, or `vocab_size` leaves no room for it.

@@ -35,6 +35,8 @@ from text_jepa.train.arguments import (
     TextJepaTrainingArguments,
 )
 from text_jepa.train.build import (
+    add_words_to,
+    check_texts,
     make_collator,
     make_corpus,
     make_examples,
@@ -179,15 +181,19 @@ def prepare_parts(
     with args.main_process_first(desc="preparing the corpus"):
         corpus = make_corpus(model_args, data_args, args)
         tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus)
+        added = add_words_to(tokenizer, model_args)
         examples = make_examples(corpus, tokenizer, data_args, count)
-        model = make_model(model_args, data_args, objective_args, tokenizer)
+        model = make_model(model_args, data_args, objective_args, tokenizer, added)
         start = None
         if args.process_index == 0:
             start = weights_of(trained_encoder(model, model_args.export_encoder))
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
+        line = check_texts(examples["train"], (tokenizer, collator, model.config), data_args, corpus.source)
         weigh_words(model, examples["train"], tokenizer, corpus.source)
         probe = make_probe(data_args, args, tokenizer, model_args.cache_dir)
         # Only now is everything known to be possible: a refused run leaves no trace.
+        if args.process_index == 0:
+            print(line)
         if is_new and args.process_index == 0:
             save_tokenizer(tokenizer, args.output_dir)
     return RunParts(

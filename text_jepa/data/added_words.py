@@ -1,0 +1,90 @@
+"""Words of a field that a tokenizer gets as tokens of their own, and the embeddings that they begin with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+
+from text_jepa.cli import UsageError
+from text_jepa.data.scripts import is_unspaced
+
+
+def read_words(values: Sequence[str]) -> list[str]:
+    """The words of `--add_words`, each once: those of a file, one on each line, or the values themselves.
+
+    Raises:
+        UsageError: There is no such file, it is not UTF-8, or it holds no word.
+    """
+    words = list(values)
+    if len(words) == 1:
+        path = Path(words[0])
+        if path.is_file():
+            words = _read_file(path)
+        elif path.suffix or path.is_dir() or len(path.parts) > 1:
+            raise UsageError(f"--add_words {path}: no such file; name a file with one word on each line, or the words")
+    words = list(dict.fromkeys(word.strip() for word in words if word.strip()))
+    if not words:
+        raise UsageError(f"--add_words {' '.join(values)}: no word there; name a file with one on each line")
+    return words
+
+
+def _read_file(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--add_words {path}: is not text in UTF-8 ({error}); convert it") from error
+
+
+def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[int, list[int]]:
+    """Adds words to a tokenizer, which changes it; those that are one token already stay as they are.
+
+    Args:
+        tokenizer: Any tokenizer.
+        words: The words.
+
+    Returns:
+        For the id of each new token the ids of the pieces that the word had.
+    """
+    known = tokenizer.get_vocab()
+    added = {}
+    for word in words:
+        pieces = _pieces_of(tokenizer, word)
+        is_one_token = len(pieces) == 1 and pieces[0] != tokenizer.unk_token_id
+        if word not in known and not is_one_token:
+            added[word] = [piece for piece in pieces if piece != tokenizer.unk_token_id]
+    tokenizer.add_tokens([_added_token(word) for word in added])
+    return {tokenizer.convert_tokens_to_ids(word): pieces for word, pieces in added.items()}
+
+
+def _pieces_of(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
+    return tokenizer(word, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def _added_token(word: str) -> AddedToken:
+    # Not inside of other words, of which scripts without blanks do not show the ends.
+    is_apart = not any(map(is_unspaced, word))
+    return AddedToken(word, single_word=is_apart, normalized=True)
+
+
+def add_rows(model: PreTrainedModel, encoders: Sequence[PreTrainedModel], added: dict[int, list[int]]) -> None:
+    """Makes room for added words, whose embeddings begin as the mean of those of their pieces.
+
+    Args:
+        model: The model, which resizes all its encoders alike.
+        encoders: The encoders.
+        added: See `add_words`.
+    """
+    if not added:
+        return
+    rows = max(added) + 1
+    if rows > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    first = min(added)
+    with torch.no_grad():
+        for encoder in encoders:
+            weight = encoder.get_input_embeddings().weight
+            for index, pieces in added.items():
+                # A word of which no piece is known begins as the mean of all words.
+                known = weight[pieces] if pieces else weight[:first]
+                weight[index] = known.mean(dim=0)

@@ -1,0 +1,144 @@
+"""How well a tokenizer knows the texts of a run, and whether masks find something in them to hide."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from text_jepa.cli import UsageError
+from text_jepa.data.collator import DataCollatorForTextJepa
+
+
+# Texts that are looked at.
+SAMPLE_SIZE = 1_000
+
+# Above these a run is warned of.
+_MANY_UNKNOWN = 0.01
+_LONG_WORDS = 4.0
+_MANY_WITHOUT_TARGET = 0.05
+
+# A tokenizer that knows less than half of a text is none for it.
+_UNKNOWN_TEXT = 0.5
+
+_BATCH_SIZE = 100
+
+
+@dataclass
+class Coverage:
+    """What a tokenizer makes of texts, and masks of its tokens.
+
+    Args:
+        tokens: Tokens that are part of the text.
+        unknown: How many of them stand for something unknown.
+        words: Words that they form; in scripts without blanks a token is one.
+        masks: Masks drawn.
+        without_target: Masks that hide nothing.
+        hidden: Tokens hidden.
+        spans: Spans hidden.
+    """
+
+    tokens: int = 0
+    unknown: int = 0
+    words: int = 0
+    masks: int = 0
+    without_target: int = 0
+    hidden: int = 0
+    spans: int = 0
+
+    @property
+    def unknown_share(self) -> float:
+        return self.unknown / max(self.tokens, 1)
+
+    @property
+    def tokens_per_word(self) -> float:
+        return self.tokens / max(self.words, 1)
+
+    @property
+    def share_without_target(self) -> float:
+        return self.without_target / max(self.masks, 1)
+
+    @property
+    def mean_span_length(self) -> float:
+        return self.hidden / max(self.spans, 1)
+
+    def describe(self, hides: bool) -> str:
+        """One line about the texts; `hides` says whether masks are to hide something of them."""
+        line = f"{self.unknown_share:.2%} unknown tokens, {self.tokens_per_word:.1f} tokens per word"
+        if hides:
+            line += f", {self.share_without_target:.1%} of the masks without a target"
+        return line
+
+    def warnings(self, hides: bool) -> list[str]:
+        """What is above its bound, each with the remedy."""
+        found = []
+        if self.unknown_share > _MANY_UNKNOWN:
+            found.append(
+                f"{self.unknown_share:.1%} of the tokens are unknown to the tokenizer; nothing is learned of them; "
+                "use --tokenizer_type bpe, or a --tokenizer_name for the script of the texts"
+            )
+        if self.tokens_per_word > _LONG_WORDS:
+            found.append(
+                f"the tokenizer cuts a word into {self.tokens_per_word:.1f} tokens; use one for the language of the "
+                "texts, or a larger --vocab_size"
+            )
+        if hides and self.share_without_target > _MANY_WITHOUT_TARGET:
+            found.append(
+                f"{self.share_without_target:.1%} of the masks hide nothing; raise --mask_ratio or --min_length"
+            )
+        return found
+
+    def check(self, hides: bool) -> None:
+        """Raises UsageError if the tokenizer does not know the texts, or masks hide nothing at all."""
+        if self.unknown_share > _UNKNOWN_TEXT:
+            raise UsageError(
+                f"the tokenizer does not know {self.unknown_share:.0%} of the tokens of the texts; name one for their "
+                "script with --tokenizer_name, or use --tokenizer_type bpe"
+            )
+        if hides and self.without_target == self.masks:
+            raise UsageError(
+                f"nothing is hidden by any of {self.masks:,} masks; raise --mask_ratio, or leave short texts out with "
+                "--min_length"
+            )
+
+
+def measure_coverage(
+    examples: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    collator: DataCollatorForTextJepa,
+) -> Coverage:
+    """Counts tokens, words and targets of examples, as the collator makes batches of them.
+
+    Args:
+        examples: Examples for the collator.
+        tokenizer: Their tokenizer.
+        collator: The collator of the run, which makes the masks.
+    """
+    coverage = Coverage()
+    for start in range(0, len(examples), _BATCH_SIZE):
+        # At the end of a schedule, which may begin with nothing hidden.
+        chosen = [{"epoch": 0, **example, "step": math.inf} for example in examples[start : start + _BATCH_SIZE]]
+        batch = {name: tensor.numpy() for name, tensor in collator(chosen).items()}
+        _count(coverage, batch, tokenizer, collator)
+    return coverage
+
+
+def _count(
+    coverage: Coverage,
+    batch: dict[str, np.ndarray],
+    tokenizer: PreTrainedTokenizerBase,
+    collator: DataCollatorForTextJepa,
+) -> None:
+    present = batch["attention_mask"].astype(bool)
+    usable, word_starts = collator.find_words(batch["input_ids"], present)
+    coverage.tokens += int(usable.sum())
+    coverage.words += int((usable & word_starts).sum())
+    if tokenizer.unk_token_id is not None:
+        coverage.unknown += int((usable & (batch["input_ids"] == tokenizer.unk_token_id)).sum())
+    spans = batch["target_spans"]
+    coverage.masks += spans.shape[0] * spans.shape[1]
+    coverage.without_target += int((spans < 0).all(axis=2).sum())
+    coverage.hidden += int((spans >= 0).sum())
+    coverage.spans += int((spans.max(axis=2) + 1).sum())
