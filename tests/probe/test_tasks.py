@@ -413,9 +413,9 @@ def test_repeated_training_rows_and_empty_texts_are_kept(glue):
 @pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl", ".csv", ".tsv"])
 def test_task_file_with_string_labels(custom, suffix):
     train = {
-        "line": ["NA", "null", "", "d"],
-        "to": ["1a", "2b", "3c", "4d"],
-        "genre": ["rock", "blues", "rock", "NA"],
+        "line": ["NA", "null", "", "d", "e", "f", "g", "h", "i"],
+        "to": ["1a", "2b", "3c", "4d", "5e", "6f", "7g", "8h", "9i"],
+        "genre": ["rock", "blues", "rock", "NA", "blues", " blues", "NA", "rock ", "NA"],
     }
     test = {
         "line": ["x", "y"],
@@ -434,9 +434,9 @@ def test_task_file_with_string_labels(custom, suffix):
     assert task.label_names == ("NA", "blues", "rock")
     assert task.train.texts == train["line"]
     assert task.train.pairs == train["to"]
-    assert task.train.labels.tolist() == [2, 1, 2, 0]
+    assert task.train.labels.tolist() == [2, 1, 2, 0, 1, 1, 0, 2, 0]
     assert task.test.labels.tolist() == [1, 2]
-    assert task.train.ids == [0, 1, 2, 3]
+    assert task.train.ids == list(range(9))
     test["genre"][1] = "polka"
     with pytest.raises(UsageError, match=r"more\S*, column 'genre', row 2: unknown label 'polka'; .* 'blues', 'rock'"):
         custom(train, test, suffix, text_column="line", label_column="genre")
@@ -445,15 +445,15 @@ def test_task_file_with_string_labels(custom, suffix):
 def test_task_file_numbers_classes_by_the_training_labels_alone(custom):
     task = custom(
         {
-            "text": list("abc"),
-            "label": [7, 3, 5],
+            "text": list("abcdefghi"),
+            "label": [7, 3, 5] * 3,
         },
         {
-            "text": ["d"],
+            "text": ["x"],
             "label": [5],
         },
     )
-    assert task.train.labels.tolist() == [2, 0, 1]
+    assert task.train.labels.tolist() == [2, 0, 1] * 3
     assert task.test.labels.tolist() == [1]
     assert task.label_names == ("3", "5", "7")
 
@@ -467,7 +467,7 @@ def test_task_file_kind(custom):
     assert (task.kind, task.metrics, task.label_names) == ("regression", ("pearson", "spearmanr"), None)
     assert task.train.labels.tolist() == table["label"]
     assert not task.is_similarity
-    whole = {"text": list("abc"), "label": [0.0, 1.0, 1.0]}
+    whole = {"text": list("abcdeg"), "label": [0.0, 1.0, 1.0, 0.0, 1.0, 0.0]}
     assert custom(
         whole,
         {
@@ -475,7 +475,7 @@ def test_task_file_kind(custom):
             "label": [1],
         },
         kind="classification",
-    ).train.labels.tolist() == [0, 1, 1]
+    ).train.labels.tolist() == [0, 1, 1, 0, 1, 0]
     assert (
         custom(
             {
@@ -531,9 +531,51 @@ def test_task_file_without_a_test_file_holds_out_a_fifth(custom):
         custom(
             {
                 "text": list("abcd"),
-                "label": [0, 1, 0, 1],
+                "label": [0.5, 1.5, 0.0, 1.0],
             }
         )
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([["a"], ["b"]] * 6, "holds lists, not labels; write one label in each row"),
+        ([{"a": 1}, {"a": 2}] * 6, "holds objects, not labels"),
+        (["a", 1] * 6, "holds numbers and text, not labels"),
+        ([1, 2] * 6 + ["a"], "holds numbers and text, not labels"),
+        ([True, "a"] * 6, "holds text and true or false, not labels"),
+        ([None] * 6, "holds null, not labels"),
+        (["a", "b"] * 6 + ["c"], "label 'c' has 1 of the 4 rows that each label needs; add rows"),
+        ([0, 1] * 3, r"label '0' has 3 of the 4 rows that each label needs \(and 1 more labels\)"),
+        (list(range(12)), r"label '0' has 1 of the 4 rows that each label needs \(and 11 more labels\)"),
+        (["a"] * 12, "holds a single label, a; at least 2 are needed"),
+        (["a", "  "] * 6, "row 2: no label; write a label"),
+        ([0.0, 1.0] * 5 + [2.0], "label '2' has 1 of the 4 rows"),
+    ],
+)
+def test_labels_of_no_use_are_named_with_file_column_and_what_is_needed(tmp_path, labels, message):
+    path = tmp_path / "songs.jsonl"
+    rows = [json.dumps({"text": f"text {row}", "mood": label}) for row, label in enumerate(labels)]
+    path.write_text("\n".join(rows))
+    with pytest.raises(UsageError, match=rf"songs.jsonl, column 'mood'(:|,) {message}") as refused:
+        load_task_file(str(path), label_column="mood", cache_dir=str(tmp_path / "cache"))
+    assert "\n" not in str(refused.value)
+
+
+def test_three_rows_of_each_label_are_enough_with_a_test_file(custom):
+    test = {"text": ["x"], "label": ["a"]}
+    assert len(custom({"text": list("abcdef"), "label": ["a", "b"] * 3}, test).train) == 6
+    with pytest.raises(UsageError, match=r"songs.parquet, column 'label': label 'a' has 2 of the 3 rows"):
+        custom({"text": list("abcde"), "label": ["b", "a", "b", "a", "b"]}, test)
+
+
+def test_whole_numbers_with_a_point_are_classes_and_said_to_be(custom):
+    labels = [0.0, 1.0] * 6
+    task = custom({"text": list("abcdefghijkl"), "label": labels})
+    assert (task.kind, task.label_names) == ("classification", ("0", "1"))
+    assert "labels are whole numbers, and taken as classes" in task.notes[0]
+    pairs = {"text": list("abcdefghijkl"), "pair": list("bcdefghijklm"), "label": labels}
+    assert custom(pairs, pair_column="pair").kind == "regression"
 
 
 def test_held_out_rows_leave_no_copy_in_train(custom):

@@ -33,6 +33,9 @@ METRICS_OF_KIND = {
 # One row in this many is held out if there is no test file.
 HOLD_OUT_EVERY = 5
 
+# Training rows of a class: one for each fold in which a penalty is chosen.
+MIN_ROWS_OF_CLASS = 3
+
 _LABEL_TYPES = re.compile("u?int|float|bool|string|large_string")
 
 
@@ -228,7 +231,8 @@ def load_task_file(
         text_column: Column of the texts.
         pair_column: Column of the second texts, if any.
         label_column: Column of the labels.
-        kind: Defaults to regression if the labels are floating-point numbers, else classification.
+        kind: Defaults to regression if the labels are floating-point numbers, else classification. Whole numbers with
+            a point are classes, unless they are of pairs.
         cache_dir: Cache of the datasets library.
 
     Raises:
@@ -241,13 +245,22 @@ def load_task_file(
         test_paths = [Path(path) for path in find_files([test_file], "task_test_file")]
         parts["test"] = (read_table(test_paths, cache_dir, label_column), test_file)
 
+    notes = []
     if kind is None:
         _check_column(train, label_column, train_file, "label_column")
-        has_scores = str(train.features[label_column].dtype).startswith("float")
-        kind = "regression" if has_scores else "classification"
+        kind = "classification"
+        if _has_floats(train, label_column):
+            if pair_column or not _are_whole(train, label_column):
+                kind = "regression"
+            else:
+                notes.append(f"{train_file}: labels are whole numbers, and taken as classes; scores have fractions")
     splits, label_names = encode_labels(parts, text_column, pair_column, label_column, kind)
-    if "test" not in splits or splits["test"].labels is None:
-        whole = splits["train"]
+    is_held_out = "test" not in splits or splits["test"].labels is None
+    whole = splits["train"]
+    if label_names is not None:
+        fewest = MIN_ROWS_OF_CLASS + is_held_out
+        _check_sizes(whole.labels, label_names, fewest, f"{train_file}, column '{label_column}'")
+    if is_held_out:
         if len(whole) < HOLD_OUT_EVERY:
             raise UsageError(f"{train_file}: {len(whole)} rows are too few to hold some out; name a test file")
         rows, held_out = hold_out(whole.labels, HOLD_OUT_EVERY, seed=0)
@@ -263,6 +276,7 @@ def load_task_file(
         splits,
         METRICS_OF_KIND[kind],
         label_names=label_names,
+        notes=notes,
     )
 
 
@@ -393,8 +407,8 @@ def _texts(
     where = f"{what}, column '{column}'"
     text_types = (datasets.Value("string"), datasets.Value("large_string"))
     if dataset.features[column] not in text_types:
-        dtype = _dtype(dataset, column)
-        raise UsageError(f"{what}: column '{column}' holds {dtype}, not text; name another (--{flag})")
+        held = _describe(dataset, column)
+        raise UsageError(f"{what}: column '{column}' holds {held}, not text; name another (--{flag})")
     with reading(where):
         # json and parquet files may hold what is not UTF-8
         dataset.data.column(column).validate(full=True)
@@ -409,9 +423,26 @@ def _texts(
     return texts
 
 
-def _dtype(dataset: Dataset, column: str) -> str:
+# What a column without a type of its own holds, by the types of its values.
+_WORDS_FOR_TYPES = {
+    "str": "text",
+    "int": "numbers",
+    "float": "numbers",
+    "bool": "true or false",
+    "list": "lists",
+    "dict": "objects",
+    "NoneType": "nothing",
+}
+
+
+def _describe(dataset: Dataset, column: str) -> str:
+    """The type of a column; of one of lists, objects or values of several types, all kinds of its values."""
     feature = dataset.features[column]
-    return getattr(feature, "dtype", None) or type(feature).__name__
+    if isinstance(feature, datasets.Value):
+        return feature.dtype
+    types = {type(value).__name__ for value in dataset[column]}
+    words = {_WORDS_FOR_TYPES.get(name, name) for name in types}
+    return " and ".join(sorted(words)) or "lists"
 
 
 def _refuse(
@@ -438,6 +469,46 @@ def as_number(label: Any) -> float | None:
         return None
 
 
+def _check_label_type(dataset: Dataset, column: str, where: str) -> None:
+    feature = dataset.features[column]
+    if not _LABEL_TYPES.match(str(getattr(feature, "dtype", None))):
+        held = _describe(dataset, column)
+        remedy = "write one label in each row, all text or all numbers, or name another column with --label_column"
+        raise UsageError(f"{where}: holds {held}, not labels; {remedy}")
+
+
+def _has_floats(dataset: Dataset, column: str) -> bool:
+    dtype = getattr(dataset.features[column], "dtype", None)
+    return str(dtype).startswith("float")
+
+
+def _are_whole(dataset: Dataset, column: str) -> bool:
+    return all(label is None or float(label).is_integer() for label in dataset[column])
+
+
+def _check_sizes(
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    fewest: int,
+    where: str,
+) -> None:
+    """Checks that there are two classes, and of each at least `fewest` rows."""
+    if len(label_names) < 2:
+        only = ", ".join(label_names) or "none"
+        raise UsageError(f"{where}: holds a single label, {only}; at least 2 are needed")
+    counts = np.bincount(labels, minlength=len(label_names))
+    rare = np.flatnonzero(counts < fewest)
+    if len(rare) == 0:
+        return
+    name = label_names[rare[0]]
+    count = counts[rare[0]]
+    others = f" (and {len(rare) - 1} more labels)" if len(rare) > 1 else ""
+    raise UsageError(
+        f"{where}: label '{name}' has {count} of the {fewest} rows that each label needs{others}; add rows, or remove "
+        "those of rare labels"
+    )
+
+
 def _plain_labels(
     dataset: Dataset,
     column: str,
@@ -445,10 +516,10 @@ def _plain_labels(
     where: str,
 ) -> list:
     """Strings or integers for classes, floating-point numbers for scores; nothing missing, no NaN."""
-    dtype = str(_dtype(dataset, column))
-    if not _LABEL_TYPES.match(dtype):
-        raise UsageError(f"{where}: holds {dtype}, not labels; name another column with --label_column")
+    _check_label_type(dataset, column, where)
     labels = list(dataset[column])
+    # A blank beside a label makes no other class.
+    labels = [label.strip() if isinstance(label, str) else label for label in labels]
     remedy = "write a label or remove the row"
 
     def is_missing(label: Any) -> bool:
