@@ -6,12 +6,13 @@
               └─ visible ids (B·M,C) ─► CONTEXT ENCODER ─► PREDICTOR ─► predictions (B,M,T,D) ─► latent loss
                                              │                    └─► token grounding (tied embedding)
                                              └─ pooled (B·M,D) ─► DOCUMENT PREDICTOR ─► document loss against the
-                                                                  │    rest of the document (B,T) in a fixed space
+                                                                  │    rest of the document (B,F) in a fixed space
                                                                   └─► sentence loss against the pooled text or view
                                                                       (B,D), variance, covariance, SIGReg
 
 Sizes in shapes: B texts, S tokens of the padded text, M masks (draws of context and spans) per text, C context tokens,
-T target tokens, N = C + T, R = B·M rows, D width of the encoder, P width of the predictor, V words, L layers.
+T target tokens, N = C + T, R = B·M rows, D width of the encoder, P width of the predictor, F features of a document's
+target, V words, L layers. S' is the S of views.
 
 Every term of the loss is `<name>_loss`, weighted by the field `<name>_loss_weight` of the configuration.
 Both encoders are stock architectures of transformers: either exports as an ordinary checkpoint of its own kind.
@@ -85,7 +86,7 @@ class TextJepaForPreTrainingOutput(ModelOutput):
     distances: torch.FloatTensor | None = None
     predictions: torch.FloatTensor | None = None
     targets: torch.FloatTensor | None = None
-    text_targets: tuple[torch.FloatTensor | None, ...] | None = None
+    text_targets: ModelOutput | None = None
     last_hidden_state: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -135,8 +136,20 @@ class TokenPredictions(NamedTuple):
     distances: torch.Tensor | None
 
 
-class TextTargets(NamedTuple):
-    """Targets that all masks of a text share; `None` for a term of weight 0."""
+@dataclass
+class TextTargets(ModelOutput):
+    """
+    Targets that all masks of a text share; `None` for a term of weight 0.
+
+    Args:
+        tokens (`torch.FloatTensor` of shape `(B, S, D)`): Token-level targets.
+        sentences (`torch.FloatTensor` of shape `(B, D)`): Vectors of texts, for the sentence loss.
+        documents (`torch.FloatTensor` of shape `(B, F)`): Vectors of the rest of each document.
+    """
+
+    tokens: torch.FloatTensor | None = None
+    sentences: torch.FloatTensor | None = None
+    documents: torch.FloatTensor | None = None
 
 
 # Optimizer steps without an update of the target encoder after which it is said.
@@ -182,7 +195,7 @@ def moments(
     weights: torch.Tensor,
     dims: tuple[int, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted mean and variance over some dimensions, which are kept; over dimension 0 of all processes."""
+    """Weighted mean and variance over some dimensions, which are kept. Dimension 0 extends over all processes."""
     mean = _weighted_average(values, weights, dims)
     # Not the mean of the squares less the square of the mean: an outlier dimension would leave nothing but rounding.
     variance = _weighted_average((values - mean).square(), weights, dims)
@@ -241,8 +254,8 @@ def average_layers(
 def whitening(covariance: torch.Tensor) -> torch.Tensor:
     """The symmetric W (D, D) by which vectors of a covariance (D, D) become uncorrelated (ZCA, arXiv 1512.00809).
 
-    A tenth of the mean variance is added to each, lest noise grow. Twelve steps of Newton and Schulz, for these are
-    products alone, where eigenvectors are slow or missing on accelerators.
+    A ridge of a tenth of the mean variance limits the amplification of noise. Twelve iterations of Newton and Schulz
+    need only matrix products; eigendecompositions are slow or missing on some accelerators.
     """
     unit = torch.eye(len(covariance), device=covariance.device)
     ridge = 0.1 * covariance.trace() / len(covariance) + 1e-6
@@ -266,7 +279,7 @@ def latent_distance(
     loss_type: str,
     smooth_l1_beta: float,
 ) -> torch.Tensor:
-    """Distance of each prediction to its target: (…, D) twice -> (…), mean over features; `"cosine"` is 1 - cos."""
+    """Distance of each prediction to its target: both (…, D) -> (…), mean over features; `"cosine"` is 1 - cos."""
     if loss_type == "cosine":
         return 1 - F.cosine_similarity(predictions, targets, dim=-1)
     if loss_type == "mse":
@@ -395,8 +408,8 @@ class _SumOfProcesses(torch.autograd.Function):
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     """All-gather with gradient of rows (n, …), of which processes need not have equally many.
 
-    A loss of all rows is the same on each process. Gradients add up to as many times its gradient as there are
-    processes; their mean, which data-parallel training takes, is the gradient itself.
+    Every process computes the same loss of all rows. `backward` sums over processes, so that the mean over processes,
+    which data-parallel training takes, is the exact gradient.
 
     Returns:
         The rows of all processes, and how many of them come before this one's.
@@ -901,7 +914,11 @@ class TextJepaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """As `PreTrainedModel.from_pretrained`; a ValueError for what is no Text-JEPA if this class wraps nothing."""
+        """As `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: The checkpoint is no Text-JEPA, and this class does not wrap plain encoders.
+        """
         if config is None:
             model_type = _read_model_type(pretrained_model_name_or_path, **kwargs)
             if model_type != TextJepaConfig.model_type:
@@ -1051,7 +1068,7 @@ class TextJepaLexicalSpace(nn.Module):
     """A fixed space of texts: the weighted mean of one random vector for each word of the vocabulary.
 
     Random indexing (Kanerva et al., 2000): a random projection of weighted word counts, with no network that could
-    collapse. What PV-DBOW (arXiv 1405.4053) learns by sampling words of a document, the document loss predicts whole.
+    collapse.
     """
 
     def __init__(self, config: TextJepaConfig):
@@ -1059,7 +1076,7 @@ class TextJepaLexicalSpace(nn.Module):
         self.register_buffer("vectors", torch.empty(config.text_config.vocab_size, config.document_target_size))
 
     def forward(self, input_ids: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
-        """Ids (B, S) and weights (B, S), 0 for padding -> (B, T)."""
+        """Ids (B, S) and weights (B, S), 0 for padding -> (B, F)."""
         summed = F.embedding_bag(input_ids, self.vectors, per_sample_weights=token_weights, mode="sum")
         return summed / token_weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
@@ -1076,7 +1093,7 @@ class TextJepaDocumentPredictor(nn.Module):
         self.output = nn.Linear(config.document_hidden_size, target_width)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(R, D) -> (R, T)."""
+        """(R, D) -> (R, F)."""
         return self.output(self.activation(self.hidden(pooled)))
 
 
@@ -1173,8 +1190,8 @@ def _build_running_statistics(config: TextJepaConfig) -> nn.ModuleDict:
 class TextJepaForPreTraining(TextJepaPreTrainedModel):
     """Context encoder, target encoder, predictor and losses; what no term of the loss reads is not built.
 
-    The target encoder is in every checkpoint, takes no gradient, stays in eval mode and in float32, and moves only by
-    `update_target_encoder`.
+    A target encoder, if a term of the loss needs one, is saved with the model. It takes no gradient, stays in eval
+    mode and in float32, and moves only by `update_target_encoder`.
 
     A loss of your own is a subclass: a configuration whose `loss_terms` has one more name and whose
     `<name>_loss_weight` weighs it, an output class with the field `<name>_loss`, and
@@ -1418,7 +1435,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if config.sentence_loss_weight > 0:
             sentences = self._sentence_targets(pooled)
         if config.document_loss_weight > 0:
-            documents = self._document_targets(pooled, view_input_ids, view_attention_mask)
+            vectors = self.document_vectors(pooled, view_input_ids, view_attention_mask)
+            documents = self._document_targets(vectors)
         return TextTargets(tokens, sentences, documents)
 
     def _sentence_targets(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -1434,20 +1452,27 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             pooled = pooled - mean
         return F.layer_norm(pooled, pooled.shape[-1:]).detach()
 
-    def _document_targets(
+    def document_vectors(
         self,
         pooled: torch.Tensor | None,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Vectors (B, T) of the views, which hold the rest of each document, less their running mean."""
-        if self.lexical_space is not None:
-            token_weights = attention_mask.float()
-            if self.word_weights is not None:
-                token_weights = token_weights * self.word_weights[input_ids]
-            targets = self.lexical_space(input_ids, token_weights)
-        else:
-            targets = pooled.float()
+        """Vectors (B, F) of the views, which hold the rest of each document, in the space of `config.document_target`.
+
+        Args:
+            pooled: Pooled states of the target encoder (B, D), if an encoder makes the targets.
+            input_ids, attention_mask: The views (B, S').
+        """
+        if self.lexical_space is None:
+            return pooled.float()
+        token_weights = attention_mask.float()
+        if self.word_weights is not None:
+            token_weights = token_weights * self.word_weights[input_ids]
+        return self.lexical_space(input_ids, token_weights)
+
+    def _document_targets(self, targets: torch.Tensor) -> torch.Tensor:
+        """Vectors of documents (B, F), less their running mean."""
         mean, _ = self.running["documents"](targets, torch.ones_like(targets[:, :1]))
         targets = targets - mean
         # An online encoder learns by its targets as well.
@@ -1592,9 +1617,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
         losses = {}
         if return_loss:
-            num_items = masks.num_targets if num_items_in_batch is None else num_items_in_batch
-            batch = {"input_ids": input_ids, "document_ids": document_ids, "num_items": num_items}
-            losses = self.compute_losses(context, tokens, text_targets, masks, batch)
+            losses = self.compute_losses(context, tokens, text_targets, masks, input_ids, document_ids)
+            if num_items_in_batch is not None:
+                # Means over this batch count by its share of all target tokens of the step.
+                share_of_step = masks.num_targets / num_items_in_batch
+                losses = {name: loss * share_of_step for name, loss in losses.items()}
         return self.output_class(
             loss=self.weighted_sum(losses) if return_loss else None,
             **{f"{name}_loss": loss for name, loss in losses.items()},
@@ -1613,7 +1640,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         tokens: TokenPredictions,
         text_targets: TextTargets,
         masks: TokenMasks,
-        batch: dict[str, Any],
+        input_ids: torch.Tensor,
+        document_ids: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """The terms of the loss by name, before their weights; a subclass adds its own.
 
@@ -1622,31 +1650,28 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             tokens: What the predictor says of the hidden tokens.
             text_targets: The targets that all masks of a text share.
             masks: Which tokens are seen and predicted.
-            batch: `input_ids` (B, S), `document_ids` (B,) or `None`, and `num_items`, the number of target tokens that
-                sums are divided by.
+            input_ids: Whole texts (B, S).
+            document_ids: (B,), the document of each text.
 
         Returns:
-            A scalar for each of `config.loss_terms` whose weight is above 0.
+            A mean over the batch for each of `config.loss_terms` whose weight is above 0. `forward` scales them if the
+            step has more batches, see `num_items_in_batch`.
         """
         config = self.config
-        # Terms that are means over the batch count by its share of all target tokens of the step.
-        share_of_step = masks.num_targets / batch["num_items"]
         losses = {}
         if config.latent_loss_weight > 0:
-            losses["latent"] = tokens.distances.sum() / batch["num_items"]
+            losses["latent"] = tokens.distances.sum() / masks.num_targets
         if config.token_loss_weight > 0:
-            losses["token"] = self._token_loss(tokens.features, batch["input_ids"], masks) / batch["num_items"]
+            losses["token"] = self._token_loss(tokens.features, input_ids, masks)
         if config.document_loss_weight > 0:
-            losses["document"] = self._document_loss(context.pooled, text_targets.documents) * share_of_step
+            losses["document"] = self._document_loss(context.pooled, text_targets.documents)
         sentence_prediction = None
         if config.sentence_loss_weight > 0:
             sentence_prediction = self.sentence_head(context.pooled)
-            loss = self._sentence_loss(sentence_prediction, text_targets.sentences, batch["document_ids"])
-            losses["sentence"] = loss * share_of_step
+            losses["sentence"] = self._sentence_loss(sentence_prediction, text_targets.sentences, document_ids)
         if config.regularizers:
             vectors = self._regularized_vectors(context, sentence_prediction, text_targets.sentences)
-            for name, loss in self._regularizers(vectors).items():
-                losses[name] = loss * share_of_step
+            losses |= self._regularizers(vectors)
         return losses
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -1679,6 +1704,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if self.config.loss_type != "infonce":
             return self._distance(self.config.loss_type, predictions, targets).masked_fill(~is_target, 0)
         # Several masks of a text may hide the same token: no negatives of each other. Texts of processes differ.
+        # The rank is in the high bits, which no position reaches.
         first_id = _rank() << 40
         texts = torch.arange(len(is_target), device=is_target.device).view(-1, 1, 1)
         token_ids = first_id + masks.target_positions + text_length * texts
@@ -1692,11 +1718,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         input_ids: torch.Tensor,
         masks: TokenMasks,
     ) -> torch.Tensor:
-        """Summed cross-entropy of the hidden tokens from features (R, T, P) through the tied input embedding."""
+        """Mean cross-entropy of the hidden tokens from features (R, T, P) through the tied input embedding."""
         labels = gather_positions(input_ids, masks.target_positions)
         labels = labels.masked_fill(~masks.is_target, -100).flatten(0, 1)
         embedding = self.get_input_embeddings().weight
-        if hasattr(embedding, "full_tensor"):  # FSDP2 has sharded it apart from this module
+        if hasattr(embedding, "full_tensor"):  # a DTensor under FSDP2
             from torch.distributed.tensor import Partial
 
             embedding = embedding.full_tensor(grad_placements=[Partial("avg")])
@@ -1706,10 +1732,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             candidates, labels = sample_candidates(labels, num_words, num_candidates)
             embedding = embedding[candidates]
         logits = F.linear(self.token_head(features), embedding.to(features.dtype)).float()
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+        return total / masks.num_targets
 
     def _document_loss(self, pooled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean distance between what pooled contexts (R, D) predict and the targets (B, T) of their documents."""
+        """Mean distance between what pooled contexts (R, D) predict and the targets (B, F) of their documents."""
         predictions = self.document_predictor(pooled)
         rows = _rows_of_texts(len(predictions), targets)
         distances = self._distance(self.config.document_loss_type, predictions, targets[rows])
@@ -1772,7 +1799,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return [context.pooled]
 
     def _regularizers(self, vector_sets: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The regularizers of one or two sets of vectors (n, D), over all processes; 0 of less than two vectors."""
+        """The regularizers of one or two sets of vectors (n, D), over all processes; 0 for fewer than two vectors."""
         names = self.config.regularizers
         vector_sets = [gather_rows(vectors.float())[0] for vectors in vector_sets]
         if len(vector_sets[0]) < 2:
@@ -1781,7 +1808,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if "variance" in names:
             losses["variance"] = sum(variance_loss(vectors) for vectors in vector_sets) / len(vector_sets)
         if "covariance" in names:
-            # Autocast would not leave these products in float32.
+            # VICReg sums this term over both sides, and averages the one before. Autocast would not leave its products
+            # in float32.
             with torch.autocast(vector_sets[0].device.type, enabled=False):
                 losses["covariance"] = sum(covariance_loss(vectors) for vectors in vector_sets)
         if "sigreg" in names:

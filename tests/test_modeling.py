@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.trainer_pt_utils import nested_detach
 
 from modeling_text_jepa import (
+    TextTargets,
     average_layers,
     encode_visible,
     gather_positions,
@@ -670,7 +671,7 @@ def test_masks_apart_with_the_targets_of_the_first_equal_all_masks(make_model, m
     for name, value in joint.running.state_dict().items():
         assert torch.equal(apart.running.state_dict()[name], value), name
     close(torch.cat([output.distances for output in parts], dim=1), expected.distances, 1e-5)
-    other = apart(**batch, text_targets=targets._replace(tokens=2 * targets.tokens, sentences=-targets.sentences))
+    other = apart(**batch, text_targets=TextTargets(tokens=2 * targets.tokens, sentences=-targets.sentences))
     assert (other.latent_loss - expected.latent_loss).abs() > 1e-2
     assert (other.sentence_loss - expected.sentence_loss).abs() > 1e-2
 
