@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoModel, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput
 
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, without_adapters
-from text_jepa.cli import UsageError
 from text_jepa.data.tokenization import special_tokens_around, vocabulary
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
 from text_jepa.opening import check_loaded, read_config, read_tokenizer, readable
+from text_jepa.sentence_head import SentenceHead, file_of, read_head, read_json
 
 
 Which = Literal["target", "context"]
@@ -40,16 +40,6 @@ Pooling = Literal["mean", "cls"]
 # Largest window in tokens if neither the folder nor the user names one.
 _LONGEST_WINDOW = 512
 
-# How sentence-transformers before version 5 writes the kind of pooling: as one flag for each.
-_POOLING_FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
@@ -60,16 +50,20 @@ class Encoder:
         model: Any encoder with `last_hidden_state`.
         tokenizer: The tokenizer of the encoder.
         max_length: Tokens of a window, special ones included; longer texts are read in several windows.
-        pooling: `"mean"` over the tokens, or `"cls"`, the state of the first one.
+        pooling: `"mean"` over the tokens, `"cls"`, the state of the first one, or another one of `POOLINGS`.
         word_weights: (V,) weight of each token of the vocabulary in the mean; `None` if all count the same.
+        layers_after: What is done with a pooled vector, in order, such as a dense layer.
+        prompt: What is put before every text.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_length: int = 128
-    pooling: Pooling = "mean"
+    pooling: str = "mean"
     word_weights: np.ndarray | None = None
+    layers_after: tuple[torch.nn.Module, ...] = ()
+    prompt: str = ""
 
 
 def open_encoder(name_or_path: str, max_length: int | None = None, pooling: Pooling | None = None) -> Encoder:
@@ -82,8 +76,9 @@ def open_encoder(name_or_path: str, max_length: int | None = None, pooling: Pool
     Args:
         name_or_path: Folder or name on the Hub.
         max_length: Tokens of a window. Defaults to what the folder says, at most 512.
-        pooling: `"mean"` (all tokens count the same) or `"cls"`. Defaults to what the folder's sentence-transformers
-            files say, word weights included, or to the plain mean if there are none.
+        pooling: `"mean"` (all tokens count the same) or `"cls"`, and nothing else. Defaults to what the folder's
+            sentence-transformers files say, with word weights, dense layers, normalization and a default prompt, or to
+            the plain mean if there are none.
 
     Raises:
         UsageError: There is no encoder, it cannot be read, or its pooling is not supported.
@@ -100,14 +95,23 @@ def open_encoder(name_or_path: str, max_length: int | None = None, pooling: Pool
     else:
         encoder = Encoder(name_or_path, model, tokenizer, max_length)
         if pooling is None:
-            encoder = replace(
-                encoder,
-                pooling=_stated_pooling(name_or_path),
-                word_weights=_stated_word_weights(name_or_path),
-            )
+            head = read_head(name_or_path)
+            encoder = with_head(encoder, head)
+            encoder = replace(encoder, word_weights=_stated_word_weights(name_or_path))
     if pooling is not None:
         encoder = replace(encoder, pooling=pooling, word_weights=None)
     return encoder
+
+
+def with_head(encoder: Encoder, head: SentenceHead) -> Encoder:
+    """The encoder with the pooling, the layers and the prompt of a folder of sentence-transformers."""
+    layers = tuple(layer.to(encoder.model.device) for layer in head.layers())
+    return replace(
+        encoder,
+        pooling=head.pooling,
+        layers_after=layers,
+        prompt=head.prompt,
+    )
 
 
 def encoder_inside(
@@ -198,66 +202,19 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
     return [(module["path"], module["type"]) for module in modules]
 
 
-def _stated_pooling(source: str) -> Pooling:
-    """The kind of pooling that the sentence-transformers files of a folder state; the mean if there are none."""
-    modules = _read_json(source, "modules.json") or []
-    for module in modules:
-        if not module["type"].endswith(".Pooling"):
-            continue
-        file = f"{module['path']}/config.json"
-        kind = _kind_of_pooling(_read_json(source, file) or {})
-        if kind not in ("mean", "cls"):
-            raise UsageError(
-                f"{source}: its vectors are pooled by '{kind}' ({file}), which is not "
-                "read; name --pooling mean or --pooling cls, or another encoder"
-            )
-        return kind
-    return "mean"
-
-
-def _kind_of_pooling(config: dict[str, Any]) -> str:
-    """One or several kinds: `pooling_mode` in the new form, a flag for each kind in the old one; mean by default."""
-    kinds = config.get("pooling_mode")
-    if kinds is None:
-        kinds = [kind for flag, kind in _POOLING_FLAGS.items() if config.get(flag)]
-        kinds = kinds or ["mean"]
-    if isinstance(kinds, str):
-        return kinds
-    return "+".join(kinds)
-
-
 def _stated_length(source: str) -> int | None:
     """Tokens of a text, according to the files of sentence-transformers or of a pretraining run."""
-    exported = _read_json(source, "sentence_bert_config.json") or {}
-    pretrained = _read_json(source, "card.json") or {}
+    exported = read_json(source, "sentence_bert_config.json") or {}
+    pretrained = read_json(source, "card.json") or {}
     return exported.get("max_seq_length") or pretrained.get("max_length")
 
 
 def _stated_word_weights(source: str) -> np.ndarray | None:
     """The weights (V,) of the module `WordWeights` of a folder, if it has one."""
-    path = _file_of(source, f"{WORD_WEIGHTS_FOLDER}/model.safetensors")
+    path = file_of(source, f"{WORD_WEIGHTS_FOLDER}/model.safetensors")
     if path is None:
         return None
     return load_word_weights(path.parent.parent)
-
-
-def _read_json(source: str, name: str) -> Any:
-    """The content of a file of a folder or a Hub repository; `None` if there is no such file."""
-    path = _file_of(source, name)
-    if path is None:
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _file_of(source: str, name: str) -> Path | None:
-    """A file of a folder or a Hub repository; `None` if it does not exist, or is not cached while offline."""
-    path = cached_file(
-        source,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if path is None else Path(path)
 
 
 # ---- texts to vectors -----------------------------------------------------------------------------------------------
@@ -277,18 +234,29 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 64, la
 
     Returns:
         (N, D) float32; zeros for a text without weighted tokens. For a text of one window this is what
-        sentence-transformers gives before normalisation.
+        sentence-transformers gives.
     """
     states = _pooled_states(encoder, texts, batch_size, layers)
-    return states.mean(axis=0)
+    return finish_vectors(encoder, states.mean(axis=0))
+
+
+@torch.no_grad()
+def finish_vectors(encoder: Encoder, vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, D) after the layers behind the pooling, of which most encoders have none."""
+    if not encoder.layers_after:
+        return vectors
+    finished = torch.from_numpy(vectors).to(encoder.model.device)
+    for layer in encoder.layers_after:
+        finished = layer(finished)
+    return finished.cpu().numpy()
 
 
 def embed_layers(encoder: Encoder, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
     """Vectors of texts by the embeddings and by each of the L layers, from one pass over the texts.
 
     Returns:
-        (L + 1, N, D) float32. The mean of the last K rows equals `embed_texts` with `layers=K`, because pooling and
-        averaging commute.
+        (L + 1, N, D) float32. The mean of the last K rows, finished by `finish_vectors`, equals `embed_texts` with
+        `layers=K`, because pooling and averaging commute (but for `"max"`).
     """
     return _pooled_states(encoder, texts, batch_size, layers=None)
 
@@ -300,19 +268,32 @@ def _pooled_states(
     layers: int | None,
 ) -> np.ndarray:
     """(layers, N, D) float32; all layers for `None`."""
+    if encoder.prompt:
+        texts = [encoder.prompt + text for text in texts]
     encoded, text_of = _split_windows(encoder, texts)
+    is_max = encoder.pooling == "max"
     total_weights = torch.zeros(len(texts), 1)
     sums = None
     for rows, states, batch in _hidden_states(encoder, encoded, len(texts), batch_size, layers):
         weights = token_weights(encoder, batch)
-        weighted = states.float() * weights[..., None]
-        of_windows = weighted.sum(dim=2).cpu()
+        states = states.float()
+        if is_max:
+            of_windows = states.masked_fill(weights[..., None] == 0, -torch.inf).amax(dim=2).cpu()
+        else:
+            of_windows = (states * weights[..., None]).sum(dim=2).cpu()
         if sums is None:
             depth = of_windows.shape[0]
             width = of_windows.shape[-1]
-            sums = torch.zeros(depth, len(texts), width)
+            sums = torch.full((depth, len(texts), width), -torch.inf if is_max else 0.0)
+        if is_max:
+            sums.index_reduce_(1, text_of[rows], of_windows, "amax")
+            continue
         sums.index_add_(1, text_of[rows], of_windows)
         total_weights.index_add_(0, text_of[rows], weights.sum(dim=1, keepdim=True).cpu())
+    if is_max:
+        return sums.numpy()
+    if encoder.pooling == "mean_sqrt_len_tokens":
+        total_weights = total_weights.sqrt()
     means = sums / total_weights.clamp(min=1e-9)
     return means.numpy()
 
@@ -348,17 +329,37 @@ def token_weights(encoder: Encoder, batch: BatchEncoding) -> torch.Tensor:
         batch: `input_ids` and `attention_mask`, each (B, S).
 
     Returns:
-        (B, S) float32, 0 for padding.
+        (B, S) float32, 0 for padding. Of the maximum it is the same for all tokens.
     """
     mask = batch["attention_mask"].float()
     if encoder.pooling == "cls":
         weights = torch.zeros_like(mask)
         weights[:, 0] = 1
         return weights
+    if encoder.pooling == "lasttoken":
+        last = (mask.cumsum(dim=1) * mask).argmax(dim=1, keepdim=True)
+        return torch.zeros_like(mask).scatter(1, last, 1)
+    if encoder.pooling == "weightedmean":
+        return mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)
     if encoder.word_weights is None:
         return mask
     word_weights = torch.as_tensor(encoder.word_weights, dtype=torch.float32, device=mask.device)
     return word_weights[batch["input_ids"]] * mask
+
+
+def pool_states(encoder: Encoder, states: torch.Tensor, batch: BatchEncoding) -> torch.Tensor:
+    """Vectors (B, D) of texts from the states (B, S, D) of their tokens, each text in one window."""
+    weights = token_weights(encoder, batch).unsqueeze(-1)
+    if encoder.pooling == "max":
+        vectors = states.masked_fill(weights == 0, -torch.inf).amax(dim=1)
+    else:
+        total = weights.sum(dim=1)
+        if encoder.pooling == "mean_sqrt_len_tokens":
+            total = total.sqrt()
+        vectors = (states * weights).sum(dim=1) / total.clamp(min=1e-9)
+    for layer in encoder.layers_after:
+        vectors = layer(vectors)
+    return vectors
 
 
 # ---- token states ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModel, set_seed
 
 from text_jepa.cli import UsageError, add_command, command_parser, mute_libraries
-from text_jepa.embeddings import Encoder, nearest_texts, open_encoder, token_weights
+from text_jepa.embeddings import Encoder, nearest_texts, open_encoder, pool_states
 from text_jepa.probe.catalog import load_task
 from text_jepa.show.plots import Run, flat, plot_curves, plot_map, plot_spectra, short, spectrum
 from text_jepa.train.run_log import read_metrics
@@ -176,7 +176,7 @@ def embed(encoder: Encoder, texts: list[str], batch_size: int = 64) -> tuple[np.
     vectors = []
     for start in range(0, len(texts), batch_size):
         batch = encoder.tokenizer(
-            texts[start : start + batch_size],
+            [encoder.prompt + text for text in texts[start : start + batch_size]],
             padding=True,
             truncation=True,
             max_length=encoder.max_length,
@@ -186,10 +186,7 @@ def embed(encoder: Encoder, texts: list[str], batch_size: int = 64) -> tuple[np.
         mask = batch["attention_mask"]
         states = model(batch["input_ids"], attention_mask=mask).last_hidden_state.float()
         token_states.append(states[mask.bool()].cpu())
-        weights = token_weights(encoder, batch).unsqueeze(-1)
-        total = weights.sum(dim=1).clamp(min=1e-9)
-        pooled = (states * weights).sum(dim=1) / total
-        vectors.append(pooled.cpu())
+        vectors.append(pool_states(encoder, states, batch).cpu())
     token_states = torch.cat(token_states).numpy()
     if not np.isfinite(token_states).all():
         raise UsageError(f"{encoder.name}: its states are not finite, so its weights are broken; name another encoder")

@@ -342,7 +342,7 @@ def embedded(
     for encoder, seeds in with_controls(encoders, args):
         if args.layer_sweep and encoder is encoders[0]:
             by_layer = embeddings.embed_layers(encoder, texts)
-            matrix = by_layer[-args.layers :].mean(axis=0)
+            matrix = embeddings.finish_vectors(encoder, by_layer[-args.layers :].mean(axis=0))
         else:
             matrix = embeddings.embed_texts(encoder, texts, layers=args.layers)
         yield encoder.name, seeds, _finite_vectors(encoder.name, texts, matrix)

@@ -1,0 +1,107 @@
+"""The head of a sentence-transformers folder: read as that library does, kept by a run, or said to be lost."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from text_jepa.cli import UsageError
+from text_jepa.commands.plot import embed
+from text_jepa.embeddings import embed_layers, embed_texts, finish_vectors, open_encoder
+
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+modules = sentence_transformers.sentence_transformer.modules
+
+SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHORT = ["the boat", "bread needs flour and water", "the river carried the little boat past the mill"]
+
+
+@pytest.fixture
+def save(tmp_path, tokenizer):
+    """Saves a folder with a head by sentence-transformers itself."""
+
+    def build(pooling="mean", dense=False, normalize=False, prompt=None, max_seq_length=40):
+        plain = tmp_path / "plain"
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SHAPE)
+        BertModel(config).save_pretrained(plain)
+        tokenizer.save_pretrained(plain)
+        transformer = modules.Transformer(str(plain), max_seq_length=max_seq_length)
+        parts = [transformer, modules.Pooling(16, pooling_mode=pooling)]
+        if dense:
+            parts.append(modules.Dense(16, 8, activation_function=torch.nn.Tanh()))
+        if normalize:
+            parts.append(modules.Normalize())
+        prompts = {"query": prompt} if prompt else None
+        model = sentence_transformers.SentenceTransformer(
+            modules=parts,
+            device="cpu",
+            prompts=prompts,
+            default_prompt_name="query" if prompt else None,
+        )
+        model.save_pretrained(str(tmp_path / "head"), create_model_card=False)
+        return tmp_path / "head"
+
+    return build
+
+
+def vectors_of(folder, texts=SHORT):
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
+    return model.encode(texts)
+
+
+HEADS = {
+    "cls": {"pooling": "cls"},
+    "max": {"pooling": "max"},
+    "last token": {"pooling": "lasttoken"},
+    "sum by root of length": {"pooling": "mean_sqrt_len_tokens"},
+    "weighted mean": {"pooling": "weightedmean"},
+    "normalized": {"normalize": True},
+    "dense": {"dense": True, "normalize": True},
+    "prompt": {"prompt": "query: ", "pooling": "cls"},
+}
+every_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+
+
+@every_head
+def test_vectors_are_those_of_sentence_transformers(save, head):
+    folder = save(**head)
+    encoder = open_encoder(str(folder))
+    assert encoder.max_length == 40
+    expected = vectors_of(folder)
+    np.testing.assert_allclose(embed_texts(encoder, SHORT), expected, atol=1e-5)
+    np.testing.assert_allclose(embed(encoder, SHORT)[1], expected, atol=1e-5)
+    last = embed_layers(encoder, SHORT)[-1]
+    np.testing.assert_allclose(finish_vectors(encoder, last), expected, atol=1e-5)
+
+
+def test_pooling_that_is_asked_for_is_all_there_is(save):
+    folder = save(dense=True, normalize=True, prompt="query: ")
+    encoder = open_encoder(str(folder), pooling="mean")
+    assert embed_texts(encoder, SHORT).shape == (3, 16)
+    assert encoder.prompt == ""
+
+
+def test_maximum_of_a_long_text_is_that_of_its_windows(save):
+    encoder = open_encoder(str(save(pooling="max")), max_length=8)
+    text = " ".join(SHORT)
+    assert np.isfinite(embed_texts(encoder, [text, "bread"])).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fragment"),
+    [
+        ("modules.json", [{"path": "1_X", "type": "mine.X"}], "code of others"),
+        ("modules.json", [{"path": "1_LSTM", "type": "sentence_transformers.models.LSTM"}], "LSTM is not read"),
+        ("1_Pooling/config.json", {"pooling_mode": ["mean", "max"]}, "mean\\+max"),
+        ("modules.json", "{", "not JSON"),
+    ],
+)
+def test_head_that_is_not_read_is_one_line(save, name, content, fragment):
+    folder = save()
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UsageError, match=fragment):
+        open_encoder(str(folder))

@@ -1,0 +1,177 @@
+"""What a folder of sentence-transformers does with the states of an encoder: pooling, dense layers, length, prompt.
+
+Shapes: N texts, D features.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers.utils import cached_file
+
+from text_jepa.cli import UsageError
+from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER
+
+
+# Kinds of pooling that are read; several of them at once are not.
+POOLINGS = ("mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean")
+
+# How sentence-transformers before version 5 writes the kind of pooling: as one flag for each.
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+_REMEDY = "name --pooling mean or --pooling cls, or another encoder"
+
+
+@dataclass(frozen=True)
+class SentenceHead:
+    """The modules behind the encoder in a folder of sentence-transformers.
+
+    Args:
+        source: Folder or name on the Hub.
+        pooling: Kind of pooling; the mean if the folder has no such files.
+        modules: Subfolder and kind of each module behind the encoder, such as `("1_Pooling", "Pooling")`.
+        max_seq_length: Tokens of a text, if stated.
+        prompt: What is put before every text.
+        prompts: Contents of the file of prompts; `None` without one.
+    """
+
+    source: str
+    pooling: str = "mean"
+    modules: tuple[tuple[str, str], ...] = ()
+    max_seq_length: int | None = None
+    prompt: str = ""
+    prompts: Mapping[str, Any] | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """The modules and the prompt in words."""
+        parts = [f"{self.pooling} pooling"]
+        parts += [kind for _, kind in self.modules if kind != "Pooling"]
+        if self.prompt:
+            parts.append(f"the prompt '{self.prompt}'")
+        return parts
+
+    def layers(self) -> tuple[torch.nn.Module, ...]:
+        """What is done with a pooled vector (N, D), in order.
+
+        Raises:
+            UsageError: A module cannot be read.
+        """
+        layers = []
+        for path, kind in self.modules:
+            if kind == "Dense":
+                layers.append(_read_dense(self.source, path))
+            elif kind == "Normalize":
+                layers.append(_Normalize())
+        return tuple(layers)
+
+
+def read_head(source: str) -> SentenceHead:
+    """The head of a folder or a Hub repository, which is the plain mean if there are no such files.
+
+    Raises:
+        UsageError: It has modules that are not read, or pools in several ways.
+    """
+    modules = []
+    pooling = "mean"
+    includes_prompt = True
+    for module in read_json(source, "modules.json") or []:
+        path = module["path"]
+        kind = module["type"].rpartition(".")[2]
+        if kind == "Transformer":
+            continue
+        if not module["type"].startswith("sentence_transformers."):
+            raise UsageError(f"{source}: its module {module['type']} is code of others, which is not run; {_REMEDY}")
+        is_known = kind in ("Pooling", "Dense", "Normalize", "Dropout")
+        if not is_known and (kind, path) != ("WordWeights", WORD_WEIGHTS_FOLDER):
+            raise UsageError(f"{source}: its module {kind} is not read; {_REMEDY}")
+        if kind == "Pooling":
+            config = read_json(source, f"{path}/config.json") or {}
+            pooling = _kind_of_pooling(config)
+            includes_prompt = config.get("include_prompt", True)
+            if pooling not in POOLINGS:
+                raise UsageError(
+                    f"{source}: its vectors are pooled by '{pooling}' ({path}/config.json), which is not read; "
+                    f"{_REMEDY}"
+                )
+        modules.append((path, kind))
+    prompts = read_json(source, "config_sentence_transformers.json")
+    prompt = _default_prompt(prompts or {})
+    if prompt and not includes_prompt:
+        raise UsageError(f"{source}: its pooling leaves out the prompt '{prompt}', which is not read; {_REMEDY}")
+    length = (read_json(source, "sentence_bert_config.json") or {}).get("max_seq_length")
+    return SentenceHead(source, pooling, tuple(modules), length, prompt, prompts)
+
+
+def read_json(source: str, name: str) -> Any:
+    """The content of a file of a folder or a Hub repository; `None` if there is no such file.
+
+    Raises:
+        UsageError: It is not JSON.
+    """
+    path = file_of(source, name)
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{source}: {name} is not JSON ({error}); copy it anew") from error
+
+
+def file_of(source: str, name: str) -> Path | None:
+    """A file of a folder or a Hub repository; `None` if it does not exist, or is not cached while offline."""
+    path = cached_file(
+        source,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else Path(path)
+
+
+def _kind_of_pooling(config: Mapping[str, Any]) -> str:
+    """One or several kinds: `pooling_mode` in the new form, a flag for each kind in the old one; mean by default."""
+    kinds = config.get("pooling_mode")
+    if kinds is None:
+        kinds = [kind for flag, kind in _POOLING_FLAGS.items() if config.get(flag)]
+        kinds = kinds or ["mean"]
+    if isinstance(kinds, str):
+        return kinds
+    return "+".join(kinds)
+
+
+def _default_prompt(config: Mapping[str, Any]) -> str:
+    name = config.get("default_prompt_name")
+    return (config.get("prompts") or {}).get(name) or ""
+
+
+class _Normalize(torch.nn.Module):
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def _read_dense(source: str, path: str) -> torch.nn.Module:
+    """A linear layer with its activation, of which those of torch are read."""
+    config = read_json(source, f"{path}/config.json") or {}
+    activation_name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    module, _, name = activation_name.rpartition(".")
+    activation = getattr(torch.nn, name, None) if module.startswith("torch.nn") else None
+    file = file_of(source, f"{path}/model.safetensors")
+    pickled = file_of(source, f"{path}/pytorch_model.bin")
+    if activation is None or config.get("use_residual") or (file is None and pickled is None):
+        raise UsageError(f"{source}: its module Dense ({path}, {activation_name}) cannot be read; {_REMEDY}")
+    linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+    weights = load_file(file) if file else torch.load(pickled, map_location="cpu", weights_only=True)
+    linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
+    return torch.nn.Sequential(linear, activation()).eval()
