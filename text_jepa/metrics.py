@@ -26,9 +26,9 @@ COLLAPSED_RANK_SHARE = 0.1
 COLLAPSED_COSINE = 0.98
 # Standard deviation of the tokens.
 COLLAPSED_SPREAD = 1e-3
-# Share of their initial dimensions that pooled texts still use. The two worst kinds of 68 runs fell below it
-# (docs/experiments.md).
-COLLAPSED_POOLED_SHARE = 0.5
+# Share of its first value that a measure falls below in a collapse. For the dimensions of pooled texts, the two worst
+# kinds of 68 runs did (docs/experiments.md).
+COLLAPSED_SHARE = 0.5
 
 
 def _row_mean(x: Tensor) -> Tensor:
@@ -286,15 +286,18 @@ def copy_nearest_visible(
 def collapse_signs(
     values: Mapping[str, float],
     dimensions: float,
-    first_pooled_rank: float = 0.0,
+    first: Mapping[str, float] | None = None,
 ) -> list[str]:
     """Reasons to call the representations collapsed or degenerate, in plain words; an empty list if there are none.
+
+    Encoders differ in rank and anisotropy, and a few short texts have a low rank under any encoder. What a run found is
+    no sign: with the measures of its first step, a bound counts only once half of what there was is lost.
 
     Args:
         values: Measures of the collapse monitor, or a record of the log: `token_rank`, `cosine_other_text`, `spread`
             and `pooled_rank`.
         dimensions: The largest possible rank: the width of the encoder, or the number of tokens if that is smaller.
-        first_pooled_rank: `pooled_rank` of the same texts at the first log of the run.
+        first: The measures of the same texts at the first step of the run. Default: the bounds alone decide.
     """
     if not all(math.isfinite(value) for value in values.values()):
         return ["representations are not finite"]
@@ -304,12 +307,17 @@ def collapse_signs(
     deviation = values["spread"]
     pooled_rank = values["pooled_rank"]
     signs = []
-    if token_rank < COLLAPSED_RANK_SHARE * dimensions:
+    if token_rank < COLLAPSED_RANK_SHARE * dimensions and _has_halved(token_rank, first, "token_rank"):
         signs.append(f"tokens use {token_rank:.1f} of {dimensions} dimensions")
-    if cosine > COLLAPSED_COSINE:
+    angle_is_lost = first is None or 1 - cosine < COLLAPSED_SHARE * (1 - first["cosine_other_text"])
+    if cosine > COLLAPSED_COSINE and angle_is_lost:
         signs.append(f"tokens of different texts point the same way (cosine {cosine:.3f})")
-    if deviation < COLLAPSED_SPREAD:
+    if deviation < COLLAPSED_SPREAD and _has_halved(deviation, first, "spread"):
         signs.append(f"tokens hardly differ (standard deviation {deviation:.1e})")
-    if pooled_rank < COLLAPSED_POOLED_SHARE * first_pooled_rank:
-        signs.append(f"pooled texts use {pooled_rank:.1f} dimensions, {first_pooled_rank:.1f} at first")
+    if first is not None and _has_halved(pooled_rank, first, "pooled_rank"):
+        signs.append(f"pooled texts use {pooled_rank:.1f} dimensions, {first['pooled_rank']:.1f} at first")
     return signs
+
+
+def _has_halved(value: float, first: Mapping[str, float] | None, name: str) -> bool:
+    return first is None or value < COLLAPSED_SHARE * first[name]

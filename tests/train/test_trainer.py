@@ -542,19 +542,61 @@ def test_signs_of_collapse_are_told_in_plain_words(changed, words):
         "spread": 0.8,
         "relative_loss": 0.7,
     }
-    assert metrics.collapse_signs(healthy, 32, 10.0) == []
-    (sign,) = metrics.collapse_signs({**healthy, **changed}, 32, 10.0)
+    first = {**healthy, "pooled_rank": 10.0}
+    assert metrics.collapse_signs(healthy, 32, first) == []
+    (sign,) = metrics.collapse_signs({**healthy, **changed}, 32, first)
     assert words in sign
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "kept", "lost"),
+    [
+        ("token_rank", 2.0, 1.5, 0.9),
+        ("cosine_other_text", 0.99, 0.994, 0.996),
+        ("spread", 9e-4, 5e-4, 4e-4),
+        ("pooled_rank", 1.2, 0.7, 0.5),
+    ],
+    ids=["low rank", "narrow cone", "small states", "few texts"],
+)
+def test_what_a_run_found_at_its_first_step_is_no_collapse_unless_half_of_it_is_lost(name, found, kept, lost):
+    healthy = {"token_rank": 20.0, "pooled_rank": 5.1, "cosine_other_text": 0.3, "spread": 0.8}
+    first = {**healthy, name: found}
+    assert metrics.collapse_signs(first, 32, first) == []
+    assert metrics.collapse_signs({**first, name: kept}, 32, first) == []
+    assert len(metrics.collapse_signs({**first, name: lost}, 32, first)) == 1
+
+
+@pytest.mark.parametrize("texts", [1, 2, 3])
+def test_a_tiny_held_out_part_raises_no_alarm(tokenizer, examples, tmp_path, texts):
+    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=12, logging_steps=1)
+    trainer.monitor.batch = trainer.eval_collator(list(examples.take(texts)))
+    trainer.train()
+    assert not trainer.monitor.collapsed
+
+
+def test_an_encoder_that_starts_in_a_narrow_cone_raises_no_alarm(tokenizer, batch):
+    """As many trained encoders do, such as GPT-like and T5 ones."""
+    model = make_model(tokenizer)
+    with torch.no_grad():
+        model.target_encoder.final_norm.weight.mul_(0.01)
+        model.target_encoder.final_norm.bias = torch.nn.Parameter(torch.ones(32))
+    monitor = CollapseMonitorCallback(batch)
+    for step in range(4):
+        monitor.on_step_end(None, TrainerState(global_step=step), TrainerControl(should_log=True), model=model)
+    assert monitor.values["cosine_other_text"] > metrics.COLLAPSED_COSINE
+    assert not monitor.collapsed
 
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_monitor_warns_once_after_patience_with_the_remedy(tokenizer, batch, capsys, stop):
     model = make_model(tokenizer)
+    monitor = CollapseMonitorCallback(batch, stop_on_collapse=stop, patience=2)
+    state = TrainerState(is_world_process_zero=True)
+    # The first step is measured also where it is not logged.
+    monitor.on_step_end(None, state, TrainerControl(should_log=False), model=model)
     with torch.no_grad():
         for parameter in model.target_encoder.parameters():
             parameter.zero_()
-    monitor = CollapseMonitorCallback(batch, stop_on_collapse=stop, patience=2)
-    state = TrainerState(is_world_process_zero=True)
     control = TrainerControl(should_log=True)
     warned = []
     for _ in range(4):
@@ -603,7 +645,7 @@ def test_pooled_texts_are_held_against_the_first_log_also_after_a_resume(tokeniz
     control = TrainerControl(should_log=True)
     monitor = CollapseMonitorCallback(batch)
     monitor.on_step_end(None, state, control, model=model)
-    first = monitor.values["pooled_rank"]
+    first = monitor.values
     saved = TrainerState(global_step=1, stateful_callbacks={"CollapseMonitorCallback": monitor.state()})
     resumed = CollapseMonitorCallback(batch)
     resumed.on_train_begin(None, saved, control)
@@ -612,7 +654,7 @@ def test_pooled_texts_are_held_against_the_first_log_also_after_a_resume(tokeniz
         words.copy_(words[torch.arange(len(words)) % 8])  # eight words are left
     for _ in range(2):
         resumed.on_step_end(None, saved, control, model=model)
-    assert resumed.first_pooled_rank == first
+    assert resumed.first == first
     assert resumed.collapsed
     anew = CollapseMonitorCallback(batch)
     for _ in range(2):
@@ -620,10 +662,14 @@ def test_pooled_texts_are_held_against_the_first_log_also_after_a_resume(tokeniz
     assert not anew.collapsed
 
 
-def test_monitor_measures_only_when_something_is_logged(tokenizer, batch):
+def test_monitor_measures_the_first_step_and_then_only_when_something_is_logged(tokenizer, batch):
     monitor = CollapseMonitorCallback(batch)
-    monitor.on_step_end(None, TrainerState(), TrainerControl(should_log=False), model=make_model(tokenizer))
-    assert monitor.values == {}
+    model = make_model(tokenizer)
+    for _ in range(2):
+        monitor.on_step_end(None, TrainerState(), TrainerControl(should_log=False), model=model)
+        measured, monitor.values = monitor.values, {}
+    assert monitor.first
+    assert measured == {}
 
 
 # ---- what a person sees ---------------------------------------------------------------------------------------------

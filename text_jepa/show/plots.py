@@ -327,10 +327,11 @@ def points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], 
 def collapsed_at(run: Run) -> int | None:
     """The step at which the collapse monitor warns: the second measurement in a row with a sign of collapse."""
     measured = [record for record in run.records if "token_rank" in record]
+    first = measured[0] if measured else None
     was_collapsed = False
     for record in measured:
         watched = {name: record[name] for name in _WATCHED}
-        signs = metrics.collapse_signs(watched, run.width or 0, measured[0]["pooled_rank"])
+        signs = metrics.collapse_signs(watched, run.width or 0, first)
         if was_collapsed and signs:
             return record["step"]
         was_collapsed = bool(signs)

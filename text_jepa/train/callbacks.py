@@ -29,6 +29,9 @@ _SAME_SIGNAL = 1.0
 # The number of steps that a loss or gradient norm is compared with.
 SPIKE_WINDOW = 128
 
+# The factor by which a spike exceeds the mean at least.
+_LEAST_SPIKE = {"loss": 1.5, "grad_norm": 10.0}
+
 # The number of consecutive steps with a gradient that is not finite after which a run gives up.
 NONFINITE_LIMIT = 3
 
@@ -155,10 +158,10 @@ class SpikeCallback(TrainerCallback, ExportableState):
 
     "Far" is six standard deviations above the mean of the last 128 steps, as in OLMo-core's stability monitor, but of
     the logarithms: gradient norms have a long tail, and the plain measure took up to ten of 500 normal steps for
-    spikes. (Gradient norms of the contrast of texts have a longer tail still: 4 of the 1,200 steps of `make pretrain`
-    are counted.) A spike must also exceed the mean by half, so that a run that hardly varies raises no alarm. It
-    enters the window as the largest value that is no spike: it does not hide the next one, and a lasting change
-    becomes normal. The window is part of every checkpoint.
+    spikes. Besides, a loss has to exceed the mean by half, and a gradient norm to be ten times the mean. Normal runs
+    reach five times (twelve of the 3,000 steps of a contrast of texts did, with no trace in the loss). A spike enters
+    the window as the largest value that is no spike: it does not hide the next one, and a lasting change becomes
+    normal. The window is part of every checkpoint.
 
     Attributes:
         windows: The last losses and gradient norms.
@@ -211,7 +214,7 @@ class SpikeCallback(TrainerCallback, ExportableState):
     def _exceeds(self, name: str, value: float, minimum: float) -> bool:
         """Adds a value to its window, at most the threshold; whether it is above the threshold and a minimum."""
         window = self.windows[name]
-        threshold = spike_threshold(window)
+        threshold = spike_threshold(window, _LEAST_SPIKE[name])
         extended = [*window, min(value, threshold)]
         self.windows[name] = extended[-SPIKE_WINDOW:]
         return value > max(threshold, minimum)
@@ -225,14 +228,19 @@ def saved_attributes(callback: TrainerCallback, state: TrainerState) -> dict[str
     return saved["attributes"] if saved else {}
 
 
-def spike_threshold(values: Sequence[float]) -> float:
-    """The largest next value that is no spike; infinite if the values do not fill the window."""
+def spike_threshold(values: Sequence[float], least: float = 1.5) -> float:
+    """The largest next value that is no spike; infinite if the values do not fill the window.
+
+    Args:
+        values: The last values.
+        least: A spike exceeds their geometric mean by this factor, however little they vary.
+    """
     if len(values) < SPIKE_WINDOW:
         return math.inf
     logs = [math.log(max(value, 1e-12)) for value in values]
     mean = sum(logs) / len(logs)
     variance = sum((log - mean) ** 2 for log in logs) / len(logs)
-    margin = max(6 * math.sqrt(variance), math.log(1.5))
+    margin = max(6 * math.sqrt(variance), math.log(least))
     return math.exp(mean + margin)
 
 

@@ -146,7 +146,9 @@ def _measure_targets(
 
 
 class CollapseMonitorCallback(TrainerCallback, ExportableState):
-    """Measures representations on a fixed held-out batch at every log, and warns when they collapse.
+    """Measures representations on a fixed held-out batch at the first step and every log, and warns of a collapse.
+
+    What the run found at its first step is no collapse: later measures are compared with it, see `collapse_signs`.
 
     Args:
         batch: A collated batch of held-out texts with fixed masks.
@@ -157,7 +159,7 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
 
     Attributes:
         values: The latest measures, see `measure_representations`.
-        first_pooled_rank: `pooled_rank` of the first log, which later ones are compared with.
+        first: The measures of the first step, which later ones are compared with.
         collapsed: Whether the monitor has warned.
     """
 
@@ -179,24 +181,24 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         self.autocast = autocast
         self.values: dict[str, float] = {}
         self.collapsed = False
-        self.first_pooled_rank: float | None = None
+        self.first: dict[str, float] | None = None
         # Number of latest logs in a row with signs of collapse.
         self._suspicious = 0
 
     def state(self) -> dict[str, Any]:
         attributes = {
-            "first_pooled_rank": self.first_pooled_rank,
+            "first": self.first,
             "_suspicious": self._suspicious,
         }
         return {"args": {}, "attributes": attributes}
 
     def on_train_begin(self, args, state, control, **kwargs):
         saved = saved_attributes(self, state)
-        self.first_pooled_rank = saved.get("first_pooled_rank")
+        self.first = saved.get("first")
         self._suspicious = saved.get("_suspicious", 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if not control.should_log:
+        if self.first is not None and not control.should_log:
             return
         signs = self._measure(model)
         self._suspicious = self._suspicious + 1 if signs else 0
@@ -215,8 +217,8 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         """Updates the measures, and returns their signs of collapse."""
         self.batch = {name: tensor.to(model.device) for name, tensor in self.batch.items()}
         self.values = measure_representations(model, self.batch, self.autocast)
-        if self.first_pooled_rank is None:
-            self.first_pooled_rank = self.values["pooled_rank"]
+        if self.first is None:
+            self.first = self.values
         tokens = int(self.batch["attention_mask"].sum())
         dimensions = min(model.config.hidden_size, tokens - 1)
-        return metrics.collapse_signs(self.values, dimensions, self.first_pooled_rank)
+        return metrics.collapse_signs(self.values, dimensions, self.first)
