@@ -403,6 +403,25 @@ def test_na_is_a_word_of_a_csv_file(tmp_path):
     assert (found.texts, found.labels) == (["NA"], ["null"])
 
 
+def test_documents_are_read_as_a_corpus_is(tmp_path):
+    rows = [{"title": "A", "body": {"text": ["one", "two"]}, "kind": 1}]
+    rows.append({"title": None, "body": {"text": ["three"]}, "kind": "1", "other": 2})
+    (tmp_path / "set").mkdir()
+    jsonl(tmp_path / "set" / "a.JSONL", rows[:1])
+    jsonl(tmp_path / "set" / "b.jsonl", rows[1:])
+    (tmp_path / "set" / "README.md").write_text("About.")
+    (tmp_path / "set" / "._a.jsonl").write_text("nothing")
+    columns = (["title", "body.text"], None, "kind", str(tmp_path / "cache"))
+    found = load_documents([str(tmp_path / "set")], *columns)
+    assert found.texts == ["A\n\none\n\ntwo", "three"]
+    assert found.labels == [1, "1"]
+    (tmp_path / "own.tsv").write_text('kind\ttext\na\t"one\nb\ttwo"\n')
+    columns = ("text", None, "kind", str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match=r"^--texts .*own\.tsv, line 2: a quote that spans several lines"):
+        load_documents([str(tmp_path / "own.tsv")], *columns)
+    assert load_documents([str(tmp_path / "own.tsv")], *columns, quoting="none").texts == ['"one', 'two"']
+
+
 @pytest.mark.parametrize(
     ("columns", "fragments"),
     [

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from datasets import Dataset
@@ -30,6 +31,7 @@ from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa import embeddings
 from text_jepa.cli import UsageError, add_command, command_parser, mute_libraries
 from text_jepa.data.corpus import load_texts
+from text_jepa.data.files import Quoting
 from text_jepa.embeddings import Encoder, embed_texts, encoder_inside, open_encoder
 from text_jepa.probe import documents
 from text_jepa.probe.predictors import sts_scores
@@ -151,8 +153,10 @@ def _add_which(command: argparse.ArgumentParser) -> None:
 
 
 def _add_text_column(command: argparse.ArgumentParser) -> None:
-    help = "Column of the texts. Default: text."
-    command.add_argument("--text_column", default="text", metavar="NAME", help=help)
+    help = "Column of the texts, a.b for a field within one; several are joined. Default: text."
+    command.add_argument("--text_column", nargs="+", default=["text"], metavar="NAME", help=help)
+    help = "What a quote is in csv and tsv files; none: a character. Default: the end of a cell, checked."
+    command.add_argument("--quoting", choices=get_args(Quoting), default="checked", help=help)
 
 
 # ---- forms ----------------------------------------------------------------------------------------------------------
@@ -221,7 +225,7 @@ def write_weights(args: argparse.Namespace) -> None:
     """Runs the sub-command `weights`."""
     output_dir = new_folder(args.output_dir)
     encoder = open_folder(args.source)
-    texts = load_texts(args.texts, "texts", args.text_column)
+    texts = load_texts(args.texts, "texts", args.text_column, quoting=args.quoting)
     recount = merging.recount_word_weights(encoder, output_dir, documents_of(texts))
     files = ", ".join(Path(name).name for name in args.texts)
     change = f"The word weights of {args.source} were counted again on {recount.texts:,} texts ({files})"
@@ -244,7 +248,7 @@ def write_merged(args: argparse.Namespace) -> None:
     last = merging.weights_of_vectors(end.model)
     share = 0.5 if args.share is None else args.share
     if args.texts:
-        texts = load_texts(args.texts, "texts", args.text_column)
+        texts = load_texts(args.texts, "texts", args.text_column, quoting=args.quoting)
         score = documents.score_on_documents(end, list(documents_of(texts)))
         share, scores = merging.choose_share(first, last, score)
         print_shares(scores, share)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from text_jepa.data.files import Quoting
 from text_jepa.embeddings import Pooling
 
 
@@ -56,7 +57,20 @@ class ProbeArguments:
     title_column: str | None = field(
         default=None, metadata={"help": "Column of titles in --texts; each title has to find its text."}
     )
-    text_column: str = field(default="text", metadata={"help": "Column of the texts in --task_file and --texts."})
+    text_column: list[str] | str = field(
+        default_factory=lambda: ["text"],
+        metadata={
+            "help": "Column of the texts in --task_file and --texts; in the latter a.b for a field within one, or "
+            "several that are joined."
+        },
+    )
+    quoting: Quoting = field(
+        default="checked",
+        metadata={
+            "help": "What a quote is in csv and tsv files of --texts: the end of a cell, unless it looks like a "
+            "character of the texts (checked); always the end of a cell (standard); always a character (none)."
+        },
+    )
     pair_column: str | None = field(default=None, metadata={"help": "Column of the second texts in --task_file."})
     label_column: str | None = field(
         default=None,
@@ -112,6 +126,10 @@ class ProbeArguments:
     def __post_init__(self) -> None:
         self.mode = list(MODES) if "all" in self.mode else list(dict.fromkeys(self.mode))
         self.seeds = list(dict.fromkeys(self.seeds))
+        if isinstance(self.text_column, list) and len(self.text_column) == 1:
+            self.text_column = self.text_column[0]
+        if isinstance(self.text_column, list) and self.task_file:
+            raise ValueError(f"--text_column {' '.join(self.text_column)}: --task_file takes one; see --pair_column")
         if min(self.seeds) < 0:
             raise ValueError("--seeds: must not be negative")
         if self.layers < 1:

@@ -219,13 +219,14 @@ def asked_documents(args: ProbeArguments) -> Documents | None:
         args.title_column,
         label_column,
         args.cache_dir,
+        args.quoting,
     )
 
 
 def word_counting_texts(args: ProbeArguments) -> list[str] | None:
     """The texts of `--train_texts`; if nothing is named, the texts of the built-in corpus that a run counts."""
     if args.train_texts:
-        dataset = load_texts(args.train_texts, "train_texts", args.text_column, args.cache_dir)
+        dataset = load_texts(args.train_texts, "train_texts", args.text_column, args.cache_dir, args.quoting)
         return [text for text in dataset["text"] if text]
     if names_nothing(args):
         corpus = load_builtin_corpus(args.cache_dir)

@@ -264,6 +264,7 @@ def _fingerprint_of_stream(data_args: DataArguments, corpus: Corpus, num_workers
         "text_column",
         "view_column",
         "sample_by",
+        "quoting",
         "max_train_samples",
         "max_length",
         "shuffle_buffer",
