@@ -156,6 +156,51 @@ class TextTargets(ModelOutput):
 _STEPS_BEFORE_WARNING = 3
 
 
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOfProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: torch.Tensor) -> torch.Tensor:
+        values = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return _SumOfProcesses.apply(gradient)
+
+
+def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """All-gather with gradient of rows (n, …), of which processes need not have equally many.
+
+    Every process computes the same loss of all rows. `backward` sums over processes, so that the mean over processes,
+    which data-parallel training takes, is the exact gradient.
+
+    Returns:
+        The rows of all processes, and how many of them come before this one's.
+    """
+    if _world_size() == 1:
+        return rows, 0
+    counts = torch.zeros(_world_size(), dtype=torch.long, device=rows.device)
+    counts[dist.get_rank()] = len(rows)
+    dist.all_reduce(counts)
+    ends = counts.cumsum(dim=0).tolist()  # the one look that the host takes
+    end = ends[dist.get_rank()]
+    rows_before = end - len(rows)
+    rows_behind = ends[-1] - end
+    padding = [0, 0] * (rows.dim() - 1) + [rows_before, rows_behind]
+    return _SumOfProcesses.apply(F.pad(rows, padding)), rows_before
+
+
+def _rank() -> int:
+    return dist.get_rank() if _world_size() > 1 else 0
+
+
 # ---- pooling and positions ------------------------------------------------------------------------------------------
 
 
@@ -217,7 +262,7 @@ def _weighted_average(
 def average_layers(
     hidden_states: Sequence[torch.Tensor],
     attention_mask: torch.Tensor,
-    how: str,
+    normalization: str,
     running: Sequence[nn.Module] | None = None,
 ) -> torch.Tensor:
     """Token-level targets from the layers of an encoder: mean of normalised layers, then normalised once more.
@@ -225,9 +270,10 @@ def average_layers(
     Args:
         hidden_states: K layers (B, S, D).
         attention_mask: (B, S).
-        how: `TextJepaConfig.target_normalization`: `"layer"` as in data2vec for text (arXiv 2202.03555, section 4.3),
+        normalization: `TextJepaConfig.target_normalization`: `"layer"` as in data2vec for text (arXiv 2202.03555,
+            section 4.3),
             `"instance"` as in data2vec 2.0 (arXiv 2212.07525).
-        running: K [`RunningMoments`], for `how="running"`.
+        running: K [`RunningMoments`], for `normalization="running"`.
 
     Returns:
         Targets (B, S, D) in float32.
@@ -236,12 +282,12 @@ def average_layers(
     total = 0
     for number, layer in enumerate(hidden_states):
         layer = layer.float()
-        if how == "layer":
+        if normalization == "layer":
             layer = F.layer_norm(layer, layer.shape[-1:])
-        elif how != "none":
-            if how == "running":
+        elif normalization != "none":
+            if normalization == "running":
                 mean, variance = running[number](layer, weights)
-            elif how == "instance":
+            elif normalization == "instance":
                 mean, variance = moments(layer, weights, dims=(1,))
             else:
                 mean, variance = moments(layer, weights, dims=(0, 1))
@@ -257,14 +303,14 @@ def whitening(covariance: torch.Tensor) -> torch.Tensor:
     A ridge of a tenth of the mean variance limits the amplification of noise. Twelve iterations of Newton and Schulz
     need only matrix products; eigendecompositions are slow or missing on some accelerators.
     """
-    unit = torch.eye(len(covariance), device=covariance.device)
+    identity = torch.eye(len(covariance), device=covariance.device)
     ridge = 0.1 * covariance.trace() / len(covariance) + 1e-6
-    root = covariance + ridge * unit
+    root = covariance + ridge * identity
     scale = root.norm()
     root = root / scale
-    inverse = unit
+    inverse = identity
     for _ in range(12):
-        step = 1.5 * unit - 0.5 * inverse @ root
+        step = 1.5 * identity - 0.5 * inverse @ root
         root = root @ step
         inverse = step @ inverse
     return inverse * scale.rsqrt()
@@ -386,51 +432,6 @@ def sample_candidates(
     return candidates, torch.where(is_used, slots[ids], -100)
 
 
-# ---- several processes ----------------------------------------------------------------------------------------------
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-class _SumOfProcesses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values: torch.Tensor) -> torch.Tensor:
-        values = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(values)
-        return values
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        return _SumOfProcesses.apply(gradient)
-
-
-def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """All-gather with gradient of rows (n, …), of which processes need not have equally many.
-
-    Every process computes the same loss of all rows. `backward` sums over processes, so that the mean over processes,
-    which data-parallel training takes, is the exact gradient.
-
-    Returns:
-        The rows of all processes, and how many of them come before this one's.
-    """
-    if _world_size() == 1:
-        return rows, 0
-    counts = torch.zeros(_world_size(), dtype=torch.long, device=rows.device)
-    counts[dist.get_rank()] = len(rows)
-    dist.all_reduce(counts)
-    ends = counts.cumsum(dim=0).tolist()  # the one look that the host takes
-    end = ends[dist.get_rank()]
-    rows_before = end - len(rows)
-    rows_behind = ends[-1] - end
-    padding = [0, 0] * (rows.dim() - 1) + [rows_before, rows_behind]
-    return _SumOfProcesses.apply(F.pad(rows, padding)), rows_before
-
-
-def _rank() -> int:
-    return dist.get_rank() if _world_size() > 1 else 0
-
-
 # ---- predictor ------------------------------------------------------------------------------------------------------
 
 
@@ -495,21 +496,21 @@ class TextJepaPredictorLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor] | None,
-        first: int,
+        query_start: int,
     ) -> torch.Tensor:
-        """(R, N, P), (R, 1, N, N) and the tables of `rotary_tables` -> the rows from `first` on, (R, N - first, P)."""
+        """(R, N, P), (R, 1, N, N) and the tables of `rotary_tables` -> the rows from `query_start` on."""
         normed = self.attention_norm(hidden_states)
-        query = self._split_heads(self.q_proj(normed[:, first:]))
+        query = self._split_heads(self.q_proj(normed[:, query_start:]))
         key, value = self.kv_proj(normed).chunk(2, dim=-1)
         key = self._split_heads(key)
         value = self._split_heads(value)
         if rotary is not None:
             cos, sin = rotary
-            query = rotate(query, cos[:, :, first:], sin[:, :, first:])
+            query = rotate(query, cos[:, :, query_start:], sin[:, :, query_start:])
             key = rotate(key, cos, sin)
-        attended = F.scaled_dot_product_attention(query, key, value, attention_mask[:, :, first:])
+        attended = F.scaled_dot_product_attention(query, key, value, attention_mask[:, :, query_start:])
         attended = attended.transpose(1, 2).flatten(2)
-        hidden_states = hidden_states[:, first:] + self.o_proj(attended)
+        hidden_states = hidden_states[:, query_start:] + self.o_proj(attended)
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
@@ -610,8 +611,8 @@ class TextJepaPredictor(nn.Module):
         rotary = self._rotary_tables(all_positions)
         for layer in self.layers:
             is_last = layer is self.layers[-1]
-            first = positions.shape[1] if is_last else 0  # only the queries are read in the end
-            all_states = layer(all_states, attention_mask, rotary, first)
+            query_start = positions.shape[1] if is_last else 0  # only the queries are read in the end
+            all_states = layer(all_states, attention_mask, rotary, query_start)
         return self.norm(all_states)
 
     def _make_queries(
@@ -1107,7 +1108,7 @@ class RunningAverages(nn.Module):
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
 
-    def include(self, **statistics: torch.Tensor):
+    def update(self, **statistics: torch.Tensor):
         """Averages in the statistics of one batch, by name; unless one of them is not finite."""
         is_finite = torch.stack([value.isfinite().all() for value in statistics.values()]).all()
         self.updates += is_finite
@@ -1129,7 +1130,7 @@ class RunningMoments(RunningAverages):
         if self.training:
             all_but_features = tuple(range(values.dim() - 1))
             mean, variance = moments(values, weights, all_but_features)
-            self.include(mean=mean.flatten(), variance=variance.flatten())
+            self.update(mean=mean.flatten(), variance=variance.flatten())
         return self.mean, self.variance
 
 
@@ -1147,7 +1148,7 @@ class RunningWhitening(RunningAverages):
                 rows, _ = gather_rows(vectors)
                 mean = rows.mean(dim=0)
                 covariance = (rows - mean).T @ (rows - mean) / len(rows)
-                self.include(mean=mean, covariance=covariance)
+                self.update(mean=mean, covariance=covariance)
             return (vectors - self.mean) @ whitening(self.covariance)
 
 
@@ -1738,7 +1739,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     def _document_loss(self, pooled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean distance between what pooled contexts (R, D) predict and the targets (B, F) of their documents."""
         predictions = self.document_predictor(pooled)
-        rows = _rows_of_texts(len(predictions), targets)
+        rows = _target_row_of_each_context(len(predictions), targets)
         distances = self._distance(self.config.document_loss_type, predictions, targets[rows])
         all_distances, _ = gather_rows(distances)
         return all_distances.mean()
@@ -1750,7 +1751,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         document_ids: torch.Tensor | None,
     ) -> torch.Tensor:
         """Mean distance of predicted vectors (R, D) and those of their texts (B, D)."""
-        rows = _rows_of_texts(len(predictions), targets)
+        rows = _target_row_of_each_context(len(predictions), targets)
         if self.config.sentence_loss_type == "infonce":
             distances = self._infonce(predictions, targets, rows, document_ids)
         else:
@@ -1830,7 +1831,7 @@ def _with_a_slot(positions: torch.Tensor) -> torch.Tensor:
     return positions if positions.shape[-1] else F.pad(positions, (0, 1), value=-1)
 
 
-def _rows_of_texts(num_rows: int, targets: torch.Tensor) -> torch.Tensor:
+def _target_row_of_each_context(num_rows: int, targets: torch.Tensor) -> torch.Tensor:
     """The text of each of R = B·M rows, as the row of its target: (R,)."""
     texts = torch.arange(len(targets), device=targets.device)
     return texts.repeat_interleave(num_rows // len(targets))
