@@ -3,6 +3,7 @@
 Run: python -m pytest -q tests/share/test_hub.py
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -350,6 +351,105 @@ def test_a_card_that_the_hub_refuses_stops_the_upload(run, hub, tmp_path):
     with pytest.raises(UsageError, match=r"me/refused was not published: .*"):
         push_folder(folder, "me/refused")
     assert hub.repositories["me/refused"].files() == {}
+
+
+# ---- what tokenizer and modules name --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(run, tmp_path):
+    """A copy of the run's folder, to which a test adds files."""
+    folder = tmp_path / "finished"
+    return shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoint-*", "pretraining"))
+
+
+def add_modules(folder, **kinds):
+    modules = json.loads((folder / "modules.json").read_text())
+    for path, kind in kinds.items():
+        modules.append(
+            {"idx": len(modules), "name": path, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        )
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def add_files(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return set(names)
+
+
+def test_files_of_the_tokenizer_are_published_whatever_their_names(finished):
+    """PhoBERT's tokenizer reads vocab.txt and bpe.codes."""
+    (finished / "tokenizer.json").unlink()
+    (finished / "vocab.txt").write_text("a 1\nb 1\nab 1\n")
+    (finished / "bpe.codes").write_text("a b 1\n")
+    (finished / "tokenizer_config.json").write_text('{"tokenizer_class": "PhobertTokenizer"}')
+    more = {"vocab.txt", "bpe.codes"}
+    assert set(files_to_publish(finished)) == EXPORTED - {"tokenizer.json"} | more
+    assert len(AutoTokenizer.from_pretrained(finished)) > 3
+
+
+@pytest.mark.parametrize(
+    ("kinds", "files"),
+    [
+        ({"3_Dense": "Dense"}, ["3_Dense/config.json", "3_Dense/model.safetensors"]),
+        ({"3_Normalize": "Normalize"}, []),
+        ({"3_Normalize": "Normalize"}, ["3_Normalize/config.json"]),
+        ({"head/3_LSTM": "LSTM"}, ["head/3_LSTM/lstm_config.json", "head/3_LSTM/model.safetensors"]),
+        (
+            {"3_Router": "Router"},
+            [
+                "3_Router/router_config.json",
+                "3_Router/query_0_Dense/config.json",
+                "3_Router/query_0_Dense/m.safetensors",
+            ],
+        ),
+    ],
+)
+def test_files_of_every_module_are_published(finished, kinds, files):
+    add_modules(finished, **kinds)
+    more = add_files(finished, *files)
+    add_files(finished, "4_Dense/config.json", "3_Dense/optimizer.pt", "3_Dense/.secret.json")  # not named, or no part
+    assert set(files_to_publish(finished)) == EXPORTED | more
+
+
+@pytest.mark.parametrize(
+    ("kinds", "files", "message"),
+    [
+        ({"3_Dense": "Dense"}, [], r"modules.json names the module '3_Dense', which is not there; add it"),
+        (
+            {"3_Dense": "Dense"},
+            ["3_Dense/config.json", "3_Dense/pytorch_model.bin"],
+            r"pytorch_model.bin: weights in",
+        ),
+        ({"../finished2": "Dense"}, [], r"the module '../finished2' is outside the folder"),
+    ],
+)
+def test_modules_that_cannot_be_published_are_refused(finished, kinds, files, message):
+    add_modules(finished, **kinds)
+    add_files(finished, *files)
+    with pytest.raises(UsageError, match=message):
+        files_to_publish(finished)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("modules.json", b"{", r"modules.json: not a list of modules"),
+        ("modules.json", b"[3]", r"modules.json: not a list of modules"),
+        ("modules.json", b'[{"path": "1_Pooling"}]', r"modules.json: not a list of modules"),
+        ("modules.json", b"\xff\xfe", r"modules.json: not a list of modules"),
+        ("tokenizer.json", b"{}", r"finished: its tokenizer cannot be read"),
+        ("README.md", b"caf\xe9", r"README.md: not UTF-8"),
+        ("README.md", b"---\na: [\n---\ntext\n", r"README.md: no card can be read"),
+    ],
+)
+def test_a_damaged_file_is_named_before_anything_is_published(finished, hub, name, content, message):
+    (finished / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        push_folder(finished, "me/damaged")
+    assert "me/damaged" not in hub.repositories
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

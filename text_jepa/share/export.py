@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import json
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.data.word_weights import save_word_weights
@@ -25,6 +26,7 @@ from text_jepa.embeddings import (
     trained_word_weights,
 )
 from text_jepa.share.onnx import require
+from text_jepa.share.transformers4 import make_readable_in_4
 
 
 def export_encoder(
@@ -37,8 +39,8 @@ def export_encoder(
     """Writes an encoder, its tokenizer and the files of sentence-transformers.
 
     `AutoModel`, `AutoTokenizer`, `pipeline("feature-extraction")`, the `AutoModelFor…` classes and
-    `SentenceTransformer` open the folder as it is. The predictor and the other encoder are left out. If the model
-    pools by `"idf"`, `1_WordWeights/` has the word weights.
+    `SentenceTransformer` open the folder as it is, with transformers 4.57 as well as 5. The predictor and the other
+    encoder are left out. If the model pools by `"idf"`, `1_WordWeights/` has the word weights.
 
     Args:
         model: The pretraining model.
@@ -52,7 +54,10 @@ def export_encoder(
     encoder.save_pretrained(output_dir)
     tokenizer = copy.copy(tokenizer)  # the caller's keeps its length
     tokenizer.model_max_length = max_length
+    tokenizer.model_input_names = _shared_inputs(encoder, tokenizer)
+    tokenizer.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": None}  # so that they are written
     tokenizer.save_pretrained(output_dir)
+    make_readable_in_4(output_dir)
     _write_json(output_dir / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     weights = trained_word_weights(model, tokenizer)
     modules = [TRANSFORMER_MODULE]
@@ -63,6 +68,12 @@ def export_encoder(
     pooling_folder = f"{len(modules)}_Pooling"
     modules.append(write_pooling(output_dir, pooling_folder, encoder.config.hidden_size, pooling))
     write_modules(output_dir, modules)
+
+
+def _shared_inputs(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a tokenizer makes and its encoder takes: not all take the token types of a tokenizer of BERT."""
+    taken = inspect.signature(encoder.forward).parameters
+    return [name for name in tokenizer.model_input_names if name in taken]
 
 
 def write_modules(folder: Path, modules: Sequence[tuple[str, str]]) -> None:
@@ -129,13 +140,14 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def staged(output_dir: str | Path) -> Iterator[Path]:
-    """Opens a new folder that becomes `output_dir` at the end of the block, or vanishes if the block fails."""
+    """Opens a new folder for an encoder, which becomes `output_dir` at the end, or vanishes if the block fails."""
     output_dir = Path(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix="_") as folder:
         staging = Path(folder, output_dir.name)
         staging.mkdir()
         yield staging
+        make_readable_in_4(staging)
         staging.replace(output_dir)
 
 
@@ -194,3 +206,4 @@ def export_sentence_transformer(
     if max_length is not None:
         model.max_seq_length = max_length
     model.save_pretrained(str(output_dir), create_model_card=False)  # the run's own card says more
+    make_readable_in_4(Path(output_dir))

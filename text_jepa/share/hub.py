@@ -2,17 +2,21 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import disable_progress_bars
+from transformers import AutoTokenizer
+from yaml import YAMLError
 
 from text_jepa.cli import UsageError, first_line
 from text_jepa.share.model_card import renamed_card
 
 
-# Files of a folder that are published. Anything else stays: checkpoints, optimizers, arguments, other logs.
+# Files of a folder that are published, beside those that its tokenizer and its modules name. Anything else stays:
+# checkpoints, optimizers, arguments, other logs.
 PUBLISHED = [
     "README.md",
     "curves.png",
@@ -27,6 +31,7 @@ PUBLISHED = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
@@ -39,34 +44,31 @@ PUBLISHED = [
     "onnx/model_int8.onnx",
 ]
 
-# The same in the folders that modules.json names: pooling, word weights and dense layers of sentence-transformers.
-PUBLISHED_OF_A_MODULE = ["config.json", "model.safetensors"]
+# Files of a module of sentence-transformers that are published. Weights in other forms are pickles, which run code.
+_SUFFIXES_OF_A_MODULE = (".json", ".safetensors", ".txt", ".model")
 
 
 def files_to_publish(folder: str | Path) -> list[str]:
     """Names of the files that `push_folder` would upload, sorted.
 
     Raises:
-        UsageError: The folder is not finished: it lacks configuration, weights or card.
+        UsageError: The folder is not finished: it lacks configuration, weights, card, or what its tokenizer and its
+            modules need.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
-    modules = _module_folders(folder)
-    patterns = PUBLISHED + [f"{module}/{name}" for module in modules for name in PUBLISHED_OF_A_MODULE]
-    places = [folder]
-    for subfolder in folder.iterdir():
-        if subfolder.is_dir() and subfolder.name in {"onnx", *modules}:
-            places.append(subfolder)
-    found = []
-    for place in places:
-        for path in place.iterdir():
-            name = path.relative_to(folder).as_posix()
-            if path.is_file() and any(_matches(name, pattern) for pattern in patterns):
-                found.append(name)
+    patterns = PUBLISHED + _files_of_tokenizer(folder)
+    found = set()
+    for path in (*folder.glob("*"), *folder.glob("onnx/*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and any(_matches(name, pattern) for pattern in patterns):
+            found.add(name)
     for pattern in ("config.json", "model*.safetensors", "README.md"):
         if not any(fnmatch(name, pattern) for name in found):
             raise UsageError(f"{folder}: not a finished encoder, {pattern} is missing; text-jepa export makes one")
+    for path in _files_of_modules(folder):
+        found.add(path.relative_to(folder).as_posix())
     return sorted(found)
 
 
@@ -75,13 +77,50 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch(name, pattern) and name.count("/") == pattern.count("/")
 
 
-def _module_folders(folder: Path) -> list[str]:
-    """Folders of sentence-transformers' modules, without the encoder, which is in no subfolder."""
+def _files_of_tokenizer(folder: Path) -> list[str]:
+    """Names of the files that the tokenizer's class reads, such as `bpe.codes`; none if there is no tokenizer."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return []
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # The tokenizers library raises errors without a type.
+    except Exception as error:
+        raise UsageError(f"{folder}: its tokenizer cannot be read ({first_line(error)}); mend it first") from error
+    return list(tokenizer.vocab_files_names.values())
+
+
+def _files_of_modules(folder: Path) -> Iterator[Path]:
+    """All files of sentence-transformers' modules, except the encoder, which is in no subfolder."""
+    for subfolder, kind in _read_modules(folder):
+        module = folder / subfolder
+        if not module.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{folder}/modules.json: the module '{subfolder}' is outside the folder; mend it first")
+        if module.resolve() == folder.resolve():
+            continue
+        paths = [path for path in module.rglob("*") if path.is_file() and not path.name.startswith(".")]
+        published = [path for path in paths if path.suffix in _SUFFIXES_OF_A_MODULE]
+        pickles = [path for path in paths if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+        if pickles and not any(path.suffix == ".safetensors" for path in published):
+            raise UsageError(
+                f"{pickles[0]}: weights in a pickle are not published; `text-jepa export sentence-transformers` "
+                "writes them as safetensors"
+            )
+        # Normalize has no settings, and a repository no empty folders.
+        if not published and not kind.endswith("Normalize"):
+            raise UsageError(f"{folder}/modules.json names the module '{subfolder}', which is not there; add it")
+        yield from published
+
+
+def _read_modules(folder: Path) -> list[tuple[str, str]]:
+    """Subfolder and type of each module of sentence-transformers; none without `modules.json`."""
     path = folder / "modules.json"
     if not path.is_file():
         return []
-    modules = json.loads(path.read_text(encoding="utf-8"))
-    return [module["path"] for module in modules if module["path"]]
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        return [(str(module["path"]), str(module["type"])) for module in modules]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path}: not a list of modules ({first_line(error)}); mend it first") from error
 
 
 def create_repository(name: str, private: bool | None = None, token: str | None = None) -> str:
@@ -134,11 +173,11 @@ def push_folder(
         disable_progress_bars()  # here, because the Trainer enables them again
     folder = Path(folder)
     files = files_to_publish(folder)
+    _read_card(folder / "README.md", name)  # before a repository is made
     name = create_repository(name, private, token)
-    card = (folder / "README.md").read_text(encoding="utf-8")
     operations = []
     for file in files:
-        content = renamed_card(card, name).encode() if file == "README.md" else folder / file
+        content = _read_card(folder / file, name) if file == "README.md" else folder / file
         operations.append(CommitOperationAdd(file, content))
     api = HfApi(token=token)
     try:
@@ -150,6 +189,17 @@ def push_folder(
     except Exception as error:
         raise UsageError(f"{name} was not published: {_reason(error)}") from error
     return commit.commit_url
+
+
+def _read_card(path: Path, name: str) -> bytes:
+    """The card under the name of the repository."""
+    try:
+        card = renamed_card(path.read_text(encoding="utf-8"), name)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (YAMLError, ValueError, TypeError) as error:
+        raise UsageError(f"{path}: no card can be read there ({first_line(error)}); mend its metadata") from error
+    return card.encode()
 
 
 def _reason(error: Exception) -> str:

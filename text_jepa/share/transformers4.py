@@ -1,0 +1,102 @@
+"""Makes exports readable by transformers 4.57: names that version 5 has changed are written under both.
+
+What 4.57 does not know, it replaces by a default without a word. So a test opens an export of each architecture there
+and compares the states.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TokenizersBackend
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+
+# The class of a tokenizer that is nothing but its tokenizer.json: that of version 5, and the name that both know.
+_CLASS_OF_5 = TokenizersBackend.__name__
+_CLASS_OF_BOTH = "PreTrainedTokenizerFast"
+
+# Where 4.57 has the base of rotary positions if it depends on the kind of layer.
+_BASES_BY_LAYER = {
+    "modernbert": {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"},
+    "gemma3_text": {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"},
+}
+
+Content = dict[str, Any]
+
+
+def make_readable_in_4(folder: Path) -> None:
+    """Adds the names of transformers 4.57 to the configuration and the tokenizer of an exported encoder.
+
+    Version 5 reads the folder as before. An encoder that 4.57 cannot compute is an error there.
+    """
+    _rewrite(folder / "config.json", _add_old_fields)
+    _rewrite(folder / "tokenizer_config.json", _name_tokenizer)
+
+
+def _rewrite(path: Path, change: Callable[[Content], None]) -> None:
+    if not path.is_file():
+        return
+    before = path.read_text(encoding="utf-8")
+    content = json.loads(before)
+    change(content)
+    after = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    if json.loads(before) != content:
+        path.write_text(after, encoding="utf-8")
+
+
+# ---- configuration --------------------------------------------------------------------------------------------------
+
+
+def _add_old_fields(config: Content) -> None:
+    rope = config.get("rope_parameters")
+    if not rope:  # no rotary positions, or a file that 4.x has written
+        return
+    model_type = config.get("model_type")
+    _add_rope_fields(config, rope, _BASES_BY_LAYER.get(model_type))
+    if model_type == "modernbert":
+        config["global_attn_every_n_layers"] = _full_attention_every(config)
+
+
+def _add_rope_fields(config: Content, rope: Content, bases: dict[str, str] | None) -> None:
+    """Rotary positions: `rope_parameters` of version 5, `rope_theta` and `rope_scaling` of 4.57."""
+    if bases is not None:
+        for layer_type, name in bases.items():
+            config[name] = rope[layer_type]["rope_theta"]
+        rope = rope["full_attention"]
+    elif "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+    scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+    if scaling.get("rope_type", "default") != "default":
+        config["rope_scaling"] = scaling
+
+
+def _full_attention_every(config: Content) -> int | None:
+    """Layers from one with full attention to the next, which is all that 4.57 knows; `None` is an error there.
+
+    It cannot have layers in another order, nor scale the positions of one kind of layer alone.
+    """
+    rope = config["rope_parameters"]
+    kinds = {parameters["rope_type"] for parameters in rope.values()}
+    layer_types = config["layer_types"]
+    for period in range(1, len(layer_types) + 1):
+        is_full = [layer % period == 0 for layer in range(len(layer_types))]
+        if is_full == [kind == "full_attention" for kind in layer_types] and kinds == {"default"}:
+            return period
+    return None
+
+
+# ---- tokenizer ------------------------------------------------------------------------------------------------------
+
+
+def _name_tokenizer(config: Content) -> None:
+    name = config.get("tokenizer_class")
+    tokenizer_class = tokenizer_class_from_name(name) if name else None
+    if tokenizer_class is not None:
+        # 4.57 would give token types as well, which not every encoder takes.
+        config.setdefault("model_input_names", tokenizer_class.model_input_names)
+    if name == _CLASS_OF_5:
+        config["tokenizer_class"] = _CLASS_OF_BOTH
+    if isinstance(config.get("extra_special_tokens"), list):  # a dict in 4.57, and something else
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
