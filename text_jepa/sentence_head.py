@@ -81,8 +81,21 @@ def read_head(source: str) -> SentenceHead:
     """The head of a folder or a Hub repository, which is the plain mean if there are no such files.
 
     Raises:
-        UsageError: It has modules that are not read, or pools in several ways.
+        UsageError: It has modules that are not read, or pools in several ways, or its files are damaged.
     """
+    try:
+        return _read_head(source)
+    except UsageError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(
+            f"{source}: modules.json, or a file that it names, holds something else than sentence-transformers "
+            f"writes ({reason}); mend it, or remove modules.json"
+        ) from error
+
+
+def _read_head(source: str) -> SentenceHead:
     modules = []
     pooling = "mean"
     includes_prompt = True
@@ -111,6 +124,8 @@ def read_head(source: str) -> SentenceHead:
     if prompt and not includes_prompt:
         raise UsageError(f"{source}: its pooling leaves out the prompt '{prompt}', which is not read; {_REMEDY}")
     length = (read_json(source, "sentence_bert_config.json") or {}).get("max_seq_length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise UsageError(f"{source}: max_seq_length in sentence_bert_config.json is {length!r}; write a number of tokens")
     return SentenceHead(source, pooling, tuple(modules), length, prompt, prompts)
 
 
