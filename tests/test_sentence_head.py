@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+import run_pretraining
 from text_jepa.cli import UsageError
+from text_jepa.commands.export import main as export
 from text_jepa.commands.plot import embed
 from text_jepa.embeddings import embed_layers, embed_texts, finish_vectors, open_encoder
 
@@ -105,3 +107,74 @@ def test_head_that_is_not_read_is_one_line(save, name, content, fragment):
     (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UsageError, match=fragment):
         open_encoder(str(folder))
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretrain(tmp_path, capsys):
+    """A run around a folder that changes no weight; gives its folder and what it printed."""
+
+    def run(folder, *more):
+        (tmp_path / "texts.txt").write_text("".join(f"The keeper of light {i} climbed down.\n" for i in range(60)))
+        argv = f"--model_name_or_path {folder} --train_file {tmp_path}/texts.txt --max_length 16 --max_steps 1"
+        argv += " --learning_rate 0 --weight_decay 0 --use_cpu --per_device_train_batch_size 4 --save_steps 1"
+        argv += f" --cache_dir {tmp_path}/cache --output_dir {tmp_path}/run"
+        output = run_pretraining.main([*argv.split(), *more])
+        return output, capsys.readouterr().out
+
+    return run
+
+
+@every_head
+def test_run_that_changes_nothing_exports_the_same_vectors(save, pretrain, head):
+    folder = save(**head)
+    expected = vectors_of(folder)
+    output, printed = pretrain(folder, "--objective", "mlm")
+    np.testing.assert_allclose(vectors_of(output), expected, atol=1e-5)
+    np.testing.assert_allclose(embed_texts(open_encoder(str(output)), SHORT), expected, atol=1e-5)
+    np.testing.assert_allclose(embed_texts(open_encoder(f"{output}/pretraining"), SHORT), expected, atol=1e-5)
+    model = sentence_transformers.SentenceTransformer(str(output), device="cpu", trust_remote_code=False)
+    assert model.max_seq_length == 40
+    sentence = f"The export keeps the head of {folder}"
+    assert sentence in printed
+    assert sentence in (output / "README.md").read_text()
+
+
+def test_export_of_a_checkpoint_keeps_the_head_or_says_what_is_gone(save, pretrain, tmp_path):
+    folder = save(pooling="lasttoken", dense=True, prompt="query: ")
+    expected = vectors_of(folder)
+    output, _ = pretrain(folder, "--objective", "mlm")
+    source = f"{output}/checkpoint-1"
+    export(["encoder", source, f"{tmp_path}/exported"])
+    np.testing.assert_allclose(vectors_of(tmp_path / "exported"), expected, atol=1e-5)
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="2_Dense, which the export keeps, is gone"):
+        export(["encoder", source, f"{tmp_path}/again"])
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "flags", "remedy"),
+    [
+        ({"pooling": "cls"}, "--objective documents", "--pooling cls keeps it"),
+        ({"pooling": "lasttoken", "dense": True}, "--objective documents --pooling mean", "lasttoken pooling, Dense"),
+        ({"normalize": True}, "--objective documents --pooling cls", "--pooling mean keeps it"),
+    ],
+)
+def test_run_that_pools_in_another_way_says_so_in_a_line_and_on_the_card(save, pretrain, head, flags, remedy):
+    output, printed = pretrain(save(**head), *flags.split())
+    (line,) = [line for line in printed.splitlines() if "is not kept" in line]
+    assert remedy in line
+    assert line in (output / "README.md").read_text()
+
+
+def test_head_that_is_not_read_is_lost_aloud(save, pretrain):
+    folder = save()
+    change = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    change.append({"path": "1_LSTM", "type": "sentence_transformers.models.LSTM"})
+    (folder / "modules.json").write_text(json.dumps(change))
+    _, printed = pretrain(folder, "--objective", "mlm")
+    assert "not as its start did" in printed
+    assert "LSTM is not read" in printed

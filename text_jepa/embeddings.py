@@ -26,7 +26,7 @@ from modeling_text_jepa import TextJepaForPreTraining, without_adapters
 from text_jepa.data.tokenization import special_tokens_around, vocabulary
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
 from text_jepa.opening import check_loaded, read_config, read_tokenizer, readable
-from text_jepa.sentence_head import SentenceHead, file_of, read_head, read_json
+from text_jepa.sentence_head import SentenceHead, file_of, kept_head, read_head, read_json
 
 
 Which = Literal["target", "context"]
@@ -92,23 +92,30 @@ def open_encoder(name_or_path: str, max_length: int | None = None, pooling: Pool
 
     if isinstance(model, TextJepaForPreTraining):
         encoder = encoder_inside(model, tokenizer, max_length, name=name_or_path)
+        head = kept_head(read_json(name_or_path, "card.json"))
     else:
         encoder = Encoder(name_or_path, model, tokenizer, max_length)
-        if pooling is None:
-            head = read_head(name_or_path)
-            encoder = with_head(encoder, head)
-            encoder = replace(encoder, word_weights=_stated_word_weights(name_or_path))
+        head = read_head(name_or_path) if pooling is None else None
+    if pooling is None and head is not None:
+        encoder = with_head(encoder, head)
     if pooling is not None:
         encoder = replace(encoder, pooling=pooling, word_weights=None)
     return encoder
 
 
 def with_head(encoder: Encoder, head: SentenceHead) -> Encoder:
-    """The encoder with the pooling, the layers and the prompt of a folder of sentence-transformers."""
+    """The encoder with the pooling, the layers and the prompt of a folder of sentence-transformers.
+
+    Word weights are those of the encoder, if it has some, else those of the folder.
+    """
+    word_weights = encoder.word_weights
+    if word_weights is None:
+        word_weights = _stated_word_weights(head.source)
     layers = tuple(layer.to(encoder.model.device) for layer in head.layers())
     return replace(
         encoder,
         pooling=head.pooling,
+        word_weights=word_weights,
         layers_after=layers,
         prompt=head.prompt,
     )

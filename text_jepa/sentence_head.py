@@ -3,7 +3,9 @@
 Shapes: N texts, D features.
 """
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
+from configuration_text_jepa import TextJepaConfig
 from text_jepa.cli import UsageError
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER
 
@@ -21,7 +24,7 @@ from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER
 POOLINGS = ("mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean")
 
 # How sentence-transformers before version 5 writes the kind of pooling: as one flag for each.
-_POOLING_FLAGS = {
+POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
@@ -29,6 +32,12 @@ _POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+
+# Files of a module.
+_MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "wordweights_config.json")
+
+# Tokens of a text that are none of its limits.
+_NO_LIMIT = 1_000_000
 
 _REMEDY = "name --pooling mean or --pooling cls, or another encoder"
 
@@ -52,6 +61,12 @@ class SentenceHead:
     max_seq_length: int | None = None
     prompt: str = ""
     prompts: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "SentenceHead":
+        """The head that `dataclasses.asdict` has taken apart, also by way of JSON."""
+        modules = tuple((path, kind) for path, kind in fields["modules"])
+        return cls(**{**fields, "modules": modules})
 
     @property
     def parts(self) -> list[str]:
@@ -124,9 +139,90 @@ def _read_head(source: str) -> SentenceHead:
     if prompt and not includes_prompt:
         raise UsageError(f"{source}: its pooling leaves out the prompt '{prompt}', which is not read; {_REMEDY}")
     length = (read_json(source, "sentence_bert_config.json") or {}).get("max_seq_length")
-    if length is not None and (type(length) is not int or length < 1):
-        raise UsageError(f"{source}: max_seq_length in sentence_bert_config.json is {length!r}; write a number of tokens")
+    if length is None and modules:
+        # Version 6 leaves the length to the tokenizer, whose default is a huge number.
+        length = (read_json(source, "tokenizer_config.json") or {}).get("model_max_length")
+        length = length if length and length < _NO_LIMIT else None
     return SentenceHead(source, pooling, tuple(modules), length, prompt, prompts)
+
+
+# ---- the head of a run's start --------------------------------------------------------------------------------------
+
+
+def head_of_start(source: str, config: TextJepaConfig) -> dict[str, Any] | None:
+    """What becomes of the head of the encoder that a run starts from, for its card and its exports.
+
+    A run that pools in training exports what it has trained; any other one leaves the head as it was.
+
+    Args:
+        source: Folder or name on the Hub.
+        config: The configuration of the model.
+
+    Returns:
+        `sentence`, what to say about it, and `kept`, its fields for `SentenceHead.from_dict` or `None`; `None` if
+        the start has no head.
+    """
+    card = read_json(source, "card.json")
+    if card is not None and card.get("head"):
+        return card["head"]  # training of a complete model goes on
+    try:
+        head = read_head(source)
+    except UsageError as error:
+        return {"kept": None, "sentence": f"The export pools as the run does, not as its start did: {error}."}
+    if not head.modules and not head.prompt:
+        return None
+    pools_in_training = config.document_loss_weight > 0 or config.sentence_loss_weight > 0
+    has_word_weights = any(kind == "WordWeights" for _, kind in head.modules)
+    before = "idf" if has_word_weights else head.pooling
+    parts = ", ".join(head.parts)
+    if pools_in_training and config.pooling != before:
+        remedy = f"; --pooling {before} keeps it" if before in ("mean", "cls", "idf") else ""
+        sentence = f"This run pools by {config.pooling}, so the head of {source} is not kept ({parts}){remedy}."
+        return {"kept": None, "sentence": sentence}
+    sentence = f"The export keeps the head of {source}: {parts}."
+    if head.prompt:
+        sentence += " Texts are trained on without the prompt."
+    return {"kept": dataclasses.asdict(head), "sentence": sentence}
+
+
+def kept_head(card_info: Mapping[str, Any] | None) -> SentenceHead | None:
+    """The head that a run keeps, from its card information."""
+    entry = (card_info or {}).get("head") or {}
+    return SentenceHead.from_dict(entry["kept"]) if entry.get("kept") else None
+
+
+def copy_modules(head: SentenceHead, folder: Path, has_word_weights: bool) -> list[tuple[str, str]]:
+    """Copies the modules of a head but for its pooling, and its prompts, into an exported folder.
+
+    Args:
+        head: The head.
+        folder: The exported folder.
+        has_word_weights: Whether the folder has word weights of its own.
+
+    Returns:
+        Subfolder and type of each module, in order; the pooling without its file.
+
+    Raises:
+        UsageError: The folder that it comes from is gone.
+    """
+    modules = []
+    for path, kind in head.modules:
+        is_own = kind == "Pooling" or (kind == "WordWeights" and has_word_weights)
+        files = [] if is_own else [file_of(head.source, f"{path}/{name}") for name in _MODULE_FILES]
+        files = [file for file in files if file is not None]
+        if kind in ("Dense", "WordWeights") and not is_own and len(files) < 2:
+            raise UsageError(f"{head.source}: its module {path}, which the export keeps, is gone; put the folder back")
+        (folder / path).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy(file, folder / path / file.name)
+        modules.append((path, f"sentence_transformers.models.{kind}"))
+    if head.prompts is not None:
+        text = json.dumps(head.prompts, indent=2) + "\n"
+        (folder / "config_sentence_transformers.json").write_text(text, encoding="utf-8")
+    return modules
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 def read_json(source: str, name: str) -> Any:
@@ -159,7 +255,7 @@ def _kind_of_pooling(config: Mapping[str, Any]) -> str:
     """One or several kinds: `pooling_mode` in the new form, a flag for each kind in the old one; mean by default."""
     kinds = config.get("pooling_mode")
     if kinds is None:
-        kinds = [kind for flag, kind in _POOLING_FLAGS.items() if config.get(flag)]
+        kinds = [kind for flag, kind in POOLING_FLAGS.items() if config.get(flag)]
         kinds = kinds or ["mean"]
     if isinstance(kinds, str):
         return kinds

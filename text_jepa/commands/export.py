@@ -32,10 +32,11 @@ from text_jepa import embeddings
 from text_jepa.cli import UsageError, add_command, command_parser, mute_libraries
 from text_jepa.data.corpus import load_texts
 from text_jepa.data.files import Quoting
-from text_jepa.embeddings import Encoder, embed_texts, encoder_inside, open_encoder
+from text_jepa.embeddings import Encoder, embed_texts, encoder_inside, open_encoder, with_head
 from text_jepa.probe import documents
 from text_jepa.probe.predictors import sts_scores
 from text_jepa.probe.tasks import Split, load_task_file
+from text_jepa.sentence_head import kept_head
 from text_jepa.share import export, hub, merging, onnx
 from text_jepa.share.model_card import note_change, read_card_info, write_model_card
 from text_jepa.train.run_log import read_metrics, write_metrics
@@ -284,10 +285,8 @@ def write_plain(
         max_length = tokenizer.model_max_length
     limit = model.config.max_text_length
     if limit is not None and max_length > limit:
-        raise UsageError(
-            f"--max_length {max_length}: the encoder has positions for at most {limit} tokens"
-        )
-    export.export_encoder(model, tokenizer, output_dir, max_length, which)
+        raise UsageError(f"--max_length {max_length}: the encoder has positions for at most {limit} tokens")
+    export.export_encoder(model, tokenizer, output_dir, max_length, which, kept_head(card_info))
     if card_info is None:
         print(f"no card: {source} has no card information (card.json)", file=sys.stderr)
         return
@@ -307,7 +306,9 @@ def open_for_onnx(args: argparse.Namespace) -> Encoder:
     model, tokenizer = embeddings.load_trained(args.source)
     if isinstance(model, TextJepaForPreTraining):
         max_length = min(tokenizer.model_max_length, 512)
-        return encoder_inside(model, tokenizer, max_length, args.which or "target")
+        encoder = encoder_inside(model, tokenizer, max_length, args.which or "target")
+        head = kept_head(read_card_info(Path(args.source)))
+        return encoder if head is None else with_head(encoder, head)
     check_no_which(args)
     return open_encoder(args.source)
 

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +24,7 @@ from text_jepa.embeddings import (
     trained_encoder,
     trained_word_weights,
 )
+from text_jepa.sentence_head import POOLING_FLAGS, SentenceHead, copy_modules
 from text_jepa.share.onnx import require
 from text_jepa.share.transformers4 import make_readable_in_4
 
@@ -35,6 +35,7 @@ def export_encoder(
     output_dir: str | Path,
     max_length: int,
     which: Which = "target",
+    head: SentenceHead | None = None,
 ) -> None:
     """Writes an encoder, its tokenizer and the files of sentence-transformers.
 
@@ -48,6 +49,10 @@ def export_encoder(
         output_dir: Folder to write to, created if missing.
         max_length: Longest text in tokens, for sentence-transformers and the tokenizer.
         which: The encoder to export, see `trained_encoder`.
+        head: The head that the encoder had before and keeps; by default the vectors are pooled as in training.
+
+    Raises:
+        UsageError: A module of the head is gone.
     """
     encoder = trained_encoder(model, which)
     output_dir = Path(output_dir)
@@ -64,6 +69,13 @@ def export_encoder(
     if weights is not None:
         save_word_weights(output_dir, weights, tokenizer)
         modules.append(WORD_WEIGHTS_MODULE)
+    if head is not None:
+        kept = copy_modules(head, output_dir, weights is not None)
+        write_modules(output_dir, [TRANSFORMER_MODULE, *kept])
+        pooling_folder = next((path for path, kind in kept if kind == POOLING_MODULE), None)
+        if pooling_folder is not None:
+            write_pooling(output_dir, pooling_folder, encoder.config.hidden_size, head.pooling)
+            return
     pooling = sentence_pooling(model.config)
     pooling_folder = f"{len(modules)}_Pooling"
     modules.append(write_pooling(output_dir, pooling_folder, encoder.config.hidden_size, pooling))
@@ -95,7 +107,7 @@ def write_modules(folder: Path, modules: Sequence[tuple[str, str]]) -> None:
     _write_json(folder / "modules.json", listed)
 
 
-def write_pooling(folder: Path, subfolder: str, hidden_size: int, pooling: Literal["mean", "cls"]) -> tuple[str, str]:
+def write_pooling(folder: Path, subfolder: str, hidden_size: int, pooling: str) -> tuple[str, str]:
     """Writes the pooling module of sentence-transformers.
 
     Returns:
@@ -106,6 +118,9 @@ def write_pooling(folder: Path, subfolder: str, hidden_size: int, pooling: Liter
         "pooling_mode_mean_tokens": pooling == "mean",
         "pooling_mode_cls_token": pooling == "cls",
     }
+    if pooling not in ("mean", "cls"):
+        flag = next(flag for flag, kind in POOLING_FLAGS.items() if kind == pooling)
+        config[flag] = True
     _write_json(folder / subfolder / "config.json", config)
     return subfolder, POOLING_MODULE
 

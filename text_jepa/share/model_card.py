@@ -20,6 +20,7 @@ from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.embeddings import sentence_pooling, trained_encoder
+from text_jepa.sentence_head import kept_head
 from text_jepa.share.export import parameter_counts
 from text_jepa.show.plots import Run, loss_terms, loss_title, plot_curves
 
@@ -77,7 +78,7 @@ def write_model_card(
         figures=[(titles[name], value) for name, value in figures.items()],
         is_relative="relative_loss" in figures,
         version=text_jepa.__version__,
-        **_describe_model(model, exported),
+        **(_describe_model(model, exported) | _describe_head(card_info)),
         **_describe_effort(records),
         **card_info,
     )
@@ -153,6 +154,14 @@ def _describe_model(model, exported) -> dict[str, Any]:
         "pooling": pooling,
         "pooling_description": "mean of tokens weighted by IDF" if pooling == "idf" else f"{pooling} pooling",
     }
+
+
+def _describe_head(card_info) -> dict[str, Any]:
+    """Fields of the template that a head which the encoder had before takes the place of."""
+    head = kept_head(card_info)
+    if head is None:
+        return {}
+    return {"pooling": head.pooling, "pooling_description": ", ".join(head.parts)}
 
 
 def _describe_effort(records) -> dict[str, str | None]:

@@ -23,7 +23,7 @@ from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.cli import UsageError
 from text_jepa.data.corpus import Corpus, read_rows
-from text_jepa.embeddings import Encoder, embed_texts, encoder_inside, nearest_texts
+from text_jepa.embeddings import Encoder, embed_texts, encoder_inside, nearest_texts, with_head
 from text_jepa.probe.documents import (
     HELD_OUT_DOCUMENTS,
     TRAINING_DOCUMENTS,
@@ -32,6 +32,7 @@ from text_jepa.probe.documents import (
     score_on_documents,
     verdict,
 )
+from text_jepa.sentence_head import kept_head
 from text_jepa.share.export import save_for_continuing
 from text_jepa.share.hub import push_folder
 from text_jepa.share.merging import SHARES, choose_share, interpolate
@@ -81,6 +82,9 @@ def leave_results(
         trainer.card_info["max_length"],
         model_args.export_encoder,
     )
+    head = kept_head(trainer.card_info)
+    if head is not None:
+        encoder = with_head(encoder, head)
     documents = first_texts(corpus, "validation", HELD_OUT_DOCUMENTS)
     share, shares = 1.0, {}
     if merges_weights(model_args, trainer.model.config):

@@ -25,6 +25,7 @@ from text_jepa.data.masking import DOCUMENT_VIEWS
 from text_jepa.data.tokenization import DocumentCount, log_skipped_documents
 from text_jepa.embeddings import trained_encoder
 from text_jepa.probe.online import OnlineProbeCallback
+from text_jepa.sentence_head import SentenceHead, head_of_start, kept_head
 from text_jepa.share.export import parameter_counts
 from text_jepa.share.model_card import describe_count, describe_sizes
 from text_jepa.train import checkpointing
@@ -276,13 +277,17 @@ def make_card_info(
     name = model_args.model_name_or_path
     if model_args.init == "from_config":
         name = None
+    head = None
+    if name and model_args.init == "pretrained":
+        head = head_of_start(name, config)
     dataset = data_args.dataset_name
     command = ["accelerate", "launch", "run_pretraining.py", *argv]
     return {
         "data": corpus_name,
         "start": describe_initial_weights(name, model_args.init),
         "command": shlex.join(command),
-        "max_length": max_length_in_use(data_args, config),
+        "max_length": max_length_in_use(data_args, config, kept_head({"head": head})),
+        "head": head,
         "license": model_args.license,
         "base_model": name if _is_on_hub(name) else None,
         "datasets": [dataset] if _is_on_hub(dataset) else None,
@@ -305,12 +310,15 @@ def _is_on_hub(name: str | None) -> bool:
     return bool(name) and not Path(name).exists()
 
 
-def max_length_in_use(data_args: DataArguments, config: TextJepaConfig) -> int:
+def max_length_in_use(data_args: DataArguments, config: TextJepaConfig, head: SentenceHead | None = None) -> int:
     """The number of tokens at which the exported encoder cuts a text.
 
     It is the length of training, except for encoders without layers that were trained on windows of documents: they
-    take the longest document.
+    take the longest document; and for those that keep the head of their start: they take what they took before.
     """
+    if head is not None and head.max_seq_length:
+        longest = max(data_args.max_length, head.max_seq_length)
+        return min(longest, config.max_text_length or longest)
     has_layers = config.text_config.num_hidden_layers > 0
     if has_layers or data_args.view not in DOCUMENT_VIEWS:
         return data_args.max_length
@@ -331,6 +339,8 @@ def show_sizes(trainer: TextJepaTrainer) -> None:
         if count:
             parts.append(f"{name} {count:,}")
     print(f"{texts}; {trainable:,} of {total:,} parameters train ({', '.join(parts)})")
+    if trainer.card_info.get("head"):
+        print(trainer.card_info["head"]["sentence"])
     cores = os.cpu_count() or 1
     is_alone_on_cpu = args.device.type == "cpu" and args.world_size == 1
     if is_alone_on_cpu and torch.get_num_threads() == 1 < cores:

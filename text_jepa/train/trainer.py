@@ -29,6 +29,7 @@ from modeling_text_jepa import TextJepaForPreTraining, has_adapters, plain_weigh
 from text_jepa.cli import UsageError
 from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps
 from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.sentence_head import kept_head
 from text_jepa.share import hub
 from text_jepa.share.export import export_encoder
 from text_jepa.share.model_card import describe_run, write_card_info, write_model_card
@@ -585,6 +586,7 @@ class TextJepaTrainer(Trainer):
             output_dir,
             max_length,
             which,
+            kept_head(self.card_info),
         )
         self.write_card(output_dir, which)
 
