@@ -53,7 +53,7 @@ def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[
         is_one_token = len(pieces) == 1 and pieces[0] != tokenizer.unk_token_id
         if word not in known and not is_one_token:
             added[word] = [piece for piece in pieces if piece != tokenizer.unk_token_id]
-    tokenizer.add_tokens([_added_token(word) for word in added])
+    tokenizer.add_tokens([_added_token(tokenizer, word) for word in added])
     return {tokenizer.convert_tokens_to_ids(word): pieces for word, pieces in added.items()}
 
 
@@ -61,9 +61,14 @@ def _pieces_of(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
     return tokenizer(word, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
-def _added_token(word: str) -> AddedToken:
-    # Not inside of other words, of which scripts without blanks do not show the ends.
-    is_apart = not any(map(is_unspaced, word))
+def _added_token(tokenizer: PreTrainedTokenizerBase, word: str) -> AddedToken:
+    # Not inside of other words. Scripts without blanks do not show where these end, and a blank that the tokenizer
+    # puts before each text belongs to the word, which then begins inside of nothing.
+    begins_with_blank = False
+    if tokenizer.is_fast and tokenizer.backend_tokenizer.normalizer is not None:
+        normalized = tokenizer.backend_tokenizer.normalizer.normalize_str(word)
+        begins_with_blank = normalized[:1] in (" ", "▁")
+    is_apart = not begins_with_blank and not any(map(is_unspaced, word))
     return AddedToken(word, single_word=is_apart, normalized=True)
 
 

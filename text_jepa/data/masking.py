@@ -769,7 +769,9 @@ def split_words(
     may_start: np.ndarray,
     longest: int,
 ) -> np.ndarray:
-    """Splits words of more than `longest` tokens, which are none: DNA, base64, clauses of a script without blanks.
+    """Splits words of more than `longest` tokens, and the only word of a text, of which nothing could be hidden.
+
+    Such words are none: DNA, base64, clauses of a script without blanks.
 
     Args:
         usable, word_starts: See `sample_spans`.
@@ -780,7 +782,9 @@ def split_words(
         (R, S) boolean, where a token begins a word.
     """
     words = _Words.of(usable, word_starts)
-    return word_starts | (usable & may_start & (words.sizes() > longest))
+    sizes = words.sizes()
+    splits = (sizes > longest) | (sizes == words.counts[:, None])
+    return word_starts | (usable & may_start & splits)
 
 
 # ---- views of a text ------------------------------------------------------------------------------------------------

@@ -198,6 +198,7 @@ def _alphabet_of(texts: Iterable[str]) -> list[str]:
 
 
 def _train_bpe(texts: list[str], vocab_size: int, special: list[str], lowercase: bool) -> Tokenizer:
+    # A word at the beginning of a text is the same token as behind a blank.
     steps = [normalizers.NFC(), normalizers.Prepend(" ")]
     if lowercase:
         steps.append(normalizers.Lowercase())
