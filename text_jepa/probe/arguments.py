@@ -75,7 +75,7 @@ class ProbeArguments:
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the labels in --task_file; numbers with a point are scores. Default: label. Without "
+            "help": "Column of the labels in --task_file; numbers with a fraction are scores. Default: label. Without "
             "--task_file: column of classes in --texts, predicted by nearest neighbours; no default."
         },
     )
