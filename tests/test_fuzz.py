@@ -29,7 +29,7 @@ from text_jepa.share.export import export_encoder
 
 
 # Starts of each test. A start of a run takes a second, one of another command less.
-STARTS = 6 * CASES
+STARTS = 4 * CASES
 fuzzed = settings(
     max_examples=STARTS,
     deadline=None,
