@@ -143,6 +143,10 @@ def _read_head(source: str) -> SentenceHead:
         # Version 6 leaves the length to the tokenizer, whose default is a huge number.
         length = (read_json(source, "tokenizer_config.json") or {}).get("model_max_length")
         length = length if length and length < _NO_LIMIT else None
+    if length is not None and (type(length) is not int or length < 1):
+        raise UsageError(
+            f"{source}: its max_seq_length (sentence_bert_config.json) is {length!r}, no number of tokens"
+        )
     return SentenceHead(source, pooling, tuple(modules), length, prompt, prompts)
 
 
@@ -191,6 +195,19 @@ def kept_head(card_info: Mapping[str, Any] | None) -> SentenceHead | None:
     return SentenceHead.from_dict(entry["kept"]) if entry.get("kept") else None
 
 
+def check_modules(head: SentenceHead, has_word_weights: bool) -> None:
+    """Raises UsageError if the folder of a head whose modules have weights is gone."""
+    for path, kind in head.modules:
+        is_needed = kind == "Dense" or (kind == "WordWeights" and not has_word_weights)
+        if is_needed and len(_files_of_module(head, path)) < 2:
+            raise UsageError(f"{head.source}: its module {path}, which the export keeps, is gone; put the folder back")
+
+
+def _files_of_module(head: SentenceHead, path: str) -> list[Path]:
+    files = [file_of(head.source, f"{path}/{name}") for name in _MODULE_FILES]
+    return [file for file in files if file is not None]
+
+
 def copy_modules(head: SentenceHead, folder: Path, has_word_weights: bool) -> list[tuple[str, str]]:
     """Copies the modules of a head but for its pooling, and its prompts, into an exported folder.
 
@@ -201,17 +218,11 @@ def copy_modules(head: SentenceHead, folder: Path, has_word_weights: bool) -> li
 
     Returns:
         Subfolder and type of each module, in order; the pooling without its file.
-
-    Raises:
-        UsageError: The folder that it comes from is gone.
     """
     modules = []
     for path, kind in head.modules:
         is_own = kind == "Pooling" or (kind == "WordWeights" and has_word_weights)
-        files = [] if is_own else [file_of(head.source, f"{path}/{name}") for name in _MODULE_FILES]
-        files = [file for file in files if file is not None]
-        if kind in ("Dense", "WordWeights") and not is_own and len(files) < 2:
-            raise UsageError(f"{head.source}: its module {path}, which the export keeps, is gone; put the folder back")
+        files = [] if is_own else _files_of_module(head, path)
         (folder / path).mkdir(parents=True, exist_ok=True)
         for file in files:
             shutil.copy(file, folder / path / file.name)
@@ -242,12 +253,15 @@ def read_json(source: str, name: str) -> Any:
 
 def file_of(source: str, name: str) -> Path | None:
     """A file of a folder or a Hub repository; `None` if it does not exist, or is not cached while offline."""
-    path = cached_file(
-        source,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    try:
+        path = cached_file(
+            source,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:  # a folder that is gone is no name on the Hub
+        return None
     return None if path is None else Path(path)
 
 

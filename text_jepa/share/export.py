@@ -24,7 +24,7 @@ from text_jepa.embeddings import (
     trained_encoder,
     trained_word_weights,
 )
-from text_jepa.sentence_head import POOLING_FLAGS, SentenceHead, copy_modules
+from text_jepa.sentence_head import POOLING_FLAGS, SentenceHead, check_modules, copy_modules
 from text_jepa.share.onnx import require
 from text_jepa.share.transformers4 import make_readable_in_4
 
@@ -54,6 +54,8 @@ def export_encoder(
     Raises:
         UsageError: A module of the head is gone.
     """
+    if head is not None:
+        check_modules(head, model.word_weights is not None)
     encoder = trained_encoder(model, which)
     output_dir = Path(output_dir)
     encoder.save_pretrained(output_dir)
