@@ -17,7 +17,19 @@ PACKAGE = {
 }
 
 # The wings from the ground up: one imports only what stands before it, and itself.
-WINGS = ["cli", "metrics", "data", "show", "opening", "sentence_head", "embeddings", "share", "probe", "train", "commands"]
+WINGS = [
+    "cli",
+    "metrics",
+    "data",
+    "show",
+    "opening",
+    "sentence_head",
+    "embeddings",
+    "share",
+    "probe",
+    "train",
+    "commands",
+]
 
 SIBLING_IMPORT = """try:
     from .configuration_text_jepa import TextJepaConfig
