@@ -17,6 +17,7 @@ import torch
 from text_jepa.cli import parse_arguments, run_command
 from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
 from text_jepa.train.callbacks import PREEMPTED
+from text_jepa.train.checks import RENAMED
 from text_jepa.train.pretraining import pretrain
 
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None, prog: str = "run_pretraining.py") -> Pat
     argv = sys.argv[1:] if argv is None else argv
     classes = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
     description = __doc__.split("\n")[0]
-    arguments = parse_arguments(classes, argv, description, prog)
+    arguments = parse_arguments(classes, argv, description, prog, renamed=RENAMED)
     args = arguments[-1]
     is_finished = pretrain(*arguments, argv)
     if args.world_size > 1:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -154,6 +154,7 @@ def parse_arguments(
     description: str,
     prog: str | None = None,
     shown_classes: Sequence[type] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """Parses `[FILE.yaml …] [--flag value …]` into one instance per dataclass.
 
@@ -165,6 +166,7 @@ def parse_arguments(
         description: Shown by `--help` with its line breaks.
         prog: The program's name in help and errors. Default: that of the script.
         shown_classes: Dataclasses whose flags `--help` lists. Default: all.
+        renamed: Earlier names of flags, and what takes their place, for the error.
 
     Raises:
         UsageError: An unknown flag or key (the error names the nearest one), a value of the wrong type, or a missing
@@ -185,7 +187,7 @@ def parse_arguments(
     files = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     words = []
     for path in files:
-        words += _file_as_flags(path, flags)
+        words += _file_as_flags(path, flags, renamed or {})
     words += argv[len(files) :]
     namespace, unknown = parser.parse_known_args(words)
     if unknown:
@@ -193,7 +195,7 @@ def parse_arguments(
         if not word.startswith("-"):
             parser.error(f"no flag takes the value '{word}'; YAML files come first")
         name = word.split("=")[0]
-        parser.error(f"unknown argument {name}{nearest(name.lstrip('-'), flags)}")
+        parser.error(f"unknown argument {name}{_replacement(name.lstrip('-'), flags, renamed or {})}")
     try:
         return tuple(_instance(argument_class, namespace) for argument_class in argument_classes)
     except ValueError as error:
@@ -213,7 +215,15 @@ def _instance(argument_class: type, namespace: argparse.Namespace) -> Any:
     return argument_class(**{name: getattr(namespace, name) for name in names})
 
 
-def _file_as_flags(path: str, flags: set[str]) -> list[str]:
+def _replacement(name: str, flags: set[str], renamed: Mapping[str, str]) -> str:
+    """What an error says of an unknown flag: what took its place, or the nearest one."""
+    name = name.replace("-", "_")
+    if name in renamed:
+        return f"; in its place there is {renamed[name]}"
+    return nearest(name, flags)
+
+
+def _file_as_flags(path: str, flags: set[str], renamed: Mapping[str, str]) -> list[str]:
     """Turns the keys of a YAML file into flags, so that argparse checks both alike."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -226,7 +236,7 @@ def _file_as_flags(path: str, flags: set[str]) -> list[str]:
     argv = []
     for key, value in content.items():
         if key not in flags:
-            raise UsageError(f"{path}: unknown key '{key}'{nearest(str(key), flags)}")
+            raise UsageError(f"{path}: unknown key '{key}'{_replacement(str(key), flags, renamed)}")
         if isinstance(value, dict):
             argv += [f"--{key}", json.dumps(value)]
         elif isinstance(value, list):

@@ -219,20 +219,16 @@ def describe_run(trainer) -> dict[str, Any]:
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "hardware": hardware(),
         "versions": ", ".join(versions),
-        "settings": describe_settings(args, config, trainer.weights_step, steps),
+        "settings": describe_settings(trainer),
         **trainer.card_info,
     }
 
 
-def describe_settings(args, config: TextJepaConfig, exported_step: int, steps: int) -> dict[str, str]:
-    """Hyperparameters of a run, by the name of their row in the card's table.
-
-    Args:
-        args: The [`TextJepaTrainingArguments`].
-        config: The model's configuration.
-        exported_step: The step whose weights are exported.
-        steps: Steps of the run.
-    """
+def describe_settings(trainer) -> dict[str, str]:
+    """Hyperparameters of a run of a [`TextJepaTrainer`], by the name of their row in the card's table."""
+    args = trainer.args
+    config = trainer.model.config
+    steps = trainer.state.global_step
     scheduler = SchedulerType(args.lr_scheduler_type).value
     rows = {"learning rate": f"{args.learning_rate:g}, {scheduler}, warm-up {args.warmup_steps:g}"}
     if args.predictor_learning_rate is not None:
@@ -240,10 +236,7 @@ def describe_settings(args, config: TextJepaConfig, exported_step: int, steps: i
     rows["weight decay"] = f"{args.weight_decay:g}"
     if args.weight_decay_end is not None:
         rows["weight decay"] += f" to {args.weight_decay_end:g}"
-    rows["optimizer"] = (
-        f"{OptimizerNames(args.optim).value}, betas {args.adam_beta1:g} and {args.adam_beta2:g}, "
-        f"epsilon {args.adam_epsilon:g}, gradients clipped at {args.max_grad_norm:g}"
-    )
+    rows["optimizer"] = describe_optimizer(trainer)
     if config.has_target_encoder:
         start = "1 - 100/steps" if args.ema_decay_start is None else args.ema_decay_start
         end = "1 - 10/steps" if args.ema_decay_end is None else args.ema_decay_end
@@ -251,19 +244,45 @@ def describe_settings(args, config: TextJepaConfig, exported_step: int, steps: i
     if config.predicts_tokens:
         shape = f"{config.pred_num_hidden_layers} × {config.pred_hidden_size}"
         rows["predictor"] = f"{config.predictor_type}, {shape}"
-    rows["precision"] = _precision(args)
+    rows["precision"] = describe_precision(trainer)
     rows["seed"] = str(args.seed)
-    if exported_step != steps:
-        rows["exported checkpoint"] = f"step {exported_step:,}, the best by {args.metric_for_best_model}"
+    if trainer.weights_step != steps:
+        rows["exported checkpoint"] = f"step {trainer.weights_step:,}, the best by {args.metric_for_best_model}"
     return rows
 
 
-def _precision(args) -> str:
-    if args.bf16:
-        return "bf16"
-    if args.fp16:
-        return "fp16"
-    return "fp32"
+def describe_optimizer(trainer) -> str:
+    """The optimizer that a trainer really has, with its settings; before the first step the one that is asked for."""
+    args = trainer.args
+    optimizer = trainer.optimizer
+    if optimizer is None:
+        return f"{OptimizerNames(args.optim).value}, gradients clipped at {args.max_grad_norm:g}"
+    # accelerate wraps it.
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    kind = type(optimizer).__name__
+    parts = [kind]
+    settings = optimizer.defaults
+    if settings.get("fused"):
+        parts[0] += " (fused)"
+    if "betas" in settings:
+        parts.append("betas " + " and ".join(f"{beta:g}" for beta in settings["betas"]))
+    for name in ("momentum", "alpha", "eps"):
+        if isinstance(settings.get(name), float):
+            parts.append(f"{'epsilon' if name == 'eps' else name} {settings[name]:g}")
+    if args.max_grad_norm:
+        parts.append(f"gradients clipped at {args.max_grad_norm:g}")
+    return ", ".join(parts)
+
+
+def describe_precision(trainer) -> str:
+    """The precision of a trainer's passes and weights, as accelerate and the model have it, not the flags."""
+    mixed = trainer.accelerator.mixed_precision
+    weights = str(next(trainer.model.parameters()).dtype).removeprefix("torch.")
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    weights = names.get(weights, weights)
+    if mixed in (None, "no") or mixed == weights:
+        return weights
+    return f"{mixed}, weights in {weights}"
 
 
 def describe_sizes(train, held_out) -> str:

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from configuration_text_jepa import TextJepaConfig
-from text_jepa.cli import UsageError, config_arguments, nearest
+from text_jepa.cli import UsageError, config_arguments, first_line, nearest
 from text_jepa.data.corpus import CorpusArguments
 from text_jepa.data.masking import MaskStrategy, SpanLengthDistribution, View
 
@@ -293,8 +293,22 @@ _LEAST = {
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
     "learning_rate": 0,
+    "predictor_learning_rate": 0,
+    "embedding_learning_rate": 0,
+    "weight_decay": 0,
+    "adam_beta1": 0,
+    "adam_beta2": 0,
+    "adam_epsilon": 0,
+    "max_grad_norm": 0,
+    "warmup_steps": 0,
+    "num_train_epochs": 0,
+    "eval_delay": 0,
+    "save_total_limit": 1,
     "ema_frozen_steps": 0,
 }
+
+# Arguments that are above 0, or are left out.
+_POSITIVE = ("save_steps", "eval_steps", "logging_steps", "torch_empty_cache_steps", "neftune_noise_alpha")
 
 
 @dataclass
@@ -389,16 +403,29 @@ class TextJepaTrainingArguments(TrainingArguments):
                 raise ValueError(f"--{name} must lie between 0 and 1, got {value}")
         for name, bound in _LEAST.items():
             value = getattr(self, name)
-            if not value >= bound:
+            if value is not None and not value >= bound:
                 raise ValueError(f"--{name} must be at least {bound}, got {value}")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name} must be above 0, got {value}; to do it never, set its strategy to no")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"--max_steps must be above 0, got {self.max_steps}; without it epochs are counted")
         if self.weight_decay_end is not None and not self.weight_decay > 0:
             raise ValueError("--weight_decay_end needs a --weight_decay above 0 to begin with")
-        if self.accelerator_config is None:
-            # Streams give batches of different width to each process, which cannot be dispatched from one.
-            self.accelerator_config = {"dispatch_batches": False}
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
-        super().__post_init__()
+        if self.deepspeed:
+            raise ValueError(
+                "--deepspeed is not supported; FSDP2 is: accelerate launch --config_file configs/accelerate/fsdp2.yaml"
+            )
+        try:
+            super().__post_init__()
+        except (AssertionError, ImportError, NotImplementedError, OSError, RuntimeError, TypeError) as error:
+            raise ValueError(f"the Trainer refuses the flags: {first_line(error)}") from error
+        if self.accelerator_config.dispatch_batches is None:
+            # Streams give batches of different width to each process, which cannot be dispatched from one.
+            self.accelerator_config.dispatch_batches = False
         if self.report_to and self.run_name is None:
             # Trackio resumes the run of that name; without a name it takes the last evaluation for another run.
             self.run_name = Path(self.output_dir).absolute().name

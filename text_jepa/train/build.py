@@ -127,6 +127,11 @@ def set_dependent_defaults(data_args: DataArguments, config: TextJepaConfig | Si
         data_args.mask_ratio = 0.0 if hides_nothing else 0.5
     if data_args.mask_ratio == 0:
         _refuse_span_flags(data_args, hides_by_default)
+        if predicts_tokens:
+            raise UsageError(
+                "--mask_ratio 0: the objective predicts hidden tokens, and none would be hidden; set it above 0, as in "
+                "0.3, or take an --objective that hides none (documents, simcse)"
+            )
 
 
 def _refuse_span_flags(data_args: DataArguments, is_default: bool) -> None:

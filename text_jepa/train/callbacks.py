@@ -259,7 +259,7 @@ class ProgressLineCallback(ProgressCallback):
                 desc="Training",
                 unit=" steps",
                 dynamic_ncols=True,
-                disable=None,
+                disable=args.disable_tqdm or None,
             )
         self.current_step = state.global_step
 

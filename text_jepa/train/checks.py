@@ -1,24 +1,29 @@
 """Checks made before a pretraining run starts, and of its outcome: flags, processes, trackers, output folder."""
 
+import copy
 import dataclasses
 import itertools
 import logging
 import os
+import shutil
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
+from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from configuration_text_jepa import TextJepaConfig
-from text_jepa.cli import UsageError, first_line
+from text_jepa.cli import UsageError, first_line, nearest
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
 from text_jepa.data.masking import DOCUMENT_VIEWS
@@ -36,6 +41,109 @@ if TYPE_CHECKING:
     from text_jepa.train.trainer import TextJepaTrainer
 
 logger = logging.getLogger("text_jepa")
+
+# Flags of the Trainer that have no effect here, or a wrong one, unless they are as by default; and why, or the remedy.
+# A test sorts all fields of `TrainingArguments`: a new one of a later version is noticed.
+REFUSED = {
+    "auto_find_batch_size": "restarts from half-trained weights; lower the batch size yourself",
+    "batch_eval_metrics": "evaluation computes losses only; leave it out",
+    "bf16_full_eval": "evaluation has the precision of training; use --bf16, or leave it out",
+    "deepspeed": "is not supported; FSDP2 is: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
+    "do_predict": "a run pretrains; `text-jepa probe` scores the encoder",
+    "enable_jit_checkpoint": "leave it out; SIGTERM always saves a checkpoint after the step at hand",
+    "eval_accumulation_steps": "evaluation computes losses only; leave it out",
+    "eval_do_concat_batches": "evaluation computes losses only; leave it out",
+    "eval_use_gather_object": "evaluation computes losses only; leave it out",
+    "fp16_full_eval": "evaluation has the precision of training; use --fp16, or leave it out",
+    "fsdp": "use accelerate launch --config_file configs/accelerate/fsdp2.yaml, and leave it out",
+    "fsdp_config": "use accelerate launch --config_file configs/accelerate/fsdp2.yaml, and leave it out",
+    "include_for_metrics": "evaluation computes losses only; leave it out",
+    "label_names": "there are no labels; leave it out",
+    "label_smoothing_factor": "there are no labels to smooth; leave it out",
+    "length_column_name": "lengths are counted here; leave it out",
+    "liger_kernel_config": "is for models of liger; leave it out",
+    "parallelism_config": "is not supported; FSDP2 is: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
+    "prediction_loss_only": "evaluation computes losses only; leave it out",
+    "remove_unused_columns": "the collator needs all columns; leave it out",
+    "restore_callback_states_from_checkpoint": "leave it out; the state is always restored",
+    "save_on_each_node": "checkpoints lie in one folder that all machines share; leave it out",
+    "save_only_model": "a checkpoint is always complete; set --save_strategy no, or leave it out",
+    "use_cache": "an encoder has no cache; leave it out",
+    "use_liger_kernel": "liger knows no Text-JEPA; leave it out, or try --torch_compile",
+}
+
+# Flags of earlier versions of transformers and of its script run_mlm.py, and what takes their place.
+RENAMED = {
+    "adafactor": "--optim adafactor",
+    "block_size": "--max_length",
+    "config_overrides": "--text_config",
+    "dispatch_batches": "--accelerator_config",
+    "eval_batch_size": "--per_device_eval_batch_size",
+    "evaluation_strategy": "--eval_strategy",
+    "fp16_backend": "--fp16 or --bf16",
+    "fp16_opt_level": "--fp16 or --bf16",
+    "generation_max_length": "nothing: an encoder generates no text",
+    "generation_num_beams": "nothing: an encoder generates no text",
+    "group_by_length": "nothing: texts are always grouped by length",
+    "half_precision_backend": "--fp16 or --bf16",
+    "include_inputs_for_metrics": "nothing: evaluation computes losses only",
+    "include_tokens_per_second": "nothing: the log always has tokens_per_second",
+    "jit_mode_eval": "--torch_compile",
+    "line_by_line": "--sample_by line",
+    "logging_dir": "the variable TENSORBOARD_LOGGING_DIR",
+    "max_seq_length": "--max_length",
+    "mlm_probability": "--objective mlm with --mask_ratio",
+    "no_cuda": "--use_cpu",
+    "num_epochs": "--num_train_epochs",
+    "overwrite_output_dir": "another --output_dir, or --resume_from_checkpoint auto",
+    "pad_to_max_length": "nothing: texts are padded to the longest of their batch",
+    "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "--per_device_train_batch_size",
+    "predict_with_generate": "nothing: an encoder generates no text",
+    "push_to_hub_model_id": "--hub_model_id",
+    "push_to_hub_organization": "--hub_model_id ORGANIZATION/NAME",
+    "push_to_hub_token": "the variable HF_TOKEN",
+    "ray_scope": "nothing",
+    "save_safetensors": "nothing: weights are always saved as safetensors",
+    "sharded_ddp": "accelerate launch --config_file configs/accelerate/fsdp2.yaml",
+    "split_batches": "--accelerator_config",
+    "token": "the variable HF_TOKEN",
+    "torchdynamo": "--torch_compile_backend",
+    "tpu_num_cores": "nothing: accelerate finds the devices",
+    "train_batch_size": "--per_device_train_batch_size",
+    "use_auth_token": "the variable HF_TOKEN",
+    "use_ipex": "--use_cpu with --bf16",
+    "use_mps_device": "nothing: accelerate finds the device",
+    "warmup_ratio": "--warmup_steps, a share of the run if it is below 1",
+    "xpu_backend": "--ddp_backend",
+}
+
+# Flags that have an effect only beside others: when, and what to add.
+_NEEDS_UPLOAD = (lambda args: args.push_to_hub, "goes with --push_to_hub")
+_NEEDS_EVALUATION = (lambda args: args.eval_strategy != "no", "goes with --eval_strategy steps or epoch")
+_NEEDS_CHOICE = (
+    lambda args: selects_best_checkpoint(args) or args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
+    "goes with --load_best_model_at_end, --save_strategy best or --lr_scheduler_type reduce_lr_on_plateau",
+)
+_NEEDS_PROJECTION = (
+    lambda args: args.optim.startswith(("galore", "apollo")),
+    "goes with --optim galore_adamw or apollo_adamw, and their variants",
+)
+_NEEDS_WORKERS = (lambda args: args.dataloader_num_workers > 0, "goes with --dataloader_num_workers above 0")
+_GOES_WITH = {
+    "hub_model_id": _NEEDS_UPLOAD,
+    "hub_private_repo": _NEEDS_UPLOAD,
+    "hub_always_push": _NEEDS_UPLOAD,
+    "hub_revision": _NEEDS_UPLOAD,
+    "eval_steps": (lambda args: args.eval_strategy == "steps", "goes with --eval_strategy steps"),
+    "eval_delay": _NEEDS_EVALUATION,
+    "metric_for_best_model": _NEEDS_CHOICE,
+    "greater_is_better": _NEEDS_CHOICE,
+    "optim_target_modules": _NEEDS_PROJECTION,
+    "dataloader_prefetch_factor": _NEEDS_WORKERS,
+    "dataloader_persistent_workers": _NEEDS_WORKERS,
+    "dataloader_multiprocessing_context": _NEEDS_WORKERS,
+}
 
 # The flags of `accelerate launch` for the number of processes.
 NUM_PROCESSES = ("--num_processes", "--num-processes", "-n")
@@ -56,12 +164,7 @@ def check_flags(data_args: DataArguments, args: TextJepaTrainingArguments) -> No
         raise UsageError(
             "--hub_token would end up in files; set the variable HF_TOKEN, or log in with `hf auth login`"
         )
-    if args.hub_model_id and not args.push_to_hub:
-        raise UsageError("--hub_model_id goes with --push_to_hub")
-    if args.auto_find_batch_size:
-        raise UsageError("--auto_find_batch_size restarts from half-trained weights; lower the batch size yourself")
-    if args.restore_callback_states_from_checkpoint:
-        raise UsageError("--restore_callback_states_from_checkpoint: leave it out; the state is always restored")
+    _check_flags_of_trainer(args)
     if args.n_gpu > 1:
         raise UsageError("several GPUs in one process: start one process for each with accelerate launch")
     if data_args.probe_data_dir and not data_args.probe_task:
@@ -75,6 +178,26 @@ def check_flags(data_args: DataArguments, args: TextJepaTrainingArguments) -> No
         )
     if data_args.streaming and args.max_steps <= 0:
         raise UsageError("--streaming needs --max_steps: a stream has no known end")
+
+
+def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
+    """Refuses flags of the Trainer that have no effect here, whatever their number."""
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    for name, remedy in REFUSED.items():
+        # A later version may lack some of them. The Trainer writes empty values for missing ones.
+        value = getattr(args, name, None)
+        if name in defaults and value not in (defaults[name], None, [], {}):
+            raise UsageError(f"--{name} has no use here: {remedy}")
+    for name, (has_effect, condition) in _GOES_WITH.items():
+        if getattr(args, name) not in (defaults[name], False) and not has_effect(args):
+            raise UsageError(f"--{name} has no effect: it {condition}")
+    if args.train_sampling_strategy not in ("random", "group_by_length"):
+        raise UsageError(
+            f"--train_sampling_strategy {args.train_sampling_strategy}: texts are shuffled and grouped by length; "
+            "leave it out"
+        )
+    if args.max_steps <= 0 and not args.num_train_epochs > 0:
+        raise UsageError(f"--num_train_epochs {args.num_train_epochs:g}: no step would be made; set it above 0")
 
 
 def selects_best_checkpoint(args: TextJepaTrainingArguments) -> bool:
@@ -110,6 +233,92 @@ def check_trackers(args: TextJepaTrainingArguments) -> None:
             import_module("wandb").login()
     except Exception as error:  # trackers have errors of their own
         raise UsageError(f"--report_to: {first_line(error)}") from error
+
+
+def check_metric(args: TextJepaTrainingArguments, names: Sequence[str]) -> None:
+    """Raises UsageError if a checkpoint is to be selected by a metric that the probe does not give."""
+    metric = args.metric_for_best_model
+    if selects_best_checkpoint(args) and f"eval_{metric.removeprefix('eval_')}" not in names:
+        raise UsageError(
+            f"--metric_for_best_model {metric}: the probe gives no such figure{nearest(metric, names)} "
+            f"(it gives {', '.join(names)})"
+        )
+
+
+def check_start(trainer: "TextJepaTrainer") -> None:
+    """Makes optimizer, schedule and a compiled function on trial, as the Trainer will at its start.
+
+    Raises:
+        UsageError: One of them cannot be made; the error names the flag.
+    """
+    args = trainer.args
+    texts = trainer.train_dataset
+    if args.dataloader_drop_last and hasattr(texts, "__len__"):
+        batch = args.train_batch_size * args.world_size
+        if len(texts) < batch:
+            raise UsageError(
+                f"--dataloader_drop_last: {len(texts)} texts do not fill a batch of {batch}, no step would be made; "
+                "lower --per_device_train_batch_size, or leave it out"
+            )
+    weight = torch.nn.Parameter(torch.zeros(2, 2, device=args.device))
+    with _naming(f"--optim {args.optim.value}"):
+        optimizer_class, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+    has_groups = "optimizer_dict" in options or "params" in options or "model" in options
+    if has_groups:
+        return
+    with _naming(f"--optim {args.optim.value}"):
+        optimizer = optimizer_class([weight], **options)
+    with _naming(f"--lr_scheduler_type {args.lr_scheduler_type.value} with its --lr_scheduler_kwargs"):
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=copy.deepcopy(args.lr_scheduler_kwargs),
+        )
+    if args.torch_compile:
+        with _naming(f"--torch_compile with {args.torch_compile_backend}"):
+            compiled = torch.compile(_double, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            compiled(weight.detach())
+
+
+def _double(values: torch.Tensor) -> torch.Tensor:
+    return values * 2 + 1
+
+
+@contextmanager
+def _naming(flag: str) -> Iterator[None]:
+    """Whatever is raised inside becomes one line with the flag."""
+    try:
+        yield
+    except Exception as error:  # optimizers, schedules and compilers have errors of their own
+        reason = first_line(error)
+        raise UsageError(f"{flag}: cannot be used here ({reason}); choose another, or leave it out") from error
+
+
+@contextmanager
+def leaving_nothing(args: TextJepaTrainingArguments, has_begun: Callable[[], bool]) -> Iterator[None]:
+    """Removes from the output folder what was new in it if the block fails before the first step is done.
+
+    Args:
+        args: The training arguments.
+        has_begun: Whether a step is done.
+    """
+    folder = Path(args.output_dir)
+    existed = folder.is_dir()
+    before = set(folder.iterdir()) if existed else set()
+    try:
+        yield
+    except BaseException:
+        if args.process_index == 0 and not has_begun() and folder.is_dir():
+            for path in set(folder.iterdir()) - before:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            if not existed:
+                folder.rmdir()
+        raise
 
 
 # ---- output folder and checkpoint -----------------------------------------------------------------------------------
@@ -293,6 +502,11 @@ def check_agreement(trainer: "TextJepaTrainer", checkpoint: str) -> None:
 def check_outcome(trainer: "TextJepaTrainer") -> None:
     """Raises UsageError if the run stopped because something was wrong; nothing is exported then."""
     output_dir = trainer.args.output_dir
+    if trainer.state.global_step == 0:
+        raise UsageError(
+            "no step was made: there are fewer texts than a batch holds, or --max_steps or --num_train_epochs is 0; "
+            "lower --per_device_train_batch_size, or leave out --dataloader_drop_last"
+        )
     if trainer.nonfinite_steps == NONFINITE_LIMIT:
         raise UsageError(
             f"the gradient was not finite {NONFINITE_LIMIT} times in a row; the last good state is the newest "

@@ -53,10 +53,13 @@ from text_jepa.train.build import (
 from text_jepa.train.checks import (
     check_agreement,
     check_flags,
+    check_metric,
     check_outcome,
     check_output_dir,
     check_processes,
+    check_start,
     check_trackers,
+    leaving_nothing,
     make_fingerprint,
     prepare_output_dir,
 )
@@ -126,27 +129,35 @@ def pretrain(
     set_dependent_defaults(data_args, objective)
 
     count = DocumentCount()
-    parts = prepare_parts(model_args, data_args, objective_args, args, count)
-    if data_args.prepare_only:
-        texts = describe_count(parts.examples["train"])
-        print(f"{texts} training texts are tokenized and cached; to train on them, repeat the command")
-        print("without --prepare_only and with --resume_from_checkpoint auto")
-        return True
-    card_info = make_card_info(model_args, data_args, parts.corpus.name, parts.model.config, argv)
-    trainer = make_trainer(parts, data_args, args, card_info)
-    if checkpoint is not None:
-        check_agreement(trainer, checkpoint)
-    show_sizes(trainer)
-    if args.process_index == 0:
-        prepare_output_dir(trainer, checkpoint)
+    trainer: TextJepaTrainer | None = None
 
-    if checkpoint is None or not load_finished(trainer, checkpoint):
-        train(trainer, checkpoint)
-        log_skipped_documents("train", count.left_out, count.read, data_args.min_length, data_args.view)
-    if trainer.preemption.asked and trainer.state.global_step < trainer.state.max_steps:
+    def has_begun() -> bool:
+        # A resumed run has renamed checkpoints, which are not new.
+        return checkpoint is not None or (trainer is not None and trainer.state.global_step > 0)
+
+    with leaving_nothing(args, has_begun):
+        parts = prepare_parts(model_args, data_args, objective_args, args, count)
+        if data_args.prepare_only:
+            texts = describe_count(parts.examples["train"])
+            print(f"{texts} training texts are tokenized and cached; to train on them, repeat the command")
+            print("without --prepare_only and with --resume_from_checkpoint auto")
+            return True
+        card_info = make_card_info(model_args, data_args, parts.corpus.name, parts.model.config, argv)
+        trainer = make_trainer(parts, data_args, args, card_info)
+        if checkpoint is not None:
+            check_agreement(trainer, checkpoint)
+        show_sizes(trainer)
+        if args.process_index == 0:
+            prepare_output_dir(trainer, checkpoint)
+        if checkpoint is None or not load_finished(trainer, checkpoint):
+            train(trainer, checkpoint)
+            log_skipped_documents("train", count.left_out, count.read, data_args.min_length, data_args.view)
+        stopped = trainer.preemption.asked and trainer.state.global_step < trainer.state.max_steps
+        if not stopped:
+            check_outcome(trainer)
+    if stopped:
         logger.info(f"stopped by a signal at step {trainer.state.global_step}; --resume_from_checkpoint auto resumes")
         return False
-    check_outcome(trainer)
     evaluate_last_weights(trainer)
     trainer.save_state()
     # Defaults change: the objective is the one with which the run began.
@@ -231,16 +242,22 @@ def make_trainer(
         train_dataset,
         args.dataloader_num_workers,
     )
-    trainer = TextJepaTrainer(
-        parts.model,
-        args,
-        parts.collator,
-        train_dataset,
-        eval_dataset,
-        fingerprint=fingerprint,
-        card_info=card_info,
-        processing_class=parts.tokenizer,
-    )
+    try:
+        trainer = TextJepaTrainer(
+            parts.model,
+            args,
+            parts.collator,
+            train_dataset,
+            eval_dataset,
+            fingerprint=fingerprint,
+            card_info=card_info,
+            processing_class=parts.tokenizer,
+        )
+    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"the Trainer refuses the flags: {first_line(error)}") from error
+    check_start(trainer)
+    if parts.probe is not None:
+        check_metric(args, parts.probe.names)
     if parts.probe is not None:
         parts.probe.add_to(trainer)
     return trainer
@@ -377,7 +394,7 @@ def train(trainer: TextJepaTrainer, checkpoint: str | None) -> None:
     """Trains, from a checkpoint if there is one.
 
     Raises:
-        UsageError: A file of the checkpoint holds code.
+        UsageError: A file of the checkpoint holds code, or the Trainer cannot begin with the flags.
     """
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -385,6 +402,10 @@ def train(trainer: TextJepaTrainer, checkpoint: str | None) -> None:
         raise UsageError(
             f"{checkpoint}: holds code where numbers belong; it was not run ({first_line(error)})"
         ) from error
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        if trainer.has_begun or isinstance(error, UsageError):
+            raise
+        raise UsageError(f"the Trainer refuses the flags: {first_line(error)}") from error
 
 
 def evaluate_last_weights(trainer: TextJepaTrainer) -> None:

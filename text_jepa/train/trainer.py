@@ -115,6 +115,7 @@ class TextJepaTrainer(Trainer):
 
     Attributes:
         nonfinite_steps: Number of latest steps in a row whose gradient was not finite.
+        has_begun: Whether the Trainer has set up everything and begun to train.
 
     Raises:
         ValueError: The collator has more mask strategies than the predictor has mask tokens.
@@ -158,6 +159,7 @@ class TextJepaTrainer(Trainer):
         # Targets of whole texts that the first mask of a batch shares with the others, if they are trained in turn.
         self._text_targets: tuple[torch.Tensor | None, ...] | None = None
         self.nonfinite_steps = 0
+        self.has_begun = False
         self._add_callbacks(eval_dataset)
 
     def _add_callbacks(self, eval_dataset: Dataset | Iterable | None) -> None:
@@ -433,6 +435,7 @@ class TextJepaTrainer(Trainer):
 
     def begin_log(self, state: TrainerState) -> None:
         """Starts summing for the log, where the run that left the checkpoint was if there is one."""
+        self.has_begun = True
         self.training_totals.reset(state.global_step)
         saved = state.stateful_callbacks.get(_SINCE_LAST_LOG)
         if state.global_step and saved:
@@ -717,9 +720,7 @@ def _below_adapters(model: torch.nn.Module) -> TextJepaForPreTraining:
 def _refuse_prompts(model: torch.nn.Module) -> None:
     config = model.active_peft_config
     if config.is_prompt_learning:
-        raise UsageError(
-            f"{type(config).__name__} of PEFT learns no weights of the encoder to export; use LoraConfig"
-        )
+        raise UsageError(f"{type(config).__name__} of PEFT learns no weights of the encoder to export; use LoraConfig")
 
 
 def _check_mask_tokens(

@@ -1,0 +1,188 @@
+"""Flags that transformers' Trainer takes: they work, or are refused in one line that leaves nothing behind."""
+
+import dataclasses
+import sys
+
+import pytest
+from transformers import TrainingArguments
+
+from text_jepa.cli import UsageError, parse_arguments
+from text_jepa.commands.main import main as text_jepa_command
+from text_jepa.share.model_card import describe_optimizer, describe_precision
+from text_jepa.train.arguments import TextJepaTrainingArguments
+from text_jepa.train.checks import _GOES_WITH, REFUSED, RENAMED
+
+
+# What is as in the Trainer, or is checked by a rule of its own.
+WORKS = """
+    output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
+    lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
+    gradient_accumulation_steps average_tokens_across_devices max_grad_norm bf16 fp16 tf32 activation_checkpointing
+    activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs torch_compile
+    torch_compile_backend torch_compile_mode neftune_noise_alpha torch_empty_cache_steps logging_strategy logging_steps
+    logging_first_step logging_nan_inf_filter include_num_input_tokens_seen disable_tqdm report_to run_name project
+    trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy per_device_eval_batch_size eval_on_start
+    save_strategy save_steps save_total_limit push_to_hub hub_token hub_strategy load_best_model_at_end
+    ignore_data_skip full_determinism seed data_seed use_cpu accelerator_config dataloader_drop_last
+    dataloader_num_workers dataloader_in_order train_sampling_strategy ddp_find_unused_parameters ddp_bucket_cap_mb
+    ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout resume_from_checkpoint debug skip_memory_metrics
+"""
+
+# What changes nothing that matters, and is written by habit or by launchers.
+HARMLESS = "do_train do_eval log_level log_level_replica log_on_each_node dataloader_pin_memory local_rank"
+
+TEXTS = "".join(f"The keeper of lighthouse number {i} climbed down to the harbour.\n" for i in range(40))
+
+
+def test_every_field_of_the_trainer_is_sorted():
+    """One that is missing here is new: try it, and say whether it works, is harmless, or belongs to `REFUSED`."""
+    sorted_fields = [*WORKS.split(), *HARMLESS.split(), *REFUSED, *_GOES_WITH]
+    assert len(sorted_fields) == len(set(sorted_fields))
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert fields - set(sorted_fields) == set()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the console command in this process; gives its exit code and what it wrote to stderr."""
+    (tmp_path / "texts.txt").write_text(TEXTS)
+    output = tmp_path / "out"
+
+    def call(*flags):
+        words = ["--preset", "tiny", "--train_file", str(tmp_path / "texts.txt"), "--output_dir", str(output)]
+        words += ["--cache_dir", str(tmp_path / "cache"), "--max_length", "16", "--vocab_size", "200", "--use_cpu"]
+        words += ["--per_device_train_batch_size", "4", "--objective", "jepa"]
+        if not {"--max_steps", "--num_train_epochs"} & set(flags):
+            words += ["--max_steps", "2"]
+        monkeypatch.setattr(sys, "argv", ["text-jepa", "pretrain", *words, *flags])
+        with pytest.raises(SystemExit) as exit_:
+            text_jepa_command()
+        return exit_.value.code, capsys.readouterr().err, output
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--save_only_model"], ["--save_only_model", "--save_strategy no"]),
+        (["--label_smoothing_factor", "0.1"], ["--label_smoothing_factor", "no labels"]),
+        (["--train_sampling_strategy", "sequential"], ["--train_sampling_strategy sequential", "grouped by length"]),
+        (["--remove_unused_columns"], ["--remove_unused_columns", "leave it out"]),
+        (["--use_liger_kernel"], ["--use_liger_kernel", "--torch_compile"]),
+        (["--deepspeed", "zero.json"], ["--deepspeed", "fsdp2.yaml"]),
+        (["--fsdp", "full_shard"], ["--fsdp", "fsdp2.yaml"]),
+        (["--fp16_full_eval"], ["--fp16_full_eval", "precision of training"]),
+        (["--metric_for_best_model", "eval_loss"], ["--metric_for_best_model has no effect", "--load_best"]),
+        (["--eval_steps", "2"], ["--eval_steps has no effect", "--eval_strategy steps"]),
+        (["--dataloader_prefetch_factor", "2"], ["--dataloader_prefetch_factor", "--dataloader_num_workers"]),
+        (["--max_steps", "0"], ["--max_steps", "above 0, got 0"]),
+        (["--max_steps", "-3"], ["--max_steps", "got -3"]),
+        (["--num_train_epochs", "0"], ["--num_train_epochs 0", "no step"]),
+        (["--num_train_epochs", "-1"], ["--num_train_epochs", "at least 0"]),
+        (["--save_steps", "-5"], ["--save_steps", "above 0, got -5"]),
+        (["--logging_steps", "0"], ["--logging_steps", "above 0, got 0"]),
+        (["--save_total_limit", "0"], ["--save_total_limit", "at least 1"]),
+        (["--adam_beta1", "1.5"], ["--optim", "beta"]),
+        (["--mask_ratio", "0"], ["--mask_ratio 0", "none would be hidden"]),
+        (["--report_to", "nothing_known"], ["--report_to", "nothing_known"]),
+    ],
+    ids=lambda value: "_".join(value)[2:40] if value[0].startswith("--") else "",
+)
+def test_a_flag_of_no_use_or_out_of_range_is_one_line_and_nothing_is_written(run, flags, words):
+    code, error, output = run(*flags)
+    assert code == 2
+    assert len(error.splitlines()) == 1, error
+    assert [word for word in words if word not in error] == [], error
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--optim", "adamw_8bit"], ["--optim adamw_8bit", "bitsandbytes"]),
+        (["--optim", "schedule_free_adamw"], ["--optim schedule_free_adamw"]),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], ["--lr_scheduler_type cosine_with_min_lr", "min_lr"]),
+        (["--lr_scheduler_kwargs", '{"nothing_known": 3}'], ["--lr_scheduler_type", "nothing_known"]),
+        (["--torch_compile_backend", "nothing_known"], ["the Trainer refuses the flags", "NOTHING_KNOWN"]),
+        (["--dataloader_drop_last", "--per_device_train_batch_size", "500"], ["--dataloader_drop_last", "no step"]),
+    ],
+    ids=lambda value: "_".join(value)[2:40] if value[0].startswith("--") else "",
+)
+def test_what_cannot_start_is_one_line_and_leaves_nothing(run, flags, words):
+    """They show only once tokenizer, model and trainer are there."""
+    if "--dataloader_drop_last" in flags:
+        flags = [*flags, "--num_train_epochs", "1"]
+    code, error, output = run(*flags)
+    assert code == 2, error
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    assert [word for word in words if word not in lines[0]] == [], error
+    assert not output.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--neftune_noise_alpha", "5"],
+        ["--include_num_input_tokens_seen", "all"],
+        ["--do_train", "--do_eval"],
+        ["--disable_tqdm", "true", "--skip_memory_metrics", "false"],
+        ["--eval_on_start", "--eval_strategy", "steps", "--eval_steps", "1", "--eval_delay", "1"],
+        ["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "steps", "--eval_steps", "1"],
+        ["--logging_strategy", "no"],
+        ["--accelerator_config", '{"even_batches": false}'],
+        ["--optim", "adafactor", "--bf16"],
+    ],
+    ids=lambda flags: flags[0][2:],
+)
+def test_a_flag_that_works_trains_to_an_encoder(run, flags):
+    code, error, output = run(*flags)
+    assert code == 0, error
+    assert (output / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["warmup_ratio", "no_cuda", "overwrite_output_dir", "evaluation_strategy", *RENAMED])
+@pytest.mark.parametrize("form", ["flag", "dashes", "file"])
+def test_an_old_name_is_answered_with_the_new_one(tmp_path, name, form):
+    words = {
+        "flag": [f"--{name}", "3"],
+        "dashes": [f"--{name.replace('_', '-')}=3"],
+        "file": [str(tmp_path / "a.yaml")],
+    }
+    (tmp_path / "a.yaml").write_text(f"{name}: 3\n")
+    with pytest.raises(UsageError) as error:
+        parse_arguments((TextJepaTrainingArguments,), words[form], "A test.", renamed=RENAMED)
+    assert RENAMED[name] in str(error.value)
+
+
+def test_what_takes_the_place_of_an_old_name_exists():
+    fields = {field.name for field in dataclasses.fields(TextJepaTrainingArguments)}
+    assert not fields & RENAMED.keys()
+
+
+class Trainer:
+    def __init__(self, optimizer, mixed_precision, dtype):
+        import torch
+
+        self.args = TextJepaTrainingArguments("out", use_cpu=True)
+        self.model = torch.nn.Linear(2, 2, dtype=dtype)
+        self.optimizer = optimizer(self.model.parameters())
+        self.accelerator = type("Accelerator", (), {"mixed_precision": mixed_precision})
+
+
+def test_the_card_states_what_optimizer_and_precision_really_were():
+    import torch
+    from transformers.optimization import Adafactor
+
+    adam = Trainer(lambda weights: torch.optim.AdamW(weights, betas=(0.8, 0.9), fused=True), "bf16", torch.float32)
+    assert describe_optimizer(adam).startswith("AdamW (fused), betas 0.8 and 0.9, epsilon 1e-08")
+    assert describe_precision(adam) == "bf16, weights in fp32"
+    adafactor = Trainer(Adafactor, "no", torch.bfloat16)
+    assert describe_optimizer(adafactor).startswith("Adafactor, gradients")
+    assert describe_precision(adafactor) == "bf16"
+    sgd = Trainer(lambda weights: torch.optim.SGD(weights, momentum=0.9), "no", torch.float32)
+    assert describe_optimizer(sgd).startswith("SGD, momentum 0.9")
+    assert describe_precision(sgd) == "fp32"
