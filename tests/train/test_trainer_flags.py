@@ -84,7 +84,7 @@ def run(tmp_path, monkeypatch, capsys):
         (["--logging_steps", "0"], ["--logging_steps", "above 0, got 0"]),
         (["--save_total_limit", "0"], ["--save_total_limit", "at least 1"]),
         (["--adam_beta1", "1.5"], ["--optim", "beta"]),
-        (["--mask_ratio", "0"], ["--mask_ratio 0", "none would be hidden"]),
+        (["--mask_ratio", "0"], ["--mask_ratio 0", "hides none"]),
         (["--report_to", "nothing_known"], ["--report_to", "nothing_known"]),
     ],
     ids=lambda value: "_".join(value)[2:40] if value[0].startswith("--") else "",

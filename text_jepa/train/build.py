@@ -129,7 +129,7 @@ def set_dependent_defaults(data_args: DataArguments, config: TextJepaConfig | Si
         _refuse_span_flags(data_args, hides_by_default)
         if predicts_tokens:
             raise UsageError(
-                "--mask_ratio 0: the objective predicts hidden tokens, and none would be hidden; set it above 0, as in "
+                "--mask_ratio 0: the objective predicts hidden tokens, and hides none; set it above 0, as in "
                 "0.3, or take an --objective that hides none (documents, simcse)"
             )
 
