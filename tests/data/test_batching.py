@@ -247,7 +247,8 @@ def test_documents_that_a_stream_leaves_out_are_counted_once(tmp_path, load, wor
     texts = documents(30), ["boat", "", " "] * 500 + documents(10, seed=1), [*documents(20, seed=2), "boat"]
     paths = [str(write(tmp_path / f"{number}.jsonl", part)) for number, part in enumerate(texts)]
     count = DocumentCount()
-    stream = tokenize_texts(load(paths, paths[:1], streaming=True), word_tokenizer(), 16, count=count)["train"]
+    held_out = [str(write(tmp_path / "held_out.jsonl", documents(5)))]
+    stream = tokenize_texts(load(paths, held_out, streaming=True), word_tokenizer(), 16, count=count)["train"]
     assert count.read == 0
     for passes in (1, 2):
         assert len(list(torch.utils.data.DataLoader(stream, None, num_workers=workers))) > 60

@@ -347,6 +347,14 @@ def test_texts_of_fields_lists_and_several_columns(tmp_path, load, kind, column,
     assert texts_of(corpus["train"]) == expected
 
 
+@STREAMS
+def test_half_a_character_is_named_by_its_line(tmp_path, load, streaming):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "whole"}\n{"text": "\\ud800 half"}\n')
+    with pytest.raises(UsageError, match=r"a\.jsonl, line 2: half a surrogate pair"):
+        texts_of(load([str(path)], [str(path)], streaming=streaming)["train"])
+
+
 def test_a_column_whose_name_has_a_full_stop_is_itself(tmp_path, load):
     for kind in ("jsonl", "parquet", "csv"):
         folder = tables(tmp_path / kind, kind, [{"a.b": "this one", "x": "y"}])

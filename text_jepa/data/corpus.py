@@ -663,7 +663,7 @@ def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
     except UsageError:
         raise
     except (*_UNREADABLE, TypeError, ImportError) as error:
-        cause = error.__cause__ or error
+        cause = error if isinstance(error, FileError) else error.__cause__ or error
         damage = str(cause) if isinstance(cause, FileError) else _find_damage(paths)
         if damage is not None:
             raise UsageError(f"{flag} {damage}") from error
