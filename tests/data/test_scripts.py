@@ -215,7 +215,7 @@ def test_a_run_is_warned_of_unknown_tokens_with_the_remedy(tmp_path, caplog):
     assert "use --tokenizer_type bpe" in caplog.text
 
 
-@pytest.mark.parametrize("flags", [["--mask_ratio", "0"], ["--mask_ratio", "0.000001"]])
+@pytest.mark.parametrize("flags", [["--mask_ratio", "0.000001"], ["--mask_ratio", "0.0", "0.000001"]])
 def test_a_run_in_which_nothing_is_hidden_is_refused(tmp_path, flags):
     with pytest.raises(UsageError, match=r"nothing is hidden by any of [0-9]+ masks; raise --mask_ratio"):
         run(tmp_path, texts_of("hindi"), "--objective", "jepa", *flags)
