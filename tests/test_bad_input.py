@@ -253,6 +253,7 @@ REFUSALS = [
     ("a field that the encoder lacks", ["--text_config", '{{"hidden_sise": 8}}'], ["hidden_sise", "'hidden_size'"]),
     ("a field of the wrong type", ["--text_config", '{{"hidden_size": "wide"}}'], ["hidden_size", "wide"]),
     ("a negative seed", ["--seed", "-1"], ["--seed", "at least 0"]),
+    ("a seed of more than 32 bits", ["--seed", "4294967296"], ["--seed must be at most 4294967295"]),
     ("an empty batch", ["--per_device_train_batch_size", "0"], ["--per_device_train_batch_size", "at least 1"]),
     ("no accumulation", ["--gradient_accumulation_steps", "0"], ["--gradient_accumulation_steps", "at least 1"]),
     ("fewer than no workers", ["--dataloader_num_workers", "-1"], ["--dataloader_num_workers", "at least 0"]),

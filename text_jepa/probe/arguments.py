@@ -132,6 +132,8 @@ class ProbeArguments:
             raise ValueError(f"--text_column {' '.join(self.text_column)}: --task_file takes one; see --pair_column")
         if min(self.seeds) < 0:
             raise ValueError("--seeds: must not be negative")
+        if max(self.seeds) >= 2**32:
+            raise ValueError(f"--seeds {max(self.seeds)}: must be below {2**32}")
         if self.layers < 1:
             raise ValueError(f"--layers {self.layers}: must be at least 1, the last layer")
         for pair in self.finetune_args or ():

@@ -311,6 +311,10 @@ _LEAST = {
 _POSITIVE = ("save_steps", "eval_steps", "logging_steps", "torch_empty_cache_steps", "neftune_noise_alpha")
 
 
+# NumPy takes no larger one.
+_LARGEST_SEED = 2**32 - 1
+
+
 @dataclass
 class TextJepaTrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults for latent prediction, and the arguments of the callbacks."""
@@ -405,6 +409,10 @@ class TextJepaTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise ValueError(f"--{name} must be at least {bound}, got {value}")
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and value > _LARGEST_SEED:
+                raise ValueError(f"--{name} must be at most {_LARGEST_SEED}, got {value}")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
