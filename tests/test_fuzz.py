@@ -198,7 +198,8 @@ def pretrain(place, output, *argv):
     """The command line of a run that reads everything and trains a step; flags that come later count."""
     usual = "--preset tiny --max_length 16 --max_steps 1 --vocab_size 120 --per_device_train_batch_size 4 --use_cpu"
     usual += f" --output_dir {output} --cache_dir {place / 'cache'} --max_eval_samples 4 --train_file {place}/good.txt"
-    shape = ["--text_config", '{"dim": 8, "n_layers": 0, "n_heads": 2, "hidden_dim": 16}']
+    shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = ["--text_config", json.dumps(shape)]
     if "--model_name_or_path" in argv:
         usual = usual.replace("--preset tiny ", "").replace("--vocab_size 120 ", "")
         shape = []
@@ -206,6 +207,23 @@ def pretrain(place, output, *argv):
 
 
 # ---- entrances ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_undamaged_is_right(place):
+    """Otherwise the other tests would see refusals of something else alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "out")
+        encoder = place / "encoder"
+        commands = [
+            pretrain(place, output / "1", "--prepare_only"),
+            pretrain(place, output / "2", "--model_name_or_path", encoder),
+            pretrain(place, output / "3", "--tokenizer_name", encoder, "--prepare_only"),
+            pretrain(place, output / "4"),
+            ["export", "weights", encoder, output / "5", "--texts", place / "good.txt"],
+            ["probe", "--model_name_or_path", encoder, "--task_file", place / "good.jsonl", "--mode", "knn"],
+        ]
+        for command in commands:
+            assert start(*command)[0] == 0, start(*command)
 
 
 CORPORA = ["good.txt", "good.jsonl", "good.json", "good.csv", "good.txt.gz", "good.parquet"]
@@ -302,7 +320,7 @@ def test_any_value_of_a_flag_is_taken_or_refused(place, flag, value):
 @fuzzed
 @given(damage=damages(), at=st.floats(0, 1), value=foreign)
 def test_a_damaged_yaml_file_is_read_or_refused(place, damage, at, value):
-    content = {"preset": "tiny", "max_steps": 1, "text_config": {"dim": 8, "n_layers": 0}, "train_file": ["good.txt"]}
+    content = {"preset": "tiny", "max_steps": 1, "text_config": {"hidden_size": 8}, "train_file": ["good.txt"]}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.yaml")
         output = Path(folder, "out")
