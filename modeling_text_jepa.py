@@ -154,6 +154,7 @@ class TextTargets(ModelOutput):
 
 # Optimizer steps without an update of the target encoder after which it is said.
 _STEPS_BEFORE_WARNING = 3
+_FORWARDS_BEFORE_A_LOOK = 16
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------
@@ -1232,10 +1233,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 self.lexical_space = TextJepaLexicalSpace(config)
         self.sentence_head = _build_sentence_head(config)
         self.running = _build_running_statistics(config)
-        # Optimizer steps that the target encoder has not followed, while it has followed none; and the sum of a weight
-        # of the context encoder, which tells them.
-        self._steps_without_update: int | None = 0
-        self._seen_total: float | None = None
+        # Whether the target encoder has yet to follow an optimizer step, and the steps that it has not followed: they
+        # are told by the sum of a weight of the context encoder.
+        self._is_watched = True
+        self._watched_forwards = 0
+        self._steps_without_update: int | torch.Tensor = 0
+        self._seen_total: torch.Tensor | None = None
         self.post_init()
 
     # ---- loading and saving ----
@@ -1326,7 +1329,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
         Weights are found by their names. Adapters of PEFT in the context encoder count as merged into it.
         """
-        self._steps_without_update = None
+        self._is_watched = False
         # Adapters that PEFT has put into the target encoder as well stay untrained and add nothing.
         targets = _weights_below_adapters(self.target_encoder)
         sources = plain_weights(self.model.encoder)
@@ -1340,9 +1343,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             targets[name].copy_(sources[name])
 
     def _watch_target_encoder(self):
-        """Warns if the optimizer moves the context encoder and nobody calls `update_target_encoder`."""
-        is_settled = self._steps_without_update in (None, _STEPS_BEFORE_WARNING)
-        if is_settled or self.target_encoder is None or self.config.target_encoder_type != "ema":
+        """Warns if the optimizer moves the context encoder and nobody calls `update_target_encoder`.
+
+        The host looks only once in `_FORWARDS_BEFORE_A_LOOK` training forwards, and never again after an update.
+        """
+        if not self._is_watched or self.target_encoder is None or self.config.target_encoder_type != "ema":
             return
         weight = next((weight for weight in self.model.parameters() if weight.requires_grad), None)
         if weight is None:
@@ -1350,17 +1355,21 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if hasattr(weight, "to_local"):  # a DTensor under FSDP2
             weight = weight.to_local()
         # Not the version of the tensor, which fused optimizers do not count.
-        total = weight.sum(dtype=torch.float64).item()
-        self._steps_without_update += self._seen_total not in (None, total)
+        total = weight.detach().sum(dtype=torch.float64)
+        if self._seen_total is not None:
+            self._steps_without_update = self._steps_without_update + (total != self._seen_total)
         self._seen_total = total
-        if self._steps_without_update == _STEPS_BEFORE_WARNING:
-            warnings.warn(
-                f"{_STEPS_BEFORE_WARNING} optimizer steps, and the target encoder has not moved: it stays as it was. "
-                "Train with TextJepaTrainer, give your Trainer callbacks=[EmaTargetEncoderCallback()], or call "
-                "model.update_target_encoder(decay) after each optimizer step; target_encoder_type='frozen' if it is "
-                "meant to stay",
-                stacklevel=2,
-            )
+        self._watched_forwards += 1
+        if self._watched_forwards % _FORWARDS_BEFORE_A_LOOK or self._steps_without_update < _STEPS_BEFORE_WARNING:
+            return
+        self._is_watched = False
+        warnings.warn(
+            f"{int(self._steps_without_update)} optimizer steps, and the target encoder has not moved: it stays as it "
+            "was. Train with TextJepaTrainer, give your Trainer callbacks=[EmaTargetEncoderCallback()], or call "
+            "model.update_target_encoder(decay) after each optimizer step; target_encoder_type='frozen' if it is to "
+            "stay",
+            stacklevel=2,
+        )
 
     @property
     def encoder_of_targets(self) -> PreTrainedModel:

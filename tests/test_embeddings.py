@@ -355,8 +355,7 @@ def test_pooling_is_what_the_folder_says(folder, pooling, expected):
 @pytest.mark.parametrize(
     ("pooling", "kind"),
     [
-        (OLD_MAX, "max"),
-        ({"pooling_mode": "lasttoken"}, "lasttoken"),
+        ({"pooling_mode": "median"}, "median"),
         (OLD_MAX | OLD_CLS, "cls+max"),
     ],
 )

@@ -31,8 +31,10 @@ import run_pretraining
 import run_probe
 from text_jepa import TextJepaForPreTraining, TextJepaModel
 from text_jepa.cli import UsageError, parse_arguments
+from text_jepa.data.corpus import CorpusArguments, load_corpus
 from text_jepa.data.word_weights import count_words, load_word_weights, word_weights
-from text_jepa.train import arguments, closing, pretraining
+from text_jepa.train import arguments as train_arguments
+from text_jepa.train import closing, pretraining
 from text_jepa.train.arguments import TextJepaTrainingArguments
 from text_jepa.train.build import config_from, make_model
 from text_jepa.train.closing import weights_of
@@ -383,10 +385,12 @@ def test_a_run_exports_weights_between_its_start_and_its_end_and_keeps_its_end(
 
 @pytest.mark.parametrize("objective", ["jepa", "documents"])
 def test_streaming_run_trains_and_exports(corpus, tmp_path, objective):
-    """Documents beyond the first 200 train; those are held out. Each of them is counted once for weights of words."""
-    lines = corpus.read_text().splitlines()
+    """200 documents are held out, and the others train: each of these is counted once for weights of words."""
+    texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
     many = tmp_path / "many.jsonl"
-    many.write_text("\n".join(lines * 3) + "\n")
+    many.write_text(
+        "".join(json.dumps({"text": f"{number} {texts[number % len(texts)]}"}) + "\n" for number in range(400))
+    )
     arguments = ["--streaming", "--train_file", str(many), "--preset", "tiny", "--vocab_size", "300"]
     arguments += ["--objective", objective, "--output_dir", str(tmp_path / "run")]
     output = run_pretraining.main([*arguments, *QUICK])
@@ -394,7 +398,9 @@ def test_streaming_run_trains_and_exports(corpus, tmp_path, objective):
     assert any("eval_loss" in record for record in read_metrics(output))
     if objective == "documents":
         tokenizer = AutoTokenizer.from_pretrained(output)
-        training_texts = [json.loads(line)["text"] for line in (lines * 3)[200:]]
+        stream = load_corpus(CorpusArguments([str(many)], streaming=True), seed=42).splits["train"]
+        training_texts = [row["text"] for row in stream]
+        assert len(training_texts) == 200
         expected = word_weights(count_words(training_texts, tokenizer), tokenizer)
         np.testing.assert_allclose(load_word_weights(output), expected, atol=1e-6)
 
@@ -420,8 +426,8 @@ def test_new_encoder_takes_the_shape_of_a_configuration(runs, corpus, tmp_path):
 def test_both_encoders_take_the_attention_that_was_asked_for(runs, start):
     folder = str(runs["scratch"].parent / "bert")
     chosen = {"config_name": folder} if start == "new" else {"model_name_or_path": folder}
-    model_args = arguments.ModelArguments(objective="jepa", attn_implementation="eager", **chosen)
-    data_args, objective_args = arguments.DataArguments(), arguments.ObjectiveArguments()
+    model_args = train_arguments.ModelArguments(objective="jepa", attn_implementation="eager", **chosen)
+    data_args, objective_args = train_arguments.DataArguments(), train_arguments.ObjectiveArguments()
     model = make_model(model_args, data_args, objective_args, AutoTokenizer.from_pretrained(folder))
     assert model.model.encoder.config._attn_implementation == "eager"
     assert model.target_encoder.config._attn_implementation == "eager"
@@ -452,9 +458,9 @@ def test_a_run_begins_with_the_part_of_a_checkpoint_that_was_asked_for(runs, cor
 def model_from(folder, tokenizer, *flags):
     """The model that a run would train, of an encoder and a tokenizer."""
     classes = (
-        arguments.ModelArguments,
-        arguments.DataArguments,
-        arguments.ObjectiveArguments,
+        train_arguments.ModelArguments,
+        train_arguments.DataArguments,
+        train_arguments.ObjectiveArguments,
     )
     groups = parse_arguments(classes, ["--model_name_or_path", str(folder), "--max_length", "32", *flags], "")
     return make_model(*groups, tokenizer)
@@ -553,9 +559,9 @@ def test_flags_of_the_readme_exist(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(command.split("run_pretraining.py")[1])
     classes = (
-        arguments.ModelArguments,
-        arguments.DataArguments,
-        arguments.ObjectiveArguments,
+        train_arguments.ModelArguments,
+        train_arguments.DataArguments,
+        train_arguments.ObjectiveArguments,
     )
     parse_arguments((*classes, TextJepaTrainingArguments), arguments, "")
 

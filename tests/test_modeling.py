@@ -721,7 +721,7 @@ def steps(model, batch, count, after=lambda model: None):
 
 def test_training_without_updates_of_the_target_encoder_says_so_once(make_model, batch):
     with pytest.warns(UserWarning, match="target encoder has not moved.*EmaTargetEncoderCallback") as warned:
-        steps(make_model(), batch, 8)
+        steps(make_model(), batch, 40)
     assert len(warned) == 1
 
 
@@ -733,12 +733,12 @@ def test_nobody_is_warned_of_a_target_encoder_that_moves_or_should_not(make_mode
     model = make_model(**fields)
     if kind == "accumulation":
         model.train()
-        for _ in range(8):
+        for _ in range(20):
             model(**batch).loss.backward()
     elif kind == "evaluation":
         for _ in range(8):
             model.eval()(**batch)
     else:
         decay = {"ema": 0.9, "a decay of 1": 1.0}.get(kind)
-        steps(model, batch, 8, lambda model: decay and model.update_target_encoder(decay))
+        steps(model, batch, 20, lambda model: decay and model.update_target_encoder(decay))
     assert not [str(warning.message) for warning in recwarn if "target encoder" in str(warning.message)]

@@ -541,8 +541,14 @@ def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
         (["--tasks", "cola", "--data_dir", "{dir}/glue"], ["cola"]),
         (["--task_file", "{dir}/own.jsonl"], ["no column 'label'", "--label_column"]),
         (["--task_file", "{dir}/none.jsonl"], ["none.jsonl", "no such file"]),
-        (["--task_file", "{dir}/one.jsonl", "--text_column", "body"], ["one", "single class"]),
-        (["--task_file", "{dir}/rare.jsonl", "--text_column", "body"], ["rare", "two classes of two rows"]),
+        (
+            ["--task_file", "{dir}/one.jsonl", "--text_column", "body"],
+            ["one.jsonl", "column 'label'", "single label, 0", "at least 2"],
+        ),
+        (
+            ["--task_file", "{dir}/rare.jsonl", "--text_column", "body"],
+            ["rare.jsonl", "column 'label'", "2 of the 4 rows"],
+        ),
         (["--rerank_dir", "{dir}/glue"], ["test.txt"]),
         (["--rerank_dir", "{dir}/questions", "--split", "tset"], ["tset", "'test'"]),
         (["--tasks", "rte", "--data_dir", "{dir}/glue", "--split", "test"], ["rte", "'test'", "validation"]),

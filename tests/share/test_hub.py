@@ -385,6 +385,7 @@ def test_files_of_the_tokenizer_are_published_whatever_their_names(finished):
     (finished / "vocab.txt").write_text("a 1\nb 1\nab 1\n")
     (finished / "bpe.codes").write_text("a b 1\n")
     (finished / "tokenizer_config.json").write_text('{"tokenizer_class": "PhobertTokenizer"}')
+    (finished / "config.json").write_text('{"model_type": "roberta"}')
     more = {"vocab.txt", "bpe.codes"}
     assert set(files_to_publish(finished)) == EXPORTED - {"tokenizer.json"} | more
     assert len(AutoTokenizer.from_pretrained(finished)) > 3

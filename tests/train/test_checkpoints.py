@@ -1237,7 +1237,8 @@ def test_signal_to_one_of_two_processes_stops_both_with_one_checkpoint(launched,
 def test_every_promise_has_a_row_and_every_test_named_there_exists():
     table = (ROOT / "docs" / "reliability.md").read_text()
     promises = re.findall(r"^\| (P\d+) \|", table, re.M)
-    assert promises == [f"P{number}" for number in range(1, 32)]
+    assert promises == [f"P{number}" for number in range(1, len(promises) + 1)]
+    assert len(promises) > 40
     named = set(re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", table))
     assert len(named) > 60
     missing = []

@@ -172,7 +172,7 @@ TERMINAL_OR_FILE = pytest.mark.parametrize("is_terminal", [True, False], ids=["t
 @TERMINAL_OR_FILE
 def test_bar_of_training_tells_tokens_per_second_and_time_left_on_a_terminal_alone(make_trainer, is_terminal):  # noqa: F811
     with redirect_stderr(Screen(is_terminal)) as screen:
-        make_trainer(max_steps=4).train()
+        make_trainer(max_steps=4, disable_tqdm=False).train()
     shown = screen.getvalue()
     if is_terminal:
         assert re.search(r"Training: 100%.* 4/4 \[\d\d:\d\d<\d\d:\d\d,.*[\d,]+ tokens/s\]", shown)
@@ -182,7 +182,7 @@ def test_bar_of_training_tells_tokens_per_second_and_time_left_on_a_terminal_alo
 
 def test_bar_of_a_resumed_run_begins_where_it_was(make_trainer):  # noqa: F811
     make_trainer(save_strategy="steps", save_steps=3).train()
-    trainer = make_trainer(save_strategy="steps", save_steps=3)
+    trainer = make_trainer(save_strategy="steps", save_steps=3, disable_tqdm=False)
     with redirect_stderr(Screen(True)) as screen:
         trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-3")
     assert "| 3/4 [" in screen.getvalue()

@@ -74,7 +74,6 @@ def run(tmp_path, monkeypatch, capsys):
         (["--fsdp", "full_shard"], ["--fsdp", "fsdp2.yaml"]),
         (["--fp16_full_eval"], ["--fp16_full_eval", "precision of training"]),
         (["--metric_for_best_model", "eval_loss"], ["--metric_for_best_model has no effect", "--load_best"]),
-        (["--eval_steps", "2"], ["--eval_steps has no effect", "--eval_strategy steps"]),
         (["--dataloader_prefetch_factor", "2"], ["--dataloader_prefetch_factor", "--dataloader_num_workers"]),
         (["--max_steps", "0"], ["--max_steps", "above 0, got 0"]),
         (["--max_steps", "-3"], ["--max_steps", "got -3"]),

@@ -60,6 +60,8 @@ _UNREADABLE = (
 # Documents that a stream sets aside for evaluation when it has no held-out split of its own, and the most shards that
 # they are drawn from.
 _STREAM_HELD_OUT = 200
+# They are drawn from at least this many documents, also where --shuffle_buffer is smaller.
+_STREAM_LEAST_BUFFER = 2_000
 _STREAM_SHARDS = 8
 
 # Rows of a stream from which its columns are known.
@@ -348,7 +350,8 @@ def _hold_out(
 ) -> tuple[Dataset, Dataset] | tuple[IterableDataset, IterableDataset]:
     """Splits documents into those to train on and those held out."""
     if arguments.streaming:
-        return _hold_out_of_stream(documents, arguments.shuffle_buffer, seed, what)
+        buffer_size = max(arguments.shuffle_buffer, _STREAM_LEAST_BUFFER)
+        return _hold_out_of_stream(documents, buffer_size, seed, what)
     percentage = arguments.validation_split_percentage
     if not 0 < percentage < 100:
         raise UsageError(f"--validation_split_percentage {percentage:g}: must be above 0 and below 100")
@@ -384,7 +387,7 @@ def _hold_out_of_stream(
     if len(buffer) <= _STREAM_HELD_OUT:
         raise UsageError(
             f"{what}: {_STREAM_HELD_OUT} documents of a stream are held out, and there are no more among its first "
-            f"{buffer_size} (--shuffle_buffer); name a --validation_file, or read without --streaming"
+            f"{buffer_size:,}; name a --validation_file, or read without --streaming"
         )
     texts = list(buffer)
     drawn = np.random.default_rng(seed).choice(len(texts), _STREAM_HELD_OUT, replace=False)

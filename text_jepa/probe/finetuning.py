@@ -293,10 +293,11 @@ def _load_with_head(name_or_path: str, task: Task) -> tuple[PreTrainedModel, Pre
             "label2id": {name: number for number, name in names.items()},
             "problem_type": "single_label_classification",
         }
+    with readable(name_or_path, "no encoder to fine-tune there"):
+        read_config(name_or_path)
     with readable(name_or_path, "no tokenizer there"):
         tokenizer = read_tokenizer(name_or_path)
     with readable(name_or_path, "no encoder to fine-tune there"):
-        read_config(name_or_path)
         with _without_loading_report():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 name_or_path,

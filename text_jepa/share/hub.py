@@ -45,7 +45,7 @@ PUBLISHED = [
 ]
 
 # Files of a module of sentence-transformers that are published. Weights in other forms are pickles, which run code.
-_SUFFIXES_OF_A_MODULE = (".json", ".safetensors", ".txt", ".model")
+_SUFFIXES_OF_A_MODULE = (".json", ".safetensors", ".model")
 
 
 def files_to_publish(folder: str | Path) -> list[str]:

@@ -135,7 +135,6 @@ _GOES_WITH = {
     "hub_private_repo": _NEEDS_UPLOAD,
     "hub_always_push": _NEEDS_UPLOAD,
     "hub_revision": _NEEDS_UPLOAD,
-    "eval_steps": (lambda args: args.eval_strategy == "steps", "goes with --eval_strategy steps"),
     "eval_delay": _NEEDS_EVALUATION,
     "metric_for_best_model": _NEEDS_CHOICE,
     "greater_is_better": _NEEDS_CHOICE,
@@ -191,6 +190,9 @@ def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
     for name, (has_effect, condition) in _GOES_WITH.items():
         if getattr(args, name) not in (defaults[name], False) and not has_effect(args):
             raise UsageError(f"--{name} has no effect: it {condition}")
+    # Not an error: `--eval_strategy no` overrides a recipe that has both.
+    if args.eval_steps is not None and args.eval_strategy != "steps":
+        logger.warning("--eval_steps has no effect without --eval_strategy steps")
     if args.train_sampling_strategy not in ("random", "group_by_length"):
         raise UsageError(
             f"--train_sampling_strategy {args.train_sampling_strategy}: texts are shuffled and grouped by length; "
