@@ -297,16 +297,15 @@ def _load_with_head(name_or_path: str, task: Task) -> tuple[PreTrainedModel, Pre
         read_config(name_or_path)
     with readable(name_or_path, "no tokenizer there"):
         tokenizer = read_tokenizer(name_or_path)
-    with readable(name_or_path, "no encoder to fine-tune there"):
-        with _without_loading_report():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path,
-                trust_remote_code=False,
-                dtype=torch.float32,  # a checkpoint in half precision would train in it, and hardly move
-                ignore_mismatched_sizes=True,  # the head of another task
-                output_loading_info=True,
-                **head,
-            )
+    with readable(name_or_path, "no encoder to fine-tune there"), _without_loading_report():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name_or_path,
+            trust_remote_code=False,
+            dtype=torch.float32,  # a checkpoint in half precision would train in it, and hardly move
+            ignore_mismatched_sizes=True,  # the head of another task
+            output_loading_info=True,
+            **head,
+        )
 
     inside_encoder = f"{model.base_model_prefix}."  # the head is new
     reshaped = {key for key, *_ in report["mismatched_keys"]}
