@@ -21,7 +21,8 @@ WORKS = """
     activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs torch_compile
     torch_compile_backend torch_compile_mode neftune_noise_alpha torch_empty_cache_steps logging_strategy logging_steps
     logging_first_step logging_nan_inf_filter include_num_input_tokens_seen disable_tqdm report_to run_name project
-    trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps per_device_eval_batch_size eval_on_start
+    trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps per_device_eval_batch_size
+    eval_on_start
     save_strategy save_steps save_total_limit push_to_hub hub_token hub_strategy load_best_model_at_end
     ignore_data_skip full_determinism seed data_seed use_cpu accelerator_config dataloader_drop_last
     dataloader_num_workers dataloader_in_order train_sampling_strategy ddp_find_unused_parameters ddp_bucket_cap_mb
