@@ -603,7 +603,7 @@ def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve
         steps[name] = results["runs"][0]["step"]
         modes = {score["mode"] for score in results["scores"] if score["system"] == "mlm"}
         assert modes & {"knn", "linear"} == {mode}
-    assert steps["seconds-2"] == pytest.approx(2 * steps["seconds-1"], abs=1)
+    assert steps["seconds-2"] == pytest.approx(2 * steps["seconds-1"], abs=12)  # whole logs
     assert steps["."] == steps["seconds-2"]
     assert len(list(out.rglob("pilot"))) == 1
     (column,) = results["quality"].values()

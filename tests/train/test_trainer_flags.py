@@ -127,7 +127,7 @@ def test_what_cannot_start_is_one_line_and_leaves_nothing(run, flags, words):
     "flags",
     [
         ["--neftune_noise_alpha", "5"],
-        ["--include_num_input_tokens_seen", "all"],
+        ["--include_num_input_tokens_seen", "true"],
         ["--do_train", "--do_eval"],
         ["--disable_tqdm", "true", "--skip_memory_metrics", "false"],
         ["--eval_on_start", "--eval_strategy", "steps", "--eval_steps", "1", "--eval_delay", "1"],
