@@ -30,7 +30,8 @@ test: setup  ## Run the fast tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed'
 
 test-oldest: .venv-oldest  ## Run the fast tests with the oldest supported versions
-	.venv-oldest/bin/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed'
+	.venv-oldest/bin/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed' \
+		--ignore tests/test_fuzz.py --ignore tests/test_compare.py
 
 .venv-oldest: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
