@@ -235,7 +235,7 @@ def test_data_leaves_the_figures_of_every_part(run, tmp_path, texts):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("axis", "values"),
-    [("length", ["16", "32"]), ("mask_batching", ["sequential"])],
+    [("length", ["16", "32"]), ("batch", ["2", "4"]), ("mask_batching", ["sequential"])],
 )
 def test_scaling_leaves_a_table_of_each_axis(axis, values, run, tmp_path):
     found, printed = run(
