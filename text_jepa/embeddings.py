@@ -66,7 +66,11 @@ class Encoder:
     prompt: str = ""
 
 
-def open_encoder(name_or_path: str, max_length: int | None = None, pooling: Pooling | None = None) -> Encoder:
+def open_encoder(
+    name_or_path: str,
+    max_length: int | None = None,
+    pooling: Pooling | None = None,
+) -> Encoder:
     """Opens any encoder: a plain one, an exported one, `pretraining/` or `checkpoint-N` of a run.
 
     For a pretraining model this is the encoder that would be exported, with its last weights: the target encoder if it
@@ -103,7 +107,10 @@ def open_encoder(name_or_path: str, max_length: int | None = None, pooling: Pool
     return encoder
 
 
-def with_head(encoder: Encoder, head: SentenceHead) -> Encoder:
+def with_head(
+    encoder: Encoder,
+    head: SentenceHead,
+) -> Encoder:
     """The encoder with the pooling, the layers and the prompt of a folder of sentence-transformers.
 
     Word weights are those of the encoder, if it has some, else those of the folder.
@@ -167,7 +174,10 @@ def load_trained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     return model.eval(), tokenizer
 
 
-def trained_encoder(model: TextJepaForPreTraining, which: Which = "target") -> PreTrainedModel:
+def trained_encoder(
+    model: TextJepaForPreTraining,
+    which: Which = "target",
+) -> PreTrainedModel:
     """The stock encoder inside: the moving average (`"target"`), if there is one, or the one that was optimised.
 
     A frozen target encoder is what the run started from, never what it made.
@@ -185,7 +195,10 @@ def sentence_pooling(config: TextJepaConfig) -> Pooling:
     return "mean"
 
 
-def trained_word_weights(model: TextJepaForPreTraining, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+def trained_word_weights(
+    model: TextJepaForPreTraining,
+    tokenizer: PreTrainedTokenizerBase,
+) -> np.ndarray | None:
     """The word weights (V,) float32 that a model pools with; `None` if it was trained with another pooling.
 
     The model may have more embeddings than there are tokens.
@@ -227,7 +240,12 @@ def _stated_word_weights(source: str) -> np.ndarray | None:
 # ---- texts to vectors -----------------------------------------------------------------------------------------------
 
 
-def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 64, layers: int = 1) -> np.ndarray:
+def embed_texts(
+    encoder: Encoder,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    layers: int = 1,
+) -> np.ndarray:
     """Vectors of texts, which are read in full.
 
     A text longer than `max_length` is read in windows, with special tokens around each. Its vector is the weighted
@@ -248,7 +266,10 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 64, la
 
 
 @torch.no_grad()
-def finish_vectors(encoder: Encoder, vectors: np.ndarray) -> np.ndarray:
+def finish_vectors(
+    encoder: Encoder,
+    vectors: np.ndarray,
+) -> np.ndarray:
     """Vectors (N, D) after the layers behind the pooling, of which most encoders have none."""
     if not encoder.layers_after:
         return vectors
@@ -258,7 +279,11 @@ def finish_vectors(encoder: Encoder, vectors: np.ndarray) -> np.ndarray:
     return finished.cpu().numpy()
 
 
-def embed_layers(encoder: Encoder, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+def embed_layers(
+    encoder: Encoder,
+    texts: Sequence[str],
+    batch_size: int = 64,
+) -> np.ndarray:
     """Vectors of texts by the embeddings and by each of the L layers, from one pass over the texts.
 
     Returns:
@@ -305,7 +330,10 @@ def _pooled_states(
     return means.numpy()
 
 
-def _split_windows(encoder: Encoder, texts: Sequence[str]) -> tuple[BatchEncoding, torch.Tensor]:
+def _split_windows(
+    encoder: Encoder,
+    texts: Sequence[str],
+) -> tuple[BatchEncoding, torch.Tensor]:
     """The W windows of all texts, at least one of each, with special tokens; and the text (W,) of each window."""
     # Not by the tokenizer's own overflow: tokenizers 0.23.2 loses tokens there.
     before, after = special_tokens_around(encoder.tokenizer)
@@ -328,7 +356,10 @@ def _split_windows(encoder: Encoder, texts: Sequence[str]) -> tuple[BatchEncodin
     return BatchEncoding({"input_ids": windows, "attention_mask": masks}), torch.tensor(text_of)
 
 
-def token_weights(encoder: Encoder, batch: BatchEncoding) -> torch.Tensor:
+def token_weights(
+    encoder: Encoder,
+    batch: BatchEncoding,
+) -> torch.Tensor:
     """Weight of each token of a batch in the vector of its text, by the encoder's pooling.
 
     Args:
@@ -354,7 +385,11 @@ def token_weights(encoder: Encoder, batch: BatchEncoding) -> torch.Tensor:
     return word_weights[batch["input_ids"]] * mask
 
 
-def pool_states(encoder: Encoder, states: torch.Tensor, batch: BatchEncoding) -> torch.Tensor:
+def pool_states(
+    encoder: Encoder,
+    states: torch.Tensor,
+    batch: BatchEncoding,
+) -> torch.Tensor:
     """Vectors (B, D) of texts from the states (B, S, D) of their tokens, each text in one window."""
     weights = token_weights(encoder, batch).unsqueeze(-1)
     if encoder.pooling == "max":
@@ -461,7 +496,10 @@ def _hidden_states(
             bar.update(sum(lengths[row] for row in rows))
 
 
-def _last_states(output: ModelOutput, layers: int | None) -> torch.Tensor:
+def _last_states(
+    output: ModelOutput,
+    layers: int | None,
+) -> torch.Tensor:
     """The last hidden states (layers, B, S, D); all of them for `None`."""
     if layers == 1:
         return output.last_hidden_state[None]
@@ -477,7 +515,10 @@ def _last_states(output: ModelOutput, layers: int | None) -> torch.Tensor:
 # ---- vectors --------------------------------------------------------------------------------------------------------
 
 
-def nearest_texts(vectors: np.ndarray, queries: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def nearest_texts(
+    vectors: np.ndarray,
+    queries: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray]:
     """The nearest other row of each query, by cosine of the centred vectors.
 
     Args:
@@ -501,7 +542,10 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
     return x / lengths.clip(min=1e-12)
 
 
-def centre(x: np.ndarray, by: np.ndarray | None = None) -> np.ndarray:
+def centre(
+    x: np.ndarray,
+    by: np.ndarray | None = None,
+) -> np.ndarray:
     """Rows minus the mean row of `by`, or of themselves.
 
     The mean is taken about the first row, so that equal rows centre to exact zeros instead of a rounding error whose
@@ -521,7 +565,10 @@ def centre(x: np.ndarray, by: np.ndarray | None = None) -> np.ndarray:
     return (x - first_row) - offset
 
 
-def cosine(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def cosine(
+    u: np.ndarray,
+    v: np.ndarray,
+) -> np.ndarray:
     """Cosine of each row of `u` with the row of `v` (..., D); 0 for rows of zeros."""
     products = unit_rows(u) * unit_rows(v)
     return products.sum(axis=-1)

@@ -96,7 +96,10 @@ def spread(features: Tensor) -> Tensor:
     return variance.sqrt().mean()
 
 
-def mean_cosine(features: Tensor, group: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+def mean_cosine(
+    features: Tensor,
+    group: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Mean cosine over all pairs of different rows, in O(N·D) from the squared norm of the sum of unit vectors.
 
     Args:
@@ -138,7 +141,10 @@ def mean_cosine(features: Tensor, group: Tensor | None = None) -> Tensor | tuple
     return same, other
 
 
-def relative_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+def relative_loss(
+    predictions: Tensor,
+    targets: Tensor,
+) -> Tensor:
     """Mean squared error in units of the variance of the targets about their mean over rows.
 
     Args:
@@ -158,7 +164,10 @@ def relative_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     return ratio.where(variance != 0, 1.0)
 
 
-def _centred_unit_rows(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _centred_unit_rows(
+    predictions: Tensor,
+    targets: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Both matrices about the mean target: raw cosines of text features mostly measure their common offset."""
     predictions = predictions.float()
     targets = targets.float()
@@ -191,7 +200,10 @@ def retrieval_margin(
     return margin.mean()
 
 
-def wrong_target_cosines(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def wrong_target_cosines(
+    predictions: Tensor,
+    targets: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, greatest and least cosine of a prediction with another row's target, centred by the mean target.
 
     Args:
@@ -208,7 +220,10 @@ def wrong_target_cosines(predictions: Tensor, targets: Tensor) -> tuple[Tensor, 
     return wrong.mean(), wrong.max(), wrong.min()
 
 
-def retrieval_accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
+def retrieval_accuracy(
+    predictions: Tensor,
+    targets: Tensor,
+) -> Tensor:
     """Share of predictions whose nearest target of all rows is their own, by cosines centred by the mean target.
 
     A rival that scores the same as the right target, such as an equal target of another row, counts as a miss.
@@ -319,5 +334,9 @@ def collapse_signs(
     return signs
 
 
-def _has_halved(value: float, first: Mapping[str, float] | None, name: str) -> bool:
+def _has_halved(
+    value: float,
+    first: Mapping[str, float] | None,
+    name: str,
+) -> bool:
     return first is None or value < COLLAPSED_SHARE * first[name]

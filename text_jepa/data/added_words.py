@@ -36,7 +36,10 @@ def _read_file(path: Path) -> list[str]:
         raise UsageError(f"--add_words {path}: is not text in UTF-8 ({error}); convert it") from error
 
 
-def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[int, list[int]]:
+def add_words(
+    tokenizer: PreTrainedTokenizerBase,
+    words: Sequence[str],
+) -> dict[int, list[int]]:
     """Adds words to a tokenizer, which changes it; those that are one token already stay as they are.
 
     Args:
@@ -57,11 +60,17 @@ def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[
     return {tokenizer.convert_tokens_to_ids(word): pieces for word, pieces in added.items()}
 
 
-def _pieces_of(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
+def _pieces_of(
+    tokenizer: PreTrainedTokenizerBase,
+    word: str,
+) -> list[int]:
     return tokenizer(word, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
-def _added_token(tokenizer: PreTrainedTokenizerBase, word: str) -> AddedToken:
+def _added_token(
+    tokenizer: PreTrainedTokenizerBase,
+    word: str,
+) -> AddedToken:
     # Not inside of other words. Scripts without blanks do not show where these end, and a blank that the tokenizer
     # puts before each text belongs to the word, which then begins inside of nothing.
     begins_with_blank = False
@@ -72,7 +81,11 @@ def _added_token(tokenizer: PreTrainedTokenizerBase, word: str) -> AddedToken:
     return AddedToken(word, single_word=is_apart, normalized=True)
 
 
-def add_rows(model: PreTrainedModel, encoders: Sequence[PreTrainedModel], added: dict[int, list[int]]) -> None:
+def add_rows(
+    model: PreTrainedModel,
+    encoders: Sequence[PreTrainedModel],
+    added: dict[int, list[int]],
+) -> None:
     """Makes room for added words, whose embeddings begin as the mean of those of their pieces.
 
     Args:

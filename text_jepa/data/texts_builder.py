@@ -16,7 +16,10 @@ from text_jepa.data.files import FileError, Form, read_tables
 
 
 def read_texts(
-    paths: Sequence[str], form: Form, streaming: bool, cache_dir: str | None = None
+    paths: Sequence[str],
+    form: Form,
+    streaming: bool,
+    cache_dir: str | None = None,
 ) -> Dataset | IterableDataset:
     """The documents of files, one per row.
 
