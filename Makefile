@@ -29,9 +29,12 @@ probe: setup  ## Evaluate the newest encoder (ENCODER=folder)
 test: setup  ## Run the fast tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed'
 
+# Without what depends on no version of a library.
 test-oldest: .venv-oldest  ## Run the fast tests with the oldest supported versions
 	.venv-oldest/bin/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed' \
-		--ignore tests/test_fuzz.py --ignore tests/test_compare.py
+		--ignore tests/test_fuzz.py --ignore tests/test_compare.py --ignore tests/test_docs.py \
+		--ignore tests/test_benchmarks.py --ignore tests/data/test_masking.py --ignore tests/data/test_scripts.py \
+		--ignore tests/show
 
 .venv-oldest: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
