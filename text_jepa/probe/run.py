@@ -230,7 +230,7 @@ def word_counting_texts(args: ProbeArguments) -> list[str] | None:
         return [text for text in dataset["text"] if text]
     if names_nothing(args):
         corpus = load_builtin_corpus(args.cache_dir)
-        return corpus["train"].take(TRAINING_DOCUMENTS)["text"]
+        return corpus["train"]["text"][:TRAINING_DOCUMENTS]  # `take` of older versions wants as many
     return None
 
 
