@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import compare
 from text_jepa.cli import UsageError
-from text_jepa.probe import run
-from text_jepa.probe.bootstrap import interval_of
+from text_jepa.probe.bootstrap import interval_of, score_answers
+from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.report import macro_averages
 
 
@@ -197,7 +197,7 @@ def test_averages_are_those_of_the_probe():
     shown = {(s["task"], s["metric"], s["system"]): s["score"] for s in judged["scores"]}
     assert {metric for task, metric, _ in shown if task == "mrpc"} == {"f1"}
     rows = {(*column, system): rows for column, by in answers.items() for system, rows in by.items()}
-    expected = macro_averages(run.score_all(rows, gold, 0))
+    expected = macro_averages(score_answers(rows, FUNCTIONS, gold, 0))
     assert {s.system: pytest.approx(s.score) for s in expected} == {
         system: value for (_, metric, system), value in shown.items() if metric == "average"
     }

@@ -9,10 +9,8 @@ L layers, Q queries.
 
 import copy
 import inspect
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -211,15 +209,6 @@ def trained_word_weights(
 
 
 # ---- what a folder states -------------------------------------------------------------------------------------------
-
-
-def read_modules(folder: Path) -> list[tuple[str, str]]:
-    """Path and type of the modules that `write_modules` or sentence-transformers has written; empty if none."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return []
-    modules = json.loads(path.read_text(encoding="utf-8"))
-    return [(module["path"], module["type"]) for module in modules]
 
 
 def _stated_length(source: str) -> int | None:

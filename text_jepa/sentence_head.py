@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers.utils import cached_file
 
 from configuration_text_jepa import TextJepaConfig
-from text_jepa.cli import UsageError
+from text_jepa.cli import UsageError, first_line
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER
 
 
@@ -234,6 +234,22 @@ def copy_modules(head: SentenceHead, folder: Path, has_word_weights: bool) -> li
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """Subfolder and type of each module of sentence-transformers in a folder; none without `modules.json`.
+
+    Raises:
+        UsageError: The file is damaged.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        return [(str(module["path"]), str(module["type"])) for module in modules]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path}: not a list of modules ({first_line(error)}); mend it first") from error
 
 
 def read_json(source: str, name: str) -> Any:

@@ -166,3 +166,27 @@ def compare_systems(
             )
         )
     return scores
+
+
+def score_answers(
+    answers: Mapping[tuple[str, str, str, str], np.ndarray],
+    functions: Mapping[str, Callable[..., float]],
+    gold: Mapping[str, np.ndarray],
+    seed: int = 0,
+) -> list[Score]:
+    """Scores all systems on all tasks, in all modes and by all metrics.
+
+    Args:
+        answers: (task, mode, metric, system) to (K, N), one row per seed: predictions, or values of the metric.
+        functions: Functions of predictions and labels by metric; values of other metrics are averaged.
+        gold: (N,) labels by task, where answers are predictions.
+        seed: Seed of the resamples.
+    """
+    columns: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
+    for (task, mode, metric, system), rows in answers.items():
+        columns.setdefault((task, mode, metric), {})[system] = rows
+    scores = []
+    for (task, mode, metric), by_system in columns.items():
+        function = functions.get(metric, np.mean)
+        scores += compare_systems(task, mode, metric, function, by_system, gold=gold.get(task), seed=seed)
+    return scores

@@ -24,8 +24,8 @@ from sklearn.preprocessing import normalize
 from text_jepa.cli import UsageError
 from text_jepa.data.corpus import Quoting, load_columns
 from text_jepa.embeddings import Encoder, embed_texts
-from text_jepa.probe.bootstrap import Score, compare_systems
-from text_jepa.probe.glue import accuracy
+from text_jepa.probe.bootstrap import Score, score_answers
+from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.predictors import knn_predict
 
 
@@ -415,7 +415,7 @@ def judge_documents(
     if questions.labels is not None:
         gold[LABEL] = questions.labels
     return DocumentScores(
-        scores=_score_answers(answers, gold),
+        scores=score_answers(answers, FUNCTIONS, gold),
         answers=answers,
         gold=gold,
         notes=questions.notes,
@@ -556,24 +556,6 @@ def _label_answers(
 ) -> Answers:
     predictions = _predict_by_neighbours(vectors, labels)
     return {(LABEL, _LABEL_MODE, "accuracy", system): predictions[None]}
-
-
-def _score_answers(answers: Answers, gold: Mapping[str, np.ndarray]) -> list[Score]:
-    columns: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
-    for (task, mode, metric, system), values in answers.items():
-        columns.setdefault((task, mode, metric), {})[system] = values
-    scores = []
-    for (task, mode, metric), by_system in columns.items():
-        function = accuracy if task in gold else np.mean
-        scores += compare_systems(
-            task,
-            mode,
-            metric,
-            function,
-            by_system,
-            gold=gold.get(task),
-        )
-    return scores
 
 
 # ---- verdict --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The engine of the probe: encoders and controls x tasks x modes, to scores.
 
 `probe` is the whole of it: every system answers every task in every mode (`predict`, `judge`), and all answers are
-scored on the same rows (`scored_answers`, `score_all`).
+scored on the same rows (`scored_answers`, `score_answers`).
 
 Shapes: N rows to be answered, Q queries, D features.
 """
@@ -29,7 +29,7 @@ from text_jepa.data.corpus import load_texts
 from text_jepa.embeddings import Encoder, open_encoder
 from text_jepa.probe import controls, predictors
 from text_jepa.probe.arguments import ProbeArguments, names_nothing
-from text_jepa.probe.bootstrap import Score, compare_systems
+from text_jepa.probe.bootstrap import Score, score_answers
 from text_jepa.probe.catalog import load_tasks
 from text_jepa.probe.documents import (
     HELD_OUT_DOCUMENTS,
@@ -137,7 +137,7 @@ def probe(
         predicted, finetuning = predict(questions, encoders, args, bar)
     answers = scored_answers(tasks, rerankings, predicted)
     gold = {task.name: task.test.labels for task in tasks}
-    scores = score_all(answers, gold, args.seeds[0])
+    scores = score_answers(answers, FUNCTIONS, gold, args.seeds[0])
     averaged = [score for score in scores if score.task in gold and not is_layer(score.system)]
     scores += macro_averages(averaged)
 
@@ -758,30 +758,6 @@ def scored_answers(
                     values = [by_metric[metric] for by_metric in figures]
                     answers[title_of(task), mode, metric, system] = np.stack(values)
     return answers
-
-
-def score_all(
-    answers: Answers,
-    gold: dict[str, np.ndarray],
-    seed: int,
-) -> list[Score]:
-    """Scores of all systems in all modes on the scored rows; for reranking, means over the queries."""
-    columns = defaultdict(dict)
-    for (task, mode, metric, system), rows in answers.items():
-        columns[task, mode, metric][system] = rows
-    scores = []
-    for (task, mode, metric), by_system in columns.items():
-        function = FUNCTIONS.get(metric, np.mean)
-        scores += compare_systems(
-            task,
-            mode,
-            metric,
-            function,
-            by_system,
-            gold=gold.get(task),
-            seed=seed,
-        )
-    return scores
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

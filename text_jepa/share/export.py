@@ -19,12 +19,11 @@ from text_jepa.embeddings import (
     TRANSFORMER_MODULE,
     WORD_WEIGHTS_MODULE,
     Which,
-    read_modules,
     sentence_pooling,
     trained_encoder,
     trained_word_weights,
 )
-from text_jepa.sentence_head import POOLING_FLAGS, SentenceHead, check_modules, copy_modules
+from text_jepa.sentence_head import POOLING_FLAGS, SentenceHead, check_modules, copy_modules, read_modules
 from text_jepa.share.onnx import require
 from text_jepa.share.transformers4 import make_readable_in_4
 

@@ -1,6 +1,5 @@
 """Publishes a finished folder on the Hub: its known files and no others, in one commit."""
 
-import json
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -12,6 +11,7 @@ from transformers import AutoTokenizer
 from yaml import YAMLError
 
 from text_jepa.cli import UsageError, first_line
+from text_jepa.sentence_head import read_modules
 from text_jepa.share.model_card import renamed_card
 
 
@@ -91,7 +91,7 @@ def _files_of_tokenizer(folder: Path) -> list[str]:
 
 def _files_of_modules(folder: Path) -> Iterator[Path]:
     """All files of sentence-transformers' modules, except the encoder, which is in no subfolder."""
-    for subfolder, kind in _read_modules(folder):
+    for subfolder, kind in read_modules(folder):
         module = folder / subfolder
         if not module.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"{folder}/modules.json: the module '{subfolder}' is outside the folder; mend it first")
@@ -109,18 +109,6 @@ def _files_of_modules(folder: Path) -> Iterator[Path]:
         if not published and not kind.endswith("Normalize"):
             raise UsageError(f"{folder}/modules.json names the module '{subfolder}', which is not there; add it")
         yield from published
-
-
-def _read_modules(folder: Path) -> list[tuple[str, str]]:
-    """Subfolder and type of each module of sentence-transformers; none without `modules.json`."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return []
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        return [(str(module["path"]), str(module["type"])) for module in modules]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path}: not a list of modules ({first_line(error)}); mend it first") from error
 
 
 def create_repository(name: str, private: bool | None = None, token: str | None = None) -> str:

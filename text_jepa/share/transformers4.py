@@ -4,6 +4,7 @@ What 4.57 does not know, it replaces by a default without a word. So a test open
 and compares the states.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -38,12 +39,12 @@ def make_readable_in_4(folder: Path) -> None:
 def _rewrite(path: Path, change: Callable[[Content], None]) -> None:
     if not path.is_file():
         return
-    before = path.read_text(encoding="utf-8")
-    content = json.loads(before)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    content = copy.deepcopy(before)
     change(content)
-    after = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    if json.loads(before) != content:
-        path.write_text(after, encoding="utf-8")
+    if content != before:
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
 
 
 # ---- configuration --------------------------------------------------------------------------------------------------
