@@ -535,24 +535,22 @@ class TextJepaConvLayer(GradientCheckpointingLayer):
         return hidden_states + self.activation(self.norm(convolved))
 
 
-def _predictor_layer(config: TextJepaConfig) -> nn.Module:
-    if config.predictor_type == "transformer":
-        return TextJepaPredictorLayer(config)
-    if config.predictor_type == "conv":
-        return TextJepaConvLayer(config)
-    return nn.Sequential(
-        ACT2FN[config.pred_hidden_act],
-        nn.Linear(config.pred_hidden_size, config.pred_hidden_size),
-    )
+class TextJepaMlpLayer(nn.Sequential):
+    """Activation and linear map, of each query by itself: (R, T, P) -> (R, T, P)."""
+
+    def __init__(self, config: TextJepaConfig):
+        width = config.pred_hidden_size
+        super().__init__(ACT2FN[config.pred_hidden_act], nn.Linear(width, width))
 
 
 class TextJepaPredictor(nn.Module):
     """Narrow network that is given the visible states and asked for the states at the target positions.
 
-    A query is a learned mask token plus its position, never anything of the token there. In a transformer all spans of
-    a mask share one pass and are kept from each other by the attention mask, so that a packed pass equals one pass per
-    span; convolutions see of the other spans only where they are, and a perceptron takes each query by itself.
+    A query is a learned mask token plus its position, never anything of the token there. How visible states and
+    queries meet is what the three kinds of predictor differ in, see `run_layers`.
     """
+
+    layer_class: type[nn.Module]
 
     def __init__(self, config: TextJepaConfig):
         super().__init__()
@@ -563,7 +561,7 @@ class TextJepaPredictor(nn.Module):
         self.position_embeddings = None
         if config.pred_position_embedding_type == "learned":
             self.position_embeddings = nn.Embedding(config.max_text_length, width)
-        self.layers = nn.ModuleList(_predictor_layer(config) for _ in range(config.pred_num_hidden_layers))
+        self.layers = nn.ModuleList(self.layer_class(config) for _ in range(config.pred_num_hidden_layers))
         self.norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
         self.gradient_checkpointing = False
 
@@ -594,27 +592,20 @@ class TextJepaPredictor(nn.Module):
             Features (R, T, P).
         """
         queries = self._make_queries(target_positions, strategies, query_states, pooled)
-        if self.config.predictor_type == "mlp":
-            features = self._add_positions(queries, target_positions)
-            for layer in self.layers:
-                features = layer(features)
-            return self.norm(features)
+        features = self.run_layers(states, positions, queries, target_positions, target_spans, text_length)
+        return self.norm(features)
 
-        context = self.context_projection(states)
-        all_states = torch.cat([context, queries.to(context.dtype)], dim=1)
-        all_positions = torch.cat([positions, target_positions], dim=1)
-        all_states = self._add_positions(all_states, all_positions)
-        if self.config.predictor_type == "conv":
-            text = self._convolve(all_states, all_positions, text_length)
-            return self.norm(gather_positions(text, target_positions))
-
-        attention_mask = packed_attention_mask(positions, target_spans)
-        rotary = self._rotary_tables(all_positions)
-        for layer in self.layers:
-            is_last = layer is self.layers[-1]
-            query_start = positions.shape[1] if is_last else 0  # only the queries are read in the end
-            all_states = layer(all_states, attention_mask, rotary, query_start)
-        return self.norm(all_states)
+    def run_layers(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        queries: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_spans: torch.Tensor,
+        text_length: int | None,
+    ) -> torch.Tensor:
+        """Features (R, T, P), before the norm, of queries (R, T, P) without positions; others as in `forward`."""
+        raise NotImplementedError
 
     def _make_queries(
         self,
@@ -634,11 +625,52 @@ class TextJepaPredictor(nn.Module):
             queries = queries + self.context_projection(query_states)
         return queries.expand(*target_positions.shape, -1)
 
+    def _join(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        queries: torch.Tensor,
+        target_positions: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Visible states and, behind them, queries (R, N, P), and their positions (R, N)."""
+        context = self.context_projection(states)
+        all_states = torch.cat([context, queries.to(context.dtype)], dim=1)
+        all_positions = torch.cat([positions, target_positions], dim=1)
+        return self._add_positions(all_states, all_positions), all_positions
+
     def _add_positions(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """(R, N, P) and (R, N) -> (R, N, P): with learned positions, if there are any, and dropout."""
         if self.position_embeddings is not None:
             states = states + self.position_embeddings(positions.clamp(min=0))
         return F.dropout(states, self.config.pred_dropout, self.training)
+
+
+class TextJepaTransformerPredictor(TextJepaPredictor):
+    """Queries attend to the visible states and to their own span.
+
+    All spans of a mask share one pass and are kept from each other by the attention mask, so that a packed pass equals
+    one pass per span.
+    """
+
+    layer_class = TextJepaPredictorLayer
+
+    def run_layers(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        queries: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_spans: torch.Tensor,
+        text_length: int | None,
+    ) -> torch.Tensor:
+        all_states, all_positions = self._join(states, positions, queries, target_positions)
+        attention_mask = packed_attention_mask(positions, target_spans)
+        rotary = self._rotary_tables(all_positions)
+        for layer in self.layers:
+            is_last = layer is self.layers[-1]
+            query_start = positions.shape[1] if is_last else 0  # only the queries are read in the end
+            all_states = layer(all_states, attention_mask, rotary, query_start)
+        return all_states
 
     def _rotary_tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         if self.position_embeddings is not None:
@@ -646,20 +678,59 @@ class TextJepaPredictor(nn.Module):
         head_dim = self.config.pred_hidden_size // self.config.pred_num_attention_heads
         return rotary_tables(positions.clamp(min=0), head_dim, self.config.pred_rope_theta)
 
-    def _convolve(
+
+class TextJepaConvPredictor(TextJepaPredictor):
+    """Visible states and queries go to their places in the text, and convolutions run over it.
+
+    Of the other spans a query sees only where they are.
+    """
+
+    layer_class = TextJepaConvLayer
+
+    def run_layers(
         self,
         states: torch.Tensor,
         positions: torch.Tensor,
-        text_length: int,
+        queries: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_spans: torch.Tensor,
+        text_length: int | None,
     ) -> torch.Tensor:
-        """States (R, N, P) at their positions (R, N) -> (R, S, P)."""
-        columns = positions.unsqueeze(-1) + 1  # unused slots fall into column 0, which is cut off
-        empty = states.new_zeros(len(states), text_length + 1, states.shape[-1])
-        text = empty.scatter(1, columns.expand_as(states), states)[:, 1:]
+        all_states, all_positions = self._join(states, positions, queries, target_positions)
+        columns = all_positions.unsqueeze(-1) + 1  # unused slots fall into column 0, which is cut off
+        empty = all_states.new_zeros(len(all_states), text_length + 1, all_states.shape[-1])
+        text = empty.scatter(1, columns.expand_as(all_states), all_states)[:, 1:]
         is_used = empty[..., :1].scatter(1, columns, 1)[:, 1:]
         for layer in self.layers:
             text = layer(text * is_used)
-        return text
+        return gather_positions(text, target_positions)
+
+
+class TextJepaMlpPredictor(TextJepaPredictor):
+    """A perceptron that takes each query by itself; of the text it sees what the query was made of."""
+
+    layer_class = TextJepaMlpLayer
+
+    def run_layers(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        queries: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_spans: torch.Tensor,
+        text_length: int | None,
+    ) -> torch.Tensor:
+        features = self._add_positions(queries, target_positions)
+        for layer in self.layers:
+            features = layer(features)
+        return features
+
+
+PREDICTORS = {
+    "transformer": TextJepaTransformerPredictor,
+    "conv": TextJepaConvPredictor,
+    "mlp": TextJepaMlpPredictor,
+}
 
 
 # ---- encoder --------------------------------------------------------------------------------------------------------
@@ -880,6 +951,55 @@ def _name_without_adapters(name: str) -> str:
     """The name of a weight where PEFT has wrapped neither its layer nor the encoder around it."""
     name = name.replace("base_model.model.", "").replace(".base_layer.", ".")
     return re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
+
+
+# What PEFT puts a layer into.
+_ADAPTER_PARTS = {"base_layer", "original_module"}
+
+_TensorPairs = dict[torch.Tensor, torch.Tensor]
+
+
+def _pair_tensors(target: nn.Module, source: nn.Module) -> tuple[_TensorPairs, _TensorPairs]:
+    """Each parameter and each buffer of an encoder with the one of the same name in another encoder.
+
+    Adapters in the source count as merged into it; those in the target stay untrained and add nothing.
+    """
+    pairs = _pair_side_by_side(target, source)
+    if pairs is not None:
+        return pairs
+    parameters = {}
+    buffers = {}
+    sources = plain_weights(source)
+    for name, tensor in _weights_below_adapters(target).items():
+        pairs_of_kind = parameters if isinstance(tensor, nn.Parameter) else buffers
+        pairs_of_kind[tensor] = sources[name]
+    return parameters, buffers
+
+
+def _pair_side_by_side(target: nn.Module, source: nn.Module) -> tuple[_TensorPairs, _TensorPairs] | None:
+    """The same, of two encoders that are built alike; `None` if they are not, or have adapters.
+
+    This walk is repeated after every optimizer step, because nothing tells when layers, parameters or buffers were
+    replaced (by PEFT, FSDP2, `to`). It reads the dictionaries of modules themselves, for `named_parameters` and its
+    like take several times as long.
+    """
+    parameters = {}
+    buffers = {}
+    modules = [(target, source)]
+    for one, other in modules:  # which grows
+        children = one._modules
+        if children.keys() != other._modules.keys() or not _ADAPTER_PARTS.isdisjoint(children):
+            return None
+        for name, child in children.items():
+            if child is not None:
+                modules.append((child, other._modules[name]))
+        for name, parameter in one._parameters.items():
+            if parameter is not None:
+                parameters[parameter] = other._parameters[name]
+        for name, buffer in one._buffers.items():
+            if buffer is not None:
+                buffers[buffer] = other._buffers[name]
+    return parameters, buffers
 
 
 def without_adapters(encoder: PreTrainedModel) -> PreTrainedModel:
@@ -1216,7 +1336,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         super().__init__(config)
         self.model = TextJepaModel(config)
         self.target_encoder = _build_encoder(config.text_config) if config.has_target_encoder else None
-        self.predictor = TextJepaPredictor(config) if config.predicts_tokens else None
+        self.predictor = PREDICTORS[config.predictor_type](config) if config.predicts_tokens else None
         self.latent_head = None
         if config.latent_loss_weight > 0:
             self.latent_head = nn.Linear(config.pred_hidden_size, config.hidden_size)
@@ -1330,17 +1450,15 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         Weights are found by their names. Adapters of PEFT in the context encoder count as merged into it.
         """
         self._is_watched = False
-        # Adapters that PEFT has put into the target encoder as well stay untrained and add nothing.
-        targets = _weights_below_adapters(self.target_encoder)
-        sources = plain_weights(self.model.encoder)
-        averaged = [name for name, tensor in targets.items() if isinstance(tensor, nn.Parameter)]
-        torch._foreach_lerp_(
-            [targets[name] for name in averaged],
-            [sources[name].to(targets[name].dtype) for name in averaged],
-            1 - decay,
-        )
-        for name in targets.keys() - set(averaged):
-            targets[name].copy_(sources[name])
+        parameters, buffers = _pair_tensors(self.target_encoder, self.model.encoder)
+        sources = []
+        for target, source in parameters.items():
+            if source.dtype != target.dtype:
+                source = source.to(target.dtype)
+            sources.append(source)
+        torch._foreach_lerp_(list(parameters), sources, 1 - decay)
+        for target, source in buffers.items():
+            target.copy_(source)
 
     def _watch_target_encoder(self):
         """Warns if the optimizer moves the context encoder and nobody calls `update_target_encoder`.
