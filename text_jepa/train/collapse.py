@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa import metrics
 from text_jepa.train.callbacks import saved_attributes
@@ -151,7 +152,8 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
     What the run found at its first step is no collapse: later measures are compared with it, see `collapse_signs`.
 
     Args:
-        batch: A collated batch of held-out texts with fixed masks.
+        batch: A collated batch of held-out texts with fixed masks. Default: a [`TextJepaTrainer`] makes it of its
+            evaluation set; with a plain `Trainer` it is the first batch of the first evaluation.
         stop_on_collapse: End the run at the warning.
         patience: Number of logs in a row that must show signs of collapse before the warning, because the first steps
             may look odd.
@@ -159,18 +161,18 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
 
     Attributes:
         values: The latest measures, see `measure_representations`.
+        signs: What of the latest measures is a sign of collapse, in words.
         first: The measures of the first step, which later ones are compared with.
-        collapsed: Whether the monitor has warned.
-    """
+        warning: The `"step"` and the `"signs"` of the warning; `None` before.
+        remedy: What to try against the collapse, of which nothing is set in this run already.
 
-    remedy = (
-        "Lower --learning_rate or lengthen --warmup_steps; with a moving average raise --ema_decay_start or "
-        "--token_loss_weight, or tell texts apart (--sentence_loss_type infonce)."
-    )
+    Raises:
+        ValueError: Training begins, and there is neither a batch nor an evaluation to take it from.
+    """
 
     def __init__(
         self,
-        batch: Batch,
+        batch: Batch | None = None,
         stop_on_collapse: bool = False,
         patience: int = 2,
         autocast: Autocast = nullcontext,
@@ -180,45 +182,84 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         self.patience = patience
         self.autocast = autocast
         self.values: dict[str, float] = {}
-        self.collapsed = False
+        self.signs: list[str] = []
+        self.warning: dict[str, Any] | None = None
+        self.remedy = ""
         self.first: dict[str, float] | None = None
         # Number of latest logs in a row with signs of collapse.
         self._suspicious = 0
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether the monitor has warned."""
+        return self.warning is not None
+
     def state(self) -> dict[str, Any]:
         attributes = {
             "first": self.first,
+            "signs": self.signs,
+            "warning": self.warning,
             "_suspicious": self._suspicious,
         }
         return {"args": {}, "attributes": attributes}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if self.batch is None and args.eval_strategy == "no" and not args.eval_on_start:
+            raise ValueError("CollapseMonitorCallback watches held-out texts: set eval_strategy, or give it a batch")
         saved = saved_attributes(self, state)
         self.first = saved.get("first")
+        self.signs = saved.get("signs", [])
+        self.warning = saved.get("warning")
         self._suspicious = saved.get("_suspicious", 0)
+        if model is not None:
+            self.remedy = describe_remedies(model.config)
+
+    def on_evaluate(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.batch is None:
+            self.batch = next(iter(eval_dataloader))
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if self.first is not None and not control.should_log:
+        if self.batch is None or (self.first is not None and not control.should_log):
             return
-        signs = self._measure(model)
-        self._suspicious = self._suspicious + 1 if signs else 0
+        self._measure(model)
+        self._suspicious = self._suspicious + 1 if self.signs else 0
         if self._suspicious < self.patience or self.collapsed:
             return
-        self.collapsed = True
+        self.warning = {"step": state.global_step, "signs": self.signs}
+        self.remedy = describe_remedies(model.config)
         if state.is_world_process_zero:
             advice = "Stopping, as asked." if self.stop_on_collapse else self.remedy
-            reasons = "; ".join(signs)
-            tqdm.write(f"WARNING: collapse at step {state.global_step}: {reasons}. {advice}", file=sys.stderr)
+            tqdm.write(f"WARNING: {describe_collapse(self.warning)}. {advice}", file=sys.stderr)
         if self.stop_on_collapse:
             control.should_save = True
             control.should_training_stop = True
 
-    def _measure(self, model: TextJepaForPreTraining) -> list[str]:
-        """Updates the measures, and returns their signs of collapse."""
+    def _measure(self, model: TextJepaForPreTraining) -> None:
+        """Updates the measures and their signs of collapse."""
         self.batch = {name: tensor.to(model.device) for name, tensor in self.batch.items()}
         self.values = measure_representations(model, self.batch, self.autocast)
         if self.first is None:
             self.first = self.values
         tokens = int(self.batch["attention_mask"].sum())
         dimensions = min(model.config.hidden_size, tokens - 1)
-        return metrics.collapse_signs(self.values, dimensions, self.first)
+        self.signs = metrics.collapse_signs(self.values, dimensions, self.first)
+
+
+def describe_collapse(warning: Mapping[str, Any]) -> str:
+    """The warning of a monitor in words, with its step."""
+    return f"collapse at step {warning['step']:,}: {'; '.join(warning['signs'])}"
+
+
+def describe_remedies(config: TextJepaConfig) -> str:
+    """What to try against a collapse, as a sentence; what a configuration has already is not named."""
+    remedies = ["lower --learning_rate", "lengthen --warmup_steps"]
+    if config.has_target_encoder and config.target_encoder_type == "ema":
+        remedies.append("raise --ema_decay_start")
+    if config.latent_loss_weight > 0 and config.token_loss_weight == 0:
+        remedies.append("predict hidden words as well (--token_loss_weight 0.1)")
+    if config.sentence_loss_weight > 0 and config.sentence_loss_type != "infonce":
+        remedies.append("tell texts apart (--sentence_loss_type infonce)")
+    if config.latent_loss_weight > 0 and config.sentence_loss_weight == 0:
+        remedies.append("tell texts apart (--sentence_loss_weight 0.5)")
+    listed = ", ".join(remedies[:-1])
+    return f"Try to {listed}, or {remedies[-1]}."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
@@ -21,13 +22,13 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.trainer_pt_utils import nested_gather
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, IntervalStrategy
 from transformers.utils import ModelOutput
 from transformers.utils.hub import PushInProgress
 
 from modeling_text_jepa import TextJepaForPreTraining, has_adapters, plain_weights
 from text_jepa.cli import UsageError
-from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps
+from text_jepa.data.batching import BatchesOfProcesses, LengthGroupedSampler, TextsWithSteps
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.sentence_head import kept_head
 from text_jepa.share import hub
@@ -72,8 +73,8 @@ _MASK_TENSORS = (
 _SINCE_LAST_LOG = "since_last_log"
 
 
-class _StartCallback(TrainerCallback):
-    """Starts the log with the run, and the order of texts and their masks with each pass over the data."""
+class _CourseCallback(TrainerCallback):
+    """Starts the log with the run, and the masks with each pass over the data; the last step is always logged."""
 
     def __init__(self, trainer: "TextJepaTrainer"):
         self.trainer = trainer
@@ -88,6 +89,11 @@ class _StartCallback(TrainerCallback):
         # accelerate does not find the sampler behind all of its wrappers.
         if self.trainer.train_sampler is not None:
             self.trainer.train_sampler.set_epoch(epoch)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # A signal ends the run later in this event: its record goes on when the run is resumed.
+        if control.should_training_stop and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
 
 
 class TextJepaTrainer(Trainer):
@@ -106,7 +112,7 @@ class TextJepaTrainer(Trainer):
         model: The model to train.
         args: The training arguments.
         data_collator: The collator, which makes the masks.
-        train_dataset: Examples with `input_ids` and, unless they are a stream, `length`.
+        train_dataset: Examples with `input_ids`. A column `length` of their numbers of tokens saves counting them.
         eval_dataset: Held-out examples. The first ones are watched for collapse.
         fingerprint: Settings that a resumed run must share, in addition to those among `args`.
         card_info: Entries of the model card that the trainer does not know, see `describe_run`. `"which"` is the
@@ -147,8 +153,11 @@ class TextJepaTrainer(Trainer):
             eval_dataset,
             **kwargs,
         )
+        # Transformers looks for a parameter of this name, which a `forward(*args, **kwargs)` does not show.
+        self.can_return_loss = True
         self.card_info = dict(card_info or {})
         self.fingerprint = fingerprint_of_arguments(args)
+        self.fingerprint["order"] = checkpointing.ORDER
         self.fingerprint |= fingerprint or {}
         self.training_totals = TrainingTotals(args, data_collator.strategy_names)
         self.evaluation_totals = EvaluationTotals(args)
@@ -178,27 +187,29 @@ class TextJepaTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # Notebooks have another one.
         self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
-        self.add_callback(_StartCallback(self))
+        self.add_callback(_CourseCallback(self))
         if config.target_encoder_type == "ema" and self.model.target_encoder is not None:
             self.add_callback(self.ema)
         if args.weight_decay_end is not None:
             self.add_callback(WeightDecayCallback(args.weight_decay, args.weight_decay_end))
         if eval_dataset is not None:
-            self.monitor = self._make_monitor(eval_dataset)
+            self.monitor = self.pop_callback(CollapseMonitorCallback) or CollapseMonitorCallback()
+            self._set_up_monitor(eval_dataset)
+            # Last of those that know whether a step is logged.
             self.add_callback(self.monitor)
         self.add_callback(ProgressLineCallback())
         self.add_callback(MetricsFileCallback())
         self.add_callback(self.spikes)
         self.add_callback(self.preemption)
 
-    def _make_monitor(self, eval_dataset: Dataset | Iterable) -> CollapseMonitorCallback:
-        count = min(MONITOR_TEXTS, self.args.per_device_eval_batch_size)
-        examples = list(islice(eval_dataset, count))
-        return CollapseMonitorCallback(
-            self.eval_collator(examples),
-            self.args.stop_on_collapse,
-            autocast=self.accelerator.autocast,
-        )
+    def _set_up_monitor(self, eval_dataset: Dataset | Iterable) -> None:
+        monitor = self.monitor
+        monitor.stop_on_collapse |= self.args.stop_on_collapse
+        monitor.autocast = self.accelerator.autocast
+        if monitor.batch is None:
+            count = min(MONITOR_TEXTS, self.args.per_device_eval_batch_size)
+            examples = list(islice(eval_dataset, count))
+            monitor.batch = self.eval_collator(examples)
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -206,22 +217,39 @@ class TextJepaTrainer(Trainer):
         loader = super()._get_dataloader(*args, **kwargs)
         inner = loader.base_dataloader
         inner.worker_init_fn = partial(shield_worker_from_signals, inner.worker_init_fn)
+        if isinstance(inner.batch_sampler, BatchSamplerShard):
+            self._share_texts(inner.batch_sampler)
         return loader
+
+    def _share_texts(self, shard: BatchSamplerShard) -> None:
+        """Lets the processes see together what a single one would see: accelerate would repeat texts to fill batches.
+
+        Args:
+            shard: What gives each process its part of the batches of all.
+        """
+        batches = shard.batch_sampler
+        is_training = batches.sampler is self.train_sampler
+        shard.batch_sampler = BatchesOfProcesses(
+            batches.sampler,
+            batches.batch_size,
+            shard.num_processes,
+            self.args.gradient_accumulation_steps if is_training else 1,
+        )
+        # Batches of any size, as many for each process.
+        shard.batch_size = None
+        shard.even_batches = False
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not hasattr(dataset, "__len__"):
             return None
         args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        texts_per_step = None
-        if self.data_collator.follows_steps:
-            texts_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.train_sampler = LengthGroupedSampler(
             dataset["length"],
-            args.per_device_train_batch_size,
-            seed,
-            texts_per_step=texts_per_step,
+            args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            args.seed if args.data_seed is None else args.data_seed,
+            with_steps=self.data_collator.follows_steps,
+            drop_last=args.dataloader_drop_last,
         )
         return self.train_sampler
 
@@ -461,6 +489,8 @@ class TextJepaTrainer(Trainer):
         self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
         if self.monitor is not None:
             figures |= self.monitor.values
+            if self.monitor.collapsed:
+                figures["collapsed_at"] = self.monitor.warning["step"]
         figures["loss_spikes"] = self.spikes.count
         if self.ema in self.callback_handler.callbacks:
             figures["ema_decay"] = self.ema.decay(state.global_step - 1, state.max_steps)
@@ -736,6 +766,14 @@ def _check_mask_tokens(
             f"the collator has {strategies} mask strategies, the model {mask_tokens} mask tokens; "
             f"set pred_num_mask_tokens={strategies}"
         )
+
+
+def _lengths_of(dataset: Dataset) -> Sequence[int]:
+    """The number of tokens of each example: the column `length`, or counted if there is none."""
+    try:
+        return dataset["length"]
+    except (KeyError, TypeError, ValueError):
+        return [len(dataset[row]["input_ids"]) for row in range(len(dataset))]
 
 
 def _loss_terms(outputs: ModelOutput) -> dict[str, torch.Tensor]:
