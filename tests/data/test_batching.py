@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from text_jepa.data.batching import EndlessStream, LengthGroupedSampler, TextsWithSteps
+from text_jepa.data.batching import BatchesOfProcesses, EndlessStream, LengthGroupedSampler, TextsWithSteps
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import read_rows
 from text_jepa.data.masking import MaskStrategy
@@ -94,6 +94,53 @@ def test_batches_do_not_come_in_order_of_length():
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 5 / np.sqrt(len(means))
 
 
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+
+# Processes, texts of a batch and batches of a step: 16 texts of a step in each.
+SHARES = [(1, 16, 1), (1, 4, 4), (2, 8, 1), (2, 2, 4), (4, 4, 1), (4, 2, 2)]
+
+
+def steps_of(batches, ranks, accumulation):
+    """What all processes see in each step: their batches are in turn, and those of the last step may be fewer."""
+    per_step = ranks * accumulation
+    groups = [batches[start : start + per_step] for start in range(0, len(batches), per_step)]
+    return [list(itertools.chain.from_iterable(group)) for group in groups]
+
+
+@pytest.mark.parametrize("count", [160, 161, 175, 5])
+def test_steps_see_the_same_texts_whatever_the_number_of_processes_and_accumulated_batches(count):
+    """And each text once, also in a last step that is not full."""
+    lengths = paragraph_lengths(count)
+    seen = []
+    for ranks, size, accumulation in SHARES:
+        sampler = LengthGroupedSampler(lengths, ranks * size * accumulation, seed=3)
+        shares = BatchesOfProcesses(sampler, size, ranks, accumulation)
+        shares.set_epoch(2)
+        batches = list(shares)
+        assert len(shares) == len(batches)
+        assert len(batches) % ranks == 0
+        assert {len(batch) for batch in batches[: count // 16 * ranks * accumulation]} <= {size}
+        assert max(len(batch) for batch in batches) <= size
+        seen.append(steps_of(batches, ranks, accumulation))
+    assert sorted(itertools.chain.from_iterable(seen[0])) == list(range(count))
+    # Only where fewer texts are left than there are processes, one of them repeats a text.
+    repeats = [len(steps[-1]) - len(seen[0][-1]) for steps in seen]
+    assert repeats == [max(0, ranks - count % 16) if count % 16 else 0 for ranks, _, _ in SHARES]
+    assert [[sorted(set(step)) for step in steps] for steps in seen] == [[sorted(step) for step in seen[0]]] * 6
+
+
+def test_the_order_of_a_single_process_is_that_of_earlier_versions():
+    """Of a run that does not accumulate, so that its checkpoints go on."""
+    sampler = LengthGroupedSampler(paragraph_lengths(11), 2, seed=5, pool_batches=2)
+    assert order_of(sampler, 1) == [8, 5, 2, 7, 10, 4, 9, 1, 0, 6, 3]
+
+
+def test_what_fills_no_step_is_left_out_if_asked():
+    sampler = LengthGroupedSampler([3] * 37, 8, drop_last=True)
+    assert len(sampler) == len(order_of(sampler, 0)) == 32
+
+
 # ---- steps ----------------------------------------------------------------------------------------------------------
 
 
@@ -106,11 +153,11 @@ def texts_of_a_loader(count=TEXTS):
     return Dataset.from_dict({"input_ids": rows, "length": [len(ids) for ids in rows]})
 
 
-def loader_of(dataset, sampler, rank=0, ranks=1, workers=0, collate_fn=None):
-    """A data loader as the Trainer makes it, of one of several processes."""
+def loader_of(dataset, sampler, rank=0, ranks=1, workers=0, collate_fn=None, batch_size=BATCH):
+    """A data loader as accelerate makes it, of one of several processes."""
     loader = torch.utils.data.DataLoader(
         dataset,
-        BATCH,
+        batch_size,
         sampler=sampler,
         collate_fn=collate_fn
         or (lambda examples: [(example["step"], tuple(example["input_ids"])) for example in examples]),
@@ -126,7 +173,7 @@ def loader_of(dataset, sampler, rank=0, ranks=1, workers=0, collate_fn=None):
 def test_every_text_of_a_batch_carries_the_step_that_the_trainer_counts(ranks, workers):
     """Two passes whose last steps are not full, and a resume in the middle of the second."""
     dataset = texts_of_a_loader()
-    sampler = LengthGroupedSampler(dataset["length"], BATCH, seed=1, texts_per_step=BATCH * ACCUMULATION * ranks)
+    sampler = LengthGroupedSampler(dataset["length"], BATCH * ACCUMULATION * ranks, seed=1, with_steps=True)
     for rank, epoch in itertools.product(range(ranks), range(2)):
         loader = loader_of(TextsWithSteps(dataset), sampler, rank, ranks, workers)
         resumed = skip_first_batches(loader, 5)
@@ -177,6 +224,24 @@ def test_every_text_of_a_stream_comes_once_per_pass(lengths, batch_size, pool_ba
     stream = stream_of(lengths, batch_size=batch_size, pool_batches=pool_batches)
     found = rows_of(stream, batch_size * len(lengths))
     assert sorted(found) == list(itertools.product(range(batch_size), range(len(lengths))))
+
+
+@pytest.mark.parametrize("shards", [1, 5])
+def test_steps_of_a_stream_see_the_same_texts_whatever_the_number_of_processes(shards):
+    """In the order of a single process; and each text of each file once in a pass, by one process or another."""
+    seen = []
+    for ranks, size, accumulation in SHARES:
+        lengths = range(1, 61)
+        stream = stream_of(lengths, shards, batch_size=ranks * size, batches_per_step=accumulation)
+        shares = []
+        for rank in range(ranks):
+            loader = loader_of(stream, None, rank, ranks, collate_fn=list, batch_size=size)
+            shares.append(list(islice(loader, 15 * accumulation)))
+        batches = list(itertools.chain.from_iterable(zip(*shares, strict=True)))
+        seen.append(steps_of(batches, ranks, accumulation))
+    assert seen == [seen[0]] * len(SHARES)
+    found = [(text["epoch"], text["row"]) for text in itertools.chain.from_iterable(seen[0])]
+    assert sorted(found) == list(itertools.product(range(4), range(60)))
 
 
 def test_what_is_left_of_a_pass_waits_for_no_more_than_the_next_pool():
@@ -258,7 +323,7 @@ def test_documents_that_a_stream_leaves_out_are_counted_once(tmp_path, load, wor
 @pytest.mark.parametrize("workers", [0, 2])
 def test_masks_of_a_schedule_survive_workers_and_a_resume(workers):
     dataset = texts_of_a_loader()
-    sampler = LengthGroupedSampler(dataset["length"], BATCH, texts_per_step=BATCH)
+    sampler = LengthGroupedSampler(dataset["length"], BATCH, with_steps=True)
     collator = DataCollatorForTextJepa(word_tokenizer(), MaskStrategy(ratio={"start": 0.0, "end": 0.9, "steps": 20}))
     plain = list(loader_of(TextsWithSteps(dataset), sampler, collate_fn=collator))
     batches = list(loader_of(TextsWithSteps(dataset), sampler, workers=workers, collate_fn=collator))
@@ -284,7 +349,7 @@ def test_texts_with_steps_look_like_their_dataset():
 
 def test_the_rows_of_a_pass_are_the_same_with_steps():
     lengths = paragraph_lengths(100)
-    plain, stepped = (LengthGroupedSampler(lengths, 8, texts_per_step=number) for number in (None, 16))
+    plain, stepped = (LengthGroupedSampler(lengths, 8, with_steps=with_steps) for with_steps in (False, True))
     assert [row for _, row in order_of(stepped, 3)] == order_of(plain, 3)
 
 

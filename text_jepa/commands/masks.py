@@ -128,14 +128,12 @@ def batch_of_step(
     texts_per_step = batch_size * args.gradient_accumulation_steps
     sampler = LengthGroupedSampler(
         examples["length"],
-        batch_size,
+        texts_per_step,
         seed=args.seed if args.data_seed is None else args.data_seed,
-        texts_per_step=texts_per_step if collator.follows_steps else None,
+        with_steps=collator.follows_steps,
+        drop_last=args.dataloader_drop_last,
     )
-    num_batches = len(sampler) // batch_size
-    if len(sampler) % batch_size and not args.dataloader_drop_last:
-        num_batches += 1
-    steps_per_epoch = -(-num_batches // args.gradient_accumulation_steps)  # rounded up
+    steps_per_epoch = -(-len(sampler) // texts_per_step)  # rounded up
     epoch, step_of_epoch = divmod(step, max(1, steps_per_epoch))
     sampler.set_epoch(epoch)
     collator.epoch = epoch

@@ -21,19 +21,19 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
     """Order of one epoch in which the texts of a batch are about equally long and batches come at random.
 
     Texts are shuffled, cut into pools of `pool_batches` batches, sorted by length within each pool, cut into batches,
-    and the batches shuffled. The order is a pure function of (seed, epoch): unlike the sampler of transformers of the
-    same name it draws from no running generator, so that a resumed run sees the same order.
+    and the batches shuffled; the texts that fill no batch come last. The order is a pure function of (seed, epoch,
+    `batch_size`): unlike the sampler of transformers of the same name it draws from no running generator, so that a
+    resumed run sees the same order. A batch is all that an optimizer step sees, however many processes and accumulated
+    batches share it, see [`BatchesOfProcesses`]: their number does not change the order.
 
     Args:
         lengths: Tokens of each text.
-        batch_size: Texts of a batch of one process.
+        batch_size: Texts of an optimizer step.
         seed: Seed of the order.
         pool_batches: Batches that are sorted together: more pad less and are less random.
-        texts_per_step: If given, the sampler yields (step, row) for [`TextsWithSteps`] instead of rows: texts of one
-            optimizer step of all processes and accumulated batches together. The step follows from epoch and place, so
-            that workers, ranks and a resume see the same. A text that accelerate repeats to fill the last batches of
-            several ranks keeps the step of its first appearance; `dataloader_drop_last` may drop a step of an epoch
-            that is counted here.
+        with_steps: Whether to yield (step, row) for [`TextsWithSteps`] instead of rows. The step follows from epoch
+            and place, so that workers, ranks and a resume see the same.
+        drop_last: Whether to leave out the texts that fill no batch.
     """
 
     def __init__(
@@ -42,13 +42,15 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         batch_size: int,
         seed: int = 0,
         pool_batches: int = 50,
-        texts_per_step: int | None = None,
+        with_steps: bool = False,
+        drop_last: bool = False,
     ):
         self.lengths = np.asarray(lengths[:])  # a column of the datasets library would be asked row by row
         self.batch_size = batch_size
         self.seed = seed
         self.pool_batches = pool_batches
-        self.texts_per_step = texts_per_step
+        self.with_steps = with_steps
+        self.drop_last = drop_last
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -56,11 +58,18 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
+        if self.drop_last:
+            return self._in_batches
         return len(self.lengths)
 
+    @property
+    def _in_batches(self) -> int:
+        """Number of texts that fill batches."""
+        return len(self.lengths) // self.batch_size * self.batch_size
+
     def __iter__(self) -> Iterator[int] | Iterator[tuple[int, int]]:
-        rows = self._order().tolist()
-        if self.texts_per_step is None:
+        rows = self._order()[: len(self)].tolist()
+        if not self.with_steps:
             return iter(rows)
         return self._with_steps(rows)
 
@@ -72,17 +81,69 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         pool = np.arange(len(order)) // pool_size
         by_pool_and_length = np.lexsort((self.lengths[order], pool))
         order = order[by_pool_and_length]
-        num_batches = len(order) // self.batch_size
-        in_batches = num_batches * self.batch_size
-        batches = order[:in_batches].reshape(num_batches, self.batch_size)
-        shuffled = batches[generator.permutation(num_batches)]
+        in_batches = self._in_batches
+        batches = order[:in_batches].reshape(-1, self.batch_size)
+        shuffled = batches[generator.permutation(len(batches))]
         return np.concatenate([shuffled.flatten(), order[in_batches:]])
 
     def _with_steps(self, rows: list[int]) -> Iterator[tuple[int, int]]:
-        steps_per_epoch = -(-len(rows) // self.texts_per_step)  # rounded up
+        steps_per_epoch = -(-len(rows) // self.batch_size)  # rounded up
         first_step = self.epoch * steps_per_epoch
         for place, row in enumerate(rows):
-            yield first_step + place // self.texts_per_step, row
+            yield first_step + place // self.batch_size, row
+
+
+class BatchesOfProcesses(torch.utils.data.Sampler):
+    """Cuts an order of texts into the batches of several processes, in turn: one of each, then the next of each.
+
+    No text is repeated to fill a batch. The texts that are left for the last step of a pass are divided as evenly as
+    they can be; only a process for which none is left repeats one.
+
+    Args:
+        order: Keys of the texts, in order.
+        batch_size: Texts of a batch of one process.
+        num_processes: Number of processes.
+        batches_per_step: Batches that a process accumulates.
+    """
+
+    def __init__(
+        self,
+        order: torch.utils.data.Sampler,
+        batch_size: int,
+        num_processes: int,
+        batches_per_step: int = 1,
+    ):
+        self.order = order
+        self.batch_size = batch_size
+        self.num_processes = num_processes
+        self.texts_per_step = batch_size * num_processes * batches_per_step
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch; called by the data loader."""
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        steps, left = divmod(len(self.order), self.texts_per_step)
+        return steps * self._num_batches(self.texts_per_step) + self._num_batches(left)
+
+    def __iter__(self) -> Iterator[list]:
+        keys = iter(self.order)
+        while texts := list(itertools.islice(keys, self.texts_per_step)):
+            yield from self._cut(texts)
+
+    def _num_batches(self, texts: int) -> int:
+        """Batches of all processes that so many texts of a step make: a whole number for each."""
+        rounds = -(-texts // (self.batch_size * self.num_processes))  # rounded up
+        return rounds * self.num_processes
+
+    def _cut(self, texts: list) -> Iterator[list]:
+        num_batches = self._num_batches(len(texts))
+        ends = [len(texts) * (number + 1) // num_batches for number in range(num_batches)]
+        start = 0
+        for number, end in enumerate(ends):
+            yield texts[start:end] or [texts[number % len(texts)]]
+            start = end
 
 
 class TextsWithSteps(torch.utils.data.Dataset):
@@ -181,11 +242,13 @@ class _TokenLists:
 
 
 class EndlessStream(torch.utils.data.IterableDataset):
-    """A stream that begins again when it ends, in batches of texts of similar length that come at random.
+    """A stream that begins again when it ends, in steps of texts of similar length that come at random.
 
-    Texts are drawn into pools of `pool_batches` batches, sorted by length within each pool, cut into batches, and the
-    batches shuffled. What is left of an epoch, less than a batch, waits for the first pool of the next one, so that
-    all batches stay whole. The order is a pure function of seed, epoch, worker and what the stream gives.
+    Texts are drawn into pools of `pool_batches` optimizer steps, sorted by length within each, cut into steps, and the
+    steps shuffled. What is left of an epoch, less than a step, waits for the first pool of the next one, so that
+    all steps stay whole. The order is a pure function of seed, epoch, worker and what the stream gives: without
+    workers, neither the number of processes nor accumulation changes what a step sees. Every process reads the whole
+    stream, of which accelerate hands it its part of each batch.
 
     The Trainer does not know where an epoch of a stream ends: here each example carries the number of its `epoch`, so
     that masks change from epoch to epoch, and a resumed run that skips what it has seen arrives at the same place. It
@@ -197,8 +260,8 @@ class EndlessStream(torch.utils.data.IterableDataset):
         batch_size: Texts of a batch of all processes together; each has a part of similar length.
         batches_per_step: Such batches of one optimizer step: gradient accumulation.
         source: Where the texts are read from, for error messages.
-        seed: Seed of the order of the batches.
-        pool_batches: Batches that are sorted together.
+        seed: Seed of the order of the steps.
+        pool_batches: Steps that are sorted together.
     """
 
     def __init__(
@@ -216,6 +279,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
         self.source = source
         self.seed = seed
         self.pool_batches = pool_batches
+        self._texts_per_step = batch_size * batches_per_step
 
     def __iter__(self) -> Iterator[Example]:
         worker, num_workers = self._place_among_workers()
@@ -232,11 +296,11 @@ class EndlessStream(torch.utils.data.IterableDataset):
             generator = np.random.default_rng([self.seed, epoch, worker])
             waiting = itertools.chain(rest, [first], texts)
             for pool in self._pools(waiting):
-                batches, rest = self._cut_into_batches(pool, generator)
-                for batch in batches:
-                    step = next(batch_numbers) // self.batches_per_step
-                    for text in batch:
-                        yield {**text, "step": step}
+                steps, rest = self._cut_into_steps(pool, generator)
+                for place, text in enumerate(itertools.chain.from_iterable(steps)):
+                    if place % self.batch_size == 0:
+                        step = next(batch_numbers) // self.batches_per_step
+                    yield {**text, "step": step}
 
     def _place_among_workers(self) -> tuple[int, int]:
         """The number of this worker and of all workers that have something to read."""
@@ -251,24 +315,24 @@ class EndlessStream(torch.utils.data.IterableDataset):
             yield {**example, "epoch": epoch}
 
     def _pools(self, texts: Iterator[Example]) -> Iterator[list[Example]]:
-        size = self.batch_size * self.pool_batches
+        size = self._texts_per_step * self.pool_batches
         pool = list(itertools.islice(texts, size))
         while pool:
             yield pool
             pool = list(itertools.islice(texts, size))
 
-    def _cut_into_batches(
+    def _cut_into_steps(
         self,
         pool: list[Example],
         generator: np.random.Generator,
     ) -> tuple[list[list[Example]], list[Example]]:
-        """Batches of similar length in random order, and the texts at the end of the pool that fill none."""
-        num_batches = len(pool) // self.batch_size
-        in_batches = num_batches * self.batch_size
-        lengths = [len(text["input_ids"]) for text in pool[:in_batches]]
+        """Steps of texts of similar length in random order, and the texts at the end of the pool that fill none."""
+        num_steps = len(pool) // self._texts_per_step
+        in_steps = num_steps * self._texts_per_step
+        lengths = [len(text["input_ids"]) for text in pool[:in_steps]]
         order = np.argsort(lengths, kind="stable")
-        rows = order.reshape(num_batches, self.batch_size)
-        batches = []
-        for batch in generator.permutation(rows):
-            batches.append([pool[row] for row in batch])
-        return batches, pool[in_batches:]
+        rows = order.reshape(num_steps, self._texts_per_step)
+        steps = []
+        for step in generator.permutation(rows):
+            steps.append([pool[row] for row in step])
+        return steps, pool[in_steps:]

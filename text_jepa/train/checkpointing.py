@@ -26,6 +26,9 @@ from text_jepa.cli import UsageError
 MANIFEST = "manifest.json"
 STAGING = "_saving"
 
+# How the texts of a run are ordered: the setting of that name.
+ORDER = "by steps"
+
 # The errors of a disk that is full, read-only or failing.
 _WRITE_ERRORS = (
     errno.ENOSPC,
@@ -92,6 +95,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 def differing_settings(folder: str | Path, fingerprint: Mapping[str, Any]) -> list[str]:
     """The settings of a run that differ from those of the run that left a checkpoint, one line each."""
     saved = read_manifest(folder)["facts"]
+    saved.setdefault("order", _order_of_earlier_versions(saved))
     differences = []
     for name in saved:
         if name not in fingerprint:
@@ -101,6 +105,18 @@ def differing_settings(folder: str | Path, fingerprint: Mapping[str, Any]) -> li
         if before != now:
             differences.append(f"{name} was {saved[name]!r} and is {fingerprint[name]!r}")
     return differences
+
+
+def _order_of_earlier_versions(facts: Mapping[str, Any]) -> str:
+    """How texts were ordered for a checkpoint that does not say so: sorted within what a pass of the model sees.
+
+    That is a step, unless batches were accumulated, or several processes took turns with batches of their own.
+    """
+    batches_per_step = facts.get("gradient_accumulation_steps", 1)
+    is_stream = "dataloader_num_workers" in facts
+    if not is_stream:
+        batches_per_step *= facts.get("world_size", 1)
+    return ORDER if batches_per_step == 1 else "by batches, as in earlier versions"
 
 
 def find_damage(folder: str | Path) -> str | None:

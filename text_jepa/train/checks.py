@@ -256,11 +256,11 @@ def check_start(trainer: "TextJepaTrainer") -> None:
     args = trainer.args
     texts = trainer.train_dataset
     if args.dataloader_drop_last and hasattr(texts, "__len__"):
-        batch = args.train_batch_size * args.world_size
-        if len(texts) < batch:
+        texts_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if len(texts) < texts_per_step:
             raise UsageError(
-                f"--dataloader_drop_last: {len(texts)} texts do not fill a batch of {batch}, no step would be made; "
-                "lower --per_device_train_batch_size, or leave it out"
+                f"--dataloader_drop_last: {len(texts)} texts do not fill a step of {texts_per_step}, no step would be "
+                "made; lower --per_device_train_batch_size, or leave it out"
             )
     weight = torch.nn.Parameter(torch.zeros(2, 2, device=args.device))
     with _naming(f"--optim {args.optim.value}"):
