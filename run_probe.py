@@ -22,17 +22,15 @@ from pathlib import Path
 from text_jepa.cli import UsageError, mute_libraries, parse_arguments, run_command
 from text_jepa.probe.arguments import ProbeArguments
 from text_jepa.probe.bootstrap import Score
+from text_jepa.probe.questions import load_questions
 from text_jepa.probe.report import as_table, plot_layers, update_card, write_answers, write_results
 from text_jepa.probe.run import (
     ProbeResults,
-    by_layer,
-    is_layer,
-    load_questions,
-    newest_run,
-    open_encoders,
     probe,
+    scores_by_layer,
     write_hidden,
 )
+from text_jepa.probe.systems import newest_run, open_encoders
 
 
 def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Score]:
@@ -55,8 +53,8 @@ def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Scor
     print(as_table(results.scores))
     for note in results.notes:
         print(f"note: {note}")
-    if results.verdict is not None:
-        print(results.verdict)
+    if results.summary is not None:
+        print(results.summary)
     write_files(results, args, first, command)
     return results.scores
 
@@ -73,11 +71,11 @@ def write_files(
         write_results(args.output_dir, results.scores, results.notes, command, settings)
         write_answers(args.output_dir, results.answers, results.gold)
     if args.layer_sweep:
-        plot_layers(by_layer(results.scores), Path(args.output_dir, "layers.png"))
+        plot_layers(scores_by_layer(results), Path(args.output_dir, "layers.png"))
     if args.do_predict:
         write_hidden(results, first, args.output_dir)
     if args.update_card:
-        shown = [score for score in results.scores if not is_layer(score.system)]
+        shown = [score for score in results.scores if score.system not in results.layers]
         update_card(first, shown, first, results.splits, command)
 
 

@@ -5,6 +5,7 @@ Run: python -m pytest -q tests/probe/test_run.py
 
 import io
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -18,9 +19,10 @@ from tqdm import tqdm
 from transformers import BertConfig, BertModel
 
 import run_probe
+from text_jepa import embeddings
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.embeddings import open_encoder
-from text_jepa.probe import bootstrap, catalog, report, run
+from text_jepa.probe import bootstrap, catalog, questions, report, run, systems
 from text_jepa.probe.documents import LABEL, REST, TITLE
 from text_jepa.probe.tasks import load_task_file
 
@@ -154,8 +156,8 @@ def answers_of(folder, *arguments):
         patch.setattr(run_probe, "probe", keep)
         probe(folder, *arguments)
     answers = {}
-    for task in results[0].tasks:
-        for mode, by_system in results[0].predicted[task].items():
+    for task, by_mode in results[0].predicted.items():
+        for mode, by_system in by_mode.items():
             for system, rows in by_system.items():
                 answers[task.name, mode, system] = np.stack(rows)
     return answers, results[0].notes
@@ -168,13 +170,13 @@ def done(folder):
     embedded = []
     with pytest.MonkeyPatch.context() as patch:
         for name in ("embed_texts", "embed_layers"):
-            function = getattr(run.embeddings, name)
+            function = getattr(embeddings, name)
 
             def counting(encoder, texts, function=function, **options):
                 embedded.append((function.__name__, list(texts)))
                 return function(encoder, texts, **options)
 
-            patch.setattr(run.embeddings, name, counting)
+            patch.setattr(embeddings, name, counting)
         scores = probe(
             folder,
             *("--task_file", folder / "own.jsonl", "--text_column", "body", "--label_column", "kind"),
@@ -199,9 +201,9 @@ def test_every_system_is_scored_by_every_mode_on_the_same_rows(done, folder):
         "attentive": encoders,
     }
     for task, rows in (("own", 12), ("rte", 20), ("stsb", 8)):
-        for mode, systems in systems_of_mode.items():
+        for mode, expected in systems_of_mode.items():
             found = select(done.scores, task=task, mode=mode)
-            assert systems_of(found) == systems
+            assert systems_of(found) == expected
             assert {score.rows for score in found} == {rows}
             assert {score.seeds for score in select(found, system=RANDOM)} == {2}
     assert systems_of(done.scores, task="rte", mode="majority") == {"majority"}
@@ -255,7 +257,9 @@ def test_results_are_written_as_shown(done):
     written = json.loads((done.folder / "results.json").read_text())
     rows = [tuple(row.values()) for row in written["scores"]]
     assert rows == [tuple(score) for score in done.scores]
-    assert written["command"].startswith("python run_probe.py --model_name_or_path")
+    command = shlex.split(written["command"])
+    assert command[:2] == ["python", "run_probe.py"]
+    assert done.first in command
     assert written["facts"]["arguments"]["seeds"] == [0, 1]
     for name in ("results.md", "scores.png", "layers.png"):
         assert (done.folder / name).stat().st_size > 100
@@ -459,7 +463,7 @@ def test_where_nothing_is_named_held_out_documents_of_the_builtin_corpus_are_ask
 
     corpus = DatasetDict({"train": Dataset.from_dict({"text": texts(30)})})
     corpus["validation"] = Dataset.from_dict({"text": texts(50)})
-    monkeypatch.setattr(run, "load_builtin_corpus", lambda cache: corpus)
+    monkeypatch.setattr(questions, "load_builtin_corpus", lambda cache: corpus)
     monkeypatch.setattr(catalog, "package_task", lambda cache: load_task_file(*own))
     own = (folder / "own.jsonl", None, "body", None, "kind")
     scores = probe(folder, "--mode", "knn")
@@ -495,13 +499,13 @@ def test_random_weights_are_pooled_as_the_encoder_is(folder, tokenizer):
     (the,) = tokenizer("the", add_special_tokens=False)["input_ids"]
     weights[the] = 1
     encoder = replace(open_encoder(str(folder / "first")), word_weights=weights)
-    control = run.untrained(encoder, 0)
+    control = systems.untrained(encoder, 0)
     assert control.name == RANDOM
     text = "bread and the river"
     place = tokenizer(text)["input_ids"].index(the)
-    states, _ = run.embeddings.token_states(control, [text])
+    states, _ = embeddings.token_states(control, [text])
     np.testing.assert_allclose(
-        run.embeddings.embed_texts(control, [text])[0],
+        embeddings.embed_texts(control, [text])[0],
         states[0, place],
         atol=5e-3,
     )
