@@ -1,21 +1,28 @@
-"""docs/results.md and the main table of README.md, from folders that benchmarks/compare.py has filled.
+"""Writes docs/results.md, its pictures and tables, and the results of README.md, from stored comparisons.
 
-    python benchmarks/report.py runs/compare-mini runs/compare-scratch --readme
-    python benchmarks/report.py runs/compare-mini --card runs/compare-mini/seed1/default
+    python benchmarks/report.py
+    python benchmarks/report.py --add runs/compare-documents
+    python benchmarks/report.py --card runs/compare-documents/seed1/default
 
-Each folder is a part of the page, in place of the part of the same folder's name, or at its end; the other parts stay,
-for a comparison takes hours. Figures by seed are kept as JSON beside its picture. The main table of the first folder
-goes into README.md and the card of an encoder that is to be published, between the two comments that mark its place.
+docs/results.yaml lists the questions of the page. Each names a comparison, which is the file of the same name in
+docs/assets, and says which systems and which scores of it are shown, under which names. Sentences take their figures
+from the comparison as well: `{lead:mlm:STS-B}` is how far the reference is ahead of `mlm`, `{score:mlm:STS-B}` is the
+score of `mlm`. Beside each question stand a picture with the intervals of all systems, a table, and a CSV file with
+all figures by seed. --add takes the figures of a folder that benchmarks/compare.py has filled.
 """
 
 import argparse
+import csv
+import io
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from compare import in_words, main_table, source_of
+import yaml
+from compare import against, as_markdown, source_of
 
 from text_jepa.cli import UsageError, run_command
 
@@ -24,62 +31,241 @@ ROOT = Path(__file__).resolve().parents[1]
 START = "<!-- results -->"
 END = "<!-- end of results -->"
 
-PART = "<!-- comparison {} -->"
-END_OF_PART = "<!-- end of comparison -->"
+Results = Mapping[str, Any]
+
+
+class Question(NamedTuple):
+    """A question of the page.
+
+    Attributes:
+        title: The question.
+        answer: One sentence or two, with placeholders for figures.
+        comparison: Name of the comparison that answers it.
+        systems: Names of the systems that are shown, the reference first, and what the page calls them.
+        columns: What the page calls a score, and its task and mode in the comparison.
+        note: What else a reader has to know.
+    """
+
+    title: str
+    answer: str
+    comparison: str
+    systems: Mapping[str, str]
+    columns: Mapping[str, Sequence[str]]
+    note: str = ""
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
-    """Writes the page with its pictures, and the table."""
+    """Writes the page, its pictures and files, and the results of README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders that benchmarks/compare.py has filled")
-    parser.add_argument("--readme", action="store_true", help="write the first folder's main table into README.md")
-    parser.add_argument("--card", type=Path, metavar="ENCODER", help="folder whose README.md gets the table too")
+    parser.add_argument("--add", nargs="+", type=Path, default=[], metavar="FOLDER", help="filled by compare.py")
+    parser.add_argument("--card", type=Path, metavar="ENCODER", help="folder whose README.md gets the first table")
     args = parser.parse_args(argv)
-    comparisons = [read(folder) for folder in args.folders]
-    main = comparisons[0]
-    table = main_table(main)
-    if args.card:  # the file that is most likely missing comes first, so that nothing is half written
-        source = f"{source_of(main)} In brackets how far `{main['plan']['reference']}` is ahead, with its interval."
-        put(f"## Beside other objectives\n\n{source}\n\n{table}", args.card / "README.md")
-    if args.readme:
-        put(table, root / "README.md", may_be_added=False)
-    for folder, results in zip(args.folders, comparisons, strict=True):
-        write_part(folder, results, root)
+    for folder in args.add:
+        add(folder, root / "docs/assets")
+    intro, questions, outro = read_questions(root / "docs/results.yaml")
+    all_results = {question.title: read(root / "docs/assets", question.comparison) for question in questions}
+    first = questions[0]
+    table = table_of(first, all_results[first.title])
+    # The file that is most likely missing comes first, so that nothing is half written.
+    if args.card:
+        source = source_of(all_results[first.title])
+        put(f"## {first.title}\n\n{source}\n\n{table}", args.card / "README.md", may_be_added=True)
+    put(table, root / "README.md")
+    parts = [intro]
+    for question in questions:
+        results = all_results[question.title]
+        parts.append(part_of(question, results))
+        draw_intervals(question, results, root / "docs/assets" / picture_of(question))
+        (root / "docs/assets" / f"{question.comparison}.csv").write_text(as_csv(results), encoding="utf-8")
+    parts.append(outro)
+    (root / "docs/results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def write_part(
-    folder: Path,
-    results: dict,
-    root: Path,
-) -> None:
-    """Writes the part of a comparison into the page, and copies its pictures and figures."""
-    assets = root / "docs/assets"
+# ---- what is read ---------------------------------------------------------------------------------------------------
+
+
+def add(folder: Path, assets: Path) -> None:
+    """Copies the figures of a comparison, and the picture of quality over seconds where it has one."""
     name = f"results-{folder.name}"
-    shutil.copyfile(folder / "curves.png", assets / f"{name}.png")
-    shutil.copyfile(folder / "results.json", assets / f"{name}.json")
-    text = f"{in_words(results)}\n![curves over seconds of training](assets/{name}.png)\n\n"
-    if "quality" in results:
-        shutil.copyfile(folder / "quality.png", assets / f"{name}-quality.png")
-        text += f"![what more seconds bring](assets/{name}-quality.png)\n\n"
-    text += f"All figures by seed: [{name}.json](assets/{name}.json)."
-    put(text, root / "docs/results.md", PART.format(folder.name), END_OF_PART)
+    source = folder / "results.json"
+    if not source.is_file():
+        raise UsageError(f"{source}: does not exist; run benchmarks/compare.py")
+    shutil.copyfile(source, assets / f"{name}.json")
+    quality = folder / "quality.png"
+    if quality.is_file():
+        shutil.copyfile(quality, assets / f"{name}-quality.png")
 
 
-def put(
-    text: str,
-    path: Path,
-    start: str = START,
-    end: str = END,
-    may_be_added: bool = True,
-) -> None:
-    """Replaces the text between two comments of a file.
+def read_questions(path: Path) -> tuple[str, list[Question], str]:
+    """The first words of the page, its questions, and its last words.
+
+    Raises:
+        UsageError: A question has an unknown or a missing field.
+    """
+    page = yaml.safe_load(path.read_text(encoding="utf-8"))
+    questions = []
+    for fields in page["questions"]:
+        try:
+            questions.append(Question(**fields))
+        except TypeError as error:
+            raise UsageError(f"{path}: {fields.get('title')}: {error}") from error
+    return page["intro"].strip(), questions, page["outro"].strip()
+
+
+def read(assets: Path, comparison: str) -> Results:
+    """The stored results of a comparison."""
+    path = assets / f"{comparison}.json"
+    if not path.is_file():
+        raise UsageError(f"{path}: does not exist; --add the folder of the comparison")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# ---- what is written ------------------------------------------------------------------------------------------------
+
+
+def part_of(question: Question, results: Results) -> str:
+    """The part of the page that answers a question."""
+    files = f"[CSV](assets/{question.comparison}.csv), [JSON](assets/{question.comparison}.json)"
+    parts = [
+        f"## {question.title}",
+        with_figures(question.answer, question, results).strip(),
+        f"![{question.title}](assets/{picture_of(question)})",
+        table_of(question, results),
+        question.note.strip(),
+        f'??? note "Command, machine and all figures"\n    {source_of(results)}'.replace("\n\n", "\n\n    ")
+        + f"\n\n    All figures by seed: {files}.",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def picture_of(question: Question) -> str:
+    """Name of the picture with the intervals: of the question, as two may share a comparison."""
+    words = re.findall(r"[a-z0-9]+", question.title.lower())
+    return f"answer-{'-'.join(words[:6])}.png"
+
+
+def with_figures(text: str, question: Question, results: Results) -> str:
+    """The text, with figures in place of `{score:SYSTEM:COLUMN}` and `{lead:SYSTEM:COLUMN}`.
+
+    Raises:
+        UsageError: The comparison has no such figure.
+    """
+    scores, leads = figures_of(question, results)
+
+    def figure(match: re.Match) -> str:
+        kind, system, column = match.groups()
+        figures = leads if kind == "lead" else scores
+        if (system, column) not in figures:
+            raise UsageError(f"docs/results.yaml: {question.title}: {question.comparison} has no {match.group()}")
+        found = figures[system, column]
+        if kind == "score":
+            return f"{found['score']:.1f}"
+        return f"{found['ahead']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+
+    return re.sub(r"\{(score|lead):([^:{}]+):([^:{}]+)\}", figure, text)
+
+
+def figures_of(question: Question, results: Results) -> tuple[dict, dict]:
+    """Scores of the systems, and leads of the reference over them, by system and column of the page."""
+    reference = next(iter(question.systems))
+    column_of = {tuple(where): name for name, where in question.columns.items()}
+
+    def by_cell(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+        cells = {}
+        for record in records:
+            column = column_of.get((record["task"], record["mode"]))
+            if column is not None:
+                cells[record["system"], column] = record
+        return cells
+
+    return by_cell(results["scores"]), by_cell(against(reference, results["pairs"]))
+
+
+def table_of(question: Question, results: Results) -> str:
+    """A row per system: scores with half of their interval, and how far the reference is ahead."""
+    scores, leads = figures_of(question, results)
+    rows = []
+    for system, name in question.systems.items():
+        row = [name]
+        for column in question.columns:
+            row.append(cell_of(scores.get((system, column)), leads.get((system, column))))
+        rows.append(row)
+    return as_markdown(["", *question.columns], rows)
+
+
+def cell_of(score: Mapping[str, Any] | None, lead: Mapping[str, Any] | None) -> str:
+    """A score, and the lead over it: bold where the interval of the lead excludes 0."""
+    if score is None:
+        return ""
+    half = (score["high"] - score["low"]) / 2
+    cell = f"{score['score']:.1f} ± {half:.1f}"
+    if lead is None:
+        return cell
+    ahead = f"{lead['ahead']:+.1f}"
+    if lead["verdict"] != "n.s.":
+        ahead = f"**{ahead}**"
+    return f"{cell} ({ahead})"
+
+
+def as_csv(results: Results) -> str:
+    """All scores of a comparison: intervals, leads of the reference, and a column for each seed."""
+    reference = results["plan"]["reference"]
+    leads = {}
+    for pair in against(reference, results["pairs"]):
+        leads[pair["task"], pair["mode"], pair["metric"], pair["system"]] = pair
+    most_seeds = max(len(score["by_seed"]) for score in results["scores"])
+    header = ["task", "mode", "metric", "system", "score", "low", "high", "ahead", "ahead_low", "ahead_high"]
+    header += [f"seed_{number}" for number in range(1, most_seeds + 1)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for score in results["scores"]:
+        key = (score["task"], score["mode"], score["metric"], score["system"])
+        figures = [score["score"], score["low"], score["high"]]
+        lead = leads.get(key)
+        if lead is None:
+            ahead = [""] * 3
+        else:
+            ahead = [f"{lead[name]:.3f}" for name in ("ahead", "low", "high")]
+        by_seed = [f"{value:.3f}" for value in score["by_seed"]]
+        writer.writerow([*key, *(f"{figure:.3f}" for figure in figures), *ahead, *by_seed])
+    return text.getvalue()
+
+
+def draw_intervals(question: Question, results: Results, path: Path) -> None:
+    """Draws a panel per column: a point with its 95 % interval per system, the reference on top and in colour."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scores, _ = figures_of(question, results)
+    names = list(question.systems.values())
+    figure = Figure(figsize=(2.9 * len(question.columns) + 1.6, 0.32 * len(names) + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(question.columns), sharey=True, squeeze=False)[0]
+    for axes, column in zip(panels, question.columns, strict=True):
+        for row, system in enumerate(question.systems):
+            score = scores.get((system, column))
+            if score is None:
+                continue
+            color = "C0" if row == 0 else "dimgray"
+            axes.plot([score["low"], score["high"]], [row, row], color=color, linewidth=2, alpha=0.6)
+            axes.plot(score["score"], row, color=color, marker="o", markersize=5)
+        axes.set_title(column, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def put(text: str, path: Path, may_be_added: bool = False) -> None:
+    """Replaces the text between the two comments of a file that mark the place of results.
 
     Args:
         text: The new text.
         path: The file.
-        start: Comment before the text.
-        end: Comment after the text.
-        may_be_added: Whether both are added at the end of the file if they are missing.
+        may_be_added: Whether both comments are added at the end of the file if they are missing.
 
     Raises:
         UsageError: There is no such file, or it does not contain the comments exactly once.
@@ -87,23 +273,14 @@ def put(
     if not path.is_file():
         raise UsageError(f"{path}: does not exist; name the folder of an exported encoder")
     whole = path.read_text(encoding="utf-8")
-    if may_be_added and start not in whole:
-        whole = f"{whole.rstrip()}\n\n{start}{end}\n"
-    old = re.escape(start) + ".*?" + re.escape(end)
-    new = f"{start}\n{text}\n{end}"
+    if may_be_added and START not in whole:
+        whole = f"{whole.rstrip()}\n\n{START}{END}\n"
+    old = re.escape(START) + ".*?" + re.escape(END)
+    new = f"{START}\n{text}\n{END}"
     whole, count = re.subn(old, lambda _: new, whole, flags=re.DOTALL)
     if count != 1:
-        raise UsageError(f"{path}: expected the comments {start} and {end} once")
+        raise UsageError(f"{path}: expected the comments {START} and {END} once")
     path.write_text(whole, encoding="utf-8")
-
-
-def read(folder: Path) -> dict:
-    """The results of a comparison."""
-    path = folder / "results.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error}); run benchmarks/compare.py") from error
 
 
 if __name__ == "__main__":

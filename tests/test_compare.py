@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -394,82 +395,97 @@ def report(monkeypatch):
     return importlib.import_module("report")
 
 
+PAGE = """
+intro: "# Results"
+questions:
+  - title: Is it better?
+    answer: "By {lead:mlm:SST-2} with {score:ours:SST-2}."
+    comparison: results-pair
+    systems: {ours: Ours, mlm: Theirs}
+    columns: {SST-2: [sst2, linear], Mean: [average of 2 tasks, linear]}
+outro: "The end."
+"""
+
+
 @pytest.fixture
 def root(tmp_path):
-    """A checkout with a page of one older comparison."""
+    """A checkout with a page of one question."""
     (tmp_path / "docs/assets").mkdir(parents=True)
-    page = "# Results\n\n<!-- comparison older -->\n## Older\n<!-- end of comparison -->\n"
-    (tmp_path / "docs/results.md").write_text(page)
+    (tmp_path / "docs/results.yaml").write_text(PAGE)
     (tmp_path / "README.md").write_text("Before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
     return tmp_path
 
 
-def test_the_page_has_every_comparison_and_the_readme_the_main_table(found, report, root):
-    for _ in range(2):
-        report.main([str(found), "--readme"], root)
+def test_the_page_answers_questions_with_figures_of_the_comparison(found, report, root):
+    report.main(["--add", str(found)], root)
     page, readme = ((root / name).read_text() for name in ("docs/results.md", "README.md"))
-    assert page.startswith("# Results\n\n<!-- comparison older -->\n## Older\n")
-    assert page.count("## Two arms") == 1
-    assert "sst2, linear, accuracy" in page
-    assert (root / "docs/assets/results-pair.png").read_bytes() == b"picture"
-    assert "(assets/results-pair.png)" in page
-    assert (root / "docs/assets/results-pair.json").read_text() == (found / "results.json").read_text()
-    assert "old" not in readme
-    assert readme.startswith("Before")
-    assert readme.endswith("after\n")
-    assert "| mlm | 50.0 ± 0.0 (+25.0 [+25.0, +25.0]) |" in readme
-    assert "average of 2 tasks" in readme
-    assert "sst2, linear" not in readme
-
-
-def test_the_page_shows_what_more_seconds_bring_where_there_were_several(found, report, root):
     results = json.loads((found / "results.json").read_text())
-    (found / "results.json").write_text(json.dumps(results | {"quality": {}}))
-    (found / "quality.png").write_bytes(b"curves")
-    report.main([str(found)], root)
-    assert (root / "docs/assets/results-pair-quality.png").read_bytes() == b"curves"
-    assert "(assets/results-pair-quality.png)" in (root / "docs/results.md").read_text()
+    (lead,) = (pair for pair in results["pairs"] if pair["task"] == "sst2" and pair["system"] == "mlm")
+    (score,) = (one for one in results["scores"] if one["task"] == "sst2" and one["system"] == "ours")
+    assert page.startswith("# Results\n\n## Is it better?\n\n")
+    assert page.endswith("\n\nThe end.\n")
+    figures = f"By {lead['ahead']:+.1f} [{lead['low']:+.1f}, {lead['high']:+.1f}] with {score['score']:.1f}."
+    assert figures in page
+    assert "| Theirs | " in page
+    assert "`made up`" in page
+    assert "(assets/answer-is-it-better.png)" in page
+    assert (root / "docs/assets/answer-is-it-better.png").read_bytes().startswith(b"\x89PNG")
+    table = (root / "docs/assets/results-pair.csv").read_text().splitlines()
+    assert len(table) == 1 + len(results["scores"])
+    assert readme.startswith("Before\n<!-- results -->\n|  | SST-2 | Mean |")
+    assert readme.endswith("<!-- end of results -->\nafter\n")
 
 
-def test_every_part_of_the_page_with_figures_is_what_they_say(report):
-    page = (ROOT / "docs/results.md").read_text()
-    kept = sorted((ROOT / "docs/assets").glob("results-*.json"))
-    assert kept
-    for path in kept:
-        assert report.in_words(json.loads(path.read_text())) in page, path.name
+def test_the_page_is_the_same_when_it_is_written_again(found, report, root):
+    report.main(["--add", str(found)], root)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    report.main([], root)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
-def test_a_card_gets_the_main_table_once_with_its_command(found, report, root):
+def test_the_pages_of_the_repository_show_the_stored_figures(report, tmp_path):
+    shutil.copytree(ROOT / "docs/assets", tmp_path / "docs/assets")
+    shutil.copy(ROOT / "docs/results.yaml", tmp_path / "docs")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    report.main([], tmp_path)
+    for name in (
+        "README.md",
+        "docs/results.md",
+        *(f"docs/assets/{path.name}" for path in ROOT.glob("docs/assets/*.csv")),
+    ):
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), f"{name}: run benchmarks/report.py"
+
+
+def test_only_significant_differences_are_bold(report):
+    score = {"score": 50.0, "low": 48.0, "high": 52.0}
+    lead = {"ahead": 2.0, "low": -1.0, "high": 5.0, "verdict": "n.s."}
+    assert report.cell_of(score, lead) == "50.0 ± 2.0 (+2.0)"
+    assert report.cell_of(score, {**lead, "verdict": "better"}) == "50.0 ± 2.0 (**+2.0**)"
+
+
+def test_a_figure_that_no_comparison_has_is_refused(found, report, root):
+    (root / "docs/results.yaml").write_text(PAGE.replace("{lead:mlm:SST-2}", "{lead:bert:SST-2}"))
+    with pytest.raises(UsageError, match=r"results-pair has no \{lead:bert:SST-2\}"):
+        report.main(["--add", str(found)], root)
+
+
+def test_a_card_gets_the_first_table_once_with_its_command(found, report, root):
     card = root / "encoder/README.md"
     card.parent.mkdir()
     card.write_text("# encoder\n")
     for _ in range(2):
-        report.main(
-            [
-                str(found),
-                "--card",
-                str(card.parent),
-            ],
-            root,
-        )
-    assert card.read_text().startswith("# encoder\n\n<!-- results -->\n## Beside other objectives\n\n`made up`\n")
-    assert card.read_text().count("| mlm | 50.0 ± 0.0 (+25.0 [+25.0, +25.0]) |") == 1
+        report.main(["--add", str(found), "--card", str(card.parent)], root)
+    assert card.read_text().startswith("# encoder\n\n<!-- results -->\n## Is it better?\n\n`made up`\n")
+    assert card.read_text().count("| Theirs | ") == 1
     with pytest.raises(UsageError, match=r"nowhere/README\.md: does not exist"):
-        report.main(
-            [
-                str(found),
-                "--card",
-                str(root / "nowhere"),
-            ],
-            root,
-        )
+        report.main(["--card", str(root / "nowhere")], root)
 
 
-def test_a_folder_without_results_changes_nothing(report, tmp_path):
-    (tmp_path / "README.md").write_text("as it was")
+def test_a_folder_without_results_changes_nothing(report, root):
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match=r"run benchmarks/compare\.py"):
-        report.main([str(tmp_path / "nowhere")], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+        report.main(["--add", str(root / "nowhere")], root)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
