@@ -2,16 +2,16 @@
 
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -68,17 +68,22 @@ def write_model_card(
     until_export = [record for record in records if record["step"] <= card_info["exported_step"]]
     last_values = final_figures(until_export)
     titles = _titles_of(last_values)
-    figures = {name: f"{last_values[name]:.4g}" for name in titles}
+    figures = []
+    for name, title_of_figure in titles.items():
+        value, step = last_values[name]
+        figures.append((title_of_figure, f"{value:.4g}", step))
     card = ModelCard.from_template(
-        _make_metadata(title, figures, titles, card_info, exported),
+        _make_metadata(title, card_info, exported),
         template_path=str(_TEMPLATE),
         title=title,
         name=str(output_dir),
         exported=exported,
-        figures=[(titles[name], value) for name, value in figures.items()],
-        is_relative="relative_loss" in figures,
+        figures=figures,
+        is_relative="relative_loss" in titles,
+        incomparable=describe_difference(model.config) if "eval_loss" in titles else "",
+        collapse_note=describe_collapse_of_run(card_info),
         version=text_jepa.__version__,
-        **(_describe_model(model, exported) | _describe_head(card_info)),
+        **(_describe_model(model, exported, last_values) | _describe_head(card_info)),
         **_describe_effort(records),
         **card_info,
     )
@@ -87,20 +92,21 @@ def write_model_card(
     plot_curves([run], output_dir / "curves.png")
 
 
-def final_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last value of each measure in a log."""
+def final_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
+    """The last value of each measure in a log, and the step of its record."""
     figures = {}
     for record in records:
-        figures.update(record)
+        for name, value in record.items():
+            figures[name] = (value, record["step"])
     return figures
 
 
-def _titles_of(measures: Mapping[str, float]) -> dict[str, str]:
+def _titles_of(measures: Collection[str]) -> dict[str, str]:
     """Measure to title, in the order of the card's table, for those measures that a card shows."""
     titles = {"eval_loss": "held-out loss"}
     for term in loss_terms(measures):
         titles[_HELD_OUT + term] = loss_title(term)
-    titles["eval_token_loss"] = "loss of hidden tokens (cross-entropy: over the whole vocabulary)"
+    titles["eval_token_loss"] = "loss of hidden tokens (cross-entropy over the whole vocabulary)"
     titles |= _MEASURES
     for name in measures:
         if name.startswith(_PROBE):
@@ -108,35 +114,29 @@ def _titles_of(measures: Mapping[str, float]) -> dict[str, str]:
     return {name: title for name, title in titles.items() if name in measures}
 
 
-def _make_metadata(title, figures, titles, card_info, exported) -> ModelCardData:
-    """The card's YAML header, as the Hub reads it."""
-    datasets = card_info.get("datasets")
-    results = []
-    for name, value in figures.items():
-        if math.isfinite(float(value)):
-            result = EvalResult(
-                task_type="feature-extraction",
-                dataset_type=datasets[0] if datasets else "text",
-                dataset_name=f"held-out texts of {card_info['data']}",
-                metric_type=name,
-                metric_name=titles[name],
-                metric_value=float(value),
-            )
-            results.append(result)
+def _make_metadata(title, card_info, exported) -> ModelCardData:
+    """The card's YAML header, as the Hub reads it.
+
+    It has no results: what a run measures on held-out texts is its loss and its health, not what an encoder can do. A
+    probe adds its scores.
+    """
     library = "custom_code" if exported is None else "sentence-transformers"
+    tags = ["text-jepa", "self-supervised", library]
+    if card_info.get("collapse"):
+        tags.append("collapsed")
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="feature-extraction",
+        language=card_info.get("language"),
         license=card_info.get("license"),
         base_model=card_info.get("base_model"),
-        datasets=datasets,
-        tags=["text-jepa", "self-supervised", library],
+        datasets=card_info.get("datasets"),
+        tags=tags,
         model_name=title,
-        eval_results=results or None,
     )
 
 
-def _describe_model(model, exported) -> dict[str, Any]:
+def _describe_model(model, exported, logged) -> dict[str, Any]:
     """Fields of the template that describe the model."""
     config = model.config
     encoder = model.model if exported is None else trained_encoder(model, exported)
@@ -150,7 +150,7 @@ def _describe_model(model, exported) -> dict[str, Any]:
         "layers": config.text_config.num_hidden_layers,
         "width": config.hidden_size,
         "idea": describe_idea(config),
-        "objective": describe_objective(config),
+        "objective": describe_objective(config, loss_terms(logged)),
         "pooling": pooling,
         "pooling_description": "mean of tokens weighted by IDF" if pooling == "idf" else f"{pooling} pooling",
     }
@@ -164,15 +164,40 @@ def _describe_head(card_info) -> dict[str, Any]:
     return {"pooling": head.pooling, "pooling_description": ", ".join(head.parts)}
 
 
-def _describe_effort(records) -> dict[str, str | None]:
-    """Fields of the template that say how long the whole run took."""
+def _describe_effort(records) -> dict[str, Any]:
+    """Fields of the template that say how long the whole run took, and until which step that was counted."""
     last_values = final_figures(records)
-    tokens = last_values.get("tokens_seen")
-    seconds = last_values.get("train_seconds")
+    if "tokens_seen" not in last_values:
+        return {"tokens": None, "duration": None, "counted_until": None}
+    tokens, step = last_values["tokens_seen"]
+    seconds, _ = last_values["train_seconds"]
     return {
-        "tokens": None if tokens is None else f"{tokens:,}",
-        "minutes": None if seconds is None else f"{seconds / 60:.1f}",
+        "tokens": f"{tokens:,}",
+        "duration": describe_duration(seconds),
+        "counted_until": f"{step:,}",
     }
+
+
+def describe_duration(seconds: float) -> str:
+    """Seconds as they are below two minutes, then minutes."""
+    if seconds < 120:
+        return f"{seconds:.1f} seconds"
+    return f"{seconds / 60:,.1f} minutes"
+
+
+def describe_collapse_of_run(card_info: Mapping[str, Any]) -> str | None:
+    """What the collapse monitor saw in a run, for its card and its last line; `None` if it saw no collapse."""
+    collapse = card_info.get("collapse")
+    if not collapse:
+        return None
+    signs = "; ".join(collapse["signs"])
+    sentences = [f"The representations collapsed at step {collapse['step']:,} of this run: {signs}."]
+    if card_info["exported_step"] < collapse["step"]:
+        sentences.append(f"These weights are those of step {card_info['exported_step']:,}, before it.")
+    elif not collapse["lasts"]:
+        sentences.append("At the last look there was no sign of it any more.")
+    sentences.append("Do not rely on this encoder before a probe has shown what it is worth.")
+    return " ".join(sentences)
 
 
 # ---- card information -----------------------------------------------------------------------------------------------
@@ -197,7 +222,7 @@ def describe_run(trainer) -> dict[str, Any]:
 
     Args:
         trainer: The [`TextJepaTrainer`]. Its `card_info` overrides the defaults here: only the script knows `data`,
-            `start`, `command`, `max_length`, `license`, `base_model` and `datasets`.
+            `start`, `command`, `max_length`, `license`, `language`, `base_model` and `datasets`.
     """
     args = trainer.args
     config = trainer.model.config
@@ -216,12 +241,20 @@ def describe_run(trainer) -> dict[str, Any]:
         "masks": trainer.data_collator.describe_masks(),
         "steps": f"{steps:,}",
         "exported_step": trainer.weights_step,
+        "collapse": _collapse_of(trainer.monitor),
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "hardware": hardware(),
         "versions": ", ".join(versions),
         "settings": describe_settings(trainer),
         **trainer.card_info,
     }
+
+
+def _collapse_of(monitor) -> dict[str, Any] | None:
+    """Step and signs of the warning of a collapse monitor, and whether the last look still saw signs."""
+    if monitor is None or not monitor.collapsed:
+        return None
+    return {**monitor.warning, "lasts": bool(monitor.signs)}
 
 
 def describe_settings(trainer) -> dict[str, str]:
@@ -333,8 +366,14 @@ def describe_idea(config: TextJepaConfig) -> str:
     return "comparing representations of texts"
 
 
-def describe_objective(config: TextJepaConfig) -> str:
-    """The objective of a configuration as a sentence: every term of the loss with its weight."""
+def describe_objective(config: TextJepaConfig, logged: Sequence[str] = ()) -> str:
+    """The objective of a configuration as a sentence: every term of the loss with its weight.
+
+    Args:
+        config: The configuration.
+        logged: Names of the terms in a log, such as `latent_loss`. Those that the configuration does not know are
+            named without a weight.
+    """
     descriptions = _describe_terms(config)
     described = []
     for term in config.loss_terms:
@@ -342,7 +381,22 @@ def describe_objective(config: TextJepaConfig) -> str:
         if weight:
             description = descriptions.get(term, f"{term.replace('_', ' ')} loss")
             described.append(f"{weight:g} times the {description}")
+    for name in logged:
+        if name.removesuffix("_loss") not in config.loss_terms:
+            described.append(f"the {loss_title(name)}, with a weight that its own code sets")
     return "; plus ".join(described) + "."
+
+
+def describe_difference(config: TextJepaConfig) -> str:
+    """Why held-out losses are not to be compared with those of training; empty if they are comparable."""
+    candidates = config.token_loss_candidates
+    words = config.text_config.vocab_size
+    if config.token_loss_weight > 0 and candidates is not None and candidates < words:
+        return (
+            f"The loss of hidden tokens is over all {words:,} tokens of the vocabulary here, and over {candidates:,} "
+            "in training: it is higher here, and the whole loss with it."
+        )
+    return ""
 
 
 def _describe_terms(config) -> dict[str, str]:
@@ -378,6 +432,28 @@ def _describe_terms(config) -> dict[str, str]:
         "covariance": f"covariance term {level}",
         "sigreg": f"SIGReg {level}",
     }
+
+
+# ---- what is published names no place on a machine ------------------------------------------------------------------
+
+
+def public_name(name: str) -> str:
+    """An encoder or a file as a published text names it: a path by its last part, a name on the Hub as it is."""
+    path = os.path.expanduser(name)
+    is_path = os.path.isabs(path) or os.path.exists(path) or name.startswith(".")
+    return os.path.basename(os.path.abspath(path)) if is_path else name
+
+
+def public_command(words: Sequence[str]) -> str:
+    """A command line as a published text shows it, see `public_name`."""
+    shown = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--") and equals:
+            shown.append(f"{flag}={public_name(value)}")
+        else:
+            shown.append(public_name(word))
+    return shlex.join(shown)
 
 
 # ---- changes of a card ----------------------------------------------------------------------------------------------

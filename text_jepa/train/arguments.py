@@ -1,6 +1,8 @@
 """The arguments of a pretraining run: encoder, texts, masks and views, objective, training."""
 
 import dataclasses
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +101,23 @@ class ModelArguments:
             "help": "Licence of the weights for the model card, by its name on the Hub: apache-2.0, cc-by-sa-4.0 …"
         },
     )
+    language: list[str] | None = field(
+        default=None, metadata={"help": "Languages of the texts for the model card, by their codes: en, de …"}
+    )
+    dataset_tags: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names on the Hub of the data sets that the texts are from, for the model card. Default: "
+            "--dataset_name."
+        },
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name on the Hub of the encoder to start from, for the model card, if --model_name_or_path is a "
+            "copy in a folder. Default: --model_name_or_path."
+        },
+    )
 
     def __post_init__(self):
         if self.init != "pretrained" and not self.model_name_or_path:
@@ -108,6 +127,14 @@ class ModelArguments:
             raise ValueError(
                 "--text_config changes a new encoder, not a pretrained one; add --init from_config or embeddings"
             )
+        for code in self.language or ():
+            if not re.fullmatch(r"[a-z]{2,3}(-\w+)*|multilingual|code", code):
+                raise ValueError(f"--language {code}: no code of a language; write en, de, pt-br … or multilingual")
+        for name in [*(self.dataset_tags or ()), self.base_model]:
+            if name is not None and not re.fullmatch(r"([\w.-]+/)?[\w.-]+", name):
+                raise ValueError(
+                    f"--dataset_tags and --base_model are names on the Hub, such as owner/name, got {name}"
+                )
 
 
 @dataclass
@@ -274,6 +301,46 @@ def _read_yaml(flag: str, text: str) -> Any:
 
 def write_arguments(path: Path, *groups: Any) -> None:
     """Writes the arguments of all groups into a YAML file that the command takes again."""
+    _write_yaml(path, values_of_arguments(groups))
+
+
+# Arguments that are made of others or of the machine.
+_DERIVED = (
+    "accelerator_config",
+    "dataloader_pin_memory",
+    "disable_tqdm",
+    "do_eval",
+)
+
+
+def write_changed_arguments(path: Path, groups: Sequence[Any], defaults: Mapping[str, Any]) -> None:
+    """Writes the arguments that differ from the defaults, by name, as `write_arguments` writes all of them."""
+    values = {}
+    for name, value in values_of_arguments(groups).items():
+        is_default = name in defaults and (defaults[name] == value or (defaults[name] is None and not value))
+        if not is_default and name not in _DERIVED:
+            values[name] = value
+    _write_yaml(path, values)
+
+
+def default_training_values() -> dict[str, Any]:
+    """The default values of the training arguments, by name.
+
+    They are not made as those of a run are, which would take away the state of accelerate from the running Trainer.
+    """
+    defaults = object.__new__(TextJepaTrainingArguments)
+    for argument in dataclasses.fields(TextJepaTrainingArguments):
+        is_made = argument.default is dataclasses.MISSING
+        setattr(defaults, argument.name, argument.default_factory() if is_made else argument.default)
+    return {**defaults.to_dict(), "num_train_epochs": 3.0}
+
+
+def _write_yaml(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def values_of_arguments(groups: Sequence[Any]) -> dict[str, Any]:
+    """The arguments of all groups by name, without empty ones and secrets."""
     values = {}
     for group in groups:
         is_of_trainer = isinstance(group, TextJepaTrainingArguments)
@@ -282,7 +349,8 @@ def write_arguments(path: Path, *groups: Any) -> None:
             is_secret = name == "hub_token"
             if not is_secret and value not in (None, [], {}):
                 values[name] = value
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return values
+
 
 
 # The least values of some arguments, which transformers does not check.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,17 @@ from text_jepa.sentence_head import kept_head
 from text_jepa.share.export import save_for_continuing
 from text_jepa.share.hub import push_folder
 from text_jepa.share.merging import SHARES, choose_share, interpolate
-from text_jepa.train.arguments import ModelArguments, write_arguments
+from text_jepa.share.model_card import describe_collapse_of_run, describe_run
+from text_jepa.train.arguments import (
+    DataArguments,
+    ModelArguments,
+    ObjectiveArguments,
+    default_training_values,
+    values_of_arguments,
+    write_arguments,
+    write_changed_arguments,
+)
+from text_jepa.train.build import objective_of, set_dependent_defaults
 from text_jepa.train.trainer import TextJepaTrainer
 
 
@@ -103,7 +114,8 @@ def leave_results(
                 training_texts,
             )
             sentence = verdict(scores)
-            write_verdict(output_dir, scores, share, shares)
+            shorter = shorter_vectors(scores)
+            write_verdict(output_dir, scores, share, shares, describe_collapse_of_run(describe_run(trainer)))
         except UsageError as error:  # the encoder is worth more than its verdict
             sentence = f"There is no verdict on held-out documents: {error}."
         judgement = {
@@ -125,9 +137,27 @@ def leave_results(
 
 
 def first_texts(corpus: Corpus, split: str, count: int) -> list[str]:
+    write_changed_arguments(output_dir / "changed.yaml", arguments, defaults_of(arguments, trainer.model.config))
     """The texts of the first `count` documents of a split of the corpus, without empty ones."""
     documents = corpus.splits[split]
     if hasattr(documents, "__len__"):
+def defaults_of(arguments: Sequence, config: TextJepaConfig) -> dict[str, Any]:
+    """The default values of the arguments of a run of the same objective, start and encoder, by name.
+
+    Args:
+        arguments: The model, data, objective and training arguments of the run.
+        config: The configuration of its model, whose width other widths follow.
+    """
+    model_args, _, objective_args, _ = arguments
+    data_args = DataArguments()
+    set_dependent_defaults(data_args, objective_args)
+    objective = objective_of(model_args, ObjectiveArguments())
+    default_config = TextJepaConfig(text_config=config.text_config.to_dict(), **vars(objective))
+    defaults = values_of_arguments([ModelArguments(), data_args])
+    defaults |= {name: getattr(default_config, name) for name in vars(objective)}
+    return defaults | default_training_values()
+
+
         count = min(count, len(documents))
     rows = read_rows(documents.take(count), corpus.source)
     texts = [row["text"] for row in rows]
@@ -300,6 +330,7 @@ def write_verdict(
         folder: The folder of the run.
         scores: From `judge_run`.
         share: The share of the way from start to end that the weights have.
+    collapse: str | None = None,
         shares: The mean reciprocal rank in percent by share tried.
     """
     content = {
@@ -308,5 +339,7 @@ def write_verdict(
         "mean_reciprocal_rank_by_share": {f"{tried:g}": value for tried, value in shares.items()},
         "scores": [score._asdict() for score in scores.scores],
     }
+        collapse: What the collapse monitor saw, if it saw a collapse.
     text = json.dumps(content, indent=2)
     Path(folder, VERDICT_FILE).write_text(text + "\n", encoding="utf-8")
+        "collapse": collapse,

@@ -3,7 +3,6 @@
 import logging
 import os
 import pickle
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,14 @@ from text_jepa.embeddings import trained_encoder
 from text_jepa.probe.online import OnlineProbeCallback
 from text_jepa.sentence_head import SentenceHead, head_of_start, kept_head
 from text_jepa.share.export import parameter_counts
-from text_jepa.share.model_card import describe_count, describe_sizes
+from text_jepa.share.model_card import (
+    describe_collapse_of_run,
+    describe_count,
+    describe_run,
+    describe_sizes,
+    public_command,
+    public_name,
+)
 from text_jepa.train import checkpointing
 from text_jepa.train.arguments import (
     DataArguments,
@@ -301,13 +307,16 @@ def make_card_info(
     command = ["accelerate", "launch", "run_pretraining.py", *argv]
     return {
         "data": corpus_name,
-        "start": describe_initial_weights(name, model_args.init),
-        "command": shlex.join(command),
+        "start": describe_initial_weights(name and (model_args.base_model or public_name(name)), model_args.init),
+        "command": public_command(command),
         "max_length": max_length_in_use(data_args, config, kept_head({"head": head})),
         "head": head,
         "license": model_args.license,
-        "base_model": name if _is_on_hub(name) else None,
-        "datasets": [dataset] if _is_on_hub(dataset) else None,
+    base_model = model_args.base_model or (name if _is_on_hub(name) else None)
+    named_datasets = model_args.dataset_tags or ([dataset] if _is_on_hub(dataset) else None)
+        "language": model_args.language,
+        "base_model": base_model,
+        "datasets": named_datasets,
         "which": model_args.export_encoder,
     }
 
@@ -435,3 +444,6 @@ def finish(trainer: TextJepaTrainer, parts: RunParts, arguments: Sequence) -> No
     print(f"The encoder is in {args.output_dir}  (its card: {card})")
     if args.push_to_hub:
         publish(trainer)
+    collapse = describe_collapse_of_run(describe_run(trainer))
+    if collapse:
+        print(f"WARNING: {collapse}", file=sys.stderr)
