@@ -1,23 +1,25 @@
 """Pretrains a Text-JEPA: raw text in, an encoder out that opens everywhere.
 
-    accelerate launch run_pretraining.py configs/tiny_cpu.yaml                              # the built-in corpus
-    accelerate launch run_pretraining.py configs/tiny_cpu.yaml --train_file notes/*.txt     # your own texts
-    accelerate launch run_pretraining.py --model_name_or_path bert-base-uncased --train_file corpus.jsonl
+    python run_pretraining.py notes/                                 # your texts: folders, files, globs
+    python run_pretraining.py configs/tiny_cpu.yaml                  # a recipe; without texts, on built-in ones
+    accelerate launch run_pretraining.py configs/default.yaml notes/ # several GPUs or machines
 
-Flags override the values of the YAML file. The output folder holds the encoder, an ordinary checkpoint of its own
-architecture; `pretraining/` in it holds the complete model, from which training can be continued.
+The same as `text-jepa pretrain`. Flags override the values of the YAML file. The output folder holds the encoder, an
+ordinary checkpoint of its own architecture; `pretraining/` in it holds the complete model, from which training can be
+continued.
 """
 
 import gc
+import shlex
 import sys
 from pathlib import Path
 
 import torch
 
-from text_jepa.cli import parse_arguments, run_command
-from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
+from text_jepa.cli import UsageError, run_command, split_words
+from text_jepa.train.arguments import DataArguments, TextJepaTrainingArguments
 from text_jepa.train.callbacks import PREEMPTED
-from text_jepa.train.checks import RENAMED
+from text_jepa.train.command import EXAMPLES, choose_output_dir, parse_run
 from text_jepa.train.pretraining import pretrain
 
 
@@ -30,18 +32,38 @@ def main(argv: list[str] | None = None, prog: str = "run_pretraining.py") -> Pat
 
     Returns:
         The folder of the encoder.
+
+    Raises:
+        UsageError: See `pretrain`; or there is nothing to train on.
     """
     argv = sys.argv[1:] if argv is None else argv
-    classes = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
-    description = __doc__.split("\n")[0]
-    arguments = parse_arguments(classes, argv, description, prog, renamed=RENAMED)
-    args = arguments[-1]
+    arguments = parse_run(argv, prog, description=__doc__.split("\n")[0])
+    _, data_args, _, args = arguments
+    refuse_nothing(argv, prog, data_args)
+    choose_output_dir(data_args, argv, args)
     is_finished = pretrain(*arguments, argv)
     if args.world_size > 1:
         destroy_process_group(args)
     if not is_finished:
         sys.exit(PREEMPTED)
+    if args.process_index == 0 and not data_args.prepare_only:
+        show_next(args.output_dir)
     return Path(args.output_dir)
+
+
+def refuse_nothing(argv: list[str], prog: str, data_args: DataArguments) -> None:
+    """Raises UsageError, below three examples, if neither texts nor a configuration are named."""
+    configurations, _, _ = split_words(argv)
+    if configurations or data_args.train_file or data_args.dataset_name:
+        return
+    print(EXAMPLES.format(prog=prog), file=sys.stderr)
+    raise UsageError(f"name texts or a configuration to train on (see {prog} --help)")
+
+
+def show_next(output_dir: str) -> None:
+    """Prints what to do with the encoder."""
+    folder = shlex.quote(output_dir)
+    print(f"Next: text-jepa probe {folder}")
 
 
 def destroy_process_group(args: TextJepaTrainingArguments) -> None:

@@ -20,8 +20,9 @@ import sys
 from pathlib import Path
 
 from text_jepa.cli import UsageError, mute_libraries, parse_arguments, run_command
-from text_jepa.probe.arguments import ProbeArguments
+from text_jepa.probe.arguments import PAGE, ProbeArguments
 from text_jepa.probe.bootstrap import Score
+from text_jepa.probe.documents import REST
 from text_jepa.probe.questions import load_questions
 from text_jepa.probe.report import as_table, plot_layers, update_card, write_answers, write_results
 from text_jepa.probe.run import (
@@ -30,16 +31,15 @@ from text_jepa.probe.run import (
     scores_by_layer,
     write_hidden,
 )
+from text_jepa.probe.summary import describe_comparison, describe_outcome
 from text_jepa.probe.systems import newest_run, open_encoders
 
 
 def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Score]:
     """Runs the command and returns all scores."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    names_encoder = argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml"))
-    if names_encoder:
-        argv.insert(0, "--model_name_or_path")
-    (args,) = parse_arguments((ProbeArguments,), argv, __doc__.split("\n")[0], prog)
+    description = __doc__.split("\n")[0]
+    (args,) = parse_arguments((ProbeArguments,), argv, description, prog, PAGE, positional="model_name_or_path")
     mute_libraries()
 
     first = args.model_name_or_path or newest_run()
@@ -50,9 +50,15 @@ def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Scor
 
     results = probe(questions, encoders, args)
     command = shlex.join(["python", "run_probe.py", *argv])
+    shown = [score for score in results.scores if score.system not in results.layers]
+    print(describe_comparison(shown))
     print(as_table(results.scores))
     for note in results.notes:
         print(f"note: {note}")
+    # The summary is about the rest of documents.
+    outcome = describe_outcome([score for score in shown if score.task != REST])
+    if outcome:
+        print(outcome)
     if results.summary is not None:
         print(results.summary)
     write_files(results, args, first, command)

@@ -3,12 +3,20 @@
 Run: python -m pytest -q tests/test_commands.py
 """
 
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
 import pytest
 
 import run_pretraining
 import run_probe
-from text_jepa.cli import UsageError
+import text_jepa_command
+from text_jepa.cli import UsageError, run_command
 from text_jepa.commands.main import VERBS, dispatch
+from text_jepa.commands.stored.__main__ import answers
+from text_jepa.probe.arguments import SECTIONS, ProbeArguments
 
 
 def help_of(command, *args, capsys):
@@ -50,3 +58,76 @@ def test_help_lists_every_verb(capsys):
 def test_a_missing_or_unknown_verb_is_one_line(argv, problem):
     with pytest.raises(UsageError, match=problem):
         dispatch(argv)
+
+
+# ---- what is stored -------------------------------------------------------------------------------------------------
+
+
+def test_stored_help_is_that_of_the_code():
+    for name, text in answers().items():
+        assert text_jepa_command.stored(name) == text, "run python -m text_jepa.commands.stored"
+
+
+def test_help_and_version_are_answered_without_torch():
+    code = (
+        "import sys, text_jepa_command\n"
+        "for words in (['--version'], ['--help'], ['pretrain', '-h'], ['probe', '--help']):\n"
+        "    sys.argv[1:] = words\n"
+        "    text_jepa_command.main()\n"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'text_jepa') if name in sys.modules])\n"
+    )
+    root = text_jepa_command.STORED.parents[2]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert re.match(r"text-jepa \d+\.\d+", result.stdout)
+    assert result.stdout.endswith("\n[]\n")
+
+
+def test_other_words_reach_their_verb(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["text-jepa", "pretain"])
+    with pytest.raises(SystemExit) as stop:
+        text_jepa_command.main()
+    assert stop.value.code == 2
+    assert "did you mean 'pretrain'" in capsys.readouterr().err
+
+
+# ---- nothing to do --------------------------------------------------------------------------------------------------
+
+
+def test_without_texts_and_configuration_there_are_three_examples_and_exit_code_two(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["text-jepa", "pretrain"])
+    printed = []
+    for command in (text_jepa_command.main, lambda: run_command(lambda: dispatch(["pretrain"]))):
+        with pytest.raises(SystemExit) as stop:
+            command()
+        assert stop.value.code == 2
+        printed.append(capsys.readouterr().err)
+    assert printed[0] == printed[1]
+    *examples, error = printed[0].splitlines()
+    assert len(examples) == 3
+    assert all(line.startswith("  text-jepa pretrain ") for line in examples)
+    assert error == "error: name texts or a configuration to train on (see text-jepa pretrain --help)"
+
+
+def test_flags_alone_are_nothing_to_train_on(tmp_path):
+    with pytest.raises(UsageError, match=r"^name texts or a configuration to train on"):
+        run_pretraining.main(["--max_steps", "1", "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the probe ------------------------------------------------------------------------------------------------------
+
+
+def test_help_of_the_probe_lists_each_flag_in_one_section_and_names_the_encoder(capsys):
+    names = [name for section in SECTIONS.values() for name in section]
+    assert sorted(names) == sorted(field.name for field in fields(ProbeArguments))
+    printed = help_of(run_probe.main, ["--help-all"], capsys=capsys)
+    assert re.findall(r"^(\w.*):$", printed, re.MULTILINE) == list(SECTIONS)
+    assert re.findall(r"^  --(\w+)", printed, re.MULTILINE) == names
+    assert "\nENCODER  " in help_of(run_probe.main, ["--help"], capsys=capsys)
+
+
+def test_the_probe_takes_one_encoder_before_its_flags():
+    with pytest.raises(UsageError, match=r"^no flag takes the value 'other'"):
+        run_probe.main(["runs/one", "other"])
+    with pytest.raises(UsageError, match=r"^'runs/one' and --model_name_or_path say the same"):
+        run_probe.main(["runs/one", "--model_name_or_path", "other"])

@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
 import torch
 import transformers
@@ -90,10 +90,6 @@ def mute_libraries() -> None:
 # ---- parsers --------------------------------------------------------------------------------------------------------
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and descriptions with their line breaks."""
-
-
 class _Parser(HfArgumentParser):
     """A parser of dataclasses and other arguments that reports each mistake as a `UsageError`."""
 
@@ -104,7 +100,109 @@ class _Parser(HfArgumentParser):
         return super().add_argument(*names, help=help, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^(argument --\w+)/--[\w-]+", r"\1", message)  # the twin with hyphens
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+# ---- help -----------------------------------------------------------------------------------------------------------
+
+_HELP = {"-h", "--help", "--help-all", "--help_all"}
+
+# Help is as wide everywhere: some of it is stored, see text_jepa_command.py.
+_WIDTH = 100
+
+_YAML = (".yaml", ".yml")
+_BEFORE_FLAGS = "YAML files, and what else belongs to no flag, come first"
+
+
+class HelpPage(NamedTuple):
+    """What `--help` and `--help-all` of a command show.
+
+    Args:
+        sections: Title of a section -> its flags. `--help-all` shows them all.
+        main: The flags that `--help` shows. Default: all.
+        words: What stands before the flags -> its meaning.
+        examples: Command lines, with `{prog}` for the command.
+        defaults: Function of one instance per dataclass; it returns defaults that depend on others, by flag.
+    """
+
+    sections: Mapping[str, Sequence[str]]
+    main: Sequence[str] | None = None
+    words: Mapping[str, str] = {}
+    examples: str = ""
+    defaults: Callable[..., Mapping[str, Any]] | None = None
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows each flag once, what it takes, its choices and its default."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {_placeholder(action)}".rstrip()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        help = action.help or ""
+        if action.choices:
+            help += f" One of {', '.join(map(str, action.choices))}."
+        if action.default not in (None, ""):
+            help += " (default: %(default)s)"
+        return help
+
+
+def _placeholder(action: argparse.Action) -> str:
+    """What a flag takes: a number, a text, several of them, or nothing for a switch."""
+    if getattr(action.type, "__name__", "") == "string_to_bool":
+        return ""
+    kind = {int: "N", float: "X"}.get(action.type, "TEXT")
+    return f"{kind} ..." if action.nargs == "+" else kind
+
+
+def _show_help(parser: _Parser, page: HelpPage, is_full: bool, argument_classes: Sequence[type]) -> NoReturn:
+    """Prints the help and exits."""
+    defaults = {action.dest: action.default for action in reversed(parser._actions)}
+    if page.defaults is not None:
+        namespace = parser.parse_args([])
+        defaults |= page.defaults(*(_instance(argument_class, namespace) for argument_class in argument_classes))
+    print(_help_text(parser, page, is_full, defaults), end="")
+    sys.exit(0)
+
+
+def _help_text(parser: _Parser, page: HelpPage, is_full: bool, defaults: Mapping[str, Any]) -> str:
+    """The text of `--help`, or of `--help-all`."""
+    before = "".join(f"[{name}] " for name in page.words) or "[CONFIG.yaml ...] "
+    formatter = _HelpFormatter(parser.prog, max_help_position=36, width=_WIDTH)
+    formatter.add_usage(f"%(prog)s {before}[--flag value ...]", (), ())
+    formatter.add_text(parser.description)
+    formatter.add_text(page.examples.format(prog=parser.prog))
+    words = argparse.ArgumentParser(add_help=False)
+    formatter.add_arguments([words.add_argument(name, help=help) for name, help in page.words.items()])
+    actions = {action.dest: action for action in reversed(parser._actions)}  # the flag itself, not its --no_ twin
+    for title, names in page.sections.items():
+        shown = [name for name in names if is_full or page.main is None or name in page.main]
+        formatter.start_section(title)
+        for name in shown:
+            action = actions[name]
+            action.default = _shown(defaults[name])
+            if not is_full and action.default:
+                action.help = re.sub(r"\s*Default: .*", "", action.help)  # the default itself is shown
+            formatter.add_argument(action)
+        formatter.end_section()
+    if not is_full and page.main is not None:
+        formatter.add_text(f"All {len(actions)} flags: {parser.prog} --help-all")
+    return formatter.format_help()
+
+
+def _shown(value: Any) -> str:
+    """A default as it is written on the command line; empty for none, and for a switch that is off."""
+    if value is None or value is False or value in ([], {}):
+        return ""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(getattr(value, "value", value))
+
+
+# ---- parsing --------------------------------------------------------------------------------------------------------
 
 
 def command_parser(prog: str, description: str, metavar: str) -> tuple[argparse.ArgumentParser, Any]:
@@ -153,47 +251,50 @@ def parse_arguments(
     argv: Sequence[str],
     description: str,
     prog: str | None = None,
-    shown_classes: Sequence[type] | None = None,
+    page: HelpPage | None = None,
     renamed: Mapping[str, str] | None = None,
+    positional: str | None = None,
+    recipe: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> tuple[Any, ...]:
-    """Parses `[FILE.yaml …] [--flag value …]` into one instance per dataclass.
+    """Parses `[FILE.yaml …] [WORD …] [--flag value …]` into one instance per dataclass.
 
-    Later files override earlier ones, and flags override all files.
+    Later files override earlier ones, and flags override all files. Hyphens in a flag are as good as underscores.
 
     Args:
         argument_classes: Dataclasses whose fields are the flags, as for `transformers.HfArgumentParser`.
         argv: The command line without the program's name.
         description: Shown by `--help` with its line breaks.
         prog: The program's name in help and errors. Default: that of the script.
-        shown_classes: Dataclasses whose flags `--help` lists. Default: all.
+        page: What `--help` and `--help-all` show. Default: all flags.
         renamed: Earlier names of flags, and what takes their place, for the error.
+        positional: The flag that words before the first flag belong to, unless they are YAML files.
+        recipe: Gives other defaults for a command line without a YAML file, by the flags that are given there.
 
     Raises:
         UsageError: An unknown flag or key (the error names the nearest one), a value of the wrong type, or a missing
             file.
     """
-    parser = _Parser(
-        argument_classes,
-        prog=prog,
-        usage="%(prog)s [FILE.yaml …] [--flag value …]",
-        description=description,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
-    if shown_classes is not None:
-        _hide_others(parser, shown_classes)
+    parser = _Parser(argument_classes, prog=prog, description=description, add_help=False, allow_abbrev=False)
+    if _HELP.intersection(argv):
+        if recipe is not None:
+            parser.set_defaults(**recipe({}))
+        is_full = page is None or "--help-all" in argv or "--help_all" in argv
+        _show_help(parser, page or HelpPage({"Flags": _names(argument_classes)}), is_full, argument_classes)
     options = [option for action in parser._actions for option in action.option_strings]
     flags = {option.removeprefix("--") for option in options if option.startswith("--")}
-    files = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    files, texts, rest = split_words(argv)
     words = []
     for path in files:
         words += _file_as_flags(path, flags, renamed or {})
-    words += argv[len(files) :]
+    words += _as_flag(texts, positional, rest, parser)
+    words += rest
+    if recipe is not None and not files:
+        parser.set_defaults(**recipe(_given(parser, words)))
     namespace, unknown = parser.parse_known_args(words)
     if unknown:
         word = unknown[0]
         if not word.startswith("-"):
-            parser.error(f"no flag takes the value '{word}'; YAML files come first")
+            parser.error(f"no flag takes the value '{word}'; {_BEFORE_FLAGS}")
         name = word.split("=")[0]
         parser.error(f"unknown argument {name}{_replacement(name.lstrip('-'), flags, renamed or {})}")
     try:
@@ -202,16 +303,44 @@ def parse_arguments(
         raise UsageError(str(error)) from error
 
 
-def _hide_others(parser: argparse.ArgumentParser, shown_classes: Sequence[type]) -> None:
-    """Removes the flags of all other dataclasses from the help."""
-    shown = {field.name for shown_class in shown_classes for field in dataclasses.fields(shown_class)}
-    for action in parser._actions:
-        if action.dest not in shown and action.dest != "help":
-            action.help = argparse.SUPPRESS
+def split_words(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Splits a command line into YAML files, other words before the first flag, and flags.
+
+    The suffix decides: `.yaml` and `.yml` are files of flags, and everything else is not.
+    """
+    before = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    files = [word for word in before if word.endswith(_YAML)]
+    others = [word for word in before if not word.endswith(_YAML)]
+    return files, others, list(argv[len(before) :])
+
+
+def _as_flag(words: list[str], positional: str | None, rest: Sequence[str], parser: _Parser) -> list[str]:
+    """Words before the first flag as the values of the flag that they belong to."""
+    if not words:
+        return []
+    if positional is None:
+        parser.error(f"no flag takes the value '{words[0]}'; {_BEFORE_FLAGS}")
+    named = [word.split("=")[0].replace("-", "_") for word in rest if word.startswith("--")]
+    if f"__{positional}" in named:
+        parser.error(f"'{words[0]}' and --{positional} say the same; name all in one place")
+    return [f"--{positional}", *words]
+
+
+def _given(parser: _Parser, words: Sequence[str]) -> dict[str, Any]:
+    """The flags that words name, and their values, without defaults."""
+    absent = object()
+    untouched = argparse.Namespace(**{action.dest: absent for action in parser._actions})
+    namespace, _ = parser.parse_known_args(words, untouched)
+    return {name: value for name, value in vars(namespace).items() if value is not absent}
+
+
+def _names(argument_classes: Sequence[type]) -> list[str]:
+    fields = [field for argument_class in argument_classes for field in dataclasses.fields(argument_class)]
+    return [field.name for field in fields if field.init]
 
 
 def _instance(argument_class: type, namespace: argparse.Namespace) -> Any:
-    names = [field.name for field in dataclasses.fields(argument_class) if field.init]
+    names = _names([argument_class])
     return argument_class(**{name: getattr(namespace, name) for name in names})
 
 
@@ -228,11 +357,13 @@ def _file_as_flags(path: str, flags: set[str], renamed: Mapping[str, str]) -> li
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; words before the first flag are YAML files") from error
+        raise UsageError(f"{path}: {error.strerror}; a name that ends in .yaml is one of a file of flags") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected lines of the form 'flag: value'")
+        raise UsageError(
+            f"{path}: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text"
+        )
     argv = []
     for key, value in content.items():
         if key not in flags:

@@ -146,9 +146,9 @@ def test_of_several_files_the_last_wins_and_flags_over_all(yaml, tmp_path):
         ("streeming: true", r"run\.yaml: unknown key 'streeming'; did you mean 'streaming'\?"),
         ("zzz: 1", r"run\.yaml: unknown key 'zzz'$"),
         ("3: 1", r"run\.yaml: unknown key '3'$"),
-        ("- vocab_size\n- 7", r"run\.yaml: expected lines of the form 'flag: value'"),
-        ("just a sentence", r"run\.yaml: expected lines of the form 'flag: value'"),
-        ("", r"run\.yaml: expected lines of the form 'flag: value'"),
+        ("- vocab_size\n- 7", r"run\.yaml: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text"),
+        ("just a sentence", r"run\.yaml: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text"),
+        ("", r"run\.yaml: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text"),
         ("a: b: c", r"run\.yaml: not a YAML file: "),
         ("a: [1, 2", r"run\.yaml: not a YAML file: "),
         ("preset: !!python/object/apply:os.getcwd []", r"run\.yaml: not a YAML file: "),
@@ -179,9 +179,10 @@ def test_a_mistake_in_the_file_names_file_key_and_remedy(yaml, content, message)
         (["--kind", "three"], r"argument --kind: invalid choice: 'three'"),
         (["--learning_rate", "-1"], r"^--learning_rate must not be negative$"),
         (["--streaming", "maybe"], r"argument --streaming.*maybe"),
-        (["--vocab_size", "7", "run.yaml"], r"^no flag takes the value 'run\.yaml'; YAML files come first"),
-        (["none.yaml"], r"^none\.yaml: No such file or directory; words before the first flag are YAML files$"),
-        (["."], r"^\.: Is a directory; words before the first flag are YAML files"),
+        (["--vocab_size", "7", "run.yaml"], r"^no flag takes the value 'run\.yaml'; YAML files, and what else belongs to no flag, come first"),
+        (["none.yaml"], r"^none\.yaml: No such file or directory; a name that ends in \.yaml is one of a file of flags$"),
+        (["."], r"^no flag takes the value '\.'; YAML files, and what else belongs to no flag, come first"),
+        (["--vocab-size", "many"], r"^argument --vocab_size: invalid int value: 'many'"),
     ],
 )
 def test_a_mistake_on_the_command_line_names_flag_and_remedy(argv, message):
@@ -224,28 +225,72 @@ def test_the_nearest_name_is_offered_only_if_one_is_near():
 # ---- help -----------------------------------------------------------------------------------------------------------
 
 
-def test_help_shows_percent_signs_as_they_are_written(capsys):
+def help_of(command, *argv, capsys):
+    """What a command prints for words that ask for help."""
     with pytest.raises(SystemExit) as exit_:
-        parse("--help")
+        command(*argv)
     assert exit_.value.code == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    return capsys.readouterr().out
+
+
+def test_help_shows_percent_signs_as_they_are_written(capsys):
+    printed = " ".join(help_of(parse, "--help", capsys=capsys).split())
     assert re.search(r"A size: 50 % smaller than \S+, or 100%\.", printed)
 
 
-def test_help_of_the_pretraining_command_shows_every_flag(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        run_pretraining.main(["--help"])
-    assert exit_.value.code == 0
-    printed = capsys.readouterr().out
-    groups = (
-        arguments.ModelArguments,
-        arguments.DataArguments,
-        arguments.ObjectiveArguments,
-    )
-    for group in (*groups, TextJepaTrainingArguments):
-        for flag in dataclasses.fields(group):
-            assert not flag.init or f"--{flag.name}" in printed
-    assert "average over 1 % of the run" in " ".join(printed.split())
+def test_help_shows_each_flag_once_with_its_default_and_without_its_twin(capsys):
+    lines = help_of(parse, "--help", capsys=capsys).splitlines()
+    flags = [re.match(r" +(--\S+)(?: (\S+(?: \.\.\.)?))?(?:  |$)", line) for line in lines]
+    assert {flag[1]: flag[2] for flag in flags if flag} == {
+        "--preset": "TEXT",
+        "--vocab_size": "N",
+        "--kind": "TEXT",
+        "--options": "TEXT",
+        "--train_file": "TEXT ...",
+        "--learning_rate": "X",
+        "--shuffle": None,
+        "--streaming": None,
+    }
+    printed = " ".join(" ".join(lines).split())
+    assert "Words. (default: 100)" in printed
+    assert "A choice. One of one, two. (default: one)" in printed
+    assert "None" not in printed
+    assert "--vocab-size" not in printed
+
+
+# ---- words before the flags -----------------------------------------------------------------------------------------
+
+
+def parse_positional(*argv, recipe=None):
+    groups = parse_arguments((Model, Data), argv, "A test.", positional="train_file", recipe=recipe)
+    return {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+
+
+def test_words_before_the_flags_are_texts_unless_they_end_in_yaml(yaml):
+    path = yaml("vocab_size: 7\ntrain_file: c.txt\n")
+    values = parse_positional(path, "notes", "b.txt", "--preset", "tiny")
+    assert (values["vocab_size"], values["preset"], values["train_file"]) == (7, "tiny", ["notes", "b.txt"])
+    assert parse_positional("notes", path) == parse_positional(path, "notes")
+    assert parse_positional(path)["train_file"] == ["c.txt"]
+
+
+@pytest.mark.parametrize("flag", ["--train_file", "--train-file", "--train_file=b.txt"])
+def test_texts_that_are_named_twice_are_refused(flag):
+    with pytest.raises(UsageError, match="^'notes' and --train_file say the same; name all in one place"):
+        parse_positional("notes", flag, "b.txt")
+
+
+def test_a_recipe_gives_defaults_where_no_yaml_file_is_named(yaml):
+    asked = []
+
+    def recipe(given):
+        asked.append(given)
+        return {"vocab_size": 3, "preset": "small"}
+
+    values = parse_positional("notes", "--preset", "tiny", "--learning-rate", "1", recipe=recipe)
+    assert (values["vocab_size"], values["preset"]) == (3, "tiny")
+    assert asked == [{"train_file": ["notes"], "preset": "tiny", "learning_rate": 1.0}]
+    assert parse_positional(yaml("preset: tiny"), recipe=recipe)["vocab_size"] == 100
 
 
 # ---- flags of a configuration ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_trainer import examples, make_model, parameters_of  # noqa: F401
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaTrainer, TextJepaTrainingArguments, metrics
@@ -92,23 +92,34 @@ def test_what_processes_exchange_lies_on_their_device(make_trainer, monkeypatch)
     output = SimpleNamespace(metrics={}, num_samples=1)
     monkeypatch.setattr("transformers.Trainer.evaluation_loop", lambda *args, **kwargs: output)
     trainer.evaluation_loop(None)
-    # Of training the strategies and the tokens, of the evaluation the texts and the spans.
-    assert len(seen) == 4
+    # Of training the strategies and the tokens, of the evaluation the spans.
+    assert len(seen) == 3
     assert set(seen) == {torch.device("meta")}
 
 
-def test_means_of_an_evaluation_are_over_the_texts_that_were_read(make_trainer, monkeypatch):
-    """Where they do not divide evenly, processes read some twice; the mean was over those of the dataset."""
-    trainer = make_trainer(per_device_eval_batch_size=5)
-    whole = trainer.evaluate()["eval_latent_loss"]
-    loop = Trainer.evaluation_loop
-
-    def half_counted(self, *args, **kwargs):
-        output = loop(self, *args, **kwargs)
-        return output._replace(num_samples=output.num_samples // 2)
-
-    monkeypatch.setattr(Trainer, "evaluation_loop", half_counted)
-    assert trainer.evaluate()["eval_latent_loss"] == pytest.approx(whole)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"sentence_loss_weight": 1.0},
+        {"latent_loss_weight": 0.0, "document_loss_weight": 1.0},
+        {"sigreg_loss_weight": 0.1, "covariance_loss_weight": 0.1},
+    ],
+    ids=["tokens", "contrast", "documents", "statistics"],
+)
+def test_held_out_losses_do_not_depend_on_the_batch_of_the_evaluation(make_trainer, fields):
+    """Of 16 texts: batches of 3 leave one of a single text. A contrast takes the batches of training."""
+    found = []
+    for size in (3, 8, 32):
+        trainer = make_trainer(fields=fields, per_device_eval_batch_size=size)
+        figures = trainer.evaluate()
+        found.append({name: value for name, value in figures.items() if name.endswith("_loss")})
+    assert len(found[0]) > 1
+    for figures in found[1:]:
+        assert figures == pytest.approx(found[0], rel=1e-6)
+    weights = trainer._loss_weights()
+    terms = sum(weights[name.removeprefix("eval_")] * found[0][name] for name in found[0] if name != "eval_loss")
+    assert found[0]["eval_loss"] == pytest.approx(terms, rel=1e-6)
 
 
 def test_vectors_and_mask_tokens_do_not_decay(make_trainer):

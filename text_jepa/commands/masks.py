@@ -13,18 +13,18 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from text_jepa.cli import UsageError, parse_arguments
+from text_jepa.cli import HelpPage, UsageError
 from text_jepa.data.batching import DocumentWindows, EndlessStream, LengthGroupedSampler, TextsWithSteps
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.show import mask_gallery
-from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
+from text_jepa.train.arguments import TextJepaTrainingArguments
 from text_jepa.train.build import (
     add_words_to,
     make_collator,
@@ -36,6 +36,8 @@ from text_jepa.train.build import (
     objective_of,
     set_dependent_defaults,
 )
+from text_jepa.train.command import PAGE as RUN_PAGE
+from text_jepa.train.command import parse_run
 from text_jepa.train.pretraining import set_up_logging
 
 
@@ -56,13 +58,17 @@ class GalleryArguments:
             raise ValueError(f"--step must be at least 0, got {self.step}")
 
 
+# Its own flags only: `text-jepa pretrain --help-all` lists the hundreds of others.
+PAGE = HelpPage(
+    {"Flags, beside all those of text-jepa pretrain": [field.name for field in fields(GalleryArguments)]},
+    words=RUN_PAGE.words,
+)
+
+
 def main(argv: list[str] | None = None, prog: str = "text-jepa masks") -> None:
     """Runs the command."""
     argv = sys.argv[1:] if argv is None else argv
-    classes = (GalleryArguments, ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
-    # Its own flags only: `text-jepa pretrain --help` lists the hundreds of others.
-    groups = parse_arguments(classes, argv, __doc__, prog, shown_classes=(GalleryArguments,))
-    show, model_args, data_args, objective_args, args = groups
+    show, model_args, data_args, objective_args, args = parse_run(argv, prog, __doc__, PAGE, more=(GalleryArguments,))
     set_up_logging(args)
     if show.html:
         check_page(Path(show.html))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from text_jepa.cli import HelpPage
 from text_jepa.data.files import Quoting
 from text_jepa.embeddings import Pooling
 
@@ -147,6 +148,52 @@ class ProbeArguments:
             raise ValueError("--layer_sweep draws a picture: it needs --output_dir")
         if self.do_predict and not self.output_dir:
             raise ValueError("--do_predict writes files: it needs --output_dir")
+
+
+# In the order of docs/reference/flags.md.
+SECTIONS = {
+    "Encoders": ("model_name_or_path", "compare", "pooling", "max_length", "layers", "layer_sweep", "cache_dir"),
+    "Tasks with labels": (
+        "tasks",
+        "data_dir",
+        "split",
+        "task_file",
+        "task_test_file",
+        "pair_column",
+        "label_column",
+        "rerank_dir",
+        "with_body",
+    ),
+    "Documents without labels": ("texts", "train_texts", "text_column", "title_column", "quoting"),
+    "Modes and controls": ("mode", "seeds", "finetune_args", "controls"),
+    "Results": ("output_dir", "do_predict", "update_card"),
+}
+
+PAGE = HelpPage(
+    SECTIONS,
+    main=(
+        "compare",
+        "tasks",
+        "data_dir",
+        "task_file",
+        "rerank_dir",
+        "texts",
+        "train_texts",
+        "mode",
+        "seeds",
+        "controls",
+        "output_dir",
+        "update_card",
+    ),
+    words={
+        "CONFIG.yaml ...": "Files of flags, which later flags override.",
+        "ENCODER": "The encoder in question: a folder or a name on the Hub. Default: the newest run in runs/.",
+    },
+    examples="""\
+  {prog} runs/notes                                       built-in texts, no download
+  {prog} runs/notes --texts unseen/ --train_texts notes/  your documents, without labels
+  {prog} runs/notes --tasks sst2 stsb --data_dir glue --compare OTHER""",
+)
 
 
 def names_nothing(args: ProbeArguments) -> bool:

@@ -352,6 +352,10 @@ def values_of_arguments(groups: Sequence[Any]) -> dict[str, Any]:
     return values
 
 
+# The length of a run of an encoder without layers whose flags do not say it: so many passes over its texts, but at
+# most so many steps. For quality a run is longer: configs/default.yaml makes 7,000 steps.
+MOST_PASSES = 20
+MOST_STEPS = 2_000
 
 # The least values of some arguments, which transformers does not check.
 _LEAST = {
@@ -388,7 +392,28 @@ class TextJepaTrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults for latent prediction, and the arguments of the callbacks."""
 
     output_dir: str | None = field(
-        default="text-jepa-output", metadata={"help": "Folder for the encoder, the checkpoints and the log."}
+        default=None,
+        metadata={
+            "help": "Folder for the encoder, the checkpoints and the log, which must be new or empty. Default: "
+            "runs/NAME after the texts, or runs/NAME-2 and so on; from Python text-jepa-output."
+        },
+    )
+    max_steps: int = field(
+        default=-1, metadata={"help": "Optimizer steps. Default: what --num_train_epochs makes of the texts."}
+    )
+    num_train_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": f"Passes over the texts, if --max_steps is not given. Default: {MOST_PASSES}, but at most "
+            f"{MOST_STEPS:,} steps, for encoders without layers; 3 for others, and from Python."
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Resume a run: auto takes the newest whole checkpoint of --output_dir, if there is one; or a "
+            "checkpoint's folder."
+        },
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate (5e-5 suits a trained encoder)."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
@@ -398,7 +423,11 @@ class TextJepaTrainingArguments(TrainingArguments):
     adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per process and batch in training."})
     per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Texts per process and batch in evaluation."}
+        default=64,
+        metadata={
+            "help": "Texts per process and batch in evaluation. Has no effect on losses: where a text is compared with "
+            "those of its batch, batches are those of training."
+        },
     )
     logging_steps: float = field(
         default=50, metadata={"help": "Steps between two log entries and looks for collapse."}
@@ -485,6 +514,12 @@ class TextJepaTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} must be above 0, got {value}; to do it never, set its strategy to no")
+        self.leaves_length_open = self.num_train_epochs is None and self.max_steps == -1
+        if self.num_train_epochs is None:
+            self.num_train_epochs = 3.0
+        self.leaves_folder_open = self.output_dir is None
+        if self.output_dir is None:
+            self.output_dir = "text-jepa-output"
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"--max_steps must be above 0, got {self.max_steps}; without it epochs are counted")
         if self.weight_decay_end is not None and not self.weight_decay > 0:

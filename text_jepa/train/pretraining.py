@@ -1,6 +1,7 @@
 """A pretraining run, from its arguments to the folder that it leaves."""
 
 import logging
+import math
 import os
 import pickle
 import sys
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.cli import UsageError, first_line
+from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
 from text_jepa.data.masking import DOCUMENT_VIEWS
@@ -70,7 +72,9 @@ from text_jepa.train.checks import (
     prepare_output_dir,
 )
 from text_jepa.train.closing import RANDOM_WEIGHTS, leave_results, publish, weights_of, whole_model
+from text_jepa.train.command import choose_length
 from text_jepa.train.run_log import write_metrics
+from text_jepa.train.time_left import TimeLeftCallback
 from text_jepa.train.trainer import TextJepaTrainer
 
 
@@ -240,6 +244,8 @@ def make_trainer(
 ) -> TextJepaTrainer:
     """The trainer of a run."""
     train_dataset, eval_dataset = select_examples(parts, data_args, args)
+    if not data_args.streaming:
+        choose_length(args, parts.model.config.text_config.num_hidden_layers, len(train_dataset))
     fingerprint = make_fingerprint(
         data_args,
         parts.corpus,
@@ -261,6 +267,7 @@ def make_trainer(
         )
     except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"the Trainer refuses the flags: {first_line(error)}") from error
+    trainer.add_callback(TimeLeftCallback())
     check_start(trainer)
     if parts.probe is not None:
         check_metric(args, parts.probe.names)
@@ -367,10 +374,27 @@ def show_sizes(trainer: TextJepaTrainer) -> None:
     print(f"{texts}; {trainable:,} of {total:,} parameters train ({', '.join(parts)})")
     if trainer.card_info.get("head"):
         print(trainer.card_info["head"]["sentence"])
+    print(f"{describe_length(args, trainer.train_dataset)}, into {args.output_dir}")
     cores = os.cpu_count() or 1
     is_alone_on_cpu = args.device.type == "cpu" and args.world_size == 1
     if is_alone_on_cpu and torch.get_num_threads() == 1 < cores:
-        print(f"1 of {cores} cores is used; accelerate launch --num_cpu_threads_per_process {cores} uses all")
+        print(f"1 of {cores} cores is used, as accelerate launch sets OMP_NUM_THREADS; without it all would be")
+
+
+def describe_length(args: TextJepaTrainingArguments, texts: Dataset | DocumentWindows | IterableDataset) -> str:
+    """The length of a run in steps, tokens and passes over its texts, and the flag that changes it."""
+    if not hasattr(texts, "__len__"):
+        return f"{args.max_steps:,} steps (--max_steps)"
+    texts_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.max_steps > 0:
+        steps = args.max_steps
+        flag = "--max_steps"
+    else:
+        steps = math.ceil(args.num_train_epochs * math.ceil(len(texts) / texts_per_step))
+        flag = "--num_train_epochs"
+    passes = steps * texts_per_step / len(texts)
+    tokens = sum(texts["length"][:])
+    return f"{steps:,} steps of {texts_per_step} texts: {passes:.3g} passes over {tokens:,} tokens ({flag} changes it)"
 
 
 # ---- training -------------------------------------------------------------------------------------------------------

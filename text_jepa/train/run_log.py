@@ -21,6 +21,12 @@ Record = Mapping[str, Any]
 # Groups of span lengths (first, end) whose held-out latent loss is logged separately.
 SPAN_LENGTHS = ((1, 2), (2, 4), (4, 8), (8, 1 << 30))
 
+# Terms of the loss that are means over target tokens; all others are over texts.
+OF_TOKENS = ("latent_loss", "token_loss")
+
+# What the other terms make of the loss.
+_REST = "rest"
+
 # Numbers that JSON does not have, and the strings that stand for them in files.
 _NON_FINITE = {
     "nan": math.nan,
@@ -182,32 +188,69 @@ class TrainingTotals(_Totals):
 class EvaluationTotals(_Totals):
     """Losses of one evaluation, and latent losses by the length of the hidden span.
 
+    They are means over all target tokens, or over all texts, of all processes: how these are cut into batches, and
+    how many processes there are, changes nothing but the last digits.
+
     Args:
         args: The arguments of the run.
     """
 
     def __init__(self, args: TrainingArguments):
         super().__init__(args)
-        self.texts = 0
+        # Of this process: the sum of each term, and the number of tokens or texts that it is over.
+        self.sums: dict[str, torch.Tensor] = {}
         # Summed latent losses and number of target tokens, by length of span.
         self.by_length = torch.zeros(2, len(SPAN_LENGTHS))
 
-    def add(self, batch: Batch, outputs: ModelOutput) -> None:
-        """Counts the texts of a batch and adds its latent losses, if there are any."""
-        self.texts += len(batch["input_ids"])
+    def add(
+        self,
+        batch: Batch,
+        outputs: ModelOutput,
+        weights: Mapping[str, float],
+        num_items: torch.Tensor | int | None,
+    ) -> None:
+        """Adds the losses of a batch.
+
+        Args:
+            batch: The batch of this process.
+            outputs: The model's outputs.
+            weights: The weight of each term of the loss by the name of its output, such as `latent_loss`.
+            num_items: Number of target tokens that the model has divided by, those of all processes; `None` if it has
+                divided by the batch's own.
+        """
+        num_targets = (batch["target_positions"] >= 0).sum()
+        share = 1.0 if num_items is None else num_targets.clamp(min=1) / num_items
+        num_texts = len(batch["input_ids"])
+        rest = outputs["loss"].detach() / share
+        for name, value in outputs.items():
+            if name.endswith("_loss"):
+                mean = value.detach() / share
+                is_of_tokens = name in OF_TOKENS
+                self._add(name, mean, num_targets if is_of_tokens else num_texts)
+                if is_of_tokens:
+                    rest = rest - weights[name] * mean
+        self._add(_REST, rest, num_texts)
+
         distances = outputs.get("distances")
         if distances is not None:
             sums = self.by_length.to(distances.device)
             self.by_length = sums + sum_by_span_length(batch, distances)
 
-    def record(self) -> dict[str, float]:
-        """The means over the texts of all processes."""
-        # Processes read some texts twice if the number of texts does not divide evenly.
-        texts = torch.tensor(float(self.texts)).to(self.args.device)
-        texts = max(self.mean_over_processes(texts), 1)
+    def _add(self, name: str, mean: torch.Tensor, count: torch.Tensor | int) -> None:
+        """Adds a mean over so many things, in double precision."""
+        values = torch.tensor([float(mean) * float(count), float(count)], dtype=torch.float64)
+        self.sums[name] = self.sums.get(name, 0) + values
+
+    def record(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """The means over all processes: each term, and the `loss`, the sum of the terms by their weights."""
         record = {}
-        for name, total in self.mean_terms().items():
-            record[name] = total / texts
+        for name, values in self.sums.items():
+            total, count = self.sum_over_processes(values.float()).tolist()
+            record[name] = total / max(count, 1)
+        if _REST in record:
+            record["loss"] = record.pop(_REST)
+            for name in OF_TOKENS:
+                record["loss"] += weights.get(name, 0.0) * record.get(name, 0.0)
 
         sums = self.sum_over_processes(self.by_length)
         shortest = [first for first, _ in SPAN_LENGTHS]

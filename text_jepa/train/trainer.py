@@ -26,6 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, IntervalStra
 from transformers.utils import ModelOutput
 from transformers.utils.hub import PushInProgress
 
+from configuration_text_jepa import LOSS_TERMS, TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, has_adapters, plain_weights
 from text_jepa.cli import UsageError
 from text_jepa.data.batching import BatchesOfProcesses, LengthGroupedSampler, TextsWithSteps
@@ -214,6 +215,10 @@ class TextJepaTrainer(Trainer):
     # ---- data -------------------------------------------------------------------------------------------------------
 
     def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        is_evaluation = self.data_collator is self.eval_collator
+        if is_evaluation and looks_at_whole_batches(self.model.config, self.data_collator):
+            # As many texts are compared as in training, whatever fits into an evaluation batch.
+            kwargs["batch_size"] = self.args.train_batch_size
         loader = super()._get_dataloader(*args, **kwargs)
         inner = loader.base_dataloader
         inner.worker_init_fn = partial(shield_worker_from_signals, inner.worker_init_fn)
@@ -245,7 +250,7 @@ class TextJepaTrainer(Trainer):
             return None
         args = self.args
         self.train_sampler = LengthGroupedSampler(
-            dataset["length"],
+            _lengths_of(dataset),
             args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
             args.seed if args.data_seed is None else args.data_seed,
             with_steps=self.data_collator.follows_steps,
@@ -307,7 +312,7 @@ class TextJepaTrainer(Trainer):
         if model.training:
             self._count_training_batch(inputs, outputs, is_first_pass)
         else:
-            self._count_evaluation_batch(inputs, outputs)
+            self.evaluation_totals.add(inputs, outputs, self._loss_weights(), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _count_training_batch(
@@ -326,11 +331,10 @@ class TextJepaTrainer(Trainer):
         if "mask_strategies" in inputs and distances is not None:
             totals.add_distances(inputs, distances)
 
-    def _count_evaluation_batch(self, inputs: Batch, outputs: ModelOutput) -> None:
-        # The mean over texts is wanted.
-        weight = self._process_weight() * len(inputs["input_ids"])
-        self.evaluation_totals.add_terms(_loss_terms(outputs), weight)
-        self.evaluation_totals.add(inputs, outputs)
+    def _loss_weights(self) -> dict[str, float]:
+        """The weight of each term of the loss, by the name of its output."""
+        config = self.model.config
+        return {f"{term}_loss": getattr(config, f"{term}_loss_weight") for term in config.loss_terms}
 
     def _process_weight(self) -> int:
         """The factor of a process's terms that the mean over processes undoes, as it does for the loss itself."""
@@ -510,13 +514,16 @@ class TextJepaTrainer(Trainer):
         **kwargs,
     ) -> EvalLoopOutput:
         self.evaluation_totals = EvaluationTotals(self.args)
-        output = super().evaluation_loop(
-            dataloader,
-            *args,
-            metric_key_prefix=metric_key_prefix,
-            **kwargs,
-        )
-        for name, value in self.evaluation_totals.record().items():
+        # SIGReg draws directions: the same ones at every evaluation, and none that training would have drawn.
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            output = super().evaluation_loop(
+                dataloader,
+                *args,
+                metric_key_prefix=metric_key_prefix,
+                **kwargs,
+            )
+        for name, value in self.evaluation_totals.record(self._loss_weights()).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
@@ -766,6 +773,16 @@ def _check_mask_tokens(
             f"the collator has {strategies} mask strategies, the model {mask_tokens} mask tokens; "
             f"set pred_num_mask_tokens={strategies}"
         )
+
+
+def looks_at_whole_batches(config: TextJepaConfig, collator: DataCollatorForTextJepa) -> bool:
+    """Whether the loss of a text depends on the other texts of its batch: negatives, statistics, masks of one size."""
+    contrasts = [
+        config.latent_loss_weight > 0 and config.loss_type == "infonce",
+        config.sentence_loss_weight > 0 and config.sentence_loss_type == "infonce",
+    ]
+    own_terms = set(config.loss_terms) - set(LOSS_TERMS)
+    return any(contrasts) or bool(config.regularizers) or bool(own_terms) or collator.equal_counts
 
 
 def _lengths_of(dataset: Dataset) -> Sequence[int]:

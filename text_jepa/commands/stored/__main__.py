@@ -1,0 +1,28 @@
+"""Writes the stored help anew: `python -m text_jepa.commands.stored`, after a change of flags or verbs."""
+
+import contextlib
+import io
+from pathlib import Path
+
+from text_jepa.cli import run_command
+from text_jepa.commands.main import dispatch
+from text_jepa_command import ANSWERS, NOTHING
+
+
+def answers() -> dict[str, str]:
+    """What the command prints, by the name of the file that it is stored in."""
+    texts = {name: printed(words) for words, name in ANSWERS.items()}
+    return texts | {NOTHING: printed(("pretrain",))}
+
+
+def printed(words: tuple[str, ...]) -> str:
+    """What a command line prints, on both of its streams."""
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream), contextlib.suppress(SystemExit):
+        run_command(lambda: dispatch(list(words)))
+    return stream.getvalue()
+
+
+if __name__ == "__main__":
+    for name, text in answers().items():
+        Path(__file__).with_name(name).write_text(text, encoding="utf-8")

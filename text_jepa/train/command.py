@@ -1,0 +1,227 @@
+"""The command line of a pretraining run: its help, the recipe of a run that names none, its folder and its length."""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from text_jepa.cli import HelpPage, parse_arguments
+from text_jepa.train.arguments import (
+    MOST_PASSES,
+    MOST_STEPS,
+    DataArguments,
+    ModelArguments,
+    ObjectiveArguments,
+    TextJepaTrainingArguments,
+)
+from text_jepa.train.build import objective_of, set_dependent_defaults
+from text_jepa.train.checks import RENAMED
+
+
+CLASSES = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
+
+# The recipe of a run that names neither a YAML file nor an encoder, a size or an objective: that of
+# configs/tiny_cpu.yaml, with shares of the run in place of steps.
+DEFAULT_RECIPE = {
+    "objective": "documents",
+    "preset": "static",
+    "vocab_size": 8192,
+    "weight_decay": 0.01,
+    "max_length": 64,
+    "per_device_train_batch_size": 128,
+    "logging_steps": 0.05,
+    "eval_strategy": "steps",
+    "eval_steps": 0.25,
+    "save_steps": 0.25,
+}
+
+# Shown when there is nothing to train on, and in the help.
+EXAMPLES = """\
+  {prog} notes/                      your texts: folders, files, globs
+  {prog} notes/ --output_dir runs/long --max_steps 7000
+  {prog} configs/tiny_cpu.yaml       a recipe; without texts, on built-in ones"""
+
+
+def recipe_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a run that names no YAML file, by the flags that it names."""
+    for name in ("model_name_or_path", "config_name"):
+        if name in given:
+            return {}
+    for name in ("objective", "preset"):
+        if given.get(name, DEFAULT_RECIPE[name]) != DEFAULT_RECIPE[name]:
+            return {}
+    recipe = dict(DEFAULT_RECIPE)
+    if given.get("eval_strategy", "steps") != "steps":
+        del recipe["eval_steps"]
+    return recipe
+
+
+def parse_run(
+    argv: Sequence[str],
+    prog: str,
+    description: str = "",
+    page: HelpPage | None = None,
+    more: Sequence[type] = (),
+) -> tuple[Any, ...]:
+    """The arguments of a run: `[CONFIG.yaml …] [TEXTS …] [--flag value …]`.
+
+    Args:
+        argv: The command line without the program's name.
+        prog: The name of the command in help and errors.
+        description: Shown by `--help`.
+        page: What the help shows. Default: that of a run.
+        more: Dataclasses of further flags.
+
+    Returns:
+        One instance for each of `more`, then model, data, objective and training arguments.
+
+    Raises:
+        UsageError: See `parse_arguments`.
+    """
+    return parse_arguments(
+        (*more, *CLASSES),
+        argv,
+        description,
+        prog,
+        page or PAGE,
+        renamed=RENAMED,
+        positional="train_file",
+        recipe=recipe_of,
+    )
+
+
+# ---- help -----------------------------------------------------------------------------------------------------------
+
+
+def _names(argument_class: type) -> list[str]:
+    return [field.name for field in fields(argument_class) if field.init]
+
+
+def default_values(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    objective_args: ObjectiveArguments,
+    args: TextJepaTrainingArguments,
+) -> dict[str, Any]:
+    """The defaults that follow from others, by flag: those of the objective, and what is known when a run starts."""
+    objective = objective_of(model_args, objective_args)
+    set_dependent_defaults(data_args, objective)
+    return {
+        **vars(objective),
+        "view": data_args.view,
+        "mask_ratio": data_args.mask_ratio,
+        "max_steps": f"{MOST_PASSES} passes over the texts, at most {MOST_STEPS}",
+        "num_train_epochs": None,
+        "output_dir": "runs/NAME",
+    }
+
+
+_OWN = [
+    name for name in _names(TextJepaTrainingArguments) if name in inspect.get_annotations(TextJepaTrainingArguments)
+]
+
+# In the order of docs/reference/flags.md.
+SECTIONS = {
+    "Encoder": _names(ModelArguments),
+    "Texts and masks": _names(DataArguments),
+    "Objective": _names(ObjectiveArguments),
+    "Training": _OWN,
+    "Training, from transformers": [name for name in _names(TextJepaTrainingArguments) if name not in _OWN],
+}
+
+PAGE = HelpPage(
+    SECTIONS,
+    main=(
+        "model_name_or_path",
+        "objective",
+        "preset",
+        "vocab_size",
+        "text_column",
+        "max_length",
+        "dataset_name",
+        "output_dir",
+        "max_steps",
+        "learning_rate",
+        "per_device_train_batch_size",
+        "resume_from_checkpoint",
+    ),
+    words={
+        "CONFIG.yaml ...": "Files of flags, which later flags override. Without one, the recipe is that of "
+        "configs/tiny_cpu.yaml, unless flags name another encoder, size or objective.",
+        "TEXTS ...": "Folders, files or globs with the texts to train on; the same as --train_file.",
+    },
+    examples=EXAMPLES,
+    defaults=default_values,
+)
+
+
+# ---- folder and length ----------------------------------------------------------------------------------------------
+
+
+def choose_output_dir(data_args: DataArguments, argv: Sequence[str], args: TextJepaTrainingArguments) -> None:
+    """Names the output folder of a run that does not: `runs/NAME`; if there is such a folder `runs/NAME-2`, and so on.
+
+    A run that resumes takes the last one there is. The first process chooses, for the others may come when it has
+    begun to write.
+
+    Args:
+        data_args: Name the texts.
+        argv: The command line, with the recipe for a run on built-in texts.
+        args: The training arguments, which are changed.
+    """
+    if not args.leaves_folder_open:
+        return
+    chosen = [None]
+    if args.process_index == 0:
+        chosen = [_free_folder(_name_of_texts(data_args, argv), args.resume_from_checkpoint is not None)]
+    if args.world_size > 1:
+        broadcast_object_list(chosen)
+    if args.run_name == Path(args.output_dir).name:
+        args.run_name = Path(chosen[0]).name
+    args.output_dir = chosen[0]
+
+
+def _name_of_texts(data_args: DataArguments, argv: Sequence[str]) -> str:
+    """The name of the first folder or file of the texts, of the dataset, or of the recipe."""
+    if data_args.train_file:
+        named = data_args.train_file[0]
+    elif data_args.dataset_name:
+        named = data_args.dataset_name
+    else:
+        named = argv[0]
+    # A glob has the name of the folder that it looks into.
+    parts = [part for part in Path(named).absolute().parts if not set(part) & set("*?[")]
+    name = parts[-1]
+    if not Path(named).is_dir():
+        name = name.split(".")[0]
+    return re.sub(r"[^\w-]+", "-", name).strip("-") or "run"
+
+
+def _free_folder(name: str, resumes: bool) -> str:
+    folder = Path("runs", name)
+    number = 1
+    taken = None
+    while folder.exists():
+        taken = folder
+        number += 1
+        folder = Path("runs", f"{name}-{number}")
+    return str(taken if resumes and taken else folder)
+
+
+def choose_length(args: TextJepaTrainingArguments, num_layers: int, texts_per_pass: int) -> None:
+    """Sets the number of steps of a run whose flags leave it open, if its encoder has no layers.
+
+    Args:
+        args: The training arguments, which are changed.
+        num_layers: Layers of the encoder.
+        texts_per_pass: Training texts, or windows of documents.
+    """
+    if not args.leaves_length_open or num_layers:
+        return
+    texts_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = -(-MOST_PASSES * texts_per_pass // texts_per_step)  # rounded up
+    args.max_steps = min(steps, MOST_STEPS)
