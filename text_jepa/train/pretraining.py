@@ -312,6 +312,8 @@ def make_card_info(
         head = head_of_start(name, config)
     dataset = data_args.dataset_name
     command = ["accelerate", "launch", "run_pretraining.py", *argv]
+    base_model = model_args.base_model or (name if _is_on_hub(name) else None)
+    named_datasets = model_args.dataset_tags or ([dataset] if _is_on_hub(dataset) else None)
     return {
         "data": corpus_name,
         "start": describe_initial_weights(name and (model_args.base_model or public_name(name)), model_args.init),
@@ -319,8 +321,6 @@ def make_card_info(
         "max_length": max_length_in_use(data_args, config, kept_head({"head": head})),
         "head": head,
         "license": model_args.license,
-    base_model = model_args.base_model or (name if _is_on_hub(name) else None)
-    named_datasets = model_args.dataset_tags or ([dataset] if _is_on_hub(dataset) else None)
         "language": model_args.language,
         "base_model": base_model,
         "datasets": named_datasets,
@@ -360,7 +360,7 @@ def max_length_in_use(data_args: DataArguments, config: TextJepaConfig, head: Se
 
 
 def show_sizes(trainer: TextJepaTrainer) -> None:
-    """Prints the numbers of texts and parameters, and warns of idle cores."""
+    """Prints the numbers of texts and parameters, the length of the run and its folder, and warns of idle cores."""
     args = trainer.args
     if args.process_index > 0:
         return
@@ -466,8 +466,8 @@ def finish(trainer: TextJepaTrainer, parts: RunParts, arguments: Sequence) -> No
     card = Path(args.output_dir, "README.md")
     print(f"\n{sentence}")
     print(f"The encoder is in {args.output_dir}  (its card: {card})")
-    if args.push_to_hub:
-        publish(trainer)
     collapse = describe_collapse_of_run(describe_run(trainer))
     if collapse:
         print(f"WARNING: {collapse}", file=sys.stderr)
+    if args.push_to_hub:
+        publish(trainer)
