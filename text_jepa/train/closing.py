@@ -114,7 +114,6 @@ def leave_results(
                 training_texts,
             )
             sentence = verdict(scores)
-            shorter = shorter_vectors(scores)
             write_verdict(output_dir, scores, share, shares, describe_collapse_of_run(describe_run(trainer)))
         except UsageError as error:  # the encoder is worth more than its verdict
             sentence = f"There is no verdict on held-out documents: {error}."
@@ -133,14 +132,10 @@ def leave_results(
     save_for_continuing(trainer.model, trainer.processing_class, complete_dir)
     trainer.write_card(complete_dir, None)
     write_arguments(output_dir / "arguments.yaml", *arguments)
+    write_changed_arguments(output_dir / "changed.yaml", arguments, defaults_of(arguments, trainer.model.config))
     return sentence
 
 
-def first_texts(corpus: Corpus, split: str, count: int) -> list[str]:
-    write_changed_arguments(output_dir / "changed.yaml", arguments, defaults_of(arguments, trainer.model.config))
-    """The texts of the first `count` documents of a split of the corpus, without empty ones."""
-    documents = corpus.splits[split]
-    if hasattr(documents, "__len__"):
 def defaults_of(arguments: Sequence, config: TextJepaConfig) -> dict[str, Any]:
     """The default values of the arguments of a run of the same objective, start and encoder, by name.
 
@@ -158,6 +153,10 @@ def defaults_of(arguments: Sequence, config: TextJepaConfig) -> dict[str, Any]:
     return defaults | default_training_values()
 
 
+def first_texts(corpus: Corpus, split: str, count: int) -> list[str]:
+    """The texts of the first `count` documents of a split of the corpus, without empty ones."""
+    documents = corpus.splits[split]
+    if hasattr(documents, "__len__"):
         count = min(count, len(documents))
     rows = read_rows(documents.take(count), corpus.source)
     texts = [row["text"] for row in rows]
@@ -323,6 +322,7 @@ def write_verdict(
     scores: DocumentScores,
     share: float,
     shares: Mapping[float, float],
+    collapse: str | None = None,
 ) -> None:
     """Writes scores and verdict as `verdict.json`, for programs.
 
@@ -330,16 +330,15 @@ def write_verdict(
         folder: The folder of the run.
         scores: From `judge_run`.
         share: The share of the way from start to end that the weights have.
-    collapse: str | None = None,
         shares: The mean reciprocal rank in percent by share tried.
+        collapse: What the collapse monitor saw, if it saw a collapse.
     """
     content = {
         "verdict": verdict(scores),
+        "collapse": collapse,
         "share": share,
         "mean_reciprocal_rank_by_share": {f"{tried:g}": value for tried, value in shares.items()},
         "scores": [score._asdict() for score in scores.scores],
     }
-        collapse: What the collapse monitor saw, if it saw a collapse.
     text = json.dumps(content, indent=2)
     Path(folder, VERDICT_FILE).write_text(text + "\n", encoding="utf-8")
-        "collapse": collapse,
