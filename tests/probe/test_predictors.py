@@ -296,9 +296,9 @@ def test_attention_finds_the_token_that_a_mean_drowns(generator):
         states[np.arange(rows), generator.integers(20, size=rows), :2] = np.c_[np.full(rows, 4), 4 * y - 2]
         return TokenStates(states, np.ones((rows, 20))), y
 
-    train, y = sample(2000)
-    test, test_y = sample(500)
-    found = predictors.attentive_predict(train, y, test, learning_rate=1e-2)
+    train, y = sample(1000)
+    test, test_y = sample(300)
+    found = predictors.attentive_predict(train, y, test, learning_rate=3e-2, epochs=20)
     averaged = predictors.fit_linear(
         train.states.mean(1),
         y,
@@ -535,10 +535,10 @@ def test_bootstrap_interval_equals_the_normal_one_and_covers(generator):
     )
     assert mean_interval(values) == (low, high) != mean_interval(values, seed=1)
     covered = 0
-    for _ in range(200):
-        low, high = mean_interval(generator.normal(size=100), resamples=200)
+    for _ in range(100):
+        low, high = mean_interval(generator.normal(size=100), resamples=100)
         covered += low <= 0 <= high
-    assert 0.88 < covered / 200 < 0.99
+    assert 0.88 < covered / 100 < 0.99
 
 
 def test_bootstrap_resamples_rows_together(generator):
