@@ -173,33 +173,3 @@ def test_a_recipe_made_to_collapse_is_warned_of(long_run, tmp_path, capsys):
     degenerate = ["--ema_decay_start", "0", "--ema_decay_end", "0", "--learning_rate", "0.02"]
     run_pretraining.main([str(RECIPES["ijepa-text"]), *long_run, *degenerate, "--output_dir", str(tmp_path / "run")])
     assert "WARNING: collapse at step" in capsys.readouterr().err
-
-
-# ---- the table of features ------------------------------------------------------------------------------------------
-
-# Rows that five existing systems have: T1-01 to T1-29 and so on.
-ROWS = {"T1": 29, "T2": 20, "T3": 12, "T4": 16, "T5": 17}
-
-
-def test_the_table_of_features_has_every_row_once_and_in_order():
-    found = re.findall(r"^\| (T\d-\d\d) \|", (ROOT / "docs" / "features.md").read_text(), re.M)
-    assert found == [f"{system}-{number:02}" for system, last in ROWS.items() for number in range(1, last + 1)]
-
-
-def test_every_test_that_the_table_of_features_names_exists():
-    named = set(re.findall(r"((?:\w+/)*test_\w+\.py)::(\w+)", (ROOT / "docs" / "features.md").read_text()))
-    sources = {file: (ROOT / "tests" / file).read_text() for file, _ in named}
-    assert [f"{file}::{name}" for file, name in sorted(named) if f"\ndef {name}(" not in sources[file]] == []
-
-
-def test_every_flag_that_the_table_of_features_names_exists():
-    """Flags of the probe stand in cells that name it."""
-    cells = [line.split("|")[2] for line in (ROOT / "docs" / "features.md").read_text().splitlines() if "|" in line]
-    classes = (
-        arguments.ModelArguments,
-        arguments.DataArguments,
-        arguments.ObjectiveArguments,
-    )
-    known = {field for c in (*classes, TextJepaTrainingArguments) for field in c.__dataclass_fields__}
-    flags = {flag for cell in cells if "run_probe.py" not in cell for flag in re.findall(r"--(\w+)", cell)}
-    assert flags - known - {"flag"} == set()
