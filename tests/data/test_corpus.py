@@ -91,7 +91,7 @@ def test_files_that_cannot_be_meant_are_named_with_the_remedy(folder, pattern, m
 # ---- what a folder stands for ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a.TXT", "a.Text", "a.JsonL", "a.CSV", "a.jsonl.GZ", "A.PARQUET", "a.Md"])
+@pytest.mark.parametrize("name", ["a.TXT", "a.Text", "a.JsonL", "a.CSV", "a.jsonl.GZ", "A.PARQUET"])
 def test_suffixes_are_known_in_any_case(tmp_path, load, name):
     kind = name.lower().split(".", 1)[1]
     texts = documents(10)
@@ -152,6 +152,14 @@ def test_what_is_not_read_is_counted_in_one_line(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == [f"--train_file {tmp_path}: {line}"]
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.svg", "a.mp3", "a.css", "a.woff2"])
+def test_pictures_and_styles_do_not_outweigh_texts(tmp_path, caplog, name):
+    write(tmp_path / "a.txt", ["Few words."])
+    (tmp_path / name).write_bytes(b"0123456789" * 10)
+    assert find_files([str(tmp_path)], "train_file") == [str(tmp_path / "a.txt")]
+    assert f"1 file is not read ({name}; 100 bytes)" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.lz4", "shard.bin", "a.pdf"])
 def test_a_folder_of_which_most_is_not_read_is_refused(tmp_path, name):
     (tmp_path / "README.md").write_text("These are my texts.")
@@ -193,7 +201,7 @@ def test_held_out_documents_among_those_to_train_on_are_counted(tmp_path, load, 
     texts = [f"{i} {text}" for i, text in enumerate(documents(20))]
     train, held_out = write(tmp_path / "a.txt", ["", *texts]), write(tmp_path / "b.txt", ["", *texts[:3], "another"])
     load([str(train)], [str(held_out)])
-    assert "3 of 21 training documents are held out too, word for word" in caplog.text
+    assert "3 of 20 training documents are held out too, word for word" in caplog.text
     caplog.clear()
     load([str(write(tmp_path / "c.txt", texts))])
     assert "held out too" not in caplog.text
@@ -270,6 +278,175 @@ def test_a_damaged_folder_of_save_to_disk_is_named(tmp_path, load):
     next((tmp_path / "one").glob("*.arrow")).unlink()
     with pytest.raises(UsageError, match=r"\.arrow: missing, though .*state\.json names it"):
         load([str(tmp_path / "one")])
+
+
+# ---- files without columns ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def new_folder(tmp_path):
+    """An empty folder beside the cache."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    return folder
+
+
+PAGE = "<html><head><title>T</title></head><body><nav>Home</nav><main><h1>Boats</h1><p>One.</p></main></body></html>"
+PROSE = {
+    "md": ("# Boats\n\nOne\ntwo.\n", "# Boats\nOne two."),
+    "rst": ("Boats\n=====\n\nOne\ntwo.\n", "Boats\n=====\nOne two."),
+    "html": (PAGE, "Boats\nOne."),
+    "txt": ("One.\n\nTwo.\n", "One.\n\nTwo."),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_a_mixed_folder_is_read_by_kind(tmp_path, load, packing, streaming):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for kind, (content, _) in PROSE.items():
+        content = content.encode()
+        (folder / f"a.{kind}{packing}").write_bytes(gzip.compress(content) if packing else content)
+    write(folder / "b.jsonl", ["a row"], column="body")
+    write(folder / "c.csv", ["another"], column="body")
+    corpus = load([str(folder)], [str(folder)], text_column="body", streaming=streaming)
+    expected = {text for _, text in PROSE.values()} | {"a row", "another"}
+    assert set(texts_of(corpus["train"])) == expected
+    assert all(row.keys() == {"text"} for row in corpus["train"])
+
+
+def test_what_files_are_read_as_is_said_with_the_flag(tmp_path, load, caplog):
+    caplog.set_level("INFO")
+    for kind, (content, _) in PROSE.items():
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "set" / kind / f"{number}.{kind}").write_text(content)
+    write(tmp_path / "set" / "txt" / "list.txt", documents(50))
+    load([str(tmp_path / "set")])
+    listed = (
+        "3 .html (the text of pages), 3 .md (sections), 3 .rst (sections), 3 .txt (paragraphs between blank lines) "
+        "and 1 .txt (a text in each line)"
+    )
+    assert f"read as {listed}; a file is a document" in caplog.text
+    assert "--sample_by changes this" in caplog.text
+    caplog.clear()
+    load([str(tmp_path / "set")], sample_by="document")
+    assert "read as" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", PROSE)
+def test_a_damaged_file_without_columns_is_named(new_folder, load, kind):
+    for number in range(3):
+        (new_folder / f"{number}.{kind}").write_text(PROSE[kind][0])
+    (new_folder / f"3.{kind}").write_bytes(b"Good.\n\nCaf\xe9.\n")
+    with pytest.raises(UsageError, match=rf"^--train_file .*3\.{kind}, line 3: not UTF-8 \(byte 0xe9"):
+        load([str(new_folder)])
+
+
+def test_a_page_is_read_in_the_character_set_that_it_names(new_folder, load):
+    page = '<meta charset="{}"><p>Caf\xe9</p>'
+    for name, charset in (("a", "latin-1"), ("b", "cp1252"), ("c", "utf-8")):
+        (new_folder / f"{name}.html").write_bytes(page.format(charset).encode(charset))
+    (new_folder / "d.html").write_bytes("<p>Café</p>".encode())
+    corpus = load([str(new_folder)], [str(new_folder)], drop_repeats="none")
+    assert texts_of(corpus["train"]) == ["Café"] * 4
+    (new_folder / "e.html").write_bytes(page.format("no-such").encode())
+    with pytest.raises(UsageError, match=r"e\.html: unknown character set 'no-such'; convert"):
+        load([str(new_folder)])
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|", ","])
+def test_a_table_may_have_another_delimiter(tmp_path, load, delimiter):
+    path = tmp_path / "a.csv"
+    text = "one two" if delimiter in ",;" else "one, two; three"
+    path.write_text(f'id{delimiter}text\n1{delimiter}{text}\n2{delimiter}"a{delimiter}b"\n')
+    assert texts_of(load([str(path)], [str(path)])["train"]) == [text, f"a{delimiter}b"]
+
+
+def test_many_short_text_files_are_a_document_each(tmp_path, load):
+    for number in range(20):
+        write(tmp_path / "set" / f"{number:02}.txt", [f"Title {number}", "One line.", "Another line."])
+    corpus = load([str(tmp_path / "set")], [str(tmp_path / "set" / "00.txt")])
+    assert texts_of(corpus["train"])[0] == "Title 1\nOne line.\nAnother line."
+    assert len(corpus["train"]) == 19
+
+
+def test_a_long_file_is_divided_at_its_paragraphs(tmp_path, load):
+    paragraphs = [f"{number} " + "word " * 30 + "end." for number in range(40)]
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(paragraphs))
+    corpus = load([str(path)], [str(path)])
+    texts = texts_of(corpus["train"])
+    assert "\n\n".join(texts) == "\n\n".join(paragraphs)
+    assert len(texts) > 1
+    assert max(map(len, texts)) <= 2_048
+
+
+def test_whole_files_are_held_out_where_there_are_enough(new_folder, load):
+    for number in range(60):
+        paragraphs = [f"File{number} " + "word " * 250 for _ in range(4)]
+        (new_folder / f"{number}.md").write_text("\n\n".join(f"{i} {text}" for i, text in enumerate(paragraphs)))
+    corpus = load([str(new_folder)], validation_split_percentage=25)
+    files = {split: {text.split()[1] for text in texts_of(part)} for split, part in corpus.items()}
+    assert not files["train"] & files["validation"]
+    assert len(files["validation"]) == 15
+    assert len(corpus["train"]) + len(corpus["validation"]) == 240
+
+
+# ---- repeats --------------------------------------------------------------------------------------------------------
+
+
+def prose(number):
+    return f"# Boat {number}\n\n" + " ".join(documents(3, seed=number)) + "\n"
+
+
+def test_copies_of_files_are_left_out_and_counted(new_folder, load, caplog):
+    caplog.set_level("INFO")
+    for number in range(12):
+        (new_folder / f"{number}.md").write_text(prose(number % 10))
+    corpus = load([str(new_folder)])
+    assert "2 of 12 documents are copies of others and left out; --drop_repeats none keeps them" in caplog.text
+    assert len(corpus["train"]) + len(corpus["validation"]) == 10
+    corpus = load([str(new_folder)], drop_repeats="none")
+    assert len(corpus["train"]) + len(corpus["validation"]) == 12
+    assert "2 of 12 documents are copies of others; --drop_repeats documents leaves them out" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv"])
+def test_equal_rows_are_counted_and_left_out_if_asked_for(new_folder, load, caplog, kind):
+    caplog.set_level("INFO")
+    texts = [f"{number} {text}" for number, text in enumerate(documents(20))]
+    path = str(write(new_folder / f"a.{kind}", [*texts, *texts[:5]]))
+    assert len(load([path], [path])["train"]) == 25
+    assert "5 of 25 documents are copies of others; --drop_repeats documents leaves them out" in caplog.text
+    assert texts_of(load([path], [path], drop_repeats="documents")["train"]) == texts
+
+
+def test_lines_of_many_documents_are_named_and_left_out_if_asked_for(new_folder, load, caplog):
+    caplog.set_level("INFO")
+    footer = "Copyright of the boatmen, all rights reserved."
+    for number in range(10):
+        (new_folder / f"{number}.md").write_text(f"{prose(number)}\n{footer}\n")
+    kept = load([str(new_folder)])
+    assert f"lines that many documents share, as '{footer}' in 10 of 10; they are kept; --drop_repeats" in caplog.text
+    assert all(footer in text for text in texts_of(kept["train"]))
+    corpus = load([str(new_folder)], drop_repeats="lines")
+    texts = texts_of(corpus["train"]) + texts_of(corpus["validation"])
+    assert len(texts) == 10
+    assert all(footer not in text and text.startswith("# Boat") and not text.endswith("\n") for text in texts)
+
+
+def test_near_copies_are_counted_with_an_example(new_folder, load, caplog):
+    caplog.set_level("INFO")
+    texts = [" ".join(documents(30, seed=number)) for number in range(8)]
+    for number, text in enumerate(texts):
+        (new_folder / f"{number}.txt").write_text(f"{number}\n\n{text}")
+    load([str(new_folder)])
+    assert "nearly copies" not in caplog.text
+    (new_folder / "new.txt").write_text(f"new\n\n{texts[3]} And some words more.")
+    load([str(new_folder)])
+    assert "1 of 18 documents are nearly copies of others, as new.txt of 3.txt" in caplog.text
 
 
 # ---- columns --------------------------------------------------------------------------------------------------------
@@ -479,7 +656,8 @@ def test_no_server_is_told_of_the_files_that_are_read(tmp_path, load, monkeypatc
 @pytest.mark.parametrize(
     ("sample_by", "expected"),
     [
-        ("line", ["one", "two", "", "three", "", "four"]),
+        ("auto", ["one\ntwo\n\nthree\n\nfour"]),
+        ("line", ["one", "two", "three", "four"]),
         ("paragraph", ["one\ntwo", "three", "four"]),
         ("document", ["one\ntwo\n\nthree\n\nfour"]),
     ],

@@ -4,8 +4,10 @@ import contextlib
 import glob
 import json
 import logging
+import mimetypes
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,11 +27,14 @@ from text_jepa.data.builtin_corpus import load_builtin_corpus
 from text_jepa.data.files import (
     BUILDERS,
     COMPRESSED,
+    PROSE,
     FileError,
     Form,
     Quoting,
+    SampleBy,
     Sources,
     has_column,
+    look_at_layout,
     missing_column,
     pick,
     read_tables,
@@ -37,6 +42,8 @@ from text_jepa.data.files import (
     suffix_of,
     wrong_column,
 )
+from text_jepa.data.prose import HTML, PLAIN
+from text_jepa.data.repeats import boilerplate_lines, first_of_equals, near_copies, without_lines
 from text_jepa.data.texts_builder import read_texts
 
 
@@ -68,11 +75,41 @@ _STREAM_SHARDS = 8
 _STREAM_ROWS_TO_CHECK = 100
 
 # Kinds of files with columns, and files beside them in a folder that describe them.
-_TABLES = set(BUILDERS) - {".txt", ".text", ".md"}
+_TABLES = set(BUILDERS) - set(PROSE)
 _DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing")
 
 # Names of files that are shown of many.
 _SHOWN_NAMES = 3
+
+# Of so many text files, a short one is a document rather than a few.
+_MANY_FILES = 20
+# Files of which the layout is looked at before they are read.
+_FILES_TO_LOOK_AT = 200
+# A document of a file without columns has about so many characters for each token of the longest document.
+_CHARACTERS_OF_TOKEN = 4
+# Whole files are held out if there are at least so many of them.
+_FILES_TO_HOLD_OUT = 10
+
+# Characters of a corpus in which lines of many documents, and near copies, are looked for.
+_TEXT_FOR_LINES = 64_000_000
+_TEXT_FOR_NEAR_COPIES = 8_000_000
+# Documents that are looked at together: near copies are often neighbours.
+_NEIGHBOURS = 100
+# A share of the text, or of the documents, that is worth a line.
+_SHARE_TO_TELL = 0.01
+_SHOWN_CHARACTERS = 60
+
+# What a reader takes files of a kind for.
+_LAYOUTS = {
+    "lines": "a text in each line",
+    "wrapped": "hard-wrapped paragraphs",
+    "blocks": "paragraphs between blank lines",
+    "sections": "sections",
+    "pages": "the text of pages",
+}
+
+
+DropRepeats = Literal["none", "files", "documents", "lines"]
 
 
 # ---- a corpus -------------------------------------------------------------------------------------------------------
@@ -85,7 +122,8 @@ class CorpusArguments:
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Files, folders or globs: txt, json, jsonl, parquet, csv, tsv, arrow (and .gz, .bz2, .xz, .zst)."
+            "help": "Files, folders or globs: txt, md, rst, html, json, jsonl, parquet, csv, tsv, arrow (and .gz, "
+            ".bz2, .xz, .zst)."
         },
     )
     validation_file: list[str] | None = field(
@@ -104,8 +142,20 @@ class CorpusArguments:
     view_column: str | None = field(
         default=None, metadata={"help": "Column that holds the second text; goes with --view column."}
     )
-    sample_by: Literal["line", "paragraph", "document"] = field(
-        default="line", metadata={"help": "What a document is in a text file: a line, a paragraph, or the whole file."}
+    sample_by: SampleBy = field(
+        default="auto",
+        metadata={
+            "help": "What a document is in a file without columns: a line, a paragraph, the whole file, or what the "
+            "file looks like (auto): a line of a list of texts; of prose the file, divided at sections and paragraphs "
+            "where it is long."
+        },
+    )
+    drop_repeats: DropRepeats = field(
+        default="files",
+        metadata={
+            "help": "What is left out because it is there before: nothing (none); files, or parts of them, that are "
+            "copies (files); also equal rows and lines (documents); also lines that many documents share (lines)."
+        },
     )
     quoting: Quoting = field(
         default="checked",
@@ -153,8 +203,24 @@ class Corpus:
     name: str
     source: Source
 
+    def describe(self) -> str:
+        """The sizes of the corpus in words: its files by kind, and its documents."""
+        parts = []
+        if self.source.files:
+            count = len(self.source.files)
+            parts.append(f"{_count_kinds(self.source.files)} {'file' if count == 1 else 'files'}")
+        if isinstance(self.splits, DatasetDict):
+            count = sum(len(part) for part in self.splits.values())
+            parts.append(f"{count:,} documents")
+        return " with ".join(parts) or "a stream"
 
-def load_corpus(arguments: CorpusArguments, seed: int = 0, cache_dir: str | None = None) -> Corpus:
+
+def load_corpus(
+    arguments: CorpusArguments,
+    seed: int = 0,
+    cache_dir: str | None = None,
+    max_document_length: int = 512,
+) -> Corpus:
     """Loads the training and held-out documents of a corpus.
 
     The held-out split is `validation_file`, the dataset's own `validation` (or `test`) split, or a share of the
@@ -164,13 +230,14 @@ def load_corpus(arguments: CorpusArguments, seed: int = 0, cache_dir: str | None
         arguments: Where the texts come from.
         seed: Seed of the held-out share.
         cache_dir: Cache of the datasets library and of the built-in corpus.
+        max_document_length: Longest document in tokens, by which long files are divided.
 
     Raises:
         UsageError: A file, split or column is missing, a file cannot be read, or there is no text.
     """
     _check_arguments(arguments)
     if arguments.train_file:
-        return _load_files(arguments, seed, cache_dir)
+        return _load_files(arguments, seed, cache_dir, max_document_length)
     if arguments.dataset_name:
         return _load_hub(arguments, seed, cache_dir)
     return _load_builtin(arguments.streaming, cache_dir)
@@ -219,7 +286,8 @@ def load_columns(
     """
     paths = find_files(files, flag, mixed=True)
     sources = {name: _names(column) for name, column in columns.items()}
-    return _read_files(paths, flag, Form(sources, quoting=quoting), streaming=False, cache_dir=cache_dir)
+    form = _fit_form(Form(sources, quoting=quoting), paths)
+    return _read_files(paths, flag, form, streaming=False, cache_dir=cache_dir)
 
 
 def _names(column: str | Sequence[str]) -> tuple[str, ...]:
@@ -231,6 +299,15 @@ def _form(arguments: CorpusArguments) -> Form:
     if arguments.view_column:
         sources["view"] = (arguments.view_column,)
     return Form(sources, arguments.sample_by, arguments.quoting)
+
+
+def _fit_form(form: Form, paths: Sequence[str]) -> Form:
+    """How files are read together."""
+    suffixes = Counter(suffix_of(Path(path)) for path in paths)
+    return form._replace(
+        is_many=sum(suffixes[suffix] for suffix in PLAIN) >= _MANY_FILES,
+        is_mixed=list(form.sources) == ["text"] and not _TABLES.isdisjoint(suffixes),
+    )
 
 
 def _check_arguments(arguments: CorpusArguments) -> None:
@@ -254,27 +331,68 @@ def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
     return Corpus(splits, name, Source("the built-in corpus"))
 
 
-def _load_files(arguments: CorpusArguments, seed: int, cache_dir: str | None) -> Corpus:
+def _load_files(arguments: CorpusArguments, seed: int, cache_dir: str | None, max_document_length: int) -> Corpus:
     train_files = find_files(arguments.train_file, "train_file", mixed=True)
     # All names are checked before anything is read.
     held_out_names = arguments.validation_file or _held_out_splits(arguments.train_file)
     held_out_files = find_files(held_out_names, "validation_file", mixed=True, split="validation")
     train_files = _without_held_out(train_files, held_out_files)
-    form = _form(arguments)
+    form = _fit_form(_form(arguments), [*train_files, *held_out_files])
+    form = form._replace(longest=_CHARACTERS_OF_TOKEN * max_document_length, with_file=not arguments.streaming)
+    what = f"--train_file {arguments.train_file[0]}"
 
     def read(paths: Sequence[str], flag: str) -> Dataset | IterableDataset:
         return _read_files(paths, flag, form, arguments.streaming, cache_dir)
 
     train = read(train_files, "train_file")
+    _tell_layouts(train_files, form, what)
+    if not arguments.streaming and not arguments.view_column:
+        train = _treat_repeats(train, arguments.drop_repeats)
     if held_out_files:
         held_out = read(held_out_files, "validation_file")
         if not arguments.streaming:
             _tell_shared(_count_shared(train, held_out), len(train))
     else:
-        train, held_out = _hold_out(train, arguments, seed, f"--train_file {arguments.train_file[0]}")
+        train, held_out = _hold_out(train, arguments, seed, what)
     names = [os.path.basename(os.path.normpath(name)) for name in arguments.train_file]
     source = Source(_name_of_files("train_file", train_files), train_files)
-    return Corpus(_join_splits(train, held_out), ", ".join(names), source)
+    splits = _join_splits(train, held_out)
+    if form.with_file:
+        splits = splits.remove_columns("file")
+    return Corpus(splits, ", ".join(names), source)
+
+
+def _count_kinds(paths: Sequence[str]) -> str:
+    """Numbers of files by kind, as in "12 .md and 3 .txt"."""
+    counts = Counter(suffix_of(Path(path)) for path in paths)
+    return _enumerate(f"{count:,} {suffix}" for suffix, count in sorted(counts.items()))
+
+
+def _enumerate(parts: Iterable[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _tell_layouts(paths: Sequence[str], form: Form, what: str) -> None:
+    """Says what files without columns are taken for, and the flag that changes it."""
+    prose = [path for path in paths if suffix_of(Path(path)) in PROSE and os.path.getsize(path)]
+    if not prose or form.sample_by != "auto":
+        return
+    step = -(-len(prose) // _FILES_TO_LOOK_AT)
+    counts = Counter()
+    for path in prose[::step]:
+        suffix = suffix_of(Path(path))
+        kind = "pages" if suffix in HTML else "sections"
+        if suffix in PLAIN:
+            with reading(what, [path]):
+                kind = look_at_layout(path, form).kind
+        counts[suffix, kind] += 1
+    listed = _enumerate(f"{count:,} {suffix} ({_LAYOUTS[kind]})" for (suffix, kind), count in sorted(counts.items()))
+    looked_at = f" (of {len(prose):,} such files, {sum(counts.values()):,} were looked at)" if step > 1 else ""
+    divided = ""
+    if any(kind != "lines" for _, kind in counts):
+        divided = f"; a file is a document, divided where it is longer than {form.longest:,} characters"
+    logger.info(f"{what}: read as {listed}{looked_at}{divided}; --sample_by changes this")
 
 
 def _held_out_splits(names: Sequence[str]) -> list[str]:
@@ -300,7 +418,7 @@ def _count_shared(documents: Dataset, held_out: Dataset) -> int:
     """The number of documents that are held-out documents word for word."""
     texts = [text for text in held_out["text"] if text and not text.isspace()]
     known = pyarrow.array(texts, pyarrow.string())
-    is_shared = pyarrow.compute.is_in(documents.data.column("text"), value_set=known)
+    is_shared = pyarrow.compute.is_in(documents.with_format("arrow")[:].column("text"), value_set=known)
     return pyarrow.compute.sum(is_shared).as_py() or 0
 
 
@@ -310,6 +428,88 @@ def _tell_shared(shared: int, count: int) -> None:
             f"{shared} of {count} training documents are held out too, word for word, which flatters held-out "
             "figures; remove them from one of the two"
         )
+
+
+# ---- repeats --------------------------------------------------------------------------------------------------------
+
+
+def _treat_repeats(documents: Dataset, drop: DropRepeats) -> Dataset:
+    """Says what documents have in common, and leaves out what is asked for."""
+    is_copy = ~first_of_equals(documents["text"])
+    is_row = np.array([file is None for file in documents["file"]])
+    is_dropped = np.zeros_like(is_copy)
+    if drop != "none":
+        is_dropped = is_copy & ~is_row if drop == "files" else is_copy
+    count = int(is_dropped.sum())
+    if count:
+        documents = documents.select(np.flatnonzero(~is_dropped))
+        logger.info(f"{_copies(count, is_copy)} and left out; --drop_repeats none keeps them")
+    kept = int(is_copy.sum()) - count
+    if kept > _SHARE_TO_TELL * len(is_copy):
+        logger.info(f"{_copies(kept, is_copy)}; --drop_repeats documents leaves them out")
+    lines = _tell_lines(documents, drop == "lines")
+    if lines and drop == "lines":
+        documents = documents.map(without_lines, fn_kwargs={"lines": sorted(lines)}, desc="Leaving out lines")
+    _tell_near_copies(documents)
+    return documents
+
+
+def _copies(count: int, documents: np.ndarray) -> str:
+    return f"{count:,} of {len(documents):,} documents {'is a copy' if count == 1 else 'are copies'} of others"
+
+
+def _tell_lines(documents: Dataset, is_dropped: bool) -> Counter:
+    """Says which lines many documents have in common, if they are a part of the text worth a line."""
+    texts = [text or "" for text in _sample(documents, _TEXT_FOR_LINES)["text"]]
+    lines = boilerplate_lines(texts)
+    share = sum(len(line) * count for line, count in lines.items()) / max(sum(map(len, texts)), 1)
+    if share < _SHARE_TO_TELL:
+        return Counter()
+    line, count = max(lines.items(), key=lambda item: (len(item[0]) * item[1], item[0]))
+    fate = "left out" if is_dropped else "kept; --drop_repeats lines leaves them out"
+    logger.info(
+        f"{share:.1%} of the text are lines that many documents share, as '{_shorten(line)}' in {count:,} of "
+        f"{len(texts):,}; they are {fate}"
+    )
+    return lines
+
+
+def _tell_near_copies(documents: Dataset) -> None:
+    """Says how many documents are nearly others, if they are worth a line."""
+    sample = _sample(documents, _TEXT_FOR_NEAR_COPIES)
+    texts = [text or "" for text in sample["text"]]
+    copies, originals = near_copies(texts)
+    count = len(set(copies.tolist()))
+    if count < max(_SHARE_TO_TELL * len(texts), 1):
+        return
+    names = [f"'{_shorten(texts[row])}'" for row in (copies[0], originals[0])]
+    files = [sample["file"][int(row)] for row in (copies[0], originals[0])]
+    if all(files) and files[0] != files[1]:
+        names = [os.path.relpath(file, os.path.commonpath(files)) for file in files]
+    logger.info(
+        f"{count:,} of {len(texts):,} documents are nearly copies of others, as {names[0]} of {names[1]}; "
+        "remove what is not to count more than once"
+    )
+
+
+def _sample(documents: Dataset, characters: int) -> Dataset:
+    """Runs of neighbouring documents out of all parts of a corpus, of about so many characters together."""
+    lengths = pyarrow.compute.utf8_length(documents.with_format("arrow")[:].column("text"))
+    total = pyarrow.compute.sum(lengths).as_py() or 0
+    step = -(-total // characters)
+    if step <= 1:
+        return documents
+    runs = range(0, len(documents), _NEIGHBOURS * step)
+    rows = [row for run in runs for row in range(run, min(run + _NEIGHBOURS, len(documents)))]
+    return documents.select(rows)
+
+
+def _shorten(text: str) -> str:
+    words = " ".join(text[: 2 * _SHOWN_CHARACTERS].split())
+    return words if len(words) <= _SHOWN_CHARACTERS else f"{words[:_SHOWN_CHARACTERS]}…"
+
+
+# ---- datasets, and what is held out ---------------------------------------------------------------------------------
 
 
 def _load_hub(arguments: CorpusArguments, seed: int, cache_dir: str | None) -> Corpus:
@@ -359,10 +559,33 @@ def _hold_out(
         raise UsageError(f"{what}: a single document; at least 2 are needed, one of them held out")
     share = round(len(documents) * percentage / 100)
     count = min(max(share, 1), len(documents) - 1)
-    split = documents.train_test_split(test_size=count, seed=seed)
+    split = _split_by_file(documents, count, seed) or documents.train_test_split(test_size=count, seed=seed)
     with_text = sum(1 for text in split["test"]["text"] if text and not text.isspace())
     _tell_shared(_count_shared(documents, split["test"]) - with_text, len(split["train"]))
     return split["train"], split["test"]
+
+
+def _split_by_file(documents: Dataset, count: int, seed: int) -> DatasetDict | None:
+    """Holds out at least `count` documents, and of each file all or none; `None` if that would be few files."""
+    if "file" not in documents.column_names:
+        return None
+    files = documents["file"]
+    # What is no part of a file is a document of its own.
+    groups = [row if file is None else file for row, file in enumerate(files)]
+    sizes = Counter(groups)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    names = list(sizes)
+    held_out = set()
+    for place in order:
+        if count <= 0:
+            break
+        held_out.add(names[place])
+        count -= sizes[names[place]]
+    if len(sizes) == len(documents) or not _FILES_TO_HOLD_OUT <= len(held_out) < len(sizes):
+        return None
+    is_held_out = np.array([group in held_out for group in groups])
+    rows = {"train": np.flatnonzero(~is_held_out), "test": np.flatnonzero(is_held_out)}
+    return DatasetDict({split: documents.select(part) for split, part in rows.items()})
 
 
 def _hold_out_of_stream(
@@ -496,15 +719,22 @@ def _tell_others(read: Sequence[str], others: Sequence[str], what: str) -> None:
     if not others:
         return
     size = sum(_size(path) for path in others)
+    size_of_texts = sum(_size(path) for path in others if not _is_no_text(path))
     counts = f"{len(others)} {'file is' if len(others) == 1 else 'files are'} not read"
     line = f"{what}: {counts} ({_listed(others)}; {size:,} bytes)"
     read_size = sum(_size(path) for path in read)
-    if size > read_size:
+    if size_of_texts > read_size:
         raise UsageError(
             f"{line}, which is more than the {read_size:,} bytes of {_listed(read)}; name the files to read, e.g. by "
             "a glob"
         )
     logger.warning(line)
+
+
+def _is_no_text(path: str) -> bool:
+    """Whether a file is one of those that lie beside texts: a picture, a sound, or the style of a page."""
+    kind, _ = mimetypes.guess_type(path)
+    return kind is not None and kind.startswith(("image/", "audio/", "video/", "font/", "text/css", "text/javascript"))
 
 
 def _size(path: str) -> int:

@@ -1,9 +1,12 @@
 """Reads columns of text out of files of every kind: only those asked for, and each mistake with its file and line."""
 
 import bz2
+import codecs
+import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import re
@@ -16,13 +19,26 @@ import pyarrow
 from pyarrow import parquet
 
 from text_jepa.cli import nearest
+from text_jepa.data.prose import (
+    BEGINNING,
+    HTML,
+    MARKDOWN,
+    PLAIN,
+    RESTRUCTURED,
+    Layout,
+    Paragraph,
+    html_paragraphs,
+    join_paragraphs,
+    layout_of,
+    markup_paragraphs,
+    plain_paragraphs,
+)
 
 
 # File suffix -> builder of the datasets library and its options.
+PROSE = (*PLAIN, *MARKDOWN, *RESTRUCTURED, *HTML)
 BUILDERS = {
-    ".txt": ("text", {}),
-    ".text": ("text", {}),
-    ".md": ("text", {}),
+    **dict.fromkeys(PROSE, ("text", {})),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".ndjson": ("json", {}),
@@ -45,6 +61,11 @@ _LFS_POINTER = b"version https://git-lfs"
 _CHUNK = 10 << 20
 _ROWS = 1_000
 
+# What a page says of its characters, near its beginning.
+_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
+_CHARSET_WITHIN = 2_048
+
+_DELIMITERS = (",", ";", "\t", "|")
 _LONGEST_CELL = 2**31 - 1
 _NUMBER = re.compile(r"[+-]?\d+")
 
@@ -56,6 +77,8 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 Quoting = Literal["checked", "standard", "none"]
 
+SampleBy = Literal["auto", "line", "paragraph", "document"]
+
 
 class FileError(ValueError):
     """What is wrong in a file, and the remedy; the message begins with the path."""
@@ -66,13 +89,21 @@ class Form(NamedTuple):
 
     Args:
         sources: The columns asked for.
-        sample_by: What a document is in a text file.
+        sample_by: What a document is in a file without columns.
         quoting: What a quote is in a table of text.
+        longest: Longest document that `"auto"` makes of a file without columns, in characters.
+        is_many: Whether there are many text files, of which a short one is a document rather than a few.
+        is_mixed: Whether the columns are those of other files; those without columns give their text.
+        with_file: Whether a column `file` tells which documents are parts of one file.
     """
 
     sources: Sources
-    sample_by: Literal["line", "paragraph", "document"] = "line"
+    sample_by: SampleBy = "auto"
     quoting: Quoting = "checked"
+    longest: int = 2_048
+    is_many: bool = False
+    is_mixed: bool = False
+    with_file: bool = False
 
 
 # ---- kinds of files -------------------------------------------------------------------------------------------------
@@ -94,29 +125,76 @@ def read_tables(path: str, form: Form) -> Iterator[pyarrow.Table]:
         form: How it is read.
 
     Yields:
-        Tables with one column of strings for each source.
+        Tables with one column of strings for each source, and perhaps `file`.
 
     Raises:
         FileError: The file is damaged, or a column is missing or holds something else than text.
     """
-    builder, options = BUILDERS[suffix_of(Path(path))]
-    try:
+    builder, _ = BUILDERS[suffix_of(Path(path))]
+    with _naming(path):
         if builder == "text":
             tables = _read_text(path, form)
-        elif builder == "json":
-            tables = _tables(path, _json_rows(path, form.sources), form.sources)
-        elif builder == "csv":
-            rows = _csv_rows(path, options.get("sep", ","), form.quoting)
-            tables = _tables(path, rows, form.sources, is_text=True)
+        elif builder in ("json", "csv"):
+            tables = _tables(path, _rows(path, form), form.sources, is_text=builder == "csv")
         else:
             tables = _read_arrow(path, builder, form.sources)
-        yield from tables
+        for table in tables:
+            if form.with_file and "file" not in table.column_names:
+                table = table.append_column("file", pyarrow.nulls(len(table), pyarrow.string()))
+            yield table
+
+
+def read_paragraphs(path: str, form: Form) -> Iterator[Paragraph]:
+    """The paragraphs of a file, or the texts of a table, each with the number of its line.
+
+    Args:
+        path: A file of a known kind, compressed or not.
+        form: How it is read; of its sources, the first one.
+
+    Raises:
+        FileError: As `read_tables`.
+    """
+    builder, _ = BUILDERS[suffix_of(Path(path))]
+    name = next(iter(form.sources))
+    with _naming(path):
+        if builder == "text":
+            yield from _paragraphs_of_file(path, form)
+        elif builder in ("json", "csv"):
+            columns = _SeenColumns(path, form.sources)
+            for line, row in _rows(path, form):
+                columns.see(row)
+                text = pick(row, form.sources, f"{path}, line {line}")[name]
+                if text and not text.isspace():
+                    yield Paragraph(line, text)
+            columns.check({}, False)
+        else:
+            line = 0
+            for table in _read_arrow(path, builder, form.sources):
+                for text in table.column(name).to_pylist():
+                    line += 1
+                    if text and not text.isspace():
+                        yield Paragraph(line, text)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Names the file in what is raised while it is read."""
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise FileError(_name_wrong_byte(path, error)) from error
     except csv.Error as error:
         raise FileError(f"{path}: cannot be read: {error}") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException) as error:
         raise FileError(f"{path}: cannot be read: {error}; it may be incomplete") from error
+
+
+def _rows(path: str, form: Form) -> Rows:
+    """The rows of a file of objects or a table of text."""
+    builder, options = BUILDERS[suffix_of(Path(path))]
+    if builder == "json":
+        return _json_rows(path, form.sources)
+    return _csv_rows(path, options.get("sep"), form.quoting)
 
 
 def _open_binary(path: str) -> IO[bytes]:
@@ -349,33 +427,110 @@ def _make_table(path: str, picked: Mapping[str, list], numbers: Sequence[int]) -
 
 
 def _read_text(path: str, form: Form) -> Iterator[pyarrow.Table]:
-    for name, columns in form.sources.items():
-        for column in columns:
-            if column != "text":
-                raise FileError(f"{path}: {missing_column(column, ['text'], name)}")
+    if not form.is_mixed:
+        for name, columns in form.sources.items():
+            for column in columns:
+                if column != "text":
+                    raise FileError(f"{path}: {missing_column(column, ['text'], name)}")
+    parts_of = None
+    if form.sample_by == "document":
+        batches = iter([[_read_whole(path)]])
+    elif form.sample_by == "paragraph":
+        batches = _blocks(path)
+    elif form.sample_by == "line" or _is_lines(path, form):
+        batches = _lines(path)
+    else:
+        documents = join_paragraphs(_paragraphs_of_file(path, form), form.longest)
+        batches = iter(lambda: list(itertools.islice(documents, _ROWS)), [])
+        parts_of = path
+    for texts in batches:
+        columns = {name: pyarrow.array(texts, pyarrow.string()) for name in form.sources}
+        if form.with_file and parts_of:
+            columns["file"] = pyarrow.array([parts_of] * len(texts), pyarrow.string())
+        yield pyarrow.table(columns)
+
+
+def look_at_layout(path: str, form: Form) -> Layout:
+    """How the lines of a file of plain text belong together, by its first ones.
+
+    Raises:
+        FileError: As `read_tables`.
+    """
+    with _naming(path), _open_text(path) as file:
+        return layout_of(file.read(BEGINNING), form.is_many)
+
+
+def _is_lines(path: str, form: Form) -> bool:
+    return suffix_of(Path(path)) in PLAIN and look_at_layout(path, form).kind == "lines"
+
+
+def _read_whole(path: str) -> str:
+    if suffix_of(Path(path)) in HTML:
+        return _read_page(path)
     with _open_text(path) as file:
-        if form.sample_by == "document":
-            batches = iter([[file.read()]])
-        elif form.sample_by == "paragraph":
-            batches = _paragraphs(file)
-        else:
-            batches = _lines(file)
-        for texts in batches:
-            yield pyarrow.table({name: pyarrow.array(texts, pyarrow.string()) for name in form.sources})
+        return file.read()
 
 
-def _lines(file: IO[str]) -> Iterator[list[str]]:
-    while chunk := file.read(_CHUNK):
-        chunk += file.readline()  # to the end of the line
-        yield chunk.removesuffix("\n").split("\n")
+def _read_page(path: str) -> str:
+    """A page in the character set that it names."""
+    with _open_binary(path) as file:
+        content = file.read()
+    named = _CHARSET.search(content, 0, _CHARSET_WITHIN)
+    charset = named[1].decode() if named and not content.startswith(codecs.BOM_UTF8) else "utf-8-sig"
+    try:
+        page = content.decode("utf-8-sig" if charset.lower() == "utf-8" else charset)
+    except LookupError as error:
+        raise FileError(f"{path}: unknown character set '{charset}'; convert the file, e.g. with iconv") from error
+    except UnicodeDecodeError as error:
+        if charset.lower() in ("utf-8", "utf-8-sig"):
+            raise
+        raise FileError(f"{path}: not {charset}, as it says ({error.reason}); convert it, e.g. with iconv") from error
+    return page.replace("\r\n", "\n")
 
 
-def _paragraphs(file: IO[str]) -> Iterator[list[str]]:
+def _paragraphs_of_file(path: str, form: Form) -> Iterator[Paragraph]:
+    suffix = suffix_of(Path(path))
+    if suffix in HTML:
+        yield from html_paragraphs(_read_page(path))
+    elif suffix not in PLAIN:
+        yield from markup_paragraphs(_read_whole(path), suffix)
+    else:
+        layout = look_at_layout(path, form)
+        line = 1
+        for part in _parts(path):
+            yield from plain_paragraphs(part, layout, line)
+            line += part.count("\n")
+
+
+def _lines(path: str) -> Iterator[list[str]]:
+    """Lines with text, many at a time."""
+    with _open_text(path) as file:
+        while chunk := file.read(_CHUNK):
+            chunk += file.readline()  # to the end of the line
+            yield [line for line in chunk.split("\n") if line and not line.isspace()]
+
+
+def _parts(path: str) -> Iterator[str]:
+    """A file in parts that end at blank lines, or at any line if blank ones are far."""
+    with _open_text(path) as file:
+        while chunk := file.read(_CHUNK):
+            lines = [chunk]
+            size = 0
+            while (line := file.readline()) and size < _CHUNK:
+                lines.append(line)
+                size += len(line)
+                if line.isspace() and len(lines) > 2:  # the first of them is the end of a line
+                    break
+            yield "".join(lines)
+
+
+def _blocks(path: str) -> Iterator[list[str]]:
     rest = ""
-    while chunk := file.read(_CHUNK):
-        *paragraphs, rest = (rest + chunk + file.readline()).split("\n\n")
-        yield [paragraph for paragraph in paragraphs if paragraph]
-    if rest:
+    with _open_text(path) as file:
+        while chunk := file.read(_CHUNK):
+            *blocks, rest = (rest + chunk + file.readline()).split("\n\n")
+            yield [block for block in blocks if block and not block.isspace()]
+    if rest and not rest.isspace():
         yield [rest]
 
 
@@ -470,8 +625,9 @@ def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -
 # ---- tables of text -------------------------------------------------------------------------------------------------
 
 
-def _csv_rows(path: str, delimiter: str, quoting: Quoting) -> Rows:
+def _csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
     csv.field_size_limit(_LONGEST_CELL)
+    delimiter = delimiter or _delimiter_of(path)
     with _open_text(path, newline="") as file:
         lines = _LinesOfRow(file)
         mode = csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL
@@ -502,6 +658,13 @@ def _csv_rows(path: str, delimiter: str, quoting: Quoting) -> Rows:
             yield reader.line_num, _named_cells(path, reader.line_num, header, cells)
         if quoting == "checked":
             quotes.check_all()
+
+
+def _delimiter_of(path: str) -> str:
+    """What is between the names of the columns: a comma, unless another delimiter is more frequent there."""
+    with _open_text(path, newline="") as file:
+        header = file.readline()
+    return max(_DELIMITERS, key=header.count)
 
 
 class _LinesOfRow:

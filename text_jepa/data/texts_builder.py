@@ -60,10 +60,10 @@ class Texts(datasets.ArrowBasedBuilder):
     """Documents of files; see `read_texts`."""
 
     BUILDER_CONFIG_CLASS = TextsConfig
-    VERSION = datasets.Version("1.0.0")  # another one where the readers give other texts
+    VERSION = datasets.Version("2.0.0")  # another one where the readers give other texts
 
     def _info(self) -> datasets.DatasetInfo:
-        names = self.config.form.sources
+        names = [*self.config.form.sources, *(["file"] if self.config.form.with_file else [])]
         return datasets.DatasetInfo(features=datasets.Features({name: datasets.Value("string") for name in names}))
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:

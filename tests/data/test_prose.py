@@ -1,0 +1,195 @@
+"""Files without columns: how lines belong together, sections, and what a page shows.
+
+Run: python -m pytest -q tests/data/test_prose.py
+"""
+
+import random
+import textwrap
+
+import pytest
+
+from text_jepa.data.prose import (
+    Paragraph,
+    html_paragraphs,
+    join_paragraphs,
+    layout_of,
+    markup_paragraphs,
+    paragraphs_of,
+    plain_paragraphs,
+)
+
+
+WORDS = ["the", "river", "carried", "a", "little", "boat", "past", "mill", "where", "nobody", "had", "been", "before"]
+
+
+def sentences(count, seed=0, least=4, most=25):
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(least, most))).capitalize() + "." for _ in range(count)]
+
+
+def prose(count, seed=0):
+    """Paragraphs of a few sentences."""
+    found = sentences(6 * count, seed)
+    return [" ".join(found[6 * i : 6 * i + 6]) for i in range(count)]
+
+
+# ---- plain text -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indent", ["", "  "], ids=["blank lines", "indents"])
+@pytest.mark.parametrize("width", [50, 72, 80, 100])
+def test_hard_wrapped_paragraphs_are_found_and_joined(width, indent):
+    paragraphs = prose(12)
+    wrapped = [textwrap.fill(text, width, initial_indent=indent) for text in paragraphs]
+    text = ("\n" if indent else "\n\n").join(wrapped)
+    layout = layout_of(text)
+    assert layout.kind == "wrapped"
+    joined = [paragraph.text for paragraph in plain_paragraphs(text, layout)]
+    if not indent:
+        assert joined == paragraphs
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_uncased_prose_is_wrapped_too(width):
+    # Devanagari has no capital letters; its sentences end with a danda.
+    text = "\n\n".join(prose(10)).translate({ord("a") + i: 0x915 + i for i in range(26)})
+    text = text.lower().replace(".", "।")
+    wrapped = "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n"))
+    assert layout_of(wrapped).kind == "wrapped"
+
+
+LISTS = {
+    "sentences": sentences(200),
+    "lower case without marks": [text.lower().rstrip(".") for text in sentences(200)],
+    "long lines": prose(100),
+    "words": WORDS * 20,
+    "verses": [" ".join(text.split()[:6]) for text in sentences(200, least=6)],
+    "sequences": ["".join(random.Random(i).choices("ACGT", k=100)) for i in range(100)],
+    "no blanks": ["字" * random.Random(i).randint(5, 60) + "。" for i in range(100)],
+    "a few": sentences(3),
+}
+
+
+@pytest.mark.parametrize("lines", LISTS.values(), ids=LISTS)
+def test_a_text_in_each_line_stays_one(lines):
+    text = "\n".join([*lines[:2], "", *lines[2:]]) if len(lines) > 50 else "\n".join(lines)
+    layout = layout_of(text)
+    assert layout.kind == "lines"
+    found = [paragraph.text for paragraph in plain_paragraphs(text, layout)]
+    assert found == lines
+
+
+def test_blank_lines_separate_paragraphs_that_are_not_wrapped():
+    paragraphs = prose(5)
+    text = "\n\n".join(paragraphs)
+    assert layout_of(text).kind == "blocks"
+    assert [paragraph.text for paragraph in paragraphs_of(text, ".txt")] == paragraphs
+
+
+def test_a_short_file_is_a_document_if_there_are_many():
+    text = "\n".join(sentences(5))
+    assert layout_of(text).kind == "lines"
+    assert layout_of(text, is_one_of_many=True).kind == "blocks"
+    assert layout_of("\n".join(sentences(500)), is_one_of_many=True).kind == "lines"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\n \n\t\n", "one"])
+def test_next_to_nothing_is_a_list_of_lines(text):
+    assert layout_of(text).kind == "lines"
+    assert [paragraph.text for paragraph in paragraphs_of(text, ".txt")] == text.split()
+
+
+def test_items_and_short_lines_of_wrapped_text_keep_their_breaks():
+    text = "\n\n".join(textwrap.fill(paragraph, 60) for paragraph in prose(10))
+    layout = layout_of(f"{text}\n")
+    item = "- " + "word " * 10 + "to the end"
+    found = plain_paragraphs(f"{item}\n{item}\n\nDear reader,\nyours,\nthe author", layout)
+    assert [paragraph.text for paragraph in found] == [f"{item}\n{item}", "Dear reader,\nyours,\nthe author"]
+
+
+# ---- Markdown and reStructuredText ----------------------------------------------------------------------------------
+
+
+MARKDOWN = {
+    "a heading begins its paragraph": ("# A\n\none\ntwo\n", [(1, "# A\none two", True)]),
+    "headings in a row": ("# A\n\n## B\n\none", [(1, "# A\n## B\none", True)]),
+    "a heading ends a paragraph": ("one\n# A\ntwo", [(1, "one", False), (2, "# A\ntwo", True)]),
+    "an underlined heading": ("A\n===\n\none\n\nB\n---\ntwo", [(1, "A\n===\none", True), (6, "B\n---\ntwo", True)]),
+    "a rule is no heading": ("one\n\n---\n\ntwo", [(1, "one", False), (3, "---", False), (5, "two", False)]),
+    "code in one piece": (
+        "one\n\n```py\na = 1\n\n# no heading\nb\n```\n\ntwo",
+        [(1, "one", False), (3, "```py\na = 1\n\n# no heading\nb\n```", False), (10, "two", False)],
+    ),
+    "a fence within a fence": (
+        "````\n```\n\n```\n````\n\none",
+        [(1, "````\n```\n\n```\n````", False), (7, "one", False)],
+    ),
+    "an open fence": ("```\na\n\nb", [(1, "```\na\n\nb", False)]),
+    "a list": ("- one\n  more\n- two\n1. three", [(1, "- one   more\n- two\n1. three", False)]),
+    "a table": ("| a | b |\n|---|---|\n| 1 | 2 |", [(1, "| a | b |\n|---|---|\n| 1 | 2 |", False)]),
+    "a heading alone": ("one\n\n# A\n", [(1, "one", False), (3, "# A", True)]),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), MARKDOWN.values(), ids=MARKDOWN)
+def test_markdown_is_divided_into_sections_and_paragraphs(text, expected):
+    assert list(markup_paragraphs(text, ".md")) == [Paragraph(*paragraph) for paragraph in expected]
+
+
+RESTRUCTURED = {
+    "a heading": ("A title\n=======\n\none\ntwo", [(1, "A title\n=======\none two", True)]),
+    "a line above too": ("===\nA\n===\n\none", [(1, "===\nA\n===\none", True)]),
+    "two levels": ("A\n===\n\nB\n---\none", [(1, "A\n===\nB\n---\none", True)]),
+    "fields": (":a: 1\n:b: 2", [(1, ":a: 1\n:b: 2", False)]),
+    "a table": ("=== ===\na   b\n1   2\n=== ===", [(1, "=== ===\na   b\n1   2\n=== ===", False)]),
+    "code": ("one::\n\n    a = 1\n    b = 2", [(1, "one::", False), (3, "    a = 1\n    b = 2", False)]),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), RESTRUCTURED.values(), ids=RESTRUCTURED)
+def test_restructured_text_is_divided_into_sections_and_paragraphs(text, expected):
+    assert list(markup_paragraphs(text, ".rst")) == [Paragraph(*paragraph) for paragraph in expected]
+
+
+# ---- HTML -----------------------------------------------------------------------------------------------------------
+
+
+PAGES = {
+    "paragraphs": ("<p>one\n  two</p>\n<p>three &amp; four", [(1, "one two", False), (3, "three & four", False)]),
+    "a heading": ("<h1>A<a>¶</a></h1>\n<p>one</p>", [(1, "A\none", True)]),
+    "what is not shown": (
+        "<head><title>T</title></head><script>x</script><style>y</style><nav>z</nav><p hidden>h</p><p>one</p>",
+        [(1, "one", False)],
+    ),
+    "roles": ('<div role="navigation"><div>a</div>b</div><p>one</p>', [(1, "one", False)]),
+    "the main part": ("<div>menu</div><main><p>one</p></main><div>footer</div>", [(1, "one", False)]),
+    "code": ("<pre>a = 1\n\n  b = 2</pre>", [(1, "a = 1\n\n  b = 2", False)]),
+    "a list": ("<ul><li>one<li>two</ul>", [(1, "one", False), (1, "two", False)]),
+    "inline": ("<p>o<b>n</b>e <i>two</i><br>three</p>", [(1, "one two three", False)]),
+    "an open nav": ("<div><nav>menu</div><p>one</p>", [(1, "one", False)]),
+    "ends of nothing": ("</div></p><p>one</span></p>", [(1, "one", False)]),
+    "a heading alone": ("<p>one</p><h2>A</h2>", [(1, "one", False), (1, "A", True)]),
+    "no markup": ("one", [(1, "one", False)]),
+    "nothing": ("<html></html>", []),
+}
+
+
+@pytest.mark.parametrize(("page", "expected"), PAGES.values(), ids=PAGES)
+def test_the_text_of_a_page_is_what_it_shows(page, expected):
+    assert html_paragraphs(page) == [Paragraph(*paragraph) for paragraph in expected]
+
+
+# ---- documents ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("longest", [50, 200, 1_000])
+def test_documents_lose_nothing_and_are_no_longer_than_asked_for(longest):
+    paragraphs = [Paragraph(1, text) for text in sentences(30, most=8)]
+    documents = list(join_paragraphs(paragraphs, longest))
+    assert "\n\n".join(documents) == "\n\n".join(paragraph.text for paragraph in paragraphs)
+    assert all(len(document) <= longest or "\n\n" not in document for document in documents)
+
+
+def test_a_document_ends_before_a_section_when_it_is_half_full():
+    paragraphs = [Paragraph(1, "a" * 60), Paragraph(2, "# b", True), Paragraph(3, "c" * 20), Paragraph(4, "# d", True)]
+    assert list(join_paragraphs(paragraphs, 100)) == ["a" * 60, f"# b\n\n{'c' * 20}\n\n# d"]
