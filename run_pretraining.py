@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None, prog: str = "run_pretraining.py") -> Pat
     if not is_finished:
         sys.exit(PREEMPTED)
     if args.process_index == 0 and not data_args.prepare_only:
-        show_next(args.output_dir)
+        show_next(data_args, args.output_dir)
     return Path(args.output_dir)
 
 
@@ -60,10 +60,14 @@ def refuse_nothing(argv: list[str], prog: str, data_args: DataArguments) -> None
     raise UsageError(f"name texts or a configuration to train on (see {prog} --help)")
 
 
-def show_next(output_dir: str) -> None:
+def show_next(data_args: DataArguments, output_dir: str) -> None:
     """Prints what to do with the encoder."""
-    folder = shlex.quote(output_dir)
-    print(f"Next: text-jepa probe {folder}")
+    encoder = shlex.quote(output_dir)
+    print("Next:")
+    folders = [name for name in data_args.train_file or () if Path(name).is_dir()]
+    if folders:
+        print(f'  text-jepa search {shlex.quote(folders[0])} "a question" --encoder {encoder}')
+    print(f"  text-jepa probe {encoder}")
 
 
 def destroy_process_group(args: TextJepaTrainingArguments) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -17,13 +17,14 @@ import text_jepa
 from configuration_text_jepa import TextJepaConfig
 from text_jepa.commands import export, plot
 from text_jepa.commands.masks import GalleryArguments
-from text_jepa.probe.arguments import ProbeArguments
+from text_jepa.probe.arguments import SECTIONS, ProbeArguments
 from text_jepa.train.arguments import (
     DataArguments,
     ModelArguments,
     ObjectiveArguments,
     TextJepaTrainingArguments,
 )
+from text_jepa.train.command import DEFAULT_RECIPE
 
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,18 @@ def flags_of(argument_class: type, defaults: type | None = None) -> Iterator[Fla
         choices = field.metadata.get("choices") or choices_of(field.type)
         help = field.metadata.get("help", "")
         yield Flag(field.name, default, cell(help, choices))
+
+
+def flags_in_sections(argument_class: type, sections: Mapping[str, Sequence[str]]) -> str:
+    """A heading and a table for each section of the flags of a dataclass."""
+    by_name = {flag.name: flag for flag in flags_of(argument_class)}
+    parts = [f"### {title}\n\n{table(by_name[name] for name in names)}" for title, names in sections.items()]
+    return "\n\n".join(parts)
+
+
+def default_recipe() -> str:
+    """The flags of the recipe of a run that names none."""
+    return ", ".join(f"`--{name} {value}`" for name, value in DEFAULT_RECIPE.items())
 
 
 def choices_of(annotation: Any) -> Sequence[str]:
@@ -192,7 +205,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "objective_flags": lambda: table(flags_of(ObjectiveArguments, TextJepaConfig)),
     "training_flags": functools.partial(own_flags, TextJepaTrainingArguments),
     "inherited_flags": functools.partial(inherited_flags, TextJepaTrainingArguments),
-    "probe_flags": lambda: table(flags_of(ProbeArguments)),
+    "default_recipe": default_recipe,
+    "probe_flags": functools.partial(flags_in_sections, ProbeArguments, SECTIONS),
     "masks_flags": lambda: table(flags_of(GalleryArguments)),
     "export_commands": lambda: sub_commands(export.make_parser()),
     "plot_commands": lambda: sub_commands(plot.make_parser()),

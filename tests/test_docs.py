@@ -20,13 +20,13 @@ from text_jepa.commands.masks import GalleryArguments
 from text_jepa.probe.arguments import ProbeArguments
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.report import write_results
-from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
+from text_jepa.train.command import CLASSES as PRETRAINING
+from text_jepa.train.command import parse_run
 
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob("*.md"))}
-PRETRAINING = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
 
 _spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
 hooks = importlib.util.module_from_spec(_spec)
@@ -71,20 +71,19 @@ def test_scripts_configurations_and_tests_that_a_page_names_exist(name):
 
 
 def parse_probe(words):
-    named = ["--model_name_or_path"] if words and not words[0].startswith("-") else []
-    parse_arguments((ProbeArguments,), [*named, *words], "")
+    parse_arguments((ProbeArguments,), words, "", positional="model_name_or_path")
 
 
 PROGRAMS = {
     # Of a command for GPUs, too.
-    "run_pretraining.py": lambda words: parse_arguments(PRETRAINING, [*words, "--use_cpu"], ""),
+    "run_pretraining.py": lambda words: parse_run([*words, "--use_cpu"], ""),
     "run_probe.py": parse_probe,
     "text-jepa": lambda words: VERBS[words[0]](words[1:]),
 }
 VERBS = {
     "pretrain": PROGRAMS["run_pretraining.py"],
     "probe": parse_probe,
-    "masks": lambda words: parse_arguments((GalleryArguments, *PRETRAINING), words, ""),
+    "masks": lambda words: parse_run(words, "", more=(GalleryArguments,)),
     "export": lambda words: export.make_parser().parse_args(words),
     "plot": lambda words: plot.make_parser().parse_args(words),
 }

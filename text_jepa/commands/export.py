@@ -3,7 +3,8 @@
     text-jepa export encoder runs/notes/checkpoint-500 exported             # an ordinary checkpoint, with its card
     text-jepa export encoder runs/notes/pretraining exported --which context
     text-jepa export sentence-transformers runs/notes exported --prompts query="query: "
-    text-jepa export onnx runs/notes --int8 --check glue/stsb/validation.parquet
+    text-jepa export sentence-transformers runs/notes exported --center notes/ --normalize
+    text-jepa export onnx runs/notes --fp16 --int8 --texts notes/
     text-jepa export weights runs/notes recounted --texts questions.txt     # word weights counted on other texts
     text-jepa export merge runs/start runs/notes merged --texts held_out.txt
     text-jepa export push runs/notes you/notes --private
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -32,11 +34,11 @@ from text_jepa import embeddings
 from text_jepa.cli import UsageError, add_command, command_parser, mute_libraries
 from text_jepa.data.corpus import load_texts
 from text_jepa.data.files import Quoting
-from text_jepa.embeddings import Encoder, embed_texts, encoder_inside, open_encoder, with_head
+from text_jepa.embeddings import Encoder, cosine, embed_texts, open_encoder
 from text_jepa.probe import documents
 from text_jepa.probe.predictors import sts_scores
 from text_jepa.probe.tasks import Split, load_task_file
-from text_jepa.sentence_head import kept_head
+from text_jepa.sentence_head import kept_head, read_head
 from text_jepa.share import export, hub, merging, onnx
 from text_jepa.share.model_card import note_change, read_card_info, write_model_card
 from text_jepa.train.run_log import read_metrics, write_metrics
@@ -60,6 +62,11 @@ def make_parser(prog: str = "text-jepa export") -> argparse.ArgumentParser:
     _add_push(commands)
     return parser
 
+
+# Texts whose mean vector is close enough to that of more, texts that are compared by cosine, and passages.
+_TEXTS_OF_MEAN = 5_000
+_TEXTS_OF_COSINES = 100
+_PASSAGES = 300
 
 _RUN = "Folder of a run, its pretraining/ or a checkpoint-N."
 
@@ -85,7 +92,11 @@ def _add_sentence_transformers(commands) -> None:
         metavar="NAME=TEXT",
         help="Prefixes by kind of text, such as query='query: '.",
     )
+    help = "Files whose mean vector is subtracted from every vector."
+    command.add_argument("--center", nargs="+", metavar="FILE", help=help)
+    command.add_argument("--normalize", action="store_true", help="Give vectors unit length, at the end.")
     _add_which(command)
+    _add_text_column(command)
 
 
 def _add_onnx(commands) -> None:
@@ -93,13 +104,17 @@ def _add_onnx(commands) -> None:
     command = add_command(commands, "onnx", write_onnx, help)
     command.add_argument("source", help=_RUN)
     command.add_argument("output_dir", nargs="?", help="Folder to write onnx/ into. Default: the source.")
+    command.add_argument("--fp16", action="store_true", help="Also write onnx/model_fp16.onnx with 16-bit floats.")
     command.add_argument("--int8", action="store_true", help="Also write onnx/model_int8.onnx with 8-bit matrices.")
+    help = "Documents on which the files are compared, by cosine and by finding the rest of a document."
+    command.add_argument("--texts", nargs="+", metavar="FILE", help=help)
     command.add_argument(
         "--check",
         metavar="FILE",
         help="Pairs with a score (sentence1, sentence2, label) to compare PyTorch and ONNX on.",
     )
     _add_which(command)
+    _add_text_column(command)
 
 
 def _add_weights(commands) -> None:
@@ -185,7 +200,10 @@ def write_sentence_transformer(args: argparse.Namespace) -> None:
         else:
             check_no_which(args)
             plain = args.source
-        export.export_sentence_transformer(plain, output_dir, args.max_length, prompts)
+        center = None
+        if args.center:
+            center = mean_vector(open_encoder(str(plain), args.max_length), args)
+        export.export_sentence_transformer(plain, output_dir, args.max_length, prompts, center, args.normalize)
         for name in ("README.md", "curves.png", "metrics.jsonl"):
             file = Path(plain, name)
             if file.is_file():
@@ -199,8 +217,11 @@ def write_onnx(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.source} is not a folder to write onnx/ into; name an output folder after it")
     folder = Path(args.output_dir or args.source, "onnx")
     full_path = folder / "model.onnx"
-    int8_path = folder / "model_int8.onnx"
-    paths = [full_path, int8_path] if args.int8 else [full_path]
+    paths = [full_path]
+    if args.fp16:
+        paths.append(folder / "model_fp16.onnx")
+    if args.int8:
+        paths.append(folder / "model_int8.onnx")
     for path in paths:
         if path.exists():
             raise UsageError(f"{path} exists; remove it, or name another folder")
@@ -212,12 +233,17 @@ def write_onnx(args: argparse.Namespace) -> None:
             pair_column="sentence2",
             kind="regression",
         )
-    encoder = open_for_onnx(args)
-    difference = onnx.export_onnx(encoder.model, full_path)
+    texts = read_documents(args.texts, args) if args.texts else None
+    with tempfile.TemporaryDirectory() as plain:
+        encoder = open_for_onnx(args, Path(plain))
+        difference = onnx.export_onnx(encoder, full_path)
+        if args.output_dir is not None:
+            copy_files_beside(encoder, Path(args.output_dir))
     print(f"{full_path}: {size(full_path)}, largest difference from PyTorch {difference:.1e}")
-    if args.int8:
-        onnx.quantize_onnx(full_path, int8_path)
-        print(f"{int8_path}: {size(int8_path)}")
+    for path in paths[1:]:
+        make_smaller = onnx.halve_onnx if path.stem.endswith("fp16") else onnx.quantize_onnx
+        make_smaller(full_path, path)
+    print_losses(encoder, paths, texts)
     if task:
         print_scores([task.train, task.test], encoder, paths)
 
@@ -278,7 +304,7 @@ def write_plain(
     which = args.which or "target"
     source = Path(args.source)
     card_info = read_card_info(source)
-    max_length = args.max_length
+    max_length = getattr(args, "max_length", None)
     if not max_length and card_info is not None:
         max_length = card_info["max_length"]
     if not max_length:
@@ -301,22 +327,98 @@ def write_plain(
     write_model_card(output_dir, model, read_metrics(output_dir), card_info, which)
 
 
-def open_for_onnx(args: argparse.Namespace) -> Encoder:
-    """Opens the encoder to be exported: one of a pretraining model, or a plain one."""
+def open_for_onnx(args: argparse.Namespace, plain: Path) -> Encoder:
+    """Opens the encoder to be exported: a plain one, or that of a pretraining model, once it is written to `plain`."""
     model, tokenizer = embeddings.load_trained(args.source)
-    if isinstance(model, TextJepaForPreTraining):
-        max_length = min(tokenizer.model_max_length, 512)
-        encoder = encoder_inside(model, tokenizer, max_length, args.which or "target")
-        head = kept_head(read_card_info(Path(args.source)))
-        return encoder if head is None else with_head(encoder, head)
-    check_no_which(args)
-    return open_encoder(args.source)
+    if not isinstance(model, TextJepaForPreTraining):
+        check_no_which(args)
+        return open_encoder(args.source)
+    write_plain(model, tokenizer, args, plain)
+    return open_encoder(str(plain))
 
 
 def check_no_which(args: argparse.Namespace) -> None:
     """Raises UsageError if `--which` is given for a plain encoder."""
     if args.which:
         raise UsageError(f"--which: {args.source} has only one encoder; name pretraining/ or a checkpoint of a run")
+
+
+def copy_files_beside(encoder: Encoder, folder: Path) -> None:
+    """Writes tokenizer, configuration and modules, but no weights, beside ONNX files that lie in another folder."""
+    source = Path(encoder.name)
+    if source.is_dir():
+        export.copy_encoder_files(source, folder, with_model=False)
+        return
+    encoder.tokenizer.save_pretrained(folder)
+    encoder.model.config.save_pretrained(folder)
+    head = read_head(encoder.name)
+    if head.modules:
+        export.write_head(head, folder, encoder.model.config.hidden_size)
+
+
+def mean_vector(encoder: Encoder, args: argparse.Namespace) -> np.ndarray:
+    """The mean vector (D,) of the texts of `--center`."""
+    texts = read_documents(args.center, args)
+    rows = np.linspace(0, len(texts) - 1, min(len(texts), _TEXTS_OF_MEAN)).astype(int)
+    beginnings = [" ".join(texts[row].split()[: encoder.max_length]) for row in rows]  # sentence-transformers cuts too
+    vectors = embed_texts(encoder, beginnings)
+    print(f"The mean vector of {len(rows):,} texts is subtracted")
+    return vectors.mean(axis=0)
+
+
+def read_documents(files: Sequence[str], args: argparse.Namespace) -> list[str]:
+    """The texts of files that are not blank.
+
+    Raises:
+        UsageError: There is none.
+    """
+    texts = list(documents_of(load_texts(files, "texts", args.text_column, quoting=args.quoting)))
+    if not texts:
+        raise UsageError(f"{files[0]}: every text is blank; name files with text")
+    return texts
+
+
+def print_losses(encoder: Encoder, paths: Sequence[Path], texts: Sequence[str] | None) -> None:
+    """Prints what the smaller files cost: cosines of their vectors with those of the first file, and their search.
+
+    Without texts the cosines are those of random tokens, and there is no search.
+    """
+    if texts is None:
+        batches = onnx.random_batches(encoder.model.config)
+        basis = "sequences of random tokens; --texts compares on yours"
+    else:
+        batches = list(onnx.batches_of(encoder, texts[:_TEXTS_OF_COSINES]))
+        basis = "texts"
+    expected = onnx.run_onnx(paths[0], batches)
+    for path in paths[1:]:
+        cosines = cosine(onnx.run_onnx(path, batches), expected)
+        print(
+            f"{path}: {size(path)}, cosine with {paths[0].name} {cosines.mean():.4f} in the mean and "
+            f"{cosines.min():.4f} at least ({len(cosines):,} {basis})"
+        )
+    if texts is not None:
+        print_search(encoder, paths, texts)
+
+
+def print_search(encoder: Encoder, paths: Sequence[Path], texts: Sequence[str]) -> None:
+    """Prints how often passages find the rest of their documents by each ONNX file."""
+    systems = {}
+    for path in paths:
+        systems[path.name] = partial(onnx_vectors, encoder, path)
+    found = documents.judge_documents(systems, texts, max_queries=_PASSAGES)
+    scores = [score for score in found.scores if (score.task, score.metric) == (documents.REST, "r@10")]
+    for score in scores[: len(paths)]:
+        behind = ""
+        if score.ahead is not None:
+            behind = f", {-score.ahead:+.1f} [{-score.ahead_high:+.1f}, {-score.ahead_low:+.1f}]"
+        print(f"{score.system:<16} finds the rest of the document, R@10 {score.score:.1f}{behind}")
+    if not scores:
+        print(f"The texts give fewer than {documents.MIN_QUERIES} pairs of passages, too few for R@10")
+
+
+def onnx_vectors(encoder: Encoder, path: Path, texts: Sequence[str]) -> np.ndarray:
+    """Vectors (N, D) of texts, each cut at the encoder's length, by an ONNX file."""
+    return onnx.run_onnx(path, onnx.batches_of(encoder, texts))
 
 
 def print_scores(splits: Sequence[Split], encoder: Encoder, paths: Sequence[Path]) -> None:

@@ -14,6 +14,10 @@ from text_jepa.cli import UsageError, nearest, run_command
 # Trainer alone takes seconds.
 VERBS = {
     "pretrain": ("run_pretraining", "train an encoder on raw text, or adapt an existing one"),
+    "adapt": (
+        "text_jepa.commands.adapt",
+        "adapt an encoder that you use to your texts, by the recipe that suits it",
+    ),
     "probe": ("run_probe", "measure encoders on labelled tasks and on your own documents"),
     "export": (
         "text_jepa.commands.export",

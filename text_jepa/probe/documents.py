@@ -23,7 +23,7 @@ from sklearn.preprocessing import normalize
 
 from text_jepa.cli import UsageError
 from text_jepa.data.corpus import Quoting, load_columns
-from text_jepa.embeddings import Encoder, embed_texts
+from text_jepa.embeddings import Encoder, centre, embed_texts
 from text_jepa.probe.bootstrap import Score, score_answers
 from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.predictors import knn_predict
@@ -48,6 +48,13 @@ _LABEL_MODE = "knn"
 # Names of the texts that TF-IDF and BM25 are fitted on.
 TRAINING_TEXTS = "training texts"
 SCORED_TEXTS = "scored texts"
+
+# The encoder before a run, with the mean of its vectors subtracted: what costs nothing.
+CENTRED = "before, centred"
+
+# Numbers of features that vectors may be cut to, see `variants_of`.
+SIZES = (64, 128, 256)
+_SIZE_OF = {f"first {size} features": size for size in SIZES}
 
 # Words of a passage, and words between a passage and the one that it has to find.
 PASSAGE_WORDS = 32
@@ -385,6 +392,7 @@ def judge_documents(
     labels: Sequence | None = None,
     reference: str | None = None,
     max_queries: int = MAX_QUERIES,
+    variants: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] | None = None,
 ) -> DocumentScores:
     """Scores encoders, TF-IDF and BM25 on documents that need no labels.
 
@@ -398,6 +406,7 @@ def judge_documents(
         labels: N classes, predicted by nearest neighbours.
         reference: The system that the first one is compared with in the `verdict`.
         max_queries: Largest number of pairs of passages, titles and labels; fewer are faster and widen intervals.
+        variants: More systems, by name: the system whose vectors (N, D) they change, and the function that does.
 
     Returns:
         R@10, R@1 and MRR of the searches and the accuracy of labels, with intervals over 1,000 resamples of the
@@ -408,8 +417,13 @@ def judge_documents(
     """
     questions = _make_questions(documents, titles, labels, max_queries)
     answers = {}
+    vectors = {}
     for system, embed in vectors_of.items():
-        answers |= _answer_by_vectors(questions, system, embed)
+        vectors[system] = _embed_questions(questions, system, embed)
+    for name, (system, change) in (variants or {}).items():
+        vectors[name] = change(vectors[system])
+    for system, of_texts in vectors.items():
+        answers |= _answer_by_vectors(questions, system, of_texts)
     answers |= _answer_by_words(questions, training_texts)
     gold = {}
     if questions.labels is not None:
@@ -491,18 +505,30 @@ def _class_numbers(labels: Sequence) -> np.ndarray:
     return numbers
 
 
-def _answer_by_vectors(
+def _embed_questions(
     questions: _Questions,
     system: str,
     embed: Callable[[list[str]], np.ndarray],
-) -> Answers:
-    """Answers of a system that makes vectors; each distinct text is embedded once."""
+) -> np.ndarray:
+    """Vectors (N, D) of the distinct texts of all questions."""
     texts = questions.distinct_texts
     if not texts:
-        return {}
+        return np.zeros((0, 1))
     vectors = embed(texts)
     if not np.isfinite(vectors).all():
         raise UsageError(f"{system}: its features are not finite, so its weights are broken; name another encoder")
+    return vectors
+
+
+def _answer_by_vectors(
+    questions: _Questions,
+    system: str,
+    vectors: np.ndarray,
+) -> Answers:
+    """Answers of a system that makes vectors, from those of the distinct texts."""
+    texts = questions.distinct_texts
+    if not texts:
+        return {}
     row_of = {text: row for row, text in enumerate(texts)}
     units = normalize(vectors.astype(np.float64))
     answers = {}
@@ -558,6 +584,23 @@ def _label_answers(
     return {(LABEL, _LABEL_MODE, "accuracy", system): predictions[None]}
 
 
+def variants_of(name: str, name_before: str | None, width: int) -> dict[str, tuple]:
+    """Variants for `judge_documents`: vectors cut to their first features, and those of before, centred.
+
+    Args:
+        name: The system in question.
+        name_before: The encoder before, if there was one.
+        width: Features of its vectors.
+    """
+    variants = {}
+    if name_before is not None:
+        variants[CENTRED] = (name_before, lambda vectors: centre(vectors) if len(vectors) else vectors)
+    for shorter, size in _SIZE_OF.items():
+        if size < width:
+            variants[shorter] = (name, lambda vectors, size=size: vectors[:, :size])
+    return variants
+
+
 # ---- verdict --------------------------------------------------------------------------------------------------------
 
 
@@ -572,16 +615,59 @@ def verdict(found: DocumentScores) -> str:
             by_system[score.system] = score
     if not by_system:
         return f"The documents give fewer than {MIN_QUERIES} pairs of passages, too few for a verdict."
-    first = next(iter(by_system.values()))
+    first, *_ = by_system.values()
     source = TRAINING_TEXTS if f"TF-IDF ({TRAINING_TEXTS})" in by_system else SCORED_TEXTS
     parts = [_comparison(by_system[f"TF-IDF ({source})"], f"word counting (TF-IDF fitted on the {source})")]
-    if found.reference is not None:
+    if found.reference is not None and CENTRED not in by_system:
         name = "the encoder before" if found.reference == "before" else found.reference
         parts.append(_comparison(by_system[found.reference], name))
-    return (
+    sentence = (
         f"On {first.rows:,} passages of {found.documents:,} documents this encoder finds the rest of the document "
         f"(R@10) {', and '.join(parts)}."
     )
+    if CENTRED in by_system:
+        sentence += f" {_beside_centring(found, by_system)}"
+    return sentence
+
+
+def _beside_centring(found: DocumentScores, by_system: Mapping[str, Score]) -> str:
+    """Before and after in figures, and what subtracting the mean vector gives without any training."""
+    first, *_ = by_system.values()
+    before = by_system[found.reference]
+    centred = by_system[CENTRED]
+    answers = {}
+    for system in (CENTRED, found.reference):
+        answers[REST, _SEARCH_MODE, "r@10", system] = found.answers[REST, _SEARCH_MODE, "r@10", system]
+    centring, against = score_answers(answers, FUNCTIONS, {})
+    return (
+        f"Before → after: {before.score:.1f} → {first.score:.1f}, {_lead(before)}. Centring alone (the mean vector "
+        f"subtracted, no training) gives {centring.score:.1f}, {_lead(against)}; training beside centring: "
+        f"{_lead(centred)}."
+    )
+
+
+def _lead(other: Score) -> str:
+    """How far the first system is ahead of another one."""
+    interval = f"{other.ahead:+.1f} [{other.ahead_low:+.1f}, {other.ahead_high:+.1f}]"
+    if other.ahead_low > 0:
+        return f"better ({interval})"
+    if other.ahead_high < 0:
+        return f"worse ({interval})"
+    return f"not told apart ({interval})"
+
+
+def shorter_vectors(found: DocumentScores) -> list[tuple[int, float, float, float]]:
+    """How well the first features alone find the rest of a document, for cards.
+
+    Returns:
+        Number of features, R@10 in percent, and the interval of its lead over all features, see `variants_of`.
+    """
+    rows = []
+    for score in found.scores:
+        size = _SIZE_OF.get(score.system)
+        if size is not None and (score.task, score.metric) == (REST, "r@10"):
+            rows.append((size, score.score, -score.ahead_high, -score.ahead_low))
+    return rows
 
 
 def _comparison(other: Score, name: str) -> str:

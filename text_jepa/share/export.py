@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.data.word_weights import save_word_weights
@@ -57,7 +58,8 @@ def export_encoder(
         check_modules(head, model.word_weights is not None)
     encoder = trained_encoder(model, which)
     output_dir = Path(output_dir)
-    encoder.save_pretrained(output_dir)
+    pooler = {} if head is None else _pooler_of(head.source)
+    encoder.save_pretrained(output_dir, state_dict={**encoder.state_dict(), **pooler} if pooler else None)
     tokenizer = copy.copy(tokenizer)  # the caller's keeps its length
     tokenizer.model_max_length = max_length
     tokenizer.model_input_names = _shared_inputs(encoder, tokenizer)
@@ -71,11 +73,8 @@ def export_encoder(
         save_word_weights(output_dir, weights, tokenizer)
         modules.append(WORD_WEIGHTS_MODULE)
     if head is not None:
-        kept = copy_modules(head, output_dir, weights is not None)
-        write_modules(output_dir, [TRANSFORMER_MODULE, *kept])
-        pooling_folder = next((path for path, kind in kept if kind == POOLING_MODULE), None)
-        if pooling_folder is not None:
-            write_pooling(output_dir, pooling_folder, encoder.config.hidden_size, head.pooling)
+        write_head(head, output_dir, encoder.config.hidden_size, weights is not None)
+        if any(kind == "Pooling" for _, kind in head.modules):
             return
     pooling = sentence_pooling(model.config)
     pooling_folder = f"{len(modules)}_Pooling"
@@ -83,10 +82,42 @@ def export_encoder(
     write_modules(output_dir, modules)
 
 
+def _pooler_of(source: str) -> dict[str, torch.Tensor]:
+    """The weights of the pooler of an encoder by name, which no run trains; none if it has no pooler, or is gone.
+
+    An export without them is an encoder as well, but `AutoModel` would make up a pooler and say so at every opening.
+    """
+    try:
+        model, report = AutoModel.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
+    except OSError:
+        return {}
+    weights = {}
+    for name, value in model.state_dict().items():
+        if name.startswith("pooler.") and name not in report["missing_keys"]:
+            weights[name] = value
+    return weights
+
+
 def _shared_inputs(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What a tokenizer makes and its encoder takes: not all take the token types of a tokenizer of BERT."""
     taken = inspect.signature(encoder.forward).parameters
     return [name for name in tokenizer.model_input_names if name in taken]
+
+
+def write_head(head: SentenceHead, folder: Path, hidden_size: int, has_word_weights: bool = False) -> None:
+    """Writes the modules of a head, with their list, beside an encoder.
+
+    Args:
+        head: The head.
+        folder: The encoder's folder.
+        hidden_size: Features of a state.
+        has_word_weights: Whether the folder has word weights of its own.
+    """
+    kept = copy_modules(head, folder, has_word_weights)
+    write_modules(folder, [TRANSFORMER_MODULE, *kept])
+    for path, kind in kept:
+        if kind == POOLING_MODULE:
+            write_pooling(folder, path, hidden_size, head.pooling)
 
 
 def write_modules(folder: Path, modules: Sequence[tuple[str, str]]) -> None:
@@ -198,14 +229,18 @@ def export_sentence_transformer(
     output_dir: str | Path,
     max_length: int | None = None,
     prompts: Mapping[str, str] | None = None,
+    center: np.ndarray | None = None,
+    normalize: bool = False,
 ) -> None:
-    """Saves an encoder by sentence-transformers itself, with prompts.
+    """Saves an encoder by sentence-transformers itself, with prompts and what is done with its vectors.
 
     Args:
         encoder_dir: A folder from `export_encoder`, or an encoder of any architecture, which is pooled by the mean.
         output_dir: Folder to write to.
         max_length: Longest text in tokens. Default: unchanged.
-        prompts: Prefix of a text by kind of text, such as `{"query": "query: "}`.
+        prompts: Prefix of a text by kind of text, such as `{"query": "query: "}`, beside those of the folder.
+        center: (D,) mean vector of texts, which a stock `Dense` module of identity weights subtracts.
+        normalize: Whether vectors get unit length by a stock `Normalize` module at the end.
 
     Raises:
         UsageError: sentence-transformers is not installed.
@@ -216,10 +251,30 @@ def export_sentence_transformer(
     model = SentenceTransformer(
         str(encoder_dir),
         device="cpu",
-        prompts=dict(prompts or {}),
         trust_remote_code=False,
     )
+    model.prompts.update(prompts or {})
     if max_length is not None:
         model.max_seq_length = max_length
+    _append_modules(model, center, normalize)
     model.save_pretrained(str(output_dir), create_model_card=False)  # the run's own card says more
     make_readable_in_4(Path(output_dir))
+
+
+def _append_modules(model, center: np.ndarray | None, normalize: bool) -> None:
+    """Appends `Dense` and `Normalize` to a `SentenceTransformer`, unless it normalizes at its end already."""
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+    if center is not None:
+        bias = torch.from_numpy(-center).float()
+        features = len(bias)
+        subtraction = Dense(
+            features,
+            features,
+            activation_function=torch.nn.Identity(),
+            init_weight=torch.eye(features),
+            init_bias=bias,
+        )
+        model.append(subtraction)
+    if normalize and not isinstance(model[-1], Normalize):
+        model.append(Normalize())

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from text_jepa.cli import UsageError
+from text_jepa.embeddings import Encoder, pool_states
 
 
 # Largest difference of a hidden state between ONNX and PyTorch that counts as rounding.
 ONNX_TOLERANCE = 1e-4
+
+# Names of the outputs.
+STATES = "last_hidden_state"
+VECTORS = "sentence_embedding"
 
 # Texts and tokens (B, S) that an ONNX file is traced with, and the other shapes that it is checked with.
 _TRACED = (2, 11)
@@ -46,30 +51,41 @@ def require(*modules: str, extra: str) -> None:
             raise UsageError(f"{module} is not installed: pip install 'text-jepa[{extra}]'")
 
 
-class _Encoder(torch.nn.Module):
-    """An encoder with the two inputs and the one output of an ONNX file."""
+class _Graph(torch.nn.Module):
+    """What an ONNX file computes: the states of the tokens and, if it is known how the encoder pools, the vectors."""
 
-    def __init__(self, encoder: PreTrainedModel):
+    def __init__(self, encoder: PreTrainedModel | Encoder):
         super().__init__()
-        self.encoder = encoder
+        self.model = _model_of(encoder)
+        self.pooled = encoder if isinstance(encoder, Encoder) else None
+        layers = () if self.pooled is None else self.pooled.layers_after
+        self.layers_after = torch.nn.ModuleList(layers)  # so that the file has their weights under this name
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        return output.last_hidden_state
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.pooled is None:
+            return (states,)
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return states, pool_states(self.pooled, states, batch)
 
 
-def export_onnx(encoder: PreTrainedModel, path: str | Path) -> float:
+def _model_of(encoder: PreTrainedModel | Encoder) -> PreTrainedModel:
+    return encoder.model if isinstance(encoder, Encoder) else encoder
+
+
+def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
     """Writes an encoder as ONNX and checks it against PyTorch on other shapes than it was traced with.
 
     Its inputs are `input_ids` and `attention_mask` (B, S), int64, its output `last_hidden_state` (B, S, D), float32,
-    with any B and S.
+    with any B and S. An [`Encoder`] has `sentence_embedding` (B, D) as well: the vectors after its pooling and the
+    layers behind it. Prompt and length are left to whoever makes the tokens.
 
     Args:
-        encoder: Any encoder with `last_hidden_state`.
+        encoder: Any model with `last_hidden_state`, or one with its pooling from `open_encoder`.
         path: File to write; not written if the check fails.
 
     Returns:
-        The largest difference between the hidden states, at most `ONNX_TOLERANCE`.
+        The largest difference between the outputs, at most `ONNX_TOLERANCE`.
 
     Raises:
         UsageError: The extra `onnx` is not installed, PyTorch cannot export the architecture, or the result differs.
@@ -77,10 +93,10 @@ def export_onnx(encoder: PreTrainedModel, path: str | Path) -> float:
     require("onnx", "onnxscript", "onnxruntime", extra="onnx")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoder = encoder.float().cpu().eval()
-    architecture = type(encoder).__name__
+    model = _model_of(encoder).float().cpu().eval()
+    architecture = type(model).__name__
     program = _trace(encoder)
-    size = sum(parameter.numel() * parameter.element_size() for parameter in encoder.parameters())
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="_") as staging:
         unchecked = Path(staging, path.name)
         program.save(str(unchecked), external_data=size > _LARGEST_FILE)
@@ -95,45 +111,95 @@ def export_onnx(encoder: PreTrainedModel, path: str | Path) -> float:
     return difference
 
 
-def _trace(encoder: PreTrainedModel) -> torch.onnx.ONNXProgram:
+def _trace(encoder: PreTrainedModel | Encoder) -> torch.onnx.ONNXProgram:
+    model = _model_of(encoder)
     dynamic_shape = {0: "batch", 1: "length"}
+    outputs = [STATES, VECTORS] if isinstance(encoder, Encoder) else [STATES]
     try:
         with _silence():
             return torch.onnx.export(
-                _Encoder(encoder),
-                kwargs=_inputs(encoder.config, *_TRACED),
+                _Graph(encoder).eval(),
+                kwargs=_inputs(model.config, *_TRACED),
                 dynamo=True,
                 dynamic_shapes={"input_ids": dynamic_shape, "attention_mask": dynamic_shape},
                 input_names=["input_ids", "attention_mask"],
-                output_names=["last_hidden_state"],
+                output_names=outputs,
                 verbose=False,
             )
     except Exception as error:  # of many types: tracing runs the architecture's own code
         message = str(error.__cause__ or error).strip()
         reason = message.splitlines()[0] if message else type(error).__name__
-        architecture = type(encoder).__name__
+        architecture = type(model).__name__
         raise UsageError(f"{architecture} cannot be exported to ONNX: PyTorch's exporter says '{reason}'") from error
 
 
-def onnx_difference(encoder: PreTrainedModel, path: str | Path) -> float:
-    """Largest difference of a hidden state between PyTorch and an ONNX file, on padded batches of several shapes.
+def onnx_difference(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
+    """Largest difference of an output between PyTorch and an ONNX file, on padded batches of several shapes.
 
     Returns:
-        The difference; NaN if a hidden state is not finite.
+        The difference; NaN if an output is not finite.
     """
     session = _session(path)
+    graph = _Graph(encoder).eval()
     largest = 0.0
     for texts, tokens in _CHECKED:
-        batch = _inputs(encoder.config, texts, tokens)
+        batch = _inputs(graph.model.config, texts, tokens)
         with torch.no_grad():
-            expected = encoder(**batch).last_hidden_state
-        (found,) = session.run(None, {name: value.numpy() for name, value in batch.items()})
+            expected = graph(**batch)
+        outputs = [STATES, VECTORS][: len(expected)]
+        found = session.run(outputs, {name: value.numpy() for name, value in batch.items()})
         is_token = batch["attention_mask"].bool().numpy()
-        differences = np.abs(found - expected.numpy())[is_token]
-        if not np.isfinite(differences).all():
-            return float("nan")
-        largest = max(largest, float(differences.max()))
+        differences = [np.abs(found[0] - expected[0].numpy())[is_token]]
+        differences += [np.abs(ours - theirs.numpy()) for ours, theirs in zip(found[1:], expected[1:], strict=True)]
+        for values in differences:
+            if not np.isfinite(values).all():
+                return float("nan")
+            largest = max(largest, float(values.max()))
     return largest
+
+
+def halve_onnx(path: str | Path, output_path: str | Path) -> None:
+    """Writes an ONNX file whose weights and operations are in float16; its outputs stay float32.
+
+    Args:
+        path: A file from `export_onnx` below 2 GB.
+        output_path: File to write.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with _silence():
+        model = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
+    onnx.save(model, str(output_path))
+
+
+def random_batches(config: PreTrainedConfig) -> list[dict[str, torch.Tensor]]:
+    """Batches of random tokens, to compare files without texts."""
+    return [_inputs(config, texts, tokens) for texts, tokens in ((8, 12), (8, 24), (8, 48))]
+
+
+def batches_of(encoder: Encoder, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict[str, torch.Tensor]]:
+    """Token ids and masks (B, S) of texts with the encoder's prompt, each cut at its length."""
+    for start in range(0, len(texts), batch_size):
+        batch = encoder.tokenizer(
+            [encoder.prompt + text for text in texts[start : start + batch_size]],
+            padding=True,
+            truncation=True,
+            max_length=encoder.max_length,
+            return_tensors="pt",
+        )
+        yield {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+def run_onnx(path: str | Path, batches: Iterable[Mapping[str, torch.Tensor]]) -> np.ndarray:
+    """Vectors (N, D) of the texts of all batches by a file from `export_onnx` with `sentence_embedding`."""
+    session = _session(path)
+    vectors = []
+    for batch in batches:
+        inputs = {name: value.numpy() for name, value in batch.items()}
+        (found,) = session.run([VECTORS], inputs)
+        vectors.append(found)
+    return np.concatenate(vectors)
 
 
 def quantize_onnx(path: str | Path, output_path: str | Path) -> None:
@@ -173,7 +239,7 @@ class OnnxEncoder(torch.nn.Module):
     ) -> BaseModelOutput:
         """Computes `last_hidden_state` (B, S, D) of texts (B, S); the file has no other hidden states."""
         inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
-        (states,) = self.session.run(None, inputs)
+        (states,) = self.session.run([STATES], inputs)
         return BaseModelOutput(last_hidden_state=torch.from_numpy(states))
 
 

@@ -87,6 +87,13 @@ class ModelArguments:
         default="target",
         metadata={"help": "Encoder to export: the moving average (target), or the one that is optimised (context)."},
     )
+    lora: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rank of the matrices (LoRA, by peft) that train beside the encoder's weights in their place, for "
+            "large encoders; they are merged in the export. Default: none, all weights train."
+        },
+    )
     merge: bool | None = field(
         default=None,
         metadata={
@@ -120,6 +127,8 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        if self.lora is not None and (self.lora < 1 or not self.model_name_or_path):
+            raise ValueError(f"--lora {self.lora}: expected a rank of at least 1, beside --model_name_or_path")
         if self.init != "pretrained" and not self.model_name_or_path:
             raise ValueError(f"--init {self.init} goes with --model_name_or_path")
         keeps_layers = self.model_name_or_path and self.init in ("pretrained", "layers")

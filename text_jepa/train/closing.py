@@ -31,6 +31,8 @@ from text_jepa.probe.documents import (
     DocumentScores,
     judge_documents,
     score_on_documents,
+    shorter_vectors,
+    variants_of,
     verdict,
 )
 from text_jepa.sentence_head import kept_head
@@ -103,6 +105,7 @@ def leave_results(
         share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random)
 
     own_info = trainer.card_info
+    shorter = []
     with merged(encoder.model, start, share):
         try:
             training_texts = first_texts(corpus, "train", TRAINING_DOCUMENTS)
@@ -114,6 +117,7 @@ def leave_results(
                 training_texts,
             )
             sentence = verdict(scores)
+            shorter = shorter_vectors(scores)
             write_verdict(output_dir, scores, share, shares, describe_collapse_of_run(describe_run(trainer)))
         except UsageError as error:  # the encoder is worth more than its verdict
             sentence = f"There is no verdict on held-out documents: {error}."
@@ -121,6 +125,7 @@ def leave_results(
             "verdict": sentence,
             "share": share,
             "shares": list(shares.items()),
+            "shorter": shorter,
         }
         trainer.card_info = own_info | judgement
         trainer.export(output_dir)
@@ -309,11 +314,14 @@ def judge_run(
         "this encoder": partial(embed_texts, encoder),
         name_of_start: partial(embed_texts, first),
     }
+    before = name_of_start if name_of_start == "before" else None
+    width = embed_texts(encoder, ["a"]).shape[1]
     return judge_documents(
         systems,
         documents,
         training_texts,
         reference=name_of_start,
+        variants=variants_of("this encoder", before, width),
     )
 
 

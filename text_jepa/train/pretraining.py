@@ -37,6 +37,7 @@ from text_jepa.share.model_card import (
     public_name,
 )
 from text_jepa.train import checkpointing
+from text_jepa.train.adapters import add_lora, merge_lora
 from text_jepa.train.arguments import (
     DataArguments,
     ModelArguments,
@@ -209,6 +210,8 @@ def prepare_parts(
         start = None
         if args.process_index == 0:
             start = weights_of(trained_encoder(model, model_args.export_encoder))
+        if model_args.lora is not None:
+            add_lora(model, model_args.lora)
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
         line = check_texts(examples["train"], (tokenizer, collator, model.config), data_args, corpus.source)
         weigh_words(model, examples["train"], tokenizer, corpus.source)
@@ -349,8 +352,8 @@ def max_length_in_use(data_args: DataArguments, config: TextJepaConfig, head: Se
     It is the length of training, except for encoders without layers that were trained on windows of documents: they
     take the longest document; and for those that keep the head of their start: they take what they took before.
     """
-    if head is not None and head.max_seq_length:
-        longest = max(data_args.max_length, head.max_seq_length)
+    if head is not None:
+        longest = max(data_args.max_length, head.max_seq_length or config.max_text_length or 0)
         return min(longest, config.max_text_length or longest)
     has_layers = config.text_config.num_hidden_layers > 0
     if has_layers or data_args.view not in DOCUMENT_VIEWS:
@@ -460,6 +463,7 @@ def finish(trainer: TextJepaTrainer, parts: RunParts, arguments: Sequence) -> No
     model = whole_model(trainer.model)
     if args.process_index > 0:
         return
+    merge_lora(model)
     trainer.model = model
     with checkpointing.writing(args.output_dir, "the encoder"):
         sentence = leave_results(trainer, parts.start, parts.corpus, arguments)

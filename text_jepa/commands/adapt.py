@@ -1,0 +1,177 @@
+"""Adapts an encoder to your texts, by the recipe that suits it, and says whether it became better there.
+
+    text-jepa adapt sentence-transformers/all-MiniLM-L6-v2 notes/
+    text-jepa adapt bert-base-uncased corpus.jsonl --output_dir runs/corpus --max_steps 500
+    text-jepa adapt BAAI/bge-large-en-v1.5 notes/ --lora 16
+
+A sentence encoder (a folder with modules.json) is trained by configs/continue-from-encoder.yaml: windows of a document
+find each other. The new folder takes its place: pooling, normalization, prompts, length and pooler stay. Any other
+encoder is taken for a masked language model and trained by configs/continue-masked-lm.yaml. All flags of `text-jepa
+pretrain` may follow. `--lora RANK` trains small matrices beside the weights, for large encoders.
+"""
+
+import sys
+from collections.abc import Sequence
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+import text_jepa
+from text_jepa.cli import UsageError
+from text_jepa.commands.main import command_of
+from text_jepa.sentence_head import SentenceHead, file_of, read_head, read_json
+
+
+# Poolings that a run can train, and the flag for each.
+_TRAINED_POOLINGS = ("mean", "cls")
+
+# Matrices of low rank need a higher rate than the weights themselves (Hu et al., 2021, arXiv 2106.09685, section D).
+_LORA_LEARNING_RATE = "1e-3"
+
+
+def main(argv: list[str] | None = None, prog: str = "text-jepa adapt") -> None:
+    """Runs the command."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(f"usage: {prog} ENCODER TEXTS ... [--flag value ...]\n\n{__doc__.strip()}")
+        return
+    words = list(takewhile(lambda word: not word.startswith("-"), argv))
+    flags = argv[len(words) :]
+    if not words:
+        raise UsageError(f"name an encoder and texts, as in `{prog} sentence-transformers/all-MiniLM-L6-v2 notes/`")
+    name, *texts = words
+    if not texts and not _has(flags, "train_file") and not _has(flags, "dataset_name"):
+        raise UsageError(f"name the texts after {name}: folders, files or globs, as in `{prog} {name} notes/`")
+    source = find_encoder(name)
+    head = read_head(source)
+    recipe = choose_recipe(source, head)
+    output_dir = _value(flags, "output_dir") or new_folder(source, _has(flags, "resume_from_checkpoint"))
+    run = [str(recipe_file(recipe)), "--model_name_or_path", source, "--output_dir", output_dir]
+    if texts:
+        run += ["--train_file", *texts]
+    if head.modules:
+        run += ["--pooling", pooling_of(source, head)]
+    if _has(flags, "lora"):
+        run += ["--learning_rate", _LORA_LEARNING_RATE]
+    print(describe_choice(source, head, recipe))
+    command_of("pretrain")([*run, *flags], prog=prog)
+    if head.modules and Path(output_dir, "modules.json").is_file():
+        print(describe_place(source, head, output_dir))
+
+
+# ---- encoder and recipe ---------------------------------------------------------------------------------------------
+
+
+def find_encoder(name: str) -> str:
+    """A folder or a name on the Hub; a short name is also looked for among those of sentence-transformers.
+
+    Raises:
+        UsageError: There is none, or it is not an encoder but the complete model of a run.
+    """
+    sources = [name]
+    if "/" not in name and not Path(name).exists():
+        sources.append(f"sentence-transformers/{name}")
+    for source in sources:
+        config = read_json(source, "config.json")
+        if config is None:
+            continue
+        if config.get("model_type") == "text_jepa":
+            raise UsageError(
+                f"{name} is the complete model of a run; name the encoder of the run, or go on with "
+                f"`text-jepa pretrain TEXTS --model_name_or_path {name}`"
+            )
+        return source
+    raise UsageError(f"{name}: no encoder is there (no config.json): name a folder, or a name on the Hub")
+
+
+def choose_recipe(source: str, head: SentenceHead) -> str:
+    """The recipe for an encoder: one for sentence encoders, one for masked language models."""
+    is_sentence_encoder = head.modules or file_of(source, "modules.json") is not None
+    return "continue-from-encoder" if is_sentence_encoder else "continue-masked-lm"
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe: `text_jepa/recipes/` in an installed package holds those of `configs/`."""
+    package = Path(text_jepa.__file__).parent
+    installed = package / "recipes" / f"{name}.yaml"
+    return installed if installed.is_file() else package.parent / "configs" / f"{name}.yaml"
+
+
+def pooling_of(source: str, head: SentenceHead) -> str:
+    """The value of `--pooling` with which a run keeps a head.
+
+    Raises:
+        UsageError: No run pools like that.
+    """
+    if any(kind == "WordWeights" for _, kind in head.modules):
+        return "idf"
+    if head.pooling not in _TRAINED_POOLINGS:
+        raise UsageError(
+            f"{source} pools by {head.pooling}, which no run trains, so the result could not take its place; "
+            f"`text-jepa pretrain TEXTS --model_name_or_path {source} --pooling mean` makes an encoder that pools by "
+            "the mean"
+        )
+    return head.pooling
+
+
+def new_folder(source: str, resumes: bool) -> str:
+    """The folder of a run that names none: `runs/NAME-adapted`, with the next free number if that exists."""
+    folder = f"runs/{Path(source).resolve().name}-adapted"
+    if resumes or not Path(folder).exists():
+        return folder
+    return next(f"{folder}-{number}" for number in count(2) if not Path(f"{folder}-{number}").exists())
+
+
+# ---- what is said ---------------------------------------------------------------------------------------------------
+
+
+def describe_choice(source: str, head: SentenceHead, recipe: str) -> str:
+    """What the encoder was taken for, in a line."""
+    if head.modules:
+        return f"{source} is a sentence encoder ({', '.join(head.parts)}): recipe {recipe}"
+    return f"{source} has no modules.json and is taken for a masked language model: recipe {recipe}"
+
+
+def describe_place(source: str, before: SentenceHead, folder: str) -> str:
+    """Whether a new folder gives vectors of the kind of the old one, in a line."""
+    old = _traits(source, before)
+    new = _traits(folder, read_head(folder))
+    changed = [f"{name} ({old[name]} before, {new[name]} now)" for name in old if old[name] != new[name]]
+    if changed:
+        return f"It does not take the place of {source} everywhere: {'; '.join(changed)} differ"
+    kept = ", ".join(f"{name} {value}" for name, value in old.items() if value)
+    return f"It takes the place of {source}: {kept}"
+
+
+def _traits(source: str, head: SentenceHead) -> dict[str, Any]:
+    """What a user of vectors relies on."""
+    settings = dict(head.prompts or {})
+    return {
+        "features": (read_json(source, "config.json") or {}).get("hidden_size"),
+        "modules": ", ".join(head.parts),
+        "tokens": head.max_seq_length,
+        "similarity": settings.get("similarity_fn_name") or "cosine",
+        "prompts": settings.get("prompts"),
+    }
+
+
+# ---- words of the command line --------------------------------------------------------------------------------------
+
+
+def _has(flags: Sequence[str], name: str) -> bool:
+    return any(_flag_of(word) == name for word in flags)
+
+
+def _value(flags: Sequence[str], name: str) -> str | None:
+    """The value of a flag, `--name value` or `--name=value`; the last one counts."""
+    value = None
+    for place, word in enumerate(flags):
+        if _flag_of(word) == name:
+            _, equals, value_beside = word.partition("=")
+            value = value_beside if equals else next(iter(flags[place + 1 :]), None)
+    return value
+
+
+def _flag_of(word: str) -> str:
+    """The name of a flag without dashes, in its form with underscores; other words are empty."""
+    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""
