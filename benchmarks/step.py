@@ -2,6 +2,7 @@
 
     python benchmarks/step.py [--vocab_size 30522] [--width 256] [--layers 4] [--repeats 7] [--json FILE] [--plot FILE]
     python benchmarks/step.py --device cuda --dtype bfloat16 --compile --width 768 --layers 12 --length 512 --memory
+    python benchmarks/step.py --arms bert_mlm text_jepa_m1 --profile profile.txt
 
 Each arm does forward, backward, clipping, fused AdamW and, where it has one, the update of the target encoder, on the
 same 32 texts of 128 random tokens, dropout off. Arms take turns in one process, and so does the matrix product that
@@ -9,7 +10,8 @@ stands for the machine's peak; a ratio compares medians. Half the tokens are hid
 predicted by a masked language model, which computes logits for every token, as transformers does, or (`sparse`) for
 these alone; 35 % by the data2vec-style step. FLOPs are counted by `torch.utils.flop_counter`; memory is the growth of
 the peak of a process of its own over two steps. `--compile` is for the times alone: FLOPs, memory and the split are
-those of the same step as Python runs it, and flash attention's own FLOPs are not counted.
+those of the same step as Python runs it, and flash attention's own FLOPs are not counted. `--profile` writes torch's
+table of the kernels of text_jepa_m1, adds the share of each kind, and says what they suggest.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -26,6 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
@@ -51,7 +55,7 @@ def main():
         build = arms_of(args)[args.memory_of]
         print(json.dumps(peak_of_two_steps(build)))
         return
-    arms = {name: build() for name, build in arms_of(args).items()}
+    arms = {name: build() for name, build in arms_of(args).items() if name in args.arms}
     examples, tokenizer = texts_of(args)
     collator = DataCollatorForTextJepa(tokenizer)
     jepa = arms["text_jepa_m1"]
@@ -62,6 +66,7 @@ def main():
     }
     flops = {name: flops_of(arm) for name, arm in arms.items()}
     split = split_of(jepa, args.repeats)
+    profiled = profile_of(jepa, args) if args.profile else {}
     if args.compile:
         for arm in arms.values():
             arm.compile()
@@ -75,15 +80,18 @@ def main():
     results = {
         "settings": settings,
         "ratio_to_bert_mlm": {name: middle[name] / base for name in arms if name != "bert_mlm"},
-        "ratio_to_data2vec": middle["text_jepa_m1"] / middle["data2vec_style"],
+        "tokens_per_second": {name: args.texts * args.length / middle[name] for name in arms},
         "share_of_matmul_peak": {name: flops[name] / middle[name] / peak for name in arms},
         "gigaflop": {name: count / 1e9 for name, count in flops.items()},
         "peak_gigaflop_per_second": peak / 1e9,
         "share_of_step": {name: middle[name] / step for name in ("collator", "ema")},
         "split": split,
+        "profile": profiled,
         "peak_memory": {name: memory_of(name) for name in arms} if args.memory else {},
         "seconds": seconds,
     }
+    if "data2vec_style" in arms:
+        results["ratio_to_data2vec"] = step / middle["data2vec_style"]
     print_table(results, arms)
     if args.json:
         with open(args.json, "w") as file:
@@ -92,6 +100,17 @@ def main():
         plot(results, args.plot)
 
 
+ARMS = (
+    "bert_mlm",
+    "bert_mlm_sparse",
+    "modernbert_mlm",
+    "modernbert_mlm_sparse",
+    "data2vec_style",
+    "text_jepa_m1",
+    "text_jepa_m1_pure",
+    "text_jepa_m2",
+    "text_jepa_m4",
+)
 SHAPE = ("vocab_size", "width", "layers", "texts", "length", "device", "dtype", "attention", "compile")
 
 
@@ -99,8 +118,14 @@ def arguments():
     parser = shape_parser(__doc__)
     parser.add_argument("--memory", action="store_true", help="measure the peak of memory of each arm too")
     parser.add_argument("--plot", help="draw the figures into this file")
+    parser.add_argument("--profile", help="write the profile of text_jepa_m1 into this file")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="these alone; two are always there")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    # What others are compared with, and what is split and profiled.
+    wanted = {"bert_mlm", "text_jepa_m1", *args.arms}
+    args.arms = [name for name in ARMS if name in wanted]
+    return args
 
 
 def shape_parser(doc):
@@ -382,6 +407,83 @@ def peak_memory():
     return int(kilobytes) / 1024
 
 
+# ---- profile --------------------------------------------------------------------------------------------------------
+
+# The first whose part is in the name of a kernel is its kind. The rest is elementwise: norms, activations, rotations.
+KINDS = {
+    "attention": ("flash", "fmha", "attention", "softmax"),
+    "matrix products": ("gemm", "cutlass", "nvjet", "mm", "linear"),
+    "optimizer": ("adam", "lerp", "multi_tensor", "foreach"),
+    "embedding": ("embedding", "index", "scatter", "gather"),
+    "copies": ("copy", "memcpy", "memset", "cat", "fill", "zero"),
+}
+PROFILED_STEPS = 3
+
+
+def profile_of(step, args):
+    """Shares of the kinds of kernels in a step, how long the device works in it, and what that suggests.
+
+    The table by kernel is written into the file.
+    """
+    activities = [ProfilerActivity.CPU]
+    if args.device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    step()
+    started = now()
+    with profile(activities=activities) as recorded:
+        for _ in range(PROFILED_STEPS):
+            step()
+        seconds = now() - started
+    events = recorded.key_averages()
+    time_of = "self_device_time_total" if args.device == "cuda" else "self_cpu_time_total"
+    table = events.table(sort_by=time_of, row_limit=30, max_name_column_width=70)
+    Path(args.profile).write_text(f"{table}\n")
+    times = {}
+    for event in events:
+        # On a GPU, operators and what launches them have the times of their kernels too.
+        is_kernel = args.device == "cpu" or str(event.device_type).endswith("CUDA")
+        if is_kernel:
+            times[event.key] = times.get(event.key, 0) + getattr(event, time_of)
+    shares = shares_of(times)
+    busy = sum(times.values()) / 1e6 / seconds
+    return {"shares": shares, "busy": busy, "suggestions": suggestions(shares, busy)}
+
+
+def shares_of(times: Mapping[str, float]) -> dict[str, float]:
+    """Shares of the kinds of kernels, the largest first, from the time of each kernel by its name."""
+    sums = {}
+    for name, spent in times.items():
+        kind = kind_of(name)
+        sums[kind] = sums.get(kind, 0) + spent
+    total = sum(sums.values())
+    return {kind: sums[kind] / total for kind in sorted(sums, key=sums.get, reverse=True)}
+
+
+def kind_of(kernel: str) -> str:
+    """The kind of a kernel, by its name."""
+    lowered = kernel.lower()
+    for kind, parts in KINDS.items():
+        if any(part in lowered for part in parts):
+            return kind
+    return "elementwise"
+
+
+def suggestions(shares: Mapping[str, float], busy: float) -> list[str]:
+    """What the shares of a profile suggest, by rules of thumb; to be tried, not to be believed."""
+    found = []
+    if busy < 0.9:
+        found.append(f"the device waits {1 - busy:.0%} of the time for launches: more texts, --compile, CUDA graphs")
+    if shares.get("elementwise", 0) > 0.2:
+        found.append("elementwise kernels move memory: --compile fuses norms, rotations and activations")
+    if shares.get("attention", 0) > 0.15:
+        found.append("attention: a padding mask keeps sdpa from its flash kernel; equal lengths, --equal_counts")
+    if shares.get("copies", 0) > 0.08:
+        found.append("copies: casts of weights under autocast and gathers of visible tokens; weights in bfloat16")
+    if shares.get("optimizer", 0) > 0.05:
+        found.append("optimizer and moving average: more texts in a step")
+    return found
+
+
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 
@@ -391,20 +493,28 @@ def print_table(results, arms):
     print(f"{shape['vocab_size']:,} words, {shape['dtype']}, {shape['threads']} threads; ", end="")
     print(f"matrix products of {PEAK[shape['device']]}³ run at ", end="")
     print(f"{results['peak_gigaflop_per_second']:.0f} GFLOP/s\n")
-    print("| step | seconds (median, min to max) | ratio to bert_mlm | GFLOP | share of the peak | memory, MB |")
-    print("|---|---|---|---|---|---|")
+    print("| step | seconds (median, min to max) | ratio to bert_mlm | tokens/s ", end="")
+    print("| GFLOP | share of the peak | memory, MB |")
+    print("|---|---|---|---|---|---|---|")
     for name in arms:
         times = results["seconds"][name]
         ratio = results["ratio_to_bert_mlm"].get(name, 1.0)
         memory = f"{results['peak_memory'][name]:,.0f}" if results["peak_memory"] else ""
         median = statistics.median(times)
         print(f"| {name} | {median:.3f} ({min(times):.3f} to {max(times):.3f}) | {ratio:.3f} ", end="")
+        print(f"| {results['tokens_per_second'][name]:,.0f} ", end="")
         print(f"| {results['gigaflop'][name]:.0f} | {results['share_of_matmul_peak'][name]:.2f} | {memory} |")
     shares = dict(results["split"])
     shares["collator, beside it"] = results["share_of_step"]["collator"]
     listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     print(f"\ntext_jepa_m1: {listed}")
-    print(f"text_jepa_m1 is {results['ratio_to_data2vec']:.2f} of data2vec_style")
+    if "ratio_to_data2vec" in results:
+        print(f"text_jepa_m1 is {results['ratio_to_data2vec']:.2f} of data2vec_style")
+    if results["profile"]:
+        kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in results["profile"]["shares"].items())
+        print(f"its kernels: {kinds}; the device works {results['profile']['busy']:.0%} of the time")
+        for line in results["profile"]["suggestions"]:
+            print(f"- {line}")
 
 
 def plot(results, path):

@@ -281,8 +281,9 @@ def test_recipe_of_a_gpu_size_is_understood_and_says_that_it_was_not_run(name, t
     assert max(map(len, lines)) <= 119
 
 
-def test_recipes_of_all_gpu_sizes_make_the_same_step():
-    values = [yaml.safe_load(path.read_text()) for path in GPU_RECIPES.values()]
+def test_recipes_of_all_sizes_of_a_single_gpu_make_the_same_step():
+    values = [yaml.safe_load(path.read_text()) for name, path in GPU_RECIPES.items() if name.endswith("gb")]
+    assert len(values) == 3
     own = {"per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_num_workers", "output_dir"}
     assert len({v["per_device_train_batch_size"] * v["gradient_accumulation_steps"] for v in values}) == 1
     assert len({json.dumps({k: x for k, x in v.items() if k not in own}, sort_keys=True) for v in values}) == 1

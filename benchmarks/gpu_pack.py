@@ -1,0 +1,224 @@
+"""What a GPU machine without network lacks, in one small folder: corpora as tokens, labelled sets, wheels.
+
+    python benchmarks/gpu_pack.py --data FOLDER [--out build/gpu-pack] [--megabytes 45] [--vocab_size 16384]
+
+The folder of data has `pretrain/NAME/train.parquet` with a column `text`, tasks of GLUE in `glue/NAME`, and perhaps
+`qqp_rerank` and `pretrain/wikipedia_short/validation.parquet`. Corpora are tokenized by one tokenizer, trained on
+them, and compressed as 16-bit numbers, smallest first; what does not fit is left out by whole documents and named.
+`benchmarks/gpu.py --pack` makes texts of them again: lower-cased, blanks between words, and the same tokens.
+"""
+
+import argparse
+import json
+import lzma
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import numpy as np
+
+
+GLUE_TASKS = ("sst2", "mrpc", "rte", "stsb")
+WHEELS = ("datasets", "evaluate", "dill", "multiprocess")
+
+END_OF_DOCUMENT = 65_535
+UNKNOWN = "\ue000"  # in no vocabulary: a character for private use
+
+MEGABYTE = 2**20
+# LZMA for 16-bit numbers: positions and contexts by their parity.
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**26, "lc": 0, "lp": 1, "pb": 1}]
+# The last corpus is cut by the rate of its whole, which its beginning may miss.
+_SAFETY = 0.97
+# For pack.json, which is written last.
+_RESERVED = 8_192
+# Documents of a corpus whose tokens are compared after the way there and back.
+_CHECKED = 200
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = make_parser().parse_args(argv)
+    data = Path(args.data)
+    out = Path(args.out)
+    corpora = {path.parent.name: path for path in sorted(data.glob("pretrain/*/train.parquet"))}
+    if not corpora:
+        sys.exit(f"error: --data {data}: no pretrain/*/train.parquet in it")
+    if not args.vocab_size < END_OF_DOCUMENT:
+        sys.exit(f"error: --vocab_size {args.vocab_size}: must be below {END_OF_DOCUMENT}, tokens have 16 bits")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+
+    wheels = [] if args.no_wheels else download_wheels(out / "wheels", args.python_version)
+    copy_labelled(data, out)
+    tokenizer = tokenizer_of(list(corpora.values()), args.vocab_size, args.tokenizer_documents)
+    tokenizer.save_pretrained(out / "tokenizer")
+    held_out = data / "pretrain/wikipedia_short/validation.parquet"
+    if held_out.exists():
+        pack_corpus(held_out, tokenizer, out / "corpora/wikipedia_short.validation.xz", args.megabytes * MEGABYTE)
+    limit = args.megabytes * MEGABYTE
+    limit -= _RESERVED
+    packed = {}
+    for name in sorted(corpora, key=lambda name: corpora[name].stat().st_size):
+        room = limit - size_of(out)
+        packed[name] = pack_corpus(corpora[name], tokenizer, out / f"corpora/{name}.train.xz", room)
+        print(f"{name}: {in_words(packed[name])}", flush=True)
+    about = {"vocab_size": len(tokenizer), "python_version": args.python_version, "wheels": wheels, "corpora": packed}
+    (out / "pack.json").write_text(json.dumps(about, indent=2) + "\n")
+    print_summary(out, data, about)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("--data", required=True, help="the folder of corpora and labelled sets")
+    parser.add_argument("--out", default="build/gpu-pack", help="the pack; what is there is replaced")
+    parser.add_argument("--megabytes", type=float, default=45, help="most that the pack may have")
+    parser.add_argument("--vocab_size", type=int, default=16_384)
+    parser.add_argument("--tokenizer_documents", type=int, default=2_000, help="of each corpus, for the tokenizer")
+    parser.add_argument("--python_version", default="3.12", help="of the other machine, for wheels")
+    parser.add_argument("--no_wheels", action="store_true", help="the other machine has datasets and evaluate")
+    return parser
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def download_wheels(folder: Path, python_version: str) -> list[str]:
+    """Downloads what an image with PyTorch and transformers tends to lack; returns the names of the files."""
+    platforms = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--python-version", python_version, "--implementation", "cp", "--dest", str(folder)]
+    for platform in platforms:
+        command += ["--platform", platform]
+    constraints = Path(__file__).resolve().parents[1] / "constraints.txt"
+    subprocess.run([*command, "--constraint", str(constraints), *WHEELS], check=True)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def copy_labelled(data: Path, out: Path) -> None:
+    """Copies the labelled sets that are there."""
+    for name in (*(f"glue/{task}" for task in GLUE_TASKS), "qqp_rerank"):
+        if (data / name).is_dir():
+            shutil.copytree(data / name, out / name, copy_function=shutil.copyfile)
+
+
+def tokenizer_of(files: Sequence[Path], vocab_size: int, documents: int):
+    """A tokenizer of the first documents of all corpora, read in turn."""
+    from text_jepa.data.tokenization import train_tokenizer
+
+    corpora = [texts_of(path)[:documents] for path in files]
+    mixed = [text for text in chain.from_iterable(zip_longest(*corpora)) if text is not None]
+    return train_tokenizer(mixed, vocab_size)
+
+
+def pack_corpus(path: Path, tokenizer, out: Path, room: int) -> dict[str, float]:
+    """Writes the tokens of as many documents as fit.
+
+    Args:
+        path: A parquet file with a column `text`.
+        tokenizer: The tokenizer.
+        out: The file to write; none if not a single document fits.
+        room: Bytes that are left for it.
+
+    Returns:
+        Documents, tokens and bytes written, documents left out, and the share of checked documents whose tokens are
+        the same after the way to texts and back.
+    """
+    documents = tokens_of(texts_of(path), tokenizer)
+    kept = len(documents)
+    packed = compress(documents)
+    while kept and len(packed) > room:
+        kept = int(kept * _SAFETY * max(room, 0) / len(packed))
+        packed = compress(documents[:kept])
+    checked = documents[:_CHECKED]
+    again = tokens_of(list(texts_from(checked, tokenizer)), tokenizer)
+    same = sum(before == after for before, after in zip(checked, again, strict=True))
+    if kept:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(packed)
+    return {
+        "documents": kept,
+        "tokens": sum(map(len, documents[:kept])),
+        "bytes": len(packed) if kept else 0,
+        "documents_left_out": len(documents) - kept,
+        "same_after_round_trip": same / max(1, len(checked)),
+    }
+
+
+def texts_of(path: Path) -> list[str]:
+    """The texts of a corpus."""
+    import pyarrow.parquet as parquet
+
+    return [text for text in parquet.read_table(path, columns=["text"])["text"].to_pylist() if text]
+
+
+def print_summary(out: Path, data: Path, about: dict) -> None:
+    """Says what the pack holds, what it has left out, and how to take it along."""
+    tokens = sum(one["tokens"] for one in about["corpora"].values())
+    print(f"\n{out}: {size_of(out) / MEGABYTE:.1f} MiB, {tokens:,} tokens of {about['vocab_size']:,} words")
+    for name, one in about["corpora"].items():
+        if one["documents_left_out"]:
+            of = one["documents"] + one["documents_left_out"]
+            print(f"left out: {one['documents_left_out']:,} of {of:,} documents of {name}")
+    here = {path.name for path in (data / "glue").glob("*") if path.is_dir()}
+    print(f"left out: {', '.join(sorted(here - set(GLUE_TASKS))) or 'nothing'} of GLUE")
+    if about["wheels"]:
+        print(f"wheels for Python {about['python_version']}: {', '.join(about['wheels'])}")
+
+
+def in_words(packed: dict[str, float]) -> str:
+    """One corpus in a line."""
+    return (
+        f"{packed['documents']:,} documents, {packed['tokens']:,} tokens, {packed['bytes'] / MEGABYTE:.2f} MiB, "
+        f"{packed['documents_left_out']:,} left out; the same tokens after the way there and back: "
+        f"{packed['same_after_round_trip']:.1%}"
+    )
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+# ---- tokens and texts -----------------------------------------------------------------------------------------------
+
+
+def tokens_of(texts: Sequence[str], tokenizer) -> list[list[int]]:
+    """The token ids of each text, without special tokens."""
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
+
+
+def texts_from(documents: Iterable[Sequence[int]], tokenizer) -> Iterator[str]:
+    """Texts that a WordPiece tokenizer splits into these tokens: pieces are joined, words have blanks between them."""
+    from text_jepa.data.tokenization import vocabulary
+
+    pieces = []
+    for token in vocabulary(tokenizer):
+        is_inside_word = token.startswith("##") and token != "##"
+        pieces.append(token[2:] if is_inside_word else f" {token}")
+    pieces[tokenizer.unk_token_id] = f" {UNKNOWN}"
+    for ids in documents:
+        yield "".join([pieces[index] for index in ids]).strip()
+
+
+def compress(documents: Sequence[Sequence[int]]) -> bytes:
+    """Documents as 16-bit numbers with an end after each, compressed."""
+    ids = np.fromiter(chain.from_iterable((*ids, END_OF_DOCUMENT) for ids in documents), np.dtype("<u2"))
+    return lzma.compress(ids.tobytes(), format=lzma.FORMAT_XZ, filters=_FILTERS)
+
+
+def decompress(packed: bytes) -> list[list[int]]:
+    """The documents of `compress`."""
+    ids = np.frombuffer(lzma.decompress(packed), np.dtype("<u2"))
+    ends = np.flatnonzero(ids == END_OF_DOCUMENT)
+    documents = np.split(ids, ends + 1)[:-1]  # behind the last end is nothing
+    return [document[:-1].tolist() for document in documents]
+
+
+if __name__ == "__main__":
+    main()
