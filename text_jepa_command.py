@@ -1,10 +1,11 @@
-"""The command `text-jepa`: help and version, which are answered at once, and the way to everything else.
+"""The command `text-jepa`: help, version and search, which answer at once, and the way to everything else.
 
 Torch and transformers alone take seconds to import. What people ask for first is therefore stored as text in
 `text_jepa/commands/stored/`. `python -m text_jepa.commands.stored` writes it, and a test compares it with the code.
 """
 
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def main() -> None:
     elif words == ("pretrain",):
         print(stored(NOTHING), end="", file=sys.stderr)
         sys.exit(2)
+    elif words[:1] == ("search",):
+        from text_jepa.commands.search import main as search
+        from text_jepa.errors import run_command
+
+        run_command(partial(search, sys.argv[2:]))
     else:
         from text_jepa.commands.main import main as run
 

@@ -18,6 +18,8 @@ PACKAGE = {
 
 # The wings from the ground up: one imports only what stands before it, and itself.
 WINGS = [
+    "registration",
+    "errors",
     "cli",
     "metrics",
     "data",
@@ -25,6 +27,7 @@ WINGS = [
     "opening",
     "sentence_head",
     "embeddings",
+    "search",
     "share",
     "probe",
     "train",
@@ -131,6 +134,16 @@ def test_imports_within_the_package_form_no_circle():
         leaves = {name for name, needs in known.items() if not needs & set(known)}
         assert leaves, f"these import each other: {sorted(known)}"
         known = {name: needs for name, needs in known.items() if name not in leaves}
+
+
+def test_a_search_that_finds_its_index_complete_needs_no_torch():
+    code = (
+        "import sys; sys.argv = ['text-jepa', 'search', 'notes', 'query']; import text_jepa_command;"
+        "import text_jepa.commands.search;"
+        "print([n for n in ('torch', 'transformers', 'datasets', 'scipy') if n in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_importing_the_package_leaves_the_heavy_libraries_alone():

@@ -5,26 +5,23 @@ folder without remote code. What trains is imported on first use: the Trainer al
 """
 
 import importlib
+import sys
 from typing import Any
-
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
-
-from configuration_text_jepa import TextJepaConfig
-from modeling_text_jepa import (
-    TextJepaForPreTraining,
-    TextJepaForPreTrainingOutput,
-    TextJepaForSequenceClassification,
-    TextJepaModel,
-    TextJepaPreTrainedModel,
-)
 
 
 __version__ = "0.1.0"
 
-AutoConfig.register("text_jepa", TextJepaConfig, exist_ok=True)
-AutoModel.register(TextJepaConfig, TextJepaModel, exist_ok=True)
-AutoModelForPreTraining.register(TextJepaConfig, TextJepaForPreTraining, exist_ok=True)
-AutoModelForSequenceClassification.register(TextJepaConfig, TextJepaForSequenceClassification, exist_ok=True)
+# The command `text-jepa search` answers from its index without torch, and registers when it opens an encoder.
+if "text_jepa_command" not in sys.modules or sys.argv[1:2] != ["search"]:
+    from configuration_text_jepa import TextJepaConfig
+    from modeling_text_jepa import (
+        TextJepaForPreTraining,
+        TextJepaForPreTrainingOutput,
+        TextJepaForSequenceClassification,
+        TextJepaModel,
+        TextJepaPreTrainedModel,
+    )
+    from text_jepa import registration as registration
 
 _LAZY = {
     "CollapseMonitorCallback": "train.collapse",

@@ -2,34 +2,39 @@
 
 import argparse
 import dataclasses
-import difflib
 import itertools
 import json
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
-import torch
 import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
+from text_jepa.errors import UsageError, nearest, run_command
+
+
+__all__ = [
+    "HelpPage",
+    "UsageError",
+    "add_command",
+    "command_parser",
+    "config_arguments",
+    "first_line",
+    "mute_libraries",
+    "nearest",
+    "parse_arguments",
+    "run_command",
+    "split_words",
+]
+
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
-
-
-class UsageError(ValueError):
-    """A mistake that the user can correct. Its message names the file, column, flag or field and the remedy."""
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest known name, or an empty string."""
-    match = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean '{match[0]}'?" if match else ""
 
 
 def first_line(error: Exception) -> str:
@@ -44,37 +49,6 @@ def first_line(error: Exception) -> str:
     if "private" in str(error) or "gated" in str(error):
         reason += " A private one needs the variable HF_TOKEN or `hf auth login`."
     return reason
-
-
-# ---- running a command ----------------------------------------------------------------------------------------------
-
-
-def run_command(main: Callable[[], Any]) -> NoReturn:
-    """Runs a console command and exits.
-
-    The exit code is 0; 2 after a `UsageError` or if memory runs out, with one line on stderr; 130 after Ctrl-C.
-    """
-    try:
-        main()
-    except UsageError as error:
-        sys.exit(_report(str(error)))
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(".")[0]
-        remedy = (
-            "lower --per_device_train_batch_size and raise --gradient_accumulation_steps by as much, or add "
-            "--gradient_checkpointing"
-        )
-        sys.exit(_report(f"out of memory ({reason}); {remedy}"))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0)
-
-
-def _report(message: str) -> int:
-    # An error in a data loader's worker arrives with that worker's traceback.
-    message = message.rpartition("UsageError: ")[2]
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 def mute_libraries() -> None:

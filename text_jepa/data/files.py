@@ -18,7 +18,6 @@ from typing import IO, Any, Literal, NamedTuple
 import pyarrow
 from pyarrow import parquet
 
-from text_jepa.cli import nearest
 from text_jepa.data.prose import (
     BEGINNING,
     HTML,
@@ -33,6 +32,7 @@ from text_jepa.data.prose import (
     markup_paragraphs,
     plain_paragraphs,
 )
+from text_jepa.errors import nearest
 
 
 # File suffix -> builder of the datasets library and its options.

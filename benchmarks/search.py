@@ -1,0 +1,190 @@
+"""How often a search finds the document that a question belongs to: words, vectors, and both.
+
+    python benchmarks/search.py ENCODER --titles textbooks.parquet              # columns title and text
+    python benchmarks/search.py ENCODER --pairs qqp/test.parquet                # question1, question2, label
+    python benchmarks/search.py ENCODER --titles textbooks.parquet --shares 0.3 0.4 0.5 0.6 0.7 --half first
+
+Titles are asked, and a first line that is the title is removed from the text. Of pairs, the first question of each
+paraphrase is asked, and has to find another one of its group among all questions of the file. One half of the
+questions is for choosing, the other one, the default, for telling. A document ranks by its best passage.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pyarrow import parquet
+
+from text_jepa.cli import UsageError, mute_libraries, run_command
+from text_jepa.data.prose import paragraphs_of
+from text_jepa.embeddings import Encoder, embed_texts, open_encoder
+from text_jepa.probe.bootstrap import Score, compare_systems
+from text_jepa.search.index import VECTOR_SHARE, FileState, Index, IndexedFile, Snapshot
+from text_jepa.search.passages import Passage, passages_of
+
+
+# Passages among which documents are ranked.
+DEPTH = 200
+METRICS = ("r@10", "r@1", "mrr")
+
+
+class Questions(NamedTuple):
+    """Documents by name, and questions with the names of the documents that answer them."""
+
+    documents: dict[str, str]
+    asked: list[tuple[str, set[str]]]
+
+
+# ---- questions ------------------------------------------------------------------------------------------------------
+
+
+def read_titles(path: str, limit: int | None) -> Questions:
+    """Documents that have to be found by their titles of at least two words, unless two have the same."""
+    rows = parquet.read_table(path, columns=["title", "text"]).to_pylist()
+    random.Random(0).shuffle(rows)
+    rows = rows[:limit]
+    counts = Counter(row["title"] for row in rows)
+    documents = {}
+    asked = []
+    for number, row in enumerate(rows):
+        title = row["title"].strip()
+        documents[str(number)] = row["text"].strip().removeprefix(title).strip()
+        if counts[row["title"]] == 1 and len(title.split()) > 1:
+            asked.append((title, {str(number)}))
+    return Questions(documents, asked)
+
+
+def read_pairs(path: str, limit: int | None) -> Questions:
+    """Questions, of which paraphrases have to find each other."""
+    rows = parquet.read_table(path, columns=["question1", "question2", "label"]).to_pylist()[:limit]
+    group_of = {}
+    members = {}
+    for row in rows:
+        pair = [row["question1"].strip(), row["question2"].strip()]
+        for text in pair:
+            members.setdefault(group_of.setdefault(text, text), {text})
+        first, second = (group_of[text] for text in pair)
+        if row["label"] == 1 and first != second:
+            members[first] |= members[second]
+            group_of |= dict.fromkeys(members.pop(second), first)
+    asked = []
+    for group in members.values():
+        if len(group) > 1:
+            query = min(group)
+            asked.append((query, group - {query}))
+    return Questions({text: text for text in group_of}, asked)
+
+
+def half_of(questions: Questions, half: str) -> Questions:
+    """The documents, and every second one of the questions in random order, or all."""
+    asked = sorted(questions.asked)
+    random.Random(0).shuffle(asked)
+    if half != "both":
+        asked = asked[half == "second" :: 2]
+    return Questions(questions.documents, asked)
+
+
+# ---- search ---------------------------------------------------------------------------------------------------------
+
+
+def fill(index: Index, documents: Mapping[str, str], encoder: Encoder) -> None:
+    """Puts documents into an index."""
+    files = []
+    passages = []
+    for name, text in documents.items():
+        own = list(passages_of(paragraphs_of(text, ".txt", is_one_of_many=True))) or [Passage(1, "")]
+        files.append((name, own))
+        passages += own
+    vectors = embed_texts(encoder, [" ".join(passage.text.split()) for passage in passages])
+    start = 0
+    written = []
+    for name, own in files:
+        end = start + len(own)
+        written.append(IndexedFile(name, FileState(0, 0), own, vectors[start:end]))
+        start = end
+    index.write(written, index.start({"encoder": encoder.name}, None))
+
+
+def ranks(passages: Snapshot, questions: Questions, vectors: np.ndarray, share: float) -> np.ndarray:
+    """Rank (Q,) of the first right document for each question; infinite if there is none among the best passages."""
+    found = []
+    for (query, right), vector in zip(questions.asked, vectors, strict=True):
+        hits = passages.search(query, vector, DEPTH, share)
+        names = list(dict.fromkeys(hit.path for hit in hits if hit.path != query))
+        places = [place for place, name in enumerate(names, 1) if name in right]
+        found.append(places[0] if places else np.inf)
+    return np.array(found)
+
+
+def score(by_system: Mapping[str, np.ndarray], name: str) -> list[Score]:
+    """Scores of systems, the first one's lead over each other one with them."""
+    values = {
+        "r@10": lambda ranks: (ranks <= 10).astype(float),
+        "r@1": lambda ranks: (ranks == 1).astype(float),
+        "mrr": lambda ranks: 1 / ranks,
+    }
+    scores = []
+    for metric in METRICS:
+        rows = {system: values[metric](ranks)[None] for system, ranks in by_system.items()}
+        scores += compare_systems(name, "search", metric, np.mean, rows)
+    return scores
+
+
+# ---- command --------------------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> list[Score]:
+    """Scores the search on one file."""
+    path = args.titles or args.pairs
+    questions = half_of((read_titles if args.titles else read_pairs)(path, args.limit), args.half)
+    encoder = open_encoder(args.encoder)
+    vectors = embed_texts(encoder, [query for query, _ in questions.asked])
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index(Path(folder, "index.sqlite"))
+        fill(index, questions.documents, encoder)
+        by_system = {}
+        with index.snapshot() as passages:
+            for share in [*args.shares, 0.0, 1.0]:
+                system = {0.0: "BM25", 1.0: "vectors"}.get(share, f"both, {share:g} of vectors")
+                by_system[system] = ranks(passages, questions, vectors, share)
+        index.close()
+    return score(by_system, f"{len(questions.asked)} questions, {len(questions.documents)} documents")
+
+
+def show(scores: Sequence[Score]) -> None:
+    """Prints a table."""
+    print(f"{scores[0].task}\n\n| metric | system | score | interval | first is ahead by |\n|---|---|---|---|---|")
+    for row in scores:
+        ahead = "" if row.ahead is None else f"{row.ahead:+.1f} [{row.ahead_low:+.1f}, {row.ahead_high:+.1f}]"
+        print(f"| {row.metric} | {row.system} | {row.score:.1f} | {row.low:.1f} to {row.high:.1f} | {ahead} |")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoder", help="Folder or Hub name.")
+    parser.add_argument("--titles", help="Parquet file with the columns title and text.")
+    parser.add_argument("--pairs", help="Parquet file with the columns question1, question2 and label.")
+    parser.add_argument("--limit", type=int, help="Documents, or pairs, that are taken.")
+    parser.add_argument("--half", choices=("first", "second", "both"), default="second", help="Questions to ask.")
+    parser.add_argument("--shares", type=float, nargs="+", default=[VECTOR_SHARE], help="Shares of the vectors.")
+    parser.add_argument("--json", help="File to write the scores to.")
+    args = parser.parse_args(argv)
+    if (args.titles is None) == (args.pairs is None):
+        raise UsageError("name a file with --titles or with --pairs")
+    mute_libraries()
+    scores = run(args)
+    show(scores)
+    if args.json:
+        Path(args.json).write_text(json.dumps([row._asdict() for row in scores], indent=2))
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

@@ -1,0 +1,197 @@
+"""`text-jepa search` as people call it: what it prints, what it keeps, and one line for each mistake."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from text_jepa.cli import UsageError
+from text_jepa.commands import search
+from text_jepa.embeddings import embed_texts, open_encoder
+from text_jepa.search.index import unit_rows
+from text_jepa.search.static import StaticEmbedding, make_token_table
+
+
+@pytest.fixture(scope="module")
+def bag(tokenizer, tmp_path_factory):
+    """Folder of an encoder without layers, whose positions count."""
+    folder = tmp_path_factory.mktemp("bag")
+    shape = {"hidden_size": 64, "num_hidden_layers": 0, "num_attention_heads": 2, "max_position_embeddings": 128}
+    model = BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **shape), add_pooling_layer=False)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def static(bag, tmp_path_factory):
+    """Folder of an encoder without layers in which a token has the same state everywhere."""
+    folder = tmp_path_factory.mktemp("encoder") / "static"
+    shutil.copytree(bag, folder)
+    model = BertModel.from_pretrained(bag, add_pooling_layer=False)
+    with torch.no_grad():
+        model.embeddings.position_embeddings.weight.zero_()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def notes(tmp_path, texts):
+    folder = tmp_path / "notes"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "one.txt").write_text("\n\n".join(texts[:3]))
+    (folder / "deep" / "two.md").write_text(f"# Title\n\n{texts[3]}\n\n## Next\n\n{texts[4]} {texts[5]}\n")
+    return folder
+
+
+@pytest.fixture
+def call(capsys):
+    def call(*arguments):
+        search.main([str(argument) for argument in arguments])
+        return capsys.readouterr()
+
+    return call
+
+
+# ---- what is printed ------------------------------------------------------------------------------------------------
+
+
+def test_place_and_marked_sentence_of_the_passage_that_answers_come_first(call, static, notes, texts):
+    out = call(notes, "flour water salt bread", "--encoder", static).out
+    place, score = out.splitlines()[0].split()
+    assert place == f"{notes / 'deep' / 'two.md'}:1"
+    assert 0 < float(score) <= 1
+    first = " ".join(re.split(r"^/", out, flags=re.MULTILINE)[1].split())
+    assert f"# Title **{texts[3]}**" in first
+
+
+def test_json_has_the_passages_in_full(call, static, notes, texts):
+    found = json.loads(call(notes, "measured the bridge", "--encoder", static, "--json", "--limit", 2).out)
+    assert len(found) == 2
+    assert found[0]["file"] == str(notes / "deep" / "two.md")
+    assert (found[0]["line"], found[0]["sentence"]) == (5, texts[5])
+    assert found[0]["text"] == f"## Next\n{texts[4]} {texts[5]}"
+    assert found[0]["score"] >= found[1]["score"]
+
+
+def test_a_terminal_gets_bold_type(call, static, notes, texts, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\033[1m" in call(notes, texts[3], "--encoder", static).out
+
+
+def test_an_excerpt_holds_its_sentence_and_is_bounded():
+    text = "Before it. " * 100 + "The sentence itself." + " After it." * 100
+    start = text.index("The")
+    before, marked, after = search.excerpt(text, search.Span(start, start + 20))
+    assert marked == "The sentence itself."
+    assert before.startswith("… ")
+    assert after.endswith(" …")
+    assert len(before + marked + after) < 340
+
+
+# ---- the index ------------------------------------------------------------------------------------------------------
+
+
+def test_later_searches_know_the_encoder_and_read_only_what_changed(call, static, notes, texts, monkeypatch):
+    first = call(notes, "lamp", "--encoder", static)
+    assert "making the index" in first.err
+    monkeypatch.setattr(search, "open_quietly", lambda name: pytest.fail("an encoder was opened"))
+    again = call(notes, "lamp")
+    assert (again.out, again.err) == (first.out, "")
+    monkeypatch.undo()
+    (notes / "three.txt").write_text("A lamp, a lamp, a lamp!")
+    assert "three.txt:1" in call(notes, "lamp").out.splitlines()[0]
+    (notes / "three.txt").unlink()
+    assert call(notes, "lamp").out == first.out
+
+
+def test_another_encoder_makes_the_index_anew_and_says_so(call, static, bag, notes):
+    call(notes, "lamp", "--encoder", static)
+    assert re.search(r"made with .*static; making it anew with .*bag", call(notes, "lamp", "--encoder", bag).err)
+    assert call(notes, "lamp").err == ""
+
+
+def test_an_encoder_that_was_trained_again_makes_the_index_anew(call, static, notes, tmp_path):
+    shutil.copytree(static, tmp_path / "mine")
+    call(notes, "lamp", "--encoder", tmp_path / "mine")
+    BertModel.from_pretrained(static, add_pooling_layer=False).save_pretrained(tmp_path / "mine")
+    assert "has changed since; making it anew" in call(notes, "lamp").err
+
+
+def test_vectors_without_torch_are_those_of_the_encoder(static, texts):
+    encoder = open_encoder(str(static))
+    table = make_token_table(encoder)
+    embedding = StaticEmbedding(table.vectors.__getitem__, table.tokenizer, table.prompt)
+    asked = [*texts, "zebra!", "", " ".join(texts * 10)]
+    expected = unit_rows(embed_texts(encoder, asked))
+    # Special tokens surround each window of a long text, and the whole of it here.
+    assert np.abs(unit_rows(embedding(asked)) - expected)[:-1].max() < 1e-5
+    assert (unit_rows(embedding(asked))[-1] @ expected[-1]) > 0.99
+
+
+def test_an_encoder_whose_tokens_know_their_places_is_opened_for_each_query(call, bag, notes):
+    assert make_token_table(open_encoder(str(bag))) is None
+    first = call(notes, "lamp", "--encoder", bag)
+    assert call(notes, "lamp").out == first.out
+
+
+def test_the_newest_run_is_the_encoder_if_none_is_named(call, static, notes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no encoder in runs/"):
+        call(notes, "lamp")
+    shutil.copytree(static, tmp_path / "runs" / "mine")
+    (tmp_path / "runs" / "mine" / "modules.json").write_text("[]")
+    assert "runs/mine" in call(notes, "lamp", "--rebuild").err
+
+
+def test_the_index_may_lie_elsewhere(call, static, notes, tmp_path):
+    call(notes, "lamp", "--encoder", static, "--index", tmp_path / "other" / "index.sqlite")
+    assert not (notes / ".text-jepa").exists()
+    assert call(notes, "lamp", "--index", tmp_path / "other" / "index.sqlite").err == ""
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{notes}", "  "], "the query is empty"),
+        (["{notes}/one.txt", "lamp"], "no such folder"),
+        (["{notes}", "lamp", "--limit", "0"], "--limit 0"),
+        (["{notes}", "lamp", "--limt", "3"], "unrecognized arguments: --limt"),
+        (["{notes}"], "required: QUERY"),
+        (["{notes}", "lamp", "--encoder", "{notes}"], "no model can be read there"),
+        (["{notes}/empty", "lamp", "--encoder", "{static}"], "holds no texts"),
+        (["{notes}/blank", "lamp", "--encoder", "{static}"], "no text in its 1 files"),
+        (["{notes}", "lamp", "--encoder", "{static}", "--index", "{notes}/one.txt"], "not the index of a search"),
+    ],
+)
+def test_a_mistake_is_one_line(call, static, notes, arguments, message):
+    (notes / "empty").mkdir()
+    (notes / "blank").mkdir()
+    (notes / "blank" / "blank.txt").write_text("\n\n")
+    before = (notes / "one.txt").read_text()
+    with pytest.raises(UsageError, match=re.escape(message)):
+        call(*(argument.format(notes=notes, static=static) for argument in arguments))
+    assert (notes / "one.txt").read_text() == before
+
+
+def test_an_encoder_that_cannot_be_opened_leaves_the_index_as_it_was(call, static, notes, tmp_path):
+    first = call(notes, "lamp", "--encoder", static)
+    with pytest.raises(UsageError):
+        call(notes, "lamp", "--encoder", tmp_path / "none")
+    again = call(notes, "lamp")
+    assert (again.out, again.err) == (first.out, "")
+
+
+def test_a_file_that_cannot_be_read_is_named_beside_the_results(call, static, notes):
+    (notes / "bad.txt").write_bytes(b"\xff\xfe\xfd")
+    found = call(notes, "lamp", "--encoder", static)
+    assert re.search(r"^left out: .*bad.txt, line 1: not UTF-8", found.err, re.MULTILINE)
+    assert "one.txt" in found.out

@@ -1,0 +1,258 @@
+"""Searches a folder of texts by meaning and by words together.
+
+    text-jepa search notes/ "what was said of the harbour?"
+    text-jepa search notes/ "what was said of the harbour?" --encoder runs/notes --limit 10
+    text-jepa search notes/ "what was said of the harbour?" --json
+
+The first search reads the folder and keeps an index in notes/.text-jepa/; each later one reads only what has changed.
+The index remembers its encoder.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from text_jepa.errors import UsageError
+from text_jepa.search.folder import Embed, compare, find_texts, update
+from text_jepa.search.index import FileState, Hit, Index, Snapshot, remove_index
+from text_jepa.search.passages import Span, sentences_of
+from text_jepa.search.static import StaticEmbedding, make_token_table
+
+
+if TYPE_CHECKING:
+    from text_jepa.embeddings import Encoder
+
+# Where the index of a folder is kept, relative to the folder.
+INDEX = Path(".text-jepa", "search.sqlite")
+
+# Files whose sizes and times tell whether an encoder has changed.
+_FILES_OF_ENCODER = ("*.safetensors", "*.bin", "*.json", "*/config.json", "*/*.safetensors")
+
+# Characters of a passage that are shown.
+_SHOWN = 320
+
+
+class Found(NamedTuple):
+    """A passage, and the sentence of it that fits the query best."""
+
+    hit: Hit
+    sentence: Span
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports each mistake as a `UsageError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def make_parser(prog: str = "text-jepa search") -> argparse.ArgumentParser:
+    """Makes the command's parser."""
+    parser = _Parser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="Folder of texts, with its subfolders.")
+    parser.add_argument("query", metavar="QUERY", help="What to look for, in any words.")
+    parser.add_argument(
+        "--encoder",
+        help="Encoder: folder or Hub name. Default: that of the index, and for a new one the newest run in runs/.",
+    )
+    parser.add_argument("--limit", type=int, default=5, metavar="N", help="Number of passages. (default: 5)")
+    parser.add_argument("--json", action="store_true", help="Print a list of objects, with the passages in full.")
+    parser.add_argument(
+        "--text_column", "--text-column", nargs="+", metavar="COLUMN", help="Column of the text in files with columns."
+    )
+    parser.add_argument("--index", type=Path, metavar="FILE", help="Index. Default: FOLDER/.text-jepa/search.sqlite.")
+    parser.add_argument("--rebuild", action="store_true", help="Make the index anew.")
+    return parser
+
+
+def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
+    """Runs the command.
+
+    Raises:
+        UsageError: There are no texts, no query or no encoder, or the index is damaged or cannot be written.
+    """
+    args = make_parser(prog).parse_args(argv)
+    if not args.query.strip():
+        raise UsageError("the query is empty; ask something")
+    if args.limit < 1:
+        raise UsageError(f"--limit {args.limit}: at least 1")
+    path = args.index or args.folder / INDEX
+    texts = find_texts(args.folder)
+    if args.rebuild:
+        remove_index(path)
+    index = Index(path)
+    try:
+        embed = bring_up_to_date(index, texts, args)
+        with index.snapshot() as passages:
+            found = search(passages, args.query, embed, args.limit)
+    finally:
+        index.close()
+    if args.json:
+        print(json.dumps([as_json(args.folder, one) for one in found], ensure_ascii=False, indent=2))
+    else:
+        show(args.folder, found)
+    if not found:
+        tell("nothing found: no passage has a word of the query, and the encoder knows none of them")
+
+
+# ---- index ----------------------------------------------------------------------------------------------------------
+
+
+def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argparse.Namespace) -> Embed:
+    """Updates an index, and returns what turns queries into vectors."""
+    kept = index.settings()
+    name = args.encoder or kept.get("encoder") or choose_encoder()
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    column = json.dumps(args.text_column) if args.text_column else kept.get("text_column", '["text"]')
+    wanted = {"encoder": name, "encoder_state": state_of(name), "text_column": column}
+    encoder = None
+    if any(kept.get(key) != value for key, value in wanted.items()):
+        encoder = open_quietly(name)
+        tell(reason_to_start(kept, wanted, index.path))
+        kept = index.start(wanted, make_token_table(encoder))
+        hide_from_git(index.path)
+    if "tokenizer" in kept:
+        embed = StaticEmbedding(index.token_vectors, kept["tokenizer"], kept["prompt"])
+    else:
+        embed = embedding(encoder or open_quietly(name))
+    changes = compare(index, texts)
+    if len(changes.read) > 1:
+        tell(f"reading {len(changes.read):,} files of {args.folder}")
+    for reason in update(index, args.folder, changes, embed, json.loads(column), kept):
+        tell(f"left out: {reason}")
+    if not index.count_passages():
+        raise UsageError(f"{args.folder}: no text in its {len(texts):,} files; name another folder")
+    return embed
+
+
+def hide_from_git(path: Path) -> None:
+    """Keeps an index that lies in its usual place out of the repository that the texts may lie in."""
+    if path.parts[-2:] == INDEX.parts:
+        path.with_name(".gitignore").write_text("*\n")
+
+
+def choose_encoder() -> str:
+    """The newest run in runs/."""
+    from text_jepa.probe.systems import newest_run
+
+    name = newest_run()
+    tell(f"encoder: {name}, the newest run; name another with --encoder")
+    return name
+
+
+def state_of(name: str) -> str:
+    """What tells whether the files of an encoder have changed; empty for a name on the Hub."""
+    folder = Path(name)
+    states = []
+    for path in sorted({path for pattern in _FILES_OF_ENCODER for path in folder.glob(pattern)}):
+        status = path.stat()
+        states.append(f"{path.relative_to(folder).as_posix()} {status.st_size} {status.st_mtime_ns}")
+    return "\n".join(states)
+
+
+def reason_to_start(kept: dict[str, str], wanted: dict[str, str], path: Path) -> str:
+    """The line that says why an index is made."""
+    if not kept:
+        return f"making the index {path} with {wanted['encoder']}"
+    if kept["encoder"] != wanted["encoder"]:
+        return f"{path}: made with {kept['encoder']}; making it anew with {wanted['encoder']}"
+    if kept["encoder_state"] != wanted["encoder_state"]:
+        return f"{path}: {wanted['encoder']} has changed since; making it anew"
+    return f"{path}: made from other columns; making it anew"
+
+
+def open_quietly(name: str) -> "Encoder":
+    """Opens an encoder without the bars of transformers."""
+    from text_jepa import registration  # noqa: F401
+    from text_jepa.cli import mute_libraries
+    from text_jepa.embeddings import open_encoder
+
+    mute_libraries()
+    return open_encoder(name)
+
+
+def embedding(encoder: "Encoder") -> Embed:
+    """The function that turns texts into vectors."""
+    from text_jepa.embeddings import embed_texts
+
+    return lambda texts: embed_texts(encoder, texts)
+
+
+# ---- search ---------------------------------------------------------------------------------------------------------
+
+
+def search(passages: Snapshot, query: str, embed: Embed, limit: int) -> list[Found]:
+    """The passages that fit a query best, each with the best of its sentences."""
+    vector = embed([query])[0]
+    hits = passages.search(query, vector, limit)
+    spans = [list(sentences_of(hit.text)) for hit in hits]
+    texts = [hit.text[span.start : span.end] for hit, there in zip(hits, spans, strict=True) for span in there]
+    if not texts:
+        return []
+    scores = passages.centred(embed(texts)) @ passages.centred(vector)
+    found = []
+    start = 0
+    for hit, there in zip(hits, spans, strict=True):
+        best = int(scores[start : start + len(there)].argmax())
+        found.append(Found(hit, there[best]))
+        start += len(there)
+    return found
+
+
+# ---- output ---------------------------------------------------------------------------------------------------------
+
+
+def tell(line: str) -> None:
+    """Prints a line beside the results."""
+    print(line, file=sys.stderr)
+
+
+def show(folder: Path, found: Sequence[Found]) -> None:
+    """Prints place, score and text of passages, with the best sentence of each in bold."""
+    is_terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    marks = ("\033[1m", "\033[0m") if is_terminal else ("**", "**")
+    width = min(shutil.get_terminal_size().columns, 100)
+    for hit, sentence in found:
+        before, marked, after = excerpt(hit.text, sentence)
+        text = f"{before}{marks[0]}{marked}{marks[1]}{after}"
+        print(f"{folder / hit.path}:{hit.line}  {hit.score:.2f}")
+        print(textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
+
+
+def excerpt(text: str, sentence: Span) -> tuple[str, str, str]:
+    """What is shown of a passage on one line: before the sentence, the sentence, and after it."""
+    marked = textwrap.shorten(text[sentence.start : sentence.end], _SHOWN, placeholder=" …")
+    room = _SHOWN - len(marked)
+    before = " ".join(text[: sentence.start].split())
+    after = " ".join(text[sentence.end :].split())
+    if len(before) > room // 2:
+        kept = before[-(room // 2) :] if room > 1 else ""
+        before = f"… {kept.partition(' ')[2]}"
+    room -= len(before)
+    if len(after) > room:
+        after = f"{after[: max(room, 0)].rpartition(' ')[0]} …"
+    before = f"{before} " if before else ""
+    after = f" {after}" if after else ""
+    return before, marked, after
+
+
+def as_json(folder: Path, found: Found) -> dict[str, object]:
+    """A passage as an object."""
+    hit, sentence = found
+    return {
+        "file": str(folder / hit.path),
+        "line": hit.line,
+        "score": round(hit.score, 4),
+        "cosine": round(hit.cosine, 4),
+        "bm25": round(hit.words, 4),
+        "sentence": hit.text[sentence.start : sentence.end],
+        "text": hit.text,
+    }

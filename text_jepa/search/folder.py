@@ -1,0 +1,142 @@
+"""Keeps the index of a folder up to date: reads what is new or has changed, and removes what is gone."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from text_jepa.data.files import BUILDERS, FileError, Form, read_paragraphs, suffix_of
+from text_jepa.errors import UsageError
+from text_jepa.search.index import FileState, Index, IndexedFile
+from text_jepa.search.passages import Passage, passages_of
+
+
+# Passages that are embedded and written together: what a search that is interrupted loses.
+_GROUP = 512
+
+Embed = Callable[[list[str]], np.ndarray]
+"""Turns N texts into vectors (N, D)."""
+
+
+class Changes(NamedTuple):
+    """What differs between a folder and its index.
+
+    Args:
+        read: Paths, relative to the folder, and states of the files that are new or have changed.
+        gone: Paths of files that are in the index only.
+    """
+
+    read: dict[str, FileState]
+    gone: list[str]
+
+
+def find_texts(folder: Path) -> dict[str, FileState]:
+    """The files of a folder and its subfolders that hold texts, by path relative to it; hidden ones are left out.
+
+    Raises:
+        UsageError: There is no such folder, it cannot be listed, or it holds no texts.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; name a folder of texts")
+    found = {}
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.startswith(".") or suffix_of(path) not in BUILDERS or not path.is_file():
+                continue
+            status = path.stat()
+            found[path.relative_to(folder).as_posix()] = FileState(status.st_size, status.st_mtime_ns)
+    if not found:
+        raise UsageError(f"{folder}: holds no texts; name a folder with files of {', '.join(BUILDERS)}")
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    raise UsageError(f"{error.filename}: {error.strerror}; make it readable, or name another folder") from error
+
+
+def compare(index: Index, texts: Mapping[str, FileState]) -> Changes:
+    """What an index lacks of the texts of a folder, and what it has too many.
+
+    Raises:
+        UsageError: The index is damaged.
+    """
+    known = index.files()
+    read = {path: state for path, state in texts.items() if known.get(path) != state}
+    return Changes(read, [path for path in known if path not in texts])
+
+
+def update(
+    index: Index,
+    folder: Path,
+    changes: Changes,
+    embed: Embed,
+    text_column: Sequence[str],
+    settings: Mapping[str, str],
+) -> list[str]:
+    """Brings an index up to date. What is interrupted goes on where it stopped.
+
+    Args:
+        index: The index.
+        folder: The folder.
+        changes: See `compare`.
+        embed: Function of texts.
+        text_column: Columns of the text in files with columns.
+        settings: Those that the index was started with.
+
+    Returns:
+        A line for each file that cannot be read. What the index had of it is removed.
+
+    Raises:
+        UsageError: The index cannot be written.
+    """
+    index.remove(changes.gone)
+    form = Form({"text": tuple(text_column)}, is_many=True)
+    unreadable = []
+    passages_by_file = _read_all(folder, changes.read, form, unreadable)
+    for group in _groups(passages_by_file):
+        texts = [" ".join(passage.text.split()) for _, passages in group for passage in passages]
+        vectors = embed(texts) if texts else np.zeros((0, 0), np.float32)
+        if not np.isfinite(vectors).all():
+            raise UsageError("the encoder gives vectors that are not finite, so its weights are broken; name another")
+        files = []
+        start = 0
+        for path, passages in group:
+            end = start + len(passages)
+            files.append(IndexedFile(path, changes.read[path], passages, vectors[start:end]))
+            start = end
+        index.write(files, settings)
+    index.remove([path for path, _ in unreadable])
+    return [reason for _, reason in unreadable]
+
+
+def _read_all(
+    folder: Path,
+    paths: Iterable[str],
+    form: Form,
+    unreadable: list[tuple[str, str]],
+) -> Iterator[tuple[str, list[Passage]]]:
+    """Path and passages of each file; those that cannot be read, with the reason, are added to a list."""
+    for path in paths:
+        try:
+            yield path, list(passages_of(read_paragraphs(str(folder / path), form)))
+        except FileError as error:
+            unreadable.append((path, str(error)))
+
+
+def _groups(files: Iterable[tuple[str, list[Passage]]]) -> Iterator[list[tuple[str, list[Passage]]]]:
+    """Files in groups of about so many passages that it pays to embed them together."""
+    group = []
+    size = 0
+    for path, passages in files:
+        group.append((path, passages))
+        size += len(passages)
+        if size >= _GROUP:
+            yield group
+            group = []
+            size = 0
+    if group:
+        yield group
