@@ -15,7 +15,7 @@ import pytest
 import run_pretraining
 import text_jepa
 from text_jepa.cli import parse_arguments
-from text_jepa.commands import export, plot
+from text_jepa.commands import export, plot, search
 from text_jepa.commands.masks import GalleryArguments
 from text_jepa.probe.arguments import ProbeArguments
 from text_jepa.probe.bootstrap import Score
@@ -86,6 +86,7 @@ VERBS = {
     "masks": lambda words: parse_run(words, "", more=(GalleryArguments,)),
     "export": lambda words: export.make_parser().parse_args(words),
     "plot": lambda words: plot.make_parser().parse_args(words),
+    "search": lambda words: search.make_parser().parse_args(words),
 }
 COMMANDS = [
     (name, line)

@@ -18,6 +18,7 @@ VERBS = {
         "text_jepa.commands.adapt",
         "adapt an encoder that you use to your texts, by the recipe that suits it",
     ),
+    "search": ("text_jepa.commands.search", "search a folder of texts by meaning and by words together"),
     "probe": ("run_probe", "measure encoders on labelled tasks and on your own documents"),
     "export": (
         "text_jepa.commands.export",
