@@ -1,4 +1,4 @@
-"""A verdict on documents without labels: what the passages are, who is ahead of whom, and what nobody gains by.
+"""A comparison on documents without labels: what the passages are, who is ahead of whom, and what nobody gains by.
 
 Run: python -m pytest -q tests/probe/test_documents.py
 """
@@ -17,11 +17,11 @@ from text_jepa.probe.documents import (
     REST,
     TITLE,
     WordCounting,
+    compare_on_documents,
     cut_passages,
-    judge_documents,
     load_documents,
     ranks_of_own,
-    verdict,
+    summarize,
 )
 
 
@@ -205,7 +205,7 @@ def found(corpus):
     documents, titles = corpus
     labels = [["even", "odd"][row % 2] for row in range(60)]
     systems = {"this": by_number, "constant": constant, "random": random}
-    return judge_documents(
+    return compare_on_documents(
         systems,
         documents,
         documents[:30],
@@ -241,7 +241,7 @@ def test_opponents_are_fitted_on_both_kinds_of_texts_or_on_the_scored_ones_alone
     systems = {s.system for s in found.scores if s.task == REST}
     opponents = {f"{kind} ({source})" for kind in kinds for source in ("training texts", "scored texts")}
     assert systems == {"this", "constant", "random"} | opponents
-    alone = judge_documents({"this": by_number}, corpus[0])
+    alone = compare_on_documents({"this": by_number}, corpus[0])
     assert {s.system for s in alone.scores} == {"this", "TF-IDF (scored texts)", "BM25 (scored texts)"}
     assert {s.task for s in alone.scores} == {REST}
 
@@ -264,7 +264,7 @@ def test_labels_are_told_by_documents_of_the_other_half(corpus):
         numbers = [documents.index(text) % 3 if text in documents else 0 for text in texts]
         return np.eye(3)[numbers]
 
-    found = judge_documents(
+    found = compare_on_documents(
         {"knows": labelled, "constant": constant},
         documents,
         None,
@@ -283,7 +283,7 @@ def test_each_system_is_asked_once_for_distinct_texts(corpus):
         calls.append(texts)
         return by_number(texts)
 
-    judge_documents(
+    compare_on_documents(
         {"this": counting},
         corpus[0] * 2,
         None,
@@ -294,7 +294,7 @@ def test_each_system_is_asked_once_for_distinct_texts(corpus):
 
 
 def test_fewer_queries_can_be_asked_for(corpus):
-    found = judge_documents(
+    found = compare_on_documents(
         {"this": by_number},
         *corpus[:1],
         titles=corpus[1],
@@ -306,7 +306,7 @@ def test_fewer_queries_can_be_asked_for(corpus):
 
 def test_vectors_that_are_not_finite_are_refused_by_name(corpus):
     with pytest.raises(UsageError, match="broken: its features are not finite"):
-        judge_documents(
+        compare_on_documents(
             {"broken": lambda texts: np.full((len(texts), 2), np.nan)},
             corpus[0],
         )
@@ -314,20 +314,20 @@ def test_vectors_that_are_not_finite_are_refused_by_name(corpus):
 
 def test_labels_of_a_single_class_are_refused(corpus):
     with pytest.raises(UsageError, match="all 'x'"):
-        judge_documents(
+        compare_on_documents(
             {"this": by_number},
             corpus[0],
             labels=["x"] * 60,
         )
 
 
-# ---- verdict --------------------------------------------------------------------------------------------------------
+# ---- sentence -------------------------------------------------------------------------------------------------------
 
 
-def test_the_verdict_says_by_how_much_more_or_less_often(corpus):
+def test_the_sentence_says_by_how_much_more_or_less_often(corpus):
     documents, _ = corpus
-    better = verdict(
-        judge_documents(
+    better = summarize(
+        compare_on_documents(
             {"this": by_number, "before": random},
             documents,
             documents[:5],
@@ -337,16 +337,16 @@ def test_the_verdict_says_by_how_much_more_or_less_often(corpus):
     assert better.startswith("On 60 passages of 60 documents this encoder finds the rest of the document (R@10) ")
     assert " points more often than word counting (TF-IDF fitted on the training texts), and " in better
     assert better.endswith(" points more often than the encoder before.")
-    worse = verdict(
-        judge_documents({"this": constant, "random weights": by_number}, documents, reference="random weights")
+    worse = summarize(
+        compare_on_documents({"this": constant, "random weights": by_number}, documents, reference="random weights")
     )
     assert " points less often than word counting (TF-IDF fitted on the scored texts), and " in worse
     assert worse.endswith(" points less often than random weights.")
 
 
-def test_the_verdict_claims_nothing_where_the_interval_includes_0(corpus):
-    same = verdict(
-        judge_documents(
+def test_the_sentence_claims_nothing_where_the_interval_includes_0(corpus):
+    same = summarize(
+        compare_on_documents(
             {"this": by_number, "before": by_number},
             corpus[0],
             reference="before",
@@ -355,11 +355,11 @@ def test_the_verdict_claims_nothing_where_the_interval_includes_0(corpus):
     assert same.endswith("and not measurably better or worse than the encoder before (+0.0 [+0.0, +0.0] points).")
 
 
-def test_too_few_documents_give_no_verdict(corpus):
-    found = judge_documents({"this": by_number}, corpus[0][:19])
+def test_too_few_documents_are_not_compared(corpus):
+    found = compare_on_documents({"this": by_number}, corpus[0][:19])
     assert found.scores == []
     assert "19 queries" in found.notes[0]
-    assert verdict(found) == "The documents give fewer than 20 pairs of passages, too few for a verdict."
+    assert summarize(found) == "The documents give fewer than 20 pairs of passages, too few to compare."
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

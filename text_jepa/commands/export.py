@@ -405,12 +405,12 @@ def print_search(encoder: Encoder, paths: Sequence[Path], texts: Sequence[str]) 
     systems = {}
     for path in paths:
         systems[path.name] = partial(onnx_vectors, encoder, path)
-    found = documents.judge_documents(systems, texts, max_queries=_PASSAGES)
+    found = documents.compare_on_documents(systems, texts, max_queries=_PASSAGES)
     scores = [score for score in found.scores if (score.task, score.metric) == (documents.REST, "r@10")]
     for score in scores[: len(paths)]:
         behind = ""
         if score.ahead is not None:
-            behind = f", {-score.ahead:+.1f} [{-score.ahead_high:+.1f}, {-score.ahead_low:+.1f}]"
+            behind = f", {0 - score.ahead:+.1f} [{0 - score.ahead_high:+.1f}, {0 - score.ahead_low:+.1f}]"
         print(f"{score.system:<16} finds the rest of the document, R@10 {score.score:.1f}{behind}")
     if not scores:
         print(f"The texts give fewer than {documents.MIN_QUERIES} pairs of passages, too few for R@10")

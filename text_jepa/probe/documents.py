@@ -29,7 +29,7 @@ from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.predictors import knn_predict
 
 
-# Documents that select how a run is merged and that judge it at its end, and those in which words are counted for it.
+# Held-out documents that select how a run is merged and that it is compared on, and those whose words it counts.
 HELD_OUT_DOCUMENTS = 4_000
 TRAINING_DOCUMENTS = 20_000
 
@@ -360,7 +360,7 @@ def _predict_by_neighbours(vectors: np.ndarray, labels: np.ndarray) -> np.ndarra
     return predictions
 
 
-# ---- judging --------------------------------------------------------------------------------------------------------
+# ---- comparing ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -384,7 +384,7 @@ class DocumentScores:
     reference: str | None
 
 
-def judge_documents(
+def compare_on_documents(
     vectors_of: Mapping[str, Callable[[list[str]], np.ndarray]],
     documents: Sequence[str],
     training_texts: Sequence[str] | None = None,
@@ -404,7 +404,7 @@ def judge_documents(
             nothing else if there are no training texts.
         titles: N titles: each has to find its text.
         labels: N classes, predicted by nearest neighbours.
-        reference: The system that the first one is compared with in the `verdict`.
+        reference: The system that the first one is compared with in `summarize`.
         max_queries: Largest number of pairs of passages, titles and labels; fewer are faster and widen intervals.
         variants: More systems, by name: the system whose vectors (N, D) they change, and the function that does.
 
@@ -585,7 +585,7 @@ def _label_answers(
 
 
 def variants_of(name: str, name_before: str | None, width: int) -> dict[str, tuple]:
-    """Variants for `judge_documents`: vectors cut to their first features, and those of before, centred.
+    """Variants for `compare_on_documents`: vectors cut to their first features, and those of before, centred.
 
     Args:
         name: The system in question.
@@ -601,10 +601,10 @@ def variants_of(name: str, name_before: str | None, width: int) -> dict[str, tup
     return variants
 
 
-# ---- verdict --------------------------------------------------------------------------------------------------------
+# ---- in a sentence --------------------------------------------------------------------------------------------------
 
 
-def verdict(found: DocumentScores) -> str:
+def summarize(found: DocumentScores) -> str:
     """One sentence: how much more often the first system finds the rest of a document than word counting does.
 
     Word counting is TF-IDF, fitted on the training texts if there are any.
@@ -614,7 +614,7 @@ def verdict(found: DocumentScores) -> str:
         if score.task == REST and score.metric == "r@10":
             by_system[score.system] = score
     if not by_system:
-        return f"The documents give fewer than {MIN_QUERIES} pairs of passages, too few for a verdict."
+        return f"The documents give fewer than {MIN_QUERIES} pairs of passages, too few to compare."
     first, *_ = by_system.values()
     source = TRAINING_TEXTS if f"TF-IDF ({TRAINING_TEXTS})" in by_system else SCORED_TEXTS
     parts = [_comparison(by_system[f"TF-IDF ({source})"], f"word counting (TF-IDF fitted on the {source})")]
@@ -666,7 +666,7 @@ def shorter_vectors(found: DocumentScores) -> list[tuple[int, float, float, floa
     for score in found.scores:
         size = _SIZE_OF.get(score.system)
         if size is not None and (score.task, score.metric) == (REST, "r@10"):
-            rows.append((size, score.score, -score.ahead_high, -score.ahead_low))
+            rows.append((size, score.score, 0 - score.ahead_high, 0 - score.ahead_low))  # no -0.0
     return rows
 
 
@@ -691,7 +691,7 @@ def score_on_documents(
     Args:
         encoder: The encoder whose shape, tokenizer and pooling the weights are tried with. It is not changed.
         documents: Texts, preferably unseen in training.
-        limit: Largest number of passages; they are those of the verdict on documents, see `cut_passages`.
+        limit: Largest number of passages; they are those of `compare_on_documents`, see `cut_passages`.
 
     Returns:
         A function of weights by name, which returns the reciprocal rank of each passage in percent.

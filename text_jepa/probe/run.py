@@ -28,8 +28,8 @@ from text_jepa.probe.documents import (
     SHORTEST_DOCUMENT,
     Answers,
     DocumentScores,
-    judge_documents,
-    verdict,
+    compare_on_documents,
+    summarize,
 )
 from text_jepa.probe.glue import FUNCTIONS, write_submission
 from text_jepa.probe.questions import Questions, title_of
@@ -199,7 +199,7 @@ def compare_documents(
         vectors_of[encoder.name] = partial(embeddings.embed_texts, encoder, layers=args.layers)
     if args.controls:
         vectors_of[BAG] = partial(controls.bag_of_embeddings, encoders[0])
-    compared = judge_documents(
+    compared = compare_on_documents(
         vectors_of,
         documents.texts,
         questions.training_texts,
@@ -225,7 +225,7 @@ def add_documents(results: ProbeResults, compared: DocumentScores) -> ProbeResul
         gold=results.gold | compared.gold,
         notes=results.notes + compared.notes,
         splits=results.splits | {score.task: "test" for score in compared.scores},
-        summary=verdict(compared),
+        summary=summarize(compared),
     )
 
 

@@ -1,6 +1,6 @@
-"""The end of a run: its weights are merged with its start, judged on held-out documents, exported and published.
+"""The end of a run: its weights are merged with its start, compared on held-out documents, exported and published.
 
-Neither merging nor judging needs labels. Half of the documents that nothing was trained on select how far to go from
+Neither merging nor comparing needs labels. Half of the documents that nothing was trained on select how far to go from
 start to end; on the other half the result is compared with the start and with word counting.
 """
 
@@ -29,11 +29,11 @@ from text_jepa.probe.documents import (
     HELD_OUT_DOCUMENTS,
     TRAINING_DOCUMENTS,
     DocumentScores,
-    judge_documents,
+    compare_on_documents,
     score_on_documents,
     shorter_vectors,
+    summarize,
     variants_of,
-    verdict,
 )
 from text_jepa.sentence_head import kept_head
 from text_jepa.share.export import save_for_continuing
@@ -85,7 +85,7 @@ def leave_results(
         arguments: The model, data, objective and training arguments of the run.
 
     Returns:
-        The verdict on the encoder, in a sentence.
+        The comparison, in a sentence.
     """
     model_args = arguments[0]
     output_dir = Path(trainer.args.output_dir)
@@ -109,29 +109,29 @@ def leave_results(
     with merged(encoder.model, start, share):
         try:
             training_texts = first_texts(corpus, "train", TRAINING_DOCUMENTS)
-            scores = judge_run(
+            scores = compare_with_start(
                 encoder,
                 start,
                 describe_start(model_args),
                 documents[1::2],
                 training_texts,
             )
-            sentence = verdict(scores)
+            sentence = summarize(scores)
             shorter = shorter_vectors(scores)
             write_verdict(output_dir, scores, share, shares, describe_collapse_of_run(describe_run(trainer)))
-        except UsageError as error:  # the encoder is worth more than its verdict
-            sentence = f"There is no verdict on held-out documents: {error}."
-        judgement = {
+        except UsageError as error:  # the encoder is worth more than its comparison
+            sentence = f"There is no comparison on held-out documents: {error}."
+        comparison = {
             "verdict": sentence,
             "share": share,
             "shares": list(shares.items()),
             "shorter": shorter,
         }
-        trainer.card_info = own_info | judgement
+        trainer.card_info = own_info | comparison
         trainer.export(output_dir)
         show_neighbours(encoder, documents)
 
-    # The complete model is not the one that was judged.
+    # The complete model is not the one that was compared.
     trainer.card_info = own_info
     complete_dir = output_dir / "pretraining"
     save_for_continuing(trainer.model, trainer.processing_class, complete_dir)
@@ -281,7 +281,7 @@ def whole_model(model: TextJepaForPreTraining) -> TextJepaForPreTraining:
 
 
 def describe_start(model_args: ModelArguments) -> str:
-    """What the verdict calls the start of the run."""
+    """What the comparison calls the start of the run."""
     if model_args.model_name_or_path is None or model_args.init == "from_config":
         return RANDOM_WEIGHTS
     if model_args.init == "pretrained":
@@ -289,7 +289,7 @@ def describe_start(model_args: ModelArguments) -> str:
     return "the start of the run"
 
 
-def judge_run(
+def compare_with_start(
     encoder: Encoder,
     start: Weights,
     name_of_start: str,
@@ -301,7 +301,7 @@ def judge_run(
     Args:
         encoder: The encoder that is exported.
         start: The weights of its model at the start, by name.
-        name_of_start: What the verdict calls the start.
+        name_of_start: What the comparison calls the start.
         documents: Held-out texts.
         training_texts: Texts of the run, on which word counting is fitted.
 
@@ -316,7 +316,7 @@ def judge_run(
     }
     before = name_of_start if name_of_start == "before" else None
     width = embed_texts(encoder, ["a"]).shape[1]
-    return judge_documents(
+    return compare_on_documents(
         systems,
         documents,
         training_texts,
@@ -336,13 +336,13 @@ def write_verdict(
 
     Args:
         folder: The folder of the run.
-        scores: From `judge_run`.
+        scores: From `compare_with_start`.
         share: The share of the way from start to end that the weights have.
         shares: The mean reciprocal rank in percent by share tried.
         collapse: What the collapse monitor saw, if it saw a collapse.
     """
     content = {
-        "verdict": verdict(scores),
+        "verdict": summarize(scores),
         "collapse": collapse,
         "share": share,
         "mean_reciprocal_rank_by_share": {f"{tried:g}": value for tried, value in shares.items()},
