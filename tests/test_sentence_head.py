@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel
 
 import run_pretraining
 from text_jepa.cli import UsageError
@@ -137,6 +137,11 @@ def test_run_that_changes_nothing_exports_the_same_vectors(save, pretrain, head)
     np.testing.assert_allclose(embed_texts(open_encoder(f"{output}/pretraining"), SHORT), expected, atol=1e-5)
     model = sentence_transformers.SentenceTransformer(str(output), device="cpu", trust_remote_code=False)
     assert model.max_seq_length == 40
+    # The pooler, too, so that no opening reports weights that are made up.
+    exported, report = AutoModel.from_pretrained(output, output_loading_info=True)
+    assert not report["missing_keys"]
+    start = AutoModel.from_pretrained(folder)
+    assert torch.equal(exported.pooler.dense.weight, start.pooler.dense.weight)
     sentence = f"The export keeps the head of {folder}"
     assert sentence in printed
     assert sentence in (output / "README.md").read_text()

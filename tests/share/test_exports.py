@@ -27,7 +27,7 @@ from text_jepa.embeddings import Encoder, embed_texts, open_encoder
 from text_jepa.share import onnx
 from text_jepa.share.export import export_encoder, export_sentence_transformer
 from text_jepa.share.hub import files_to_publish
-from text_jepa.share.onnx import ONNX_TOLERANCE, OnnxEncoder, export_onnx
+from text_jepa.share.onnx import ONNX_TOLERANCE, OnnxEncoder, batches_of, export_onnx, run_onnx
 
 
 SENTENCES = [
@@ -383,9 +383,50 @@ def test_an_encoder_without_a_layer_is_exported_to_onnx(onnxruntime, tmp_path, a
 
 def test_an_onnx_file_pools_by_the_weights_of_words(weighted, onnxruntime, tmp_path):
     encoder = open_encoder(str(weighted))
-    export_onnx(encoder.model, tmp_path / "model.onnx")
-    found = embed_texts(replace(encoder, model=OnnxEncoder(tmp_path / "model.onnx")), WEIGHTED)
-    np.testing.assert_allclose(found, embed_texts(encoder, WEIGHTED), atol=1e-5)
+    path = tmp_path / "model.onnx"
+    assert export_onnx(encoder, path) <= ONNX_TOLERANCE
+    expected = embed_texts(encoder, WEIGHTED)
+    np.testing.assert_allclose(run_onnx(path, batches_of(encoder, WEIGHTED)), expected, atol=1e-5)
+    by_states = embed_texts(replace(encoder, model=OnnxEncoder(path)), WEIGHTED)
+    np.testing.assert_allclose(by_states, expected, atol=1e-5)
+
+
+def test_centring_and_unit_length_are_stock_modules_and_the_same_in_onnx(
+    weighted, onnxruntime, export_command, tmp_path
+):
+    st = pytest.importorskip("sentence_transformers")
+    (tmp_path / "texts.txt").write_text("\n".join(SENTENCES))
+    center = ("--center", tmp_path / "texts.txt", "--normalize")
+    export_command("sentence-transformers", weighted, tmp_path / "out", *center)
+    raw = embed_texts(open_encoder(str(weighted)), SENTENCES)
+    expected = raw - raw.mean(axis=0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    model = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-5)
+    kinds = [type(module).__name__ for module in model]
+    assert kinds == ["Transformer", "WordWeights", "Pooling", "Dense", "Normalize"]
+    encoder = open_encoder(str(tmp_path / "out"))
+    np.testing.assert_allclose(embed_texts(encoder, SENTENCES), expected, atol=1e-5)
+
+    printed = export_command("onnx", tmp_path / "out", tmp_path / "served", "--fp16")
+    path = tmp_path / "served" / "onnx" / "model.onnx"
+    np.testing.assert_allclose(run_onnx(path, batches_of(encoder, SENTENCES)), expected, atol=1e-5)
+    halved = run_onnx(path.with_name("model_fp16.onnx"), batches_of(encoder, SENTENCES))
+    assert halved.dtype == np.float32
+    np.testing.assert_allclose(halved, expected, atol=1e-2)
+    settings = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
+    assert settings == {"max_length": "64", "prompt": ""}
+    assert re.search(r"model_fp16.onnx: .* MB, cosine with model.onnx (0.99|1.00)\d\d .* random tokens", printed)
+    assert {"tokenizer.json", "config.json", "modules.json"} <= {file.name for file in (tmp_path / "served").iterdir()}
+    assert not (tmp_path / "served" / "model.safetensors").exists()
+
+
+def test_vectors_of_unit_length_are_not_normalized_again(weighted, export_command, tmp_path):
+    st = pytest.importorskip("sentence_transformers")
+    for source, output in ((weighted, "once"), (tmp_path / "once", "twice")):
+        export_command("sentence-transformers", source, tmp_path / output, "--normalize")
+    kinds = [type(module).__name__ for module in st.SentenceTransformer(str(tmp_path / "twice"), device="cpu")]
+    assert kinds.count("Normalize") == 1
 
 
 def test_an_onnx_file_that_differs_is_not_kept(make_model, onnxruntime, tmp_path, monkeypatch):
@@ -416,7 +457,7 @@ def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, export_comman
     rows = [{"sentence1": a, "sentence2": b, "label": s} for a, b, s in zip(*[iter(pairs())] * 3, strict=True)]
     (tmp_path / "sts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder, source = tmp_path / "out" / "onnx", run / "checkpoint-3"
-    check = ("--int8", "--check", tmp_path / "sts.jsonl")
+    check = ("--int8", "--check", tmp_path / "sts.jsonl", "--texts", run.parent / "train.txt")
     printed = export_command(
         "onnx",
         source,
@@ -431,6 +472,9 @@ def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, export_comman
         if "Spearman" in line:
             words = line.split()
             scores[words[0]] = float(words[2])
+    (cosines,) = [line for line in printed if "cosine with model.onnx" in line]
+    assert re.search(r"model_int8.onnx: 0.\d MB, cosine with model.onnx 0.\d{4} .* \(60 texts\)", cosines)
+    assert "too few for R@10" in "".join(printed)  # texts of one sentence have no rest
     assert set(scores) == {"PyTorch", "model.onnx", "model_int8.onnx"}
     assert scores["PyTorch"] == pytest.approx(scores["model.onnx"], abs=0.01)
     encoder = TextJepaForPreTraining.from_pretrained(source).eval().model.encoder

@@ -19,7 +19,7 @@ from typing import Any
 import text_jepa
 from text_jepa.cli import UsageError
 from text_jepa.commands.main import command_of
-from text_jepa.sentence_head import SentenceHead, file_of, read_head, read_json
+from text_jepa.sentence_head import SentenceHead, read_head, read_json
 
 
 # Poolings that a run can train, and the flag for each.
@@ -35,28 +35,48 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa adapt") -> None:
     if {"-h", "--help"} & set(argv):
         print(f"usage: {prog} ENCODER TEXTS ... [--flag value ...]\n\n{__doc__.strip()}")
         return
+    name, texts, flags = read_words(argv, prog)
+    source = find_encoder(name)
+    head = read_head(source)
+    run = words_of_run(source, head, texts, flags)
+    print(describe_choice(source, head))
+    command_of("pretrain")(run, prog=prog)
+    output_dir = _value(run, "output_dir")
+    if head.modules and Path(output_dir, "modules.json").is_file():
+        print(describe_place(source, head, output_dir))
+
+
+def read_words(argv: Sequence[str], prog: str) -> tuple[str, list[str], list[str]]:
+    """Splits `ENCODER TEXTS … [--flag value …]`.
+
+    Raises:
+        UsageError: The encoder or the texts are not named.
+    """
     words = list(takewhile(lambda word: not word.startswith("-"), argv))
-    flags = argv[len(words) :]
+    flags = list(argv[len(words) :])
     if not words:
         raise UsageError(f"name an encoder and texts, as in `{prog} sentence-transformers/all-MiniLM-L6-v2 notes/`")
     name, *texts = words
     if not texts and not _has(flags, "train_file") and not _has(flags, "dataset_name"):
         raise UsageError(f"name the texts after {name}: folders, files or globs, as in `{prog} {name} notes/`")
-    source = find_encoder(name)
-    head = read_head(source)
-    recipe = choose_recipe(source, head)
-    output_dir = _value(flags, "output_dir") or new_folder(source, _has(flags, "resume_from_checkpoint"))
-    run = [str(recipe_file(recipe)), "--model_name_or_path", source, "--output_dir", output_dir]
+    return name, texts, flags
+
+
+def words_of_run(source: str, head: SentenceHead, texts: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The command line of `text-jepa pretrain` that adapts an encoder; the user's flags come last and override.
+
+    Raises:
+        UsageError: No run pools as the encoder does.
+    """
+    output_dir = new_folder(source, resumes=_has(flags, "resume_from_checkpoint"))
+    words = [str(recipe_file(recipe_of(head))), "--model_name_or_path", source, "--output_dir", output_dir]
     if texts:
-        run += ["--train_file", *texts]
+        words += ["--train_file", *texts]
     if head.modules:
-        run += ["--pooling", pooling_of(source, head)]
+        words += ["--pooling", pooling_of(source, head)]
     if _has(flags, "lora"):
-        run += ["--learning_rate", _LORA_LEARNING_RATE]
-    print(describe_choice(source, head, recipe))
-    command_of("pretrain")([*run, *flags], prog=prog)
-    if head.modules and Path(output_dir, "modules.json").is_file():
-        print(describe_place(source, head, output_dir))
+        words += ["--learning_rate", _LORA_LEARNING_RATE]
+    return [*words, *flags]
 
 
 # ---- encoder and recipe ---------------------------------------------------------------------------------------------
@@ -84,10 +104,9 @@ def find_encoder(name: str) -> str:
     raise UsageError(f"{name}: no encoder is there (no config.json): name a folder, or a name on the Hub")
 
 
-def choose_recipe(source: str, head: SentenceHead) -> str:
-    """The recipe for an encoder: one for sentence encoders, one for masked language models."""
-    is_sentence_encoder = head.modules or file_of(source, "modules.json") is not None
-    return "continue-from-encoder" if is_sentence_encoder else "continue-masked-lm"
+def recipe_of(head: SentenceHead) -> str:
+    """The recipe for an encoder with this head: one for sentence encoders, one for masked language models."""
+    return "continue-from-encoder" if head.modules else "continue-masked-lm"
 
 
 def recipe_file(name: str) -> Path:
@@ -125,8 +144,9 @@ def new_folder(source: str, resumes: bool) -> str:
 # ---- what is said ---------------------------------------------------------------------------------------------------
 
 
-def describe_choice(source: str, head: SentenceHead, recipe: str) -> str:
+def describe_choice(source: str, head: SentenceHead) -> str:
     """What the encoder was taken for, in a line."""
+    recipe = recipe_of(head)
     if head.modules:
         return f"{source} is a sentence encoder ({', '.join(head.parts)}): recipe {recipe}"
     return f"{source} has no modules.json and is taken for a masked language model: recipe {recipe}"

@@ -78,7 +78,8 @@ def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
 
     Its inputs are `input_ids` and `attention_mask` (B, S), int64, its output `last_hidden_state` (B, S, D), float32,
     with any B and S. An [`Encoder`] has `sentence_embedding` (B, D) as well: the vectors after its pooling and the
-    layers behind it. Prompt and length are left to whoever makes the tokens.
+    layers behind it. What is left to whoever makes the tokens stands in the file's metadata: `max_length`, the longest
+    text in tokens, and `prompt`, what comes before every text.
 
     Args:
         encoder: Any model with `last_hidden_state`, or one with its pooling from `open_encoder`.
@@ -96,6 +97,8 @@ def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
     model = _model_of(encoder).float().cpu().eval()
     architecture = type(model).__name__
     program = _trace(encoder)
+    if isinstance(encoder, Encoder):
+        program.model.metadata_props |= {"max_length": str(encoder.max_length), "prompt": encoder.prompt}
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="_") as staging:
         unchecked = Path(staging, path.name)

