@@ -62,6 +62,7 @@ COMPILED_ARMS = ("bert_mlm", "modernbert_mlm_sparse", "text_jepa_m1")
 # an arm is trained. Fewer arms are trained where they would get less.
 BESIDE_TRAINING = {"cuda": 80, "cpu": 50}
 LEAST_TRAINING = {"cuda": 40, "cpu": 2}
+MOST_TRAINING = {"cuda": math.inf, "cpu": 3}
 
 FINETUNED_ARMS = 4
 FINETUNING = ("learning_rate=1e-4", "num_train_epochs=3", "per_device_train_batch_size=32")
@@ -76,6 +77,10 @@ ON_A_CPU = {
     "max_eval_samples": 32,
     "use_cpu": True,
 }
+
+
+class Later(Exception):
+    """The item cannot be made yet, and is for the next call."""
 
 
 class Item(NamedTuple):
@@ -94,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.part:
         run_part(args)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.time()
     until = started + 60 * args.minutes
     environment = set_up(args)
@@ -207,13 +213,15 @@ def finish(process: subprocess.Popen | None, part: str, args: argparse.Namespace
     """
     if process is None or process.returncode is not None:
         return True
+    ended = False
     try:
         process.wait(max(0.0, until - time.time()))
         ended = True
     except subprocess.TimeoutExpired:
-        ended = False
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        pass
+    finally:  # also when this command is interrupted
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     code = process.wait()
     found = read(args, part)
     for name, outcome in list(found["items"].items()):
@@ -282,10 +290,11 @@ def run_part(args: argparse.Namespace) -> None:
 
 
 def outcome_of(item: Item, left: float) -> dict[str, Any] | None:
-    """What an item returns, or its error; `None` if the time was over."""
+    """What an item returns, or its error; `None` if it is for the next call, as its time was over."""
     try:
         return item.run(left)
-    except subprocess.TimeoutExpired:
+    except (Later, subprocess.TimeoutExpired) as reason:
+        print(f"later: {reason}", flush=True)
         return None
     except Exception as error:  # whatever is wrong with one item, the others go on
         traceback.print_exc()
@@ -498,7 +507,7 @@ def budget_of(left: float, arms: int, device: str) -> tuple[int, int]:
     beside = BESIDE_TRAINING[device]
     least = LEAST_TRAINING[device]
     count = max(1, min(arms, int(left / (beside + least))))
-    return count, max(least, int(left / count - beside))
+    return count, min(MOST_TRAINING[device], max(least, int(left / count - beside)))
 
 
 def train_arm(args: argparse.Namespace, arms: Sequence[str], seconds: int, left: float) -> dict[str, Any]:
@@ -543,7 +552,7 @@ def finetune(args: argparse.Namespace, task: str, left: float) -> dict[str, Any]
     folders = {arm: str(args.work / "training/seed0" / arm) for arm in arms}
     folders = {arm: folder for arm, folder in folders.items() if Path(folder, "config.json").exists()}
     if not folders:
-        raise FileNotFoundError(f"no encoder in {args.work / 'training'}: it was not trained on this machine")
+        raise Later(f"no encoder in {args.work / 'training'}: none was trained on this machine")
     out = args.work / f"finetuning-{task}"
     first, *others = folders.values()
     command = ["run_probe.py", first, "--tasks", task, "--data_dir", data_folder() / "glue", "--mode", "finetune"]

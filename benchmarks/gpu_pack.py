@@ -103,7 +103,8 @@ def copy_labelled(data: Path, out: Path) -> None:
     """Copies the labelled sets that are there."""
     for name in (*(f"glue/{task}" for task in GLUE_TASKS), "qqp_rerank"):
         if (data / name).is_dir():
-            shutil.copytree(data / name, out / name, copy_function=shutil.copyfile)
+            folder = shutil.copytree(data / name, out / name, copy_function=shutil.copyfile)
+            folder.chmod(0o755)  # that of the data may be read-only
 
 
 def tokenizer_of(files: Sequence[Path], vocab_size: int, documents: int):
