@@ -3,11 +3,13 @@
 Run: python -m pytest -q tests/share/test_model_card.py
 """
 
+import getpass
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 import torch
 import yaml
 from hub_server import problems_of_metadata
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.repocard import metadata_load
 from transformers import AutoModel
@@ -29,12 +31,26 @@ from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.report import update_card
 from text_jepa.share import model_card
 from text_jepa.share.export import export_encoder
-from text_jepa.share.model_card import describe_idea, describe_objective, renamed_card, write_model_card
+from text_jepa.share.hub import _read_card, files_to_publish
+from text_jepa.share.model_card import (
+    _titles_of,
+    describe_collapse_of_run,
+    describe_idea,
+    describe_objective,
+    note_change,
+    public_command,
+    renamed_card,
+    without_places,
+    write_model_card,
+)
 from text_jepa.train.run_log import read_metrics
 
 
+ROOT = Path(__file__).parents[2]
 TEMPLATE = Path(model_card.__file__).with_name("model_card_template.md").read_text()
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)*(?:e[-+]?\d+)?")
+# What belongs to the words: x86_64, smooth_l1, the default decay, and what names a figure.
+WORDS = {"1", "10", "100", "1,024"}
 CARD_INFO = {
     "data": "notes.txt",
     "start": "random weights",
@@ -56,26 +72,31 @@ CARD_INFO = {
 LINES, WINDOWS_OF_A_LINE = {"jepa": 60, "documents": 80}, 15
 
 
-@pytest.fixture(scope="module", params=LINES)
-def run(request, tmp_path_factory):
-    """What a run of three steps has left, with two evaluations; of hidden tokens, and of the default objective."""
-    folder = tmp_path_factory.mktemp("cards")
-    if request.param == "jepa":
+def train(folder, objective, steps, *options):
+    """A run of an encoder of width 16 with an evaluation in its midst; its folder."""
+    if objective == "jepa":
         lines = [f"The keeper of lighthouse number {i} climbed down to the harbour.\n" for i in range(60)]
-        options = ["--objective", "jepa", "--preset", "tiny", "--text_config"]
-        options += ['{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}']
+        own = ["--objective", "jepa", "--preset", "tiny", "--text_config"]
+        own += ['{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}']
     else:
         # Equally long, and long enough for a verdict.
         words = [f"lamp{i % 35}" for i in range(140)]
         lines = [f"{' '.join(np.random.default_rng(i).permutation(words))}\n" for i in range(80)]
-        options = ["--validation_split_percentage", "50", "--max_document_length", "999", "--text_config"]
-        options += ['{"hidden_size": 16, "num_attention_heads": 2}']
-    assert len(lines) == LINES[request.param]
+        own = ["--validation_split_percentage", "50", "--max_document_length", "999", "--text_config"]
+        own += ['{"hidden_size": 16, "num_attention_heads": 2}']
+    assert len(lines) == LINES[objective]
     (folder / "train.txt").write_text("".join(lines))
-    usual = "--vocab_size 200 --max_length 16 --max_steps 3 --logging_steps 1 --save_steps 2 --use_cpu"
-    usual += " --eval_strategy steps --eval_steps 2 --learning_rate 3e-3 --predictor_learning_rate 7e-3 --seed 5"
-    usual += f" --per_device_train_batch_size 4 --train_file {folder}/train.txt --output_dir {folder}/run"
-    return run_pretraining.main([*options, *usual.split()])
+    usual = f"--vocab_size 200 --max_length 16 --max_steps {steps} --save_steps {steps} --use_cpu"
+    usual += f" --eval_strategy steps --eval_steps {max(2, steps // 2)} --learning_rate 3e-3 --seed 5"
+    usual += " --predictor_learning_rate 7e-3 --per_device_train_batch_size 4"
+    usual += f" --train_file {folder}/train.txt --output_dir {folder}/run"
+    return run_pretraining.main([*own, *usual.split(), *options])
+
+
+@pytest.fixture(scope="module", params=LINES)
+def run(request, tmp_path_factory):
+    """What a run of seven steps has left, of hidden tokens and of the default objective: no round number."""
+    return train(tmp_path_factory.mktemp("cards"), request.param, 7, "--logging_steps", "100")
 
 
 def predicts_documents(run):
@@ -131,9 +152,7 @@ def known_numbers(run):
 def test_every_number_of_the_card_is_in_a_file_of_the_run(run):
     found, known = NUMBER.findall(body_of(run)), known_numbers(run)
     assert len(found) > 30
-    # What is left belongs to the words: x86_64, smooth_l1, the default decay, and what names a figure.
-    words = {"1", "10", "100", "1,024"}
-    assert [number for number in found if number.rstrip(",") not in known | words] == []
+    assert [number for number in found if number.rstrip(",") not in known | WORDS] == []
 
 
 def test_the_last_figures_stand_in_the_card(run):
@@ -144,8 +163,138 @@ def test_the_last_figures_stand_in_the_card(run):
     else:
         titles["relative_loss"] = "relative loss"
     for name, title in titles.items():
-        assert re.search(rf"^\| {title}.* \| {re.escape(f'{last[name]:.4g}')} \|$", card_of(run), re.MULTILINE)
-    assert f"{last['tokens_seen']:,} tokens in {last['train_seconds'] / 60:.1f} minutes" in card_of(run)
+        row = rf"^\| {title}.* \| {re.escape(f'{last[name]:.4g}')} \| 7 \|$"
+        assert re.search(row, card_of(run), re.MULTILINE)
+    assert f"{last['tokens_seen']:,} tokens in {last['train_seconds']:.1f} seconds on" in card_of(run)
+
+
+def check_statements(run, steps):
+    """Every figure of a card stands in the log at the step that is named, and every step is the last one."""
+    records = read_metrics(run)
+    card = card_of(run)
+    rows = re.findall(r"^\| (.+) \| (\S+) \| (\d+) \|$", card, re.MULTILINE)
+    names = {title: name for name, title in _titles_of({name for record in records for name in record}).items()}
+    assert {title for title, _, _ in rows} == set(names)
+    for title, value, step in rows:
+        logged = [record[names[title]] for record in records if record["step"] == int(step) and names[title] in record]
+        assert [f"{figure:.4g}" for figure in logged] == [value]
+        assert int(step) == steps
+    (said,) = re.findall(r"^- ([\d,]+) steps of 4 texts, ([\d,]+) tokens in ([\d,.]+) (\w+) on", card, re.MULTILINE)
+    last = [record for record in records if "tokens_seen" in record][-1]
+    assert (last["step"], said[0]) == (steps, f"{steps:,}")
+    assert said[1] == f"{last['tokens_seen']:,}"
+    scale = {"seconds": 1, "minutes": 60}[said[3]]
+    assert said[2] == f"{last['train_seconds'] / scale:,.1f}"
+    assert last["tokens_seen"] > 20 * steps
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert verdict["verdict"] in card
+    for tried, value in verdict["mean_reciprocal_rank_by_share"].items():
+        assert f"| {tried} | {value:.1f} |" in card
+    numbers = NUMBER.findall(body_of(run))
+    assert [number for number in numbers if number.rstrip(",") not in known_numbers(run) | WORDS] == []
+
+
+def test_every_statement_of_the_card_of_a_short_run_is_in_its_files(run):
+    if predicts_documents(run):
+        check_statements(run, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [60, 1200])
+def test_every_statement_of_the_card_of_a_longer_run_is_in_its_files(tmp_path, steps):
+    check_statements(train(tmp_path, "documents", steps), steps)
+
+
+def test_what_was_counted_until_an_earlier_step_says_so(make_model, tmp_path):
+    records = [{"step": 1, "tokens_seen": 1018, "train_seconds": 0.25}, {"step": 60, "eval_loss": 0.5}]
+    write_model_card(tmp_path, make_model(), records, {**CARD_INFO, "steps": "60", "exported_step": 60}, "target")
+    assert "60 steps of 4 texts, 1,018 tokens in 0.2 seconds until step 1 on" in card_of(tmp_path)
+    assert "| held-out loss | 0.5 | 60 |" in card_of(tmp_path)
+
+
+def test_a_collapse_stands_on_top_of_the_card_and_in_its_tags(make_model, tmp_path):
+    collapse = {"step": 3, "signs": ["tokens use 2.1 of 32 dimensions"], "lasts": True}
+    records = [{"step": 3, "eval_loss": 0.5}]
+    write_model_card(tmp_path, make_model(), records, {**CARD_INFO, "collapse": collapse}, "target")
+    lines = [line for line in ModelCard(card_of(tmp_path)).text.splitlines() if line]
+    assert lines[0].startswith("# ")
+    assert lines[1].startswith("> **Collapsed.** The representations collapsed at step 3 of this run: tokens use 2.1")
+    assert "collapsed" in ModelCard(card_of(tmp_path)).data.tags
+    early = {**CARD_INFO, "collapse": collapse, "exported_step": 1}
+    assert "those of step 1, before it" in describe_collapse_of_run(early)
+    healed = {**CARD_INFO, "collapse": {**collapse, "lasts": False}}
+    assert "no sign of it any more" in describe_collapse_of_run(healed)
+    assert describe_collapse_of_run(CARD_INFO) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "differs"),
+    [
+        ({"token_loss_candidates": 100}, True),
+        ({"token_loss_candidates": 1024}, False),
+        ({"token_loss_weight": 0}, False),
+    ],
+)
+def test_a_held_out_loss_that_is_not_to_be_compared_says_why(make_model, tmp_path, fields, differs):
+    model = make_model(**{"token_loss_weight": 0.1, **fields})
+    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], CARD_INFO, "target")
+    assert ("over all 200 tokens of the vocabulary here, and over 100 in training" in card_of(tmp_path)) == differs
+
+
+def test_a_command_names_no_place_on_this_machine(tmp_path):
+    words = ["run.py", "--train_file", str(tmp_path / "texts.txt"), f"--output_dir={tmp_path}/run", "--seed", "5"]
+    words += ["--model_name_or_path", "org/bert", "--text_config", '{"a": 1}', "~/notes", "../sibling"]
+    shown = public_command(words)
+    assert str(tmp_path) not in shown
+    assert shown == (
+        "run.py --train_file texts.txt --output_dir=run --seed 5 --model_name_or_path org/bert "
+        """--text_config '{"a": 1}' notes sibling"""
+    )
+
+
+# Of a run these are its owner's: they say where everything lies, so that it can be repeated and resumed.
+LOCAL = ("arguments.yaml", "changed.yaml", "trainer_state.json", "card.json", "checkpoint-*", "README.md")
+
+
+def places():
+    """How places on this machine, and the name of its user, look in a file."""
+    user = getpass.getuser()
+    found = {str(Path.home()), tempfile.gettempdir(), str(ROOT), f"/{user}/"}
+    return [place.encode() for place in found if place != "/"]
+
+
+def test_no_published_file_names_a_place_on_this_machine(run):
+    for folder in (run, run / "pretraining"):
+        published = {name: (folder / name).read_bytes() for name in files_to_publish(folder)}
+        published["README.md"] = _read_card(folder / "README.md", "you/harbour")
+        others = [path for path in folder.iterdir() if path.is_file() and not any(map(path.match, LOCAL))]
+        published |= {path.name: path.read_bytes() for path in others}
+        assert {"README.md", "metrics.jsonl", "config.json", "tokenizer_config.json"} <= set(published)
+        assert ("verdict.json" in published) == (folder == run)
+        found = [(name, place) for name, content in published.items() for place in places() if place in content]
+        assert found == []
+
+
+def test_a_changed_card_and_a_kept_head_name_no_place(make_model, tmp_path):
+    head = {"kept": None, "sentence": f"This run pools by mean, so the head of {tmp_path}/minilm is not kept (a/b)."}
+    write_model_card(tmp_path, make_model(), [{"step": 3, "eval_loss": 0.5}], {**CARD_INFO, "head": head}, "target")
+    assert "so the head of minilm is not kept (a/b)" in card_of(tmp_path)
+    note_change(tmp_path, f"The weights are 0.5 of the way from {tmp_path}/start to runs/end")
+    assert "> The weights are 0.5 of the way from start to runs/end." in card_of(tmp_path)
+    assert without_places("see https://huggingface.co/a/b, and/or c/d") == "see https://huggingface.co/a/b, and/or c/d"
+
+
+def test_the_changed_arguments_are_those_of_the_command_line(run):
+    """And of the recipe of a run that names none, which a run of this file does not have."""
+    changed = yaml.safe_load((run / "changed.yaml").read_text())
+    expected = {"max_steps", "save_steps", "logging_steps", "use_cpu", "eval_strategy", "eval_steps", "seed"}
+    expected |= {"learning_rate", "predictor_learning_rate", "per_device_train_batch_size", "output_dir"}
+    expected |= {"objective", "preset", "text_config", "vocab_size", "max_length", "train_file"}
+    if predicts_documents(run):
+        expected |= {"validation_split_percentage", "max_document_length", "weight_decay"}
+    assert set(changed) == expected
+    everything = yaml.safe_load((run / "arguments.yaml").read_text())
+    assert changed.items() <= everything.items()
 
 
 def test_the_card_is_complete_without_editing(run):
@@ -175,9 +324,9 @@ def test_the_card_is_complete_without_editing(run):
 
 
 def test_figures_of_a_kept_step_are_those_of_that_step(make_model, tmp_path):
-    model, records = make_model(), [{"step": 1, "eval_loss": 0.5, "tokens_seen": 9}, {"step": 3, "eval_loss": 0.25}]
+    model, records = make_model(), [{"step": 1, "eval_loss": 0.5}, {"step": 3, "eval_loss": 0.25}]
     write_model_card(tmp_path, model, records, {**CARD_INFO, "exported_step": 1}, "target")
-    assert "| held-out loss | 0.5 |" in card_of(tmp_path)
+    assert "| held-out loss | 0.5 | 1 |" in card_of(tmp_path)
     assert "0.25" not in card_of(tmp_path)
 
 
@@ -341,7 +490,7 @@ def test_under_another_name_only_title_metadata_and_snippets_differ(run):
     assert ModelCard(renamed).data.model_name == "harbour"
     old, new = card.splitlines(), renamed.splitlines()
     changed = [b for a, b in zip(old, new, strict=True) if a != b]
-    assert changed == ["- name: harbour", "# harbour", *['model_id = "you/harbour"'] * 3]
+    assert changed == ["model_name: harbour", "# harbour", *['model_id = "you/harbour"'] * 3]
 
 
 # ---- metadata -------------------------------------------------------------------------------------------------------
@@ -359,23 +508,21 @@ def test_the_metadata_passes_the_hubs_rules_and_comes_back_as_it_was(run):
     assert "No licence was stated" in card_of(run)
 
 
-def test_the_model_index_holds_the_figures_of_the_table(run):
-    table = dict(re.findall(r"^\| (.+) \| ([-\d.e]+) \|$", card_of(run).split("## What this run")[1], re.MULTILINE))
-    results = ModelCard(card_of(run)).data.eval_results
-    assert all(isinstance(result, EvalResult) for result in results)
-    assert {result.metric_name: result.metric_value for result in results} == {k: float(v) for k, v in table.items()}
-    assert {result.dataset_name for result in results} == {"held-out texts of train.txt"}
+def test_what_a_run_measures_is_no_result_of_an_evaluation(run):
+    """Its losses on held-out texts stand in the table; the Hub would show them as scores."""
+    for folder in (run, run / "pretraining"):
+        assert "model-index" not in metadata_load(folder / "README.md")
 
 
-def test_a_figure_that_is_not_finite_is_shown_and_not_indexed(make_model, tmp_path):
+def test_a_figure_that_is_not_finite_is_shown(make_model, tmp_path):
     records = [{"step": 1, "eval_loss": float("nan"), "spread": 0.5}]
     write_model_card(tmp_path, make_model(), records, CARD_INFO, "target")
-    assert "| held-out loss | nan |" in card_of(tmp_path)
-    assert [r.metric_type for r in ModelCard(card_of(tmp_path)).data.eval_results] == ["spread"]
+    assert "| held-out loss | nan | 1 |" in card_of(tmp_path)
 
 
 def test_start_and_data_of_the_hub_are_metadata(make_model, tmp_path):
     card_info = {**CARD_INFO, "base_model": "org/bert", "datasets": ["org/news"], "license": "mit"}
+    card_info["language"] = ["en", "de"]
     write_model_card(
         tmp_path,
         make_model(),
@@ -385,7 +532,7 @@ def test_start_and_data_of_the_hub_are_metadata(make_model, tmp_path):
     )
     data = metadata_load(tmp_path / "README.md")
     assert (data["base_model"], data["datasets"], data["license"]) == ("org/bert", ["org/news"], "mit")
-    assert data["model-index"][0]["results"][0]["dataset"]["type"] == "org/news"
+    assert data["language"] == ["en", "de"]
     assert "The weights: mit." in card_of(tmp_path)
 
 
@@ -415,5 +562,5 @@ def test_a_later_probe_joins_the_figures_of_the_run(make_model, tmp_path):
     update_card(tmp_path, [score], "here", {"rte": "validation"}, "python run_probe.py")
     card = card_of(tmp_path)
     assert card.index("## What this run measured") < card.index("## What a probe measured") < card.index("## Limits")
-    assert [r.metric_type for r in ModelCard(card).data.eval_results] == ["eval_loss", "accuracy"]
+    assert [r.metric_type for r in ModelCard(card).data.eval_results] == ["accuracy"]
     assert problems_of_metadata(card) == []

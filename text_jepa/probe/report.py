@@ -20,6 +20,7 @@ from text_jepa.cli import UsageError
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.documents import Answers
 from text_jepa.probe.glue import GLUE, base_name
+from text_jepa.share.model_card import without_places
 from text_jepa.show.plots import MARKERS, PALETTE, panels, short
 
 
@@ -441,7 +442,7 @@ def update_card(
     card.data.model_name = card.data.model_name or path.parent.resolve().name
     card.data.eval_results = results
 
-    section = _card_section(scores, system, command)
+    section = without_places(_card_section(scores, system, command))
     card.text, replaced = _CARD_SECTION.subn(lambda _: section, card.text)
     if not replaced:
         card.text = f"{card.text.rstrip()}\n\n{section}\n"

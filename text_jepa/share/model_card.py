@@ -85,7 +85,7 @@ def write_model_card(
         version=text_jepa.__version__,
         **(_describe_model(model, exported, last_values) | _describe_head(card_info)),
         **_describe_effort(records),
-        **card_info,
+        **(dict(card_info) | {"head": _published_head(card_info)}),
     )
     (output_dir / "README.md").write_text(card.content + "\n", encoding="utf-8")
     run = Run(title, records, model.config.hidden_size)
@@ -156,12 +156,21 @@ def _describe_model(model, exported, logged) -> dict[str, Any]:
     }
 
 
+def _published_head(card_info) -> dict[str, str] | None:
+    """What a card says of the head of the encoder that the run started from."""
+    head = card_info.get("head")
+    return head and {"sentence": without_places(head["sentence"])}
+
+
 def _describe_head(card_info) -> dict[str, Any]:
     """Fields of the template that a head which the encoder had before takes the place of."""
     head = kept_head(card_info)
     if head is None:
         return {}
-    return {"pooling": head.pooling, "pooling_description": ", ".join(head.parts)}
+    return {
+        "pooling": head.pooling,
+        "pooling_description": ", ".join(head.parts),
+    }
 
 
 def _describe_effort(records) -> dict[str, Any]:
@@ -456,6 +465,11 @@ def public_command(words: Sequence[str]) -> str:
     return shlex.join(shown)
 
 
+def without_places(text: str) -> str:
+    """A published text in which absolute paths are their last parts; addresses of the web stay."""
+    return re.sub(r"(?<![\w:/.~])~?/(?:[\w.-]+/)*([\w.-]+)/?", r"\1", text)
+
+
 # ---- changes of a card ----------------------------------------------------------------------------------------------
 
 
@@ -490,6 +504,7 @@ def note_change(folder: str | Path, change: str) -> None:
     card = ModelCard.load(path, ignore_metadata_errors=True)
     title = re.search(r"^# .*\n", card.text, re.MULTILINE)
     start = title.end() if title else 0
+    change = without_places(change)
     note = f"> {change}. The rest of this card describes the encoder before that change, its figures included."
     card.text = f"{card.text[:start]}\n{note}\n{card.text[start:]}"
     card.data.eval_results = None
