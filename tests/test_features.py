@@ -351,7 +351,7 @@ ROWS = {
 # What is in none of them.
 OURS = [
     "data/test_tokenization.py::test_a_stream_of_documents_gives_the_windows_of_the_map_style_corpus_in_its_order",
-    "probe/test_documents.py::test_the_verdict_says_by_how_much_more_or_less_often",
+    "probe/test_documents.py::test_the_sentence_says_by_how_much_more_or_less_often",
     "share/test_model_card.py::test_the_card_is_complete_without_editing",
     "test_end_to_end.py::test_a_run_exports_weights_between_its_start_and_its_end_and_keeps_its_end",
     "test_end_to_end.py::test_exported_encoder_opens_without_package_and_flags",

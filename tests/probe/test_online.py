@@ -421,10 +421,11 @@ def command(folder, output_dir, *flags):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "prefix"),
     [
-        pytest.param("jepa", "target_encoder.", marks=pytest.mark.slow),
+        ("jepa", "target_encoder."),
         ("documents", "model.encoder."),
     ],
 )

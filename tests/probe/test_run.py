@@ -22,7 +22,7 @@ import run_probe
 from text_jepa import embeddings
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.embeddings import open_encoder
-from text_jepa.probe import bootstrap, catalog, questions, report, run, systems
+from text_jepa.probe import bootstrap, catalog, predictors, questions, report, run, systems
 from text_jepa.probe.documents import LABEL, REST, TITLE
 from text_jepa.probe.tasks import load_task_file
 
@@ -49,10 +49,11 @@ def read_jsonl(path):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _few_resamples():
-    """Intervals have their own tests, in test_predictors.py."""
+def _few_resamples_and_epochs():
+    """Intervals and attention have their own tests, in test_predictors.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bootstrap, "score_resamples", partial(bootstrap.score_resamples, resamples=20))
+        patch.setattr(predictors, "attentive_predict", partial(predictors.attentive_predict, epochs=2))
         yield
 
 
@@ -391,7 +392,7 @@ def documents(folder):
     return folder / "documents"
 
 
-def test_documents_are_judged_without_labels_and_a_sentence_says_what_came_of_it(folder, documents, tmp_path, capsys):
+def test_documents_are_compared_without_labels_and_a_sentence_says_what_came_of_it(folder, documents, tmp_path, capsys):
     asked = tmp_path / "encoder"
     shutil.copytree(folder / "second", asked)
     card = asked / "README.md"
@@ -443,7 +444,7 @@ def test_pairs_and_reranking_have_words_counted_in_the_training_texts_beside_tho
 
 
 def test_where_nothing_is_named_held_out_documents_of_the_builtin_corpus_are_asked(folder, monkeypatch, capsys):
-    """Those that a run on it is judged on, with words counted in its training part."""
+    """Those that a run on it is compared on, with words counted in its training part."""
     generator = np.random.default_rng(0)
 
     def texts(count):
