@@ -20,6 +20,7 @@ from text_jepa.cli import UsageError, run_command, split_words
 from text_jepa.train.arguments import DataArguments, TextJepaTrainingArguments
 from text_jepa.train.callbacks import PREEMPTED
 from text_jepa.train.command import EXAMPLES, choose_output_dir, parse_run
+from text_jepa.train.hosts import naming_lost_processes
 from text_jepa.train.pretraining import pretrain
 
 
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None, prog: str = "run_pretraining.py") -> Pat
     _, data_args, _, args = arguments
     refuse_nothing(argv, prog, data_args)
     choose_output_dir(data_args, argv, args)
-    is_finished = pretrain(*arguments, argv)
+    with naming_lost_processes(args):
+        is_finished = pretrain(*arguments, argv)
     if args.world_size > 1:
         destroy_process_group(args)
     if not is_finished:

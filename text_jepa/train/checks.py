@@ -350,7 +350,9 @@ def check_output_dir(args: TextJepaTrainingArguments) -> str | None:
         return None
     if resume in ("true", "True", "auto", True):
         return _find_newest_checkpoint(args, names)
-    _check_checkpoint(resume)
+    # Only the first process needs it; it sends a copy to machines that do not share the folder.
+    if args.process_index == 0:
+        _check_checkpoint(resume)
     if names and Path(resume).resolve().parent != folder.resolve():
         raise UsageError(f"--output_dir {folder}: not empty, and {resume} is not in it; name another folder")
     return resume

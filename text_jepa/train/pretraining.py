@@ -74,6 +74,7 @@ from text_jepa.train.checks import (
 )
 from text_jepa.train.closing import RANDOM_WEIGHTS, leave_results, publish, weights_of, whole_model
 from text_jepa.train.command import choose_length
+from text_jepa.train.hosts import check_same, check_shared, readable_checkpoint
 from text_jepa.train.run_log import write_metrics
 from text_jepa.train.time_left import TimeLeftCallback
 from text_jepa.train.trainer import TextJepaTrainer
@@ -146,7 +147,8 @@ def pretrain(
         # A resumed run has renamed checkpoints, which are not new.
         return checkpoint is not None or (trainer is not None and trainer.state.global_step > 0)
 
-    with leaving_nothing(args, has_begun):
+    with leaving_nothing(args, has_begun), readable_checkpoint(checkpoint, args) as checkpoint:
+        check_shared(args)
         parts = prepare_parts(model_args, data_args, objective_args, args, count)
         if data_args.prepare_only:
             texts = describe_count(parts.examples["train"])
@@ -155,6 +157,7 @@ def pretrain(
             return True
         card_info = make_card_info(model_args, data_args, parts.corpus.name, parts.model.config, argv)
         trainer = make_trainer(parts, data_args, args, card_info)
+        check_same(trainer.fingerprint, parts.tokenizer, args)
         if checkpoint is not None:
             check_agreement(trainer, checkpoint)
         show_sizes(trainer)

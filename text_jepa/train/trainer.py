@@ -47,6 +47,7 @@ from text_jepa.train.callbacks import (
     shield_worker_from_signals,
 )
 from text_jepa.train.collapse import MONITOR_TEXTS, CollapseMonitorCallback
+from text_jepa.train.hosts import gather_files
 from text_jepa.train.run_log import (
     EvaluationTotals,
     MetricsFileCallback,
@@ -591,7 +592,16 @@ class TextJepaTrainer(Trainer):
         (staging / "training_args.bin").unlink(missing_ok=True)
         self._save_optimizer_and_scheduler(folder)
         self._save_scaler(folder)
-        self._save_rng_state(folder)
+        self._write_random_states(staging)
+
+    def _write_random_states(self, staging: Path) -> None:
+        """Writes those of all processes on the first one, whose folder others may not share."""
+        with tempfile.TemporaryDirectory() as own:
+            self._save_rng_state(own)
+            files = gather_files(own, self.args)
+        if self.args.process_index == 0:
+            for name, content in files.items():
+                (staging / name).write_bytes(content)
 
     def _write_state(self, staging: Path) -> None:
         state = self.state
