@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
 from text_jepa.cli import UsageError
 
@@ -89,34 +89,6 @@ def test_search_of_a_folder_without_texts_or_without_an_encoder_says_so(search, 
     (tmp_path / "a.txt").write_text("a paragraph of at least five words")
     with pytest.raises(UsageError, match="no model"):
         search[1](tmp_path, tmp_path, "anything")
-
-
-# ---- domain adaptation ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_domain_adaptation_leaves_an_encoder_and_compares_it_with_the_one_before(bag, texts, tmp_path):
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    words = BertModel.from_pretrained(bag).config.vocab_size
-    BertModel(BertConfig(vocab_size=words, **shape)).save_pretrained(tmp_path / "before")
-    for file in bag.glob("tokenizer*"):
-        shutil.copy(file, tmp_path / "before")
-    (tmp_path / "texts.txt").write_text("\n".join(text for text in texts for _ in range(20)))
-    rows = [{"text": text, "label": int(row > 2)} for row, text in enumerate(texts) for _ in range(5)]
-    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    printed = run(
-        EXAMPLES / "domain_adaptation.sh",
-        tmp_path / "before",
-        tmp_path / "texts.txt",
-        tmp_path / "after",
-        "--task_file",
-        tmp_path / "mine.jsonl",
-        STEPS="2",
-    )
-    before, after = (AutoModel.from_pretrained(tmp_path / name) for name in ("before", "after"))
-    assert after.config.model_type == before.config.model_type
-    systems = {row.split("|")[4].strip() for row in printed.splitlines() if row.startswith("| ")}
-    assert {str(tmp_path / "after"), str(tmp_path / "before"), "random weights"} <= systems
 
 
 # ---- tour -----------------------------------------------------------------------------------------------------------
