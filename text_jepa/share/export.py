@@ -198,10 +198,21 @@ def staged(output_dir: str | Path) -> Iterator[Path]:
         staging.replace(output_dir)
 
 
+# Files that tell of a run: those of its weights and no others.
+_OF_A_RUN = (
+    "arguments.yaml",
+    "changed.yaml",
+    "metrics.jsonl",
+    "trainer_state.json",
+    "verdict.json",
+)
+
+
 def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) -> None:
     """Copies the files of an encoder's folder: its own, those of its modules, and ONNX.
 
-    Other folders of a run, such as its checkpoints and the complete model, are not copied.
+    Other folders of a run, such as its checkpoints and the complete model, are not copied, nor are its log, verdict
+    and arguments, which would be taken for those of the copy.
 
     Args:
         source: Folder to copy from.
@@ -220,7 +231,8 @@ def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) 
         destination.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
             is_model = subfolder == "" and file.name.startswith(("model", "pytorch_model"))
-            if file.is_file() and (with_model or not is_model):
+            is_of_run = subfolder == "" and file.name in _OF_A_RUN
+            if file.is_file() and not is_of_run and (with_model or not is_model):
                 shutil.copy(file, destination / file.name)
 
 
