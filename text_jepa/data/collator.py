@@ -1,4 +1,4 @@
-"""Batches for pretraining: masks, views of a text and windows of a document, as padded tensors.
+"""Batches for pretraining: texts, their views and their masks, as padded tensors.
 
 Shapes: B texts, S tokens, M masks, C context positions, T target positions; R = B · M rows, one for each mask.
 """
@@ -15,19 +15,11 @@ from text_jepa.data.masking import (
     FOR_CONTEXT,
     FOR_CUT,
     FOR_STRATEGY,
-    FOR_TEXT,
-    FOR_VIEW,
-    FOR_WINDOW,
     MaskStrategy,
     ViewStrategy,
     context_block,
-    count_windows,
     counter_uniforms,
-    crop_words,
-    cut_windows,
-    delete_words,
     draw_share,
-    keys_of_checksums,
     mask_keys,
     number_spans,
     sample_blocks,
@@ -35,7 +27,8 @@ from text_jepa.data.masking import (
     split_words,
     text_checksums,
 )
-from text_jepa.data.tokenization import special_tokens_around, word_start_table
+from text_jepa.data.tokenization import word_start_table
+from text_jepa.data.views import DocumentWindows, choose_words, split_rows
 
 
 # Most tokens of a word that is hidden as a whole: as many as the longest span, by default.
@@ -107,6 +100,9 @@ class DataCollatorForTextJepa:
         self.pad_to_multiple_of = pad_to_multiple_of
         self._check_strategies()
         self._read_tokenizer(tokenizer)
+        self._windows = None
+        if view is not None and view.is_of_document:
+            self._windows = DocumentWindows(tokenizer, view, seed)
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def _check_strategies(self) -> None:
@@ -120,16 +116,11 @@ class DataCollatorForTextJepa:
             raise ValueError("complement_masks needs an even num_masks, and strategies without context_ratio")
 
     def _read_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keeps what masks and windows need of a tokenizer, as arrays that are quick to send to workers."""
+        """Keeps what masks need of a tokenizer, as arrays that are quick to send to workers."""
         self._pad_token_id = tokenizer.pad_token_id
         self._words = word_start_table(tokenizer)
         self._is_special = np.zeros(len(self._words.joins), bool)
         self._is_special[sorted(_special_ids(tokenizer))] = True
-        if self.view is not None and self.view.is_of_document:
-            before, after = special_tokens_around(tokenizer)
-            self._before = np.array(before, dtype=np.int64)
-            self._after = np.array(after, dtype=np.int64)
-            self._window_room = self.view.window_length - len(before) - len(after)
 
     @property
     def epoch(self) -> int:
@@ -157,10 +148,11 @@ class DataCollatorForTextJepa:
         steps = self._steps(examples)
         view_fields = {}
         if self.view is not None:
-            if self.view.is_of_document:
+            if self._windows is not None:
+                numbers = [example["window"] for example in examples]
                 checksums = text_checksums(texts)
                 view_fields["document_ids"] = checksums.astype(np.int64)
-                texts, views = self._cut_windows(examples, texts, checksums, epochs)
+                texts, views = self._windows.cut(texts, numbers, checksums, epochs)
             else:
                 texts, views = self._make_views(examples, texts, epochs)
             view_ids, present = self._pad(views)
@@ -228,7 +220,7 @@ class DataCollatorForTextJepa:
             )
         return np.array([example["step"] for example in examples])
 
-    # ---- views and windows ----
+    # ---- views ----
 
     def _make_views(
         self,
@@ -245,43 +237,11 @@ class DataCollatorForTextJepa:
         input_ids, present = self._pad(texts)
         usable, word_starts = self.find_words(input_ids, present)
         keys = mask_keys(texts, 1, self.seed, epochs)
-        choose_words = delete_words if kind == "deletion" else crop_words
-        kept = choose_words(usable, word_starts, keys ^ FOR_VIEW, self.view.ratio)
-        views = _split_rows(input_ids, present & kept)
-        if kind == "crop_both":
-            kept = crop_words(usable, word_starts, keys ^ FOR_TEXT, self.view.ratio)
-            texts = _split_rows(input_ids, present & kept)
+        of_text, of_view = choose_words(self.view, usable, word_starts, keys)
+        views = split_rows(input_ids, present & of_view)
+        if of_text is not None:
+            texts = split_rows(input_ids, present & of_text)
         return texts, views
-
-    def _cut_windows(
-        self,
-        examples: Sequence[Mapping[str, Any]],
-        documents: list[np.ndarray],
-        checksums: np.ndarray,
-        epochs: list[int],
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The windows of documents that the examples name, and what each has to predict, with special tokens."""
-        lengths = np.array([len(ids) for ids in documents])
-        counts = count_windows(lengths, self._window_room)
-        keys = keys_of_checksums(checksums, 1, self.seed, epochs) ^ FOR_WINDOW
-        borders = cut_windows(lengths, counts, keys)
-        texts = []
-        views = []
-        for row, (example, document) in enumerate(zip(examples, documents, strict=True)):
-            number = example["window"]
-            before, window, after = _split_at(document, borders[row], number)
-            texts.append(self._add_special_tokens(window))
-            if self.view.kind == "rest":
-                views.append(self._add_special_tokens(before, after))
-            else:
-                is_last = number + 1 == counts[row]
-                neighbour = number - 1 if is_last else number + 1
-                _, window, _ = _split_at(document, borders[row], neighbour)
-                views.append(self._add_special_tokens(window))
-        return texts, views
-
-    def _add_special_tokens(self, *parts: np.ndarray) -> np.ndarray:
-        return np.concatenate([self._before, *parts, self._after])
 
     # ---- masks ----
 
@@ -464,23 +424,6 @@ def pack_positions(chosen: np.ndarray, values: np.ndarray | None = None) -> np.n
     packed = np.full((len(chosen), width), -1, np.int64)
     packed[row, slot] = column if values is None else values[row, column]
     return packed
-
-
-def _split_at(
-    document: np.ndarray,
-    borders: np.ndarray,
-    number: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What lies before a window of a document, the window, and what lies behind it."""
-    start = borders[number]
-    end = borders[number + 1]
-    return document[:start], document[start:end], document[end:]
-
-
-def _split_rows(input_ids: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
-    """The kept token ids of each row."""
-    ends = np.cumsum(kept.sum(axis=1))
-    return np.split(input_ids[kept], ends[:-1])
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
