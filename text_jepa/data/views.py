@@ -1,0 +1,122 @@
+"""The second text of each: windows of a document and what they have to predict, and views with fewer words.
+
+Shapes: B texts or documents, S tokens.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from text_jepa.data.masking import (
+    FOR_TEXT,
+    FOR_VIEW,
+    FOR_WINDOW,
+    ViewStrategy,
+    count_windows,
+    crop_words,
+    cut_windows,
+    delete_words,
+    keys_of_checksums,
+)
+from text_jepa.data.tokenization import special_tokens_around
+
+
+class DocumentWindows:
+    """Cuts documents into windows, and for each window what it has to predict: the rest, or the window beside it.
+
+    Args:
+        tokenizer: Tells the special tokens around a text.
+        view: A view of documents.
+        seed: Seed of the borders.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        view: ViewStrategy,
+        seed: int,
+    ) -> None:
+        before, after = special_tokens_around(tokenizer)
+        self.kind = view.kind
+        self.seed = seed
+        self._before = np.array(before, dtype=np.int64)
+        self._after = np.array(after, dtype=np.int64)
+        self._room = view.window_length - len(before) - len(after)
+
+    def cut(
+        self,
+        documents: Sequence[np.ndarray],
+        numbers: Sequence[int],
+        checksums: np.ndarray,
+        epochs: Sequence[int],
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The windows, and what each has to predict, with special tokens.
+
+        Args:
+            documents: Token ids of B documents, without special tokens.
+            numbers: The number of the window of each that is asked for.
+            checksums: (B,), see `text_checksums`.
+            epochs: The epoch of each.
+        """
+        lengths = np.array([len(ids) for ids in documents])
+        counts = count_windows(lengths, self._room)
+        keys = keys_of_checksums(checksums, 1, self.seed, epochs) ^ FOR_WINDOW
+        borders = cut_windows(lengths, counts, keys)
+        texts = []
+        views = []
+        for row, (document, number) in enumerate(zip(documents, numbers, strict=True)):
+            before, window, after = _split_at(document, borders[row], number)
+            texts.append(self._add_special_tokens(window))
+            if self.kind == "rest":
+                views.append(self._add_special_tokens(before, after))
+            else:
+                is_last = number + 1 == counts[row]
+                neighbour = number - 1 if is_last else number + 1
+                _, window, _ = _split_at(document, borders[row], neighbour)
+                views.append(self._add_special_tokens(window))
+        return texts, views
+
+    def _add_special_tokens(self, *parts: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._before, *parts, self._after])
+
+
+def choose_words(
+    view: ViewStrategy,
+    usable: np.ndarray,
+    word_starts: np.ndarray,
+    keys: np.ndarray,
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Which tokens of padded texts stay, of words that may be taken out; all others stay.
+
+    Args:
+        view: `deletion`, `crop` or `crop_both`.
+        usable: (B, S) boolean, tokens of words.
+        word_starts: (B, S) boolean, tokens that begin a word.
+        keys: (B,) uint64.
+
+    Returns:
+        (B, S) boolean twice: tokens of the text, `None` if it stays whole, and tokens of its view.
+    """
+    choose = delete_words if view.kind == "deletion" else crop_words
+    of_view = choose(usable, word_starts, keys ^ FOR_VIEW, view.ratio)
+    if view.kind != "crop_both":
+        return None, of_view
+    return crop_words(usable, word_starts, keys ^ FOR_TEXT, view.ratio), of_view
+
+
+def split_rows(input_ids: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
+    """The kept token ids of each row."""
+    ends = np.cumsum(kept.sum(axis=1))
+    return np.split(input_ids[kept], ends[:-1])
+
+
+def _split_at(
+    document: np.ndarray,
+    borders: np.ndarray,
+    number: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What lies before a window of a document, the window, and what lies behind it."""
+    start = borders[number]
+    end = borders[number + 1]
+    return document[:start], document[start:end], document[end:]
