@@ -986,15 +986,12 @@ def quality_of(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 
     Returns:
         For each column that the shortest budget has too, raw cosines and the average of linear probes: `arms`, arm to
-        (seconds that its runs took, score, low end, high end of its interval) of each budget; and `controls`, the
-        score of each system that is not trained.
+        (seconds, score, low end, high end of its interval) of each budget; and `controls`, the score of each system
+        that is not trained.
     """
     found: dict[str, dict[str, Any]] = {}
     for results in comparisons:
-        seconds_of = defaultdict(list)
-        for run in results["runs"]:
-            if "train_seconds" in run:
-                seconds_of[run["arm"]].append(run["train_seconds"])
+        trained = {run["arm"] for run in results["runs"] if "train_seconds" in run}
         for score in results["scores"]:
             name = f"{score['task']}, {score['metric']}"
             if not is_main(score) or score["mode"] == "cosine centred":
@@ -1003,9 +1000,8 @@ def quality_of(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
                 continue
             column = found.setdefault(name, {"arms": {}, "controls": {}})
             system = score["system"]
-            if system in seconds_of:
-                seconds = float(np.mean(seconds_of[system]))
-                point = [seconds, score["score"], score["low"], score["high"]]
+            if system in trained:
+                point = [results["budget"]["seconds"], score["score"], score["low"], score["high"]]
                 column["arms"].setdefault(system, []).append(point)
             else:
                 column["controls"][system] = score["score"]

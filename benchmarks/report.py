@@ -2,13 +2,15 @@
 
     python benchmarks/report.py
     python benchmarks/report.py --add runs/compare-documents
+    python benchmarks/report.py --pretrained runs/tiny_cpu
     python benchmarks/report.py --card runs/compare-documents/seed1/default
 
 docs/results.yaml lists the questions of the page. Each names a comparison, which is the file of the same name in
 docs/assets, and says which systems and which scores of it are shown, under which names. Sentences take their figures
 from the comparison as well: `{lead:mlm:STS-B}` is how far the reference is ahead of `mlm`, `{score:mlm:STS-B}` is the
 score of `mlm`. Beside each question stand a picture with the intervals of all systems, a table, and a CSV file with
-all figures by seed. --add takes the figures of a folder that benchmarks/compare.py has filled.
+all figures by seed. --add takes the figures of a folder that benchmarks/compare.py has filled, --pretrained those of
+the run of `make pretrain`, which stand in the claim of README.md.
 """
 
 import argparse
@@ -28,8 +30,10 @@ from text_jepa.cli import UsageError, run_command
 
 
 ROOT = Path(__file__).resolve().parents[1]
-START = "<!-- results -->"
-END = "<!-- end of results -->"
+# Names of places in README.md: comments mark where they begin and end.
+CLAIM = "claim"
+RESULTS = "results"
+PRETRAINED = "make-pretrain.json"
 
 Results = Mapping[str, Any]
 
@@ -44,6 +48,7 @@ class Question(NamedTuple):
         systems: Names of the systems that are shown, the reference first, and what the page calls them.
         columns: What the page calls a score, and its task and mode in the comparison.
         note: What else a reader has to know.
+        over_time: Whether a picture shows the first score over seconds of training.
     """
 
     title: str
@@ -52,32 +57,48 @@ class Question(NamedTuple):
     systems: Mapping[str, str]
     columns: Mapping[str, Sequence[str]]
     note: str = ""
+    over_time: bool = False
+
+
+class Page(NamedTuple):
+    """What docs/results.yaml holds: the claim of README.md; the first words, the questions and the last words."""
+
+    claim: str
+    intro: str
+    questions: Sequence[Question]
+    outro: str
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     """Writes the page, its pictures and files, and the results of README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", nargs="+", type=Path, default=[], metavar="FOLDER", help="filled by compare.py")
+    parser.add_argument("--pretrained", type=Path, metavar="RUN", help="folder of `make pretrain`")
     parser.add_argument("--card", type=Path, metavar="ENCODER", help="folder whose README.md gets the first table")
     args = parser.parse_args(argv)
+    assets = root / "docs/assets"
     for folder in args.add:
-        add(folder, root / "docs/assets")
-    intro, questions, outro = read_questions(root / "docs/results.yaml")
-    all_results = {question.title: read(root / "docs/assets", question.comparison) for question in questions}
-    first = questions[0]
-    table = table_of(first, all_results[first.title])
+        add(folder, assets)
+    if args.pretrained:
+        copy(args.pretrained / "verdict.json", assets / PRETRAINED, "run make pretrain")
+    page = read_page(root / "docs/results.yaml")
+    first = page.questions[0]
+    table = table_of(first, read(assets, first.comparison))
     # The file that is most likely missing comes first, so that nothing is half written.
     if args.card:
-        source = source_of(all_results[first.title])
-        put(f"## {first.title}\n\n{source}\n\n{table}", args.card / "README.md", may_be_added=True)
-    put(table, root / "README.md")
-    parts = [intro]
-    for question in questions:
-        results = all_results[question.title]
+        source = source_of(read(assets, first.comparison))
+        put(f"## {first.title}\n\n{source}\n\n{table}", args.card / "README.md", RESULTS, may_be_added=True)
+    put(table, root / "README.md", RESULTS)
+    put(claim_of(page.claim, read(assets, Path(PRETRAINED).stem)), root / "README.md", CLAIM)
+    parts = [page.intro]
+    for question in page.questions:
+        results = read(assets, question.comparison)
         parts.append(part_of(question, results))
-        draw_intervals(question, results, root / "docs/assets" / picture_of(question))
-        (root / "docs/assets" / f"{question.comparison}.csv").write_text(as_csv(results), encoding="utf-8")
-    parts.append(outro)
+        draw_intervals(question, results, assets / picture_of(question))
+        if question.over_time:
+            draw_over_time(question, results, assets / f"{question.comparison}-over-time.png")
+        (assets / f"{question.comparison}.csv").write_text(as_csv(results), encoding="utf-8")
+    parts.append(page.outro)
     (root / "docs/results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -85,19 +106,23 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
 
 
 def add(folder: Path, assets: Path) -> None:
-    """Copies the figures of a comparison, and the picture of quality over seconds where it has one."""
-    name = f"results-{folder.name}"
-    source = folder / "results.json"
+    """Copies the figures of a comparison."""
+    copy(folder / "results.json", assets / f"results-{folder.name}.json", "run benchmarks/compare.py")
+
+
+def copy(source: Path, target: Path, remedy: str) -> None:
+    """Copies a file of figures.
+
+    Raises:
+        UsageError: There is no such file.
+    """
     if not source.is_file():
-        raise UsageError(f"{source}: does not exist; run benchmarks/compare.py")
-    shutil.copyfile(source, assets / f"{name}.json")
-    quality = folder / "quality.png"
-    if quality.is_file():
-        shutil.copyfile(quality, assets / f"{name}-quality.png")
+        raise UsageError(f"{source}: does not exist; {remedy}")
+    shutil.copyfile(source, target)
 
 
-def read_questions(path: Path) -> tuple[str, list[Question], str]:
-    """The first words of the page, its questions, and its last words.
+def read_page(path: Path) -> Page:
+    """The page as it was asked for.
 
     Raises:
         UsageError: A question has an unknown or a missing field.
@@ -109,18 +134,29 @@ def read_questions(path: Path) -> tuple[str, list[Question], str]:
             questions.append(Question(**fields))
         except TypeError as error:
             raise UsageError(f"{path}: {fields.get('title')}: {error}") from error
-    return page["intro"].strip(), questions, page["outro"].strip()
+    return Page(page["claim"].strip(), page["intro"].strip(), questions, page["outro"].strip())
 
 
 def read(assets: Path, comparison: str) -> Results:
     """The stored results of a comparison."""
     path = assets / f"{comparison}.json"
     if not path.is_file():
-        raise UsageError(f"{path}: does not exist; --add the folder of the comparison")
+        raise UsageError(f"{path}: does not exist; --add the folder of the comparison, or --pretrained")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
+
+
+def claim_of(text: str, pretrained: Results) -> str:
+    """The claim, with how far the encoder of `make pretrain` is ahead in place of `{lead:SYSTEM}`."""
+    leads = {score["system"]: score for score in pretrained["scores"] if score["metric"] == "r@10"}
+
+    def figure(match: re.Match) -> str:
+        lead = leads[match[1]]
+        return f"{lead['ahead']:.1f} [{lead['ahead_low']:.1f}, {lead['ahead_high']:.1f}]"
+
+    return re.sub(r"\{lead:([^{}]+)\}", figure, text)
 
 
 def part_of(question: Question, results: Results) -> str:
@@ -259,12 +295,49 @@ def draw_intervals(question: Question, results: Results, path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def put(text: str, path: Path, may_be_added: bool = False) -> None:
-    """Replaces the text between the two comments of a file that mark the place of results.
+def draw_over_time(question: Question, results: Results, path: Path) -> None:
+    """Draws the first score over seconds of training: a line per trained system, a level line per other one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
+    column, (task, _) = next(iter(question.columns.items()))
+    quality = next(found for name, found in results["quality"].items() if name.startswith(f"{task}, "))
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    budgets = []
+    for number, (system, name) in enumerate(question.systems.items()):
+        if system in quality["arms"]:
+            budgets, scores, lows, highs = zip(*quality["arms"][system], strict=True)
+            axes.plot(budgets, scores, color=f"C{number}", marker="o", linewidth=3 if number == 0 else 1.5, label=name)
+            axes.fill_between(budgets, lows, highs, color=f"C{number}", alpha=0.12, linewidth=0)
+        elif system in quality["controls"]:
+            axes.axhline(quality["controls"][system], color=f"C{number}", linestyle="--", linewidth=1.5, label=name)
+    axes.set_xscale("log")
+    axes.set_xticks(budgets)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("seconds of training, one CPU core")
+    axes.set_ylabel(f"{column}, %")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", fontsize=9)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def put(
+    text: str,
+    path: Path,
+    place: str,
+    may_be_added: bool = False,
+) -> None:
+    """Replaces the text between the two comments of a file that mark a place.
 
     Args:
         text: The new text.
         path: The file.
+        place: Name of the place.
         may_be_added: Whether both comments are added at the end of the file if they are missing.
 
     Raises:
@@ -272,14 +345,16 @@ def put(text: str, path: Path, may_be_added: bool = False) -> None:
     """
     if not path.is_file():
         raise UsageError(f"{path}: does not exist; name the folder of an exported encoder")
+    start = f"<!-- {place} -->"
+    end = f"<!-- end of {place} -->"
     whole = path.read_text(encoding="utf-8")
-    if may_be_added and START not in whole:
-        whole = f"{whole.rstrip()}\n\n{START}{END}\n"
-    old = re.escape(START) + ".*?" + re.escape(END)
-    new = f"{START}\n{text}\n{END}"
+    if may_be_added and start not in whole:
+        whole = f"{whole.rstrip()}\n\n{start}{end}\n"
+    old = re.escape(start) + ".*?" + re.escape(end)
+    new = f"{start}\n{text}\n{end}"
     whole, count = re.subn(old, lambda _: new, whole, flags=re.DOTALL)
     if count != 1:
-        raise UsageError(f"{path}: expected the comments {START} and {END} once")
+        raise UsageError(f"{path}: expected the comments {start} and {end} once")
     path.write_text(whole, encoding="utf-8")
 
 

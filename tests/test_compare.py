@@ -309,18 +309,19 @@ def budget_of(seconds, ours):
         for seed in (1, 3)
     ]
     return {
+        "budget": {"seconds": seconds, "tokens": None},
         "scores": scores,
         "runs": [*runs, {"arm": "before", "seed": 1}],
     }
 
 
-def test_quality_is_over_the_seconds_that_runs_took_and_of_controls_a_level():
+def test_quality_is_over_the_seconds_of_the_budget_and_of_controls_a_level():
     longest = budget_of(60, 70.0)
     longest["scores"].append(longest["scores"][0] | {"task": "title to text"})  # asked of the longest alone
     quality = compare.quality_of([budget_of(15, 50.0), longest])
     assert quality == {
         "rest of the document, r@10": {
-            "arms": {"ours": [[17.0, 50.0, 49.0, 51.0], [62.0, 70.0, 69.0, 71.0]]},
+            "arms": {"ours": [[15, 50.0, 49.0, 51.0], [60, 70.0, 69.0, 71.0]]},
             "controls": {"TF-IDF (training texts)": 60.0},
         }
     }
@@ -396,6 +397,7 @@ def report(monkeypatch):
 
 
 PAGE = """
+claim: "Ahead by {lead:TF-IDF}."
 intro: "# Results"
 questions:
   - title: Is it better?
@@ -412,7 +414,10 @@ def root(tmp_path):
     """A checkout with a page of one question."""
     (tmp_path / "docs/assets").mkdir(parents=True)
     (tmp_path / "docs/results.yaml").write_text(PAGE)
-    (tmp_path / "README.md").write_text("Before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
+    score = {"system": "TF-IDF", "metric": "r@10", "ahead": 4.0, "ahead_low": 1.5, "ahead_high": 6.0}
+    (tmp_path / "docs/assets/make-pretrain.json").write_text(json.dumps({"scores": [score]}))
+    places = "<!-- results -->\nold\n<!-- end of results -->\n<!-- claim -->\n<!-- end of claim -->\n"
+    (tmp_path / "README.md").write_text(f"Before\n{places}after\n")
     return tmp_path
 
 
@@ -433,7 +438,7 @@ def test_the_page_answers_questions_with_figures_of_the_comparison(found, report
     table = (root / "docs/assets/results-pair.csv").read_text().splitlines()
     assert len(table) == 1 + len(results["scores"])
     assert readme.startswith("Before\n<!-- results -->\n|  | SST-2 | Mean |")
-    assert readme.endswith("<!-- end of results -->\nafter\n")
+    assert readme.endswith("<!-- claim -->\nAhead by 4.0 [1.5, 6.0].\n<!-- end of claim -->\nafter\n")
 
 
 def test_the_page_is_the_same_when_it_is_written_again(found, report, root):
@@ -485,6 +490,8 @@ def test_a_folder_without_results_changes_nothing(report, root):
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match=r"run benchmarks/compare\.py"):
         report.main(["--add", str(root / "nowhere")], root)
+    with pytest.raises(UsageError, match=r"verdict\.json: does not exist; run make pretrain"):
+        report.main(["--pretrained", str(root / "nowhere")], root)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
