@@ -224,7 +224,7 @@ CORPUS = [
 
 REFUSALS = [
     *CORPUS,
-    ("blank lines", ["--train_file", "{dir}/blank.txt"], ["corpus", "no text"]),
+    ("blank lines", ["--train_file", "{dir}/blank.txt"], ["--train_file", "blank.txt", "no document"]),
     ("one word per document", ["--train_file", "{dir}/short.txt"], ["corpus", "no document of at least"]),
     ("a share of all", ["--validation_split_percentage", "100"], ["--validation_split_percentage 100", "below 100"]),
     ("a negative share", ["--validation_split_percentage", "-5"], ["--validation_split_percentage -5", "above 0"]),
@@ -462,8 +462,8 @@ ODD = {
 
 @pytest.mark.parametrize("workers", [None, 0, 1], ids=["map", "stream", "stream-of-a-worker"])
 def test_odd_texts_train_to_a_finite_loss_and_what_is_left_out_is_counted(folder, output, tmp_path, caplog, workers):
-    """With a byte order mark at the beginning, and more empty documents than are read at once."""
-    text = "\ufeff" + "\n" * 1_200 + "".join(ODD.values()) + "".join(f"{line}\n" for line in LINES)
+    """With a byte order mark at the beginning, and more documents of a word than are read at once."""
+    text = "\ufeff" + "\n" * 1_200 + "one\n" * 1_200 + "".join(ODD.values()) + "".join(f"{line}\n" for line in LINES)
     (tmp_path / "odd.txt").write_text(text, newline="")
     argv = ["--train_file", str(tmp_path / "odd.txt"), "--max_steps", "8", "--save_strategy", "no"]
     argv += ["--logging_steps", "1", "--per_device_train_batch_size", "4", "--max_eval_samples", "8"]

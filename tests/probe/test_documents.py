@@ -387,10 +387,11 @@ def test_rows_without_a_text_title_or_label_are_left_out(tmp_path):
     assert found.labels == [0, 4]
 
 
-def test_a_line_of_a_text_file_is_a_document(tmp_path):
-    (tmp_path / "own.txt").write_text("one\n\ntwo\n")
+@pytest.mark.parametrize(("content", "texts"), [("one\ntwo\n", ["one", "two"]), ("one\n\ntwo\n", ["one\n\ntwo"])])
+def test_text_files_are_read_as_in_training(tmp_path, content, texts):
+    (tmp_path / "own.txt").write_text(content)
     found = load_documents([str(tmp_path)], cache_dir=str(tmp_path / "cache"))
-    assert (found.texts, found.titles, found.labels) == (["one", "two"], None, None)
+    assert (found.texts, found.titles, found.labels) == (texts, None, None)
 
 
 def test_na_is_a_word_of_a_csv_file(tmp_path):

@@ -105,7 +105,7 @@ def load_documents(
     cache_dir: str | None = None,
     quoting: Quoting = "checked",
 ) -> Documents:
-    """Loads documents: a line of a text file, or a row of a jsonl, csv or parquet file, is one document.
+    """Loads documents: files of text as training reads them, and each row of a jsonl, csv or parquet file.
 
     Rows without a text, a title or a label are left out.
 
