@@ -341,7 +341,7 @@ def test_picture_of_quality_has_a_log_axis_with_the_budgets_and_a_level_line(dra
         assert [label.get_text() for label in axes.get_xticklabels()] == ["15", "60"]
         drawn_lines = {line.get_label(): line for line in axes.lines}
         assert list(drawn_lines["TF-IDF (training texts)"].get_ydata()) == [60, 60]
-        assert list(drawn_lines["ours"].get_xdata()) == [17, 62]
+        assert list(drawn_lines["ours"].get_xdata()) == [15, 60]
         assert list(drawn_lines["ours"].get_ydata()) == [50, 70]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["TF-IDF (training texts)", "ours"]
 
