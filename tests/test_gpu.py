@@ -24,8 +24,8 @@ from pyarrow import parquet
 ROOT = Path(__file__).parents[1]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # On a CPU the others take seconds.
-FAST = ("host_looks", "parallel", "float32", "scaler", "memory")
-CHECKS = (*FAST, "bfloat16", "float16", "training", "resuming", "attention", "compiling")
+FAST = ("host_looks", "attention", "parallel", "float32", "scaler", "memory")
+CHECKS = (*FAST, "bfloat16", "float16", "training", "resuming", "compiling")
 RECIPES = {path.stem: path for path in sorted((ROOT / "configs/gpu").glob("*.yaml"))}
 
 
