@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 
 from configuration_text_jepa import TextJepaConfig
-from modeling_text_jepa import TextJepaForPreTraining
+from modeling_text_jepa import TextJepaForPreTraining, has_adapters
 from text_jepa.cli import UsageError, first_line
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.collator import DataCollatorForTextJepa
@@ -260,6 +260,7 @@ def make_trainer(
         train_dataset,
         args.dataloader_num_workers,
     )
+    fingerprint["adapters"] = has_adapters(parts.model)
     try:
         trainer = TextJepaTrainer(
             parts.model,
