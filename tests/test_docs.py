@@ -15,11 +15,12 @@ import pytest
 import run_pretraining
 import text_jepa
 from text_jepa.cli import parse_arguments
-from text_jepa.commands import export, plot, search
+from text_jepa.commands import adapt, export, plot, search
 from text_jepa.commands.masks import GalleryArguments
 from text_jepa.probe.arguments import ProbeArguments
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.report import write_results
+from text_jepa.sentence_head import SentenceHead
 from text_jepa.train.command import CLASSES as PRETRAINING
 from text_jepa.train.command import parse_run
 
@@ -74,6 +75,11 @@ def parse_probe(words):
     parse_arguments((ProbeArguments,), words, "", positional="model_name_or_path")
 
 
+def parse_adapt(words):
+    name, texts, flags = adapt.read_words(words, "")
+    parse_run(adapt.words_of_run(name, SentenceHead(name), texts, flags), "")
+
+
 PROGRAMS = {
     # Of a command for GPUs, too.
     "run_pretraining.py": lambda words: parse_run([*words, "--use_cpu"], ""),
@@ -82,6 +88,7 @@ PROGRAMS = {
 }
 VERBS = {
     "pretrain": PROGRAMS["run_pretraining.py"],
+    "adapt": parse_adapt,
     "probe": parse_probe,
     "masks": lambda words: parse_run(words, "", more=(GalleryArguments,)),
     "export": lambda words: export.make_parser().parse_args(words),
