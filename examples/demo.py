@@ -15,12 +15,11 @@ from pathlib import Path
 import datasets
 import gradio as gr
 import numpy as np
-from semantic_search import similarities
 from transformers.utils.logging import disable_progress_bar
 
 from text_jepa import DataCollatorForTextJepa, MaskStrategy, TextJepaConfig, load_builtin_corpus
 from text_jepa.cli import run_command
-from text_jepa.embeddings import Encoder, embed_texts, open_encoder
+from text_jepa.embeddings import Encoder, centre, cosine, embed_texts, open_encoder
 from text_jepa.show import mask_gallery
 
 
@@ -70,7 +69,8 @@ def make_page(encoder: Encoder) -> gr.Blocks:
         texts = tuple(line.strip() for line in lines if line.strip())
         if not texts:
             texts = builtin()
-        scores = similarities(embed_texts(encoder, [query]), vectors_of(texts))
+        vectors = vectors_of(texts)
+        scores = cosine(centre(embed_texts(encoder, [query]), by=vectors), centre(vectors))
         items = []
         for row in np.argsort(-scores)[:10]:
             text = html.escape(textwrap.shorten(texts[row], 400))

@@ -1,6 +1,5 @@
 """The examples as people run them; the page of the demo in a browser, where there is one."""
 
-import importlib
 import json
 import os
 import re
@@ -16,8 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import BertConfig, BertModel
-
-from text_jepa.cli import UsageError
 
 
 ROOT = Path(__file__).parents[1]
@@ -45,50 +42,6 @@ def run(*command, **environment):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
-
-
-# ---- search ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def search(monkeypatch):
-    """The module of the example, and a function that calls it with arguments."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    module = importlib.import_module("semantic_search")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["semantic_search.py", *map(str, arguments)])
-        module.main()
-
-    return module, call
-
-
-def test_search_prints_file_and_line_of_the_paragraph_that_answers_first(search, bag, texts, tmp_path, capsys):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "one.txt").write_text("\n\n".join(texts[:3]))
-    (tmp_path / "deep" / "two.md").write_text(f"Title\n\n{texts[3]}\n \n{texts[4]}\n{texts[5]}\n")
-    (tmp_path / "deep" / "code.py").write_text(texts[3])
-    search[1](bag, tmp_path, "flour water salt bread")
-    first, *others = capsys.readouterr().out.splitlines()
-    score, place, text = re.split(" {2,}", first)
-    assert place == f"{tmp_path / 'deep' / 'two.md'}:3"
-    assert texts[3].startswith(text)
-    assert len(others) == 4
-    assert all(float(score) >= float(other.split()[0]) for other in others)
-
-
-def test_a_paragraph_goes_to_the_next_blank_line(search, texts, tmp_path):
-    (tmp_path / "two.md").write_text(f"\n{texts[0]}\n{texts[1]}\n  \nToo few words\n\n{texts[2]}")
-    found = list(search[0].paragraphs_of(tmp_path))
-    assert found == [(f"{tmp_path / 'two.md'}:2", f"{texts[0]} {texts[1]}"), (f"{tmp_path / 'two.md'}:7", texts[2])]
-
-
-def test_search_of_a_folder_without_texts_or_without_an_encoder_says_so(search, bag, tmp_path):
-    with pytest.raises(UsageError, match="no paragraph"):
-        search[1](bag, tmp_path, "anything")
-    (tmp_path / "a.txt").write_text("a paragraph of at least five words")
-    with pytest.raises(UsageError, match="no model"):
-        search[1](tmp_path, tmp_path, "anything")
 
 
 # ---- tour -----------------------------------------------------------------------------------------------------------
