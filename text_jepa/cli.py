@@ -163,7 +163,7 @@ def _help_text(parser: _Parser, page: HelpPage, is_full: bool, defaults: Mapping
             formatter.add_argument(action)
         formatter.end_section()
     if not is_full and page.main is not None:
-        formatter.add_text(f"All {len(actions)} flags: {parser.prog} --help-all")
+        formatter.add_text(f"All flags: {parser.prog} --help-all")
     return formatter.format_help()
 
 
@@ -331,7 +331,7 @@ def _file_as_flags(path: str, flags: set[str], renamed: Mapping[str, str]) -> li
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; a name that ends in .yaml is one of a file of flags") from error
+        raise UsageError(f"{path}: {error.strerror}; words that end in .yaml are YAML files of flags") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(content, dict):
