@@ -394,6 +394,13 @@ def test_whole_files_are_held_out_where_there_are_enough(new_folder, load):
     assert len(corpus["train"]) + len(corpus["validation"]) == 240
 
 
+@pytest.mark.parametrize(("count", "held_out"), [(3, 1), (30, 6), (300, 50), (1_200, 60)])
+def test_enough_documents_of_files_are_held_out_to_judge_by(new_folder, load, count, held_out):
+    paragraphs = [f"{number} " + "word " * 240 + "end." for number in range(count)]
+    (new_folder / "a.txt").write_text("\n\n".join(paragraphs))
+    assert len(load([str(new_folder)])["validation"]) == held_out
+
+
 # ---- repeats --------------------------------------------------------------------------------------------------------
 
 

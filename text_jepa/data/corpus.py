@@ -44,6 +44,7 @@ from text_jepa.data.files import (
 )
 from text_jepa.data.prose import HTML, PLAIN
 from text_jepa.data.repeats import boilerplate_lines, first_of_equals, near_copies, without_lines
+from text_jepa.data.remote import local_names
 from text_jepa.data.texts_builder import read_texts
 
 
@@ -87,6 +88,9 @@ _MANY_FILES = 20
 _FILES_TO_LOOK_AT = 200
 # A document of a file without columns has about so many characters for each token of the longest document.
 _CHARACTERS_OF_TOKEN = 4
+# Documents that are held out of a corpus, and the least number of those of files without columns.
+_HELD_OUT_PERCENTAGE = 5
+_HELD_OUT_OF_FILES = 50
 # Whole files are held out if there are at least so many of them.
 _FILES_TO_HOLD_OUT = 10
 
@@ -168,8 +172,12 @@ class CorpusArguments:
     shuffle_buffer: int = field(
         default=10_000, metadata={"help": "Size of the buffer in which the texts of a stream are shuffled."}
     )
-    validation_split_percentage: float = field(
-        default=5, metadata={"help": "Percentage of the documents held out if the corpus has no held-out split."}
+    validation_split_percentage: float | None = field(
+        default=None,
+        metadata={
+            "help": "Percentage of the documents held out if the corpus has no held-out split. Default: 5; of files "
+            "without columns at least 50 documents, but no more than a fifth."
+        },
     )
 
     def __post_init__(self):
@@ -553,11 +561,13 @@ def _hold_out(
         buffer_size = max(arguments.shuffle_buffer, _STREAM_LEAST_BUFFER)
         return _hold_out_of_stream(documents, buffer_size, seed, what)
     percentage = arguments.validation_split_percentage
-    if not 0 < percentage < 100:
+    if percentage is not None and not 0 < percentage < 100:
         raise UsageError(f"--validation_split_percentage {percentage:g}: must be above 0 and below 100")
     if len(documents) < 2:
         raise UsageError(f"{what}: a single document; at least 2 are needed, one of them held out")
-    share = round(len(documents) * percentage / 100)
+    share = round(len(documents) * (_HELD_OUT_PERCENTAGE if percentage is None else percentage) / 100)
+    if percentage is None and "file" in documents.column_names and any(documents["file"]):
+        share = max(share, min(_HELD_OUT_OF_FILES, len(documents) // 5))
     count = min(max(share, 1), len(documents) - 1)
     split = _split_by_file(documents, count, seed) or documents.train_test_split(test_size=count, seed=seed)
     with_text = sum(1 for text in split["test"]["text"] if text and not text.isspace())
@@ -634,7 +644,7 @@ def find_files(patterns: Sequence[str], flag: str, mixed: bool = False, split: s
     readme of a table. What else it holds is counted in one line of the log.
 
     Args:
-        patterns: Paths, folders and globs.
+        patterns: Paths, folders and globs, or what fsspec opens, see `local_names`.
         flag: The flag that names them, for error messages.
         mixed: Whether files may be of different kinds.
         split: The split that the folder of a saved `DatasetDict` stands for.
@@ -644,8 +654,9 @@ def find_files(patterns: Sequence[str], flag: str, mixed: bool = False, split: s
     """
     found = {}
     for pattern in patterns:
-        for path in _match(Path(pattern).expanduser(), pattern, flag, split):
-            found.setdefault(_identity(path), path)
+        for name in local_names(pattern, flag):
+            for path in _match(Path(name).expanduser(), pattern, flag, split):
+                found.setdefault(_identity(path), path)
     paths = list(found.values())
     unknown = [path for path in paths if suffix_of(Path(path)) not in BUILDERS]
     if unknown:
