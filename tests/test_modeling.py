@@ -427,6 +427,21 @@ def test_the_update_copies_buffers(model):
     assert model.target_encoder.statistic.item() == 7
 
 
+def test_the_update_reads_what_was_put_in_since_the_last_one(model):
+    """Layers, parameters and buffers that took the places of others."""
+    model.update_target_encoder(0.5)
+    encoder = model.model.encoder
+    encoder.layers[0].mlp.Wi = copy.deepcopy(encoder.layers[1].mlp.Wi)
+    norm = encoder.layers[1].mlp_norm
+    norm.weight = torch.nn.Parameter(torch.full_like(norm.weight, 3))
+    for each in (encoder, model.target_encoder):
+        each.register_buffer("statistic", torch.zeros(1))
+    encoder.statistic = torch.ones(1)
+    model.update_target_encoder(0.0)
+    for name, target in model.target_encoder.state_dict().items():
+        close(target, encoder.state_dict()[name], 0)
+
+
 def test_a_float32_average_of_a_bfloat16_student_moves(model):
     model.model.to(torch.bfloat16)
     drift(model)

@@ -273,6 +273,14 @@ def test_the_last_layer_is_the_encoder_and_others_differ(done):
     assert len({found["layer 0"], found["layer 1"], found["layer 2"]}) == 3
 
 
+def test_an_encoder_that_is_called_like_a_layer_is_none(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "first", tmp_path / "layer 1")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["layer 1", "--tasks", "rte", "stsb", "--data_dir", str(folder / "glue"), "--mode", "knn"]
+    scores = run_probe.main([*arguments, "--no_controls"])
+    assert systems_of(scores, metric="average") == {"layer 1"}
+
+
 def test_the_card_gets_the_figures_of_the_encoder_alone(done, folder):
     card = (folder / "first" / "README.md").read_text()
     assert "A card." in card
@@ -392,7 +400,7 @@ def documents(folder):
     return folder / "documents"
 
 
-def test_documents_are_compared_without_labels_and_a_sentence_says_what_came_of_it(folder, documents, tmp_path, capsys):
+def test_documents_are_compared_without_labels_and_a_sentence_says_what_came_out(folder, documents, tmp_path, capsys):
     asked = tmp_path / "encoder"
     shutil.copytree(folder / "second", asked)
     card = asked / "README.md"

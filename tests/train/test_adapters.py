@@ -102,6 +102,18 @@ def test_lora_trains_moves_the_target_encoder_by_name_and_is_merged_in_the_expor
     assert all("Wqkv" in name for name in moved)
 
 
+def test_adapters_that_come_after_an_update_count_in_the_next(make_model):
+    model = make_model()
+    model.update_target_encoder(0.5)
+    add_stand_in(model)
+    for layer in model.model.encoder.layers:
+        torch.nn.init.normal_(layer.attn.Wqkv.lora_B["default"].weight)
+    model.update_target_encoder(0.0)
+    merged = plain_weights(model.model.encoder)
+    for name, value in model.target_encoder.state_dict().items():
+        torch.testing.assert_close(value, merged[name], rtol=0, atol=1e-6)
+
+
 @every_way
 def test_what_stands_around_the_encoder_is_new_and_trains_as_a_whole(make_trainer, way):
     predictor = make_trainer(WAYS[way]).model.predictor
