@@ -10,11 +10,9 @@ from typing import Literal, get_args
 
 import pytest
 
-import run_pretraining
 from text_jepa import TextJepaConfig
 from text_jepa.cli import UsageError, config_arguments, nearest, parse_arguments, run_command
 from text_jepa.train import arguments
-from text_jepa.train.arguments import TextJepaTrainingArguments
 
 
 @dataclass
@@ -136,6 +134,10 @@ def test_of_several_files_the_last_wins_and_flags_over_all(yaml, tmp_path):
         parse(first, str(second))
 
 
+# What is said of a YAML file without flags.
+NO_FLAGS = r"run\.yaml: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text"
+
+
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
 
@@ -148,13 +150,13 @@ def test_of_several_files_the_last_wins_and_flags_over_all(yaml, tmp_path):
         ("3: 1", r"run\.yaml: unknown key '3'$"),
         (
             "- vocab_size\n- 7",
-            r"run\.yaml: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text",
+            NO_FLAGS,
         ),
         (
             "just a sentence",
-            r"run\.yaml: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text",
+            NO_FLAGS,
         ),
-        ("", r"run\.yaml: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text"),
+        ("", NO_FLAGS),
         ("a: b: c", r"run\.yaml: not a YAML file: "),
         ("a: [1, 2", r"run\.yaml: not a YAML file: "),
         ("preset: !!python/object/apply:os.getcwd []", r"run\.yaml: not a YAML file: "),
@@ -187,7 +189,7 @@ def test_a_mistake_in_the_file_names_file_key_and_remedy(yaml, content, message)
         (["--streaming", "maybe"], r"argument --streaming.*maybe"),
         (
             ["--vocab_size", "7", "run.yaml"],
-            r"^no flag takes the value 'run\.yaml'; YAML files, and what else belongs to no flag, come first",
+            r"^no flag takes the value 'run\.yaml'; YAML files, .+, come first",
         ),
         (["none.yaml"], r"^none\.yaml: No such file or directory; words that end in \.yaml are YAML files of flags$"),
         (["."], r"^no flag takes the value '\.'; YAML files, and what else belongs to no flag, come first"),
@@ -285,7 +287,7 @@ def test_words_before_the_flags_are_texts_unless_they_end_in_yaml(yaml):
 
 @pytest.mark.parametrize("flag", ["--train_file", "--train-file", "--train_file=b.txt"])
 def test_texts_that_are_named_twice_are_refused(flag):
-    with pytest.raises(UsageError, match="^'notes' and --train_file say the same; name all in one place"):
+    with pytest.raises(UsageError, match=r"^'notes' and --train_file say the same; name all in one place"):
         parse_positional("notes", flag, "b.txt")
 
 
