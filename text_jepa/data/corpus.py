@@ -43,8 +43,8 @@ from text_jepa.data.files import (
     wrong_column,
 )
 from text_jepa.data.prose import HTML, PLAIN
-from text_jepa.data.repeats import boilerplate_lines, first_of_equals, near_copies, without_lines
 from text_jepa.data.remote import local_names
+from text_jepa.data.repeats import boilerplate_lines, first_of_equals, near_copies, without_lines
 from text_jepa.data.texts_builder import read_texts
 
 

@@ -1,0 +1,75 @@
+"""Files that fsspec opens, here those of its file system in memory."""
+
+import fsspec
+import pytest
+from corpora import documents
+
+from text_jepa.cli import UsageError
+from text_jepa.data.corpus import CorpusArguments, find_files, load_corpus
+
+
+@pytest.fixture
+def memory(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    found = fsspec.filesystem("memory")
+    for folder, count in (("one", 3), ("one/deep", 1)):
+        for number in range(count):
+            found.pipe(f"/texts/{folder}/{number}.txt", "\n".join(documents(20, seed=number)).encode())
+    found.pipe("/texts/one/weights.bin", b"0")
+    yield found
+    found.rm("/texts", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("memory://texts/one/0.txt", ["0.txt"]),
+        ("memory://texts/one/*.txt", ["0.txt", "1.txt", "2.txt"]),
+        ("memory://texts/one", ["0.txt", "1.txt", "2.txt", "deep/0.txt"]),
+        ("memory://texts/*/deep/*.txt", ["one/deep/0.txt"]),
+    ],
+)
+def test_files_folders_and_globs_of_a_protocol_are_copied(memory, name, files):
+    found = find_files([name], "train_file")
+    assert len(found) == len(files)
+    for path, expected in zip(found, files, strict=True):
+        assert path.endswith(f"/{expected}")
+
+
+def test_a_copy_is_made_again_only_if_the_file_has_changed(memory):
+    name = "memory://texts/one/0.txt"
+    first = find_files([name], "train_file")
+    assert find_files([name], "train_file") == first
+    memory.pipe("/texts/one/0.txt", b"other")
+    (second,) = find_files([name], "train_file")
+    assert second not in first
+    with open(second) as file:
+        assert file.read() == "other"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_corpus_is_trained_on_and_held_out_wherever_it_is(memory, streaming, tmp_path):
+    arguments = CorpusArguments(
+        train_file=["memory://texts/one/[01].txt"],
+        validation_file=["memory://texts/one/2.txt"],
+        sample_by="line",
+        streaming=streaming,
+    )
+    corpus = load_corpus(arguments, cache_dir=str(tmp_path))
+    assert [row["text"] for row in corpus.splits["train"]] == documents(20, seed=0) + documents(20, seed=1)
+    assert [row["text"] for row in corpus.splits["validation"]] == documents(20, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("memory://texts/none.txt", "no such file"),
+        ("memory://texts/*.pdf", "no .txt"),
+        ("nonsense://texts/0.txt", "Protocol not known"),
+        ("s3://bucket/0.txt", "s3fs"),
+    ],
+)
+def test_what_cannot_be_copied_is_one_line_with_the_reason(memory, name, said):
+    with pytest.raises(UsageError, match=f"--train_file .*{said}") as error:
+        find_files([name], "train_file")
+    assert "\n" not in str(error.value)

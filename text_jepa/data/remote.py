@@ -1,0 +1,85 @@
+"""Files that are elsewhere: copies of what fsspec opens (`hf://`, `s3://` …), in the cache of the datasets library."""
+
+import hashlib
+import logging
+import shutil
+import uuid
+from pathlib import Path, PurePosixPath
+
+import datasets
+import fsspec
+
+from text_jepa.cli import UsageError, first_line
+from text_jepa.data.files import BUILDERS, suffix_of
+
+
+logger = logging.getLogger(__name__)
+
+
+def local_names(pattern: str, flag: str) -> list[str]:
+    """The paths on this machine that a name stands for.
+
+    A name with a protocol is copied first, unless that was done before and nothing has changed; of a folder or glob
+    those files whose kind is known. Any other name stands for itself.
+
+    Args:
+        pattern: A path, folder or glob, or one with a protocol in front.
+        flag: The flag that names it, for error messages.
+
+    Raises:
+        UsageError: The protocol is unknown or needs a package, or there is no such file.
+    """
+    if "://" not in pattern:
+        return [pattern]
+    what = f"--{flag} {pattern}"
+    try:
+        return _copy(pattern, what)
+    except UsageError:
+        raise
+    except ImportError as error:
+        raise UsageError(f"{what}: {first_line(error)}; install it, or copy the files to this machine") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"{what}: no such file") from error
+    except Exception as error:  # each protocol has errors of its own
+        raise UsageError(f"{what}: cannot be read: {first_line(error)}; check name, network and login") from error
+
+
+def _copy(pattern: str, what: str) -> list[str]:
+    file_system, place = fsspec.url_to_fs(pattern)
+    wildcards = [place.index(character) for character in "*?[" if character in place]
+    is_glob = bool(wildcards)
+    if is_glob:
+        found = file_system.glob(place)
+        root = place[: min(wildcards)].rpartition("/")[0]
+    elif file_system.isdir(place):
+        found = file_system.find(place)
+        root = place
+    else:
+        found = [place]
+        root = place.rpartition("/")[0]
+    if is_glob or found != [place]:
+        found = [path for path in found if suffix_of(Path(path)) in BUILDERS and file_system.isfile(path)]
+    # A name of an object store may have dots that would lead out of the cache.
+    found = [path for path in found if ".." not in PurePosixPath(path).parts]
+    if not found:
+        raise UsageError(f"{what}: no {', '.join(BUILDERS)} file there")
+    versions = [(path, str(file_system.ukey(path))) for path in sorted(found)]
+    key = hashlib.sha256(repr((pattern, versions)).encode()).hexdigest()[:16]
+    # With the name of the folder, which messages show.
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "text_jepa_copies", key, PurePosixPath(root).name or "files")
+    targets = {path: folder / PurePosixPath(path).relative_to(root or ".") for path, _ in versions}
+    if not folder.is_dir():
+        size = sum(file_system.size(path) or 0 for path in targets)
+        logger.info(f"{what}: copying {len(targets)} files ({size:,} bytes) to {folder}")
+        unfinished = folder.with_name(f"_{uuid.uuid4().hex}")
+        try:
+            for path, target in targets.items():
+                copy = unfinished / target.relative_to(folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                file_system.get_file(path, str(copy))
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    if is_glob or len(targets) == 1:
+        return [str(target) for target in targets.values()]
+    return [str(folder)]
