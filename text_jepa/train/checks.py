@@ -66,7 +66,7 @@ REFUSED = {
     "prediction_loss_only": "evaluation computes losses only; leave it out",
     "remove_unused_columns": "the collator needs all columns; leave it out",
     "restore_callback_states_from_checkpoint": "leave it out; the state is always restored",
-    "save_on_each_node": "checkpoints lie in one folder that all machines share; leave it out",
+    "save_on_each_node": "the first machine keeps the checkpoints, and sends them to the others; leave it out",
     "save_only_model": "a checkpoint is always complete; set --save_strategy no, or leave it out",
     "use_cache": "an encoder has no cache; leave it out",
     "use_liger_kernel": "liger knows no Text-JEPA; leave it out, or try --torch_compile",
