@@ -442,7 +442,7 @@ def test_the_update_reads_what_was_put_in_since_the_last_one(model):
         close(target, encoder.state_dict()[name], 0)
 
 
-def test_a_float32_average_of_a_bfloat16_student_moves(model):
+def test_a_float32_average_of_a_bfloat16_encoder_moves(model):
     model.model.to(torch.bfloat16)
     drift(model)
     before = copy.deepcopy(model.target_encoder.state_dict())
