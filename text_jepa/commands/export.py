@@ -384,7 +384,7 @@ def print_losses(encoder: Encoder, paths: Sequence[Path], texts: Sequence[str] |
     Without texts the cosines are those of random tokens, and there is no search.
     """
     if texts is None:
-        batches = onnx.random_batches(encoder.model.config)
+        batches = onnx.random_batches(encoder)
         basis = "sequences of random tokens; --texts compares on yours"
     else:
         batches = list(onnx.batches_of(encoder, texts[:_TEXTS_OF_COSINES]))

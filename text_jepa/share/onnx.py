@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from text_jepa.cli import UsageError
@@ -98,7 +98,7 @@ def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
     architecture = type(model).__name__
     program = _trace(encoder)
     if isinstance(encoder, Encoder):
-        program.model.metadata_props |= {"max_length": str(encoder.max_length), "prompt": encoder.prompt}
+        program.model.metadata_props.update(max_length=str(encoder.max_length), prompt=encoder.prompt)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="_") as staging:
         unchecked = Path(staging, path.name)
@@ -122,7 +122,7 @@ def _trace(encoder: PreTrainedModel | Encoder) -> torch.onnx.ONNXProgram:
         with _silence():
             return torch.onnx.export(
                 _Graph(encoder).eval(),
-                kwargs=_inputs(model.config, *_TRACED),
+                kwargs=_inputs(encoder, *_TRACED),
                 dynamo=True,
                 dynamic_shapes={"input_ids": dynamic_shape, "attention_mask": dynamic_shape},
                 input_names=["input_ids", "attention_mask"],
@@ -146,7 +146,7 @@ def onnx_difference(encoder: PreTrainedModel | Encoder, path: str | Path) -> flo
     graph = _Graph(encoder).eval()
     largest = 0.0
     for texts, tokens in _CHECKED:
-        batch = _inputs(graph.model.config, texts, tokens)
+        batch = _inputs(encoder, texts, tokens)
         with torch.no_grad():
             expected = graph(**batch)
         outputs = [STATES, VECTORS][: len(expected)]
@@ -176,9 +176,9 @@ def halve_onnx(path: str | Path, output_path: str | Path) -> None:
     onnx.save(model, str(output_path))
 
 
-def random_batches(config: PreTrainedConfig) -> list[dict[str, torch.Tensor]]:
+def random_batches(encoder: PreTrainedModel | Encoder) -> list[dict[str, torch.Tensor]]:
     """Batches of random tokens, to compare files without texts."""
-    return [_inputs(config, texts, tokens) for texts, tokens in ((8, 12), (8, 24), (8, 48))]
+    return [_inputs(encoder, texts, tokens) for texts, tokens in ((8, 12), (8, 24), (8, 48))]
 
 
 def batches_of(encoder: Encoder, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict[str, torch.Tensor]]:
@@ -255,12 +255,16 @@ def _session(path: str | Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _inputs(config: PreTrainedConfig, texts: int, tokens: int) -> dict[str, torch.Tensor]:
+def _inputs(encoder: PreTrainedModel | Encoder, texts: int, tokens: int) -> dict[str, torch.Tensor]:
     """Random ids (B, S) without the padding token, and a mask that pads each text by one token more than the last."""
+    config = _model_of(encoder).config
+    words = config.vocab_size
+    if isinstance(encoder, Encoder) and encoder.word_weights is not None:
+        words = len(encoder.word_weights)  # there may be more embeddings than tokens
     generator = torch.Generator().manual_seed(texts * tokens)
-    ids = torch.randint(0, config.vocab_size, (texts, tokens), generator=generator)
+    ids = torch.randint(0, words, (texts, tokens), generator=generator)
     padding = config.pad_token_id if config.pad_token_id is not None else 0
-    ids[ids == padding] = (padding + 1) % config.vocab_size
+    ids[ids == padding] = (padding + 1) % words
     lengths = torch.arange(tokens, 0, -1)[:texts].clamp(min=1)
     mask = (torch.arange(tokens) < lengths[:, None]).long()
     return {"input_ids": ids.masked_fill(mask == 0, padding), "attention_mask": mask}

@@ -152,7 +152,8 @@ def defaults_of(arguments: Sequence, config: TextJepaConfig) -> dict[str, Any]:
     data_args = DataArguments()
     set_dependent_defaults(data_args, objective_args)
     objective = objective_of(model_args, ObjectiveArguments())
-    default_config = TextJepaConfig(text_config=config.text_config.to_dict(), **vars(objective))
+    fields = {**vars(objective), "mask_token_id": config.mask_token_id}  # the tokenizer's, no argument
+    default_config = TextJepaConfig(text_config=config.text_config.to_dict(), **fields)
     defaults = values_of_arguments([ModelArguments(), data_args])
     defaults |= {name: getattr(default_config, name) for name in vars(objective)}
     return defaults | default_training_values()
