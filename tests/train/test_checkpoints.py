@@ -993,6 +993,21 @@ def test_five_hundred_normal_steps_are_no_spike(noise):
         assert not any(spikes.observe(step, value, value) for step, value in enumerate(values))
 
 
+def test_steps_of_the_default_recipe_are_no_spikes_and_a_planted_one_is():
+    """As they were recorded, and 1,000 with their noise in two other orders; a spike is told to the step among them."""
+    recorded = json.loads(Path(__file__).with_name("steps_of_the_default.json").read_text())
+    steps = np.stack([recorded["loss"], recorded["grad_norm"]], axis=1)
+    spikes = SpikeCallback()
+    assert not any(spikes.observe(step, *values, clipped_at=1.0) for step, values in enumerate(steps))
+    for seed in range(2):
+        spikes = SpikeCallback()
+        order = np.random.default_rng(seed).integers(len(steps) // 2, len(steps), 1_000)
+        for step, (loss, grad_norm) in enumerate(steps[order]):
+            planted = {700: (2.0, 1.0), 800: (1.0, 15.0)}.get(step, (1.0, 1.0))
+            found = spikes.observe(step, planted[0] * loss, planted[1] * grad_norm, clipped_at=1.0)
+            assert found == (step in (700, 800))
+
+
 @pytest.mark.parametrize(("usual", "largest"), [(0.3, 1.9), (0.55, 2.1), (1.2, 9.0)])
 def test_a_long_tail_of_gradient_norms_is_no_spike_and_ten_times_the_usual_is(usual, largest):
     """The first two are norms of recorded runs, in whose losses nothing was seen (docs/experiments.md)."""
