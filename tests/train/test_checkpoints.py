@@ -994,7 +994,7 @@ def test_five_hundred_normal_steps_are_no_spike(noise):
 
 
 def test_steps_of_the_default_recipe_are_no_spikes_and_a_planted_one_is():
-    """As they were recorded, and 1,000 with their noise in two other orders; a spike is told to the step among them."""
+    """As they were recorded, and 1,000 with their noise in two other orders; a planted spike is found."""
     recorded = json.loads(Path(__file__).with_name("steps_of_the_default.json").read_text())
     steps = np.stack([recorded["loss"], recorded["grad_norm"]], axis=1)
     spikes = SpikeCallback()
