@@ -239,3 +239,8 @@ def test_lora_trains_matrices_beside_the_weights_and_is_merged_in_the_export(enc
     assert changed
     assert all(name.endswith("weight") and "LayerNorm" not in name for name in changed)
     assert not any("embeddings" in name for name in changed)
+    lora = tmp_path / "run" / "checkpoint-2"
+    with pytest.raises(UsageError, match="adapters was True and is False"):
+        adapt.main(
+            [str(encoder), str(tmp_path / "texts.txt"), *flags.split()[2:], "--resume_from_checkpoint", str(lora)]
+        )
