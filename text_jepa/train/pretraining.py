@@ -160,7 +160,7 @@ def pretrain(
         check_same(trainer.fingerprint, parts.tokenizer, args)
         if checkpoint is not None:
             check_agreement(trainer, checkpoint)
-        show_sizes(trainer)
+        show_sizes(trainer, parts.corpus)
         if args.process_index == 0:
             prepare_output_dir(trainer, checkpoint)
         if checkpoint is None or not load_finished(trainer, checkpoint):
@@ -366,8 +366,8 @@ def max_length_in_use(data_args: DataArguments, config: TextJepaConfig, head: Se
     return min(longest, config.max_text_length or longest)
 
 
-def show_sizes(trainer: TextJepaTrainer) -> None:
-    """Prints the numbers of texts and parameters, the length of the run and its folder, and warns of idle cores."""
+def show_sizes(trainer: TextJepaTrainer, corpus: Corpus) -> None:
+    """Prints the sizes of corpus and model, the length of the run and its folder, and warns of idle cores."""
     args = trainer.args
     if args.process_index > 0:
         return
@@ -378,7 +378,8 @@ def show_sizes(trainer: TextJepaTrainer) -> None:
         count = sum(parameter.numel() for parameter in module.parameters())
         if count:
             parts.append(f"{name} {count:,}")
-    print(f"{texts}; {trainable:,} of {total:,} parameters train ({', '.join(parts)})")
+    print(f"{corpus.describe()}: {texts}")
+    print(f"{trainable:,} of {total:,} parameters train ({', '.join(parts)})")
     if trainer.card_info.get("head"):
         print(trainer.card_info["head"]["sentence"])
     print(f"{describe_length(args, trainer.train_dataset)}, into {args.output_dir}")
