@@ -85,6 +85,7 @@ def run(tmp_path, monkeypatch, capsys):
         (["--save_total_limit", "0"], ["--save_total_limit", "at least 1"]),
         (["--adam_beta1", "1.5"], ["--optim", "beta"]),
         (["--mask_ratio", "0"], ["--mask_ratio 0", "hides none"]),
+        (["--accelerator_config", '{"split_batches": true}'], ["--accelerator_config split_batches"]),
         (["--report_to", "nothing_known"], ["--report_to", "nothing_known"]),
     ],
     ids=lambda value: "_".join(value)[2:40] if value[0].startswith("--") else "",

@@ -198,6 +198,10 @@ def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
             f"--train_sampling_strategy {args.train_sampling_strategy}: texts are shuffled and grouped by length; "
             "leave it out"
         )
+    # The order of texts counts on it, and batches differ in width.
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(args.accelerator_config, name):
+            raise UsageError(f"--accelerator_config {name}: each process makes batches of its own; leave it out")
     if args.max_steps <= 0 and not args.num_train_epochs > 0:
         raise UsageError(f"--num_train_epochs {args.num_train_epochs:g}: no step would be made; set it above 0")
 

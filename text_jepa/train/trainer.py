@@ -98,6 +98,11 @@ class _CourseCallback(TrainerCallback):
             control.should_log = True
 
 
+# Of the Trainer's private names this one extends `_get_dataloader` and `_get_train_sampler` (order and shares of the
+# texts), `_get_num_items_in_batch` (targets of a step), `_get_grad_norm` (the last look at a step before the
+# optimizer's) and `_save_checkpoint`, whose parts `_save`, `_save_optimizer_and_scheduler`, `_save_scaler` and
+# `_save_rng_state` it calls; and reads `_tr_loss` and `_globalstep_last_logged` (a log that goes on) and
+# `_finish_current_push`. Tests on the oldest and newest version of transformers notice if one of them changes.
 class TextJepaTrainer(Trainer):
     """The standard `Trainer` for a [`TextJepaForPreTraining`].
 
@@ -313,6 +318,9 @@ class TextJepaTrainer(Trainer):
         if model.training:
             self._count_training_batch(inputs, outputs, is_first_pass)
         else:
+            if num_items_in_batch is not None:
+                # The Trainer has multiplied it in place, terms and all else are as the model gave them.
+                outputs["loss"] = loss / self._process_weight()
             self.evaluation_totals.add(inputs, outputs, self._loss_weights(), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
