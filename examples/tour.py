@@ -130,4 +130,4 @@ for query, nearest, cosine in zip(queries, found, cosines, strict=True):
 # `python run_probe.py FOLDER` says whether an encoder is better than random weights (this one is not), `configs/` has
 # a recipe for each published idea, and `run_pretraining.py` does all of the above from one file of flags.
 #
-# The notebook is made from `examples/tour.py` by `jupytext --to ipynb examples/tour.py`; change it there.
+# The notebook is made from `examples/tour.py` by `python examples/make_tour.py`; change it there.

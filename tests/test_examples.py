@@ -48,7 +48,7 @@ def run(*command, **environment):
 
 
 def test_the_notebook_is_what_the_script_gives():
-    """`jupytext --to ipynb examples/tour.py` makes it anew."""
+    """`examples/make_tour.py` makes it anew, with what each cell printed."""
     script = []
     for part in re.split(r"^# %%", (EXAMPLES / "tour.py").read_text(), flags=re.MULTILINE)[1:]:
         kind, _, source = part.partition("\n")
@@ -57,7 +57,19 @@ def test_the_notebook_is_what_the_script_gives():
         script.append(("markdown" if kind else "code", source.strip()))
     cells = json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"]
     assert [(cell["cell_type"], "".join(cell["source"])) for cell in cells] == script
-    assert not any(cell.get("outputs") for cell in cells)
+    stored = printed_in_the_notebook()
+    assert re.findall(r"step +(\d+)/150  loss", stored) == ["1", *map(str, range(15, 151, 15))]
+    assert not re.search("/(home|root|tmp|work)/|Traceback", stored)
+    pictures = [output for cell in cells for output in cell.get("outputs", []) if "data" in output]
+    assert len(pictures) == 1
+    assert (EXAMPLES / "tour.ipynb").stat().st_size < 250_000
+
+
+def printed_in_the_notebook():
+    """What the cells of the notebook have printed."""
+    cells = json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return "".join("".join(output.get("text", [])) for output in outputs)
 
 
 @pytest.mark.slow
@@ -66,6 +78,10 @@ def test_the_tour_runs_to_its_end():
     assert re.search(r"step +150/150 +loss .* rank \d+/128", printed)
     assert "ModernBertModel" in printed
     assert printed.count("\n0.") == 3  # neighbours
+    # Of the same form as what the notebook shows; figures and texts are those of a machine and its packages.
+    stored = printed_in_the_notebook()
+    for form in (r"^step +\d+/150", r"^[\w.]+\.(?:md|png|json|jsonl|safetensors)$", r"^\d+ pieces|^[01]\.\d\d  "):
+        assert len(re.findall(form, printed, re.MULTILINE)) == len(re.findall(form, stored, re.MULTILINE)) > 0
 
 
 # ---- demo -----------------------------------------------------------------------------------------------------------
