@@ -81,6 +81,7 @@ def test_documents_are_stored_once_and_without_special_tokens(tokenizer, texts, 
     windows = DocumentWindows(documents, WINDOW_LENGTH, special_tokens=2)
     assert len(windows) == count_windows(np.array(documents["length"][:]), ROOM).sum()
     assert windows["length"].tolist() == [len(example["input_ids"]) for example in windows]
+    assert windows.num_tokens == sum(len(document["input_ids"]) for document in documents)
 
 
 def test_windows_of_a_document_are_all_there_also_in_several_chunks(documents):

@@ -210,6 +210,11 @@ class DocumentWindows(torch.utils.data.Dataset):
             return 0
         return int(self._document[-1]) + 1
 
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of these documents: in each pass, each is in one window."""
+        return int(sum(self.documents["length"][: self.num_documents]))
+
     def __iter__(self) -> Iterator[Example]:
         return (self[row] for row in range(len(self)))
 

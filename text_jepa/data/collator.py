@@ -28,7 +28,7 @@ from text_jepa.data.masking import (
     text_checksums,
 )
 from text_jepa.data.tokenization import word_start_table
-from text_jepa.data.views import DocumentWindows, choose_words, split_rows
+from text_jepa.data.views import DocumentCutter, choose_words, split_rows
 
 
 # Most tokens of a word that is hidden as a whole: as many as the longest span, by default.
@@ -102,7 +102,7 @@ class DataCollatorForTextJepa:
         self._read_tokenizer(tokenizer)
         self._windows = None
         if view is not None and view.is_of_document:
-            self._windows = DocumentWindows(tokenizer, view, seed)
+            self._windows = DocumentCutter(tokenizer, view, seed)
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def _check_strategies(self) -> None:

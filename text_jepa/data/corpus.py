@@ -211,16 +211,10 @@ class Corpus:
     name: str
     source: Source
 
-    def describe(self) -> str:
-        """The sizes of the corpus in words: its files by kind, and its documents."""
-        parts = []
-        if self.source.files:
-            count = len(self.source.files)
-            parts.append(f"{_count_kinds(self.source.files)} {'file' if count == 1 else 'files'}")
-        if isinstance(self.splits, DatasetDict):
-            count = sum(len(part) for part in self.splits.values())
-            parts.append(f"{count:,} documents")
-        return " with ".join(parts) or "a stream"
+    def describe_files(self) -> str:
+        """The number of its files by kind, in words."""
+        count = len(self.source.files)
+        return f"{_count_kinds(self.source.files)} {'file' if count == 1 else 'files'}"
 
 
 def load_corpus(

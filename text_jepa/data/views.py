@@ -22,7 +22,7 @@ from text_jepa.data.masking import (
 from text_jepa.data.tokenization import special_tokens_around
 
 
-class DocumentWindows:
+class DocumentCutter:
     """Cuts documents into windows, and for each window what it has to predict: the rest, or the window beside it.
 
     Args:

@@ -434,8 +434,8 @@ class TextJepaTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(
         default=64,
         metadata={
-            "help": "Texts per process and batch in evaluation. Has no effect on losses: where a text is compared with "
-            "those of its batch, batches are those of training."
+            "help": "Texts per process and batch in evaluation. Has no effect on losses: where a text is compared "
+            "with those of its batch, batches are those of training."
         },
     )
     logging_steps: float = field(

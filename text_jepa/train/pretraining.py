@@ -65,6 +65,7 @@ from text_jepa.train.checks import (
     check_metric,
     check_outcome,
     check_output_dir,
+    check_pooling,
     check_processes,
     check_start,
     check_trackers,
@@ -156,6 +157,7 @@ def pretrain(
             print("without --prepare_only and with --resume_from_checkpoint auto")
             return True
         card_info = make_card_info(model_args, data_args, parts.corpus.name, parts.model.config, argv)
+        check_pooling(objective_args.pooling, kept_head(card_info))
         trainer = make_trainer(parts, data_args, args, card_info)
         check_same(trainer.fingerprint, parts.tokenizer, args)
         if checkpoint is not None:
@@ -378,7 +380,7 @@ def show_sizes(trainer: TextJepaTrainer, corpus: Corpus) -> None:
         count = sum(parameter.numel() for parameter in module.parameters())
         if count:
             parts.append(f"{name} {count:,}")
-    print(f"{corpus.describe()}: {texts}")
+    print(f"{corpus.describe_files()}: {texts}" if corpus.source.files else texts)
     print(f"{trainable:,} of {total:,} parameters train ({', '.join(parts)})")
     if trainer.card_info.get("head"):
         print(trainer.card_info["head"]["sentence"])
@@ -401,7 +403,7 @@ def describe_length(args: TextJepaTrainingArguments, texts: Dataset | DocumentWi
         steps = math.ceil(args.num_train_epochs * math.ceil(len(texts) / texts_per_step))
         flag = "--num_train_epochs"
     passes = steps * texts_per_step / len(texts)
-    tokens = sum(texts["length"][:])
+    tokens = texts.num_tokens if isinstance(texts, DocumentWindows) else sum(texts["length"][:])
     return f"{steps:,} steps of {texts_per_step} texts: {passes:.3g} passes over {tokens:,} tokens ({flag} changes it)"
 
 
