@@ -267,7 +267,7 @@ def test_all_parts_run_on_a_cpu(benchmark, data, tmp_path):
     assert sum(step["profile"]["shares"].values()) == pytest.approx(1)
     assert (tmp_path / "out/profile-micro.txt").stat().st_size > 0
     assert list(found["training"]["items"]) == found["training"]["budget"]["arms"] == ["default", "mlm"]
-    assert "stsb, cosine, spearman" in found["training"]["items"]["mlm"]["reference_ahead"]
+    assert "stsb, cosine raw, spearmanr" in found["training"]["items"]["mlm"]["reference_ahead"]
     assert any(name.startswith("mlm, stsb") for name in found["finetuning"]["items"]["stsb"])
     assert found["encoder"]["items"]["train"]["step"] == 8
 
