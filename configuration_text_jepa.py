@@ -275,6 +275,9 @@ class TextJepaConfig(PreTrainedConfig):
         sentence_hidden_size (`int`, *optional*):
             Width of that head; 0 leaves it out, so that the pooled vectors themselves are compared. Defaults to twice
             the encoder's, and to 0 for `"infonce"` with a moving average.
+        matryoshka_sizes (`list[int]`, *optional*):
+            Compare the first so many features of the vectors as well, each with the weight of whole vectors, so that
+            vectors may be cut (arXiv 2205.13147): 64 128 256. Needs `sentence_hidden_size` 0.
         sentence_whitening (`bool`, *optional*, defaults to `True`):
             Whiten the pooled targets of a moving average by their running covariance, instead of centring them alone:
             what the texts share, such as frequent words, then weighs no more than what sets them apart.
@@ -352,6 +355,7 @@ class TextJepaConfig(PreTrainedConfig):
     sentence_loss_weight: float | int = 0.5
     sentence_loss_type: Literal["cosine", "mse", "l1", "smooth_l1", "infonce"] = "infonce"
     sentence_hidden_size: int | None = None
+    matryoshka_sizes: list[int] | None = None
     sentence_whitening: bool = True
     variance_loss_weight: float | int = 0.0
     covariance_loss_weight: float | int = 0.0
@@ -548,6 +552,17 @@ class TextJepaConfig(PreTrainedConfig):
             if key not in self._known_keys():
                 raise ValueError(f"unknown field '{key}' of {type(self).__name__}{_nearest(key, fields)}")
 
+    def _validate_sizes(self):
+        width = self.text_config.hidden_size
+        for size in self.matryoshka_sizes or []:
+            if not 1 <= size < width:
+                raise ValueError(f"matryoshka_sizes must lie between 1 and {width - 1} features, got {size}")
+        if self.matryoshka_sizes and not (self.sentence_loss_weight > 0 and self.sentence_hidden_size == 0):
+            raise ValueError(
+                "matryoshka_sizes need the vectors themselves in the sentence loss: set sentence_loss_weight above 0 "
+                "and sentence_hidden_size to 0"
+            )
+
     def validate_predictor(self):
         """Raises ValueError if the predictor cannot be built."""
         counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "conv_groups", "num_mask_tokens")
@@ -607,6 +622,7 @@ class TextJepaConfig(PreTrainedConfig):
             )
         if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
             raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
+        self._validate_sizes()
         for name in ("smooth_l1_beta", "infonce_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

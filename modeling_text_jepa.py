@@ -1877,14 +1877,20 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         targets: torch.Tensor,
         document_ids: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Mean distance of predicted vectors (R, D) and those of their texts (B, D)."""
+        """Mean distance of predicted vectors (R, D) and those of their texts (B, D), and of their first features."""
         rows = _target_row_of_each_context(len(predictions), targets)
-        if self.config.sentence_loss_type == "infonce":
-            distances = self._infonce(predictions, targets, rows, document_ids)
-        else:
-            distances = self._distance(self.config.sentence_loss_type, predictions, targets[rows])
-        all_distances, _ = gather_rows(distances)
-        return all_distances.mean()
+        sizes = [*(self.config.matryoshka_sizes or []), predictions.shape[-1]]
+        losses = []
+        for size in sizes:
+            first = predictions[:, :size]
+            expected = targets[:, :size]
+            if self.config.sentence_loss_type == "infonce":
+                distances = self._infonce(first, expected, rows, document_ids)
+            else:
+                distances = self._distance(self.config.sentence_loss_type, first, expected[rows])
+            all_distances, _ = gather_rows(distances)
+            losses.append(all_distances.mean())
+        return sum(losses) / len(losses)
 
     def _distance(
         self,
