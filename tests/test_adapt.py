@@ -187,7 +187,7 @@ def test_minilm_is_adapted_takes_its_own_place_and_is_served_without_torch(minil
     sentence_transformers = pytest.importorskip("sentence_transformers")
     pytest.importorskip("onnxruntime")
     folder = tmp_path / "adapted"
-    printed = run(EXAMPLES / "adapt.sh", minilm, ROOT / "docs", folder, STEPS="2")
+    printed = run(EXAMPLES / "adapt.sh", minilm, ROOT / "docs" / "*.md", folder, STEPS="2")
     assert "recipe continue-from-encoder" in printed
     assert f"It takes the place of {minilm}: features 384, modules mean pooling, Normalize, tokens 256" in printed
     assert "Before → after: " in printed
