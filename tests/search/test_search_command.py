@@ -193,5 +193,6 @@ def test_an_encoder_that_cannot_be_opened_leaves_the_index_as_it_was(call, stati
 def test_a_file_that_cannot_be_read_is_named_beside_the_results(call, static, notes):
     (notes / "bad.txt").write_bytes(b"\xff\xfe\xfd")
     found = call(notes, "lamp", "--encoder", static)
-    assert re.search(r"^left out: .*bad.txt, line 1: not UTF-8", found.err, re.MULTILINE)
+    assert re.search(r"^1 of 3 files are left out, as .*bad.txt, line 1: not UTF-8", found.err, re.MULTILINE)
     assert "one.txt" in found.out
+    assert "left out, as" in call(notes, "lamp").err

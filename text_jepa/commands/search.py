@@ -9,6 +9,7 @@ The index remembers its encoder.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from text_jepa.errors import UsageError
 from text_jepa.search.folder import Embed, compare, find_texts, update
-from text_jepa.search.index import FileState, Hit, Index, Snapshot, remove_index
+from text_jepa.search.index import FileState, Hit, Index, Snapshot, combine, describe_damage, remove_index
 from text_jepa.search.passages import Span, sentences_of
 from text_jepa.search.static import StaticEmbedding, make_token_table
 
@@ -112,6 +113,7 @@ def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argpars
     name = args.encoder or kept.get("encoder") or choose_encoder()
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     column = json.dumps(args.text_column) if args.text_column else kept.get("text_column", '["text"]')
+    columns = args.text_column or stored_columns(column, index)
     wanted = {"encoder": name, "encoder_state": state_of(name), "text_column": column}
     encoder = None
     if any(kept.get(key) != value for key, value in wanted.items()):
@@ -120,17 +122,38 @@ def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argpars
         kept = index.start(wanted, make_token_table(encoder))
         hide_from_git(index.path)
     if "tokenizer" in kept:
-        embed = StaticEmbedding(index.token_vectors, kept["tokenizer"], kept["prompt"])
+        embed = stored_embedding(index, kept)
     else:
         embed = embedding(encoder or open_quietly(name))
     changes = compare(index, texts)
     if len(changes.read) > 1:
         tell(f"reading {len(changes.read):,} files of {args.folder}")
-    for reason in update(index, args.folder, changes, embed, json.loads(column), kept):
-        tell(f"left out: {reason}")
+    update(index, args.folder, changes, embed, columns, kept)
+    problems = index.problems()
+    if problems:
+        tell(f"{len(problems):,} of {len(texts):,} files are left out, as {problems[0]}")
     if not index.count_passages():
         raise UsageError(f"{args.folder}: no text in its {len(texts):,} files; name another folder")
     return embed
+
+
+def stored_columns(content: str, index: Index) -> list[str]:
+    """The columns of the text that an index remembers."""
+    with contextlib.suppress(ValueError):
+        columns = json.loads(content)
+        if isinstance(columns, list) and columns and all(isinstance(column, str) for column in columns):
+            return columns
+    raise UsageError(f"{index.path}: {describe_damage('no columns of the text')}")
+
+
+def stored_embedding(index: Index, settings: Mapping[str, str]) -> StaticEmbedding:
+    """The function that turns texts into vectors by what an index keeps of its encoder."""
+    try:
+        return StaticEmbedding(index.token_vectors, settings["tokenizer"], settings["prompt"])
+    except UsageError:
+        raise
+    except Exception as error:  # tokenizers raises no better ones
+        raise UsageError(f"{index.path}: {describe_damage(str(error))}") from error
 
 
 def hide_from_git(path: Path) -> None:
@@ -197,7 +220,8 @@ def search(passages: Snapshot, query: str, embed: Embed, limit: int) -> list[Fou
     texts = [hit.text[span.start : span.end] for hit, there in zip(hits, spans, strict=True) for span in there]
     if not texts:
         return []
-    scores = passages.centred(embed(texts)) @ passages.centred(vector)
+    cosines = passages.centred(embed(texts)) @ passages.centred(vector)
+    scores = combine(cosines, passages.shares_of_words(query, texts))
     found = []
     start = 0
     for hit, there in zip(hits, spans, strict=True):
@@ -252,7 +276,7 @@ def as_json(folder: Path, found: Found) -> dict[str, object]:
         "line": hit.line,
         "score": round(hit.score, 4),
         "cosine": round(hit.cosine, 4),
-        "bm25": round(hit.words, 4),
+        "words": round(hit.words, 4),
         "sentence": hit.text[sentence.start : sentence.end],
         "text": hit.text,
     }

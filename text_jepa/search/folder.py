@@ -10,7 +10,7 @@ import numpy as np
 from text_jepa.data.files import BUILDERS, FileError, Form, read_paragraphs, suffix_of
 from text_jepa.errors import UsageError
 from text_jepa.search.index import FileState, Index, IndexedFile
-from text_jepa.search.passages import Passage, passages_of
+from text_jepa.search.passages import passages_of
 
 
 # Passages that are embedded and written together: what a search that is interrupted loses.
@@ -76,8 +76,10 @@ def update(
     embed: Embed,
     text_column: Sequence[str],
     settings: Mapping[str, str],
-) -> list[str]:
+) -> None:
     """Brings an index up to date. What is interrupted goes on where it stopped.
+
+    A file that cannot be read is in the index without passages, with the reason, until it changes.
 
     Args:
         index: The index.
@@ -87,53 +89,43 @@ def update(
         text_column: Columns of the text in files with columns.
         settings: Those that the index was started with.
 
-    Returns:
-        A line for each file that cannot be read. What the index had of it is removed.
-
     Raises:
-        UsageError: The index cannot be written.
+        UsageError: The index cannot be written, or vectors are not finite.
     """
     index.remove(changes.gone)
     form = Form({"text": tuple(text_column)}, is_many=True)
-    unreadable = []
-    passages_by_file = _read_all(folder, changes.read, form, unreadable)
-    for group in _groups(passages_by_file):
-        texts = [" ".join(passage.text.split()) for _, passages in group for passage in passages]
+    for group in _groups(_read_all(folder, changes.read, form)):
+        texts = [" ".join(passage.text.split()) for file in group for passage in file.passages]
         vectors = embed(texts) if texts else np.zeros((0, 0), np.float32)
         if not np.isfinite(vectors).all():
             raise UsageError("the encoder gives vectors that are not finite, so its weights are broken; name another")
         files = []
         start = 0
-        for path, passages in group:
-            end = start + len(passages)
-            files.append(IndexedFile(path, changes.read[path], passages, vectors[start:end]))
+        for file in group:
+            end = start + len(file.passages)
+            files.append(file._replace(vectors=vectors[start:end]))
             start = end
         index.write(files, settings)
-    index.remove([path for path, _ in unreadable])
-    return [reason for _, reason in unreadable]
 
 
-def _read_all(
-    folder: Path,
-    paths: Iterable[str],
-    form: Form,
-    unreadable: list[tuple[str, str]],
-) -> Iterator[tuple[str, list[Passage]]]:
-    """Path and passages of each file; those that cannot be read, with the reason, are added to a list."""
-    for path in paths:
+def _read_all(folder: Path, states: Mapping[str, FileState], form: Form) -> Iterator[IndexedFile]:
+    """The files with their passages, and as yet without vectors."""
+    nothing = np.zeros((0, 0), np.float32)
+    for path, state in states.items():
         try:
-            yield path, list(passages_of(read_paragraphs(str(folder / path), form)))
+            passages = list(passages_of(read_paragraphs(str(folder / path), form)))
+            yield IndexedFile(path, state, passages, nothing)
         except FileError as error:
-            unreadable.append((path, str(error)))
+            yield IndexedFile(path, state, [], nothing, str(error))
 
 
-def _groups(files: Iterable[tuple[str, list[Passage]]]) -> Iterator[list[tuple[str, list[Passage]]]]:
+def _groups(files: Iterable[IndexedFile]) -> Iterator[list[IndexedFile]]:
     """Files in groups of about so many passages that it pays to embed them together."""
     group = []
     size = 0
-    for path, passages in files:
-        group.append((path, passages))
-        size += len(passages)
+    for file in files:
+        group.append(file)
+        size += len(file.passages)
         if size >= _GROUP:
             yield group
             group = []

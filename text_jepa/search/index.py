@@ -1,12 +1,13 @@
 """The index of a folder: passages, their vectors and their words in one SQLite file, updated file by file.
 
 A search adds two scores of each passage: the cosine of its vector with that of the query, and BM25 of their words,
-which FTS5 of SQLite counts. No model runs here, so that a search that finds its index complete starts at once.
+which SQLite's FTS5 counts. No model runs here, so that a search that finds its index complete starts at once.
 
 Shapes: N passages, D features.
 """
 
 import contextlib
+import math
 import re
 import sqlite3
 import unicodedata
@@ -28,10 +29,13 @@ APPLICATION_ID = 0x5478744A
 VERSION = 1
 
 # Share of the vectors in a score; the rest is that of the words. Chosen on development questions: docs/search.md.
-VECTOR_SHARE = 0.5
+VECTOR_SHARE = 0.6
 
 # Passages whose words are scored; more of them only share a frequent word with the query.
 _SCORED_BY_WORDS = 1_000
+
+# Words of a query that are looked up.
+_LONGEST_QUERY = 200
 
 # Seconds that a process waits while another one writes.
 _PATIENCE = 60
@@ -44,7 +48,7 @@ _PLACE_OF_ID = 68
 _TABLES = (
     "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE tokens (number INTEGER PRIMARY KEY, vector BLOB NOT NULL)",
-    "CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, vectors BLOB NOT NULL)",
+    "CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, problem TEXT, vectors BLOB)",
     "CREATE TABLE passages (number INTEGER PRIMARY KEY, path TEXT NOT NULL, line INTEGER, text TEXT NOT NULL)",
     "CREATE INDEX passages_by_path ON passages (path)",
     "CREATE VIRTUAL TABLE words USING fts5 "
@@ -66,9 +70,9 @@ class Hit(NamedTuple):
         path: Its file, relative to the folder.
         line: The line that it begins in.
         text: The passage, with its line breaks.
-        score: Of vectors and words together; 1 leads in both.
+        score: Of vectors and words together.
         cosine: Of its vector and that of the query, both minus the mean of all passages.
-        words: BM25, 0 if it has no word of the query.
+        words: BM25, about 1 if it has each word of the query, 0 if it has none.
     """
 
     path: str
@@ -87,12 +91,14 @@ class IndexedFile(NamedTuple):
         state: Its state when it was read.
         passages: N passages.
         vectors: (N, D) of any length and precision; they are kept as float16 of length 1.
+        problem: Why it cannot be read, if so; it has no passages then.
     """
 
     path: str
     state: FileState
     passages: Sequence[Passage]
     vectors: np.ndarray
+    problem: str | None = None
 
 
 class Index:
@@ -129,14 +135,25 @@ class Index:
         """What was written down with `start`; nothing if there is no index, or one of another version."""
         if not self.is_current:
             return {}
-        with self._readable():
-            return dict(self._database.execute("SELECT name, value FROM settings"))
+        with self._readable(), as_written():
+            settings = dict(self._database.execute("SELECT name, value FROM settings"))
+            if not all(isinstance(value, str) for value in settings.values()):
+                raise ValueError("settings that are no text")
+            return settings
 
     def files(self) -> dict[str, FileState]:
         """The files in the index by path, relative to the folder."""
         with self._readable():
             rows = self._database.execute("SELECT path, size, changed FROM files").fetchall()
+            if not all(isinstance(path, str) for path, _, _ in rows):
+                raise sqlite3.DatabaseError("names of files that are no text")
         return {path: FileState(size, changed) for path, size, changed in rows}
+
+    def problems(self) -> list[str]:
+        """Why files cannot be read, a line for each of them."""
+        with self._readable():
+            rows = self._database.execute("SELECT problem FROM files WHERE problem IS NOT NULL ORDER BY path")
+            return [problem for (problem,) in rows]
 
     def count_passages(self) -> int:
         """Number of passages."""
@@ -187,7 +204,8 @@ class Index:
             for file in files:
                 self._forget(file.path)
                 vectors = unit_rows(file.vectors).astype(np.float16).tobytes()
-                self._database.execute("INSERT INTO files VALUES (?, ?, ?, ?)", (file.path, *file.state, vectors))
+                row = (file.path, *file.state, file.problem, vectors)
+                self._database.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?)", row)
                 for passage in file.passages:
                     row = (file.path, passage.line, passage.text)
                     cursor = self._database.execute("INSERT INTO passages (path, line, text) VALUES (?, ?, ?)", row)
@@ -222,11 +240,11 @@ class Index:
 
     def token_vectors(self, numbers: Sequence[int]) -> np.ndarray:
         """Vectors (T, D) of tokens by their numbers, see `TokenTable`."""
-        with self._readable():
+        with self._readable(), as_written():
             for number in {*numbers} - self._tokens.keys():
                 (vector,) = self._database.execute("SELECT vector FROM tokens WHERE number = ?", (number,)).fetchone()
                 self._tokens[number] = np.frombuffer(vector, np.float32)
-        return np.stack([self._tokens[number] for number in numbers])
+            return np.stack([self._tokens[number] for number in numbers])
 
     # ---- SQLite -----------------------------------------------------------------------------------------------------
 
@@ -273,36 +291,29 @@ class Snapshot:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
-        rows = database.execute("SELECT number FROM passages ORDER BY path, number").fetchall()
-        self._numbers = np.array(rows, np.int64).reshape(-1)
-        blobs = database.execute("SELECT vectors FROM files ORDER BY path").fetchall()
-        content = np.frombuffer(b"".join(blob for (blob,) in blobs), np.float16)
+        with as_written():
+            rows = database.execute("SELECT number FROM passages ORDER BY path, number").fetchall()
+            self._numbers = np.array(rows, np.int64).reshape(-1)
+            blobs = database.execute("SELECT vectors FROM files ORDER BY path").fetchall()
+            content = np.frombuffer(b"".join(blob for (blob,) in blobs), np.float16)
         if len(rows) == 0 or content.size == 0 or content.size % len(rows):
             raise sqlite3.DatabaseError(f"{len(rows)} passages and {content.size} features")
+        if not np.isfinite(content).all():
+            raise sqlite3.DatabaseError("vectors that are not finite")
         vectors = content.reshape(len(rows), -1).astype(np.float32)
         self.mean = vectors.mean(axis=0)
         self._vectors = unit_rows(vectors - self.mean)
 
-    def search(
-        self,
-        query: str,
-        vector: np.ndarray,
-        limit: int,
-        vector_share: float = VECTOR_SHARE,
-    ) -> list[Hit]:
+    def search(self, query: str, vector: np.ndarray, limit: int) -> list[Hit]:
         """The passages that fit a query best, the best first.
-
-        Each of the two scores is divided by its largest value, so that a share means the same in every folder.
 
         Args:
             query: Any text.
             vector: Its vector (D,).
             limit: Number of passages.
-            vector_share: What the vectors count, from 0 to 1.
         """
-        cosines = self._vectors @ self.centred(vector)
-        words = self._scores_of_words(query)
-        scores = vector_share * _relative(cosines) + (1 - vector_share) * _relative(words)
+        cosines, words = self.scores(query, vector)
+        scores = combine(cosines, words)
         hits = []
         for row in np.argsort(-scores, kind="stable")[:limit]:
             found = self._database.execute(
@@ -311,8 +322,15 @@ class Snapshot:
             if scores[row] <= 0:
                 break
             path, line, text = found.fetchone()
+            if not isinstance(path, str) or not isinstance(line, int) or not isinstance(text, str):
+                raise sqlite3.DatabaseError(f"passage {self._numbers[row]} is none")
             hits.append(Hit(path, line, text, float(scores[row]), float(cosines[row]), float(words[row])))
         return hits
+
+    def scores(self, query: str, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines (N,) and BM25 (N,) of all passages, in the order of their files' names."""
+        with as_written():
+            return self._vectors @ self.centred(vector), self._scores_of_words(query)
 
     def centred(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors (…, D) of length 1, minus the mean of the passages, of length 1 again; rows of zeros stay."""
@@ -320,19 +338,42 @@ class Snapshot:
         return has_words * unit_rows(unit_rows(vectors) - self.mean)
 
     def _scores_of_words(self, query: str) -> np.ndarray:
-        """BM25 (N,) of each passage."""
+        """BM25 (N,) of each passage, divided by what a passage would get that has each word of the query once."""
         scores = np.zeros(len(self._numbers), np.float32)
-        question = _question(query)
-        if question:
-            rows = self._database.execute(
-                "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
-                (question, _SCORED_BY_WORDS),
-            ).fetchall()
-            order = np.argsort(self._numbers)
-            found = np.array([number for number, _ in rows], np.int64)
-            places = order[np.searchsorted(self._numbers, found, sorter=order)]
-            scores[places] = [score for _, score in rows]
-        return scores
+        terms = _terms(query)
+        if not terms:
+            return scores
+        rows = self._database.execute(
+            "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
+            (" OR ".join(terms), _SCORED_BY_WORDS),
+        ).fetchall()
+        order = np.argsort(self._numbers)
+        found = np.array([number for number, _ in rows], np.int64)
+        places = order[np.searchsorted(self._numbers, found, sorter=order)]
+        scores[places] = [score for _, score in rows]
+        return scores / sum(self._rarity(term) for term in terms)
+
+    def shares_of_words(self, query: str, texts: Sequence[str]) -> np.ndarray:
+        """What part (T,) of the words of a query each of T texts has, rare words counting more."""
+        rarities = {term: self._rarity(term) for term in _terms(query)}
+        shares = [sum(rarities.get(term, 0) for term in _terms(text)) for text in texts]
+        return np.array(shares, np.float32) / max(sum(rarities.values()), 1e-6)
+
+    def _rarity(self, term: str) -> float:
+        """The inverse document frequency of a term, as SQLite's BM25 has it: what one occurrence counts."""
+        (count,) = self._database.execute("SELECT count(*) FROM words WHERE words MATCH ?", (term,)).fetchone()
+        without = len(self._numbers) - count
+        with as_written():
+            return max(math.log((without + 0.5) / (count + 0.5)), 1e-6)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Values that nobody wrote there break what is computed of them in many ways; all of them are damage."""
+    try:
+        yield
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise sqlite3.DatabaseError(f"values that do not fit together: {error}") from error
 
 
 def remove_index(path: Path) -> None:
@@ -377,6 +418,11 @@ def _reason_and_remedy(error: Exception) -> str:
         return "another search is writing it; try again when that one is done"
     if "readonly" in reason or "unable to open" in reason or "full" in reason:
         return f"cannot be written ({reason}); keep the index elsewhere with --index FILE"
+    return describe_damage(reason)
+
+
+def describe_damage(reason: str) -> str:
+    """What is wrong with an index, and what to do."""
     return f"the index is damaged ({reason}); make it anew with --rebuild, your texts are not touched"
 
 
@@ -391,17 +437,18 @@ def _spaced(text: str) -> str:
     return "".join(f" {character} " if is_unspaced(character) else character for character in text)
 
 
-def _question(query: str) -> str:
-    """A query in the language of FTS5: any of its words, or any two neighbours of a script without blanks."""
+def _terms(query: str) -> list[str]:
+    """The words of a query in the language of FTS5; of scripts without blanks, each two neighbouring characters."""
     terms = {}
-    for run in re.findall(r"(?:[^\W_]|[\u0300-\u036f\u0900-\u0dff])+", unicodedata.normalize("NFKC", query)):
+    query = unicodedata.normalize("NFKC", query).lower()
+    for run in re.findall(r"(?:[^\W_]|[\u0300-\u036f\u0900-\u0dff])+", query):
         for word in _runs(run):
             if is_unspaced(word[0]) and len(word) > 1:
                 pairs = [f"{word[place]} {word[place + 1]}" for place in range(len(word) - 1)]
                 terms.update(dict.fromkeys(pairs))
             else:
                 terms[word] = None
-    return " OR ".join(f'"{term}"' for term in terms)
+    return [f'"{term}"' for term in terms][:_LONGEST_QUERY]
 
 
 def _runs(word: str) -> Iterator[str]:
@@ -416,7 +463,12 @@ def _runs(word: str) -> Iterator[str]:
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def _relative(scores: np.ndarray) -> np.ndarray:
-    """Scores (N,) divided by the largest, if it is above 0."""
-    largest = scores.max(initial=0)
-    return scores / largest if largest > 0 else scores
+def combine(cosines: np.ndarray, words: np.ndarray, vector_share: float = VECTOR_SHARE) -> np.ndarray:
+    """One score (N,) of two, neither of which is stretched: words decide where vectors know nothing, and vice versa.
+
+    Args:
+        cosines: (N,) of vectors.
+        words: (N,) BM25, about 1 for a passage that has each word of the query.
+        vector_share: What the cosines count, from 0 to 1.
+    """
+    return vector_share * cosines + (1 - vector_share) * words

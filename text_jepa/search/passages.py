@@ -1,5 +1,6 @@
 """Cuts paragraphs into passages that a search finds, and passages into sentences that it marks."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -64,22 +65,29 @@ def passages_of(paragraphs: Iterable[Paragraph]) -> Iterator[Passage]:
 
 
 def _pieces(paragraph: Paragraph) -> Iterator[Passage]:
-    """A paragraph, or if it is longer than a passage, its sentences in groups."""
+    """A paragraph, or if it is longer than a passage, its sentences in groups of about the same length."""
     line, text, _ = paragraph
-    if count_words(text) <= LONGEST_WORDS:
+    total = count_words(text)
+    if total <= LONGEST_WORDS:
         yield Passage(line, text)
         return
+    pieces = math.ceil(total / LONGEST_WORDS)
+    borders = [number * total / pieces for number in range(1, pieces)]
     start = 0
     end = 0
     words = 0
+    before = 0
     for sentence in sentences_of(text):
         size = count_words(text[sentence.start : sentence.end])
-        if words and words + size > LONGEST_WORDS:
+        is_behind = bool(borders) and before + size / 2 > borders[0]
+        if words and (is_behind or words + size > LONGEST_WORDS):
             yield Passage(line + text.count("\n", 0, start), text[start:end])
+            borders = [border for border in borders if border > before + size / 2]
             words = 0
         start = start if words else sentence.start
         end = sentence.end
         words += size
+        before += size
     yield Passage(line + text.count("\n", 0, start), text[start:end])
 
 
@@ -88,9 +96,11 @@ def sentences_of(text: str) -> Iterator[Span]:
 
     What has no marks of sentences is cut between its words.
     """
-    breaks = {match.start() for match in _LINE_BREAK.finditer(text)}
-    breaks.update(match.end() for match in _HEADING.finditer(text))
-    breaks.update(_sentence_breaks(text))
+    breaks = set(_sentence_breaks(text))
+    breaks.update(match.start() for match in _LINE_BREAK.finditer(text))
+    for heading in _HEADING.finditer(text):
+        breaks -= set(range(*heading.span()))
+        breaks |= {heading.start(), heading.end()}
     start = 0
     for end in sorted({*breaks, len(text)}):
         content = text[start:end]
