@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from configuration_text_jepa import OBJECTIVES
 from text_jepa import (
     TextJepaConfig,
     TextJepaForPreTraining,
@@ -23,9 +24,11 @@ from text_jepa import (
 from text_jepa.data.batching import EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.masking import MaskStrategy
+from text_jepa.share.model_card import describe_run
 from text_jepa.train.callbacks import EmaTargetEncoderCallback, ema_decay, health_line
-from text_jepa.train.collapse import CollapseMonitorCallback, measure_representations
+from text_jepa.train.collapse import CollapseMonitorCallback, describe_remedies, measure_representations
 from text_jepa.train.run_log import read_metrics
+from text_jepa.train.trainer import _lengths_of
 
 
 def make_model(tokenizer, text_config=None, **fields):
@@ -60,7 +63,7 @@ def examples(tokenizer):
     return datasets.Dataset.from_dict({"input_ids": rows, "length": lengths})
 
 
-def make_trainer(tokenizer, examples, output_dir, model=None, **arguments):
+def make_trainer(tokenizer, examples, output_dir, model=None, callbacks=None, **arguments):
     arguments = {
         "max_steps": 4,
         "per_device_train_batch_size": 8,
@@ -77,6 +80,7 @@ def make_trainer(tokenizer, examples, output_dir, model=None, **arguments):
         examples.select(range(80)),
         examples.select(range(80, 96)),
         processing_class=tokenizer,
+        callbacks=callbacks,
     )
 
 
@@ -670,6 +674,61 @@ def test_monitor_measures_the_first_step_and_then_only_when_something_is_logged(
         measured, monitor.values = monitor.values, {}
     assert monitor.first
     assert measured == {}
+
+
+def test_only_what_a_run_does_not_have_is_advised_against_a_collapse():
+    advice = {name: describe_remedies(TextJepaConfig(mask_token_id=4, **OBJECTIVES[name])) for name in OBJECTIVES}
+    for sentence in advice.values():
+        assert "lower --learning_rate" in sentence
+    # The default has fixed targets; jepa has words and a contrast already, data2vec neither.
+    assert "ema" not in advice["documents"]
+    assert "--sentence_loss" not in advice["jepa"] + advice["simcse"]
+    assert "--token_loss_weight" not in advice["jepa"]
+    assert "--token_loss_weight 0.1" in advice["data2vec"]
+    assert "--sentence_loss_weight 0.5" in advice["data2vec"]
+
+
+def test_a_collapse_stays_in_log_and_checkpoint(tokenizer, examples, tmp_path):
+    """A monitor that is given is the one that watches, with a batch of the evaluation set."""
+    monitor = CollapseMonitorCallback(patience=1)
+    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=3, logging_steps=2, callbacks=[monitor])
+    assert trainer.monitor is monitor
+    assert len(monitor.batch["input_ids"]) == 16
+    measure = monitor._measure
+
+    def collapse_at_two(model):
+        measure(model)
+        monitor.signs = ["tokens hardly differ"] if trainer.state.global_step == 2 else []
+
+    monitor._measure = collapse_at_two
+    trainer.train()
+    # The last step is logged though 3 is no multiple of 2.
+    assert [(r["step"], r.get("collapsed_at")) for r in training_records(tmp_path)] == [(1, None), (2, 2), (3, 2)]
+    again = CollapseMonitorCallback(monitor.batch)
+    saved = TrainerState(global_step=3, stateful_callbacks={"CollapseMonitorCallback": monitor.state()})
+    again.on_train_begin(trainer.args, saved, TrainerControl())
+    assert again.collapsed
+    assert monitor.state()["attributes"]["warning"] == {"step": 2, "signs": ["tokens hardly differ"]}
+    assert describe_run(trainer)["collapse"] == {"step": 2, "signs": ["tokens hardly differ"], "lasts": False}
+
+
+def test_a_monitor_without_texts_to_watch_is_refused(tokenizer, examples, tmp_path):
+    args = TrainingArguments(str(tmp_path), max_steps=1, eval_strategy="no", report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="set eval_strategy, or give it a batch"):
+        CollapseMonitorCallback().on_train_begin(args, TrainerState(), TrainerControl())
+
+
+def test_lengths_are_counted_and_a_forward_of_any_form_keeps_held_out_losses(tokenizer, examples, tmp_path):
+    class AnyForm(TextJepaForPreTraining):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    model = AnyForm(make_model(tokenizer).config)
+    without = examples.remove_columns("length")
+    trainer = make_trainer(tokenizer, without, tmp_path, model=model, max_steps=1)
+    assert list(_lengths_of(without)) == examples["length"][:]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
 
 
 # ---- what a person sees ---------------------------------------------------------------------------------------------
