@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -215,6 +216,13 @@ def test_an_example_has_at_most_15_lines_of_code(name):
     lines = (EXAMPLES / name).read_text().splitlines()
     code = [line for line in lines if line.strip() and not line.startswith(("#", '"""'))]
     assert len(code) <= 15
+
+
+def test_the_page_on_serving_shows_the_example():
+    script = (EXAMPLES / "serve_onnx.py").read_text()
+    code = [line for line in script[script.index("import sys") :].splitlines() if line]
+    (shown,) = re.findall(r"```py\n(import sys\n.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    assert [line for line in shown.splitlines() if line] == code
 
 
 # ---- LoRA -----------------------------------------------------------------------------------------------------------
