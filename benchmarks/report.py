@@ -9,8 +9,9 @@ docs/results.yaml lists the questions of the page. Each names a comparison, whic
 docs/assets, and says which systems and which scores of it are shown, under which names. Sentences take their figures
 from the comparison as well: `{lead:mlm:STS-B}` is how far the reference is ahead of `mlm`, `{score:mlm:STS-B}` is the
 score of `mlm`. Beside each question stand a picture with the intervals of all systems, a table, and a CSV file with
-all figures by seed. --add takes the figures of a folder that benchmarks/compare.py has filled, --pretrained those of
-the run of `make pretrain`, which stand in the claim of README.md.
+all figures by seed. --add takes the figures of a folder that benchmarks/compare.py has filled. --pretrained takes
+verdict, log and recipe of a run of `make pretrain`: the claim and the log in README.md and docs/quickstart.md are made
+of them. A run of another recipe than today's is refused.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from compare import against, as_markdown, source_of
+from stored_run import health_lines, store
 
 from text_jepa.cli import UsageError, run_command
 
@@ -33,7 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # Names of places in README.md: comments mark where they begin and end.
 CLAIM = "claim"
 RESULTS = "results"
-PRETRAINED = "make-pretrain.json"
+LOG = "log"
+# The run of `make pretrain`: its name in docs/assets, and the recipe of it and of longer runs.
+PRETRAINED = "make-pretrain"
+RECIPES = ("configs/tiny_cpu.yaml", "configs/default.yaml")
 
 Results = Mapping[str, Any]
 
@@ -80,7 +85,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     for folder in args.add:
         add(folder, assets)
     if args.pretrained:
-        copy(args.pretrained / "verdict.json", assets / PRETRAINED, "run make pretrain")
+        store(args.pretrained, assets / PRETRAINED, RECIPES)
     page = read_page(root / "docs/results.yaml")
     first = page.questions[0]
     table = table_of(first, read(assets, first.comparison))
@@ -89,7 +94,10 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
         source = source_of(read(assets, first.comparison))
         put(f"## {first.title}\n\n{source}\n\n{table}", args.card / "README.md", RESULTS, may_be_added=True)
     put(table, root / "README.md", RESULTS)
-    put(claim_of(page.claim, read(assets, Path(PRETRAINED).stem)), root / "README.md", CLAIM)
+    put(claim_of(page.claim, read(assets, f"{PRETRAINED}/verdict")), root / "README.md", CLAIM)
+    lines = health_lines(assets / PRETRAINED)
+    put(as_code(lines), root / "README.md", LOG)
+    put(as_code(lines[1:2]), root / "docs/quickstart.md", LOG)
     parts = [page.intro]
     for question in page.questions:
         results = read(assets, question.comparison)
@@ -157,6 +165,11 @@ def claim_of(text: str, pretrained: Results) -> str:
         return f"{lead['ahead']:.1f} [{lead['ahead_low']:.1f}, {lead['ahead_high']:.1f}]"
 
     return re.sub(r"\{lead:([^{}]+)\}", figure, text)
+
+
+def as_code(lines: Sequence[str]) -> str:
+    """Lines as a block of code."""
+    return "\n".join(["```", *lines, "```"])
 
 
 def part_of(question: Question, results: Results) -> str:

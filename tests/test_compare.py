@@ -412,16 +412,24 @@ outro: "The end."
 @pytest.fixture
 def root(tmp_path):
     """A checkout with a page of one question."""
-    (tmp_path / "docs/assets").mkdir(parents=True)
+    (tmp_path / "docs/assets/make-pretrain").mkdir(parents=True)
     (tmp_path / "docs/results.yaml").write_text(PAGE)
     score = {"system": "TF-IDF", "metric": "r@10", "ahead": 4.0, "ahead_low": 1.5, "ahead_high": 6.0}
-    (tmp_path / "docs/assets/make-pretrain.json").write_text(json.dumps({"scores": [score]}))
-    places = "<!-- results -->\nold\n<!-- end of results -->\n<!-- claim -->\n<!-- end of claim -->\n"
+    files = {
+        "verdict.json": {"scores": [score]},
+        "recipe.json": {"width": 768, "recipes": {}},
+        "metrics.jsonl": {"step": 9, "loss": 0.5, "tokens_per_second": 70},
+    }
+    for name, content in files.items():
+        (tmp_path / "docs/assets/make-pretrain" / name).write_text(f"{json.dumps(content)}\n")
+    log = "<!-- log -->\n<!-- end of log -->\n"
+    places = f"{log}<!-- results -->\nold\n<!-- end of results -->\n<!-- claim -->\n<!-- end of claim -->\n"
     (tmp_path / "README.md").write_text(f"Before\n{places}after\n")
+    (tmp_path / "docs/quickstart.md").write_text(log)
     return tmp_path
 
 
-def test_the_page_answers_questions_with_figures_of_the_comparison(found, report, root):
+def test_the_page_answers_questions_with_figures_of_the_comparison(found, report, root, pictures):
     report.main(["--add", str(found)], root)
     page, readme = ((root / name).read_text() for name in ("docs/results.md", "README.md"))
     results = json.loads((found / "results.json").read_text())
@@ -437,7 +445,8 @@ def test_the_page_answers_questions_with_figures_of_the_comparison(found, report
     assert (root / "docs/assets/answer-is-it-better.png").read_bytes().startswith(b"\x89PNG")
     table = (root / "docs/assets/results-pair.csv").read_text().splitlines()
     assert len(table) == 1 + len(results["scores"])
-    assert readme.startswith("Before\n<!-- results -->\n|  | SST-2 | Mean |")
+    assert readme.startswith("Before\n<!-- log -->\n```\nstep      9/9  loss 0.5000  70 tokens/s\n")
+    assert "<!-- results -->\n|  | SST-2 | Mean |" in readme
     assert readme.endswith("<!-- claim -->\nAhead by 4.0 [1.5, 6.0].\n<!-- end of claim -->\nafter\n")
 
 
@@ -452,9 +461,11 @@ def test_the_pages_of_the_repository_show_the_stored_figures(report, tmp_path):
     shutil.copytree(ROOT / "docs/assets", tmp_path / "docs/assets")
     shutil.copy(ROOT / "docs/results.yaml", tmp_path / "docs")
     shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copy(ROOT / "docs/quickstart.md", tmp_path / "docs")
     report.main([], tmp_path)
     for name in (
         "README.md",
+        "docs/quickstart.md",
         "docs/results.md",
         *(f"docs/assets/{path.name}" for path in ROOT.glob("docs/assets/*.csv")),
     ):
@@ -490,7 +501,7 @@ def test_a_folder_without_results_changes_nothing(report, root):
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match=r"run benchmarks/compare\.py"):
         report.main(["--add", str(root / "nowhere")], root)
-    with pytest.raises(UsageError, match=r"verdict\.json: does not exist; run make pretrain"):
+    with pytest.raises(UsageError, match=r"nowhere/metrics\.jsonl: does not exist"):
         report.main(["--pretrained", str(root / "nowhere")], root)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 

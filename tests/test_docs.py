@@ -1,6 +1,7 @@
 """The pages of docs/: what they link to, show and name exists, and the site that is built of them says all of it."""
 
 import dataclasses
+import importlib
 import importlib.util
 import itertools
 import json
@@ -220,6 +221,43 @@ def test_marks_of_transformers_in_docstrings_become_links_and_plain_types():
     )
     link = '<a href="#modeling_text_jepa.TextJepaModel"><code>TextJepaModel</code></a>'
     assert html == f"<p>{link} <code>Other</code> (<em>int, optional</em>)</p>"
+
+
+# ---- runs whose figures are shown -----------------------------------------------------------------------------------
+
+# Folders with the log of a run, beside the recipe that it was made by.
+STORED = sorted(path.parent for path in (DOCS / "assets").rglob("recipe.json"))
+REMEDY = {
+    "make-pretrain": "run make pretrain and benchmarks/report.py --pretrained RUN",
+    "gallery": "run make pretrain and benchmarks/gallery.py RUN",
+}
+
+
+@pytest.fixture
+def stored_run(monkeypatch):
+    """The module, which is beside the scripts that use it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("stored_run")
+
+
+@pytest.mark.parametrize("folder", STORED, ids=lambda folder: folder.name)
+def test_pages_show_no_log_of_an_older_default(folder, stored_run, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    remedy = next(remedy for name, remedy in REMEDY.items() if folder.name.startswith(name))
+    for words, then in stored_run.read_recipe(folder)["recipes"].items():
+        changed = stored_run.differences(then, stored_run.recipe_of(shlex.split(words)))
+        assert changed == [], f"{words} has changed; {remedy}"
+
+
+def test_a_changed_recipe_is_told_from_another_folder_or_a_new_flag(stored_run, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["configs/tiny_cpu.yaml"]
+    then = stored_run.recipe_of(words)
+    same = [*words, "--output_dir", "elsewhere", "--logging_steps", "7", "--license", "mit"]
+    assert stored_run.differences({**then, "a_flag_that_is_gone": 1}, stored_run.recipe_of(same)) == []
+    for flags in (["--learning_rate", "2e-3"], ["--vocab_size", "300"], ["--pooling", "mean"]):
+        found = stored_run.differences(then, stored_run.recipe_of([*words, *flags]))
+        assert [change.partition(":")[0] for change in found] == [flags[0].removeprefix("--")]
 
 
 # ---- the site -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""Runs whose figures the pages show: their logs and recipes in docs/assets, and whether these are today's.
+
+A page must not show the log of an older default. Beside the log of a run therefore stand the values of its recipe, and
+a test compares them with those that the same command line has now.
+"""
+
+import dataclasses
+import json
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig
+
+from text_jepa.cli import UsageError
+from text_jepa.data.corpus import CorpusArguments
+from text_jepa.train.build import objective_of, set_dependent_defaults
+from text_jepa.train.callbacks import health_line
+from text_jepa.train.command import parse_run
+from text_jepa.train.run_log import read_metrics
+
+
+# What is kept of a run as it is.
+KEPT = ("metrics.jsonl", "verdict.json")
+
+# Training arguments that decide what a run learns. The rest of them is about the machine, logs and folders.
+_OF_TRAINING = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "max_steps",
+    "num_train_epochs",
+    "optim",
+    "per_device_train_batch_size",
+    "seed",
+    "warmup_steps",
+    "weight_decay",
+)
+# Arguments of the model and the data that are about the machine or about what the card says.
+_OF_NO_RECIPE = (
+    "allow_remote_code",
+    "base_model",
+    "cache_dir",
+    "dataset_tags",
+    "language",
+    "license",
+    "overwrite_cache",
+    "prepare_only",
+    "preprocessing_num_workers",
+    "probe_data_dir",
+    "probe_task",
+    "tokenizer_name",
+)
+
+
+def recipe_of(words: Sequence[str]) -> dict[str, Any]:
+    """The values that decide what a run learns, by name.
+
+    Args:
+        words: The command line of the run, without the program.
+    """
+    model_args, data_args, objective_args, args = parse_run([*words, "--use_cpu"], "")
+    objective = objective_of(model_args, objective_args)
+    set_dependent_defaults(data_args, objective)
+    of_training = args.to_dict()
+    values = vars(model_args) | vars(data_args)
+    values |= {name: getattr(objective, name) for name in vars(objective_args)}
+    values |= {name: of_training[name] for name in _OF_TRAINING}
+    # Which texts there are, and how their files are read, is no recipe.
+    left_out = {*_OF_NO_RECIPE, *(field.name for field in dataclasses.fields(CorpusArguments))}
+    values = {name: value for name, value in values.items() if name not in left_out}
+    return json.loads(json.dumps(values))
+
+
+def differences(then: Mapping[str, Any], today: Mapping[str, Any]) -> list[str]:
+    """What of a recipe is no longer so, as `name: then → today`. Flags that one of them lacks do not count."""
+    return [f"{name}: {then[name]} → {today[name]}" for name in then if name in today and then[name] != today[name]]
+
+
+def store(run: Path, folder: Path, commands: Sequence[str]) -> None:
+    """Keeps log, verdict, and width of a run, and the recipe that it was made by.
+
+    Args:
+        run: Folder of the run.
+        folder: Where they are kept.
+        commands: Command lines without the program whose recipes are kept; the run was made by the first of them.
+
+    Raises:
+        UsageError: The run has not ended, or was made by another recipe than the first one is today.
+    """
+    for name in (*KEPT, "arguments.yaml", "config.json"):
+        if not (run / name).is_file():
+            raise UsageError(f"{run / name}: does not exist; name the folder of a run that has ended")
+    # What a flag leaves open, a run fills in, for example from the width of its encoder.
+    today = {flag: value for flag, value in recipe_of(shlex.split(commands[0])).items() if value is not None}
+    arguments = yaml.safe_load((run / "arguments.yaml").read_text(encoding="utf-8"))
+    changed = differences(arguments, today)
+    if changed:
+        raise UsageError(f"{run}: not a run of {commands[0]} as it is today ({'; '.join(changed)}); make it again")
+
+    width = AutoConfig.from_pretrained(run, trust_remote_code=False).hidden_size
+    folder.mkdir(exist_ok=True)
+    for kept in KEPT:
+        shutil.copyfile(run / kept, folder / kept)
+    found = {"width": width, "recipes": {words: recipe_of(shlex.split(words)) for words in commands}}
+    (folder / "recipe.json").write_text(f"{json.dumps(found, indent=1)}\n", encoding="utf-8")
+
+
+def health_lines(folder: Path) -> list[str]:
+    """What a stored run printed at its first log, in its middle and at its end."""
+    width = read_recipe(folder)["width"]
+    records = [record for record in read_metrics(folder) if "tokens_per_second" in record]
+    last = records[-1]["step"]
+    middle = min(records, key=lambda record: abs(record["step"] - last / 2))
+    return [health_line(record, record["step"], last, width) for record in (records[0], middle, records[-1])]
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The width and the recipes of a stored run.
+
+    Raises:
+        UsageError: Nothing is stored there.
+    """
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise UsageError(f"{path}: does not exist; store a run first")
+    return json.loads(path.read_text(encoding="utf-8"))
