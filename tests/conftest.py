@@ -1,4 +1,8 @@
-"""Shared by all tests: one thread, no network, a tiny tokenizer, a tiny model and a batch with masks."""
+"""Shared by all tests: one thread, no network, a tiny tokenizer, a tiny model and a batch with masks.
+
+Libraries are imported where they are used: pytest-xdist loads this file in its controller first, which runs no test,
+and starts its workers afterwards.
+"""
 
 import os
 import shutil
@@ -10,21 +14,8 @@ import zipfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import numpy as np
 import pytest
-import torch
-from matplotlib.figure import Figure
-from PIL import Image
-from transformers.utils import logging
 
-from text_jepa import TextJepaConfig, TextJepaForPreTraining
-from text_jepa.data.collator import pack_positions
-from text_jepa.data.masking import counter_uniforms, sample_spans
-
-
-torch.set_num_threads(1)
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 VOCABULARY = 200
 
@@ -60,9 +51,49 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quiet_libraries():
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 @pytest.fixture(autouse=True)
 def seed():
+    import torch
+
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_pictures():
+    """Figures are made, but saved as a picture of one pixel: to draw its curves takes a run more time than its steps.
+
+    Returns:
+        What saves the figure itself, for `pictures`.
+    """
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    save = Figure.savefig
+
+    def save_blank(figure, path, **options):
+        Image.new("L", (1, 1)).save(path)
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(Figure, "savefig", save_blank)
+        yield save
+
+
+@pytest.fixture
+def pictures(blank_pictures, monkeypatch):
+    """Figures are saved as they are."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", blank_pictures)
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +116,9 @@ def make_model():
     Its loss has token-level terms alone unless asked for more: the sentence loss contrasts the texts of a batch, which
     the many tests of how batches are cut and joined would have to allow for.
     """
+    import torch
+
+    from text_jepa import TextJepaConfig, TextJepaForPreTraining
 
     def build(text_config=None, seed=0, **fields):
         torch.manual_seed(seed)
@@ -97,6 +131,11 @@ def make_model():
 @pytest.fixture(scope="session")
 def make_batch():
     """Builds a batch as the collator does: ragged texts of random ids with M masks, S longer than the longest text."""
+    import numpy as np
+    import torch
+
+    from text_jepa.data.collator import pack_positions
+    from text_jepa.data.masking import counter_uniforms, sample_spans
 
     def build(lengths=(21, 9, 14), masks=2, width=24, seed=0, ratio=0.5):
         ids = torch.randint(5, VOCABULARY, (len(lengths), width), generator=torch.Generator().manual_seed(seed))
@@ -130,6 +169,8 @@ def make_batch():
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved, in place of their files."""
+    from matplotlib.figure import Figure
+
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
     return figures
@@ -138,6 +179,9 @@ def drawn(monkeypatch):
 @pytest.fixture
 def browser(tmp_path):
     """What chromium makes of a page (a file, a width in pixels): grey pixels (1000, width), and its text as HTML."""
+    import numpy as np
+    from PIL import Image
+
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no chromium here")

@@ -365,7 +365,7 @@ def test_every_score_is_drawn_once_by_the_headline_metric_of_its_task(drawn):
     assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ["runs/a", "b", "majority"]
 
 
-def test_an_interval_beside_its_score_is_drawn(tmp_path):
+def test_an_interval_beside_its_score_is_drawn(tmp_path, pictures):
     plot_scores([made(low=60.0, high=70.0)], tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(PNG)
 

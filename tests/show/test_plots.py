@@ -204,7 +204,7 @@ def test_what_is_not_finite_is_a_gap(tmp_path, drawn):
     assert np.isfinite(curve.get_ydata()).tolist() == is_shown
 
 
-def test_a_run_that_diverged_from_the_first_step_can_be_drawn(tmp_path):
+def test_a_run_that_diverged_from_the_first_step_can_be_drawn(tmp_path, pictures):
     broken = dict.fromkeys(["loss", *HEALTHY], NAN)
     plot_curves([Run("a", log(broken, broken), 64)], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
@@ -293,7 +293,7 @@ def folder(tmp_path_factory, tokenizer):
         "spectra encoder --task own.jsonl",
     ],
 )
-def test_each_picture_is_a_file_that_a_page_can_show(folder, tmp_path, monkeypatch, command):
+def test_each_picture_is_a_file_that_a_page_can_show(folder, tmp_path, monkeypatch, pictures, command):
     monkeypatch.chdir(folder)
     path = tmp_path / "new folder" / "picture.png"
     plot.main([*command.split(), "-o", str(path)])
