@@ -20,7 +20,7 @@ PLAIN = (".txt", ".text")
 BEGINNING = 1 << 18
 
 # Lines are hard-wrapped at widths between these, and a word is at most so long.
-_WIDTHS = range(40, 201)
+_WIDTHS = range(40, 141)
 _LONGEST_WORD = 20
 # A file is hard-wrapped if so many of its lines go on in the next one; a few may do so by chance.
 _WRAPPED_SHARE = 0.25
