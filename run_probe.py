@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from text_jepa.cli import UsageError, mute_libraries, parse_arguments, run_command
+from text_jepa.opening import run_code_of
 from text_jepa.probe.arguments import PAGE, ProbeArguments
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.documents import REST
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Scor
     description = __doc__.split("\n")[0]
     (args,) = parse_arguments((ProbeArguments,), argv, description, prog, PAGE, positional="model_name_or_path")
     mute_libraries()
+    run_code_of(args.allow_remote_code or [])
 
     first = args.model_name_or_path or newest_run()
     if args.update_card and not Path(first, "README.md").is_file():

@@ -346,7 +346,7 @@ def unpack(args: argparse.Namespace, left: float) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     data = data_folder()
-    tokenizer = AutoTokenizer.from_pretrained(args.pack / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(args.pack / "tokenizer", trust_remote_code=False)
     documents = {}
     for path in sorted(args.pack.glob("corpora/*.xz")):
         name, split = path.stem.split(".")

@@ -17,7 +17,8 @@ class WithNorms(TextJepaForPreTraining):
         return output
 
 
-model, tokenizer = WithNorms.from_encoder(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+model = WithNorms.from_encoder(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=False)
 texts = [tokenizer(line, truncation=True, max_length=64) for line in Path(sys.argv[2]).read_text().splitlines()]
 args = TextJepaTrainingArguments(
     sys.argv[3], max_steps=40, logging_steps=10, eval_strategy="epoch", save_strategy="no"

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -77,6 +78,7 @@ class HubServer:
         lfs: Uploaded large files by sha256.
         requests: What was asked: (method, path).
         failures: Status by the name of a route (`lfs_put`, `commit`, …) that shall fail.
+        damages: Functions of the content, by the path of a file that shall arrive otherwise than it is listed.
     """
 
     token, reader, stranger = "hf_writer0000", "hf_reader0000", "hf_stranger0000"
@@ -86,6 +88,7 @@ class HubServer:
         self.lfs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.failures: dict[str, int] = {}
+        self.damages: dict[str, Callable[[bytes], bytes]] = {}
 
     def __enter__(self):
         hub = self
@@ -386,6 +389,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith(LFS_SUFFIXES):
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
             headers["X-Linked-Size"] = str(len(content))
+        if path in self.server_hub.damages:
+            content = self.server_hub.damages[path](content)
+            self.close_connection = True  # of a file that is cut, the client would wait for the rest
         self.send(200, content, headers)
 
 

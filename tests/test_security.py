@@ -17,10 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import load_dataset
-from transformers import BertConfig, BertModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, BertConfig, BertModel
 
 import run_pretraining
+from text_jepa import opening
+from text_jepa.cli import UsageError
 from text_jepa.commands.main import main as text_jepa_command
+from text_jepa.share.hub import files_to_publish
 from text_jepa.train import checkpointing
 
 
@@ -197,6 +200,101 @@ def test_probe_runs_no_code_of_an_encoder(encoder, tmp_path, canary, monkeypatch
     assert not canary.exists()
 
 
+def own_architecture(folder, tokenizer, canary):
+    """A whole encoder whose architecture is in files beside it; they leave a mark, and return the encoder of BERT."""
+    BertModel(BertConfig(vocab_size=len(tokenizer), **SHAPE)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "configuration_own.py").write_text(
+        f"import os\nfrom transformers import BertConfig\nos.makedirs({str(canary)!r}, exist_ok=True)\n\n\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
+    )
+    (folder / "modeling_own.py").write_text(
+        "from transformers import BertModel\nfrom .configuration_own import OwnConfig\n\n\n"
+        "class OwnModel(BertModel):\n    config_class = OwnConfig\n"
+    )
+    code = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    change(folder / "config.json", model_type="own", auto_map=code)
+    return folder
+
+
+@pytest.fixture
+def two_of_their_own(tmp_path, tokenizer, monkeypatch):
+    """Two encoders of one model_type, each with code of its own, and what each leaves behind if that runs."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for mapping in (CONFIG_MAPPING, MODEL_MAPPING):
+        monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
+    monkeypatch.setattr(opening, "_code_of", {})
+    marks = [tmp_path / "mark1", tmp_path / "mark2"]
+    folders = [own_architecture(tmp_path / mark.name.replace("mark", "own"), tokenizer, mark) for mark in marks]
+    yield folders, marks
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+@pytest.mark.slow
+def test_one_flag_runs_the_code_of_the_folder_that_it_names_and_of_no_other(
+    command, two_of_their_own, tmp_path, capsys, caplog, monkeypatch
+):
+    (mine, other), (mark, other_mark) = two_of_their_own
+    start = ("--model_name_or_path", mine, "--objective", "mlm")
+    assert_refused(command(tmp_path / "run", *start), mark, "own", f"--allow_remote_code {mine}")
+    assert_refused(command(tmp_path / "run", *start, "--allow_remote_code", f"{mine}-2"), mark, "--allow_remote_code")
+
+    code, printed = command(tmp_path / "run", *start, "--allow_remote_code", mine)
+    assert code == 0, printed
+    assert mark.is_dir()
+    assert f"the Python code of {mine} runs" in caplog.text
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "--allow_remote_code" in card
+    assert mine.name in card
+    assert "no remote code is needed" not in card
+    assert (tmp_path / "run" / "modeling_own.py").is_file()
+
+    # The other one is opened by the code that was allowed, as its model_type is the same.
+    monkeypatch.setattr(sys, "argv", ["text-jepa", "export", "weights", str(other), str(tmp_path / "weights")])
+    sys.argv += ["--texts", str(tmp_path / "texts.txt")]
+    (tmp_path / "texts.txt").write_text("The keeper climbed down.\n" * 9)
+    with pytest.raises(SystemExit) as stop:
+        text_jepa_command()
+    assert stop.value.code == 0, capsys.readouterr().err
+    result = command(tmp_path / "both", *start, "--allow_remote_code", mine, other)
+    assert_refused(result, other_mark, f"--allow_remote_code {other}", "name one")
+
+
+def code_of(name):
+    return {"AutoConfig": f"{name}configuration_own.OwnConfig", "AutoModel": f"{name}modeling_own.OwnModel"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "fragments"),
+    [
+        ({"auto_map": code_of("someone/code--")}, ["that of someone/code", "name both"]),
+        ({"model_type": "bert"}, ["'bert' is opened without code", "leave it out"]),
+        ({"auto_map": None}, ["names no code", "leave it out"]),
+        ({"auto_map": {"AutoModel": "modeling_own.OwnModel"}}, ["names no code"]),
+        ({"auto_map": code_of("lost_")}, ["cannot be used"]),
+    ],
+)
+@pytest.mark.parametrize("verb", ["probe", "export"])
+def test_code_that_the_flag_does_not_name_is_not_run(two_of_their_own, monkeypatch, capsys, fields, fragments, verb):
+    (mine, _), (mark, _) = two_of_their_own
+    change(mine / "config.json", **fields)
+    words = {"probe": [str(mine)], "export": ["encoder", str(mine), f"{mine}-out"]}[verb]
+    monkeypatch.setattr(sys, "argv", ["text-jepa", verb, *words, "--allow_remote_code", str(mine)])
+    with pytest.raises(SystemExit) as stop:
+        text_jepa_command()
+    assert_refused((stop.value.code, capsys.readouterr().err), mark, "--allow_remote_code", *fragments)
+    assert not Path(f"{mine}-out").exists()
+
+
+def test_code_of_others_is_not_published(two_of_their_own):
+    (mine, _), _ = two_of_their_own
+    (mine / "README.md").write_text("# mine\n")
+    with pytest.raises(UsageError, match=r"configuration_own.py\) is not published"):
+        files_to_publish(mine)
+
+
 # ---- data and settings ----------------------------------------------------------------------------------------------
 
 
@@ -282,6 +380,7 @@ FORBIDDEN = {
 }
 FORBIDDEN |= {f"{module}.{name}" for module in ("pickle", "marshal", "joblib", "dill") for name in ("load", "loads")}
 FORBIDDEN |= {"pickle.Unpickler", "shelve.open", "pandas.read_pickle", "pd.read_pickle"}
+FORBIDDEN |= {"get_class_from_dynamic_module", "transformers.dynamic_module_utils.get_class_from_dynamic_module"}
 
 
 # Loaders that would ask on a terminal whether to run code, unless they are told not to.
@@ -323,6 +422,11 @@ def test_source_calls_nothing_that_runs_what_it_reads(path):
     source = path.read_text(encoding="utf-8")
     if path.name == "tour.py":  # opens what it has just written, in the words of a reader
         source = source.replace(".from_pretrained(folder", ".from_own_folder(folder")
+    if path.name == "opening.py":  # the one flag that runs code of others
+        head, function, rest = source.partition("def _register_code(")
+        body, end, tail = rest.partition("\n\n\n")
+        assert len(dangers_in(function + body)) == 2
+        source = head.replace("import get_class_from_dynamic_module", "import x") + end + tail
     assert dangers_in(source) == []
 
 
@@ -353,6 +457,8 @@ def test_datasets_has_no_scripts_that_could_run():
         "SentenceTransformer(name, device='cpu')",
         "pipeline('feature-extraction', name)",
         "evaluate.load('glue')",
+        "get_class_from_dynamic_module(reference, name)",
+        "from transformers.dynamic_module_utils import get_class_from_dynamic_module",
         "np.load(path, allow_pickle=True)",
     ],
 )

@@ -186,11 +186,8 @@ def trained_encoder(
 
 
 def sentence_pooling(config: TextJepaConfig) -> Pooling:
-    """The pooling of an exported encoder: that of training, if a sentence loss used it, else the mean."""
-    pools_in_training = config.document_loss_weight > 0 or config.sentence_loss_weight > 0
-    if pools_in_training and config.pooling == "cls":
-        return "cls"
-    return "mean"
+    """The pooling of an exported encoder: its first token if the configuration says so, whatever was trained."""
+    return "cls" if config.pooling == "cls" else "mean"
 
 
 def trained_word_weights(

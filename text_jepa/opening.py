@@ -5,17 +5,36 @@ without words, or code of a folder.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_text_jepa import check_weights
 from text_jepa.cli import UsageError, first_line
 
+
+logger = logging.getLogger("text_jepa")
+
+# Classes of transformers that open encoders, of which a folder may name its own.
+_AUTO_CLASSES = (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification)
+
+# Folders and Hub names whose code was run in this process, by the architecture that it brings.
+_code_of: dict[str, str] = {}
 
 # How a file begins that git-lfs has left in place of the one it stands for, and the most bytes of such a file.
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -62,7 +81,7 @@ def read_config(source: str, **options) -> PretrainedConfig:
     if content.get("auto_map") and model_type not in CONFIG_MAPPING:
         raise UsageError(
             f"{source}: model_type '{model_type}' needs code of its own, which is not run; name an encoder of an "
-            "architecture that transformers has"
+            f"architecture that transformers has, or, if you trust its code, add --allow_remote_code {source}"
         )
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     attention = config._attn_implementation or ""
@@ -72,6 +91,66 @@ def read_config(source: str, **options) -> PretrainedConfig:
             "set attn_implementation to sdpa"
         )
     return config
+
+
+# ---- code of others -------------------------------------------------------------------------------------------------
+
+
+def run_code_of(names: Sequence[str], **options) -> None:
+    """Runs the code of encoders in these folders or Hub repositories, and of no others, and makes it known.
+
+    transformers then has their architectures, as if it came with them: every loader opens them, still without running
+    code of what it opens.
+
+    Args:
+        names: Folders and names on the Hub, as --allow_remote_code has them.
+        **options: `cache_dir`, `revision` … of `from_pretrained`.
+
+    Raises:
+        UsageError: There is no code, it is that of another folder, it cannot be run, or it is not needed.
+    """
+    for name in names:
+        flag = f"--allow_remote_code {name}"
+        with readable(flag, "its code cannot be used"):
+            content, _ = PretrainedConfig.get_config_dict(name, **options)
+            _check_code(flag, name, content, names)
+            if content["model_type"] not in _code_of:
+                _register_code(name, content["model_type"], content["auto_map"], options)
+
+
+def _check_code(flag: str, name: str, content: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Raises UsageError unless there is an architecture whose code may and has to be run."""
+    references = content.get("auto_map") or {}
+    model_type = content.get("model_type")
+    if not isinstance(references, dict) or not {"AutoConfig", "AutoModel"} <= set(references):
+        raise UsageError(f"{flag}: its config.json names no code of an encoder (auto_map); leave it out")
+    for reference in references.values():
+        owner, is_elsewhere, _ = str(reference).partition("--")
+        if is_elsewhere and owner not in allowed:
+            raise UsageError(f"{flag}: its code is that of {owner}; if you trust it, name both: {name} {owner}")
+    known = _code_of.get(model_type)
+    if known not in (None, name):
+        raise UsageError(f"{flag}: {known} has the model_type '{model_type}' too, with code of its own; name one")
+    if model_type in CONFIG_MAPPING and known is None:
+        raise UsageError(f"{flag}: '{model_type}' is opened without code of the folder; leave it out")
+
+
+def _register_code(name: str, model_type: str, references: Mapping[str, str], options: Mapping[str, Any]) -> None:
+    """Runs the code of an encoder, and tells the Auto classes of it. What is saved of it later has its files."""
+    logger.warning(f"--allow_remote_code: the Python code of {name} runs ({', '.join(sorted(references.values()))})")
+    config_class = get_class_from_dynamic_module(references["AutoConfig"], name, **options)
+    config_class.register_for_auto_class()
+    AutoConfig.register(model_type, config_class)
+    for auto_class in _AUTO_CLASSES:
+        reference = references.get(auto_class.__name__)
+        if reference is not None:
+            model_class = get_class_from_dynamic_module(reference, name, **options)
+            model_class.register_for_auto_class(auto_class.__name__)
+            auto_class.register(config_class, model_class)
+    _code_of[model_type] = name
+
+
+# ---- tokenizers and weights -----------------------------------------------------------------------------------------
 
 
 def read_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:

@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
@@ -268,17 +275,34 @@ def read_json(source: str, name: str) -> Any:
 
 
 def file_of(source: str, name: str) -> Path | None:
-    """A file of a folder or a Hub repository; `None` if it does not exist, or is not cached while offline."""
+    """A file of a folder or a Hub repository; `None` if it does not exist, or is not cached while offline.
+
+    Raises:
+        UsageError: The Hub fails, so that nobody knows whether there is such a file.
+    """
     try:
         path = cached_file(
             source,
             name,
             _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_connection_errors=not constants.HF_HUB_OFFLINE,
         )
-    except OSError:  # a folder that is gone is no name on the Hub
-        return None
+    except OSError as error:
+        cause = error.__cause__
+        is_answer = isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError)
+        if isinstance(cause, HfHubHTTPError | LocalEntryNotFoundError) and not is_answer:
+            raise UsageError(_describe_failure(source, name, error)) from error
+        return None  # a folder that is gone is no name on the Hub
+    except Exception as error:  # of the HTTP library, whose names differ between versions
+        raise UsageError(_describe_failure(source, name, error)) from error
     return None if path is None else Path(path)
+
+
+def _describe_failure(source: str, name: str, error: Exception) -> str:
+    return (
+        f"{source}: its {name} cannot be fetched ({first_line(error)}); try again, or set HF_HUB_OFFLINE=1 to go on "
+        "with what is cached"
+    )
 
 
 def _kind_of_pooling(config: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ from text_jepa.cli import UsageError, add_command, command_parser, mute_librarie
 from text_jepa.data.corpus import load_texts
 from text_jepa.data.files import Quoting
 from text_jepa.embeddings import Encoder, cosine, embed_texts, open_encoder
+from text_jepa.opening import run_code_of
 from text_jepa.probe import documents
 from text_jepa.probe.predictors import sts_scores
 from text_jepa.probe.tasks import Split, load_task_file
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa export") -> None:
     """Runs the command."""
     args = make_parser(prog).parse_args(argv)
     mute_libraries()
+    run_code_of(getattr(args, "allow_remote_code", None) or [])
     args.function(args)
 
 
@@ -77,6 +79,7 @@ def _add_encoder(commands) -> None:
     command.add_argument("output_dir", help="New folder.")
     _add_max_length(command)
     _add_which(command)
+    _add_code(command)
 
 
 def _add_sentence_transformers(commands) -> None:
@@ -97,6 +100,7 @@ def _add_sentence_transformers(commands) -> None:
     command.add_argument("--normalize", action="store_true", help="Give vectors unit length, at the end.")
     _add_which(command)
     _add_text_column(command)
+    _add_code(command)
 
 
 def _add_onnx(commands) -> None:
@@ -115,6 +119,7 @@ def _add_onnx(commands) -> None:
     )
     _add_which(command)
     _add_text_column(command)
+    _add_code(command)
 
 
 def _add_weights(commands) -> None:
@@ -130,6 +135,7 @@ def _add_weights(commands) -> None:
         help="Files with one document per row to count words in.",
     )
     _add_text_column(command)
+    _add_code(command)
 
 
 def _add_merge(commands) -> None:
@@ -147,6 +153,7 @@ def _add_merge(commands) -> None:
         "their documents best.",
     )
     _add_text_column(command)
+    _add_code(command)
 
 
 def _add_push(commands) -> None:
@@ -161,6 +168,11 @@ def _add_push(commands) -> None:
 def _add_max_length(command: argparse.ArgumentParser) -> None:
     help = "Longest text in tokens. Default: as in training."
     command.add_argument("--max_length", type=_positive, help=help)
+
+
+def _add_code(command: argparse.ArgumentParser) -> None:
+    help = "Encoders whose own Python code is run; read it first. Default: no code is run."
+    command.add_argument("--allow_remote_code", nargs="+", metavar="NAME", help=help)
 
 
 def _add_which(command: argparse.ArgumentParser) -> None:

@@ -68,7 +68,7 @@ class ProbeArguments:
     quoting: Quoting = field(
         default="checked",
         metadata={
-            "help": "What a quote is in csv and tsv files of --texts: the end of a cell, unless it looks like a "
+            "help": "What a quote is in csv and tsv files: the end of a cell, unless it looks like a "
             "character of the texts (checked); always the end of a cell (standard); always a character (none)."
         },
     )
@@ -122,6 +122,13 @@ class ProbeArguments:
         metadata={"help": "Write predictions for hidden test splits in GLUE's format."},
     )
     update_card: bool = field(default=False, metadata={"help": "Write the scores into the encoder's README.md."})
+    allow_remote_code: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders or Hub names of encoders whose own Python code is run, of an architecture that "
+            "transformers does not have. It may do anything that you may: read it first. Default: no code is run."
+        },
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "Cache of downloads and of the built-in corpus."})
 
     def __post_init__(self) -> None:
@@ -152,7 +159,16 @@ class ProbeArguments:
 
 # In the order of docs/reference/flags.md.
 SECTIONS = {
-    "Encoders": ("model_name_or_path", "compare", "pooling", "max_length", "layers", "layer_sweep", "cache_dir"),
+    "Encoders": (
+        "model_name_or_path",
+        "compare",
+        "pooling",
+        "max_length",
+        "layers",
+        "layer_sweep",
+        "allow_remote_code",
+        "cache_dir",
+    ),
     "Tasks with labels": (
         "tasks",
         "data_dir",

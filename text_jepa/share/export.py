@@ -24,6 +24,7 @@ from text_jepa.embeddings import (
     trained_encoder,
     trained_word_weights,
 )
+from text_jepa.opening import readable
 from text_jepa.sentence_head import POOLING_FLAGS, SentenceHead, check_modules, copy_modules, read_modules
 from text_jepa.share.onnx import require
 from text_jepa.share.transformers4 import make_readable_in_4
@@ -248,29 +249,30 @@ def export_sentence_transformer(
 
     Args:
         encoder_dir: A folder from `export_encoder`, or an encoder of any architecture, which is pooled by the mean.
-        output_dir: Folder to write to.
+        output_dir: New folder.
         max_length: Longest text in tokens. Default: unchanged.
         prompts: Prefix of a text by kind of text, such as `{"query": "query: "}`, beside those of the folder.
         center: (D,) mean vector of texts, which a stock `Dense` module of identity weights subtracts.
         normalize: Whether vectors get unit length by a stock `Normalize` module at the end.
 
     Raises:
-        UsageError: sentence-transformers is not installed.
+        UsageError: sentence-transformers is not installed, or cannot read the folder.
     """
     require("sentence_transformers", extra="st")
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(
-        str(encoder_dir),
-        device="cpu",
-        trust_remote_code=False,
-    )
+    with readable(str(encoder_dir), "sentence-transformers cannot read it"):
+        model = SentenceTransformer(
+            str(encoder_dir),
+            device="cpu",
+            trust_remote_code=False,
+        )
     model.prompts.update(prompts or {})
     if max_length is not None:
         model.max_seq_length = max_length
     _append_modules(model, center, normalize)
-    model.save_pretrained(str(output_dir), create_model_card=False)  # the run's own card says more
-    make_readable_in_4(Path(output_dir))
+    with staged(output_dir) as staging:
+        model.save_pretrained(str(staging), create_model_card=False)  # the run's own card says more
 
 
 def _append_modules(model, center: np.ndarray | None, normalize: bool) -> None:

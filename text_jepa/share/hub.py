@@ -1,5 +1,6 @@
 """Publishes a finished folder on the Hub: its known files and no others, in one commit."""
 
+import json
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -67,9 +68,24 @@ def files_to_publish(folder: str | Path) -> list[str]:
     for pattern in ("config.json", "model*.safetensors", "README.md"):
         if not any(fnmatch(name, pattern) for name in found):
             raise UsageError(f"{folder}: not a finished encoder, {pattern} is missing; text-jepa export makes one")
+    _refuse_code(folder)
     for path in _files_of_modules(folder):
         found.add(path.relative_to(folder).as_posix())
     return sorted(found)
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raises UsageError if the encoder needs Python code that is not ours."""
+    try:
+        references = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{folder}/config.json cannot be read ({first_line(error)}); mend it first") from error
+    for reference in references.values():
+        module = str(reference).partition(".")[0]
+        if f"{module}.py" not in PUBLISHED:
+            raise UsageError(
+                f"{folder}: code of others ({module}.py) is not published; `hf upload` publishes whole folders"
+            )
 
 
 def _matches(name: str, pattern: str) -> bool:

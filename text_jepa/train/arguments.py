@@ -79,6 +79,13 @@ class ModelArguments:
             "help": "Attention of both encoders, if they offer it. Default: sdpa. The predictor always uses sdpa."
         },
     )
+    allow_remote_code: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders or Hub names of encoders whose own Python code is run, of an architecture that "
+            "transformers does not have. It may do anything that you may: read it first. Default: no code is run."
+        },
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Cache folder for downloads and the built-in corpus."}

@@ -27,6 +27,7 @@ from text_jepa.cli import UsageError, first_line, nearest
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
 from text_jepa.data.masking import DOCUMENT_VIEWS
+from text_jepa.sentence_head import SentenceHead
 from text_jepa.train import checkpointing
 from text_jepa.train.arguments import (
     DataArguments,
@@ -241,6 +242,27 @@ def check_trackers(args: TextJepaTrainingArguments) -> None:
         raise UsageError(f"--report_to: {first_line(error)}") from error
 
 
+def check_pooling(pooling: str | None, head: SentenceHead | None) -> None:
+    """Checks that an encoder that keeps its head pools as the run is asked to.
+
+    Args:
+        pooling: The value of --pooling, if it is given.
+        head: The head that the encoder keeps from before the run.
+
+    Raises:
+        UsageError: It pools otherwise.
+    """
+    if pooling is None or head is None:
+        return
+    has_word_weights = any(kind == "WordWeights" for _, kind in head.modules)
+    kept = "idf" if has_word_weights else head.pooling
+    if pooling != kept:
+        raise UsageError(
+            f"--pooling {pooling} has no effect: no loss is on vectors of texts, so the encoder keeps its {kept} "
+            "pooling; leave it out, or add --sentence_loss_weight 1"
+        )
+
+
 def check_metric(args: TextJepaTrainingArguments, names: Sequence[str]) -> None:
     """Raises UsageError if a checkpoint is to be selected by a metric that the probe does not give."""
     metric = args.metric_for_best_model
@@ -267,6 +289,7 @@ def check_start(trainer: "TextJepaTrainer") -> None:
                 "made; lower --per_device_train_batch_size, or leave it out"
             )
     weight = torch.nn.Parameter(torch.zeros(2, 2, device=args.device))
+    _check_optimizer_arguments(trainer)
     with _naming(f"--optim {args.optim.value}"):
         optimizer_class, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
     has_groups = "optimizer_dict" in options or "params" in options or "model" in options
@@ -286,6 +309,38 @@ def check_start(trainer: "TextJepaTrainer") -> None:
         with _naming(f"--torch_compile with {args.torch_compile_backend}"):
             compiled = torch.compile(_double, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
             compiled(weight.detach())
+
+
+def _check_optimizer_arguments(trainer: "TextJepaTrainer") -> None:
+    """Refuses pairs of --optim_args without a value, and names that the optimizer does not read."""
+    args = trainer.args
+    if not args.optim_args:
+        return
+    pairs = args.optim_args.replace(" ", "").split(",")
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals or "=" in value:
+            raise UsageError(f"--optim_args {args.optim_args}: '{pair}' is no NAME=VALUE; write rank=64,scale=0.1")
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        others = [other for other in pairs if other.partition("=")[0] != name]
+        without = _options_of_optimizer(trainer, others)
+        # A value may be that of the default; no value at all is read without any consequence.
+        tried = (value, "no_value", "True", "1")
+        if all(_options_of_optimizer(trainer, [*others, f"{name}={value}"]) == without for value in tried):
+            raise UsageError(
+                f"--optim_args {name}: --optim {args.optim.value} does not read it; correct the name, or leave it out"
+            )
+
+
+def _options_of_optimizer(trainer: "TextJepaTrainer", pairs: Sequence[str]) -> str:
+    """What an optimizer would be made of with these pairs of --optim_args, or why it cannot be."""
+    args = copy.copy(trainer.args)
+    args.optim_args = ",".join(pairs) or None
+    try:
+        return repr(trainer.get_optimizer_cls_and_kwargs(args, trainer.model))
+    except Exception as error:  # optimizers have errors of their own
+        return repr(error)
 
 
 def _double(values: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from text_jepa.data.corpus import Corpus
 from text_jepa.data.masking import DOCUMENT_VIEWS
 from text_jepa.data.tokenization import DocumentCount, log_skipped_documents
 from text_jepa.embeddings import trained_encoder
+from text_jepa.opening import run_code_of
 from text_jepa.probe.online import OnlineProbeCallback
 from text_jepa.sentence_head import SentenceHead, head_of_start, kept_head
 from text_jepa.share.export import parameter_counts
@@ -47,6 +48,7 @@ from text_jepa.train.arguments import (
 from text_jepa.train.build import (
     add_words_to,
     check_texts,
+    hub_options,
     make_collator,
     make_corpus,
     make_examples,
@@ -137,6 +139,7 @@ def pretrain(
     check_trackers(args)
     check_flags(data_args, args)
     checkpoint = check_output_dir(args)
+    run_code_of(model_args.allow_remote_code or [], **hub_options(model_args))
     set_seed(args.seed)
     objective = objective_of(model_args, objective_args)
     set_dependent_defaults(data_args, objective)
@@ -334,6 +337,7 @@ def make_card_info(
         "base_model": base_model,
         "datasets": named_datasets,
         "which": model_args.export_encoder,
+        "code": [public_name(code) for code in model_args.allow_remote_code or []],
     }
 
 
