@@ -421,7 +421,7 @@ POINTS = {
     "state": lambda trainer: (trainer.state, "save_to_json"),
     "manifest": lambda trainer: (json, "dump"),
     "renaming-of-the-manifest": lambda trainer: (Path, "replace"),
-    "flush-of-the-folder": lambda trainer: (os, "open"),
+    "flush-of-the-folder": lambda trainer: (checkpointing, "_flush_folder"),
     "rotation": lambda trainer: (Path, "rename"),
 }
 
