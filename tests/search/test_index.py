@@ -101,7 +101,7 @@ def test_words_and_vectors_both_find(index, folder, texts):
     follow(index, folder)
     for text, path in zip(texts, ("0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "5.txt"), strict=True):
         assert hits(index, text)[0] == hits_of_words(index, text)[0] == path
-    assert hits_of_words(index, "row") == ["rows.jsonl"]
+    assert hits_of_words(index, "row") == ["rows.jsonl", "rows.jsonl"]
     assert hits_of_words(index, "zebra") == []
 
 
@@ -120,7 +120,7 @@ def test_a_query_may_be_a_document(index, folder):
 
 
 def test_a_row_of_a_table_has_its_line(index, folder):
-    (folder / "rows.jsonl").write_text('{"text": "%s"}\n{"text": "the quick fox"}\n' % ("word " * 100))
+    (folder / "rows.jsonl").write_text('{"text": "a slow bear"}\n{"text": "the quick fox"}\n')
     follow(index, folder)
     with index.snapshot() as passages:
         (hit,) = passages.search("fox", np.zeros(64, np.float32), 1)

@@ -149,6 +149,12 @@ def test_the_newest_run_is_the_encoder_if_none_is_named(call, static, notes, tmp
     assert "runs/mine" in call(notes, "lamp", "--rebuild").err
 
 
+def test_an_index_that_is_made_anew_keeps_its_encoder(call, static, notes):
+    first = call(notes, "lamp", "--encoder", static)
+    again = call(notes, "lamp", "--rebuild")
+    assert (again.out, again.err) == (first.out, first.err)
+
+
 def test_the_index_may_lie_elsewhere(call, static, notes, tmp_path):
     call(notes, "lamp", "--encoder", static, "--index", tmp_path / "other" / "index.sqlite")
     assert not (notes / ".text-jepa").exists()

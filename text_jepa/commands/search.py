@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
     path = args.index or args.folder / INDEX
     texts = find_texts(args.folder)
     if args.rebuild:
+        args.encoder = args.encoder or remembered_encoder(path)
         remove_index(path)
     index = Index(path)
     try:
@@ -135,6 +136,17 @@ def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argpars
     if not index.count_passages():
         raise UsageError(f"{args.folder}: no text in its {len(texts):,} files; name another folder")
     return embed
+
+
+def remembered_encoder(path: Path) -> str | None:
+    """The encoder of an index, if it can be read."""
+    with contextlib.suppress(UsageError):
+        index = Index(path)
+        try:
+            return index.settings().get("encoder")
+        finally:
+            index.close()
+    return None
 
 
 def stored_columns(content: str, index: Index) -> list[str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from text_jepa.data.files import BUILDERS, FileError, Form, read_paragraphs, suffix_of
+from text_jepa.data.files import BUILDERS, PROSE, FileError, Form, read_paragraphs, suffix_of
 from text_jepa.errors import UsageError
 from text_jepa.search.index import FileState, Index, IndexedFile
 from text_jepa.search.passages import passages_of
@@ -113,7 +113,11 @@ def _read_all(folder: Path, states: Mapping[str, FileState], form: Form) -> Iter
     nothing = np.zeros((0, 0), np.float32)
     for path, state in states.items():
         try:
-            passages = list(passages_of(read_paragraphs(str(folder / path), form)))
+            paragraphs = read_paragraphs(str(folder / path), form)
+            if suffix_of(Path(path)) not in PROSE:
+                # The rows of a table have nothing to do with each other.
+                paragraphs = (row._replace(opens=True) for row in paragraphs)
+            passages = list(passages_of(paragraphs))
             yield IndexedFile(path, state, passages, nothing)
         except FileError as error:
             yield IndexedFile(path, state, [], nothing, str(error))

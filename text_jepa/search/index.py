@@ -29,7 +29,7 @@ APPLICATION_ID = 0x5478744A
 VERSION = 1
 
 # Share of the vectors in a score; the rest is that of the words. Chosen on development questions: docs/search.md.
-VECTOR_SHARE = 0.6
+VECTOR_SHARE = 0.5
 
 # Passages whose words are scored; more of them only share a frequent word with the query.
 _SCORED_BY_WORDS = 1_000
