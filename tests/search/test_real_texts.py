@@ -24,9 +24,8 @@ DATA = os.environ.get("TEXT_JEPA_DATA")
 def test_readme_shows_what_a_search_finds(minilm, tmp_path, capsys, monkeypatch):
     """File, line and marked sentence of the first passage; scores may move with the pages."""
     readme = (ROOT / "README.md").read_text()
-    shown = re.search(
-        r'text-jepa search docs/ "([^"]+)" --encoder \S+all-MiniLM-L6-v2.*?```\n+```\n(.*?)```', readme, re.S
-    )
+    pattern = r'text-jepa search docs/ "([^"]+)" [^`]*all-MiniLM-L6-v2\n```\n+```\n(.*?)```'
+    shown = re.search(pattern, readme, re.DOTALL)
     query, expected = shown.groups()
     monkeypatch.chdir(ROOT)
     search.main(["docs/", query, "--encoder", str(minilm), "--index", str(tmp_path / "index.sqlite"), "--limit", "1"])
