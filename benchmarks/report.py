@@ -10,8 +10,8 @@ docs/assets, and says which systems and which scores of it are shown, under whic
 from the comparison as well: `{lead:mlm:STS-B}` is how far the reference is ahead of `mlm`, `{score:mlm:STS-B}` is the
 score of `mlm`. Beside each question stand a picture with the intervals of all systems, a table, and a CSV file with
 all figures by seed. --add takes the figures of a folder that benchmarks/compare.py has filled. --pretrained takes
-verdict, log and recipe of a run of `make pretrain`: the claim and the log in README.md and docs/quickstart.md are made
-of them. A run of another recipe than today's is refused.
+verdict, log and recipe of a run of `make pretrain`, of which the claim and the lines of the log in README.md,
+docs/index.md and docs/quickstart.md are made. A run of another recipe than today's is refused.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     for folder in args.add:
         add(folder, assets)
     if args.pretrained:
-        store(args.pretrained, assets / PRETRAINED, RECIPES)
+        store(args.pretrained, assets / PRETRAINED, RECIPES, kept=["metrics.jsonl", "verdict.json"])
     page = read_page(root / "docs/results.yaml")
     first = page.questions[0]
     table = table_of(first, read(assets, first.comparison))
@@ -94,7 +94,9 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
         source = source_of(read(assets, first.comparison))
         put(f"## {first.title}\n\n{source}\n\n{table}", args.card / "README.md", RESULTS, may_be_added=True)
     put(table, root / "README.md", RESULTS)
-    put(claim_of(page.claim, read(assets, f"{PRETRAINED}/verdict")), root / "README.md", CLAIM)
+    claim = claim_of(page.claim, read(assets, f"{PRETRAINED}/verdict"))
+    put(claim, root / "README.md", CLAIM)
+    put(claim, root / "docs/index.md", CLAIM)
     lines = health_lines(assets / PRETRAINED)
     put(as_code(lines), root / "README.md", LOG)
     put(as_code(lines[1:2]), root / "docs/quickstart.md", LOG)

@@ -23,9 +23,6 @@ from text_jepa.train.command import parse_run
 from text_jepa.train.run_log import read_metrics
 
 
-# What is kept of a run as it is.
-KEPT = ("metrics.jsonl", "verdict.json")
-
 # Training arguments that decide what a run learns. The rest of them is about the machine, logs and folders.
 _OF_TRAINING = (
     "learning_rate",
@@ -79,18 +76,19 @@ def differences(then: Mapping[str, Any], today: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {then[name]} → {today[name]}" for name in then if name in today and then[name] != today[name]]
 
 
-def store(run: Path, folder: Path, commands: Sequence[str]) -> None:
-    """Keeps log, verdict, and width of a run, and the recipe that it was made by.
+def store(run: Path, folder: Path, commands: Sequence[str], kept: Sequence[str]) -> None:
+    """Keeps files of a run, its width, and the recipe that it was made by.
 
     Args:
         run: Folder of the run.
         folder: Where they are kept.
         commands: Command lines without the program whose recipes are kept; the run was made by the first of them.
+        kept: Names of the files.
 
     Raises:
         UsageError: The run has not ended, or was made by another recipe than the first one is today.
     """
-    for name in (*KEPT, "arguments.yaml", "config.json"):
+    for name in (*kept, "arguments.yaml", "config.json"):
         if not (run / name).is_file():
             raise UsageError(f"{run / name}: does not exist; name the folder of a run that has ended")
     # What a flag leaves open, a run fills in, for example from the width of its encoder.
@@ -102,8 +100,8 @@ def store(run: Path, folder: Path, commands: Sequence[str]) -> None:
 
     width = AutoConfig.from_pretrained(run, trust_remote_code=False).hidden_size
     folder.mkdir(exist_ok=True)
-    for kept in KEPT:
-        shutil.copyfile(run / kept, folder / kept)
+    for name in kept:
+        shutil.copyfile(run / name, folder / name)
     found = {"width": width, "recipes": {words: recipe_of(shlex.split(words)) for words in commands}}
     (folder / "recipe.json").write_text(f"{json.dumps(found, indent=1)}\n", encoding="utf-8")
 

@@ -46,13 +46,14 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
 
 
 def on_page_content(html: str, **context: Any) -> str:
-    """Turns the marks of docstrings in the style of transformers into links ([`Name`]) and plain types (`int`)."""
+    """Turns the marks of docstrings of transformers into links ([`Name`]) and plain types (`int`), and marks flags."""
 
     def plain_type(match: re.Match) -> str:
         text = re.sub("[`*]", "", match[1])
         return f"<em>{text}</em>"
 
     html = re.sub(r"<code>([^<]*`[^<]*)</code>", plain_type, html)
+    html = re.sub(r"<code>(--\w+)</code>", r'<code class="flag">\1</code>', html)  # stays in one piece
     return re.sub(r"\[<code>~?([\w.]+)</code>\]", _link, html)
 
 

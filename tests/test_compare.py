@@ -426,6 +426,7 @@ def root(tmp_path):
     places = f"{log}<!-- results -->\nold\n<!-- end of results -->\n<!-- claim -->\n<!-- end of claim -->\n"
     (tmp_path / "README.md").write_text(f"Before\n{places}after\n")
     (tmp_path / "docs/quickstart.md").write_text(log)
+    (tmp_path / "docs/index.md").write_text("<!-- claim -->\n<!-- end of claim -->\n")
     return tmp_path
 
 
@@ -461,10 +462,12 @@ def test_the_pages_of_the_repository_show_the_stored_figures(report, tmp_path):
     shutil.copytree(ROOT / "docs/assets", tmp_path / "docs/assets")
     shutil.copy(ROOT / "docs/results.yaml", tmp_path / "docs")
     shutil.copy(ROOT / "README.md", tmp_path)
-    shutil.copy(ROOT / "docs/quickstart.md", tmp_path / "docs")
+    for name in ("quickstart.md", "index.md"):
+        shutil.copy(ROOT / "docs" / name, tmp_path / "docs")
     report.main([], tmp_path)
     for name in (
         "README.md",
+        "docs/index.md",
         "docs/quickstart.md",
         "docs/results.md",
         *(f"docs/assets/{path.name}" for path in ROOT.glob("docs/assets/*.csv")),
