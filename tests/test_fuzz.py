@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 from pathlib import Path
@@ -17,8 +18,11 @@ from unittest import mock
 
 import pytest
 import torch
+import transformers
 from conftest import CASES, TEXTS
 from datasets import Dataset
+from hub_server import HubServer, Repository
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import DistilBertConfig
@@ -206,10 +210,16 @@ def pretrain(place, output, *argv):
     return ["pretrain", *usual.split(), *shape, *argv]
 
 
+def adaptation(place, output):
+    """Flags of an adaptation of one step."""
+    flags = "--max_steps 1 --use_cpu --max_length 16 --max_document_length 32 --per_device_train_batch_size 4"
+    return f"{flags} --max_eval_samples 4 --output_dir {output} --cache_dir {place / 'cache'}".split()
+
+
 # ---- entrances ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_undamaged_is_right(place):
+def test_what_is_undamaged_is_right(place, searched):
     """Otherwise the other tests would see refusals of something else alone."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "out")
@@ -221,6 +231,8 @@ def test_what_is_undamaged_is_right(place):
             pretrain(place, output / "4"),
             ["export", "weights", encoder, output / "5", "--texts", place / "good.txt"],
             ["probe", "--model_name_or_path", encoder, "--task_file", place / "good.jsonl", "--mode", "knn"],
+            ["adapt", encoder, place / "good.txt", *adaptation(place, output / "6")],
+            ["search", searched, "lamp"],
         ]
         for command in commands:
             assert start(*command)[0] == 0, start(*command)
@@ -370,3 +382,252 @@ def test_a_damaged_card_or_folder_is_published_or_refused(place, name, damage):
         before = listing(folder)
         right_or_refused(output, "export", "push", folder, "me/encoder")
         assert listing(folder) == before
+
+
+# ---- folders and searches -------------------------------------------------------------------------------------------
+
+PAGES = {
+    ".txt": lambda text: text,
+    ".md": lambda text: f"# Title\n\n{text}\n\n- {text}\n\n```\ncode\n```\n",
+    ".rst": lambda text: f"Title\n=====\n\n.. note:: here\n\n{text}\n",
+    ".html": lambda text: f"<html><head><style>p {{}}</style></head><body><nav>x</nav><p>{text}</p></body></html>",
+    ".csv": lambda text: f'text,label\n"{text}",a\n"{text}",b\n',
+    ".tsv": lambda text: f"text\tlabel\n{text}\ta\n",
+    ".jsonl": lambda text: json.dumps({"text": text}) + "\n",
+    ".json": lambda text: json.dumps([{"text": text}]),
+    ".png": lambda text: text,
+    "": lambda text: text,
+}
+NAMES = ["a", "b", "deep/er/c", ".hidden", "ä ß", "[x]", "new\nline", "100%s", "{x}", "-d", "copy (1)", "\udcff"]
+
+
+@st.composite
+def folders(draw):
+    """Files of a folder by name, of which some are damaged, or of another kind than they say."""
+    files = {}
+    for number in range(draw(st.integers(1, 4))):
+        suffix = draw(st.sampled_from(list(PAGES)))
+        kind = draw(st.sampled_from([suffix, suffix, *PAGES]))
+        content = PAGES[kind]("\n\n".join(LINES[5 * number : 5 * number + 5])).encode()
+        damage = draw(st.one_of(st.just(bytes), st.just(bytes), damages()))
+        files[draw(st.sampled_from(NAMES)) + draw(st.sampled_from([suffix, suffix.upper()]))] = damage(content)
+    return files
+
+
+def fill(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@fuzzed
+@given(files=folders())
+def test_a_folder_of_anything_is_read_or_refused(place, files):
+    with tempfile.TemporaryDirectory() as folder:
+        texts = Path(folder, "texts")
+        output = Path(folder, "out")
+        fill(texts, files)
+        before = listing(texts)
+        _, *flags = [word for word in pretrain(place, output, "--prepare_only") if word != f"{place}/good.txt"]
+        flags.remove("--train_file")
+        right_or_refused(output, "pretrain", texts, *flags)
+        assert listing(texts) == before
+
+
+@pytest.fixture(scope="module")
+def searched(place):
+    """A folder with the index of a search, and what the search found."""
+    folder = place / "searched"
+    fill(folder, {f"a{suffix}": page(TEXTS[0]).encode() for suffix, page in PAGES.items()})
+    assert start("search", folder, "lamp", "--encoder", place / "encoder")[0] == 0
+    return folder
+
+
+INDEX = Path(".text-jepa", "search.sqlite")
+
+
+@fuzzed
+@given(damage=damages(), files=st.one_of(st.just({}), folders()), loses_files=st.booleans())
+def test_a_damaged_index_is_searched_or_refused_and_can_be_made_anew(place, searched, damage, files, loses_files):
+    """A file that is none of ours by its first bytes is not touched even then."""
+    with copied(place, searched.name) as (folder, output):
+        (folder / INDEX).write_bytes(damage((folder / INDEX).read_bytes()))
+        if loses_files:
+            (folder / "a.txt").unlink()
+        fill(folder, files)
+        texts = {path: content for path, content in listing(folder).items() if INDEX.parent.name not in path.parts}
+        right_or_refused(output, "search", folder, "lamp")
+        content = (folder / INDEX).read_bytes()
+        is_ours = not content or (content.startswith(b"SQLite format 3\0") and content[68:72] == b"TxtJ")
+        code, lines = start("search", folder, "lamp", "--encoder", place / "encoder", "--rebuild")
+        assert code == 0 if is_ours else code in (0, 2), lines
+        assert {path: path.read_bytes() for path in texts} == texts
+
+
+@fuzzed
+@given(table=st.sampled_from(["settings", "files", "passages", "tokens"]), column=st.integers(0, 3), value=foreign)
+def test_foreign_values_in_an_index_are_taken_or_refused(place, searched, table, column, value):
+    with copied(place, searched.name) as (folder, output):
+        database = sqlite3.connect(folder / INDEX)
+        columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+        value = value if isinstance(value, float | bytes | None) else str(value).encode("utf-8", "replace").decode()
+        with contextlib.suppress(sqlite3.IntegrityError):  # SQLite itself refuses some
+            database.execute(f"UPDATE {table} SET {columns[column % len(columns)]} = ?", (value,))
+        database.commit()
+        database.close()
+        right_or_refused(output, "search", folder, "lamp")
+
+
+@pytest.mark.slow
+@fuzzed
+@given(name=st.sampled_from(ENCODER_FILES), damage=damages())
+def test_a_damaged_encoder_is_adapted_or_refused(place, name, damage):
+    with copied(place, "encoder") as (folder, output):
+        (folder / name).write_bytes(damage((folder / name).read_bytes()))
+        right_or_refused(output, "adapt", folder, place / "good.txt", *adaptation(place, output))
+
+
+@fuzzed
+@given(name=st.sampled_from([*ENCODER_FILES, "texts"]), damage=damages(), suffix=st.sampled_from(list(PAGES)[:8]))
+def test_a_damaged_encoder_or_text_is_centred_or_refused(place, name, damage, suffix):
+    pytest.importorskip("sentence_transformers")
+    with copied(place, "encoder") as (folder, output):
+        path = folder / (f"texts{suffix}" if name == "texts" else name)
+        texts = folder / f"texts{suffix}"
+        texts.write_text(PAGES[suffix]("\n\n".join(LINES)))
+        path.write_bytes(damage(path.read_bytes()))
+        right_or_refused(output, "export", "sentence-transformers", folder, output, "--center", texts, "--normalize")
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+STEPS = ["--max_steps", "3", "--save_steps", "1", "--logging_steps", "1", "--save_total_limit", "3"]
+
+
+@pytest.fixture(scope="module")
+def stopped(place):
+    """The folder of a run after two of three steps, one of another run, and the weights after the last step."""
+    for name, seed in (("stopped", 42), ("other", 7)):
+        assert start(*pretrain(place, place / name, *STEPS, "--seed", str(seed)))[0] == 0
+    weights = (place / "stopped" / "model.safetensors").read_bytes()
+    for path in (place / "stopped").iterdir():
+        if path.name not in ("checkpoint-1", "checkpoint-2", "tokenizer", "metrics.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return place / "stopped", weights
+
+
+def break_checkpoint(folder, other, kind, name, damage):
+    """Does something to the newest checkpoint of a run, or to both."""
+    newest = folder / "checkpoint-2"
+    if kind == "file":
+        (newest / name).write_bytes(damage((newest / name).read_bytes()))
+    elif kind == "gone":
+        (newest / name).unlink()
+    elif kind == "swapped":
+        shutil.copy(folder / "checkpoint-1" / name, newest / name)
+    elif kind == "of another run":
+        shutil.copy(other / "checkpoint-2" / name, newest / name)
+    elif kind == "another run":
+        shutil.rmtree(newest)
+        shutil.copytree(other / "checkpoint-2", newest)
+    elif kind == "renamed":
+        newest.rename(folder / "checkpoint-7")
+    elif kind == "exchanged":
+        newest.rename(folder / "x")
+        (folder / "checkpoint-1").rename(newest)
+        (folder / "x").rename(folder / "checkpoint-1")
+    elif kind == "a file":
+        shutil.rmtree(newest)
+        newest.write_text("")
+    elif kind == "empty":
+        shutil.rmtree(newest)
+        newest.mkdir()
+    else:
+        (folder / kind).mkdir()
+
+
+KINDS = ["file", "file", "gone", "swapped", "of another run", "another run", "renamed", "exchanged", "a file", "empty"]
+KINDS += ["checkpoint-9", "checkpoint-x", "checkpoint-", "_saving"]
+FILES = ["manifest.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+FILES += ["config.json", "card.json"]
+
+
+@pytest.mark.slow
+@fuzzed
+@given(kind=st.sampled_from(KINDS), name=st.sampled_from(FILES), damage=damages())
+def test_a_run_goes_on_from_a_damaged_checkpoint_as_from_a_whole_one_or_is_refused(place, stopped, kind, name, damage):
+    with copied(place, "stopped") as (folder, _):
+        break_checkpoint(folder, place / "other", kind, name, damage)
+        before = listing(folder)
+        code, lines = start(*pretrain(place, folder, *STEPS, "--seed", "42", "--resume_from_checkpoint", "auto"))
+        assert code in (0, 2), lines
+        if code == 0:
+            assert (folder / "model.safetensors").read_bytes() == stopped[1]
+        else:
+            assert [line for line in lines if line.startswith("error: ")] == lines[-1:], lines
+            assert listing(folder) == before
+
+
+# ---- the Hub --------------------------------------------------------------------------------------------------------
+
+
+def truncated(content):
+    return content[: len(content) // 2]
+
+
+def page(content):
+    return b"<!doctype html><title>Sign in to this network</title>"
+
+
+def pointer(content):
+    return b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.fixture
+def hub(place, tmp_path, monkeypatch):
+    """A Hub with the encoder as `me/encoder`, which the client of this process asks, with an empty cache."""
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
+        files = {path.relative_to(place / "encoder").as_posix(): path for path in (place / "encoder").rglob("*")}
+        content = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+        server.repositories["me/encoder"] = Repository("me/encoder")
+        server.repositories["me/encoder"].commit("encoder", content, "main")
+        yield server
+
+
+ROUTES = ["resolve", "info", "tree"]
+
+
+@pytest.mark.slow
+@fuzzed
+@given(
+    name=st.sampled_from(ENCODER_FILES),
+    damage=st.sampled_from([truncated, page, pointer, None]),
+    route=st.sampled_from([None, None, None, *ROUTES]),
+    status=st.sampled_from([401, 403, 404, 429, 500, 503]),
+    command=st.sampled_from(["pretrain", "adapt", "probe", "export"]),
+)
+def test_a_damaged_download_is_whole_or_refused(place, hub, name, damage, route, status, command):
+    """A file that is cut, that is a page of a network, a pointer, or missing; or a Hub that fails."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(constants, "HF_HUB_CACHE", folder):
+        hub.damages = {name: damage} if damage else {}
+        hub.failures = {route: status} if route else {}
+        files = hub.repositories["me/encoder"].at().files
+        kept = files.pop(name) if damage is None else files[name]
+        output = Path(folder, "out")
+        words = {
+            "pretrain": [*pretrain(place, output, "--model_name_or_path", "me/encoder"), "--cache_dir", folder],
+            "adapt": ["adapt", "me/encoder", place / "good.txt", *adaptation(place, output), "--cache_dir", folder],
+            "probe": ["probe", "me/encoder", "--task_file", place / "good.jsonl", "--mode", "knn", "--no_controls"],
+            "export": ["export", "sentence-transformers", "me/encoder", output],
+        }
+        try:
+            right_or_refused(output, *words[command])
+        finally:
+            files[name] = kept

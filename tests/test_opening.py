@@ -3,16 +3,27 @@
 import json
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, ModernBertConfig, ModernBertModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 import run_pretraining
-from text_jepa import TextJepaForPreTraining, TextJepaModel
+from text_jepa import TextJepaForPreTraining, TextJepaModel, sentence_head
 from text_jepa.cli import UsageError
 from text_jepa.embeddings import load_trained, open_encoder
 from text_jepa.opening import read_tokenizer, readable
 from text_jepa.probe.finetuning import finetune
 from text_jepa.probe.tasks import load_task_file
+from text_jepa.share.export import export_sentence_transformer
 
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -183,6 +194,15 @@ def test_more_layers_are_found_in_every_architecture(tokenizer, tmp_path):
         load_trained(str(tmp_path / "modernbert"))
 
 
+def test_the_encoder_of_t5_is_refused_for_what_it_is(tokenizer, tmp_path):
+    """Not for the weights of the decoder, which it lacks."""
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="t5 is an encoder with a decoder"):
+        open_encoder(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_tokenizers_of_every_kind_have_words(tmp_path, texts, kind):
     from text_jepa.data.tokenization import train_tokenizer
@@ -197,3 +217,57 @@ def test_errors_of_any_library_are_one_line():
 
     with pytest.raises(UsageError, match=r"^here: no model can be read there \(odd\)$"), readable("here"):
         raise Strange("odd\nand more")
+
+
+@pytest.mark.parametrize("length", ['"long"', "-3", "0.5", "{}"])
+def test_a_length_that_is_no_number_of_tokens_is_refused(encoder, length):
+    (encoder / "sentence_bert_config.json").write_text(f'{{"max_seq_length": {length}}}')
+    if length == "{}":  # as good as none
+        assert open_encoder(str(encoder), pooling="mean").max_length > 1
+        return
+    with pytest.raises(UsageError, match="no number of tokens"):
+        open_encoder(str(encoder), pooling="mean")
+
+
+def failure(kind):
+    """What the client of the Hub raises, without an answer to make it of."""
+    return kind.__new__(kind)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_missing"),
+    [
+        (LocalEntryNotFoundError("We couldn't connect"), False),
+        (failure(HfHubHTTPError), False),
+        (ConnectionResetError("in the middle"), False),
+        (RuntimeError("peer closed connection"), False),
+        (failure(RepositoryNotFoundError), True),
+        (ValueError("no name of a repository"), True),
+    ],
+)
+def test_a_hub_that_fails_is_no_missing_file(monkeypatch, error, is_missing):
+    """A plain mean would have taken the place of the pooling that nobody could read."""
+
+    def fail(*args, **kwargs):
+        if isinstance(error, RuntimeError):
+            raise error
+        raise OSError("no such file could be loaded") from error
+
+    monkeypatch.setattr(sentence_head, "cached_file", fail)
+    if is_missing:
+        assert sentence_head.read_head("me/encoder").pooling == "mean"
+    else:
+        with pytest.raises(UsageError, match=r"me/encoder: its modules.json cannot be fetched .*HF_HUB_OFFLINE=1"):
+            sentence_head.read_head("me/encoder")
+
+
+def test_a_head_that_sentence_transformers_cannot_read_is_one_line(encoder, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules += [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (encoder / "modules.json").write_text(json.dumps(modules))
+    (encoder / "1_Pooling").mkdir()
+    (encoder / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 16, "pooling_mode_men": true}')
+    with pytest.raises(UsageError, match="sentence-transformers cannot read it"):
+        export_sentence_transformer(encoder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -176,6 +176,18 @@ def test_run_that_pools_in_another_way_says_so_in_a_line_and_on_the_card(
     assert line.replace(str(tmp_path) + "/", "") in (output / "README.md").read_text()
 
 
+def test_a_pooling_that_the_kept_head_overrides_is_refused(save, pretrain, tmp_path):
+    with pytest.raises(UsageError, match=r"--pooling cls has no effect: .* keeps its mean pooling"):
+        pretrain(save(normalize=True), "--objective", "mlm", "--pooling", "cls")
+
+
+def test_the_first_token_is_exported_if_it_is_asked_for_whatever_was_trained(save, pretrain):
+    folder = save()
+    (folder / "modules.json").unlink()
+    output, _ = pretrain(folder, "--objective", "mlm", "--pooling", "cls")
+    assert open_encoder(str(output)).pooling == "cls"
+
+
 def test_head_that_is_not_read_is_lost_aloud(save, pretrain):
     folder = save()
     change = [{"path": "", "type": "sentence_transformers.models.Transformer"}]

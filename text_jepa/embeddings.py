@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, without_adapters
+from text_jepa.cli import UsageError
 from text_jepa.data.tokenization import special_tokens_around, vocabulary
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
 from text_jepa.opening import check_loaded, read_config, read_tokenizer, readable
@@ -90,7 +91,12 @@ def open_encoder(
     model = model.to(device)
     if not max_length:
         stated_length = _stated_length(name_or_path) or tokenizer.model_max_length
-        max_length = min(stated_length, _LONGEST_WINDOW)
+        if not isinstance(stated_length, int | float) or not stated_length >= 1:
+            raise UsageError(
+                f"{name_or_path}: its longest text (max_seq_length, model_max_length) is {stated_length!r}, no number "
+                "of tokens; correct it there, or name --max_length"
+            )
+        max_length = int(min(stated_length, _LONGEST_WINDOW))
 
     if isinstance(model, TextJepaForPreTraining):
         encoder = encoder_inside(model, tokenizer, max_length, name=name_or_path)

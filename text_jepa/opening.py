@@ -73,7 +73,8 @@ def read_config(source: str, **options) -> PretrainedConfig:
         **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
-        UsageError: A file is a pointer of git-lfs, or code of the folder or of the Hub would have to run.
+        UsageError: A file is a pointer of git-lfs, code of the folder or of the Hub would have to run, or there is an
+            encoder with a decoder.
     """
     check_files(source)
     content, _ = PretrainedConfig.get_config_dict(source, **options)
@@ -84,6 +85,11 @@ def read_config(source: str, **options) -> PretrainedConfig:
             f"architecture that transformers has, or, if you trust its code, add --allow_remote_code {source}"
         )
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+    if config.is_encoder_decoder or type(config).is_encoder_decoder:  # the encoder alone denies it
+        raise UsageError(
+            f"{source}: {model_type} is an encoder with a decoder, and its encoder is not opened alone; name an "
+            "encoder such as BERT, RoBERTa or ModernBERT"
+        )
     attention = config._attn_implementation or ""
     if "/" in attention:
         raise UsageError(

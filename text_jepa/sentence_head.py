@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
@@ -288,11 +283,10 @@ def file_of(source: str, name: str) -> Path | None:
             _raise_exceptions_for_connection_errors=not constants.HF_HUB_OFFLINE,
         )
     except OSError as error:
-        cause = error.__cause__
-        is_answer = isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError)
-        if isinstance(cause, HfHubHTTPError | LocalEntryNotFoundError) and not is_answer:
-            raise UsageError(_describe_failure(source, name, error)) from error
-        return None  # a folder that is gone is no name on the Hub
+        # A folder that is gone is no name on the Hub, or none that there is.
+        if isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError | ValueError):
+            return None
+        raise UsageError(_describe_failure(source, name, error)) from error
     except Exception as error:  # of the HTTP library, whose names differ between versions
         raise UsageError(_describe_failure(source, name, error)) from error
     return None if path is None else Path(path)

@@ -510,6 +510,29 @@ def test_missing_and_nan_labels_of_task_files(custom, suffix):
             )
 
 
+def write_quotes(path, delimiter):
+    """A table with a text that begins with a quote, and one that ends with one further down."""
+    lines = [f"text{delimiter}label"]
+    for row in range(12):
+        text = {3: '"word 3', 6: 'word 6"'}.get(row, f"word {row}")
+        lines.append(f"{text}{delimiter}{'ab'[row % 2]}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_quotes_of_task_files_are_read_as_those_of_texts(tmp_path, delimiter):
+    """The rows between them were one text before, with the label of the last one."""
+    path = tmp_path / f"songs.{'tsv' if delimiter == chr(9) else 'csv'}"
+    write_quotes(path, delimiter)
+    with pytest.raises(UsageError, match=r"songs.[ct]sv, line 5: a quote .* --quoting none"):
+        load_task_file(str(path))
+    task = load_task_file(str(path), quoting="none")
+    texts = sorted([*task.train.texts, *task.test.texts])
+    assert len(texts) == 12
+    assert texts[0] == '"word 3'
+    assert 'word 6"' in texts
+
+
 def test_task_file_without_a_test_file_holds_out_a_fifth(custom):
     labels = ["a"] * 40 + ["b"] * 10
     table = {"text": [f"text {i}" for i in range(50)], "label": labels}

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sqlite3
 
 import numpy as np
 import pytest
@@ -173,6 +174,7 @@ def test_the_index_may_lie_elsewhere(call, static, notes, tmp_path):
         (["{notes}", "lamp", "--limt", "3"], "unrecognized arguments: --limt"),
         (["{notes}"], "required: QUERY"),
         (["{notes}", "lamp", "--encoder", "{notes}"], "no model can be read there"),
+        (["{notes}", "l\udcffmp", "--encoder", "{static}"], "'l\\udcffmp': not UTF-8"),
         (["{notes}/empty", "lamp", "--encoder", "{static}"], "holds no texts"),
         (["{notes}/blank", "lamp", "--encoder", "{static}"], "no text in its 1 files"),
         (["{notes}", "lamp", "--encoder", "{static}", "--index", "{notes}/one.txt"], "not the index of a search"),
@@ -202,3 +204,39 @@ def test_a_file_that_cannot_be_read_is_named_beside_the_results(call, static, no
     assert re.search(r"^1 of 3 files are left out, as .*bad.txt, line 1: not UTF-8", found.err, re.MULTILINE)
     assert "one.txt" in found.out
     assert "left out, as" in call(notes, "lamp").err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE files SET vectors = 3",
+        "UPDATE files SET vectors = substr(vectors, 1, length(vectors) / 2)",
+        "UPDATE files SET path = x'ff' WHERE path = 'one.txt'",
+        "UPDATE passages SET text = x'ff'",
+        "UPDATE passages SET line = 'first'",
+        "UPDATE settings SET value = 'nothing' WHERE name = 'tokenizer'",
+        "UPDATE settings SET value = '3' WHERE name = 'text_column'",
+        "UPDATE settings SET value = x'ff' WHERE name = 'prompt'",
+        "DELETE FROM tokens",
+        "UPDATE tokens SET vector = x'00'",
+    ],
+)
+def test_an_index_with_foreign_values_is_one_line_and_can_be_made_anew(call, static, notes, damage):
+    first = call(notes, "lamp", "--encoder", static).out
+    database = sqlite3.connect(notes / ".text-jepa" / "search.sqlite")
+    database.execute(damage)
+    database.commit()
+    database.close()
+    with pytest.raises(UsageError, match=r"the index is damaged .*--rebuild"):
+        call(notes, "lamp")
+    assert call(notes, "lamp", "--encoder", static, "--rebuild").out == first
+
+
+def test_a_file_whose_name_is_not_utf_8_is_left_out_aloud(call, static, notes, caplog):
+    first = call(notes, "lamp", "--encoder", static).out
+    try:
+        (notes / "\udcff.txt").write_text("A lamp, a lamp, a lamp!")
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    assert call(notes, "lamp").out == first
+    assert "udcff.txt', whose name is not UTF-8" in caplog.text

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainingArguments
@@ -9,6 +10,7 @@ from transformers import TrainingArguments
 from text_jepa.cli import UsageError, parse_arguments
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.share.model_card import describe_optimizer, describe_precision
+from text_jepa.train import checks
 from text_jepa.train.arguments import TextJepaTrainingArguments
 from text_jepa.train.checks import _GOES_WITH, REFUSED, RENAMED
 
@@ -107,6 +109,8 @@ def test_a_flag_of_no_use_or_out_of_range_is_one_line_and_nothing_is_written(run
         (["--lr_scheduler_kwargs", '{"nothing_known": 3}'], ["--lr_scheduler_type", "nothing_known"]),
         (["--torch_compile_backend", "nothing_known"], ["the Trainer refuses the flags", "NOTHING_KNOWN"]),
         (["--dataloader_drop_last", "--per_device_train_batch_size", "500"], ["--dataloader_drop_last", "no step"]),
+        (["--optim_args", "nothing_known=3"], ["--optim_args nothing_known", "adamw_torch", "does not read it"]),
+        (["--optim_args", "rank"], ["--optim_args rank", "NAME=VALUE"]),
     ],
     ids=lambda value: "_".join(value)[2:40] if value[0].startswith("--") else "",
 )
@@ -121,6 +125,30 @@ def test_what_cannot_start_is_one_line_and_leaves_nothing(run, flags, words):
     assert "Traceback" not in error
     assert [word for word in words if word not in lines[0]] == [], error
     assert not output.exists()
+
+
+class Known:
+    """Reads one name among --optim_args, as an optimizer of transformers does."""
+
+    def __init__(self, optim_args):
+        self.args = SimpleNamespace(optim_args=optim_args, optim=SimpleNamespace(value="known"))
+        self.model = None
+
+    def get_optimizer_cls_and_kwargs(self, args, model):
+        pairs = dict(pair.split("=") for pair in (args.optim_args or "").split(",") if pair)
+        return dict, {"rank": int(pairs.get("rank", 128)), "is_fast": pairs.get("is_fast", "False") == "True"}
+
+
+@pytest.mark.parametrize("optim_args", [None, "rank=4", "rank=128", "is_fast=False", "is_fast=True, rank=128"])
+def test_arguments_that_an_optimizer_reads_are_taken_even_if_they_are_its_defaults(optim_args):
+    checks._check_optimizer_arguments(Known(optim_args))
+
+
+@pytest.mark.parametrize("optim_args", ["rnk=4", "rank=4,is_fst=True", "rank=128,x=128"])
+def test_arguments_that_an_optimizer_does_not_read_are_refused(optim_args):
+    name = optim_args.split(",")[-1].split("=")[0]
+    with pytest.raises(UsageError, match=f"--optim_args {name}: --optim known does not read it"):
+        checks._check_optimizer_arguments(Known(optim_args))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from text_jepa.errors import UsageError
-from text_jepa.search.folder import Embed, compare, find_texts, update
+from text_jepa.search.folder import Embed, compare, find_texts, is_utf8, update
 from text_jepa.search.index import FileState, Hit, Index, Snapshot, combine, describe_damage, remove_index
 from text_jepa.search.passages import Span, sentences_of
 from text_jepa.search.static import StaticEmbedding, make_token_table
@@ -81,6 +81,9 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
         UsageError: There are no texts, no query or no encoder, or the index is damaged or cannot be written.
     """
     args = make_parser(prog).parse_args(argv)
+    for word in (args.folder, args.query, args.index, args.encoder):
+        if not is_utf8(str(word)):
+            raise UsageError(f"{str(word)!a}: not UTF-8; write or rename it so that it is")
     if not args.query.strip():
         raise UsageError("the query is empty; ask something")
     if args.limit < 1:

@@ -189,6 +189,27 @@ def _naming(path: str) -> Iterator[None]:
         raise FileError(f"{path}: cannot be read: {error}; it may be incomplete") from error
 
 
+def check_table(path: str, quoting: Quoting) -> str:
+    """Reads a csv or tsv file from its beginning to its end, to see that its quotes are what they are taken for.
+
+    Args:
+        path: The file, compressed or not.
+        quoting: What a quote is.
+
+    Returns:
+        What is between its cells.
+
+    Raises:
+        FileError: It is damaged, or its quotes are something else.
+    """
+    _, options = BUILDERS[suffix_of(Path(path))]
+    with _naming(path):
+        delimiter = options.get("sep") or _delimiter_of(path)
+        for _ in _csv_rows(path, delimiter, quoting):
+            pass
+    return delimiter
+
+
 def _rows(path: str, form: Form) -> Rows:
     """The rows of a file of objects or a table of text."""
     builder, options = BUILDERS[suffix_of(Path(path))]

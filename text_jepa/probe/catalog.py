@@ -106,6 +106,7 @@ def load_tasks(args: ProbeArguments) -> tuple[list[Task], list[RerankingTask]]:
             pair_column=args.pair_column,
             label_column=args.label_column or "label",
             cache_dir=args.cache_dir,
+            quoting=args.quoting,
         )
         tasks.append(task)
 

@@ -9,6 +9,7 @@ Rules for all tasks:
 - Empty texts are kept, and the encoder sees an empty text; a missing text (null) is an error.
 """
 
+import csv
 import glob
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from datasets import Dataset, load_dataset
 
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.corpus import BUILDERS, find_files, reading, suffix_of
+from text_jepa.data.files import FileError, Quoting, check_table
 
 
 Kind = Literal["classification", "regression"]
@@ -221,6 +223,7 @@ def load_task_file(
     label_column: str = "label",
     kind: Kind | None = None,
     cache_dir: str | None = None,
+    quoting: Quoting = "checked",
 ) -> Task:
     """Loads a classification or regression set of texts or pairs from parquet, json, jsonl, csv or tsv files.
 
@@ -234,16 +237,17 @@ def load_task_file(
         kind: Defaults to regression if the labels are floating-point numbers, else classification. Whole numbers with
             a point are classes, unless they are of pairs.
         cache_dir: Cache of the datasets library.
+        quoting: What a quote is in csv and tsv files.
 
     Raises:
         UsageError: A file, column or label is missing or wrong.
     """
     train_paths = [Path(path) for path in find_files([train_file], "task_file")]
-    train = read_table(train_paths, cache_dir, label_column)
+    train = read_table(train_paths, cache_dir, label_column, quoting)
     parts = {"train": (train, train_file)}
     if test_file:
         test_paths = [Path(path) for path in find_files([test_file], "task_test_file")]
-        parts["test"] = (read_table(test_paths, cache_dir, label_column), test_file)
+        parts["test"] = (read_table(test_paths, cache_dir, label_column, quoting), test_file)
 
     notes = []
     if kind is None:
@@ -297,11 +301,19 @@ def read_table(
     paths: Sequence[Path],
     cache_dir: str | None,
     label_column: str = "label",
+    quoting: Quoting | None = None,
 ) -> Dataset:
     """Reads files of one format as one data set.
 
+    Args:
+        paths: The files.
+        cache_dir: Cache of the datasets library.
+        label_column: Column of the labels, which may be missing.
+        quoting: What a quote is in csv and tsv files, which are then read as files of texts are. Default: the end of
+            a cell.
+
     Raises:
-        UsageError: They are empty or cannot be read.
+        UsageError: They are empty or cannot be read, or quotes in them are something else than said.
     """
     what = ", ".join(str(path) for path in paths[:3])
     if not any(path.stat().st_size for path in paths):
@@ -311,6 +323,8 @@ def read_table(
         # "NA" and "null" are words, and nothing is an empty text, but not an empty label.
         missing_labels = {label_column: ["", "nan", "NaN"]}
         options = {**options, "keep_default_na": False, "na_values": missing_labels}
+        if quoting is not None:
+            options |= _read_alike(paths, quoting)
     with reading(what):
         return load_dataset(
             builder,
@@ -319,6 +333,20 @@ def read_table(
             cache_dir=cache_dir,
             **options,
         )
+
+
+def _read_alike(paths: Sequence[Path], quoting: Quoting) -> dict[str, Any]:
+    """Options with which the datasets library reads csv files as files of texts are read."""
+    try:
+        delimiters = {check_table(str(path), quoting) for path in paths}
+    except FileError as error:
+        raise UsageError(str(error)) from error
+    if len(delimiters) > 1:
+        raise UsageError(
+            f"{paths[0]} and the files beside it: different characters are between cells; write them alike"
+        )
+    (delimiter,) = delimiters
+    return {"sep": delimiter, "quoting": csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL}
 
 
 # ---- columns --------------------------------------------------------------------------------------------------------

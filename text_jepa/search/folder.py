@@ -1,5 +1,6 @@
 """Keeps the index of a folder up to date: reads what is new or has changed, and removes what is gone."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from text_jepa.errors import UsageError
 from text_jepa.search.index import FileState, Index, IndexedFile
 from text_jepa.search.passages import passages_of
 
+
+logger = logging.getLogger("text_jepa")
 
 # Passages that are embedded and written together: what a search that is interrupted loses.
 _GROUP = 512
@@ -47,11 +50,19 @@ def find_texts(folder: Path) -> dict[str, FileState]:
             path = Path(parent, name)
             if name.startswith(".") or suffix_of(path) not in BUILDERS or not path.is_file():
                 continue
+            if not is_utf8(str(path)):
+                logger.warning(f"left out: {str(path)!a}, whose name is not UTF-8; rename it")
+                continue
             status = path.stat()
             found[path.relative_to(folder).as_posix()] = FileState(status.st_size, status.st_mtime_ns)
     if not found:
         raise UsageError(f"{folder}: holds no texts; name a folder with files of {', '.join(BUILDERS)}")
     return found
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a name or a word of the command line consists of characters; other bytes are half ones in Python."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _refuse(error: OSError) -> None:

@@ -143,6 +143,8 @@ class ModelArguments:
             raise ValueError(
                 "--text_config changes a new encoder, not a pretrained one; add --init from_config or embeddings"
             )
+        if self.vocab_size > LARGEST_VOCABULARY:
+            raise ValueError(f"--vocab_size: at most {LARGEST_VOCABULARY:,}, got {self.vocab_size}")
         for code in self.language or ():
             if not re.fullmatch(r"[a-z]{2,3}(-\w+)*|multilingual|code", code):
                 raise ValueError(f"--language {code}: no code of a language; write en, de, pt-br … or multilingual")
@@ -372,6 +374,9 @@ def values_of_arguments(groups: Sequence[Any]) -> dict[str, Any]:
 # most so many steps. For quality a run is longer: configs/default.yaml makes 7,000 steps.
 MOST_PASSES = 20
 MOST_STEPS = 2_000
+
+# Tokens of a tokenizer that is trained; the tokenizers library makes room for all of them at once.
+LARGEST_VOCABULARY = 10_000_000
 
 # The least values of some arguments, which transformers does not check.
 _LEAST = {
