@@ -475,7 +475,7 @@ def test_where_nothing_is_named_held_out_documents_of_the_builtin_corpus_are_ask
     corpus["validation"] = Dataset.from_dict({"text": texts(50)})
     monkeypatch.setattr(questions, "load_builtin_corpus", lambda cache: corpus)
     monkeypatch.setattr(catalog, "package_task", lambda cache: load_task_file(*own))
-    own = (folder / "own.jsonl", None, "body", None, "kind")
+    own = (str(folder / "own.jsonl"), None, "body", None, "kind")
     scores = probe(folder, "--mode", "knn")
     found = [s for s in scores if s.task == REST]
     assert {s.system for s in found} >= {f"{TFIDF} (training texts)", "BM25 (training texts)", RANDOM}
