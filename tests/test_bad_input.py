@@ -228,6 +228,7 @@ REFUSALS = [
     ("one word per document", ["--train_file", "{dir}/short.txt"], ["corpus", "no document of at least"]),
     ("a share of all", ["--validation_split_percentage", "100"], ["--validation_split_percentage 100", "below 100"]),
     ("a negative share", ["--validation_split_percentage", "-5"], ["--validation_split_percentage -5", "above 0"]),
+    ("a vocabulary without end", ["--vocab_size", "99999999999"], ["--vocab_size: at most 10,000,000"]),
     ("a vocabulary of nothing", ["--vocab_size", "5"], ["--vocab_size 5", "above 5"]),
     ("a single document", ["--train_file", "{dir}/single.txt"], ["--train_file", "single.txt", "at least 2"]),
     ("two corpora", ["--train_file", "{dir}/good.txt", "--dataset_name", "x"], ["--train_file and --dataset_name"]),
