@@ -273,6 +273,8 @@ def _draw_bounds(axes, title, runs) -> dict[str, Any]:
     elif title == "cosine of two tokens":
         levels = {metrics.COLLAPSED_COSINE}
     elif title == "effective rank":
+        # Texts have fewer dimensions than tokens, and a bound of their own: half of their first rank.
+        label = "collapse of tokens"
         levels = {metrics.COLLAPSED_RANK_SHARE * run.width for run in runs if run.width}
     for level in levels:
         axes.axhline(level, color=_GREY, lw=0.7)
