@@ -392,7 +392,7 @@ def show_sizes(trainer: TextJepaTrainer, corpus: Corpus) -> None:
     cores = os.cpu_count() or 1
     is_alone_on_cpu = args.device.type == "cpu" and args.world_size == 1
     if is_alone_on_cpu and torch.get_num_threads() == 1 < cores:
-        print(f"1 of {cores} cores is used: OMP_NUM_THREADS is 1, which accelerate launch sets; without it all would be")
+        print(f"1 of {cores} cores is used: OMP_NUM_THREADS is 1, as accelerate launch sets it; else all would be")
 
 
 def describe_length(args: TextJepaTrainingArguments, texts: Dataset | DocumentWindows | IterableDataset) -> str:
