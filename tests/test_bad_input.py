@@ -381,6 +381,7 @@ def test_after_a_refusal_the_same_folder_can_be_used(refuse, output):
     assert not output.exists() or not any(output.iterdir())
 
 
+@pytest.mark.slow
 def test_a_real_process_prints_one_line_and_exits_with_code_two(folder, output):
     """The reader of json lines also logs what it cannot read."""
     argv = command(folder, output, ["--train_file", "{dir}/broken.jsonl"])
@@ -457,11 +458,18 @@ ODD = {
     "special tokens in words": "the [MASK] of [PAD] and [CLS] [SEP]\n",
     "special tokens alone": "[MASK] [PAD]\n[CLS]\n",
     "other alphabets": "灯台守は港へ降りた。 الحارس نزل 👩‍🚀\n",
-    "a huge line": "up and down " * 50_000 + "\n",
+    "a huge line": "up and down " * 20_000 + "\n",
 }
 
 
-@pytest.mark.parametrize("workers", [None, 0, 1], ids=["map", "stream", "stream-of-a-worker"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param(None, id="map"),
+        pytest.param(0, id="stream"),
+        pytest.param(1, id="stream-of-a-worker", marks=pytest.mark.slow),
+    ],
+)
 def test_odd_texts_train_to_a_finite_loss_and_what_is_left_out_is_counted(folder, output, tmp_path, caplog, workers):
     """With a byte order mark at the beginning, and more documents of a word than are read at once."""
     text = "\ufeff" + "\n" * 1_200 + "one\n" * 1_200 + "".join(ODD.values()) + "".join(f"{line}\n" for line in LINES)

@@ -137,6 +137,7 @@ def test_output_folder_holds_what_the_plan_says(runs):
         assert config["model_type"] == {"scratch": "modernbert", "from_encoder": "bert", "default": "distilbert"}[kind]
 
 
+@pytest.mark.slow
 def test_exported_encoder_opens_without_package_and_flags(runs, tmp_path):
     """AutoModel, AutoTokenizer, pipeline, a classifier and SentenceTransformer on all runs, in one fresh process."""
     fresh_process(
@@ -172,6 +173,7 @@ def test_exported_encoder_opens_without_package_and_flags(runs, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_pretraining_folder_opens_as_remote_code(runs, tmp_path):
     """Offline, without the package, twice in one process, and saved again."""
     fresh_process(
@@ -267,7 +269,14 @@ def test_an_encoder_of_another_depth_takes_the_kinds_of_layers_of_that_depth(run
 
 
 @pytest.mark.parametrize(
-    "source", ["scratch/pretraining", "scratch", "from_encoder/pretraining", "default/pretraining", "default"]
+    "source",
+    [
+        "scratch/pretraining",
+        pytest.param("scratch", marks=pytest.mark.slow),
+        "from_encoder/pretraining",
+        "default/pretraining",
+        pytest.param("default", marks=pytest.mark.slow),
+    ],
 )
 def test_training_continues_from_any_folder(runs, corpus, tmp_path, source):
     """A pretraining folder keeps its predictor; an exported encoder gets a new one."""
@@ -291,36 +300,6 @@ def test_training_continues_from_any_folder(runs, corpus, tmp_path, source):
         for name in ("document_predictor.output.weight", "lexical_space.vectors"):
             assert torch.equal(complete.state_dict()[name], old.state_dict()[name]) == bool(rest), name
         assert np.array_equal(load_word_weights(output), load_word_weights(runs[kind]))
-
-
-def test_run_resumes_and_ends_as_if_uninterrupted(runs, corpus, tmp_path):
-    arguments = ["--train_file", str(corpus), "--model_name_or_path", str(runs["scratch"].parent / "bert"), *QUICK]
-    arguments += ["--output_dir", str(tmp_path / "run")]
-    run_pretraining.main(arguments)
-    whole = TextJepaForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
-    for path in (tmp_path / "run").iterdir():  # what a run that died at step 5 would have left
-        if path.name != "checkpoint-3" and path.is_file():
-            path.unlink()
-    (tmp_path / "run" / "checkpoint-6").rename(tmp_path / "elsewhere")
-    run_pretraining.main([*arguments, "--resume_from_checkpoint", "true"])
-    resumed = TextJepaForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
-    for name, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
-
-
-def test_a_finished_run_is_not_trained_further_when_resumed(runs, corpus, tmp_path):
-    arguments = ["--train_file", str(corpus), "--model_name_or_path", str(runs["scratch"].parent / "bert"), *QUICK]
-    output = run_pretraining.main([*arguments, "--output_dir", str(tmp_path / "run")])
-    before = (output / "model.safetensors").read_bytes(), (output / "README.md").read_text()
-    run_pretraining.main([*arguments, "--output_dir", str(output), "--resume_from_checkpoint", "true"])
-    assert (output / "model.safetensors").read_bytes() == before[0]
-    assert not (output / "checkpoint-7").exists()
-    for line in ("6 steps of 8 texts", " tokens in "):
-        (first,), (second,) = (
-            [row for row in card.splitlines() if line in row]
-            for card in (before[1], (output / "README.md").read_text())
-        )
-        assert first == second
 
 
 @pytest.mark.parametrize(
@@ -383,7 +362,7 @@ def test_a_run_exports_weights_between_its_start_and_its_end_and_keeps_its_end(
     assert found["verdict"] in (output / "README.md").read_text()
 
 
-@pytest.mark.parametrize("objective", ["jepa", "documents"])
+@pytest.mark.parametrize("objective", [pytest.param("jepa", marks=pytest.mark.slow), "documents"])
 def test_streaming_run_trains_and_exports(corpus, tmp_path, objective):
     """200 documents are held out, and the others train: each of these is counted once for weights of words."""
     texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]

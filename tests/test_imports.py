@@ -146,6 +146,7 @@ def test_a_search_that_finds_its_index_complete_needs_no_torch():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_importing_the_package_leaves_the_heavy_libraries_alone():
     """What transformers itself brings with its models does not count: some versions import scikit-learn."""
     heavy = ["datasets", "sklearn", "matplotlib", "transformers.trainer"]

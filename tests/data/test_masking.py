@@ -982,11 +982,11 @@ def test_more_python_is_not_executed_for_longer_texts():
 def draws_by_neighbouring(what):
     """(keys, 8) draws whose keys differ as little as they can in one respect."""
     text = np.array([5, 6, 7])
-    numbers = range(20_000)
+    numbers = range(8_000)
     make_keys = {
-        "numbers": lambda: np.arange(20_000, dtype=np.uint64),
+        "numbers": lambda: np.arange(8_000, dtype=np.uint64),
         "texts": lambda: mask_keys([np.array([5, i]) for i in numbers], 1, 0, 0),
-        "masks": lambda: mask_keys([text], 20_000, 0, 0),
+        "masks": lambda: mask_keys([text], 8_000, 0, 0),
         "epochs": lambda: np.concatenate([mask_keys([text], 1, 0, epoch) for epoch in numbers]),
         "seeds": lambda: np.concatenate([mask_keys([text], 1, seed, 0) for seed in numbers]),
     }

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from types import SimpleNamespace
 
 import datasets
@@ -21,7 +20,6 @@ from text_jepa import (
     TextJepaTrainingArguments,
     metrics,
 )
-from text_jepa.data.batching import EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.masking import MaskStrategy
 from text_jepa.share.model_card import describe_run
@@ -241,6 +239,7 @@ def test_accumulated_small_batches_equal_one_large_batch(tokenizer, examples, tm
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
             logging_steps=1,
+            max_steps=2,
         )
         trainer._get_train_sampler = lambda dataset=None: order
         trainer.train()
@@ -365,7 +364,8 @@ def test_evaluation_uses_the_same_masks_whatever_the_pass(tokenizer, examples, t
 
 
 def test_each_pass_has_its_own_order_and_masks(tokenizer, examples, tmp_path):
-    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=-1, num_train_epochs=3)
+    sizes = {"per_device_train_batch_size": 40, "num_train_epochs": 3}
+    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=-1, **sizes)
     seen = []
     step = trainer.training_step
 
@@ -375,83 +375,7 @@ def test_each_pass_has_its_own_order_and_masks(tokenizer, examples, tmp_path):
 
     trainer.training_step = recording
     trainer.train()
-    assert seen == [(epoch, epoch) for epoch in range(3) for _ in range(10)]
-
-
-# The other places are among those of test_checkpoints.py, too.
-@pytest.mark.parametrize(
-    "stop",
-    [
-        pytest.param(4, marks=pytest.mark.slow),
-        10,
-        pytest.param(13, marks=pytest.mark.slow),
-    ],
-)
-def test_resumed_run_equals_the_uninterrupted_one(tokenizer, examples, tmp_path, stop):
-    """Weights of both encoders, optimizer and log, in the middle and at the border of a pass of 10 steps."""
-    arguments = {
-        "max_steps": 16,
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": stop,
-        "save_total_limit": None,
-    }
-    whole = make_trainer(tokenizer, examples, tmp_path / "whole", **arguments)
-    whole.train()
-    resumed = make_trainer(tokenizer, examples, tmp_path / "resumed", **arguments)
-    (tmp_path / "resumed").mkdir(exist_ok=True)
-    shutil.copy(tmp_path / "whole" / "metrics.jsonl", tmp_path / "resumed")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
-    assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
-    assert untimed_records(tmp_path / "whole") == untimed_records(tmp_path / "resumed")
-
-
-def untimed_records(output_dir):
-    """The records of training without what differs between any two runs."""
-    records = training_records(output_dir)
-    for record in records:
-        del record["tokens_per_second"]
-        del record["train_seconds"]
-    return records
-
-
-@pytest.mark.parametrize("stop", [pytest.param(4, marks=pytest.mark.slow), 15])
-def test_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tokenizer, examples, tmp_path, stop):
-    """Passes of 10 steps, each in an order and with masks of its own."""
-
-    def run(name, checkpoint=None):
-        stream = examples.select(range(80)).to_iterable_dataset().shuffle(seed=3, buffer_size=30)
-        arguments = {"max_steps": 24, "logging_steps": 1, "save_strategy": "steps", "save_steps": stop}
-        trainer = make_trainer(tokenizer, examples, tmp_path / name, save_total_limit=None, **arguments)
-        trainer.train_dataset = EndlessStream(stream, batch_size=8)
-        batches = []
-        step = trainer.training_step
-
-        def recording(model, inputs, num_items_in_batch=None):
-            batches.append(inputs)
-            return step(model, inputs, num_items_in_batch)
-
-        trainer.training_step = recording
-        trainer.train(resume_from_checkpoint=checkpoint)
-        return trainer.model.state_dict(), batches
-
-    whole, batches = run("whole")
-    resumed, rest = run("resumed", str(tmp_path / "whole" / f"checkpoint-{stop}"))
-    assert same_weights(whole, resumed)
-    for expected, found in zip(batches[stop:], rest, strict=True):
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
-    first_pass = batches[:10]
-    second_pass = batches[10:20]
-    assert texts_in(first_pass) == texts_in(second_pass)
-    assert not torch.equal(first_pass[0]["input_ids"], second_pass[0]["input_ids"])
-
-
-def texts_in(batches):
-    """The token ids of the texts of batches, sorted."""
-    texts = []
-    for batch in batches:
-        texts += [tuple(row[row > 0].tolist()) for row in batch["input_ids"]]
-    return sorted(texts)
+    assert seen == [(epoch, epoch) for epoch in range(3) for _ in range(2)]
 
 
 def test_masks_of_a_stream_belong_to_the_pass_that_each_example_names(tokenizer, examples):
@@ -570,12 +494,17 @@ def test_what_a_run_found_at_its_first_step_is_no_collapse_unless_half_of_it_is_
     assert len(metrics.collapse_signs({**first, name: lost}, 32, first)) == 1
 
 
-@pytest.mark.parametrize("texts", [1, 2, 3])
-def test_a_tiny_held_out_part_raises_no_alarm(tokenizer, examples, tmp_path, texts):
+def test_a_tiny_held_out_part_raises_no_alarm(tokenizer, examples, tmp_path):
+    """One, two and three texts."""
     trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=12, logging_steps=1)
-    trainer.monitor.batch = trainer.eval_collator(list(examples.take(texts)))
+    monitors = []
+    for texts in (1, 2, 3):
+        monitors.append(CollapseMonitorCallback(trainer.eval_collator(list(examples.take(texts)))))
+        trainer.add_callback(monitors[-1])
     trainer.train()
-    assert not trainer.monitor.collapsed
+    for monitor in monitors:
+        assert monitor.values
+        assert not monitor.collapsed
 
 
 def test_an_encoder_that_starts_in_a_narrow_cone_raises_no_alarm(tokenizer, batch):
