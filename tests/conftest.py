@@ -4,6 +4,7 @@ Libraries are imported where they are used: pytest-xdist loads this file in its 
 and starts its workers afterwards.
 """
 
+import gc
 import os
 import shutil
 import subprocess
@@ -59,6 +60,13 @@ def quiet_libraries():
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports():
+    """What was imported stays: the Trainer looks for garbage at the end of each run, and looked at all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

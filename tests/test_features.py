@@ -35,10 +35,11 @@ ROWS = {
     ],
     "T1-05": [
         "data/test_coverage.py::test_each_text_once_for_ranks_and_workers",
-        "train/test_trainer.py::test_resumed_stream_goes_on_where_it_was_also_in_a_later_pass",
+        "data/test_batching.py::test_every_text_of_a_stream_comes_once_per_pass",
+        "train/test_checkpoints.py::test_resumed_run_ends_with_the_same_bits",
     ],
     "T1-06": [
-        "train/test_trainer.py::test_resumed_run_equals_the_uninterrupted_one",
+        "train/test_checkpoints.py::test_resumed_run_ends_with_the_same_bits",
     ],
     "T1-07": [
         "train/test_recipes.py::test_recipe_trains_and_its_encoder_opens",
@@ -161,14 +162,14 @@ ROWS = {
     ],
     "T2-11": [
         "test_bad_input.py::test_a_folder_that_holds_something_is_refused_and_left_alone",
-        "test_end_to_end.py::test_run_resumes_and_ends_as_if_uninterrupted",
+        "train/test_checkpoints.py::test_command_goes_on_where_it_was",
     ],
     "T2-12": [
         "data/test_tokenization.py::test_a_tokenized_corpus_is_read_from_the_cache_even_after_the_tokenizer_was_used",
         "test_end_to_end.py::test_preparing_ends_before_training",
     ],
     "T2-13": [
-        "train/test_trainer.py::test_resumed_run_equals_the_uninterrupted_one",
+        "train/test_checkpoints.py::test_resumed_run_ends_with_the_same_bits",
         "data/test_batching.py::test_the_order_is_a_pure_function_of_seed_and_epoch",
     ],
     "T2-14": [
@@ -274,7 +275,7 @@ ROWS = {
         "probe/test_online.py::test_a_classification_is_scored_on_rows_that_were_not_fitted",
     ],
     "T4-11": [
-        "test_end_to_end.py::test_run_resumes_and_ends_as_if_uninterrupted",
+        "train/test_checkpoints.py::test_command_goes_on_where_it_was",
     ],
     "T4-12": [
         "train/test_trainer.py::test_optimizer_holds_what_trains_and_spares_vectors_from_decay",
