@@ -23,6 +23,8 @@ from text_jepa.train.command import parse_run
 from text_jepa.train.run_log import read_metrics
 
 
+ROOT = Path(__file__).resolve().parents[1]
+
 # Training arguments that decide what a run learns. The rest of them is about the machine, logs and folders.
 _OF_TRAINING = (
     "learning_rate",
@@ -43,6 +45,7 @@ _OF_NO_RECIPE = (
     "dataset_tags",
     "language",
     "license",
+    "max_eval_samples",
     "overwrite_cache",
     "prepare_only",
     "preprocessing_num_workers",
@@ -52,13 +55,18 @@ _OF_NO_RECIPE = (
 )
 
 
-def recipe_of(words: Sequence[str]) -> dict[str, Any]:
+def words_of(command: str) -> list[str]:
+    """The words of a command line that names files of `configs/`, from wherever it is given."""
+    return [str(ROOT / word) if word.endswith(".yaml") else word for word in shlex.split(command)]
+
+
+def recipe_of(command: str) -> dict[str, Any]:
     """The values that decide what a run learns, by name.
 
     Args:
-        words: The command line of the run, without the program.
+        command: The command line of the run, without the program.
     """
-    model_args, data_args, objective_args, args = parse_run([*words, "--use_cpu"], "")
+    model_args, data_args, objective_args, args = parse_run([*words_of(command), "--use_cpu"], "")
     objective = objective_of(model_args, objective_args)
     set_dependent_defaults(data_args, objective)
     of_training = args.to_dict()
@@ -92,7 +100,7 @@ def store(run: Path, folder: Path, commands: Sequence[str], kept: Sequence[str])
         if not (run / name).is_file():
             raise UsageError(f"{run / name}: does not exist; name the folder of a run that has ended")
     # What a flag leaves open, a run fills in, for example from the width of its encoder.
-    today = {flag: value for flag, value in recipe_of(shlex.split(commands[0])).items() if value is not None}
+    today = {flag: value for flag, value in recipe_of(commands[0]).items() if value is not None}
     arguments = yaml.safe_load((run / "arguments.yaml").read_text(encoding="utf-8"))
     changed = differences(arguments, today)
     if changed:
@@ -102,7 +110,7 @@ def store(run: Path, folder: Path, commands: Sequence[str], kept: Sequence[str])
     folder.mkdir(exist_ok=True)
     for name in kept:
         shutil.copyfile(run / name, folder / name)
-    found = {"width": width, "recipes": {words: recipe_of(shlex.split(words)) for words in commands}}
+    found = {"width": width, "recipes": {command: recipe_of(command) for command in commands}}
     (folder / "recipe.json").write_text(f"{json.dumps(found, indent=1)}\n", encoding="utf-8")
 
 
