@@ -269,14 +269,7 @@ def test_an_encoder_of_another_depth_takes_the_kinds_of_layers_of_that_depth(run
 
 
 @pytest.mark.parametrize(
-    "source",
-    [
-        "scratch/pretraining",
-        pytest.param("scratch", marks=pytest.mark.slow),
-        "from_encoder/pretraining",
-        "default/pretraining",
-        pytest.param("default", marks=pytest.mark.slow),
-    ],
+    "source", ["scratch/pretraining", "scratch", "from_encoder/pretraining", "default/pretraining", "default"]
 )
 def test_training_continues_from_any_folder(runs, corpus, tmp_path, source):
     """A pretraining folder keeps its predictor; an exported encoder gets a new one."""

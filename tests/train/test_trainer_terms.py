@@ -398,14 +398,7 @@ def passes_of(trainer):
 
 @pytest.mark.parametrize(
     ("objective", "accumulation"),
-    [
-        ("hybrid", 1),
-        ("data2vec", 2),
-        ("online", 2),
-        pytest.param("hybrid", 2, marks=pytest.mark.slow),
-        pytest.param("running", 2, marks=pytest.mark.slow),
-        pytest.param("spans", 2, marks=pytest.mark.slow),
-    ],
+    [("hybrid", 1), *((objective, 2) for objective in PER_TOKEN)],
 )
 def test_masks_one_after_the_other_learn_and_log_what_all_in_one_pass_do(
     make_trainer, tokenizer, objective, accumulation
