@@ -14,6 +14,8 @@ import zipfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Also of NumPy, scikit-learn and the processes that tests start: pytest-xdist has a worker on each core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
