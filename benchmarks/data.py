@@ -288,7 +288,7 @@ def startup(args, corpus, tokenizer):
         tokenizer.save_pretrained(Path(folder, "tokenizer"))
         measures = {
             "transformers": lambda: seconds_to_run("from transformers import PreTrainedModel"),
-            "text_jepa": lambda: seconds_to_run("import text_jepa"),
+            "text_jepa": lambda: seconds_to_run("from text_jepa import TextJepaModel"),
             "launch to first step": lambda: seconds_to_first_step(args, folder),
         }
         seconds = in_turn(measures, args.repeats)

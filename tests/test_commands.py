@@ -8,16 +8,20 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 import run_pretraining
 import run_probe
-import text_jepa_command
 from text_jepa.cli import UsageError, run_command
+from text_jepa.commands import main
 from text_jepa.commands.main import VERBS, dispatch
-from text_jepa.commands.stored.__main__ import answers
+from text_jepa.commands.stored.__main__ import stored_texts
 from text_jepa.probe.arguments import SECTIONS, ProbeArguments
+
+
+ROOT = Path(run_probe.__file__).parent
 
 
 def help_of(command, *args, capsys):
@@ -66,28 +70,30 @@ def test_a_missing_or_unknown_verb_is_one_line(argv, problem):
 
 
 def test_stored_help_is_that_of_the_code():
-    for name, text in answers().items():
-        assert text_jepa_command.stored(name) == text, "run python -m text_jepa.commands.stored"
+    for name, text in stored_texts().items():
+        assert main.read_stored(name) == text, "run python -m text_jepa.commands.stored"
 
 
 def test_help_and_version_are_answered_without_torch():
     code = (
-        "import sys, text_jepa_command\n"
+        "import contextlib, sys\n"
+        "from text_jepa.commands.main import main\n"
         "for words in (['--version'], ['--help'], ['pretrain', '-h'], ['probe', '--help']):\n"
         "    sys.argv[1:] = words\n"
-        "    text_jepa_command.main()\n"
-        "print([name for name in ('torch', 'transformers', 'numpy', 'text_jepa') if name in sys.modules])\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main()\n"
+        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])\n"
     )
-    root = text_jepa_command.STORED.parents[2]
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert re.match(r"text-jepa \d+\.\d+", result.stdout)
+    assert result.stdout.count("\nusage: text-jepa ") == 3
     assert result.stdout.endswith("\n[]\n")
 
 
 def test_other_words_reach_their_verb(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["text-jepa", "pretain"])
     with pytest.raises(SystemExit) as stop:
-        text_jepa_command.main()
+        main.main()
     assert stop.value.code == 2
     assert "did you mean 'pretrain'" in capsys.readouterr().err
 
@@ -98,7 +104,7 @@ def test_other_words_reach_their_verb(monkeypatch, capsys):
 def test_without_texts_and_configuration_there_are_three_examples_and_exit_code_two(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["text-jepa", "pretrain"])
     printed = []
-    for command in (text_jepa_command.main, lambda: run_command(lambda: dispatch(["pretrain"]))):
+    for command in (main.main, lambda: run_command(lambda: dispatch(["pretrain"]))):
         with pytest.raises(SystemExit) as stop:
             command()
         assert stop.value.code == 2

@@ -1,12 +1,15 @@
 """What imports what: the two root files travel alone, and imports of the package run one way."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import text_jepa
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,23 +139,39 @@ def test_imports_within_the_package_form_no_circle():
         known = {name: needs for name, needs in known.items() if name not in leaves}
 
 
-def test_a_search_that_finds_its_index_complete_needs_no_torch():
-    code = (
-        "import sys; sys.argv = ['text-jepa', 'search', 'notes', 'query']; import text_jepa_command;"
-        "import text_jepa.commands.search;"
-        "print([n for n in ('torch', 'transformers', 'datasets', 'scipy') if n in sys.modules])"
-    )
+def loaded_after(code, names):
+    """Which of some modules a fresh process has imported after some code."""
+    code = f"{code}; import sys; print([name for name in {list(names)} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    return ast.literal_eval(result.stdout)
+
+
+def test_a_search_that_finds_its_index_complete_needs_no_torch():
+    code = "import text_jepa.commands.main, text_jepa.commands.search"
+    assert loaded_after(code, ["torch", "transformers", "datasets", "scipy"]) == []
+
+
+def test_editors_see_the_public_names_where_they_are():
+    """The imports for type checkers in the package's own file are those that its first use makes."""
+    (block,) = [node for node in ast.parse(PACKAGE["text_jepa"].read_text()).body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == text_jepa._MODULE_OF
+    for name, module in seen.items():
+        assert getattr(text_jepa, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="has no attribute 'TextJepa'"):
+        _ = text_jepa.TextJepa
 
 
 @pytest.mark.slow
-def test_importing_the_package_leaves_the_heavy_libraries_alone():
+@pytest.mark.parametrize("first_use", ["from text_jepa import MaskStrategy", "import text_jepa.registration"])
+def test_the_first_public_name_registers_the_model(first_use):
+    code = f"{first_use}; from transformers import AutoConfig; AutoConfig.for_model('text_jepa')"
+    assert loaded_after(code, ["modeling_text_jepa"]) == ["modeling_text_jepa"]
+
+
+@pytest.mark.slow
+def test_using_the_model_leaves_the_heavy_libraries_alone():
     """What transformers itself brings with its models does not count: some versions import scikit-learn."""
     heavy = ["datasets", "sklearn", "matplotlib", "transformers.trainer"]
-    code = (
-        "import sys; from transformers import PreTrainedModel, AutoModel; import transformers.activations;"
-        f"before = set(sys.modules); import text_jepa; print([n for n in {heavy} if n in set(sys.modules) - before])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    known = loaded_after("from transformers import PreTrainedModel, AutoModel; import transformers.activations", heavy)
+    assert loaded_after("from text_jepa import TextJepaModel", heavy) == known

@@ -1,18 +1,15 @@
 """Text-JEPA: a text encoder trained by predicting latent representations, native to Hugging Face transformers.
 
-Importing the package registers the model with the Auto classes, so that `AutoModel.from_pretrained` opens a Text-JEPA
-folder without remote code. What trains is imported on first use: the Trainer alone takes seconds.
+The public names are imported on first use, as those of transformers are. The first one that is used registers the
+model with the Auto classes, so that `AutoModel.from_pretrained` opens a Text-JEPA folder without remote code; `import
+text_jepa.registration` does only that.
 """
 
 import importlib
-import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
-__version__ = "0.1.0"
-
-# The command `text-jepa search` answers from its index without torch, and registers when it opens an encoder.
-if "text_jepa_command" not in sys.modules or sys.argv[1:2] != ["search"]:
+if TYPE_CHECKING:
     from configuration_text_jepa import TextJepaConfig
     from modeling_text_jepa import (
         TextJepaForPreTraining,
@@ -21,36 +18,53 @@ if "text_jepa_command" not in sys.modules or sys.argv[1:2] != ["search"]:
         TextJepaModel,
         TextJepaPreTrainedModel,
     )
-    from text_jepa import registration as registration
+    from text_jepa.data.builtin_corpus import load_builtin_corpus
+    from text_jepa.data.collator import DataCollatorForTextJepa
+    from text_jepa.data.masking import MaskStrategy, ViewStrategy
+    from text_jepa.probe.online import OnlineProbeCallback
+    from text_jepa.share.export import export_encoder
+    from text_jepa.share.hub import push_folder
+    from text_jepa.share.onnx import export_onnx
+    from text_jepa.train.arguments import TextJepaTrainingArguments
+    from text_jepa.train.callbacks import EmaTargetEncoderCallback
+    from text_jepa.train.collapse import CollapseMonitorCallback
+    from text_jepa.train.trainer import TextJepaTrainer
 
-_LAZY = {
-    "CollapseMonitorCallback": "train.collapse",
-    "DataCollatorForTextJepa": "data.collator",
-    "MaskStrategy": "data.masking",
-    "EmaTargetEncoderCallback": "train.callbacks",
-    "OnlineProbeCallback": "probe.online",
-    "TextJepaTrainer": "train.trainer",
-    "TextJepaTrainingArguments": "train.arguments",
-    "ViewStrategy": "data.masking",
-    "export_encoder": "share.export",
-    "export_onnx": "share.onnx",
-    "load_builtin_corpus": "data.builtin_corpus",
-    "push_folder": "share.hub",
+__version__ = "0.1.0"
+
+# A module -> the public names that it has.
+_PUBLIC_NAMES = {
+    "configuration_text_jepa": ["TextJepaConfig"],
+    "modeling_text_jepa": [
+        "TextJepaForPreTraining",
+        "TextJepaForPreTrainingOutput",
+        "TextJepaForSequenceClassification",
+        "TextJepaModel",
+        "TextJepaPreTrainedModel",
+    ],
+    "text_jepa.data.builtin_corpus": ["load_builtin_corpus"],
+    "text_jepa.data.collator": ["DataCollatorForTextJepa"],
+    "text_jepa.data.masking": ["MaskStrategy", "ViewStrategy"],
+    "text_jepa.probe.online": ["OnlineProbeCallback"],
+    "text_jepa.share.export": ["export_encoder"],
+    "text_jepa.share.hub": ["push_folder"],
+    "text_jepa.share.onnx": ["export_onnx"],
+    "text_jepa.train.arguments": ["TextJepaTrainingArguments"],
+    "text_jepa.train.callbacks": ["EmaTargetEncoderCallback"],
+    "text_jepa.train.collapse": ["CollapseMonitorCallback"],
+    "text_jepa.train.trainer": ["TextJepaTrainer"],
 }
+_MODULE_OF = {name: module for module, names in _PUBLIC_NAMES.items() for name in names}
+
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"text_jepa.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'text_jepa' has no attribute '{name}'")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'text_jepa' has no attribute '{name}'")
+    importlib.import_module("text_jepa.registration")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
-__all__ = [
-    "TextJepaConfig",
-    "TextJepaForPreTraining",
-    "TextJepaForPreTrainingOutput",
-    "TextJepaForSequenceClassification",
-    "TextJepaModel",
-    "TextJepaPreTrainedModel",
-    *_LAZY,
-]
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

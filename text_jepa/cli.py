@@ -82,7 +82,7 @@ class _Parser(HfArgumentParser):
 
 _HELP = {"-h", "--help", "--help-all", "--help_all"}
 
-# Help is as wide everywhere: some of it is stored, see text_jepa_command.py.
+# Help is as wide everywhere: some of it is stored, see commands/main.py.
 _WIDTH = 100
 
 _YAML = (".yaml", ".yml")

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+import text_jepa.registration  # noqa: F401  for the Auto classes
 from modeling_text_jepa import check_weights
 from text_jepa.cli import UsageError, first_line
 

@@ -1,17 +1,22 @@
-"""The command `text-jepa`: one verb for each thing that the package does."""
+"""The command `text-jepa`: one verb for each thing that the package does.
+
+Torch and transformers alone take seconds to import, so this module knows neither. The help that people ask for first
+is stored as text in `text_jepa/commands/stored/`: `python -m text_jepa.commands.stored` writes it, and a test compares
+it with the code.
+"""
 
 import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import NoReturn
 
-from text_jepa.cli import UsageError, nearest, run_command
+from text_jepa.errors import UsageError, nearest, run_command
 
 
-# The module whose `main(argv, prog)` runs a verb, and the verb's line of help. Modules are imported when needed: the
-# Trainer alone takes seconds.
+# The module whose `main(argv, prog)` runs a verb, and the verb's line of help. Modules are imported when needed.
 VERBS = {
     "pretrain": ("run_pretraining", "train an encoder on raw text, or adapt an existing one"),
     "adapt": (
@@ -28,10 +33,30 @@ VERBS = {
     "plot": ("text_jepa.commands.plot", "draw curves of runs, maps of texts and spectra of encoders"),
 }
 
+STORED = Path(__file__).parent / "stored"
+
+# The words of a command line -> the file with its help.
+STORED_HELP = {("pretrain", "--help"): "pretrain.txt", ("probe", "--help"): "probe.txt"}
+
+# What is printed, before exit code 2, when there is nothing to train on.
+NOTHING_TO_TRAIN_ON = "nothing.txt"
+
 
 def main() -> NoReturn:
     """Entry point of `text-jepa`."""
+    words = tuple("--help" if word == "-h" else word for word in sys.argv[1:])
+    if words in STORED_HELP:
+        print(read_stored(STORED_HELP[words]), end="")
+        sys.exit(0)
+    if words == ("pretrain",):
+        print(read_stored(NOTHING_TO_TRAIN_ON), end="", file=sys.stderr)
+        sys.exit(2)
     run_command(partial(dispatch, sys.argv[1:]))
+
+
+def read_stored(name: str) -> str:
+    """Reads a stored text."""
+    return (STORED / name).read_text(encoding="utf-8")
 
 
 def dispatch(argv: list[str]) -> None:

@@ -209,7 +209,6 @@ def reason_to_start(kept: dict[str, str], wanted: dict[str, str], path: Path) ->
 
 def open_quietly(name: str) -> "Encoder":
     """Opens an encoder without the bars of transformers."""
-    from text_jepa import registration  # noqa: F401
     from text_jepa.cli import mute_libraries
     from text_jepa.embeddings import open_encoder
 

@@ -31,7 +31,6 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-import text_jepa  # noqa: F401  registers our model with the Auto classes
 from text_jepa.cli import UsageError, nearest, parse_arguments
 from text_jepa.opening import check_loaded, read_config, read_tokenizer, readable
 from text_jepa.probe.glue import GLUE, GlueMetric, base_name

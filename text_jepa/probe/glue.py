@@ -11,7 +11,7 @@ import evaluate
 import numpy as np
 from datasets import Dataset, load_dataset
 
-import text_jepa  # noqa: F401  registers our model with the Auto classes
+import text_jepa.registration  # noqa: F401  for the Auto classes
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.corpus import reading
 from text_jepa.probe.predictors import pearson, spearman

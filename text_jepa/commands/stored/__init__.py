@@ -1,1 +1,1 @@
-"""Help that is stored as text, so that it is shown before torch is imported: see `text_jepa_command.py`."""
+"""Help that is stored as text, so that it is shown before torch is imported: see `text_jepa/commands/main.py`."""

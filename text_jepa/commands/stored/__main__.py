@@ -4,15 +4,14 @@ import contextlib
 import io
 from pathlib import Path
 
-from text_jepa.cli import run_command
-from text_jepa.commands.main import dispatch
-from text_jepa_command import ANSWERS, NOTHING
+from text_jepa.commands.main import NOTHING_TO_TRAIN_ON, STORED_HELP, dispatch
+from text_jepa.errors import run_command
 
 
-def answers() -> dict[str, str]:
+def stored_texts() -> dict[str, str]:
     """What the command prints, by the name of the file that it is stored in."""
-    texts = {name: printed(words) for words, name in ANSWERS.items()}
-    return texts | {NOTHING: printed(("pretrain",))}
+    texts = {name: printed(words) for words, name in STORED_HELP.items()}
+    return texts | {NOTHING_TO_TRAIN_ON: printed(("pretrain",))}
 
 
 def printed(words: tuple[str, ...]) -> str:
@@ -24,5 +23,5 @@ def printed(words: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    for name, text in answers().items():
+    for name, text in stored_texts().items():
         Path(__file__).with_name(name).write_text(text, encoding="utf-8")
