@@ -1,4 +1,4 @@
-"""Which objective makes the better encoder: arms with all else equal, several seeds, intervals, verdicts.
+"""Which objective makes the better encoder: arms with all else equal, several seeds, intervals.
 
     python benchmarks/compare.py configs/compare/tiny.yaml --seconds 20
     python benchmarks/compare.py configs/compare/scratch.yaml --seconds 300 --seeds 0 1 2 --jobs 2
@@ -637,7 +637,7 @@ def widening(count: int) -> float:
     return unbiased * student / normal
 
 
-def verdict(low: float, high: float) -> str:
+def significance(low: float, high: float) -> str:
     """Whether a difference with this interval is significantly above or below 0."""
     if low > 0:
         return "better"
@@ -663,7 +663,8 @@ def judged(
         resamples: Number of resamples.
 
     Returns:
-        `scores` with intervals, and `pairs`: how far one system is ahead of another, with the interval and a verdict.
+        `scores` with intervals, and `pairs`: how far one system is ahead of another, with the interval and whether it
+        is significant.
     """
     columns = resampled_columns(answers, gold, resamples)
     scores = []
@@ -729,13 +730,13 @@ def resampled_columns(
 
 
 def lead_of(ours: Resampled, theirs: Resampled) -> dict[str, Any]:
-    """How far a system is ahead of another, with the interval on the same resamples, and the verdict."""
+    """How far a system is ahead of another, with the interval on the same resamples, and whether it is significant."""
     low, high = interval_of(ours.draws - theirs.draws)
     return {
         "ahead": (ours.by_seed.mean() - theirs.by_seed.mean()).item(),
         "low": low,
         "high": high,
-        "verdict": verdict(low, high),
+        "verdict": significance(low, high),
     }
 
 
@@ -763,7 +764,7 @@ def describe_run(
     arm: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Cost of a run, verdict of the collapse monitor, and curves: (seconds, value) by name."""
+    """Cost of a run, what the collapse monitor said, and curves: (seconds, value) by name."""
     described = {"arm": arm, "seed": seed}
     if not is_trained(plan, arm):
         return described
@@ -786,7 +787,7 @@ def describe_run(
 
 
 def health_of(log: str, is_watched: bool) -> str:
-    """The verdict of the collapse monitor, from the log of a run."""
+    """What the collapse monitor said, from the log of a run."""
     warned = re.search(r"collapse at step (\d+)", log)
     if warned is not None:
         return f"collapse at step {warned[1]}"
@@ -835,7 +836,7 @@ def source_of(results: Mapping[str, Any]) -> str:
 
 
 def in_words(results: Mapping[str, Any]) -> str:
-    """The results as Markdown: scores, differences with verdicts, cost and health."""
+    """The results as Markdown: scores, differences, cost and health."""
     reference = results["plan"]["reference"]
     parts = [
         f"## {results['plan']['title']}",
@@ -844,7 +845,7 @@ def in_words(results: Mapping[str, Any]) -> str:
         f"How far `{reference}` is ahead, with the 95 % interval on the same seeds and rows; it is better or worse "
         "where that does not hold zero:",
         score_table(against(reference, results["pairs"]), "{ahead:+.1f} [{low:+.1f}, {high:+.1f}] {verdict}"),
-        verdict_table(results["pairs"]),
+        significance_table(results["pairs"]),
         "What the runs cost, and how representations were at their end; means over the seeds:",
         cost_table([run for run in results["runs"] if "curves" in run]),
         *(f"Failed: {line}" for line in results["failures"]),
@@ -878,7 +879,7 @@ def against(reference: str, pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[
     return [pair for pair in pairs if pair["of"] == reference]
 
 
-def verdict_table(pairs: Sequence[Mapping[str, Any]]) -> str:
+def significance_table(pairs: Sequence[Mapping[str, Any]]) -> str:
     """Every pair in the columns of the main table: a sign for each."""
     signs = {"better": "+", "worse": "−", "n.s.": "·"}
     columns = []

@@ -1,4 +1,4 @@
-"""benchmarks/compare.py: budgets, intervals and verdicts by themselves, the files of configs/, and a comparison."""
+"""benchmarks/compare.py: budgets, intervals and differences by themselves, the files of configs/, and a comparison."""
 
 import importlib
 import json
@@ -148,16 +148,16 @@ def table(**systems):
     return {("sst2", "linear", "accuracy"): answers}, {"sst2": gold}
 
 
-def verdicts(answers, gold):
+def significances(answers, gold):
     judged = compare.judged(answers, gold, "ours", resamples=200)
     return {pair["system"]: pair["verdict"] for pair in judged["pairs"]}
 
 
-def test_verdict_names_the_better_and_the_worse_and_does_not_guess():
+def test_a_difference_names_the_better_and_the_worse_and_does_not_guess():
     answers, gold = table(ours=0.8, weak=0.6, strong=0.95)
     of_task = next(iter(answers.values()))
     of_task["same"] = of_task["ours"]
-    assert verdicts(answers, gold) == {
+    assert significances(answers, gold) == {
         "weak": "better",
         "strong": "worse",
         "same": "n.s.",

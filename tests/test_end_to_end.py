@@ -329,7 +329,7 @@ def test_model_card_is_complete_and_true(runs):
 def test_a_run_exports_weights_between_its_start_and_its_end_and_keeps_its_end(
     corpus, tmp_path, monkeypatch, capsys, share
 ):
-    """The share is what was chosen, or the end without merging; the verdict is printed and written."""
+    """The share is what was chosen, or the end without merging; the comparison is printed and written."""
     starts = []
 
     def keep(model):

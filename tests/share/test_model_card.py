@@ -79,7 +79,7 @@ def train(folder, objective, steps, *options):
         own = ["--objective", "jepa", "--preset", "tiny", "--text_config"]
         own += ['{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}']
     else:
-        # Equally long, and long enough for a verdict.
+        # Equally long, and long enough for a comparison.
         words = [f"lamp{i % 35}" for i in range(140)]
         lines = [f"{' '.join(np.random.default_rng(i).permutation(words))}\n" for i in range(80)]
         own = ["--validation_split_percentage", "50", "--max_document_length", "999", "--text_config"]

@@ -673,7 +673,7 @@ def test_command_goes_on_where_it_was(command, finished, copy):
 
 @pytest.mark.slow
 def test_command_of_the_default_objective_goes_on_where_it_was(command, corpus, tmp_path):
-    """Windows of documents that are long enough for a choice of the share and for a verdict."""
+    """Windows of documents that are long enough for a choice of the share and for a comparison."""
     file = tmp_path / "long.txt"
     words = [f"word{number}" for number in range(40)]
     generator = np.random.default_rng(0)

@@ -212,8 +212,8 @@ _OF_A_RUN = (
 def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) -> None:
     """Copies the files of an encoder's folder: its own, those of its modules, and ONNX.
 
-    Other folders of a run, such as its checkpoints and the complete model, are not copied, nor are its log, verdict
-    and arguments, which would be taken for those of the copy.
+    Other folders of a run, such as its checkpoints and the complete model, are not copied, nor are its log,
+    comparison and arguments, which would be taken for those of the copy.
 
     Args:
         source: Folder to copy from.

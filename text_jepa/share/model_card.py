@@ -244,7 +244,7 @@ def describe_run(trainer) -> dict[str, Any]:
         "start": "the model as given to the trainer",
         "command": None,
         "license": "unknown",
-        "verdict": None,
+        "comparison": None,
         "max_length": config.max_text_length,
         "sizes": describe_sizes(trainer.train_dataset, trainer.eval_dataset),
         "masks": trainer.data_collator.describe_masks(),

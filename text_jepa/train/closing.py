@@ -58,7 +58,7 @@ Weights = Mapping[str, torch.Tensor]
 # How a run without an encoder to start from calls its start.
 RANDOM_WEIGHTS = "random weights"
 
-VERDICT_FILE = "verdict.json"
+COMPARISON_FILE = "verdict.json"
 
 # The number of passages that the share is selected on, which takes seconds.
 _PASSAGES_TO_CHOOSE_ON = 1_000
@@ -118,11 +118,11 @@ def leave_results(
             )
             sentence = summarize(scores)
             shorter = shorter_vectors(scores)
-            write_verdict(output_dir, scores, share, shares, describe_collapse_of_run(describe_run(trainer)))
+            write_comparison(output_dir, scores, share, shares, describe_collapse_of_run(describe_run(trainer)))
         except UsageError as error:  # the encoder is worth more than its comparison
             sentence = f"There is no comparison on held-out documents: {error}."
         comparison = {
-            "verdict": sentence,
+            "comparison": sentence,
             "share": share,
             "shares": list(shares.items()),
             "shorter": shorter,
@@ -278,7 +278,7 @@ def whole_model(model: TextJepaForPreTraining) -> TextJepaForPreTraining:
     return whole.to(model.device).eval()
 
 
-# ---- verdict --------------------------------------------------------------------------------------------------------
+# ---- comparison -----------------------------------------------------------------------------------------------------
 
 
 def describe_start(model_args: ModelArguments) -> str:
@@ -326,14 +326,14 @@ def compare_with_start(
     )
 
 
-def write_verdict(
+def write_comparison(
     folder: str | Path,
     scores: DocumentScores,
     share: float,
     shares: Mapping[float, float],
     collapse: str | None = None,
 ) -> None:
-    """Writes scores and verdict as `verdict.json`, for programs.
+    """Writes the comparison as `verdict.json`, for programs.
 
     Args:
         folder: The folder of the run.
@@ -350,4 +350,4 @@ def write_verdict(
         "scores": [score._asdict() for score in scores.scores],
     }
     text = json.dumps(content, indent=2)
-    Path(folder, VERDICT_FILE).write_text(text + "\n", encoding="utf-8")
+    Path(folder, COMPARISON_FILE).write_text(text + "\n", encoding="utf-8")

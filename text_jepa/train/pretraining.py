@@ -463,7 +463,7 @@ def evaluate_last_weights(trainer: TextJepaTrainer) -> None:
 
 
 def finish(trainer: TextJepaTrainer, parts: RunParts, arguments: Sequence) -> None:
-    """Writes the results of a run on the first process, prints the verdict, and publishes if asked.
+    """Writes the results of a run on the first process, prints the comparison, and publishes if asked.
 
     Args:
         trainer: The trainer at the end of the run.
