@@ -18,7 +18,8 @@ import pytest
 from corpora import documents, load_splits, write
 
 from text_jepa.cli import UsageError
-from text_jepa.data.corpus import CorpusArguments, find_files, load_corpus
+from text_jepa.data.corpus import CorpusArguments, load_corpus
+from text_jepa.data.folders import find_files
 from text_jepa.data.tokenization import (
     tokenize_texts,
     train_tokenizer,

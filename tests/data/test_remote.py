@@ -5,7 +5,8 @@ import pytest
 from corpora import documents
 
 from text_jepa.cli import UsageError
-from text_jepa.data.corpus import CorpusArguments, find_files, load_corpus
+from text_jepa.data.corpus import CorpusArguments, load_corpus
+from text_jepa.data.folders import find_files
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa import embeddings
 from text_jepa.cli import UsageError, add_command, command_parser, mute_libraries
 from text_jepa.data.corpus import load_texts
-from text_jepa.data.files import Quoting
+from text_jepa.data.rows import Quoting
 from text_jepa.embeddings import Encoder, cosine, embed_texts, open_encoder
 from text_jepa.opening import run_code_of
 from text_jepa.probe import documents

@@ -1,50 +1,40 @@
 """Reads a corpus of raw documents: local files, a dataset of the Hub, or the built-in corpus."""
 
-import contextlib
-import glob
-import json
 import logging
-import mimetypes
 import os
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import datasets
 import numpy as np
 import pyarrow
 import pyarrow.compute
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
-from pyarrow import ArrowException
 
 from text_jepa.cli import UsageError
 from text_jepa.data.builtin_corpus import load_builtin_corpus
-from text_jepa.data.files import (
-    BUILDERS,
-    COMPRESSED,
-    PROSE,
-    FileError,
-    Form,
-    Quoting,
-    SampleBy,
-    Sources,
-    has_column,
-    look_at_layout,
-    missing_column,
-    pick,
-    read_tables,
-    root_of,
-    suffix_of,
-    wrong_column,
+from text_jepa.data.columns import Sources, has_column, missing_column, pick, root_of, wrong_column
+from text_jepa.data.compressed import suffix_of
+from text_jepa.data.files import PROSE, Form, SampleBy, look_at_layout
+from text_jepa.data.folders import (
+    SHOWN_NAMES,
+    TABLES,
+    find_files,
+    identity_of,
+    is_saved,
+    list_names,
+    saved_splits,
+    splits_of_saved,
 )
+from text_jepa.data.held_out import count_shared, hold_out, hold_out_of_stream, warn_of_shared
 from text_jepa.data.prose import HTML, PLAIN
-from text_jepa.data.remote import local_names
+from text_jepa.data.reading import Source, reading
 from text_jepa.data.repeats import boilerplate_lines, first_of_equals, near_copies, without_lines
+from text_jepa.data.rows import Quoting
 from text_jepa.data.texts_builder import read_texts
 
 
@@ -53,34 +43,8 @@ logger = logging.getLogger(__name__)
 # The datasets library would tell a server of each folder and file that it opens.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
-# What the datasets library and its readers raise for data that are not what they seem.
-_UNREADABLE = (
-    DatasetGenerationError,
-    ArrowException,
-    ValueError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    StopIteration,
-    zlib.error,
-)
-
-# Documents that a stream sets aside for evaluation when it has no held-out split of its own, and the most shards that
-# they are drawn from.
-_STREAM_HELD_OUT = 200
-# They are drawn from at least this many documents, also where --shuffle_buffer is smaller.
-_STREAM_LEAST_BUFFER = 2_000
-_STREAM_SHARDS = 8
-
 # Rows of a stream from which its columns are known.
 _STREAM_ROWS_TO_CHECK = 100
-
-# Kinds of files with columns, and files beside them in a folder that describe them.
-_TABLES = set(BUILDERS) - set(PROSE)
-_DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing")
-
-# Names of files that are shown of many.
-_SHOWN_NAMES = 3
 
 # Of so many text files, a short one is a document rather than a few.
 _MANY_FILES = 20
@@ -88,11 +52,6 @@ _MANY_FILES = 20
 _FILES_TO_LOOK_AT = 200
 # A document of a file without columns has about so many characters for each token of the longest document.
 _CHARACTERS_OF_TOKEN = 4
-# Documents that are held out of a corpus, and the least number of those of files without columns.
-_HELD_OUT_PERCENTAGE = 5
-_HELD_OUT_OF_FILES = 50
-# Whole files are held out if there are at least so many of them.
-_FILES_TO_HOLD_OUT = 10
 
 # Characters of a corpus in which lines of many documents, and near copies, are looked for.
 _TEXT_FOR_LINES = 64_000_000
@@ -183,18 +142,6 @@ class CorpusArguments:
     def __post_init__(self):
         if isinstance(self.text_column, list) and len(self.text_column) == 1:
             self.text_column = self.text_column[0]
-
-
-class Source(NamedTuple):
-    """Where texts are read from, for error messages.
-
-    Args:
-        name: The flag and its value, as in `"--train_file notes.txt"`.
-        files: Local files, in which a damaged line is searched for.
-    """
-
-    name: str
-    files: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -308,7 +255,7 @@ def _fit_form(form: Form, paths: Sequence[str]) -> Form:
     suffixes = Counter(suffix_of(Path(path)) for path in paths)
     return form._replace(
         is_many=sum(suffixes[suffix] for suffix in PLAIN) >= _MANY_FILES,
-        is_mixed=list(form.sources) == ["text"] and not _TABLES.isdisjoint(suffixes),
+        is_mixed=list(form.sources) == ["text"] and not TABLES.isdisjoint(suffixes),
     )
 
 
@@ -353,9 +300,9 @@ def _load_files(arguments: CorpusArguments, seed: int, cache_dir: str | None, ma
     if held_out_files:
         held_out = read(held_out_files, "validation_file")
         if not arguments.streaming:
-            _tell_shared(_count_shared(train, held_out), len(train))
+            warn_of_shared(count_shared(train, held_out), len(train))
     else:
-        train, held_out = _hold_out(train, arguments, seed, what)
+        train, held_out = _split(train, arguments, seed, what)
     names = [os.path.basename(os.path.normpath(name)) for name in arguments.train_file]
     source = Source(_name_of_files("train_file", train_files), train_files)
     splits = _join_splits(train, held_out)
@@ -400,36 +347,20 @@ def _tell_layouts(paths: Sequence[str], form: Form, what: str) -> None:
 def _held_out_splits(names: Sequence[str]) -> list[str]:
     """The held-out splits of folders that `DatasetDict.save_to_disk` wrote."""
     folders = [Path(name).expanduser() for name in names]
-    return [str(folder) for folder in folders if _saved_splits(folder, "validation")]
+    return [str(folder) for folder in folders if saved_splits(folder, "validation")]
 
 
 def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list[str]:
     """The files to train on without those that are held out."""
-    held_out = {_identity(path) for path in held_out_files}
-    rest = [path for path in train_files if _identity(path) not in held_out]
+    held_out = {identity_of(path) for path in held_out_files}
+    rest = [path for path in train_files if identity_of(path) not in held_out]
     if not rest:
         logger.warning("--validation_file: the files to train on are held out too; held-out figures are too good")
         return train_files
     if len(rest) < len(train_files):
         taken = [path for path in train_files if path not in rest]
-        logger.warning(f"not trained on, as --validation_file names them: {_listed(taken)}")
+        logger.warning(f"not trained on, as --validation_file names them: {list_names(taken)}")
     return rest
-
-
-def _count_shared(documents: Dataset, held_out: Dataset) -> int:
-    """The number of documents that are held-out documents word for word."""
-    texts = [text for text in held_out["text"] if text and not text.isspace()]
-    known = pyarrow.array(texts, pyarrow.string())
-    is_shared = pyarrow.compute.is_in(documents.with_format("arrow")[:].column("text"), value_set=known)
-    return pyarrow.compute.sum(is_shared).as_py() or 0
-
-
-def _tell_shared(shared: int, count: int) -> None:
-    if shared:
-        logger.warning(
-            f"{shared} of {count} training documents are held out too, word for word, which flatters held-out "
-            "figures; remove them from one of the two"
-        )
 
 
 # ---- repeats --------------------------------------------------------------------------------------------------------
@@ -511,33 +442,42 @@ def _shorten(text: str) -> str:
     return words if len(words) <= _SHOWN_CHARACTERS else f"{words[:_SHOWN_CHARACTERS]}…"
 
 
-# ---- datasets, and what is held out ---------------------------------------------------------------------------------
+# ---- datasets ------------------------------------------------------------------------------------------------------
 
 
 def _load_hub(arguments: CorpusArguments, seed: int, cache_dir: str | None) -> Corpus:
     dataset, config = arguments.dataset_name, arguments.dataset_config_name
     source = Source(f"--dataset_name {dataset}")
     sources = _form(arguments).sources
-    is_saved = _is_saved(Path(dataset))
+    on_disk = is_saved(Path(dataset))
 
     def load(split: str) -> Dataset | IterableDataset:
-        if is_saved:
+        if on_disk:
             part = _load_saved(dataset, split, arguments.streaming)
         else:
             part = load_dataset(dataset, config, split=split, streaming=arguments.streaming, cache_dir=cache_dir)
         return _select_text(part, sources, source.name)
 
     with reading(*source):
-        known = _splits_of_saved(Path(dataset)) if is_saved else datasets.get_dataset_split_names(dataset, config)
+        known = splits_of_saved(Path(dataset)) if on_disk else datasets.get_dataset_split_names(dataset, config)
         if arguments.dataset_split not in known:
             raise UsageError(f"--dataset_split {arguments.dataset_split}: {dataset} has the splits {', '.join(known)}")
         train = load(arguments.dataset_split)
         others = [split for split in ("validation", "test") if split in known and split != arguments.dataset_split]
         held_out = load(others[0]) if others else None
     if held_out is None:
-        train, held_out = _hold_out(train, arguments, seed, source.name)
+        train, held_out = _split(train, arguments, seed, source.name)
     name = f"{dataset} {config}" if config else dataset
     return Corpus(_join_splits(train, held_out), name, source)
+
+
+def _split(
+    documents: Dataset | IterableDataset, arguments: CorpusArguments, seed: int, what: str
+) -> tuple[Dataset, Dataset] | tuple[IterableDataset, IterableDataset]:
+    """Splits documents into those to train on and those held out."""
+    if arguments.streaming:
+        return hold_out_of_stream(documents, arguments.shuffle_buffer, seed, what)
+    return hold_out(documents, arguments.validation_split_percentage, seed, what)
 
 
 def _join_splits(
@@ -547,213 +487,11 @@ def _join_splits(
     return IterableDatasetDict(splits) if isinstance(train, IterableDataset) else DatasetDict(splits)
 
 
-def _hold_out(
-    documents: Dataset | IterableDataset, arguments: CorpusArguments, seed: int, what: str
-) -> tuple[Dataset, Dataset] | tuple[IterableDataset, IterableDataset]:
-    """Splits documents into those to train on and those held out."""
-    if arguments.streaming:
-        buffer_size = max(arguments.shuffle_buffer, _STREAM_LEAST_BUFFER)
-        return _hold_out_of_stream(documents, buffer_size, seed, what)
-    percentage = arguments.validation_split_percentage
-    if percentage is not None and not 0 < percentage < 100:
-        raise UsageError(f"--validation_split_percentage {percentage:g}: must be above 0 and below 100")
-    if len(documents) < 2:
-        raise UsageError(f"{what}: a single document; at least 2 are needed, one of them held out")
-    share = round(len(documents) * (_HELD_OUT_PERCENTAGE if percentage is None else percentage) / 100)
-    if percentage is None and "file" in documents.column_names and any(documents["file"]):
-        share = max(share, min(_HELD_OUT_OF_FILES, len(documents) // 5))
-    count = min(max(share, 1), len(documents) - 1)
-    split = _split_by_file(documents, count, seed) or documents.train_test_split(test_size=count, seed=seed)
-    with_text = sum(1 for text in split["test"]["text"] if text and not text.isspace())
-    _tell_shared(_count_shared(documents, split["test"]) - with_text, len(split["train"]))
-    return split["train"], split["test"]
-
-
-def _split_by_file(documents: Dataset, count: int, seed: int) -> DatasetDict | None:
-    """Holds out at least `count` documents, and of each file all or none; `None` if that would be few files."""
-    if "file" not in documents.column_names:
-        return None
-    files = documents["file"]
-    # What is no part of a file is a document of its own.
-    groups = [row if file is None else file for row, file in enumerate(files)]
-    sizes = Counter(groups)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    names = list(sizes)
-    held_out = set()
-    for place in order:
-        if count <= 0:
-            break
-        held_out.add(names[place])
-        count -= sizes[names[place]]
-    if len(sizes) == len(documents) or not _FILES_TO_HOLD_OUT <= len(held_out) < len(sizes):
-        return None
-    is_held_out = np.array([group in held_out for group in groups])
-    rows = {"train": np.flatnonzero(~is_held_out), "test": np.flatnonzero(is_held_out)}
-    return DatasetDict({split: documents.select(part) for split, part in rows.items()})
-
-
-def _hold_out_of_stream(
-    documents: IterableDataset, buffer_size: int, seed: int, what: str
-) -> tuple[IterableDataset, IterableDataset]:
-    """Splits a stream into texts that are held out, and all others.
-
-    The first documents of a sorted stream are of one kind. Held-out texts are drawn at random from a shuffle buffer
-    that is filled from several shards. They are known by their words: workers, processes and epochs read shards in
-    different orders, and leave out the same documents.
-    """
-    num_shards = documents.num_shards
-    chosen = sorted(set(np.linspace(0, num_shards - 1, min(num_shards, _STREAM_SHARDS), dtype=int).tolist()))
-    buffer = {}
-    with reading(what):
-        for place, shard in enumerate(chosen):
-            room = (buffer_size - len(buffer)) // (len(chosen) - place)
-            part = documents.shard(num_shards, shard) if num_shards > 1 else documents
-            for row in part.take(max(room, 1)):
-                if row["text"] and not row["text"].isspace():
-                    buffer.setdefault(row["text"], row)
-    if len(buffer) <= _STREAM_HELD_OUT:
-        raise UsageError(
-            f"{what}: {_STREAM_HELD_OUT} documents of a stream are held out, and there are no more among its first "
-            f"{buffer_size:,}; name a --validation_file, or read without --streaming"
-        )
-    texts = list(buffer)
-    drawn = np.random.default_rng(seed).choice(len(texts), _STREAM_HELD_OUT, replace=False)
-    held_out = [texts[place] for place in sorted(drawn)]
-    rows = Dataset.from_list([buffer[text] for text in held_out])
-    rest = documents.filter(partial(_is_not_among, texts=frozenset(held_out)), input_columns=["text"])
-    return rest, rows.to_iterable_dataset()
-
-
-def _is_not_among(text: str | None, texts: frozenset[str]) -> bool:
-    return text not in texts
-
-
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def find_files(patterns: Sequence[str], flag: str, mixed: bool = False, split: str = "train") -> list[str]:
-    """Files named by paths, folders and globs, each sorted and each file once.
-
-    A folder stands for all files of a known kind in it, however deep, but not for hidden ones and copies, nor for the
-    readme of a table. What else it holds is counted in one line of the log.
-
-    Args:
-        patterns: Paths, folders and globs, or what fsspec opens, see `local_names`.
-        flag: The flag that names them, for error messages.
-        mixed: Whether files may be of different kinds.
-        split: The split that the folder of a saved `DatasetDict` stands for.
-
-    Raises:
-        UsageError: A name matches no file, the kinds of files are mixed or unknown, or most of a folder is not read.
-    """
-    found = {}
-    for pattern in patterns:
-        for name in local_names(pattern, flag):
-            for path in _match(Path(name).expanduser(), pattern, flag, split):
-                found.setdefault(_identity(path), path)
-    paths = list(found.values())
-    unknown = [path for path in paths if suffix_of(Path(path)) not in BUILDERS]
-    if unknown:
-        raise UsageError(f"--{flag} {unknown[0]}: files of this kind are not read; use one of {', '.join(BUILDERS)}")
-    suffixes = sorted({suffix_of(Path(path)) for path in paths})
-    if not mixed and any(BUILDERS[suffix] != BUILDERS[suffixes[0]] for suffix in suffixes):
-        raise UsageError(f"--{flag}: files of different kinds ({', '.join(suffixes)}); name one kind, e.g. '*.jsonl'")
-    return paths
-
-
-def _identity(path: str) -> tuple[int, int]:
-    """What a file has in common with all links to it."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def _match(path: Path, pattern: str, flag: str, split: str) -> list[str]:
-    if path.is_file():
-        return [str(path)]
-    if path.is_dir():
-        return _saved_files(path, split) if _is_saved(path) else _files_of_folder(path, f"--{flag} {pattern}")
-    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    files = sorted(str(match) for match in matches if match.is_file() and not _is_copy(match.name))
-    if not files:
-        raise UsageError(f"--{flag} {pattern}: no such file")
-    return files
-
-
-def _is_copy(name: str) -> bool:
-    """Whether a file is one that a system or an editor made of another one."""
-    return name.startswith((".", "~", "#", "__MACOSX")) or name.endswith(("~", "#"))
-
-
-def _files_of_folder(folder: Path, what: str) -> list[str]:
-    known = []
-    others = []
-    for path in _walk(folder, what):
-        is_known = suffix_of(Path(path)) in BUILDERS and os.path.isfile(path)
-        (known if is_known else others).append(path)
-    if not known:
-        raise UsageError(f"{what}: no {', '.join(BUILDERS)} file in this folder")
-    described = {os.path.dirname(path) for path in known if suffix_of(Path(path)) in _TABLES}
-    names = set(known)
-    read = []
-    for path in sorted(known):
-        is_description = Path(path).name.lower().startswith(_DESCRIPTIONS) and suffix_of(Path(path)) not in _TABLES
-        is_unpacked = path.endswith(COMPRESSED) and os.path.splitext(path)[0] in names
-        if is_unpacked or (is_description and described):
-            others.append(path)
-        else:
-            read.append(path)
-    _tell_others(read, sorted(others), what)
-    return read
-
-
-def _walk(folder: Path, what: str) -> Iterator[str]:
-    """All files of a folder, through links too, but each folder once and nothing hidden."""
-
-    def refuse(error: OSError) -> None:
-        raise UsageError(f"{what}: {error.filename}: {error.strerror}")
-
-    seen = set()
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        seen.add(os.path.realpath(parent))
-        paths = [os.path.join(parent, name) for name in folders if not _is_copy(name)]
-        folders[:] = [os.path.basename(path) for path in paths if os.path.realpath(path) not in seen]
-        yield from (os.path.join(parent, name) for name in names if not _is_copy(name))
-
-
-def _tell_others(read: Sequence[str], others: Sequence[str], what: str) -> None:
-    if not others:
-        return
-    size = sum(_size(path) for path in others)
-    size_of_texts = sum(_size(path) for path in others if not _is_no_text(path))
-    counts = f"{len(others)} {'file is' if len(others) == 1 else 'files are'} not read"
-    line = f"{what}: {counts} ({_listed(others)}; {size:,} bytes)"
-    read_size = sum(_size(path) for path in read)
-    if size_of_texts > read_size:
-        raise UsageError(
-            f"{line}, which is more than the {read_size:,} bytes of {_listed(read)}; name the files to read, e.g. by "
-            "a glob"
-        )
-    logger.warning(line)
-
-
-def _is_no_text(path: str) -> bool:
-    """Whether a file is one of those that lie beside texts: a picture, a sound, or the style of a page."""
-    kind, _ = mimetypes.guess_type(path)
-    return kind is not None and kind.startswith(("image/", "audio/", "video/", "font/", "text/css", "text/javascript"))
-
-
-def _size(path: str) -> int:
-    return os.path.getsize(path) if os.path.isfile(path) else 0
-
-
-def _listed(paths: Sequence[str]) -> str:
-    names = [os.path.basename(path) for path in paths[:_SHOWN_NAMES]]
-    more = len(paths) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more else "")
-
-
 def _name_of_files(flag: str, paths: Sequence[str]) -> str:
-    return f"--{flag} {', '.join(paths[:_SHOWN_NAMES])}"
+    return f"--{flag} {', '.join(paths[:SHOWN_NAMES])}"
 
 
 def _read_files(
@@ -770,51 +508,6 @@ def _read_files(
             if known.data.column(name).null_count == len(known):
                 raise UsageError(f"{what}: {wrong_column(columns[0], 'null', name)}")
     return dataset
-
-
-# ---- folders of save_to_disk ----------------------------------------------------------------------------------------
-
-
-def _is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of the datasets library wrote a folder."""
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-
-
-def _splits_of_saved(folder: Path) -> list[str]:
-    if (folder / "dataset_dict.json").is_file():
-        return json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-    return ["train"]
-
-
-def _saved_splits(folder: Path, split: str) -> list[str]:
-    """The splits of a saved `DatasetDict` that serve as this one; none if the folder is another one."""
-    if not (folder / "dataset_dict.json").is_file():
-        return []
-    wanted = ("validation", "test") if split == "validation" else (split,)
-    known = _splits_of_saved(folder)
-    return [name for name in wanted if name in known][:1]
-
-
-def _saved_files(folder: Path, split: str) -> list[str]:
-    try:
-        if (folder / "dataset_dict.json").is_file():
-            found = _saved_splits(folder, split)
-            if not found:
-                known = ", ".join(_splits_of_saved(folder))
-                raise UsageError(
-                    f"{folder}: no split '{split}' in this saved dataset; it has {known}; name one's folder"
-                )
-            folder = folder / found[0]
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        paths = [folder / part["filename"] for part in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{folder}: a damaged folder of save_to_disk ({error}); save it again") from error
-    for path in paths:
-        if not path.is_file():
-            raise UsageError(f"{path}: missing, though {folder / 'state.json'} names it; save the dataset again")
-    return [str(path) for path in paths]
 
 
 def _load_saved(dataset: str, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -877,54 +570,3 @@ def _check_column(dataset: Dataset, column: str, name: str, what: str) -> bool:
     elif not has_column(dataset[0], column):
         raise UsageError(f"{what}: {missing_column(column, names, name)}")
     return False
-
-
-# ---- what cannot be read --------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
-    """Turns errors of the datasets library into one line that names file and line.
-
-    Args:
-        what: The flag and its value.
-        paths: Files, in which the damage is searched for.
-
-    Raises:
-        UsageError: The body could not read something.
-    """
-    flag = what.split()[0]
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    except UsageError:
-        raise
-    except (*_UNREADABLE, TypeError, ImportError) as error:
-        cause = error if isinstance(error, FileError) else error.__cause__ or error
-        damage = str(cause) if isinstance(cause, FileError) else _find_damage(paths)
-        if damage is not None:
-            raise UsageError(f"{flag} {damage}") from error
-        if isinstance(error, TypeError):
-            raise  # datasets 5.0 raises it for a line of JSON that is no object; otherwise it is a bug of ours
-        raise UsageError(f"{what}: cannot be read: {cause}") from error
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-
-
-def read_rows(rows: Iterable[dict], source: Source) -> Iterator[dict]:
-    """The rows of a stream, which may turn out to be damaged far behind its beginning; see `reading`."""
-    with reading(*source):
-        yield from rows
-
-
-def _find_damage(paths: Sequence[str]) -> str | None:
-    """File and line (counted from 1) of the first damage in files, and its remedy; `None` if they are sound."""
-    nothing = Form(sources={})
-    for path in paths:
-        try:
-            for _ in read_tables(path, nothing):
-                pass
-        except FileError as error:
-            return str(error)
-    return None

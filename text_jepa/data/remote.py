@@ -10,7 +10,8 @@ import datasets
 import fsspec
 
 from text_jepa.cli import UsageError, first_line
-from text_jepa.data.files import BUILDERS, suffix_of
+from text_jepa.data.compressed import suffix_of
+from text_jepa.data.files import BUILDERS
 
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ import pyarrow
 from datasets import Dataset, IterableDataset
 from datasets.builder import Key
 
-from text_jepa.data.files import FileError, Form, read_tables
+from text_jepa.data.compressed import FileError
+from text_jepa.data.files import Form, read_tables
 
 
 def read_texts(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from text_jepa.cli import HelpPage
-from text_jepa.data.files import Quoting
+from text_jepa.data.rows import Quoting
 from text_jepa.embeddings import Pooling
 
 

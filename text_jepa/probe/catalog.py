@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.builtin_corpus import load_builtin_corpus
-from text_jepa.data.corpus import BUILDERS, suffix_of
+from text_jepa.data.compressed import suffix_of
+from text_jepa.data.files import BUILDERS
 from text_jepa.probe.arguments import ProbeArguments, names_nothing
 from text_jepa.probe.glue import GLUE_TASKS, base_name, load_glue
 from text_jepa.probe.reranking import RerankingTask, load_reranking

@@ -13,7 +13,7 @@ from datasets import Dataset, load_dataset
 
 import text_jepa.registration  # noqa: F401  for the Auto classes
 from text_jepa.cli import UsageError, nearest
-from text_jepa.data.corpus import reading
+from text_jepa.data.reading import reading
 from text_jepa.probe.predictors import pearson, spearman
 from text_jepa.probe.tasks import (
     METRICS_OF_KIND,

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from text_jepa.cli import UsageError, nearest
-from text_jepa.data.corpus import reading
+from text_jepa.data.reading import reading
 from text_jepa.probe.tasks import as_number, existing_file, read_table
 
 

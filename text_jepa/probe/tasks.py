@@ -22,8 +22,11 @@ import numpy as np
 from datasets import Dataset, load_dataset
 
 from text_jepa.cli import UsageError, nearest
-from text_jepa.data.corpus import BUILDERS, find_files, reading, suffix_of
-from text_jepa.data.files import FileError, Quoting, check_table
+from text_jepa.data.compressed import FileError, suffix_of
+from text_jepa.data.files import BUILDERS, check_table
+from text_jepa.data.folders import find_files
+from text_jepa.data.reading import reading
+from text_jepa.data.rows import Quoting
 
 
 Kind = Literal["classification", "regression"]

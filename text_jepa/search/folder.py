@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from text_jepa.data.files import BUILDERS, PROSE, FileError, Form, read_paragraphs, suffix_of
+from text_jepa.data.compressed import FileError, suffix_of
+from text_jepa.data.files import BUILDERS, PROSE, Form, read_paragraphs
 from text_jepa.errors import UsageError
 from text_jepa.search.index import FileState, Index, IndexedFile
 from text_jepa.search.passages import passages_of

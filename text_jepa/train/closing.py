@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.cli import UsageError
-from text_jepa.data.corpus import Corpus, read_rows
+from text_jepa.data.corpus import Corpus
+from text_jepa.data.reading import read_rows
 from text_jepa.embeddings import Encoder, embed_texts, encoder_inside, nearest_texts, with_head
 from text_jepa.probe.documents import (
     HELD_OUT_DOCUMENTS,

@@ -1,0 +1,116 @@
+"""Finds texts in the columns of a row, and says what is wrong with a column."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from text_jepa.data.compressed import FileError
+from text_jepa.errors import nearest
+
+
+Sources = Mapping[str, tuple[str, ...]]
+"""New name (`text`, `view`, `title` or `label`) -> the columns that it is made of."""
+
+
+def pick(row: Mapping[str, Any], sources: Sources, where: str) -> dict[str, str | None]:
+    """The texts of a row under their new names.
+
+    A source is a column, or a field within columns (`a.b`). Several sources, and the strings of a list, are joined by
+    blank lines. Labels are JSON, so that 1 and "1" stay two classes.
+
+    Args:
+        row: A row with any columns.
+        sources: The columns asked for.
+        where: File and line, for error messages.
+
+    Raises:
+        FileError: A column holds something else than text.
+    """
+    picked = {}
+    for name, columns in sources.items():
+        values = [_look_up(row, column) for column in columns]
+        for column, value in zip(columns, values, strict=True):
+            kind = _wrong_kind(value, name)
+            if kind is not None:
+                raise FileError(f"{where}: {wrong_column(column, kind, name)}")
+        if name == "label":
+            picked[name] = None if values[0] is None else json.dumps(values[0])
+        else:
+            picked[name] = _join(values)
+    return picked
+
+
+def wrong_column(column: str, kind: str, name: str) -> str:
+    """Says that a column holds another kind of values than text, and the flag to name another with."""
+    wanted = "classes" if name == "label" else "text"
+    return f"column '{column}' holds {kind}, not {wanted}; name another with --{name}_column"
+
+
+def missing_column(column: str, names: Sequence[str], name: str) -> str:
+    """Says that there is no such column, which ones there are, and the flag to name another with."""
+    listed = ", ".join(names)
+    return f"no column '{column}'{nearest(column, names)} (its columns are {listed}); name one with --{name}_column"
+
+
+def root_of(column: str, names: Sequence[str]) -> str:
+    """The column of a table that holds `column`: itself, or the one that it is a field of."""
+    return column if column in names else column.split(".")[0]
+
+
+def has_column(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a row has this column, or this field within its columns."""
+    if column in row:
+        return True
+    value = row
+    for field in column.split("."):
+        while isinstance(value, list) and value:
+            value = value[0]
+        if not isinstance(value, Mapping) or field not in value:
+            return False
+        value = value[field]
+    return True
+
+
+def _look_up(row: Mapping[str, Any], column: str) -> Any:
+    if column in row:
+        return row[column]
+    value = row
+    for field in column.split("."):
+        value = _field_of(value, field)
+    return value
+
+
+def _field_of(value: Any, field: str) -> Any:
+    """The field of an object, or of each object of a list."""
+    if isinstance(value, Mapping):
+        return value.get(field)
+    if isinstance(value, list):
+        return [_field_of(item, field) for item in value]
+    return None
+
+
+def _wrong_kind(value: Any, name: str) -> str | None:
+    """The kind of a value that is no text (or no class); `None` if it is one."""
+    if value is None or isinstance(value, str):
+        return None
+    if name == "label":
+        return None if isinstance(value, int) else _kind_of(value)
+    if isinstance(value, list) and all(_wrong_kind(item, name) is None for item in value):
+        return None
+    return _kind_of(value)
+
+
+def _kind_of(value: Any) -> str:
+    kinds = {bool: "bool", int: "int64", float: "float64", dict: "struct", list: "List"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _join(value: Any) -> str | None:
+    """A text, or the texts of a list, joined by blank lines; `None` if there is none."""
+    if not isinstance(value, list):
+        return value
+    if len(value) == 1:
+        return _join(value[0])
+    parts = [_join(item) for item in value]
+    parts = [part for part in parts if part]
+    return "\n\n".join(parts) if parts else None

@@ -1,0 +1,192 @@
+"""Finds the files that paths, folders and globs stand for."""
+
+import glob
+import json
+import logging
+import mimetypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from text_jepa.cli import UsageError
+from text_jepa.data.compressed import COMPRESSED, suffix_of
+from text_jepa.data.files import BUILDERS, PROSE
+from text_jepa.data.remote import local_names
+
+
+logger = logging.getLogger(__name__)
+
+# Kinds of files with columns, and files beside them in a folder that describe them.
+TABLES = set(BUILDERS) - set(PROSE)
+_DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing")
+
+# Names of files that are shown of many.
+SHOWN_NAMES = 3
+
+
+def find_files(patterns: Sequence[str], flag: str, mixed: bool = False, split: str = "train") -> list[str]:
+    """Files named by paths, folders and globs, each sorted and each file once.
+
+    A folder stands for all files of a known kind in it, however deep, but not for hidden ones and copies, nor for the
+    readme of a table. What else it holds is counted in one line of the log.
+
+    Args:
+        patterns: Paths, folders and globs, or what fsspec opens, see `local_names`.
+        flag: The flag that names them, for error messages.
+        mixed: Whether files may be of different kinds.
+        split: The split that the folder of a saved `DatasetDict` stands for.
+
+    Raises:
+        UsageError: A name matches no file, the kinds of files are mixed or unknown, or most of a folder is not read.
+    """
+    found = {}
+    for pattern in patterns:
+        for name in local_names(pattern, flag):
+            for path in _match(Path(name).expanduser(), pattern, flag, split):
+                found.setdefault(identity_of(path), path)
+    paths = list(found.values())
+    unknown = [path for path in paths if suffix_of(Path(path)) not in BUILDERS]
+    if unknown:
+        raise UsageError(f"--{flag} {unknown[0]}: files of this kind are not read; use one of {', '.join(BUILDERS)}")
+    suffixes = sorted({suffix_of(Path(path)) for path in paths})
+    if not mixed and any(BUILDERS[suffix] != BUILDERS[suffixes[0]] for suffix in suffixes):
+        raise UsageError(f"--{flag}: files of different kinds ({', '.join(suffixes)}); name one kind, e.g. '*.jsonl'")
+    return paths
+
+
+def identity_of(path: str) -> tuple[int, int]:
+    """What a file has in common with all links to it."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _match(path: Path, pattern: str, flag: str, split: str) -> list[str]:
+    if path.is_file():
+        return [str(path)]
+    if path.is_dir():
+        return _saved_files(path, split) if is_saved(path) else _files_of_folder(path, f"--{flag} {pattern}")
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    files = sorted(str(match) for match in matches if match.is_file() and not _is_copy(match.name))
+    if not files:
+        raise UsageError(f"--{flag} {pattern}: no such file")
+    return files
+
+
+def _is_copy(name: str) -> bool:
+    """Whether a file is one that a system or an editor made of another one."""
+    return name.startswith((".", "~", "#", "__MACOSX")) or name.endswith(("~", "#"))
+
+
+def _files_of_folder(folder: Path, what: str) -> list[str]:
+    known = []
+    others = []
+    for path in _walk(folder, what):
+        is_known = suffix_of(Path(path)) in BUILDERS and os.path.isfile(path)
+        (known if is_known else others).append(path)
+    if not known:
+        raise UsageError(f"{what}: no {', '.join(BUILDERS)} file in this folder")
+    described = {os.path.dirname(path) for path in known if suffix_of(Path(path)) in TABLES}
+    names = set(known)
+    read = []
+    for path in sorted(known):
+        is_description = Path(path).name.lower().startswith(_DESCRIPTIONS) and suffix_of(Path(path)) not in TABLES
+        is_unpacked = path.endswith(COMPRESSED) and os.path.splitext(path)[0] in names
+        if is_unpacked or (is_description and described):
+            others.append(path)
+        else:
+            read.append(path)
+    _tell_others(read, sorted(others), what)
+    return read
+
+
+def _walk(folder: Path, what: str) -> Iterator[str]:
+    """All files of a folder, through links too, but each folder once and nothing hidden."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{what}: {error.filename}: {error.strerror}")
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        paths = [os.path.join(parent, name) for name in folders if not _is_copy(name)]
+        folders[:] = [os.path.basename(path) for path in paths if os.path.realpath(path) not in seen]
+        yield from (os.path.join(parent, name) for name in names if not _is_copy(name))
+
+
+def _tell_others(read: Sequence[str], others: Sequence[str], what: str) -> None:
+    if not others:
+        return
+    size = sum(_size(path) for path in others)
+    size_of_texts = sum(_size(path) for path in others if not _is_no_text(path))
+    counts = f"{len(others)} {'file is' if len(others) == 1 else 'files are'} not read"
+    line = f"{what}: {counts} ({list_names(others)}; {size:,} bytes)"
+    read_size = sum(_size(path) for path in read)
+    if size_of_texts > read_size:
+        raise UsageError(
+            f"{line}, which is more than the {read_size:,} bytes of {list_names(read)}; name the files to read, e.g. "
+            "by a glob"
+        )
+    logger.warning(line)
+
+
+def _is_no_text(path: str) -> bool:
+    """Whether a file is one of those that lie beside texts: a picture, a sound, or the style of a page."""
+    kind, _ = mimetypes.guess_type(path)
+    return kind is not None and kind.startswith(("image/", "audio/", "video/", "font/", "text/css", "text/javascript"))
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def list_names(paths: Sequence[str]) -> str:
+    """The names of the first files, and how many more there are."""
+    names = [os.path.basename(path) for path in paths[:SHOWN_NAMES]]
+    more = len(paths) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
+
+
+# ---- folders of save_to_disk ----------------------------------------------------------------------------------------
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of the datasets library wrote a folder."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def splits_of_saved(folder: Path) -> list[str]:
+    """The splits of a folder of `save_to_disk`."""
+    if (folder / "dataset_dict.json").is_file():
+        return json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    return ["train"]
+
+
+def saved_splits(folder: Path, split: str) -> list[str]:
+    """The splits of a saved `DatasetDict` that serve as this one; none if the folder is another one."""
+    if not (folder / "dataset_dict.json").is_file():
+        return []
+    wanted = ("validation", "test") if split == "validation" else (split,)
+    known = splits_of_saved(folder)
+    return [name for name in wanted if name in known][:1]
+
+
+def _saved_files(folder: Path, split: str) -> list[str]:
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            found = saved_splits(folder, split)
+            if not found:
+                known = ", ".join(splits_of_saved(folder))
+                raise UsageError(
+                    f"{folder}: no split '{split}' in this saved dataset; it has {known}; name one's folder"
+                )
+            folder = folder / found[0]
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        paths = [folder / part["filename"] for part in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{folder}: a damaged folder of save_to_disk ({error}); save it again") from error
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"{path}: missing, though {folder / 'state.json'} names it; save the dataset again")
+    return [str(path) for path in paths]

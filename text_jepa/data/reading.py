@@ -1,0 +1,87 @@
+"""Names the file and the line where texts cannot be read."""
+
+import contextlib
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowException
+
+from text_jepa.cli import UsageError
+from text_jepa.data.compressed import FileError
+from text_jepa.data.files import Form, read_tables
+
+
+# What the datasets library and its readers raise for data that are not what they seem.
+_UNREADABLE = (
+    DatasetGenerationError,
+    ArrowException,
+    ValueError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    StopIteration,
+    zlib.error,
+)
+
+
+class Source(NamedTuple):
+    """Where texts are read from, for error messages.
+
+    Args:
+        name: The flag and its value, as in `"--train_file notes.txt"`.
+        files: Local files, in which a damaged line is searched for.
+    """
+
+    name: str
+    files: Sequence[str] = ()
+
+
+@contextlib.contextmanager
+def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
+    """Turns errors of the datasets library into one line that names file and line.
+
+    Args:
+        what: The flag and its value.
+        paths: Files, in which the damage is searched for.
+
+    Raises:
+        UsageError: The body could not read something.
+    """
+    flag = what.split()[0]
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    except UsageError:
+        raise
+    except (*_UNREADABLE, TypeError, ImportError) as error:
+        cause = error if isinstance(error, FileError) else error.__cause__ or error
+        damage = str(cause) if isinstance(cause, FileError) else _find_damage(paths)
+        if damage is not None:
+            raise UsageError(f"{flag} {damage}") from error
+        if isinstance(error, TypeError):
+            raise  # datasets 5.0 raises it for a line of JSON that is no object; otherwise it is a bug of ours
+        raise UsageError(f"{what}: cannot be read: {cause}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+
+
+def read_rows(rows: Iterable[dict], source: Source) -> Iterator[dict]:
+    """The rows of a stream, which may turn out to be damaged far behind its beginning; see `reading`."""
+    with reading(*source):
+        yield from rows
+
+
+def _find_damage(paths: Sequence[str]) -> str | None:
+    """File and line (counted from 1) of the first damage in files, and its remedy; `None` if they are sound."""
+    nothing = Form(sources={})
+    for path in paths:
+        try:
+            for _ in read_tables(path, nothing):
+                pass
+        except FileError as error:
+            return str(error)
+    return None
