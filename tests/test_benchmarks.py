@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def benchmark_module(monkeypatch):
     """Imports a file of `benchmarks/`, which find each other as scripts do."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     yield lambda name: __import__(name)
-    for name in ("step", "data", "scaling", "word2vec"):
+    for name in ("step", "data", "scaling", "word2vec", "tsdae"):
         sys.modules.pop(name, None)
 
 
@@ -134,36 +133,13 @@ def test_word2vec_becomes_an_encoder_whose_vectors_are_weighted_means_of_normed_
 
 
 @pytest.mark.slow
-def test_word2vec_leaves_an_encoder_that_opens_with_its_log(texts, tmp_path):
+def test_word2vec_leaves_an_encoder_that_opens_with_its_log(benchmark_module, texts, tmp_path):
     pytest.importorskip("gensim")
     (tmp_path / "train.txt").write_text("".join(f"{text}\n" for text in texts * 20))
-    flags = [
-        "--preset",
-        "static",
-        "--text_config",
-        '{"hidden_size": 16, "num_attention_heads": 2}',
-        "--vocab_size",
-        "300",
-        "--max_steps",
-        "4",
-    ]
-    flags += [
-        "--train_file",
-        str(tmp_path / "train.txt"),
-        "--max_length",
-        "32",
-        "--logging_steps",
-        "2",
-        "--use_cpu",
-    ]
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks/word2vec.py"),
-        *flags,
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    shape = json.dumps({"hidden_size": 16, "num_attention_heads": 2})
+    flags = ["--preset", "static", "--text_config", shape, "--vocab_size", "300", "--max_steps", "4", "--use_cpu"]
+    flags += ["--train_file", str(tmp_path / "train.txt"), "--max_length", "32", "--logging_steps", "2"]
+    benchmark_module("word2vec").main([*flags, "--output_dir", str(tmp_path / "out")])
     records = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4]
     assert records[1]["tokens_seen"] >= 4 * 20_000
@@ -175,14 +151,14 @@ def test_word2vec_leaves_an_encoder_that_opens_with_its_log(texts, tmp_path):
 
 
 @pytest.mark.slow
-def test_tsdae_begins_with_a_new_encoder_where_none_is_named(texts, tmp_path):
+def test_tsdae_begins_with_a_new_encoder_where_none_is_named(benchmark_module, texts, tmp_path):
     pytest.importorskip("sentence_transformers")
     (tmp_path / "train.txt").write_text("".join(f"{text}\n" for text in texts * 4))
     shape = json.dumps({"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2})
     flags = ["--preset", "tiny", "--text_config", shape, "--vocab_size", "300", "--max_steps", "2", "--use_cpu"]
     flags += ["--train_file", str(tmp_path / "train.txt"), "--max_length", "32", "--logging_steps", "1"]
     flags += ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "out")]
-    subprocess.run([sys.executable, str(ROOT / "benchmarks/tsdae.py"), *flags], check=True, capture_output=True)
+    benchmark_module("tsdae").main(flags)
     start, end = (AutoModel.from_pretrained(folder) for folder in (tmp_path / "out/start", tmp_path / "out"))
     assert not torch.equal(start.get_input_embeddings().weight, end.get_input_embeddings().weight)
 
