@@ -12,6 +12,7 @@ continued.
 import gc
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,12 +25,17 @@ from text_jepa.train.hosts import naming_lost_processes
 from text_jepa.train.pretraining import pretrain
 
 
-def main(argv: list[str] | None = None, prog: str = "run_pretraining.py") -> Path:
+def main(
+    argv: list[str] | None = None,
+    prog: str = "run_pretraining.py",
+    command: Sequence[str] | None = None,
+) -> Path:
     """Runs the command.
 
     Args:
         argv: The words of the command line; by default those of the process.
         prog: The name of the command in help and errors.
+        command: The whole command as it was given, for the model card, if it was another one.
 
     Returns:
         The folder of the encoder.
@@ -43,7 +49,7 @@ def main(argv: list[str] | None = None, prog: str = "run_pretraining.py") -> Pat
     refuse_nothing(argv, prog, data_args)
     choose_output_dir(data_args, argv, args)
     with naming_lost_processes(args):
-        is_finished = pretrain(*arguments, argv)
+        is_finished = pretrain(*arguments, command or command_of(prog, argv, args.world_size))
     if args.world_size > 1:
         destroy_process_group(args)
     if not is_finished:
@@ -51,6 +57,15 @@ def main(argv: list[str] | None = None, prog: str = "run_pretraining.py") -> Pat
     if args.process_index == 0 and not data_args.prepare_only:
         show_next(data_args, args.output_dir)
     return Path(args.output_dir)
+
+
+def command_of(prog: str, argv: Sequence[str], processes: int) -> list[str]:
+    """The words of a command that repeats this one."""
+    is_script = prog.endswith(".py")
+    if processes > 1:
+        launcher = ["accelerate", "launch", "--num_processes", str(processes)]
+        return [*launcher, *([prog] if is_script else ["-m", "text_jepa", "pretrain"]), *argv]
+    return [*(["python", prog] if is_script else prog.split()), *argv]
 
 
 def refuse_nothing(argv: list[str], prog: str, data_args: DataArguments) -> None:

@@ -308,12 +308,15 @@ def test_the_card_is_complete_without_editing(run):
         expected += ["nothing hidden. The view of a text is the rest of its document", "0 layers × 16"]
         expected += ["vectors of 384 features of the rest of its document", "Exported: the context encoder"]
         expected += ["## Is it better on these texts?", "On 20 passages of 20 documents", found["verdict"]]
-        expected += [f"The exported weights are {found['share']:g} of the way", f"| {found['share']:g} | {best:.1f} |"]
-        expected += ["accelerate launch run_pretraining.py --validation_split_percentage"]
-        expected += ["40 training documents in 600 windows, 40 held out in 600 windows."]
+        place = "the last ones" if found["share"] == 1 else f"{found['share']:g} of the"
+        expected += [f"The exported weights are {place}", f"| {found['share']:g} | {best:.1f} |"]
+        expected += ["\npython run_pretraining.py --validation_split_percentage"]
+        expected += ["train.txt, 40 documents to train on, 40 held out; "]
+        expected += ["40 parts of documents in 600 windows to train on, 40 parts in 600 windows for held-out losses."]
     else:
-        expected += ["spans of geometric length", "Exported: the target encoder", "57 training texts, 3 held out."]
-        expected += ["accelerate launch run_pretraining.py --objective jepa --preset tiny"]
+        expected += ["spans of geometric length", "Exported: the target encoder"]
+        expected += ["train.txt, 57 documents to train on, 3 held out; 57 texts to train on, 3 for held-out losses."]
+        expected += ["\npython run_pretraining.py --objective jepa --preset tiny"]
     for said in expected:
         assert said in card
     assert "![curves of the run](curves.png)" in card

@@ -880,6 +880,7 @@ def test_signal_is_exit_code_143_without_an_encoder_and_resumes_exactly(command,
         patches.setattr(pretraining, "TextJepaTrainer", Interrupted)
         assert command(run)[0] == PREEMPTED
     assert not (run / "model.safetensors").exists()
+    assert {"arguments.yaml", "changed.yaml"} <= {path.name for path in run.iterdir()}
     assert (run / "checkpoint-4").is_dir() or (run / "checkpoint-3").is_dir()
     assert command(run, *AUTO)[0] == 0
     for what in ("checkpoint-6/*", "metrics.jsonl", "*.safetensors"):

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa adapt") -> None:
     head = read_head(source)
     run = words_of_run(source, head, texts, flags)
     print(describe_choice(source, head))
-    command_of("pretrain")(run, prog=prog)
+    command_of("pretrain")(run, prog=prog, command=[*prog.split(), *argv])
     output_dir = _value(run, "output_dir")
     if head.modules and Path(output_dir, "modules.json").is_file():
         print(describe_place(source, head, output_dir))

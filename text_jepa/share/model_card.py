@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import SchedulerType
+from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import text_jepa
@@ -252,7 +252,7 @@ def describe_run(trainer) -> dict[str, Any]:
         "exported_step": trainer.weights_step,
         "collapse": _collapse_of(trainer.monitor),
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "hardware": hardware(),
+        "hardware": describe_hardware(args),
         "versions": ", ".join(versions),
         "settings": describe_settings(trainer),
         **trainer.card_info,
@@ -328,21 +328,23 @@ def describe_precision(trainer) -> str:
 
 
 def describe_sizes(train, held_out) -> str:
-    """Sizes of the training and held-out data; for documents cut into windows, documents and windows.
+    """Sizes of the training and held-out data; for documents cut into windows, their parts and windows.
+
+    A part is a document, or as much of a long one as fits in the longest sequence.
 
     Args:
         train: The training dataset.
         held_out: The held-out dataset, or `None`.
     """
     if isinstance(train, DocumentWindows):
-        training = f"{train.num_documents:,} training documents in {len(train):,} windows"
+        training = f"{train.num_documents:,} parts of documents in {len(train):,} windows"
     else:
-        training = f"{describe_count(train)} training texts"
+        training = f"{describe_count(train)} texts"
     if isinstance(held_out, DocumentWindows):
-        evaluation = f"{held_out.num_documents:,} held out in {len(held_out):,} windows"
+        evaluation = f"{held_out.num_documents:,} parts in {len(held_out):,} windows"
     else:
-        evaluation = f"{describe_count(held_out)} held out"
-    return f"{training}, {evaluation}"
+        evaluation = describe_count(held_out)
+    return f"{training} to train on, {evaluation} for held-out losses"
 
 
 def describe_count(texts) -> str:
@@ -352,6 +354,19 @@ def describe_count(texts) -> str:
     if not hasattr(texts, "__len__"):
         return "a stream of"
     return f"{len(texts):,}"
+
+
+def describe_hardware(args: TrainingArguments) -> str:
+    """The accelerators of a run, or how many of the cores of a machine each of its processes computes on."""
+    if args.device.type != "cpu":
+        name = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type
+        return f"{args.world_size} × {name}"
+    cores = os.cpu_count() or 1
+    threads = min(torch.get_num_threads(), cores)
+    used = f"{cores} CPU cores" if threads == cores else f"{threads} of {cores} CPU cores"
+    if args.world_size > 1:
+        used = f"{args.world_size} processes with {used} each"
+    return f"{used} ({platform.machine()})"
 
 
 def hardware() -> str:

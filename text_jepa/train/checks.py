@@ -149,7 +149,7 @@ _GOES_WITH = {
 NUM_PROCESSES = ("--num_processes", "--num-processes", "-n")
 
 # What a run that ended before its first checkpoint may have left in its folder, beside names that begin with `_`.
-_LEFT_BY_A_RUN = ("tokenizer", "metrics.jsonl", "nonfinite", "runs")
+_LEFT_BY_A_RUN = ("arguments.yaml", "changed.yaml", "tokenizer", "metrics.jsonl", "nonfinite", "runs")
 
 # The number of texts whose tokens stand for those of all texts in the fingerprint.
 _FINGERPRINT_TEXTS = 1_000

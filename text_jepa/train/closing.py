@@ -137,9 +137,22 @@ def leave_results(
     complete_dir = output_dir / "pretraining"
     save_for_continuing(trainer.model, trainer.processing_class, complete_dir)
     trainer.write_card(complete_dir, None)
-    write_arguments(output_dir / "arguments.yaml", *arguments)
-    write_changed_arguments(output_dir / "changed.yaml", arguments, defaults_of(arguments, trainer.model.config))
+    leave_arguments(output_dir, arguments, trainer.model.config)
     return sentence
+
+
+def leave_arguments(folder: str | Path, arguments: Sequence, config: TextJepaConfig) -> None:
+    """Writes `arguments.yaml` and `changed.yaml` into the output folder, from which the command repeats the run.
+
+    Args:
+        folder: The output folder.
+        arguments: The model, data, objective and training arguments of the run.
+        config: The configuration of its model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_arguments(folder / "arguments.yaml", *arguments)
+    write_changed_arguments(folder / "changed.yaml", arguments, defaults_of(arguments, config))
 
 
 def defaults_of(arguments: Sequence, config: TextJepaConfig) -> dict[str, Any]:

@@ -75,7 +75,14 @@ from text_jepa.train.checks import (
     make_fingerprint,
     prepare_output_dir,
 )
-from text_jepa.train.closing import RANDOM_WEIGHTS, leave_results, publish, weights_of, whole_model
+from text_jepa.train.closing import (
+    RANDOM_WEIGHTS,
+    leave_arguments,
+    leave_results,
+    publish,
+    weights_of,
+    whole_model,
+)
 from text_jepa.train.command import choose_length
 from text_jepa.train.hosts import check_same, check_shared, readable_checkpoint
 from text_jepa.train.run_log import write_metrics
@@ -117,7 +124,7 @@ def pretrain(
     data_args: DataArguments,
     objective_args: ObjectiveArguments,
     args: TextJepaTrainingArguments,
-    argv: Sequence[str],
+    command: Sequence[str],
 ) -> bool:
     """Trains a model and leaves the results in the output folder.
 
@@ -126,7 +133,7 @@ def pretrain(
         data_args: The data arguments.
         objective_args: The objective arguments.
         args: The training arguments.
-        argv: The words of the command line, for the model card.
+        command: The words of the command that repeats the run, for the model card.
 
     Returns:
         Whether the run is finished; `False` if a signal has stopped it.
@@ -159,7 +166,7 @@ def pretrain(
             print(f"{texts} training texts are tokenized and cached; to train on them, repeat the command")
             print("without --prepare_only and with --resume_from_checkpoint auto")
             return True
-        card_info = make_card_info(model_args, data_args, parts.corpus.name, parts.model.config, argv)
+        card_info = make_card_info(model_args, data_args, parts.corpus, parts.model.config, command)
         check_pooling(objective_args.pooling, kept_head(card_info))
         trainer = make_trainer(parts, data_args, args, card_info)
         check_same(trainer.fingerprint, parts.tokenizer, args)
@@ -168,6 +175,13 @@ def pretrain(
         show_sizes(trainer, parts.corpus)
         if args.process_index == 0:
             prepare_output_dir(trainer, checkpoint)
+        # Defaults change: the objective is the one with which the run began.
+        objective_args = ObjectiveArguments(**{name: trainer.fingerprint[name] for name in vars(objective_args)})
+        arguments = (model_args, data_args, objective_args, args)
+        if args.process_index == 0 and checkpoint is None:
+            # A run that dies can be repeated; one that is refused before its first step leaves nothing.
+            with checkpointing.writing(args.output_dir, "the arguments"):
+                leave_arguments(args.output_dir, arguments, trainer.model.config)
         if checkpoint is None or not load_finished(trainer, checkpoint):
             train(trainer, checkpoint)
             log_skipped_documents("train", count.left_out, count.read, data_args.min_length, data_args.view)
@@ -179,9 +193,7 @@ def pretrain(
         return False
     evaluate_last_weights(trainer)
     trainer.save_state()
-    # Defaults change: the objective is the one with which the run began.
-    objective_args = ObjectiveArguments(**{name: trainer.fingerprint[name] for name in vars(objective_args)})
-    finish(trainer, parts, (model_args, data_args, objective_args, args))
+    finish(trainer, parts, arguments)
     return True
 
 
@@ -311,9 +323,9 @@ def select_examples(
 def make_card_info(
     model_args: ModelArguments,
     data_args: DataArguments,
-    corpus_name: str,
+    corpus: Corpus,
     config: TextJepaConfig,
-    argv: Sequence[str],
+    command: Sequence[str],
 ) -> dict[str, Any]:
     """The entries of the model card that the trainer does not know."""
     name = model_args.model_name_or_path
@@ -323,11 +335,10 @@ def make_card_info(
     if name and model_args.init == "pretrained":
         head = head_of_start(name, config)
     dataset = data_args.dataset_name
-    command = ["accelerate", "launch", "run_pretraining.py", *argv]
     base_model = model_args.base_model or (name if _is_on_hub(name) else None)
     named_datasets = model_args.dataset_tags or ([dataset] if _is_on_hub(dataset) else None)
     return {
-        "data": corpus_name,
+        "data": ", ".join([corpus.name, *describe_documents(corpus)]),
         "start": describe_initial_weights(name and (model_args.base_model or public_name(name)), model_args.init),
         "command": public_command(command),
         "max_length": max_length_in_use(data_args, config, kept_head({"head": head})),
@@ -339,6 +350,14 @@ def make_card_info(
         "which": model_args.export_encoder,
         "code": [public_name(code) for code in model_args.allow_remote_code or []],
     }
+
+
+def describe_documents(corpus: Corpus) -> list[str]:
+    """How many documents are trained on, and how many are held out, in words; of a stream nobody knows."""
+    train, held_out = corpus.splits["train"], corpus.splits["validation"]
+    if not hasattr(train, "__len__"):
+        return []
+    return [f"{len(train):,} documents to train on", f"{len(held_out):,} held out"]
 
 
 def describe_initial_weights(name: str | None, init: str) -> str:
@@ -384,7 +403,10 @@ def show_sizes(trainer: TextJepaTrainer, corpus: Corpus) -> None:
         count = sum(parameter.numel() for parameter in module.parameters())
         if count:
             parts.append(f"{name} {count:,}")
-    print(f"{corpus.describe_files()}: {texts}" if corpus.source.files else texts)
+    documents = ", ".join(describe_documents(corpus))
+    if documents:
+        print(f"{corpus.describe_files()}: {documents}" if corpus.source.files else documents)
+    print(texts)
     print(f"{trainable:,} of {total:,} parameters train ({', '.join(parts)})")
     if trainer.card_info.get("head"):
         print(trainer.card_info["head"]["sentence"])
