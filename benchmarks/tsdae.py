@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     classes = (ModelArguments, DataArguments, TextJepaTrainingArguments)
     model_args, data_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
     set_seed(args.seed)
-    corpus = load_corpus(data_args, seed=args.seed, cache_dir=model_args.cache_dir)
+    corpus = load_corpus(data_args, cache_dir=model_args.cache_dir)
     start = model_args.model_name_or_path or new_encoder(model_args, data_args, args, corpus)
     encoder = SentenceTransformer(start, device=str(args.device), trust_remote_code=False)
     examples = make_examples(corpus, encoder.tokenizer, data_args)["train"]

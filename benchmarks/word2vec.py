@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.max_steps < 1:
         raise UsageError("--max_steps: name the number of steps")
     set_seed(args.seed)
-    corpus = load_corpus(data_args, seed=args.seed, cache_dir=model_args.cache_dir)
+    corpus = load_corpus(data_args, cache_dir=model_args.cache_dir)
     tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus)
     objective_args = ObjectiveArguments(pooling="idf")
     model = make_model(model_args, data_args, objective_args, tokenizer)

@@ -316,7 +316,7 @@ ROWS = {
         "test_end_to_end.py::test_preparing_ends_before_training",
     ],
     "T5-07": [
-        "data/test_corpus.py::test_held_out_documents_are_a_share_by_seed_and_none_is_lost",
+        "data/test_corpus.py::test_held_out_documents_are_a_share_and_none_is_lost",
     ],
     "T5-08": [
         "data/test_batching.py::test_batches_of_texts_of_similar_length_pad_little",

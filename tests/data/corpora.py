@@ -60,7 +60,7 @@ def write(path, texts, column="text"):
     return path
 
 
-def load_splits(cache_dir, *files, seed=0, **fields):
+def load_splits(cache_dir, *files, **fields):
     """The splits of a corpus, with a cache of its own."""
     arguments = CorpusArguments(*files, **fields)
-    return load_corpus(arguments, seed, cache_dir=str(cache_dir)).splits
+    return load_corpus(arguments, cache_dir=str(cache_dir)).splits

@@ -166,18 +166,16 @@ class Corpus:
 
 def load_corpus(
     arguments: CorpusArguments,
-    seed: int = 0,
     cache_dir: str | None = None,
     max_document_length: int = 512,
 ) -> Corpus:
     """Loads the training and held-out documents of a corpus.
 
     The held-out split is `validation_file`, the dataset's own `validation` (or `test`) split, or a share of the
-    documents chosen by `seed`; of a stream without any, 200 documents of its first shuffle buffer.
+    documents; of a stream without any, 200 documents of its first shuffle buffer. It is the same in every run.
 
     Args:
         arguments: Where the texts come from.
-        seed: Seed of the held-out share.
         cache_dir: Cache of the datasets library and of the built-in corpus.
         max_document_length: Longest document in tokens, by which long files are divided.
 
@@ -186,9 +184,9 @@ def load_corpus(
     """
     _check_arguments(arguments)
     if arguments.train_file:
-        return _load_files(arguments, seed, cache_dir, max_document_length)
+        return _load_files(arguments, cache_dir, max_document_length)
     if arguments.dataset_name:
-        return _load_hub(arguments, seed, cache_dir)
+        return _load_hub(arguments, cache_dir)
     return _load_builtin(arguments.streaming, cache_dir)
 
 
@@ -280,7 +278,7 @@ def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
     return Corpus(splits, name, Source("the built-in corpus"))
 
 
-def _load_files(arguments: CorpusArguments, seed: int, cache_dir: str | None, max_document_length: int) -> Corpus:
+def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_length: int) -> Corpus:
     train_files = find_files(arguments.train_file, "train_file", mixed=True)
     # All names are checked before anything is read.
     held_out_names = arguments.validation_file or _held_out_splits(arguments.train_file)
@@ -302,7 +300,7 @@ def _load_files(arguments: CorpusArguments, seed: int, cache_dir: str | None, ma
         if not arguments.streaming:
             warn_of_shared(count_shared(train, held_out), len(train))
     else:
-        train, held_out = _split(train, arguments, seed, what)
+        train, held_out = _split(train, arguments, what)
     names = [os.path.basename(os.path.normpath(name)) for name in arguments.train_file]
     source = Source(_name_of_files("train_file", train_files), train_files)
     splits = _join_splits(train, held_out)
@@ -445,7 +443,7 @@ def _shorten(text: str) -> str:
 # ---- datasets ------------------------------------------------------------------------------------------------------
 
 
-def _load_hub(arguments: CorpusArguments, seed: int, cache_dir: str | None) -> Corpus:
+def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
     dataset, config = arguments.dataset_name, arguments.dataset_config_name
     source = Source(f"--dataset_name {dataset}")
     sources = _form(arguments).sources
@@ -466,18 +464,18 @@ def _load_hub(arguments: CorpusArguments, seed: int, cache_dir: str | None) -> C
         others = [split for split in ("validation", "test") if split in known and split != arguments.dataset_split]
         held_out = load(others[0]) if others else None
     if held_out is None:
-        train, held_out = _split(train, arguments, seed, source.name)
+        train, held_out = _split(train, arguments, source.name)
     name = f"{dataset} {config}" if config else dataset
     return Corpus(_join_splits(train, held_out), name, source)
 
 
 def _split(
-    documents: Dataset | IterableDataset, arguments: CorpusArguments, seed: int, what: str
+    documents: Dataset | IterableDataset, arguments: CorpusArguments, what: str
 ) -> tuple[Dataset, Dataset] | tuple[IterableDataset, IterableDataset]:
     """Splits documents into those to train on and those held out."""
     if arguments.streaming:
-        return hold_out_of_stream(documents, arguments.shuffle_buffer, seed, what)
-    return hold_out(documents, arguments.validation_split_percentage, seed, what)
+        return hold_out_of_stream(documents, arguments.shuffle_buffer, what)
+    return hold_out(documents, arguments.validation_split_percentage, what)
 
 
 def _join_splits(

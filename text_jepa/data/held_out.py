@@ -15,6 +15,10 @@ from text_jepa.data.reading import reading
 
 logger = logging.getLogger(__name__)
 
+# Not that of the run: with every --seed the same documents are held out, so that runs can be compared, and the cache
+# has their tokens.
+_SEED = 0
+
 # Percentage of the documents that is held out, and the least number of those of files without columns.
 _PERCENTAGE = 5
 _LEAST_OF_FILES = 50
@@ -48,7 +52,6 @@ def warn_of_shared(shared: int, count: int) -> None:
 def hold_out(
     documents: Dataset,
     percentage: float | None,
-    seed: int,
     what: str,
 ) -> tuple[Dataset, Dataset]:
     """Splits documents into those to train on and those held out, whole files where there are many.
@@ -56,7 +59,6 @@ def hold_out(
     Args:
         documents: A column `text`, and perhaps `file`.
         percentage: The share held out. Default: 5; of files without columns at least 50 documents.
-        seed: Seed of the choice.
         what: The flag and its value, for error messages.
 
     Raises:
@@ -70,13 +72,13 @@ def hold_out(
     if percentage is None and "file" in documents.column_names and any(documents["file"]):
         share = max(share, min(_LEAST_OF_FILES, len(documents) // 5))
     count = min(max(share, 1), len(documents) - 1)
-    split = _split_by_file(documents, count, seed) or documents.train_test_split(test_size=count, seed=seed)
+    split = _split_by_file(documents, count) or documents.train_test_split(test_size=count, seed=_SEED)
     with_text = sum(1 for text in split["test"]["text"] if text and not text.isspace())
     warn_of_shared(count_shared(documents, split["test"]) - with_text, len(split["train"]))
     return split["train"], split["test"]
 
 
-def _split_by_file(documents: Dataset, count: int, seed: int) -> DatasetDict | None:
+def _split_by_file(documents: Dataset, count: int) -> DatasetDict | None:
     """Holds out at least `count` documents, and of each file all or none; `None` if that would be few files."""
     if "file" not in documents.column_names:
         return None
@@ -84,7 +86,7 @@ def _split_by_file(documents: Dataset, count: int, seed: int) -> DatasetDict | N
     # What is no part of a file is a document of its own.
     groups = [row if file is None else file for row, file in enumerate(files)]
     sizes = Counter(groups)
-    order = np.random.default_rng(seed).permutation(len(sizes))
+    order = np.random.default_rng(_SEED).permutation(len(sizes))
     names = list(sizes)
     held_out = set()
     for place in order:
@@ -100,7 +102,7 @@ def _split_by_file(documents: Dataset, count: int, seed: int) -> DatasetDict | N
 
 
 def hold_out_of_stream(
-    documents: IterableDataset, buffer_size: int, seed: int, what: str
+    documents: IterableDataset, buffer_size: int, what: str
 ) -> tuple[IterableDataset, IterableDataset]:
     """Splits a stream into texts that are held out, and all others.
 
@@ -111,7 +113,6 @@ def hold_out_of_stream(
     Args:
         documents: A stream of rows with a column `text`.
         buffer_size: Documents to draw from; at least 2,000 are.
-        seed: Seed of the choice.
         what: The flag and its value, for error messages.
 
     Raises:
@@ -134,7 +135,7 @@ def hold_out_of_stream(
             f"{buffer_size:,}; name a --validation_file, or read without --streaming"
         )
     texts = list(buffer)
-    drawn = np.random.default_rng(seed).choice(len(texts), _OF_STREAM, replace=False)
+    drawn = np.random.default_rng(_SEED).choice(len(texts), _OF_STREAM, replace=False)
     held_out = [texts[place] for place in sorted(drawn)]
     rows = Dataset.from_list([buffer[text] for text in held_out])
     rest = documents.filter(partial(_is_not_among, texts=frozenset(held_out)), input_columns=["text"])

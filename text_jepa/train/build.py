@@ -151,7 +151,7 @@ def _refuse_span_flags(data_args: DataArguments, is_default: bool) -> None:
 
 def make_corpus(model_args: ModelArguments, data_args: DataArguments, args: TextJepaTrainingArguments) -> Corpus:
     """The raw documents, at most `max_train_samples` of them to train on."""
-    corpus = load_corpus(data_args, args.seed, model_args.cache_dir, data_args.max_document_length)
+    corpus = load_corpus(data_args, model_args.cache_dir, data_args.max_document_length)
     if data_args.max_train_samples is not None:
         corpus.splits["train"] = corpus.splits["train"].take(data_args.max_train_samples)
     return corpus
