@@ -1,18 +1,22 @@
 """benchmarks/compare.py: budgets, intervals and differences by themselves, the files of configs/, and a comparison."""
 
+import contextlib
 import importlib
 import json
 import math
+import os
 import shutil
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks import compare
-from text_jepa.cli import UsageError
+from text_jepa.cli import UsageError, run_command
+from text_jepa.commands.main import dispatch
 from text_jepa.probe.bootstrap import interval_of, score_answers
 from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.report import macro_averages
@@ -562,10 +566,43 @@ def common_flags(corpus):
     }
 
 
-def compare_command(folder, plan, *flags):
-    (folder / "plan.yaml").write_text(json.dumps(plan))
-    script = str(ROOT / "benchmarks/compare.py")
-    return [sys.executable, script, str(folder / "plan.yaml"), *flags, "--output_dir", str(folder / "out")]
+@pytest.fixture
+def run_comparison(tmp_path, monkeypatch):
+    """Runs a comparison and all its runs in this process: what they import takes longer than they do."""
+
+    def run_here(command, stdout, stderr, env):
+        if command[1:3] == ["-m", "text_jepa"]:
+            main = partial(dispatch, command[3:])
+        else:
+            main = partial(importlib.import_module(Path(command[1]).stem).main, command[2:])
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as end:
+            run_command(main)
+        return subprocess.CompletedProcess(command, end.value.code)
+
+    def run(plan, *flags):
+        (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+        with pytest.raises(SystemExit) as end:
+            compare.main([str(tmp_path / "plan.yaml"), *flags, "--output_dir", str(tmp_path / "out")])
+        return end.value.code
+
+    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run_here))
+    # Runs take signals, which only the main thread can.
+    monkeypatch.setattr(compare, "ThreadPoolExecutor", lambda jobs: contextlib.nullcontext(SimpleNamespace(map=map)))
+    return run
+
+
+def test_a_command_runs_once_and_its_last_line_says_why_it_failed(tmp_path):
+    """In a process of its own."""
+    script = tmp_path / "script.py"
+    script.write_text("import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); print('error: no\\n'); sys.exit(3)")
+    made, log = tmp_path / "made", tmp_path / "logs/run.log"
+    with pytest.raises(UsageError, match=r"^exit code 3, .*run\.log: no$"):
+        compare.call([str(script), str(made)], log, made, os.environ)
+    before = log.read_text()
+    compare.call([str(script), str(made)], log, made, os.environ)
+    assert log.read_text() == before
+    with pytest.raises(UsageError, match="of another command"):
+        compare.call([str(script), "other"], log, made, os.environ)
 
 
 def times_of_answers(out):
@@ -573,7 +610,7 @@ def times_of_answers(out):
 
 
 @pytest.mark.slow
-def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated(texts, tmp_path):
+def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated(run_comparison, texts, tmp_path):
     write_corpus(tmp_path / "train.jsonl", texts)
     rows = ["text,label\n"]
     for number, text in enumerate(texts * 4):
@@ -592,12 +629,11 @@ def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated
         "probe": probe,
         "reference": "jepa",
     }
-    command = compare_command(tmp_path, plan, "--tokens", "2000", "--seeds", "0", "1")
+    budget = ["--tokens", "2000", "--seeds", "0", "1"]
 
     out = tmp_path / "out"
-    first = subprocess.run(command, capture_output=True, text=True)
+    assert run_comparison(plan, *budget) == 1
     results = json.loads((out / "results.json").read_text())
-    assert first.returncode == 1, first.stderr
     assert [line.split(",")[0] for line in results["failures"]] == ["broken"]
     controls = {"random weights", "bag of its embeddings", "TF-IDF", "majority"}
     assert {score["system"] for score in results["scores"]} == controls | {"mlm", "jepa"}
@@ -607,12 +643,12 @@ def test_a_comparison_ends_with_a_table_of_arms_and_controls_and_can_be_repeated
     assert {path.name for path in out.iterdir()} >= {"results.md", "curves.png"}
 
     made = times_of_answers(out)
-    subprocess.run(command, capture_output=True, text=True)
+    run_comparison(plan, *budget)
     assert times_of_answers(out) == made
 
 
 @pytest.mark.slow
-def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve(texts, tmp_path):
+def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve(run_comparison, texts, tmp_path):
     write_corpus(tmp_path / "train.jsonl", texts)
     pairs = [(one, other) for one in texts for other in texts]
     with (tmp_path / "task.jsonl").open("w") as file:
@@ -629,9 +665,7 @@ def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve
         "curve": {**task, "mode": ["knn"]},
         "reference": "mlm",
     }
-    command = compare_command(tmp_path, plan, "--seconds", "2", "1")
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    assert run_comparison(plan, "--seconds", "2", "1") == 0
 
     out = tmp_path / "out"
     steps = {}
