@@ -459,6 +459,11 @@ class TextJepaConfig(PreTrainedConfig):
         return self.document_loss_weight > 0 and self.document_target == "encoder"
 
     @property
+    def document_width(self) -> int:
+        """Features F of the targets of the document loss."""
+        return self.hidden_size if self.document_target == "encoder" else self.document_target_size
+
+    @property
     def pools_context(self) -> bool:
         """Whether a part of the model reads the pooled context."""
         if self.document_loss_weight > 0 or self.sentence_loss_weight > 0:

@@ -1208,11 +1208,9 @@ class TextJepaDocumentPredictor(nn.Module):
 
     def __init__(self, config: TextJepaConfig):
         super().__init__()
-        is_lexical = config.document_target == "lexical"
-        target_width = config.document_target_size if is_lexical else config.hidden_size
         self.hidden = nn.Linear(config.hidden_size, config.document_hidden_size)
         self.activation = ACT2FN[config.pred_hidden_act]
-        self.output = nn.Linear(config.document_hidden_size, target_width)
+        self.output = nn.Linear(config.document_hidden_size, config.document_width)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(R, D) -> (R, F)."""
@@ -1299,9 +1297,7 @@ def _build_pooler(config: TextJepaConfig) -> nn.Module | None:
 def _build_running_statistics(config: TextJepaConfig) -> nn.ModuleDict:
     running = nn.ModuleDict()
     for name in config.running_statistics:
-        width = config.hidden_size
-        if name == "documents" and config.document_target == "lexical":
-            width = config.document_target_size
+        width = config.document_width if name == "documents" else config.hidden_size
         if name == "sentences" and config.sentence_whitening:
             running[name] = RunningWhitening(width, config.target_momentum)
         else:
@@ -1349,7 +1345,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         self.lexical_space = None
         if config.document_loss_weight > 0:
             self.document_predictor = TextJepaDocumentPredictor(config)
-            if config.document_target == "lexical":
+            if not config.encodes_documents:
                 self.lexical_space = TextJepaLexicalSpace(config)
         self.sentence_head = _build_sentence_head(config)
         self.running = _build_running_statistics(config)
