@@ -1311,12 +1311,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     A target encoder, if a term of the loss needs one, is saved with the model. It takes no gradient, stays in eval
     mode and in float32, and moves only by `update_target_encoder`.
 
-    A loss of your own is a subclass: a configuration whose `loss_terms` has one more name and whose
-    `<name>_loss_weight` weighs it, an output class with the field `<name>_loss`, and
-    [`~TextJepaForPreTraining.compute_losses`].
+    A loss of your own is a subclass with another [`~TextJepaForPreTraining.compute_losses`]. Its term has the weight 1
+    unless a configuration has one more name in `loss_terms` and a field `<name>_loss_weight`.
     """
 
-    # The class of what `forward` returns; it has a field `<name>_loss` for each of `config.loss_terms`.
+    # The class of what `forward` returns. It has a field `<name>_loss` for each of `config.loss_terms`; terms that it
+    # has no field for are items of it.
     output_class = TextJepaForPreTrainingOutput
 
     # A checkpoint without target encoder starts it as a copy of the context encoder: nothing is missing then.
@@ -1746,15 +1746,20 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 # Means over this batch count by its share of all target tokens of the step.
                 share_of_step = masks.num_targets / num_items_in_batch
                 losses = {name: loss * share_of_step for name, loss in losses.items()}
-        return self.output_class(
+        terms = {f"{name}_loss": loss for name, loss in losses.items()}
+        own_terms = {name: terms.pop(name) for name in set(terms) - set(self.output_class.__dataclass_fields__)}
+        output = self.output_class(
             loss=self.weighted_sum(losses) if return_loss else None,
-            **{f"{name}_loss": loss for name, loss in losses.items()},
+            **terms,
             distances=tokens.distances,
             predictions=tokens.predictions,
             targets=tokens.targets,
             text_targets=text_targets,
             **_states_of(context.output),
         )
+        for name, loss in own_terms.items():
+            output[name] = loss
+        return output
 
     # ---- losses ----
 
@@ -1778,8 +1783,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             document_ids: (B,), the document of each text.
 
         Returns:
-            A mean over the batch for each of `config.loss_terms` whose weight is above 0. `forward` scales them if the
-            step has more batches, see `num_items_in_batch`.
+            A mean over the batch for each of `config.loss_terms` whose weight is above 0, and for each own term.
+            `forward` scales them if the step has more batches, see `num_items_in_batch`.
         """
         config = self.config
         losses = {}
@@ -1799,8 +1804,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return losses
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The loss: each term by its weight `<name>_loss_weight` of the configuration."""
-        return sum(getattr(self.config, f"{name}_loss_weight") * loss for name, loss in losses.items())
+        """The loss: each term by its weight `<name>_loss_weight` of the configuration, 1 where it has none."""
+        return sum(getattr(self.config, f"{name}_loss_weight", 1.0) * loss for name, loss in losses.items())
 
     def _hidden_token_targets(
         self,

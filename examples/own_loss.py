@@ -1,7 +1,6 @@
-"""A loss of one's own (own_loss.py ENCODER TEXTS.txt FOLDER): its term is in log, curves and card of the folder."""
+"""A loss of one's own, in log, curves and card: `python own_loss.py ENCODER FOLDER < TEXTS`, a text in each line."""
 
-import sys
-from pathlib import Path
+from sys import argv, stdin
 
 from transformers import AutoTokenizer
 
@@ -9,21 +8,16 @@ from text_jepa import DataCollatorForTextJepa, TextJepaForPreTraining, TextJepaT
 
 
 class WithNorms(TextJepaForPreTraining):
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
-        if output.loss is not None:  # vectors of length 1
-            output["norm_loss"] = output.last_hidden_state.norm(dim=-1).log().square().mean()
-            output["loss"] = output.loss + 0.01 * output["norm_loss"]
-        return output
+    def compute_losses(self, context, *inputs):
+        losses = super().compute_losses(context, *inputs)
+        losses["norm"] = 0.01 * context.pooled.norm(dim=-1).log().square().mean()  # vectors of length 1
+        return losses
 
 
-model = WithNorms.from_encoder(sys.argv[1])
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=False)
-texts = [tokenizer(line, truncation=True, max_length=64) for line in Path(sys.argv[2]).read_text().splitlines()]
-args = TextJepaTrainingArguments(
-    sys.argv[3], max_steps=40, logging_steps=10, eval_strategy="epoch", save_strategy="no"
-)
-parts = {"train_dataset": texts[20:], "eval_dataset": texts[:20], "processing_class": tokenizer}
-trainer = TextJepaTrainer(model, args, DataCollatorForTextJepa(tokenizer), **parts)
+tokenizer, model = AutoTokenizer.from_pretrained(argv[1], trust_remote_code=False), WithNorms.from_encoder(argv[1])
+texts = [tokenizer(line, truncation=True, max_length=64) for line in stdin]
+args = TextJepaTrainingArguments(argv[2], max_steps=40, logging_steps=10, eval_strategy="epoch")
+data = {"train_dataset": texts[20:], "eval_dataset": texts[:20], "processing_class": tokenizer}
+trainer = TextJepaTrainer(model, args, DataCollatorForTextJepa(tokenizer), **data)
 trainer.train()
-trainer.export(sys.argv[3])
+trainer.export(argv[2])

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import BertConfig, BertModel
 
+from text_jepa import TextJepaForPreTraining
 from text_jepa.show.plots import loss_terms
 from text_jepa.train.run_log import read_metrics
 
@@ -15,16 +17,40 @@ from text_jepa.train.run_log import read_metrics
 ROOT = Path(__file__).parents[1]
 
 
+class WithOwnTerm(TextJepaForPreTraining):
+    def compute_losses(self, context, *inputs):
+        losses = super().compute_losses(context, *inputs)
+        losses["own"] = context.output.last_hidden_state.square().mean()
+        return losses
+
+
+def test_a_term_that_no_configuration_knows_has_the_weight_1(make_model, make_batch):
+    model, batch = make_model(), make_batch()
+    without = model(**batch)
+    model.__class__ = WithOwnTerm
+    output = model(**batch)
+    assert output["own_loss"] > 0
+    torch.testing.assert_close(output.loss, without.loss + output["own_loss"])
+    halved = model(**batch, num_items_in_batch=2 * (batch["target_positions"] >= 0).sum())
+    torch.testing.assert_close(2 * halved["own_loss"], output["own_loss"])
+    assert "own_loss" not in model(**batch, return_loss=False)
+
+
+def real_texts():
+    """Lines of the documentation."""
+    lines = [line for page in ("faq.md", "method.md") for line in (ROOT / "docs" / page).read_text().splitlines()]
+    return "\n".join([line for line in lines if len(line.split()) > 8][:150])
+
+
 @pytest.mark.slow
-def test_the_term_of_the_example_is_in_log_and_card_and_curves(tokenizer, texts, tmp_path):
-    encoder, file, run = tmp_path / "encoder", tmp_path / "texts.txt", tmp_path / "run"
+def test_the_term_of_the_example_is_in_log_and_card_and_curves(tokenizer, tmp_path):
+    encoder, run = tmp_path / "encoder", tmp_path / "run"
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(encoder)
     tokenizer.save_pretrained(encoder)
-    file.write_text("\n".join(texts * 20))
-    command = [sys.executable, "examples/own_loss.py", str(encoder), str(file), str(run)]
+    command = [sys.executable, "examples/own_loss.py", str(encoder), str(run)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, input=real_texts())
     assert result.returncode == 0, result.stderr
 
     records = read_metrics(run)
