@@ -383,7 +383,7 @@ def train(
     environment: Mapping[str, str],
     **settings: Any,
 ) -> None:
-    """Runs a training with the flags of an arm; the file of arguments is the last that it makes."""
+    """Runs a training with the flags of an arm, unless what it makes last is there."""
     flags = {
         **flags,
         **settings,
@@ -398,9 +398,16 @@ def train(
     if recipe is not None:
         command.append(str(ROOT / recipe))
     command += as_argv(flags)
-    made = "tokenizer" if "prepare_only" in flags else "arguments.yaml"
     log = folder.parent / f"{folder.name}.log"
-    call(command, log, folder / made, environment)
+    call(command, log, folder / last_made(trainer, flags), environment)
+
+
+def last_made(trainer: str, flags: Mapping[str, Any]) -> str:
+    """The last of the files that a training makes and that are read."""
+    if "prepare_only" in flags:
+        return "tokenizer"
+    # A run writes its arguments before its first step, the other trainers behind their last.
+    return "README.md" if trainer == "run_pretraining" else "arguments.yaml"
 
 
 def share_tokenizer(
@@ -423,11 +430,11 @@ def pilot(
     arm: str,
     _: str,
 ) -> None:
-    """Runs the training that is timed."""
+    """Runs the steps that are timed: of a run itself, without its end."""
     if not is_trained(plan, arm):
         return
     train(
-        plan["arms"][arm],
+        {"trainer": "pilot", **plan["arms"][arm]},
         out / "pilot" / arm,
         environment,
         max_steps=2 * PILOT_STEPS,

@@ -60,12 +60,13 @@ COMPILED = {"cuda": ("base", "small"), "cpu": ()}
 ARMS = ("bert_mlm", "bert_mlm_sparse", "modernbert_mlm", "modernbert_mlm_sparse", "text_jepa_m1")
 COMPILED_ARMS = ("bert_mlm", "modernbert_mlm_sparse", "text_jepa_m1")
 
-# Seconds that an arm takes beside its training (start of four processes, pilot, probes), a guess, and the least that
+# Seconds that an arm takes beside its training (start of three processes, pilot, probes), a guess, and the least that
 # an arm is trained. Fewer arms are trained where they would get less.
-BESIDE_TRAINING = {"cuda": 80, "cpu": 50}
+BESIDE_TRAINING = {"cuda": 100, "cpu": 50}
 LEAST_TRAINING = {"cuda": 40, "cpu": 2}
 MOST_TRAINING = {"cuda": math.inf, "cpu": 3}
 
+FINETUNED_TASKS = ("mrpc", "rte", "stsb", "sst2")
 FINETUNED_ARMS = 4
 FINETUNING = ("learning_rate=1e-4", "per_device_train_batch_size=32")
 # SST-2 has as many rows as the others have in three epochs and more.
@@ -109,15 +110,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     until = started + 60 * args.minutes
     environment = set_up(args)
     preparing = start("prepare", args, environment, until)
-    parts = list(PARTS)
+    parts = [part for part in PARTS if part in args.parts]
     for number, part in enumerate(parts):
-        if part == "step":  # which wants the machine for itself
+        if part != "checks":  # a step wants the machine for itself, the parts behind it the texts
             finish(preparing, "prepare", args, started + LONGEST_PREPARATION * 60 * args.minutes)
         if part in NEED_TEXTS and not read(args, "prepare").get("done"):
             continue
         left = until - time.time()
         share = PARTS[part] / sum(PARTS[name] for name in parts[number:])
         run_until_done(part, args, environment, time.time() + left * share)
+    finish(preparing, "prepare", args, until)
     print(in_words(args))
     print(f"{time.time() - started:.0f} of {60 * args.minutes:.0f} seconds")
 
@@ -131,6 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="build/gpu", help="folder of the figures")
     parser.add_argument("--work", help="folder of texts, caches and encoders; default: beside --out")
     parser.add_argument("--pack", help="folder of benchmarks/gpu_pack.py; else TEXT_JEPA_DATA names the data")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="these alone")
     parser.add_argument("--most_arms", type=int, help="arms to train at most")
     parser.add_argument("--part", choices=["prepare", *PARTS], help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
@@ -390,15 +393,17 @@ def read_plan(args: argparse.Namespace) -> dict[str, Any]:
         plan["common"] |= ON_A_CPU
     if (data / "tokenizer").exists():
         plan["common"]["tokenizer_name"] = str(data / "tokenizer")
-    plan["probe"]["tasks"] = tasks_of(plan)
+    plan["probe"]["tasks"] = tasks_there(plan["probe"]["tasks"])
     if not (data / "qqp_rerank").exists():
         del plan["probe"]["rerank_dir"]
+    if not Path(os.path.expandvars(plan["probe"]["texts"][0])).exists():
+        del plan["probe"]["texts"]
     return plan
 
 
-def tasks_of(plan: Mapping[str, Any]) -> list[str]:
-    """Tasks of GLUE that the data has."""
-    return [task for task in plan["probe"]["tasks"] if (data_folder() / "glue" / task).is_dir()]
+def tasks_there(tasks: Sequence[str]) -> list[str]:
+    """Those of the tasks of GLUE that the data has."""
+    return [task for task in tasks if (data_folder() / "glue" / task).is_dir()]
 
 
 def as_words(flags: Mapping[str, Any]) -> list[str]:
@@ -549,8 +554,7 @@ def column_of(score: Mapping[str, Any]) -> str:
 
 def finetuning_items(args: argparse.Namespace) -> dict[str, Item]:
     """The tasks, shortest first; each fine-tunes the encoders that were trained."""
-    tasks = sorted(read_plan(args)["probe"]["tasks"], key=lambda task: (task == "sst2", task))
-    return {task: Item(partial(finetune, args, task)) for task in tasks}
+    return {task: Item(partial(finetune, args, task)) for task in tasks_there(FINETUNED_TASKS)}
 
 
 def finetune(args: argparse.Namespace, task: str, left: float) -> dict[str, Any]:

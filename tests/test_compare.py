@@ -585,6 +585,7 @@ def run_comparison(tmp_path, monkeypatch):
             compare.main([str(tmp_path / "plan.yaml"), *flags, "--output_dir", str(tmp_path / "out")])
         return end.value.code
 
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run_here))
     # Runs take signals, which only the main thread can.
     monkeypatch.setattr(compare, "ThreadPoolExecutor", lambda jobs: contextlib.nullcontext(SimpleNamespace(map=map)))
