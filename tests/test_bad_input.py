@@ -261,7 +261,10 @@ REFUSALS = [
     ("a learning rate that is no number", ["--learning_rate", "nan"], ["--learning_rate"]),
     ("an unknown tracker", ["--report_to", "nope"], ["--report_to", "nope"]),
     ("nothing to evaluate on", ["--max_eval_samples", "0"], ["--max_eval_samples", "at least 1"]),
-    ("no ratio at all", ["--mask_ratio="], ["--mask_ratio: expected a share"]),
+    ("a variable without a value", ["--model_name_or_path", ""], ["--model_name_or_path: an empty value"]),
+    ("a word of blanks", ["--text_column", "text", " "], ["a word of the command is empty"]),
+    ("a path that is too long", ["--train_file", "x" * 300], ["x" * 300 + ": File name too long"]),
+    ("no ratio at all", ["--mask_ratio="], ["--mask_ratio: an empty value"]),
     ("a ratio out of range", ["--mask_ratio", "1"], ["mask_ratio must lie between 0 and 1, got 1"]),
     ("no mask", ["--num_masks", "0"], ["num_masks must be at least 1, got 0"]),
     (

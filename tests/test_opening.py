@@ -17,10 +17,10 @@ from transformers import (
 )
 
 import run_pretraining
-from text_jepa import TextJepaForPreTraining, TextJepaModel, sentence_head
+from text_jepa import TextJepaForPreTraining, TextJepaModel, opening, sentence_head
 from text_jepa.cli import UsageError
 from text_jepa.embeddings import load_trained, open_encoder
-from text_jepa.opening import read_tokenizer, readable
+from text_jepa.opening import check_name, read_config, read_tokenizer, readable
 from text_jepa.probe.finetuning import finetune
 from text_jepa.probe.tasks import load_task_file
 from text_jepa.share.export import export_sentence_transformer
@@ -227,6 +227,79 @@ def test_a_length_that_is_no_number_of_tokens_is_refused(encoder, length):
         return
     with pytest.raises(UsageError, match="no number of tokens"):
         open_encoder(str(encoder), pooling="mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "runs/notes",
+            r"runs/notes: .*no such folder in runs; did you mean 'note'\?; .*`hf download runs/notes` first",
+        ),
+        ("./notes", "no such folder"),
+        ("../notes", "no such folder"),
+        ("/no/such/folder", "no such folder"),
+        ("runs/deep/er", "no such folder"),
+        ("C:\\\\notes", "no such folder"),
+        ("runs/text.txt", "a file; name the folder"),
+        ("~", "no such folder; write /"),
+        ("my notes", "no such folder"),
+    ],
+)
+def test_a_path_where_no_folder_is_is_told_without_asking_the_hub(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "note").mkdir(parents=True)
+    (tmp_path / "runs" / "text.txt").touch()
+    monkeypatch.setattr(opening.PretrainedConfig, "get_config_dict", None)  # which would ask it
+    monkeypatch.setattr(opening.AutoTokenizer, "from_pretrained", None)
+    for read in (read_config, read_tokenizer):
+        with pytest.raises(UsageError, match=message), readable(name):
+            read(name)
+
+
+def test_a_name_that_the_hub_can_have_is_asked_for(tmp_path, monkeypatch):
+    """Also beside a folder of its owner, if it has been downloaded."""
+    monkeypatch.chdir(tmp_path)
+    check_name("someone/encoder")
+    check_name("bert-base-uncased")
+    (tmp_path / "someone").mkdir()
+    with pytest.raises(ValueError, match="no such folder in someone"):
+        check_name("someone/encoder")
+    snapshot = tmp_path / "hub" / "models--someone--encoder" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0")
+    check_name("someone/encoder", str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_max_length": "512"},
+        {"model_max_length": [512]},
+        {"model_input_names": []},
+        {"model_input_names": ["input_ids", "attention"]},
+        {"padding_side": "up"},
+    ],
+    ids=str,
+)
+def test_a_tokenizer_of_foreign_settings_is_refused_when_it_is_opened(encoder, fields):
+    """Not at the end of a run, which embeds texts with it."""
+    change(encoder / "tokenizer_config.json", **fields)
+    with pytest.raises(UsageError, match=r"encoder: its tokenizer cannot be used \(.*copy the tokenizer's files"):
+        read_tokenizer(str(encoder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "card.json", "sentence_bert_config.json", "modules.json"])
+@pytest.mark.parametrize("content", ["[1", "3", '"text"', "{}", "[]"])
+def test_json_of_another_kind_is_named(encoder, name, content):
+    (encoder / name).write_text(content)
+    if content == ("[]" if name == "modules.json" else "{}"):
+        assert sentence_head.read_json(str(encoder), name) == json.loads(content)
+        return
+    with pytest.raises(UsageError, match=rf"encoder: {name} is not (JSON|an object|a list)"):
+        sentence_head.read_json(str(encoder), name)
 
 
 def failure(kind):

@@ -23,6 +23,8 @@ import run_pretraining
 from text_jepa import opening
 from text_jepa.cli import UsageError
 from text_jepa.commands.main import main as text_jepa_command
+from text_jepa.sentence_head import read_head
+from text_jepa.share.export import copy_encoder_files
 from text_jepa.share.hub import files_to_publish
 from text_jepa.train import checkpointing
 
@@ -93,6 +95,26 @@ def test_payload_would_leave_its_mark(canary):
     """The other tests could not fail otherwise."""
     pickle.loads(pickle.dumps(Payload(canary)))
     assert canary.exists()
+
+
+# ---- paths in files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside", "/tmp/outside", "1_Pooling/../../outside", "..\\outside", "\x00", "x" * 300]
+)
+def test_modules_outside_the_folder_of_an_encoder_are_neither_read_nor_written(tmp_path, path):
+    """They are copied into every export, and their folders made."""
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "config.json").write_text('{"pooling_mode": "max"}')
+    module = {"idx": 1, "name": "1", "path": path, "type": "sentence_transformers.models.Pooling"}
+    (folder / "modules.json").write_text(json.dumps([module]))
+    for read in (lambda: read_head(str(folder)), lambda: copy_encoder_files(folder, tmp_path / "new" / "export")):
+        with pytest.raises(UsageError, match=r"modules.json: the module .* is (outside|no name)"):
+            read()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder", "outside"]
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------

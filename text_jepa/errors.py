@@ -1,9 +1,27 @@
 """One clear line for every mistake of a user, without torch, whose import alone takes seconds."""
 
 import difflib
+import errno
+import itertools
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
+
+
+# What the system answers for a path that is no bug of ours: too long, without permission, full, read-only …
+_OF_THE_SYSTEM = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ESTALE,
+}
 
 
 class UsageError(ValueError):
@@ -16,15 +34,35 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
+def refuse_empty_words(words: Sequence[str]) -> None:
+    """Refuses what a shell variable without a value leaves of a command line, which would be read as no flag at all.
+
+    Raises:
+        UsageError: A word, or a value after `=`, is empty.
+    """
+    for before, word in itertools.pairwise(["", *words]):
+        if not word.strip() and not before.startswith("--"):
+            raise UsageError("a word of the command is empty; write it, or leave it out")
+        flag, equals, value = word.partition("=") if word.strip() else (before, "=", "")
+        if equals and not value.strip() and re.fullmatch(r"--[\w-]+", flag):
+            raise UsageError(f"{flag}: an empty value; give one, or leave the flag out")
+
+
 def run_command(main: Callable[[], Any]) -> NoReturn:
     """Runs a console command and exits.
 
-    The exit code is 0; 2 after a `UsageError` or if memory runs out, with one line on stderr; 130 after Ctrl-C.
+    The exit code is 0; 2 after a `UsageError`, if memory runs out, or if the system refuses a file, with one line on
+    stderr; 130 after Ctrl-C.
     """
     try:
         main()
     except UsageError as error:
         sys.exit(_report(str(error)))
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        name = f"{error.filename}: " if error.filename else ""
+        sys.exit(_report(f"{name}{error.strerror}; name another path, or mend that"))
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's own, see above
             raise

@@ -12,6 +12,9 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -26,7 +29,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import text_jepa.registration  # noqa: F401  for the Auto classes
 from modeling_text_jepa import check_weights
-from text_jepa.cli import UsageError, first_line
+from text_jepa.cli import UsageError, first_line, nearest
 
 
 logger = logging.getLogger("text_jepa")
@@ -43,6 +46,13 @@ _LONGEST_POINTER = 1_000
 
 # Files of other frameworks, which nothing here reads.
 _FOREIGN_SUFFIXES = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf", ".md")
+
+
+def describe(error: Exception) -> str:
+    """The reason of an error in one line, with its type where the message alone says little."""
+    reason = first_line(error)
+    is_about_code = isinstance(error, KeyError | TypeError | AttributeError | IndexError | AssertionError)
+    return f"{type(error).__name__}: {reason}" if is_about_code else reason
 
 
 @contextlib.contextmanager
@@ -63,7 +73,7 @@ def readable(source: str, what: str = "no model can be read there") -> Iterator[
     except UnpicklingError as error:
         raise UsageError(f"{source}: its weights hold code, which is not run; save them as safetensors") from error
     except Exception as error:  # tokenizers raises bare exceptions, and each architecture its own
-        raise UsageError(f"{source}: {what} ({first_line(error)})") from error
+        raise UsageError(f"{source}: {what} ({describe(error)})") from error
 
 
 def read_config(source: str, **options) -> PretrainedConfig:
@@ -74,9 +84,10 @@ def read_config(source: str, **options) -> PretrainedConfig:
         **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
-        UsageError: A file is a pointer of git-lfs, code of the folder or of the Hub would have to run, or there is an
-            encoder with a decoder.
+        UsageError: There is no such folder, a file is a pointer of git-lfs, code of the folder or of the Hub would
+            have to run, or there is an encoder with a decoder.
     """
+    check_name(source, options.get("cache_dir"))
     check_files(source)
     content, _ = PretrainedConfig.get_config_dict(source, **options)
     model_type = content.get("model_type")
@@ -168,16 +179,35 @@ def read_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:
         **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
-        UsageError: A file is a pointer of git-lfs, or there are no words, as without the files of the tokenizer.
+        UsageError: There is no such folder, a file is a pointer of git-lfs, there are no words, as without the files
+            of the tokenizer, or its settings are foreign.
     """
+    check_name(source, options.get("cache_dir"))
     check_files(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        _try(tokenizer)
+    except Exception as error:  # of many types
+        if not Path(source).is_dir():
+            raise  # the Hub, whose errors say what to do
+        raise UsageError(
+            f"{source}: its tokenizer cannot be used ({describe(error)}); copy the tokenizer's files there "
+            "(tokenizer.json, tokenizer_config.json), or name another folder"
+        ) from error
     if not _has_words(tokenizer):
         raise UsageError(
             f"{source}: its tokenizer has no words but special tokens, so every text would be unknown; copy the "
             "tokenizer's files there (tokenizer.json), or name another folder"
         )
     return tokenizer
+
+
+def _try(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises whatever comes of foreign settings, of which many are noticed only in use."""
+    rows = tokenizer(["a text", "and a longer text"])["input_ids"]
+    masks = [[1] * len(row) for row in rows]
+    if tokenizer.pad_token is not None:  # a run says what to do without one
+        tokenizer.pad({"input_ids": rows, "attention_mask": masks}, return_tensors="pt")
 
 
 def _has_words(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -222,6 +252,40 @@ def check_vocabulary(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
     rows = model.get_input_embeddings().num_embeddings
     if tokens > rows:
         raise UsageError(f"the tokenizer has {tokens} tokens, the encoder {rows}; {remedy}")
+
+
+def check_name(source: str, cache_dir: str | None = None) -> None:
+    """Checks that a name is a folder, or one that the Hub can have.
+
+    The Hub is not asked, which takes long if it fails.
+
+    Args:
+        source: Folder or name on the Hub.
+        cache_dir: Cache of downloads.
+
+    Raises:
+        ValueError: It is a path where no folder is.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return
+    if path.is_file():
+        raise ValueError("a file; name the folder that it is in")
+    if path.expanduser().is_dir():
+        raise ValueError(f"no such folder; write {path.expanduser()}")
+    others = []
+    if path.name and path.parent.is_dir():
+        others = [other.name for other in path.parent.iterdir() if other.is_dir()]
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise ValueError(f"no such folder{nearest(path.name, others)}") from error
+    is_beside_others = "/" in source and path.parent.is_dir()
+    if is_beside_others and not isinstance(try_to_load_from_cache(source, "config.json", cache_dir), str):
+        raise ValueError(
+            f"no such folder in {path.parent}{nearest(path.name, others)}; for a repository of the Hub of this name, "
+            f"`hf download {source}` first"
+        )
 
 
 def check_files(source: str) -> None:

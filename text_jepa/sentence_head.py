@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -37,6 +37,9 @@ POOLING_FLAGS = {
 
 # Files of a module.
 _MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "wordweights_config.json")
+
+# Bytes of the name of a folder.
+_LONGEST_NAME = 255
 
 # Tokens of a text that are none of its limits.
 _NO_LIMIT = 1_000_000
@@ -121,6 +124,7 @@ def _read_head(source: str) -> SentenceHead:
         kind = module["type"].rpartition(".")[2]
         if kind == "Transformer":
             continue
+        check_subfolder(source, path)
         if not module["type"].startswith("sentence_transformers."):
             raise UsageError(f"{source}: its module {module['type']} is code of others, which is not run; {_REMEDY}")
         is_known = kind in ("Pooling", "Dense", "Normalize", "Dropout")
@@ -249,24 +253,41 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
         return []
     try:
         modules = json.loads(path.read_text(encoding="utf-8"))
-        return [(str(module["path"]), str(module["type"])) for module in modules]
+        named = [(str(module["path"]), str(module["type"])) for module in modules]
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path}: not a list of modules ({first_line(error)}); mend it first") from error
+    for subfolder, _ in named:
+        check_subfolder(folder, subfolder)
+    return named
+
+
+def check_subfolder(source: str | Path, path: str) -> None:
+    """Raises UsageError unless the path of a module, which is read and copied, stays in the folder of its encoder."""
+    parts = PurePosixPath(path).parts
+    if path.startswith("/") or ".." in parts or "\\" in path:
+        raise UsageError(f"{source}/modules.json: the module '{path}' is outside the folder; mend it first")
+    if not path.isprintable() or any(len(part.encode()) > _LONGEST_NAME for part in parts):
+        raise UsageError(f"{source}/modules.json: the module '{path}' is no name of a folder; mend it first")
 
 
 def read_json(source: str, name: str) -> Any:
     """The content of a file of a folder or a Hub repository; `None` if there is no such file.
 
     Raises:
-        UsageError: It is not JSON.
+        UsageError: It is not JSON, or no object, or no list of modules.
     """
     path = file_of(source, name)
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{source}: {name} is not JSON ({error}); copy it anew") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: {name} is not JSON ({first_line(error)}); copy it anew") from error
+    expected = list if name == "modules.json" else dict
+    if not isinstance(content, expected):
+        kinds = {dict: "an object, '{...}'", list: "a list, '[...]'"}
+        raise UsageError(f"{source}: {name} is not {kinds[expected]}; copy it anew")
+    return content
 
 
 def file_of(source: str, name: str) -> Path | None:

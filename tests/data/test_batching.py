@@ -79,6 +79,11 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch():
     assert order_of(LengthGroupedSampler(lengths, 16, seed=2), 0) not in passes
 
 
+def test_a_batch_may_be_larger_than_any_number_of_numpy():
+    sampler = LengthGroupedSampler([3, 1, 2], 10**30, with_steps=True)
+    assert sorted(sampler) == [(0, 0), (0, 1), (0, 2)]
+
+
 @pytest.mark.parametrize("batch_size", [16, 32, 64])
 def test_batches_of_texts_of_similar_length_pad_little(batch_size):
     lengths = paragraph_lengths()

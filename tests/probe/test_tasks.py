@@ -361,6 +361,15 @@ def test_unreadable_files(glue, tmp_path):
         glue()
 
 
+@pytest.mark.parametrize("line", ["null", "[]", "3", '"text"', "{"])
+def test_a_row_that_is_no_object_is_named_by_its_line(tmp_path, line):
+    """At a row that is null the reader of pyarrow ends the process."""
+    path = tmp_path / "labels.jsonl"
+    path.write_text(f'{line}\n{{"text": "a", "label": "b"}}\n')
+    with pytest.raises(UsageError, match=r"labels.jsonl(, line 1|: cannot be read|: no)"):
+        load_task_file(str(path))
+
+
 # ---- rows that repeat or are empty ----------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import text_jepa
 from text_jepa.cli import UsageError
 from text_jepa.commands.main import command_of
+from text_jepa.opening import check_name, readable
 from text_jepa.sentence_head import SentenceHead, read_head, read_json
 
 
@@ -88,6 +89,8 @@ def find_encoder(name: str) -> str:
     Raises:
         UsageError: There is none, or it is not an encoder but the complete model of a run.
     """
+    with readable(name, "no encoder is there"):
+        check_name(name)
     sources = [name]
     if "/" not in name and not Path(name).exists():
         sources.append(f"sentence-transformers/{name}")

@@ -46,7 +46,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         drop_last: bool = False,
     ):
         self.lengths = np.asarray(lengths[:])  # a column of the datasets library would be asked row by row
-        self.batch_size = batch_size
+        self.batch_size = min(batch_size, len(lengths) + 1)  # NumPy has no number as large as a flag may be
         self.seed = seed
         self.pool_batches = pool_batches
         self.with_steps = with_steps
