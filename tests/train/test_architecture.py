@@ -73,7 +73,7 @@ ARCHITECTURES = {
     "roformer": (SHAPE, MASK),
     "esm": (SHAPE, MASK),
     "splinter": (SHAPE, MASK),
-    "luke": (SHAPE, MASK),
+    "luke": (SHAPE | {"entity_vocab_size": 10, "entity_emb_size": 8}, MASK),
     "big_bird": (SHAPE, MASK),
     "longformer": (AFTER_PADDING | {"attention_window": 4}, MASK),
     "xlnet": ({"vocab_size": 200, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}, MASK),
@@ -101,7 +101,10 @@ ARCHITECTURES = {
     "pegasus": (SEQ2SEQ, DECODER),
     "canine": (SHAPE, RAISES),
     "ibert": (AFTER_PADDING, RAISES),
-    "perceiver": (SHAPE, RAISES),
+    "perceiver": (
+        SHAPE | {"d_latents": 32, "num_latents": 4, "num_self_attends_per_block": 1, "num_self_attention_heads": 2},
+        RAISES,
+    ),
     "funnel": (
         {"vocab_size": 200, "block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64},
         RAISES,

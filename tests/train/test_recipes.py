@@ -159,12 +159,14 @@ def long_run(texts, tokenizer, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["default", "token-jepa", "hybrid", "ijepa-text"])
+@pytest.mark.parametrize("name", ["default", "token-jepa", "ijepa-text"])
 def test_five_hundred_steps_of_a_recipe_are_healthy(name, long_run, tmp_path, capsys):
-    """The default, the one before, one with all terms at once, and one that is latent alone."""
+    """The default, the one before with three terms, and one that is latent alone: no collapse, no spike."""
     output = run_pretraining.main([str(RECIPES[name]), *long_run, "--output_dir", str(tmp_path / "run")])
     assert read_metrics(output)[-1]["step"] == 500
-    assert "WARNING: collapse" not in capsys.readouterr().err
+    warnings = capsys.readouterr().err
+    assert "WARNING: collapse" not in warnings
+    assert "a spike" not in warnings
 
 
 @pytest.mark.slow
