@@ -51,11 +51,11 @@ LONGEST_CHECK = {"cuda": 120, "cpu": 300}
 
 # Steps that are measured: (layers, width, texts, length), eager; and those that are compiled too.
 STEPS = {
-    "cuda": {"base": (12, 768, 64, 512), "small": (12, 384, 128, 256), "mini": (4, 256, 256, 128)},
+    "cuda": {"base": (12, 768, 256, 512), "small": (12, 384, 512, 256), "mini": (4, 256, 1024, 128)},
     "cpu": {"micro": (1, 64, 4, 16)},
 }
 # Gigabytes for which the texts are meant; a smaller GPU takes fewer.
-FULL_MEMORY = 79
+FULL_MEMORY = 140
 COMPILED = {"cuda": ("base", "small"), "cpu": ()}
 ARMS = ("bert_mlm", "bert_mlm_sparse", "modernbert_mlm", "modernbert_mlm_sparse", "text_jepa_m1")
 COMPILED_ARMS = ("bert_mlm", "modernbert_mlm_sparse", "text_jepa_m1")

@@ -211,8 +211,8 @@ def test_what_the_end_cuts_off_is_made_again_and_what_kills_its_process_is_not(i
 
 def test_arms_share_the_seconds_and_are_fewer_where_each_would_get_too_little(benchmark):
     budget_of = benchmark("gpu").budget_of
-    assert budget_of(7 * 200, 7, "cuda") == (7, 120)
-    assert budget_of(260, 7, "cuda") == (2, 50)
+    assert budget_of(7 * 200, 7, "cuda") == (7, 100)
+    assert budget_of(290, 7, "cuda") == (2, 45)
     assert budget_of(10, 7, "cuda") == (1, 40)
     assert budget_of(10_000, 2, "cpu") == (2, 3)
 
