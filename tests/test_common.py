@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 import transformers
+from filelock import FileLock
 
 
 pytestmark = pytest.mark.slow
@@ -87,8 +88,9 @@ def fetch_tests(folder, download_folder):
 def transformers_tests(pytestconfig, tmp_path_factory):
     """A folder with the `tests` package of transformers, kept in the cache of pytest."""
     folder = pytestconfig.cache.mkdir(f"transformers-{transformers.__version__}")
-    if not (folder / "tests").is_dir():
-        fetch_tests(folder, tmp_path_factory.mktemp("download"))
+    with FileLock(folder / "lock"):
+        if not (folder / "tests").is_dir():
+            fetch_tests(folder, tmp_path_factory.mktemp("download"))
     return folder
 
 
