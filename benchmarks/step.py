@@ -8,10 +8,14 @@ Each arm does forward, backward, clipping, fused AdamW and, where it has one, th
 same 32 texts of 128 random tokens, dropout off. Arms take turns in one process, and so does the matrix product that
 stands for the machine's peak; a ratio compares medians. Half the tokens are hidden from a Text-JEPA; 15 % are to be
 predicted by a masked language model, which computes logits for every token, as transformers does, or (`sparse`) for
-these alone; 35 % by the data2vec-style step. FLOPs are counted by `torch.utils.flop_counter`; memory is the growth of
-the peak of a process of its own over two steps. `--compile` is for the times alone: FLOPs, memory and the split are
-those of the same step as Python runs it, and flash attention's own FLOPs are not counted. `--profile` writes torch's
-table of the kernels of text_jepa_m1, adds the share of each kind, and says what they suggest.
+these alone; 35 % by the data2vec-style step. `text_jepa_default` is the default recipe, without layers and 768 wide
+whatever the flags say: as many windows, each of which predicts the other window of its document. It is held against
+what the copies and products of the same rounds allow: see `least_traffic`.
+
+FLOPs are counted by `torch.utils.flop_counter`; memory is the growth of the peak of a process of its own over two
+steps. `--compile` is for the times: FLOPs, memory and the split are those of the same step as Python runs it, and
+flash attention's own FLOPs are not counted. `--profile` writes torch's table of the kernels of text_jepa_m1, adds the
+share of each kind, and says what they suggest.
 """
 
 import argparse
@@ -29,6 +33,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from tokenizers import Tokenizer, models
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,12 +46,16 @@ from transformers import (
 )
 
 import modeling_text_jepa
+from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
+from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy
+from text_jepa.data.masking import MaskStrategy, ViewStrategy
 
 
 PEAK = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrix product that is the peak
+COPIED = 2**26  # numbers of the copy whose speed is that of the memory
+FLOAT32 = 4  # bytes
 MASKED = 3  # stands in for the tokenizer's mask token
 
 
@@ -64,6 +73,7 @@ def main():
         "collator": lambda: collator(examples),
         "ema": jepa.ema,
         "matmul": matrix_product(args),
+        "copy": copy(args),
     }
     flops = {name: flops_of(arm) for name, arm in arms.items()}
     split = split_of(jepa, args.repeats)
@@ -91,6 +101,11 @@ def main():
         "peak_memory": {name: memory_of(name) for name in arms} if args.memory else {},
         "seconds": seconds,
     }
+    if "text_jepa_default" in arms:
+        speed = 2 * FLOAT32 * COPIED / middle["copy"]
+        least = least_traffic(arms["text_jepa_default"], args) / speed + flops["text_jepa_default"] / peak
+        results["gigabytes_per_second"] = speed / 1e9
+        results["default_ratio_to_limit"] = middle["text_jepa_default"] / least
     if "data2vec_style" in arms:
         results["ratio_to_data2vec"] = step / middle["data2vec_style"]
     print_table(results, arms)
@@ -111,6 +126,7 @@ ARMS = (
     "text_jepa_m1_pure",
     "text_jepa_m2",
     "text_jepa_m4",
+    "text_jepa_default",
 )
 SHAPE = ("vocab_size", "width", "layers", "texts", "length", "device", "dtype", "attention", "compile")
 
@@ -229,6 +245,7 @@ def arms_of(args):
         "text_jepa_m1_pure": lambda: jepa(num_masks=1, token_loss_weight=0.0),
         "text_jepa_m2": lambda: jepa(num_masks=2),
         "text_jepa_m4": lambda: jepa(num_masks=4),
+        "text_jepa_default": lambda: default_step(tokenizer, args),
     }
 
 
@@ -281,6 +298,33 @@ class TextJepaStep(Step):
         self.model.update_target_encoder(0.999)
 
 
+def default_step(tokenizer, args):
+    """A step of the default recipe on windows of documents of two windows."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(MASKED + 1, args.vocab_size, (args.texts, 2 * args.length))
+    documents = Dataset.from_dict({"input_ids": ids, "length": [2 * args.length] * args.texts})
+    windows = DocumentWindows(documents, args.length, special_tokens=0)
+    view = ViewStrategy("rest", window_length=args.length)
+    collate = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=0.0), view=view)
+    batch = collate([windows[2 * row] for row in range(args.texts)])
+    batch = {name: value.to(args.device) for name, value in batch.items()}
+    fields = {**OBJECTIVES["documents"], "mask_token_id": MASKED}
+    model = TextJepaForPreTraining(TextJepaConfig.preset("static", {"vocab_size": args.vocab_size}, **fields))
+    return Step(model, lambda: model(**batch).loss, args)
+
+
+def least_traffic(step, args):
+    """Bytes that a step of the default moves at least.
+
+    The embeddings of the window and the fixed vectors of the rest are read, and the gradients of the former written,
+    once for each token; the gradient of each weight is written and read, and AdamW reads and writes the weight and its
+    two averages.
+    """
+    of_tokens = 3 * args.texts * args.length * step.model.config.hidden_size
+    of_weights = 8 * sum(parameter.numel() for parameter in step.parameters)
+    return FLOAT32 * (of_tokens + of_weights)
+
+
 def masked_language_model(model, ids, args):
     """A step of transformers' masked language model with 15 % of the tokens to predict."""
     masked = torch.rand(ids.shape, device=ids.device) < 0.15
@@ -309,6 +353,13 @@ def matrix_product(args):
     dtype = getattr(torch, args.dtype)
     left, right = torch.randn(2, size, size, device=args.device).to(dtype)
     return lambda: left @ right
+
+
+def copy(args):
+    """A copy that is too long for any cache, read and written once."""
+    source = torch.zeros(COPIED, device=args.device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
 
 
 # ---- measures -------------------------------------------------------------------------------------------------------
@@ -512,6 +563,12 @@ def print_table(results, arms):
     print(f"\ntext_jepa_m1: {listed}")
     if "ratio_to_data2vec" in results:
         print(f"text_jepa_m1 is {results['ratio_to_data2vec']:.2f} of data2vec_style")
+    if "default_ratio_to_limit" in results:
+        print(
+            f"text_jepa_default takes {results['default_ratio_to_limit']:.2f} of what its products and its least ",
+            end="",
+        )
+        print(f"traffic take, at {results['gigabytes_per_second']:.1f} GB/s")
     if results["profile"]:
         kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in results["profile"]["shares"].items())
         print(f"its kernels: {kinds}; the device works {results['profile']['busy']:.0%} of the time")

@@ -169,11 +169,12 @@ def test_tsdae_begins_with_a_new_encoder_where_none_is_named(benchmark_module, t
 @pytest.mark.slow
 def test_step_leaves_ratios_shares_and_split(run):
     found, printed = run("step")
-    arms = {"text_jepa_m1", "text_jepa_m2", "text_jepa_m4", "bert_mlm_sparse", "modernbert_mlm", "data2vec_style"}
+    arms = {"text_jepa_m1", "text_jepa_m4", "text_jepa_default", "bert_mlm_sparse", "modernbert_mlm", "data2vec_style"}
     assert arms <= found["ratio_to_bert_mlm"].keys()
     assert_positive(found["ratio_to_bert_mlm"])
     assert_positive(found["share_of_matmul_peak"])
     assert sum(found["split"].values()) == pytest.approx(1, abs=0.1)
+    assert found["default_ratio_to_limit"] > 0
     assert "| text_jepa_m1 |" in printed
 
 
