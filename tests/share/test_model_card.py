@@ -244,11 +244,12 @@ def test_a_held_out_loss_that_is_not_to_be_compared_says_why(make_model, tmp_pat
 def test_a_command_names_no_place_on_this_machine(tmp_path):
     words = ["run.py", "--train_file", str(tmp_path / "texts.txt"), f"--output_dir={tmp_path}/run", "--seed", "5"]
     words += ["--model_name_or_path", "org/bert", "--text_config", '{"a": 1}', "~/notes", "../sibling"]
+    words += ["configs/tiny_cpu.yaml"]
     shown = public_command(words)
     assert str(tmp_path) not in shown
     assert shown == (
         "run.py --train_file texts.txt --output_dir=run --seed 5 --model_name_or_path org/bert "
-        """--text_config '{"a": 1}' notes sibling"""
+        """--text_config '{"a": 1}' notes sibling configs/tiny_cpu.yaml"""
     )
 
 

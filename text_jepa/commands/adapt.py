@@ -16,8 +16,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-import text_jepa
-from text_jepa.cli import UsageError
+from text_jepa.cli import UsageError, own_recipe
 from text_jepa.commands.main import command_of
 from text_jepa.opening import check_name, readable
 from text_jepa.sentence_head import SentenceHead, read_head, read_json
@@ -70,7 +69,7 @@ def words_of_run(source: str, head: SentenceHead, texts: Sequence[str], flags: S
         UsageError: No run pools as the encoder does.
     """
     output_dir = new_folder(source, resumes=_has(flags, "resume_from_checkpoint"))
-    words = [str(recipe_file(recipe_of(head))), "--model_name_or_path", source, "--output_dir", output_dir]
+    words = [str(own_recipe(f"{recipe_of(head)}.yaml")), "--model_name_or_path", source, "--output_dir", output_dir]
     if texts:
         words += ["--train_file", *texts]
     if head.modules:
@@ -110,13 +109,6 @@ def find_encoder(name: str) -> str:
 def recipe_of(head: SentenceHead) -> str:
     """The recipe for an encoder with this head: one for sentence encoders, one for masked language models."""
     return "continue-from-encoder" if head.modules else "continue-masked-lm"
-
-
-def recipe_file(name: str) -> Path:
-    """The file of a recipe: `text_jepa/recipes/` in an installed package holds those of `configs/`."""
-    package = Path(text_jepa.__file__).parent
-    installed = package / "recipes" / f"{name}.yaml"
-    return installed if installed.is_file() else package.parent / "configs" / f"{name}.yaml"
 
 
 def pooling_of(source: str, head: SentenceHead) -> str:

@@ -462,7 +462,12 @@ def _describe_terms(config) -> dict[str, str]:
 
 
 def public_name(name: str) -> str:
-    """An encoder or a file as a published text names it: a path by its last part, a name on the Hub as it is."""
+    """An encoder or a file as a published text names it: a path by its last part, a name on the Hub as it is.
+
+    A recipe keeps its `configs/`, where every installation has it.
+    """
+    if re.fullmatch(r"configs(/[\w-]+)+\.yaml", name):
+        return name
     path = os.path.expanduser(name)
     is_path = os.path.isabs(path) or os.path.exists(path) or name.startswith(".")
     return os.path.basename(os.path.abspath(path)) if is_path else name
