@@ -141,16 +141,11 @@ def undisturbed(hosts):
     return load_file(disk / "run" / "pretraining" / "model.safetensors")
 
 
-@pytest.mark.parametrize(("storage", "loss"), [("apart", "cable"), ("shared", "host")])
-def test_a_host_that_is_lost_ends_the_other_in_one_line_and_the_restart_goes_on_exactly(
-    hosts, undisturbed, storage, loss
-):
-    """Within the timeout; with one folder for both, or with a corpus and an output folder of each."""
-    disk = make_disk(hosts, f"{storage}-{loss}")
-    disks = [disk, disk] if storage == "shared" else [disk, make_disk(hosts, f"{storage}-{loss}-second")]
+def lose(hosts, disks, loss, checkpoints):
+    """Starts a run and loses a host of it after a checkpoint; looks at how the other one ends."""
     processes = run_on(hosts, disks)
     deadline = time.monotonic() + 240
-    while not list((disk / "run").glob("checkpoint-[12]0")) and time.monotonic() < deadline:
+    while not list((disks[0] / "run").glob(checkpoints)) and time.monotonic() < deadline:
         time.sleep(0.02)
     if loss == "cable":
         hosts.plug("down")
@@ -162,17 +157,24 @@ def test_a_host_that_is_lost_ends_the_other_in_one_line_and_the_restart_goes_on_
         end_of(processes[1])
     finally:
         hosts.plug("up")
-    ours = log_of(disk, 0).split("torch/distributed/elastic")[0]
+    log = log_of(disks[0], 0)
+    ours = log.split("torch/distributed/elastic")[0]
     assert f"another process has ended, or did not answer within {TIMEOUT} s (--ddp_timeout)" in ours
     assert "--resume_from_checkpoint auto" in ours
     assert "Traceback" not in ours
-    assert "(exitcode: 2)" in log_of(disk, 0)
-    assert not (disk / "run" / "pretraining").exists()
+    assert "(exitcode: 2)" in log
+    assert not (disks[0] / "run" / "pretraining").exists()
+
+
+def test_a_host_that_is_lost_ends_the_other_in_one_line_and_the_restart_goes_on_exactly(hosts, undisturbed):
+    """Within the timeout: its cable is cut, then all its processes are killed. Each has a folder of its own."""
+    disks = [make_disk(hosts, "first"), make_disk(hosts, "second")]
+    lose(hosts, disks, "cable", "checkpoint-[12]0")
+    lose(hosts, disks, "host", "checkpoint-[34]0")
     again = run_on(hosts, disks)
-    assert [end_of(process) for process in again] == [0, 0], log_of(disk, 0) + log_of(disks[1], 1)
-    found = load_file(disk / "run" / "pretraining" / "model.safetensors")
+    assert [end_of(process) for process in again] == [0, 0], log_of(disks[0], 0) + log_of(disks[1], 1)
+    found = load_file(disks[0] / "run" / "pretraining" / "model.safetensors")
     assert found.keys() == undisturbed.keys()
     for name, value in undisturbed.items():
         assert torch.equal(found[name], value), name
-    if storage == "apart":
-        assert not list((disks[1] / "run").glob("*"))
+    assert not list((disks[1] / "run").glob("*"))
