@@ -112,7 +112,7 @@ class TokenMasks(NamedTuple):
 
 
 class ContextStates(NamedTuple):
-    """What the context encoder makes of the visible tokens."""
+    """The outputs of the context encoder for the visible tokens."""
 
     # The encoder's output, `last_hidden_state` (R, C, D) and what else was asked for.
     output: BaseModelOutput
@@ -125,7 +125,7 @@ class ContextStates(NamedTuple):
 
 
 class TokenPredictions(NamedTuple):
-    """What the predictor says of the hidden tokens; `None` for what no term of the loss reads."""
+    """The outputs of the predictor for the hidden tokens; `None` for those that no term of the loss reads."""
 
     # The predictor's features (R, T, P).
     features: torch.Tensor | None
@@ -152,7 +152,7 @@ class TextTargets(ModelOutput):
     documents: torch.FloatTensor | None = None
 
 
-# Optimizer steps without an update of the target encoder after which it is said.
+# Optimizer steps without an update of the target encoder after which a warning is given.
 _STEPS_BEFORE_WARNING = 3
 _FORWARDS_BEFORE_A_LOOK = 16
 
@@ -190,7 +190,7 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     counts = torch.zeros(_world_size(), dtype=torch.long, device=rows.device)
     counts[dist.get_rank()] = len(rows)
     dist.all_reduce(counts)
-    ends = counts.cumsum(dim=0).tolist()  # the one look that the host takes
+    ends = counts.cumsum(dim=0).tolist()  # the only wait for the device
     end = ends[dist.get_rank()]
     rows_before = end - len(rows)
     rows_behind = ends[-1] - end
@@ -707,7 +707,7 @@ class TextJepaConvPredictor(TextJepaPredictor):
 
 
 class TextJepaMlpPredictor(TextJepaPredictor):
-    """A perceptron that takes each query by itself; of the text it sees what the query was made of."""
+    """A perceptron that is applied to each query alone; it sees of the text what the query was made from."""
 
     layer_class = TextJepaMlpLayer
 
@@ -899,7 +899,7 @@ def _visible_mask(encoder: PreTrainedModel, positions: torch.Tensor) -> torch.Te
 
 
 def _complete_hidden_states(output: BaseModelOutput) -> BaseModelOutput:
-    """The output of an encoder, of which one without layers leaves out its only hidden states: the embeddings."""
+    """The output of an encoder, with the embeddings as hidden states where an encoder without layers returns none."""
     if output.hidden_states is not None and len(output.hidden_states) == 0:
         output.hidden_states = (output.last_hidden_state,)
     return output
@@ -1349,8 +1349,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 self.lexical_space = TextJepaLexicalSpace(config)
         self.sentence_head = _build_sentence_head(config)
         self.running = _build_running_statistics(config)
-        # Whether the target encoder has yet to follow an optimizer step, and the steps that it has not followed: they
-        # are told by the sum of a weight of the context encoder.
+        # Whether updates of the target encoder are still awaited, and how many optimizer steps went without one; a
+        # step shows in the sum of a weight of the context encoder.
         self._is_watched = True
         self._watched_forwards = 0
         self._steps_without_update: int | torch.Tensor = 0
@@ -1383,7 +1383,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     @torch.no_grad()
     def initialize_weights(self):
-        # Called after construction and again when `from_pretrained` has filled in what a checkpoint holds.
+        # Called after construction, and again after `from_pretrained` has loaded a checkpoint.
         super().initialize_weights()
         if self.target_encoder is None:
             return
@@ -1421,7 +1421,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     @property
     def word_weights(self) -> torch.Tensor | None:
-        """The weights of words (V,) of `pooling="idf"`; `None` where texts are pooled in another way."""
+        """The word weights (V,) of `pooling="idf"`; `None` for other poolings."""
         return self.pooler.word_weights if isinstance(self.pooler, TextJepaWordPooler) else None
 
     @torch.no_grad()
@@ -1626,7 +1626,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         masks: TokenMasks,
         **kwargs,
     ) -> ContextStates:
-        """What the context encoder makes of the visible tokens of texts (B, S)."""
+        """Runs the context encoder on the visible tokens of texts (B, S)."""
         output, query_states = encode_visible(
             self.model.encoder,
             self.config,
@@ -1652,7 +1652,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         attention_mask: torch.Tensor,
         text_targets: TextTargets,
     ) -> TokenPredictions:
-        """What the predictor says of the hidden tokens, and with a latent loss how far it is from their targets."""
+        """Predicts the hidden tokens; with a latent loss also their targets and the distances to them."""
         if not self.config.predicts_tokens:
             return TokenPredictions(None, None, None, None)
         text_length = input_ids.shape[1]

@@ -237,10 +237,10 @@ class DataCollatorForTextJepa:
         input_ids, present = self._pad(texts)
         usable, word_starts = self.find_words(input_ids, present)
         keys = mask_keys(texts, 1, self.seed, epochs)
-        of_text, of_view = choose_words(self.view, usable, word_starts, keys)
-        views = split_rows(input_ids, present & of_view)
-        if of_text is not None:
-            texts = split_rows(input_ids, present & of_text)
+        kept_in_text, kept_in_view = choose_words(self.view, usable, word_starts, keys)
+        views = split_rows(input_ids, present & kept_in_view)
+        if kept_in_text is not None:
+            texts = split_rows(input_ids, present & kept_in_text)
         return texts, views
 
     # ---- masks ----
@@ -302,21 +302,21 @@ class DataCollatorForTextJepa:
         spans = np.full(rows.usable.shape, -1)
         visible = rows.usable.copy()
         for number, strategy in enumerate(self.strategies):
-            which = np.flatnonzero(chosen == number)
-            usable = rows.usable[which]
-            # Single tokens are words, unless whole words are hidden.
-            word_starts = rows.word_starts[which] if strategy.whole_words else usable
-            keys = rows.keys[which]
-            steps = rows.steps[which]
-            context_draws = share_draws[which, 0]
-            ratio_draws = share_draws[which, 1:]
+            own_rows = np.flatnonzero(chosen == number)
+            usable = rows.usable[own_rows]
+            # Unless whole words are hidden, every token counts as a word.
+            word_starts = rows.word_starts[own_rows] if strategy.whole_words else usable
+            keys = rows.keys[own_rows]
+            steps = rows.steps[own_rows]
+            context_draws = share_draws[own_rows, 0]
+            ratio_draws = share_draws[own_rows, 1:]
             ratio = draw_share(strategy.ratio, ratio_draws, steps)
-            spans[which] = _sample(strategy, usable, word_starts, keys, ratio)
+            spans[own_rows] = _sample(strategy, usable, word_starts, keys, ratio)
             if strategy.context_ratio is not None:
                 share = draw_share(strategy.context_ratio, context_draws, steps)
-                is_hidden = spans[which] >= 0
+                is_hidden = spans[own_rows] >= 0
                 context_keys = keys ^ FOR_CONTEXT
-                visible[which] = context_block(usable, word_starts, is_hidden, context_keys, share)
+                visible[own_rows] = context_block(usable, word_starts, is_hidden, context_keys, share)
         return spans, visible
 
 
@@ -409,9 +409,9 @@ def cut_to_least(
     np.put_along_axis(order, first_other, -2.0, axis=1)
     order = np.where(chosen, order, 2.0)
     stay = order.argsort(axis=1, kind="stable")[:, :least]
-    left = np.zeros_like(chosen)
-    np.put_along_axis(left, stay, True, axis=1)
-    return left & chosen
+    kept = np.zeros_like(chosen)
+    np.put_along_axis(kept, stay, True, axis=1)
+    return kept & chosen
 
 
 def pack_positions(chosen: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:

@@ -75,7 +75,7 @@ _MASK_TENSORS = (
 _SINCE_LAST_LOG = "since_last_log"
 
 
-class _CourseCallback(TrainerCallback):
+class _LogAndEpochCallback(TrainerCallback):
     """Starts the log with the run, and the masks with each pass over the data; the last step is always logged."""
 
     def __init__(self, trainer: "TextJepaTrainer"):
@@ -98,11 +98,11 @@ class _CourseCallback(TrainerCallback):
             control.should_log = True
 
 
-# Of the Trainer's private names this one extends `_get_dataloader` and `_get_train_sampler` (order and shares of the
-# texts), `_get_num_items_in_batch` (targets of a step), `_get_grad_norm` (the last look at a step before the
-# optimizer's) and `_save_checkpoint`, whose parts `_save`, `_save_optimizer_and_scheduler`, `_save_scaler` and
-# `_save_rng_state` it calls; and reads `_tr_loss` and `_globalstep_last_logged` (a log that goes on) and
-# `_finish_current_push`. Tests on the oldest and newest version of transformers notice if one of them changes.
+# Private methods of the Trainer that this class extends: `_get_dataloader` and `_get_train_sampler` (order of the
+# texts and the share of each process), `_get_num_items_in_batch` (target tokens of a step), `_get_grad_norm` (called
+# last before the optimizer's step) and `_save_checkpoint`, whose parts `_save`, `_save_optimizer_and_scheduler`,
+# `_save_scaler` and `_save_rng_state` it calls. It reads `_tr_loss` and `_globalstep_last_logged`, to continue a log,
+# and `_finish_current_push`. Tests with the oldest and the newest transformers fail if one of them changes.
 class TextJepaTrainer(Trainer):
     """The standard `Trainer` for a [`TextJepaForPreTraining`].
 
@@ -192,9 +192,9 @@ class TextJepaTrainer(Trainer):
         self.preemption = PreemptionCallback()
 
         self.remove_callback(PrinterCallback)
-        # Notebooks have another one.
+        # In notebooks the default is another callback.
         self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
-        self.add_callback(_CourseCallback(self))
+        self.add_callback(_LogAndEpochCallback(self))
         if config.target_encoder_type == "ema" and self.model.target_encoder is not None:
             self.add_callback(self.ema)
         if args.weight_decay_end is not None:
@@ -202,7 +202,7 @@ class TextJepaTrainer(Trainer):
         if eval_dataset is not None:
             self.monitor = self.pop_callback(CollapseMonitorCallback) or CollapseMonitorCallback()
             self._set_up_monitor(eval_dataset)
-            # Last of those that know whether a step is logged.
+            # After the callbacks that decide whether a step is logged.
             self.add_callback(self.monitor)
         self.add_callback(ProgressLineCallback())
         self.add_callback(MetricsFileCallback())
@@ -233,10 +233,10 @@ class TextJepaTrainer(Trainer):
         return loader
 
     def _share_texts(self, shard: BatchSamplerShard) -> None:
-        """Lets the processes see together what a single one would see: accelerate would repeat texts to fill batches.
+        """Gives the processes together the texts of a single one; accelerate would repeat texts to fill batches.
 
         Args:
-            shard: What gives each process its part of the batches of all.
+            shard: The sampler of this process's share of all batches.
         """
         batches = shard.batch_sampler
         is_training = batches.sampler is self.train_sampler
@@ -246,7 +246,7 @@ class TextJepaTrainer(Trainer):
             shard.num_processes,
             self.args.gradient_accumulation_steps if is_training else 1,
         )
-        # Batches of any size, as many for each process.
+        # Batches may differ in size; every process gets the same number.
         shard.batch_size = None
         shard.even_batches = False
 
@@ -319,7 +319,7 @@ class TextJepaTrainer(Trainer):
             self._count_training_batch(inputs, outputs, is_first_pass)
         else:
             if num_items_in_batch is not None:
-                # The Trainer has multiplied it in place, terms and all else are as the model gave them.
+                # The Trainer has scaled the loss in place; the terms are as the model returned them.
                 outputs["loss"] = loss / self._process_weight()
             self.evaluation_totals.add(inputs, outputs, self._loss_weights(), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -405,7 +405,7 @@ class TextJepaTrainer(Trainer):
         model: torch.nn.Module,
         grad_norm: torch.Tensor | float | None = None,
     ) -> float:
-        """Looks at loss and gradient, which are the same on all ranks, just before the optimizer's step."""
+        """Checks loss and gradient norm, which are the same on all ranks, just before the optimizer's step."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         batches = self._batches
         self._batches = []
@@ -475,7 +475,7 @@ class TextJepaTrainer(Trainer):
     # ---- log --------------------------------------------------------------------------------------------------------
 
     def begin_log(self, state: TrainerState) -> None:
-        """Starts summing for the log, where the run that left the checkpoint was if there is one."""
+        """Starts the sums of the log, or continues those of the checkpoint."""
         self.has_begun = True
         self.training_totals.reset(state.global_step)
         saved = state.stateful_callbacks.get(_SINCE_LAST_LOG)
@@ -495,7 +495,7 @@ class TextJepaTrainer(Trainer):
             self.state.log_history.append(to_json_value(record))
 
     def _training_figures(self) -> dict[str, float]:
-        """What a record of training says in addition to the Trainer's own figures."""
+        """The figures that a record of training has in addition to the Trainer's own."""
         state = self.state
         figures = self.training_totals.take_record(state.global_step, state.log_history)
         # The Trainer resets its sum by subtracting it from itself, which a NaN survives.
