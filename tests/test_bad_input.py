@@ -262,6 +262,7 @@ REFUSALS = [
     ("an unknown tracker", ["--report_to", "nope"], ["--report_to", "nope"]),
     ("nothing to evaluate on", ["--max_eval_samples", "0"], ["--max_eval_samples", "at least 1"]),
     ("a variable without a value", ["--model_name_or_path", ""], ["--model_name_or_path: an empty value"]),
+    ("a name of other bytes", ["--train_file", "caf\udce9"], ["'caf\\udce9': not UTF-8"]),
     ("a word of blanks", ["--text_column", "text", " "], ["a word of the command is empty"]),
     ("a path that is too long", ["--train_file", "x" * 300], ["x" * 300 + ": File name too long"]),
     ("no ratio at all", ["--mask_ratio="], ["--mask_ratio: an empty value"]),

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from text_jepa.errors import UsageError, nearest, refuse_empty_words, run_command
+from text_jepa.errors import UsageError, check_words, nearest, run_command
 
 
 __all__ = [
@@ -262,7 +262,7 @@ def parse_arguments(
         words += _file_as_flags(path, flags, renamed or {})
     words += _as_flag(texts, positional, rest, parser)
     words += rest
-    refuse_empty_words(words)
+    check_words(words)
     if recipe is not None and not files:
         parser.set_defaults(**recipe(_given(parser, words)))
     namespace, unknown = parser.parse_known_args(words)

@@ -34,18 +34,27 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
-def refuse_empty_words(words: Sequence[str]) -> None:
-    """Refuses what a shell variable without a value leaves of a command line, which would be read as no flag at all.
+def check_words(words: Sequence[str]) -> None:
+    """Refuses words of a command line that no flag can mean.
+
+    An empty one is what a shell variable without a value leaves, and would be read as no flag at all.
 
     Raises:
-        UsageError: A word, or a value after `=`, is empty.
+        UsageError: A word, or a value after `=`, is empty or is not UTF-8.
     """
     for before, word in itertools.pairwise(["", *words]):
+        if not is_utf8(word):
+            raise UsageError(f"{word!a}: not UTF-8; write or rename it so that it is")
         if not word.strip() and not before.startswith("--"):
             raise UsageError("a word of the command is empty; write it, or leave it out")
         flag, equals, value = word.partition("=") if word.strip() else (before, "=", "")
         if equals and not value.strip() and re.fullmatch(r"--[\w-]+", flag):
             raise UsageError(f"{flag}: an empty value; give one, or leave the flag out")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a name or a word of the command line consists of characters; other bytes are half ones in Python."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def run_command(main: Callable[[], Any]) -> NoReturn:

@@ -92,6 +92,44 @@ def test_files_that_cannot_be_meant_are_named_with_the_remedy(folder, pattern, m
 # ---- what a folder stands for ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("package.json", '{"name": "notes", "dependencies": {"a": "1"}}'),
+        ("log.jsonl", '{"level": "info", "message": "it runs"}\n' * 3),
+        ("budget.csv", "item,cost\nrent,5\n"),
+        ("deep/er/tsconfig.json", '{"compilerOptions": {}}'),
+    ],
+)
+def test_tables_of_other_columns_among_prose_are_counted_and_not_read(tmp_path, caplog, name, content):
+    notes = tmp_path / "notes"
+    (notes / name).parent.mkdir(parents=True)
+    (notes / "a.md").write_text("# A\n\nThe boats came home before the storm.\n" * 5)
+    (notes / name).write_text(content)
+    sources = {"text": ("text",)}
+    with caplog.at_level("WARNING"):
+        assert find_files([str(notes)], "train_file", mixed=True, sources=sources) == [str(notes / "a.md")]
+    assert f"1 file is not read ({os.path.basename(name)}; {len(content)} bytes)" in caplog.text
+    (notes / "a.md").unlink()
+    (notes / "README.md").write_text("About.")  # which describes a table, and is none of the texts
+    assert find_files([str(notes)], "train_file", mixed=True, sources=sources) == [str(notes / name)]
+
+
+def test_names_that_are_not_utf_8_are_counted_and_not_read(tmp_path, caplog):
+    (tmp_path / "a.md").write_text("The boats came home before the storm.\n" * 5)
+    for name in (b"caf\xe9.md", b"\xff.txt", b"d\xe9r"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        if name == b"d\xe9r":
+            os.mkdir(path)
+            path += b"/b.md"
+        with open(path, "w") as file:
+            file.write("A text.\n")
+    with caplog.at_level("WARNING"):
+        assert find_files([str(tmp_path)], "train_file", mixed=True) == [str(tmp_path / "a.md")]
+    assert "3 files are not read" in caplog.text
+    assert "caf\\udce9.md' (not UTF-8)" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["a.TXT", "a.Text", "a.JsonL", "a.CSV", "a.jsonl.GZ", "A.PARQUET"])
 def test_suffixes_are_known_in_any_case(tmp_path, load, name):
     kind = name.lower().split(".", 1)[1]

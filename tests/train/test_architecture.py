@@ -110,6 +110,11 @@ ARCHITECTURES = {
         RAISES,
     ),
     "xmod": (AFTER_PADDING, RAISES),
+    "reformer": (  # which raises in training alone
+        SHAPE
+        | {"attn_layers": ["local"], "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16], "is_decoder": False},
+        RAISES,
+    ),
     "lxmert": (SHAPE, RAISES),
 }
 FAST = ("bert", "modernbert", "deberta-v2", "fnet", "mobilebert", "gpt2", "llama", "t5", "ibert", "funnel")

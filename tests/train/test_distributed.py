@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from recording_run import RecordingTrainer
 from safetensors.torch import load_file
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+import run_pretraining
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
+from text_jepa.train import pretraining
 from text_jepa.train.run_log import read_metrics
 
 
@@ -164,9 +167,9 @@ def test_a_step_of_two_processes_is_that_of_one_on_the_joint_batch(steps, settin
 
 
 def run_as_one_and_as_two(folder, recipe, texts, arguments, of_one):
-    """Trains on the texts in one process, with arguments of its own, and in two: folders `one` and `two`.
+    """Trains on the texts in this process, with arguments of its own, and in two: folders `one` and `two`.
 
-    As a user starts them, and with texts that do not fill the last step of a pass.
+    The two are started as a user does, and the texts do not fill the last step of a pass.
     """
     with (folder / "train.jsonl").open("w") as file:
         for text in texts:
@@ -189,19 +192,17 @@ def run_as_one_and_as_two(folder, recipe, texts, arguments, of_one):
         "PYTHONPATH": str(HERE.parent),
         "OMP_NUM_THREADS": "1",
     }
-    commands = {
-        "one": [sys.executable, script, *arguments, *of_one],
-        "two": [sys.executable, *launcher, script, *arguments],
-    }
-    for name, command in commands.items():
-        result = subprocess.run(
-            [*command, "--output_dir", str(folder / name)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(pretraining, "TextJepaTrainer", RecordingTrainer)
+        run_pretraining.main([*arguments, *of_one, "--output_dir", str(folder / "one")])
+    result = subprocess.run(
+        [sys.executable, *launcher, script, *arguments, "--output_dir", str(folder / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
     return folder
 
 

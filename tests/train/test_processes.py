@@ -49,19 +49,18 @@ def bert_jepa():
     return TextJepaForPreTraining(config).train()
 
 
-def start_process_group(rank, folder):
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-    )
-
-
-def sharded_step(rank, folder, batch):
-    """Half of the batch on each rank, every layer and the embeddings sharded, as accelerate wraps them."""
+def in_shards(rank, folder, batch):
+    """A step, and the end of a run, of which each of two processes holds half of every weight."""
     torch.set_num_threads(1)
-    start_process_group(rank, folder)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    step_in_shards(rank, folder, batch)
+    end_in_shards(rank, folder, batch["input_ids"])
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def step_in_shards(rank, folder, batch):
+    """Half of the batch on each rank, every layer and the embeddings sharded, as accelerate wraps them."""
     model = bert_jepa()
     mesh = init_device_mesh("cpu", (2,))
     names = {*model._no_split_modules, *model.model.encoder._no_split_modules}
@@ -81,21 +80,47 @@ def sharded_step(rank, folder, batch):
     model.update_target_encoder(0.5)
     target = {name: p.full_tensor() for name, p in model.target_encoder.named_parameters()}
     if rank == 0:
-        torch.save((gradients, target), folder / "sharded.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+        torch.save((gradients, target), folder / "step.pt")
 
 
-def test_two_shards_have_the_gradients_of_one_process(tmp_path):
+def end_in_shards(rank, folder, ids):
+    """The first process alone merges, opens and runs what all of them hold in shards."""
+    model = bert_jepa()
+    start = weights_of(model.model.encoder)
+    fully_shard(model.model.encoder, mesh=init_device_mesh("cpu", (2,)))
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    with torch.no_grad():
+        for parameter in model.model.encoder.parameters():
+            parameter += 1
+    whole = whole_model(model)
+    if rank == 0:
+        with merged(whole.model.encoder, start, 0.5):
+            half = weights_of(whole.model.encoder)
+        whole.save_pretrained(folder / "whole")
+        torch.save((start, half, whole(ids).last_hidden_state), folder / "end.pt")
+
+
+@pytest.fixture(scope="module")
+def batch():
     ids = torch.randint(5, 120, (4, 12), generator=torch.Generator().manual_seed(5))
-    batch = {
+    return {
         "input_ids": ids,
         "context_positions": torch.arange(8).expand(4, 1, 8),
         "target_positions": torch.arange(8, 12).expand(4, 1, 4),
         "target_spans": torch.zeros(4, 1, 4, dtype=torch.long),
     }
-    multiprocessing.spawn(sharded_step, (tmp_path, batch), nprocs=2)
-    gradients, target = torch.load(tmp_path / "sharded.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def sharded(batch, tmp_path_factory):
+    """The folder with what two processes have left."""
+    folder = tmp_path_factory.mktemp("sharded")
+    multiprocessing.spawn(in_shards, (folder, batch), nprocs=2)
+    return folder
+
+
+def test_two_shards_have_the_gradients_of_one_process(sharded, batch):
+    gradients, target = torch.load(sharded / "step.pt", weights_only=True)
     model = bert_jepa()
     before = copy.deepcopy(model.target_encoder.state_dict())
     model(**batch).loss.backward()
@@ -111,36 +136,13 @@ def test_two_shards_have_the_gradients_of_one_process(tmp_path):
         torch.testing.assert_close(value, before[name], msg=name)
 
 
-def sharded_end(rank, folder, ids):
-    """The end of a run: the first process alone merges, opens and runs what all of them hold in shards."""
-    torch.set_num_threads(1)
-    start_process_group(rank, folder)
-    model = bert_jepa()
-    start = weights_of(model.model.encoder)
-    fully_shard(model.model.encoder, mesh=init_device_mesh("cpu", (2,)))
-    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-    with torch.no_grad():
-        for parameter in model.model.encoder.parameters():
-            parameter += 1
-    whole = whole_model(model)
-    if rank == 0:
-        with merged(whole.model.encoder, start, 0.5):
-            half = weights_of(whole.model.encoder)
-        whole.save_pretrained(folder / "whole")
-        torch.save((start, half, whole(ids).last_hidden_state), folder / "end.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_a_run_in_shards_ends_with_whole_weights_on_the_first_process(tmp_path):
-    ids = torch.randint(5, 120, (4, 12), generator=torch.Generator().manual_seed(5))
-    multiprocessing.spawn(sharded_end, (tmp_path, ids), nprocs=2)
-    start, half, states = torch.load(tmp_path / "end.pt", weights_only=True)
+def test_a_run_in_shards_ends_with_whole_weights_on_the_first_process(sharded, batch):
+    start, half, states = torch.load(sharded / "end.pt", weights_only=True)
     for name, parameter in bert_jepa().model.encoder.named_parameters():
         torch.testing.assert_close(start[name], parameter.detach(), msg=name)
         torch.testing.assert_close(half[name], start[name] + 0.5, msg=name)
-    saved = TextJepaForPreTraining.from_pretrained(tmp_path / "whole").eval()
-    torch.testing.assert_close(saved(ids).last_hidden_state, states)
+    saved = TextJepaForPreTraining.from_pretrained(sharded / "whole").eval()
+    torch.testing.assert_close(saved(batch["input_ids"]).last_hidden_state, states)
 
 
 SHARDING_RUN = """

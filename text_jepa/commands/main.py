@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from text_jepa.errors import UsageError, nearest, refuse_empty_words, run_command
+from text_jepa.errors import UsageError, check_words, nearest, run_command
 
 
 # The module whose `main(argv, prog)` runs a verb, and the verb's line of help. Modules are imported when needed.
@@ -73,7 +73,7 @@ def dispatch(argv: list[str]) -> None:
     elif verb == "--version":
         print(f"text-jepa {version('text-jepa')}")
     elif verb in VERBS:
-        refuse_empty_words(rest)
+        check_words(rest)
         command = command_of(verb)
         command(rest, prog=f"text-jepa {verb}")
     else:

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from text_jepa.errors import UsageError
-from text_jepa.search.folder import Embed, compare, find_texts, is_utf8, update
+from text_jepa.errors import UsageError, is_utf8
+from text_jepa.search.folder import Embed, compare, find_texts, update
 from text_jepa.search.index import FileState, Hit, Index, Snapshot, combine, describe_damage, remove_index
 from text_jepa.search.passages import Span, sentences_of
 from text_jepa.search.static import StaticEmbedding, make_token_table
@@ -66,8 +66,10 @@ def make_parser(prog: str = "text-jepa search") -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit", type=int, default=5, metavar="N", help="Number of passages. (default: 5)")
     parser.add_argument("--json", action="store_true", help="Print a list of objects, with the passages in full.")
+    parser.add_argument("--text_column", nargs="+", metavar="COLUMN", help="Column of the text in files with columns.")
+    # As in the other commands, a hyphen is understood and not shown.
     parser.add_argument(
-        "--text_column", "--text-column", nargs="+", metavar="COLUMN", help="Column of the text in files with columns."
+        "--text-column", dest="text_column", nargs="+", default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
     parser.add_argument("--index", type=Path, metavar="FILE", help="Index. Default: FOLDER/.text-jepa/search.sqlite.")
     parser.add_argument("--rebuild", action="store_true", help="Make the index anew.")

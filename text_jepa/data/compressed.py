@@ -25,6 +25,10 @@ class FileError(ValueError):
     """What is wrong in a file, and the remedy; the message begins with the path."""
 
 
+class NoSuchColumn(FileError):
+    """A file is whole, and lacks a column that is asked for."""
+
+
 def suffix_of(path: Path) -> str:
     """The suffix that tells the kind of a file, in lower case and without `.gz` and the like."""
     name = path.name.lower()

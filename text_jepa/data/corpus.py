@@ -231,8 +231,8 @@ def load_columns(
     Raises:
         UsageError: A file or column is missing, a file cannot be read, or there is no text.
     """
-    paths = find_files(files, flag, mixed=True)
     sources = {name: _names(column) for name, column in columns.items()}
+    paths = find_files(files, flag, mixed=True, sources=_of_mixed(sources))
     form = _fit_form(Form(sources, quoting=quoting), paths)
     return _read_files(paths, flag, form, streaming=False, cache_dir=cache_dir)
 
@@ -246,6 +246,11 @@ def _form(arguments: CorpusArguments) -> Form:
     if arguments.view_column:
         sources["view"] = (arguments.view_column,)
     return Form(sources, arguments.sample_by, arguments.quoting)
+
+
+def _of_mixed(sources: Sources) -> Sources | None:
+    """The columns of tables that may lie among files without columns, which have no second text; or `None`."""
+    return sources if list(sources) == ["text"] else None
 
 
 def _fit_form(form: Form, paths: Sequence[str]) -> Form:
@@ -279,12 +284,14 @@ def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
 
 
 def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_length: int) -> Corpus:
-    train_files = find_files(arguments.train_file, "train_file", mixed=True)
+    form = _form(arguments)
+    sources = _of_mixed(form.sources)
+    train_files = find_files(arguments.train_file, "train_file", mixed=True, sources=sources)
     # All names are checked before anything is read.
     held_out_names = arguments.validation_file or _held_out_splits(arguments.train_file)
-    held_out_files = find_files(held_out_names, "validation_file", mixed=True, split="validation")
+    held_out_files = find_files(held_out_names, "validation_file", mixed=True, split="validation", sources=sources)
     train_files = _without_held_out(train_files, held_out_files)
-    form = _fit_form(_form(arguments), [*train_files, *held_out_files])
+    form = _fit_form(form, [*train_files, *held_out_files])
     form = form._replace(longest=_CHARACTERS_OF_TOKEN * max_document_length, with_file=not arguments.streaming)
     what = f"--train_file {arguments.train_file[0]}"
 

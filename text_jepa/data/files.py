@@ -15,7 +15,7 @@ import pyarrow
 from pyarrow import parquet
 
 from text_jepa.data.columns import Sources, has_column, missing_column, pick, root_of, wrong_column
-from text_jepa.data.compressed import FileError, name_wrong_byte, open_binary, open_text, suffix_of
+from text_jepa.data.compressed import FileError, NoSuchColumn, name_wrong_byte, open_binary, open_text, suffix_of
 from text_jepa.data.prose import (
     BEGINNING,
     HTML,
@@ -239,7 +239,7 @@ class _SeenColumns:
         if self.is_checked:
             return
         for name, column in sorted(self.missing):
-            raise FileError(f"{self.path}: {missing_column(column, list(self.names), name)}")
+            raise NoSuchColumn(f"{self.path}: {missing_column(column, list(self.names), name)}")
         for name, values in picked.items():
             kind = _kind_of_numbers(values) if is_text and len(self.sources[name]) == 1 else None
             if kind is not None and not (name == "label" and kind == "int64"):
@@ -298,6 +298,17 @@ def _read_text(path: str, form: Form) -> Iterator[pyarrow.Table]:
         if form.with_file and parts_of:
             columns["file"] = pyarrow.array([parts_of] * len(texts), pyarrow.string())
         yield pyarrow.table(columns)
+
+
+def lacks_columns(path: str, sources: Sources) -> bool:
+    """Whether the first rows of a table are whole, and have none of a column that is asked for."""
+    try:
+        next(read_tables(path, Form(sources, quoting="standard")), None)
+    except NoSuchColumn:
+        return True
+    except FileError:
+        return False  # which is said when it is read
+    return False
 
 
 def look_at_layout(path: str, form: Form) -> Layout:
@@ -421,7 +432,7 @@ def _check_schema(path: str, schema: pyarrow.Schema, sources: Sources) -> list[s
         for column in columns:
             root = root_of(column, schema.names)
             if root not in schema.names or (root != column and not _has_field(schema.field(root).type, column)):
-                raise FileError(f"{path}: {missing_column(column, schema.names, name)}")
+                raise NoSuchColumn(f"{path}: {missing_column(column, schema.names, name)}")
             kind = schema.field(root).type
             if pyarrow.types.is_primitive(kind) and not (name == "label" and _is_class(kind)):
                 raise FileError(f"{path}: {wrong_column(column, _name_of_type(kind), name)}")

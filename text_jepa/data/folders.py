@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from text_jepa.cli import UsageError
+from text_jepa.data.columns import Sources
 from text_jepa.data.compressed import COMPRESSED, suffix_of
-from text_jepa.data.files import BUILDERS, PROSE
+from text_jepa.data.files import BUILDERS, PROSE, lacks_columns
 from text_jepa.data.remote import local_names
+from text_jepa.errors import is_utf8
 
 
 logger = logging.getLogger(__name__)
@@ -24,17 +26,25 @@ _DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelo
 SHOWN_NAMES = 3
 
 
-def find_files(patterns: Sequence[str], flag: str, mixed: bool = False, split: str = "train") -> list[str]:
+def find_files(
+    patterns: Sequence[str],
+    flag: str,
+    mixed: bool = False,
+    split: str = "train",
+    sources: Sources | None = None,
+) -> list[str]:
     """Files named by paths, folders and globs, each sorted and each file once.
 
     A folder stands for all files of a known kind in it, however deep, but not for hidden ones and copies, nor for the
-    readme of a table. What else it holds is counted in one line of the log.
+    readme of a table, nor for tables without the columns asked for among files without columns, such as settings of
+    programs. What else it holds is counted in one line of the log.
 
     Args:
         patterns: Paths, folders and globs, or what fsspec opens, see `local_names`.
         flag: The flag that names them, for error messages.
         mixed: Whether files may be of different kinds.
         split: The split that the folder of a saved `DatasetDict` stands for.
+        sources: The columns asked for. Default: those of any table will do.
 
     Raises:
         UsageError: A name matches no file, the kinds of files are mixed or unknown, or most of a folder is not read.
@@ -42,7 +52,7 @@ def find_files(patterns: Sequence[str], flag: str, mixed: bool = False, split: s
     found = {}
     for pattern in patterns:
         for name in local_names(pattern, flag):
-            for path in _match(Path(name).expanduser(), pattern, flag, split):
+            for path in _match(Path(name).expanduser(), pattern, flag, split, sources):
                 found.setdefault(identity_of(path), path)
     paths = list(found.values())
     unknown = [path for path in paths if suffix_of(Path(path)) not in BUILDERS]
@@ -60,11 +70,13 @@ def identity_of(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _match(path: Path, pattern: str, flag: str, split: str) -> list[str]:
+def _match(path: Path, pattern: str, flag: str, split: str, sources: Sources | None) -> list[str]:
     if path.is_file():
         return [str(path)]
     if path.is_dir():
-        return _saved_files(path, split) if is_saved(path) else _files_of_folder(path, f"--{flag} {pattern}")
+        if is_saved(path):
+            return _saved_files(path, split)
+        return _files_of_folder(path, f"--{flag} {pattern}", sources)
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     files = sorted(str(match) for match in matches if match.is_file() and not _is_copy(match.name))
     if not files:
@@ -77,26 +89,42 @@ def _is_copy(name: str) -> bool:
     return name.startswith((".", "~", "#", "__MACOSX")) or name.endswith(("~", "#"))
 
 
-def _files_of_folder(folder: Path, what: str) -> list[str]:
+def _files_of_folder(folder: Path, what: str, sources: Sources | None) -> list[str]:
     known = []
     others = []
     for path in _walk(folder, what):
-        is_known = suffix_of(Path(path)) in BUILDERS and os.path.isfile(path)
+        is_known = suffix_of(Path(path)) in BUILDERS and os.path.isfile(path) and is_utf8(path)
         (known if is_known else others).append(path)
     if not known:
         raise UsageError(f"{what}: no {', '.join(BUILDERS)} file in this folder")
-    described = {os.path.dirname(path) for path in known if suffix_of(Path(path)) in TABLES}
+    foreign = set(_foreign_tables(known, sources))
+    described = {os.path.dirname(path) for path in known if _is_table(path) and path not in foreign}
     names = set(known)
     read = []
     for path in sorted(known):
-        is_description = Path(path).name.lower().startswith(_DESCRIPTIONS) and suffix_of(Path(path)) not in TABLES
         is_unpacked = path.endswith(COMPRESSED) and os.path.splitext(path)[0] in names
-        if is_unpacked or (is_description and described):
+        if is_unpacked or path in foreign or (_is_description(path) and described):
             others.append(path)
         else:
             read.append(path)
     _tell_others(read, sorted(others), what)
     return read
+
+
+def _is_table(path: str) -> bool:
+    return suffix_of(Path(path)) in TABLES
+
+
+def _is_description(path: str) -> bool:
+    return Path(path).name.lower().startswith(_DESCRIPTIONS) and not _is_table(path)
+
+
+def _foreign_tables(paths: Sequence[str], sources: Sources | None) -> list[str]:
+    """Tables without the columns asked for, if there are other texts beside them."""
+    are_texts = any(not _is_table(path) and not _is_description(path) for path in paths)
+    if sources is None or not are_texts:
+        return []
+    return [path for path in paths if _is_table(path) and lacks_columns(path, sources)]
 
 
 def _walk(folder: Path, what: str) -> Iterator[str]:
@@ -142,6 +170,7 @@ def _size(path: str) -> int:
 def list_names(paths: Sequence[str]) -> str:
     """The names of the first files, and how many more there are."""
     names = [os.path.basename(path) for path in paths[:SHOWN_NAMES]]
+    names = [name if is_utf8(name) else f"{name!a} (not UTF-8)" for name in names]
     more = len(paths) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")
 

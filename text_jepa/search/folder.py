@@ -10,7 +10,7 @@ import numpy as np
 
 from text_jepa.data.compressed import FileError, suffix_of
 from text_jepa.data.files import BUILDERS, PROSE, Form, read_paragraphs
-from text_jepa.errors import UsageError
+from text_jepa.errors import UsageError, is_utf8
 from text_jepa.search.index import FileState, Index, IndexedFile
 from text_jepa.search.passages import passages_of
 
@@ -59,11 +59,6 @@ def find_texts(folder: Path) -> dict[str, FileState]:
     if not found:
         raise UsageError(f"{folder}: holds no texts; name a folder with files of {', '.join(BUILDERS)}")
     return found
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a name or a word of the command line consists of characters; other bytes are half ones in Python."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _refuse(error: OSError) -> None:

@@ -61,6 +61,7 @@ def check_architecture(model: TextJepaForPreTraining) -> None:
                 f"{architecture}: the states of visible tokens depend on hidden ones, which the attention mask does "
                 f"not keep apart, so there is nothing left to predict; {_SUGGESTION}"
             )
+        _try_training(model, ids, visible, hidden)
         if config.text_config.num_hidden_layers == 0:
             return  # each token is by itself on purpose
         before = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
@@ -99,6 +100,19 @@ def _calm(model: TextJepaForPreTraining) -> Iterator[None]:
     finally:
         model.train(was_training)
         torch.set_rng_state(state)
+
+
+def _try_training(model: TextJepaForPreTraining, ids: torch.Tensor, visible: list[int], hidden: list[int]) -> None:
+    """Raises whatever an architecture raises in training alone, and leaves no gradients."""
+    model.train()
+    try:
+        with torch.enable_grad():
+            states = _visible_states(model, ids, visible, hidden)
+            if states.requires_grad:  # an encoder may be frozen
+                states.sum().backward()
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.eval()
 
 
 def _token_ids(config: TextJepaConfig, length: int) -> torch.Tensor:
