@@ -195,7 +195,7 @@ def test_minilm_is_adapted_takes_its_own_place_and_is_served_without_torch(minil
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["adapt.sh", "serve_onnx.py"])
+@pytest.mark.parametrize("name", ["search_a_folder.sh", "adapt.sh", "serve_onnx.py", "own_loss.py"])
 def test_an_example_has_at_most_15_lines_of_code(name):
     lines = (EXAMPLES / name).read_text().splitlines()
     code = [line for line in lines if line.strip() and not line.startswith(("#", '"""'))]
