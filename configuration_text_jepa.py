@@ -180,8 +180,9 @@ class TextJepaConfig(PreTrainedConfig):
             what differs from that.
         predictor_type (`"transformer"`, `"conv"` or `"mlp"`, *optional*, defaults to `"transformer"`):
             What predicts: a transformer over context and queries in which the spans do not see each other;
-            convolutions over the text with mask tokens in the gaps (the decoder of data2vec 2.0); or a perceptron for
-            each query by itself, which knows what `context_mode="mask_token"` or the pooled context tells it.
+            convolutions over the text with mask tokens in the gaps (the decoder of data2vec 2.0); or a perceptron that
+            is applied to each query alone, into which `context_mode="mask_token"` or the pooled context has to put
+            what it knows of the text.
         pred_hidden_size (`int`, *optional*):
             Width of the predictor. Defaults to half the encoder's, and to all of it for `"mlp"`.
         pred_num_hidden_layers (`int`, *optional*, defaults to 2):
@@ -208,7 +209,8 @@ class TextJepaConfig(PreTrainedConfig):
         pred_dropout (`float`, *optional*, defaults to 0.0):
             Dropout of what goes into the predictor's layers.
         pred_pooled_context (`bool`, *optional*):
-            Add the pooled context to every query. Defaults to `False`, but for an `"mlp"` that has nothing else.
+            Add the pooled context to every query. Defaults to `False`, and to `True` for an `"mlp"` without another
+            input.
         pooling (`"mean"`, `"cls"`, `"attention"` or `"idf"`, *optional*, defaults to `"mean"`):
             The vector of a text in document- and sentence-level terms and in `pred_pooled_context`: the mean of its
             tokens, the first token, a softmax-weighted mean with one learned query, or a mean weighted by the inverse

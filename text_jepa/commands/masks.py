@@ -49,7 +49,7 @@ class GalleryArguments:
     step: int = field(
         default=0, metadata={"help": "Optimizer step whose first batch is shown, in a run of one process."}
     )
-    html: str | None = field(default=None, metadata={"help": "Page to write too, which needs no other file."})
+    html: str | None = field(default=None, metadata={"help": "Also write an HTML page, which needs no other file."})
 
     def __post_init__(self):
         if self.texts < 1:

@@ -108,16 +108,16 @@ class CorpusArguments:
     sample_by: SampleBy = field(
         default="auto",
         metadata={
-            "help": "What a document is in a file without columns: a line, a paragraph, the whole file, or what the "
-            "file looks like (auto): a line of a list of texts; of prose the file, divided at sections and paragraphs "
-            "where it is long."
+            "help": "What counts as a document in a file without columns: a line, a paragraph, the whole file, or "
+            "what the file looks like (auto): each line of a list of texts; prose as a whole, divided at sections and "
+            "paragraphs where it is long."
         },
     )
     drop_repeats: DropRepeats = field(
         default="files",
         metadata={
-            "help": "What is left out because it is there before: nothing (none); files, or parts of them, that are "
-            "copies (files); also equal rows and lines (documents); also lines that many documents share (lines)."
+            "help": "Repeated texts to leave out: none; copies of files and of parts of them (files); also equal rows "
+            "and lines (documents); also lines that many documents share (lines)."
         },
     )
     quoting: Quoting = field(

@@ -54,8 +54,8 @@ class ModelArguments:
     add_words: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Words that the tokenizer gets as tokens of their own: a file with one on each line, or a list. "
-            "Their embeddings begin as the mean of those of their pieces."
+            "help": "Words to add to the tokenizer as single tokens: a file with one on each line, or a list. Their "
+            "embeddings start as the mean of those of their pieces."
         },
     )
     tokenizer_type: Literal["wordpiece", "bpe"] = field(
@@ -420,7 +420,7 @@ class TextJepaTrainingArguments(TrainingArguments):
         },
     )
     max_steps: int = field(
-        default=-1, metadata={"help": "Optimizer steps. Default: what --num_train_epochs makes of the texts."}
+        default=-1, metadata={"help": "Optimizer steps. Default: as many as --num_train_epochs takes."}
     )
     num_train_epochs: float | None = field(
         default=None,
@@ -432,8 +432,8 @@ class TextJepaTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Resume a run: auto takes the newest whole checkpoint of --output_dir, if there is one; or a "
-            "checkpoint's folder."
+            "help": "Resume a run: from the newest complete checkpoint of --output_dir, if there is one (auto), or "
+            "from the folder of a checkpoint."
         },
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate (5e-5 suits a trained encoder)."})
@@ -451,7 +451,7 @@ class TextJepaTrainingArguments(TrainingArguments):
         },
     )
     logging_steps: float = field(
-        default=50, metadata={"help": "Steps between two log entries and looks for collapse."}
+        default=50, metadata={"help": "Steps between two log entries, which also check for collapse."}
     )
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
     logging_nan_inf_filter: bool = field(
