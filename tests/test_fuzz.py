@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -23,6 +24,7 @@ from conftest import CASES, TEXTS
 from datasets import Dataset
 from hub_server import HubServer, Repository
 from huggingface_hub import constants
+from huggingface_hub.utils import _http
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import DistilBertConfig
@@ -172,6 +174,8 @@ def place(tmp_path_factory, tokenizer):
     """A folder with a corpus and a plain encoder, as they should be."""
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "good.txt").write_text("\n".join(LINES) + "\n")
+    (folder / "texts").mkdir()
+    (folder / "texts" / "a.txt").write_text(TEXTS[0])
     (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (folder / "good.json").write_text(json.dumps(ROWS))
     (folder / "good.csv").write_text("text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in ROWS))
@@ -286,6 +290,48 @@ def test_a_foreign_value_in_a_file_of_an_encoder_is_taken_or_refused(place, name
         (folder / name).write_text(json.dumps(replaced(content, at, value)))
         argv = ["weights", folder, output, "--texts", place / "good.txt"]
         right_or_refused(output, "export", *argv)
+
+
+NAMES_OF_ENCODERS = [
+    "",
+    " ",
+    ".",
+    "..",
+    "~",
+    "/",
+    "/no/such",
+    "./x",
+    "a/b",
+    "a/b/c",
+    "C:\\x",
+    "ü",
+    "x" * 300,
+    "\udcff",
+    "a b",
+]
+
+
+@fuzzed
+@given(
+    name=st.one_of(st.sampled_from(NAMES_OF_ENCODERS), st.text(max_size=12)),
+    command=st.sampled_from(["pretrain", "tokenizer", "adapt", "probe", "export", "push", "search", "code"]),
+)
+def test_any_name_of_an_encoder_is_opened_or_refused(place, name, command):
+    """Offline, so that no name is on the Hub."""
+    texts = place / "good.txt"
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "out")
+        words = {
+            "pretrain": pretrain(place, output, "--model_name_or_path", name),
+            "tokenizer": pretrain(place, output, "--tokenizer_name", name, "--prepare_only"),
+            "adapt": ["adapt", name, texts, *adaptation(place, output)],
+            "probe": ["probe", name, "--task_file", place / "good.jsonl", "--mode", "knn", "--no_controls"],
+            "export": ["export", "weights", name, output, "--texts", texts],
+            "push": ["export", "push", name, "me/encoder"],
+            "search": ["search", place / "texts", "lamp", "--encoder", name, "--index", Path(folder, "index")],
+            "code": pretrain(place, output, "--allow_remote_code", name),
+        }
+        right_or_refused(output, *words[command])
 
 
 @fuzzed
@@ -588,6 +634,7 @@ def pointer(content):
 def hub(place, tmp_path, monkeypatch):
     """A Hub with the encoder as `me/encoder`, which the client of this process asks, with an empty cache."""
     with HubServer() as server:
+        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))  # before it tries again
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)

@@ -274,6 +274,9 @@ def parse_arguments(
         parser.error(f"unknown argument {name}{_replacement(name.lstrip('-'), flags, renamed or {})}")
     try:
         return tuple(_instance(argument_class, namespace) for argument_class in argument_classes)
+    except json.JSONDecodeError as error:
+        named = [name for name, value in vars(namespace).items() if value == error.doc]
+        raise UsageError(f"{' or '.join(f'--{name}' for name in named)}: not JSON: {error}") from error
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -28,7 +28,7 @@ WORKS = """
     save_strategy save_steps save_total_limit push_to_hub hub_token hub_strategy load_best_model_at_end
     ignore_data_skip full_determinism seed data_seed use_cpu accelerator_config dataloader_drop_last
     dataloader_num_workers dataloader_in_order train_sampling_strategy ddp_find_unused_parameters ddp_bucket_cap_mb
-    ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout resume_from_checkpoint debug skip_memory_metrics
+    ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout resume_from_checkpoint skip_memory_metrics
 """
 
 # What changes nothing that matters, and is written by habit or by launchers.
@@ -78,6 +78,13 @@ def run(tmp_path, monkeypatch, capsys):
         (["--fp16_full_eval"], ["--fp16_full_eval", "precision of training"]),
         (["--metric_for_best_model", "eval_loss"], ["--metric_for_best_model has no effect", "--load_best"]),
         (["--dataloader_prefetch_factor", "2"], ["--dataloader_prefetch_factor", "--dataloader_num_workers"]),
+        (
+            ["--dataloader_num_workers", "1", "--dataloader_prefetch_factor", "0"],
+            ["--dataloader_prefetch_factor", "at least 1"],
+        ),
+        (["--debug", "underflow_overflow"], ["--debug has no use here", "leave it out"]),
+        (["--learning_rate", "inf"], ["--learning_rate must be finite"]),
+        (["--accelerator_config", "{bad"], ["--accelerator_config: not JSON"]),
         (["--max_steps", "0"], ["--max_steps", "above 0, got 0"]),
         (["--max_steps", "-3"], ["--max_steps", "got -3"]),
         (["--num_train_epochs", "0"], ["--num_train_epochs 0", "no step"]),

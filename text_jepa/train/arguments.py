@@ -1,6 +1,7 @@
 """The arguments of a pretraining run: encoder, texts, masks and views, objective, training."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -385,6 +386,7 @@ _LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": 1,
     "learning_rate": 0,
     "predictor_learning_rate": 0,
     "embedding_learning_rate": 0,
@@ -527,6 +529,9 @@ class TextJepaTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise ValueError(f"--{name} must be at least {bound}, got {value}")
+        for name in (*_LEAST, *_POSITIVE):
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"--{name} must be finite, got inf")
         for name in ("seed", "data_seed"):
             value = getattr(self, name)
             if value is not None and value > _LARGEST_SEED:

@@ -49,6 +49,7 @@ REFUSED = {
     "auto_find_batch_size": "restarts from half-trained weights; lower the batch size yourself",
     "batch_eval_metrics": "evaluation computes losses only; leave it out",
     "bf16_full_eval": "evaluation has the precision of training; use --bf16, or leave it out",
+    "debug": "looks through outputs that are numbers alone; leave it out, a step that is not finite is kept anyway",
     "deepspeed": "is not supported; FSDP2 is: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
     "do_predict": "a run pretrains; `text-jepa probe` scores the encoder",
     "enable_jit_checkpoint": "leave it out; SIGTERM always saves a checkpoint after the step at hand",
