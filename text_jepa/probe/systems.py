@@ -59,7 +59,7 @@ def newest_run() -> str:
     """
     runs = sorted(Path("runs").glob("*/modules.json"), key=lambda path: path.stat().st_mtime)
     if not runs:
-        raise UsageError("no encoder in runs/; train one with `make pretrain`, or name one")
+        raise UsageError("no encoder in runs/; train one with `text-jepa pretrain TEXTS`, or name one")
     return str(runs[-1].parent)
 
 
