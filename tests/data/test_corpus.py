@@ -769,6 +769,16 @@ def test_equal_documents_of_a_stream_are_held_out_together(tmp_path, load):
     assert not set(texts_of(corpus["validation"])) & set(texts_of(corpus["train"]))
 
 
+@pytest.mark.parametrize("row", ["null", "3", "{"])
+@pytest.mark.parametrize("name", ["train.jsonl", "data/train.json"])
+def test_a_row_of_a_dataset_that_is_no_object_is_named_by_its_file(tmp_path, load, name, row):
+    """At a row that is null the reader of pyarrow ends the process."""
+    (tmp_path / "set" / name).parent.mkdir(parents=True)
+    (tmp_path / "set" / name).write_text(f'{row}\n{{"text": "a"}}\n')
+    with pytest.raises(UsageError, match=rf"--dataset_name .*{name}(, line 1)?: (no|cannot)"):
+        load(dataset_name=str(tmp_path / "set"))
+
+
 def test_a_folder_with_splits_is_loaded_like_a_dataset_of_the_hub(tmp_path, load):
     parts = {"train": documents(20), "test": documents(5, seed=1)}
     (tmp_path / "set").mkdir()

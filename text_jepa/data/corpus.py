@@ -32,7 +32,7 @@ from text_jepa.data.folders import (
 )
 from text_jepa.data.held_out import count_shared, hold_out, hold_out_of_stream, warn_of_shared
 from text_jepa.data.prose import HTML, PLAIN
-from text_jepa.data.reading import Source, reading
+from text_jepa.data.reading import Source, check_rows, reading
 from text_jepa.data.repeats import boilerplate_lines, first_of_equals, near_copies, without_lines
 from text_jepa.data.rows import Quoting
 from text_jepa.data.texts_builder import read_texts
@@ -464,6 +464,9 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
         return _select_text(part, sources, source.name)
 
     with reading(*source):
+        if not on_disk and Path(dataset).is_dir():
+            files = datasets.load_dataset_builder(dataset, config, cache_dir=cache_dir).config.data_files or {}
+            check_rows([path for paths in files.values() for path in paths], "--dataset_name")
         known = splits_of_saved(Path(dataset)) if on_disk else datasets.get_dataset_split_names(dataset, config)
         if arguments.dataset_split not in known:
             raise UsageError(f"--dataset_split {arguments.dataset_split}: {dataset} has the splits {', '.join(known)}")

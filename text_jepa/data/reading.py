@@ -3,6 +3,7 @@
 import contextlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import datasets
@@ -10,8 +11,8 @@ from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowException
 
 from text_jepa.cli import UsageError
-from text_jepa.data.compressed import FileError
-from text_jepa.data.files import Form, read_tables
+from text_jepa.data.compressed import FileError, suffix_of
+from text_jepa.data.files import BUILDERS, Form, read_tables
 
 
 # What the datasets library and its readers raise for data that are not what they seem.
@@ -73,6 +74,24 @@ def read_rows(rows: Iterable[dict], source: Source) -> Iterator[dict]:
     """The rows of a stream, which may turn out to be damaged far behind its beginning; see `reading`."""
     with reading(*source):
         yield from rows
+
+
+def check_rows(paths: Sequence[str | Path], what: str) -> None:
+    """Checks the JSON files among these before the datasets library reads them.
+
+    The reader of pyarrow ends the process at a row that is null.
+
+    Args:
+        paths: Files of any kind.
+        what: The flag, for error messages; or nothing.
+
+    Raises:
+        UsageError: A row is damaged.
+    """
+    files = [str(path) for path in paths if BUILDERS.get(suffix_of(Path(path)), ("",))[0] == "json"]
+    damage = _find_damage(files)
+    if damage is not None:
+        raise UsageError(f"{what} {damage}".strip())
 
 
 def _find_damage(paths: Sequence[str]) -> str | None:

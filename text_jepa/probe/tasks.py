@@ -23,9 +23,9 @@ from datasets import Dataset, load_dataset
 
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.compressed import FileError, suffix_of
-from text_jepa.data.files import BUILDERS, Form, check_table, read_tables
+from text_jepa.data.files import BUILDERS, check_table
 from text_jepa.data.folders import find_files
-from text_jepa.data.reading import reading
+from text_jepa.data.reading import check_rows, reading
 from text_jepa.data.rows import Quoting
 
 
@@ -328,8 +328,7 @@ def read_table(
         options = {**options, "keep_default_na": False, "na_values": missing_labels}
         if quoting is not None:
             options |= _read_alike(paths, quoting)
-    if builder == "json":
-        _check_rows(paths)
+    check_rows(paths, "")
     with reading(what):
         return load_dataset(
             builder,
@@ -338,17 +337,6 @@ def read_table(
             cache_dir=cache_dir,
             **options,
         )
-
-
-def _check_rows(paths: Sequence[Path]) -> None:
-    """Raises UsageError for a damaged row. The reader of pyarrow ends the process at one that is null."""
-    nothing = Form(sources={})
-    try:
-        for path in paths:
-            for _ in read_tables(str(path), nothing):
-                pass
-    except FileError as error:
-        raise UsageError(str(error)) from error
 
 
 def _read_alike(paths: Sequence[Path], quoting: Quoting) -> dict[str, Any]:
