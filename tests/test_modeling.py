@@ -748,9 +748,10 @@ def steps(model, batch, count, after=lambda model: None):
         after(model)
 
 
-def test_training_without_updates_of_the_target_encoder_says_so_once(make_model, batch):
+@pytest.mark.parametrize("fields", [{}, {"context_mode": "attention_mask"}, {"token_loss_weight": 0.1}], ids=str)
+def test_training_without_updates_of_the_target_encoder_says_so_once(make_model, batch, fields):
     with pytest.warns(UserWarning, match="target encoder has not moved.*EmaTargetEncoderCallback") as warned:
-        steps(make_model(), batch, 33)
+        steps(make_model(**fields), batch, 33)
     assert len(warned) == 1
 
 
