@@ -77,6 +77,7 @@ def test_stored_help_is_that_of_the_code():
 def test_help_and_version_are_answered_without_torch():
     code = (
         "import contextlib, sys\n"
+        "sys.argv[0] = 'bin/text-jepa'\n"
         "from text_jepa.commands.main import main\n"
         "for words in (['--version'], ['--help'], ['pretrain', '-h'], ['probe', '--help']):\n"
         "    sys.argv[1:] = words\n"

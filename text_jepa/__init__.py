@@ -1,11 +1,12 @@
 """Text-JEPA: a text encoder trained by predicting latent representations, native to Hugging Face transformers.
 
-The public names are imported on first use, as those of transformers are. The first one that is used registers the
-model with the Auto classes, so that `AutoModel.from_pretrained` opens a Text-JEPA folder without remote code; `import
-text_jepa.registration` does only that.
+Importing the package registers the model with the Auto classes, so that `AutoModel.from_pretrained` opens a Text-JEPA
+folder without remote code. The public names are imported on first use, as those of transformers are.
 """
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
@@ -59,10 +60,14 @@ _MODULE_OF = {name: module for module, names in _PUBLIC_NAMES.items() for name i
 __all__ = list(_MODULE_OF)
 
 
+# In the command, what opens a model registers it: help and a search in a complete index do without PyTorch.
+if [Path(word).stem for word in sys.argv[:1]] != ["text-jepa"]:
+    importlib.import_module("text_jepa.registration")
+
+
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'text_jepa' has no attribute '{name}'")
-    importlib.import_module("text_jepa.registration")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
