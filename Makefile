@@ -15,7 +15,7 @@ setup: .venv/installed  ## Create .venv with the tested versions
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs,st,mteb,onnx,bench]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs,st,mteb,onnx,bench,lora]'
 	@touch $@
 
 pretrain: setup  ## Train the default encoder on the built-in corpus (RUN=folder)
