@@ -3,6 +3,7 @@
     python benchmarks/report.py
     python benchmarks/report.py --add runs/compare-documents
     python benchmarks/report.py --pretrained runs/tiny_cpu
+    python benchmarks/report.py --released runs/wikipedia-short
     python benchmarks/report.py --card runs/compare-documents/seed1/default
 
 docs/results.yaml lists the questions of the page. Each names a comparison, which is the file of the same name in
@@ -11,7 +12,8 @@ from the comparison as well: `{lead:mlm:STS-B}` is how far the reference is ahea
 score of `mlm`. Beside each question stand a picture with the intervals of all systems, a table, and a CSV file with
 all figures by seed. --add takes the figures of a folder that benchmarks/compare.py has filled. --pretrained takes
 verdict, log and recipe of a run of `make pretrain`, of which the claim and the lines of the log in README.md,
-docs/index.md and docs/quickstart.md are made. A run of another recipe than today's is refused.
+docs/index.md and docs/quickstart.md are made. --released shows the card of a run of the default recipe in
+docs/released-encoder.md. A run of another recipe than today's is refused.
 """
 
 import argparse
@@ -39,6 +41,9 @@ LOG = "log"
 # The run of `make pretrain`: its name in docs/assets, and the recipe of it and of longer runs.
 PRETRAINED = "make-pretrain"
 RECIPES = ("configs/tiny_cpu.yaml", "configs/default.yaml")
+# The encoder whose card is shown: its name in docs and docs/assets, and the place of the card.
+RELEASED = "released-encoder"
+CARD = "card"
 
 Results = Mapping[str, Any]
 
@@ -79,6 +84,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", nargs="+", type=Path, default=[], metavar="FOLDER", help="filled by compare.py")
     parser.add_argument("--pretrained", type=Path, metavar="RUN", help="folder of `make pretrain`")
+    parser.add_argument("--released", type=Path, metavar="RUN", help="folder of a run of configs/default.yaml")
     parser.add_argument("--card", type=Path, metavar="ENCODER", help="folder whose README.md gets the first table")
     args = parser.parse_args(argv)
     assets = root / "docs/assets"
@@ -86,6 +92,11 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
         add(folder, assets)
     if args.pretrained:
         store(args.pretrained, assets / PRETRAINED, RECIPES, kept=["metrics.jsonl", "verdict.json"])
+    if args.released:
+        kept = ["metrics.jsonl", "verdict.json", "curves.png"]
+        store(args.released, assets / RELEASED, RECIPES[1:], kept)
+        card = (args.released / "README.md").read_text(encoding="utf-8")
+        put(as_section(card, f"assets/{RELEASED}"), root / f"docs/{RELEASED}.md", CARD)
     page = read_page(root / "docs/results.yaml")
     first = page.questions[0]
     table = table_of(first, read(assets, first.comparison))
@@ -339,6 +350,19 @@ def draw_over_time(question: Question, results: Results, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=9)
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def as_section(card: str, assets: str) -> str:
+    """A model card as a part of a page: without its metadata, headings one level lower, pictures from `assets`."""
+    _, _, body = card.partition("\n---\n")
+    body = body.strip().replace("(curves.png)", f"({assets}/curves.png)")
+    lines = []
+    is_code = False
+    for line in body.split("\n"):
+        is_code ^= line.startswith("```")
+        is_heading = line.startswith("#") and not is_code
+        lines.append(f"#{line}" if is_heading else line)
+    return "\n".join(lines)
 
 
 def put(

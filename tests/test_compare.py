@@ -504,6 +504,12 @@ def test_a_card_gets_the_first_table_once_with_its_command(found, report, root):
         report.main(["--card", str(root / "nowhere")], root)
 
 
+def test_a_card_is_shown_without_metadata_one_level_lower(report):
+    card = "---\ntags:\n- one\n---\n\n# Name\n\n```python\n# a comment\n```\n\n## Use\n\n![curves](curves.png)\n"
+    expected = "## Name\n\n```python\n# a comment\n```\n\n### Use\n\n![curves](assets/run/curves.png)"
+    assert report.as_section(card, "assets/run") == expected
+
+
 def test_a_folder_without_results_changes_nothing(report, root):
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match=r"run benchmarks/compare\.py"):

@@ -228,6 +228,7 @@ def test_marks_of_transformers_in_docstrings_become_links_and_plain_types():
 STORED = sorted(path.parent for path in (DOCS / "assets").rglob("recipe.json"))
 REMEDY = {
     "make-pretrain": "run make pretrain and benchmarks/report.py --pretrained RUN",
+    "released-encoder": "run the command of docs/released-encoder.md and benchmarks/report.py --released RUN",
     "gallery": "run make pretrain and benchmarks/gallery.py RUN",
 }
 
