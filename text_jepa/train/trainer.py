@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.hub import PushInProgress
 
 from configuration_text_jepa import LOSS_TERMS, TextJepaConfig
-from modeling_text_jepa import TextJepaForPreTraining, has_adapters, plain_weights
+from modeling_text_jepa import TextJepaForPreTraining, has_adapters
 from text_jepa.cli import UsageError
 from text_jepa.data.batching import BatchesOfProcesses, LengthGroupedSampler, TextsWithSteps
 from text_jepa.data.collator import DataCollatorForTextJepa
@@ -36,6 +36,7 @@ from text_jepa.share import hub
 from text_jepa.share.export import export_encoder
 from text_jepa.share.model_card import describe_run, write_card_info, write_model_card
 from text_jepa.train import checkpointing
+from text_jepa.train.adapters import below_adapters
 from text_jepa.train.arguments import TextJepaTrainingArguments, fingerprint_of_arguments
 from text_jepa.train.callbacks import (
     NONFINITE_LIMIT,
@@ -145,7 +146,7 @@ class TextJepaTrainer(Trainer):
         card_info: Mapping[str, Any] | None = None,
         **kwargs,
     ):
-        model = _below_adapters(model)
+        model = below_adapters(model)
         _check_mask_tokens(model, data_collator)
         self.train_sampler: LengthGroupedSampler | None = None
         self.eval_collator = copy.deepcopy(data_collator)
@@ -744,38 +745,6 @@ class TextJepaTrainer(Trainer):
             logger.warning(f"{message}: {error}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _below_adapters(model: torch.nn.Module) -> TextJepaForPreTraining:
-    """The model that `get_peft_model` has put adapters into, in place: training needs nothing of the one around it.
-
-    What stands around the encoder is new, and trains as a whole.
-
-    Raises:
-        UsageError: The adapters are of a kind that cannot be merged into the weights.
-    """
-    if hasattr(model, "active_peft_config"):
-        _refuse_prompts(model)
-        model = model.get_base_model()
-        for name, parameter in model.named_parameters():
-            is_of_encoder = name.startswith(("model.", "target_encoder."))
-            if not is_of_encoder and ".original_module." not in name:
-                parameter.requires_grad_(True)
-    encoder = model.model.encoder
-    if has_adapters(encoder):
-        if hasattr(encoder, "active_peft_config"):
-            _refuse_prompts(encoder)
-        try:
-            plain_weights(encoder)
-        except ValueError as error:
-            raise UsageError(f"{error}; train with LoraConfig(), without use_dora and lora_bias") from error
-    return model
-
-
-def _refuse_prompts(model: torch.nn.Module) -> None:
-    config = model.active_peft_config
-    if config.is_prompt_learning:
-        raise UsageError(f"{type(config).__name__} of PEFT learns no weights of the encoder to export; use LoraConfig")
 
 
 def _check_mask_tokens(
