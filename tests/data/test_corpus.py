@@ -115,6 +115,47 @@ def test_tables_of_other_columns_among_prose_are_counted_and_not_read(tmp_path, 
     assert find_files([str(notes)], "train_file", mixed=True, sources=sources) == [str(notes / name)]
 
 
+@pytest.mark.parametrize(
+    ("files", "held_out", "taken"),
+    [
+        (["train.jsonl", "validation.jsonl", "test.jsonl"], ["validation.jsonl"], ["validation.jsonl", "test.jsonl"]),
+        (["train.txt", "test.txt"], ["test.txt"], ["test.txt"]),
+        (["wiki/Train.jsonl", "wiki/dev.jsonl", "more.jsonl"], ["wiki/dev.jsonl"], ["wiki/dev.jsonl"]),
+        (
+            ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "val-00000-of-00001.jsonl"],
+            ["val-00000-of-00001.jsonl"],
+            ["val-00000-of-00001.jsonl"],
+        ),
+        (["dev.txt", "test.txt", "training-plan.txt"], None, []),
+    ],
+)
+def test_splits_of_a_folder_are_known_by_the_names_of_their_files(tmp_path, load, caplog, files, held_out, taken):
+    texts = {name: [f"{name} {text}" for text in documents(20)] for name in files}
+    for name in files:
+        write(tmp_path / "set" / name, texts[name])
+    with caplog.at_level("WARNING"):
+        corpus = load([str(tmp_path / "set")])
+    trained = [name for name in files if name not in taken]
+    if held_out is None:
+        assert {text.split()[0] for text in texts_of(corpus["train"])} == set(files)
+        assert "by name" not in caplog.text
+        return
+    assert sorted(texts_of(corpus["train"])) == sorted(text for name in trained for text in texts[name])
+    assert sorted(texts_of(corpus["validation"])) == sorted(text for name in held_out for text in texts[name])
+    assert "not trained on, by name" in caplog.text
+    # Files that are named are trained on.
+    named = load([str(tmp_path / "set" / name) for name in files])
+    assert len(named["train"]) + len(named["validation"]) == 20 * len(files)
+
+
+def test_a_validation_file_that_is_named_comes_before_that_of_the_folder(tmp_path, load):
+    for name in ("set/train.jsonl", "set/validation.jsonl", "other.jsonl"):
+        write(tmp_path / name, [f"{name} {text}" for text in documents(20)])
+    corpus = load([str(tmp_path / "set")], [str(tmp_path / "other.jsonl")])
+    assert {text.split()[0] for text in texts_of(corpus["train"])} == {"set/train.jsonl"}
+    assert {text.split()[0] for text in texts_of(corpus["validation"])} == {"other.jsonl"}
+
+
 def test_names_that_are_not_utf_8_are_counted_and_not_read(tmp_path, caplog):
     (tmp_path / "a.md").write_text("The boats came home before the storm.\n" * 5)
     for name in (b"caf\xe9.md", b"\xff.txt", b"d\xe9r"):

@@ -23,6 +23,7 @@ from text_jepa.data.files import PROSE, Form, SampleBy, look_at_layout
 from text_jepa.data.folders import (
     SHOWN_NAMES,
     TABLES,
+    files_of_splits,
     find_files,
     identity_of,
     is_saved,
@@ -291,6 +292,7 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
     held_out_names = arguments.validation_file or _held_out_splits(arguments.train_file)
     held_out_files = find_files(held_out_names, "validation_file", mixed=True, split="validation", sources=sources)
     train_files = _without_held_out(train_files, held_out_files)
+    train_files, held_out_files = _take_out_splits(train_files, held_out_files, arguments.train_file)
     form = _fit_form(form, [*train_files, *held_out_files])
     form = form._replace(longest=_CHARACTERS_OF_TOKEN * max_document_length, with_file=not arguments.streaming)
     what = f"--train_file {arguments.train_file[0]}"
@@ -353,6 +355,25 @@ def _held_out_splits(names: Sequence[str]) -> list[str]:
     """The held-out splits of folders that `DatasetDict.save_to_disk` wrote."""
     folders = [Path(name).expanduser() for name in names]
     return [str(folder) for folder in folders if saved_splits(folder, "validation")]
+
+
+def _take_out_splits(
+    train_files: list[str], held_out_files: list[str], names: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The files to train on and those held out, where files of folders are named as splits: no test is trained on."""
+    folders = [Path(name).expanduser() for name in names]
+    folders = [folder for folder in folders if folder.is_dir()]
+    in_folders = [path for path in train_files if any(Path(path).is_relative_to(folder) for folder in folders)]
+    validation, test = files_of_splits(in_folders)
+    taken = [*validation, *test]
+    if not taken:
+        return train_files, held_out_files
+    line = f"--train_file: not trained on, by name: {list_names(taken)}"
+    if not held_out_files:
+        held_out_files = validation or test
+        line += f"; held out: {list_names(held_out_files)}"
+    logger.warning(f"{line}; to train on them, name the files")
+    return [path for path in train_files if path not in taken], held_out_files
 
 
 def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list[str]:

@@ -5,7 +5,8 @@ import json
 import logging
 import mimetypes
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from text_jepa.cli import UsageError
@@ -21,6 +22,16 @@ logger = logging.getLogger(__name__)
 # Kinds of files with columns, and files beside them in a folder that describe them.
 TABLES = set(BUILDERS) - set(PROSE)
 _DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing")
+
+# How files of splits are called, as the datasets library writes and reads them: validation-00000-of-00002.parquet.
+_SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(-\d+-of-\d+)?")
+_HELD_OUT = {
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 
 # Names of files that are shown of many.
 SHOWN_NAMES = 3
@@ -62,6 +73,24 @@ def find_files(
     if not mixed and any(BUILDERS[suffix] != BUILDERS[suffixes[0]] for suffix in suffixes):
         raise UsageError(f"--{flag}: files of different kinds ({', '.join(suffixes)}); name one kind, e.g. '*.jsonl'")
     return paths
+
+
+def files_of_splits(paths: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The files for validation and for tests, by their names, of folders with a file of the split `train`, too."""
+    by_folder = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        match = _SPLIT_NAME.fullmatch(name.partition(".")[0].lower())
+        if match:
+            split = _HELD_OUT.get(match[1], "train")
+            by_folder.setdefault(folder, {}).setdefault(split, []).append(path)
+    validation = []
+    test = []
+    for splits in by_folder.values():
+        if "train" in splits:
+            validation += splits.get("validation", [])
+            test += splits.get("test", [])
+    return validation, test
 
 
 def identity_of(path: str) -> tuple[int, int]:
