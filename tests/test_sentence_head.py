@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig, BertModel
 
 import run_pretraining
 from text_jepa.cli import UsageError
 from text_jepa.commands.export import main as export
 from text_jepa.commands.plot import embed
-from text_jepa.embeddings import embed_layers, embed_texts, finish_vectors, open_encoder
+from text_jepa.embeddings import embed_layers, embed_texts, finish_vectors, open_encoder, token_weights
 
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -91,6 +92,104 @@ def test_maximum_of_a_long_text_is_that_of_its_windows(save):
     encoder = open_encoder(str(save(pooling="max")), max_length=8)
     text = " ".join(SHORT)
     assert np.isfinite(embed_texts(encoder, [text, "bread"])).all()
+
+
+def change(file, **fields):
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.exists() else {}), **fields}))
+
+
+def test_vectors_are_cut_as_the_folder_says(save):
+    folder = save(normalize=True)
+    change(folder / "config_sentence_transformers.json", truncate_dim=4)
+    vectors = embed_texts(open_encoder(str(folder)), SHORT)
+    assert vectors.shape == (3, 4)
+    np.testing.assert_allclose(vectors, vectors_of(folder), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sentence_roberta_config.json", "sentence_distilbert_config.json"])
+def test_length_is_read_under_the_older_names_of_its_file(save, name):
+    folder = save()
+    (folder / "sentence_bert_config.json").unlink()
+    (folder / name).write_text('{"max_seq_length": 4, "do_lower_case": false}')
+    encoder = open_encoder(str(folder))
+    assert encoder.max_length == 4
+
+
+def test_first_token_is_that_of_the_text_where_padding_is_on_the_left(save):
+    encoder = open_encoder(str(save(pooling="cls")))
+    encoder.tokenizer.padding_side = "left"
+    together = embed_texts(encoder, SHORT)
+    np.testing.assert_allclose(token_weights_of(encoder, SHORT).sum(1), 1)
+    assert together.shape == (3, 16)
+
+
+def token_weights_of(encoder, texts):
+    """The weights of a padded batch, of which the one that counts is on a token of its text."""
+    batch = encoder.tokenizer(texts, padding=True, return_tensors="pt")
+    weights = token_weights(encoder, batch)
+    assert (weights * batch["attention_mask"]).sum() == len(texts)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "fragment"),
+    [
+        ("2_Dense/config.json", {"out_features": 9}, r"module Dense \(2_Dense\) cannot be read"),
+        ("2_Dense/config.json", {"in_features": "many"}, r"module Dense \(2_Dense\) cannot be read"),
+        ("2_Dense/config.json", {"activation_function": 3}, r"module Dense \(2_Dense\) cannot be read"),
+        (
+            "2_Dense/config.json",
+            {"activation_function": "torch.nn.Linear"},
+            r"module Dense \(2_Dense\) cannot be read",
+        ),
+        (
+            "2_Dense/config.json",
+            {"module_input_name": "token_embeddings"},
+            "has the module_input_name token_embeddings",
+        ),
+        ("config_sentence_transformers.json", {"truncate_dim": "4"}, "truncate_dim is '4'"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "zz"}, "no such prompt"),
+        ("config_sentence_transformers.json", {"prompts": {"a": 3}, "default_prompt_name": "a"}, "no such prompt"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "small letters"),
+    ],
+)
+def test_a_head_that_would_give_other_vectors_is_one_line(save, file, fields, fragment):
+    folder = save(dense=True)
+    change(folder / file, **fields)
+    change(folder / "tokenizer_config.json", do_lower_case=False)
+    with pytest.raises(UsageError, match=fragment):
+        open_encoder(str(folder))
+
+
+def test_weights_of_a_dense_layer_that_are_cut_off_are_one_line(save):
+    folder = save(dense=True)
+    weights = folder / "2_Dense/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:40])
+    with pytest.raises(UsageError, match=r"module Dense \(2_Dense\) cannot be read"):
+        open_encoder(str(folder))
+
+
+def test_a_dense_layer_of_another_width_is_one_line(save):
+    folder = save(dense=True)
+    change(folder / "2_Dense/config.json", in_features=12)
+    weights = {"linear.weight": torch.zeros(8, 12), "linear.bias": torch.zeros(8)}
+    save_file(weights, folder / "2_Dense/model.safetensors")
+    with pytest.raises(UsageError, match="do not take the 16 features"):
+        open_encoder(str(folder))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [["Dense", "Pooling"], ["Pooling", "Pooling"], ["Dense"], ["Normalize", "Pooling"]],
+)
+def test_modules_in_another_order_are_one_line(save, kinds):
+    folder = save(dense=True, normalize=True)
+    listed = json.loads((folder / "modules.json").read_text())
+    by_kind = {module["type"].rpartition(".")[2]: module for module in listed}
+    chosen = [by_kind["Transformer"], *(by_kind[kind] for kind in kinds)]
+    (folder / "modules.json").write_text(json.dumps(chosen))
+    with pytest.raises(UsageError, match="do not pool once and first"):
+        open_encoder(str(folder))
 
 
 @pytest.mark.parametrize(

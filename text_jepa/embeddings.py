@@ -25,7 +25,14 @@ from text_jepa.cli import UsageError
 from text_jepa.data.tokenization import special_tokens_around, vocabulary
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
 from text_jepa.opening import check_loaded, read_config, read_tokenizer, readable
-from text_jepa.sentence_head import SentenceHead, file_of, kept_head, read_head, read_json
+from text_jepa.sentence_head import (
+    SentenceHead,
+    file_of,
+    kept_head,
+    read_head,
+    read_json,
+    settings_of_transformer,
+)
 
 
 Which = Literal["target", "context"]
@@ -123,6 +130,7 @@ def with_head(
     if word_weights is None:
         word_weights = _stated_word_weights(head.source)
     layers = tuple(layer.to(encoder.model.device) for layer in head.layers())
+    _check_width(layers, encoder.model, head.source)
     return replace(
         encoder,
         pooling=head.pooling,
@@ -130,6 +138,18 @@ def with_head(
         layers_after=layers,
         prompt=head.prompt,
     )
+
+
+def _check_width(layers: Sequence[torch.nn.Module], model: PreTrainedModel, source: str) -> None:
+    """Raises UsageError unless the layers of a head take the vectors of the model."""
+    width = model.config.hidden_size
+    vectors = torch.zeros(1, width, device=model.device)
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                vectors = layer(vectors)
+    except RuntimeError as error:
+        raise UsageError(f"{source}: its modules do not take the {width} features of its encoder") from error
 
 
 def encoder_inside(
@@ -216,7 +236,7 @@ def trained_word_weights(
 
 def _stated_length(source: str) -> int | None:
     """Tokens of a text, according to the files of sentence-transformers or of a pretraining run."""
-    exported = read_json(source, "sentence_bert_config.json") or {}
+    exported = settings_of_transformer(source)
     pretrained = read_json(source, "card.json") or {}
     return exported.get("max_seq_length") or pretrained.get("max_length")
 
@@ -363,9 +383,8 @@ def token_weights(
     """
     mask = batch["attention_mask"].float()
     if encoder.pooling == "cls":
-        weights = torch.zeros_like(mask)
-        weights[:, 0] = 1
-        return weights
+        first = mask.argmax(dim=1, keepdim=True)
+        return torch.zeros_like(mask).scatter(1, first, 1)
     if encoder.pooling == "lasttoken":
         last = (mask.cumsum(dim=1) * mask).argmax(dim=1, keepdim=True)
         return torch.zeros_like(mask).scatter(1, last, 1)

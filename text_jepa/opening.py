@@ -28,6 +28,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import text_jepa.registration  # noqa: F401  for the Auto classes
+from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import check_weights
 from text_jepa.cli import UsageError, first_line, nearest
 
@@ -96,6 +97,9 @@ def read_config(source: str, **options) -> PretrainedConfig:
             f"{source}: model_type '{model_type}' needs code of its own, which is not run; name an encoder of an "
             f"architecture that transformers has, or, if you trust its code, add --allow_remote_code {source}"
         )
+    is_known_code = model_type in _code_of or model_type == TextJepaConfig.model_type
+    if "AutoModel" in (content.get("auto_map") or {}) and not is_known_code:
+        logger.warning(f"{source}: its own code is not run; it is opened as the '{model_type}' of transformers")
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     if config.is_encoder_decoder or type(config).is_encoder_decoder:  # the encoder alone denies it
         raise UsageError(

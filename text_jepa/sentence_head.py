@@ -6,7 +6,7 @@ Shapes: N texts, D features.
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,6 +37,17 @@ POOLING_FLAGS = {
 
 # Files of a module.
 _MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "wordweights_config.json")
+
+# Where versions of sentence-transformers state the length, and whether they write texts in small letters.
+_TRANSFORMER_FILES = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
 
 # Bytes of the name of a folder.
 _LONGEST_NAME = 255
@@ -94,6 +105,11 @@ class SentenceHead:
                 layers.append(_read_dense(self.source, path))
             elif kind == "Normalize":
                 layers.append(_Normalize())
+        size = (self.prompts or {}).get("truncate_dim")
+        if size is not None:
+            if type(size) is not int or size < 1:
+                raise UsageError(f"{self.source}: its truncate_dim is {size!r}, no number of features; mend it")
+            layers.append(_FirstFeatures(size))
         return tuple(layers)
 
 
@@ -140,20 +156,47 @@ def _read_head(source: str) -> SentenceHead:
                     f"{_REMEDY}"
                 )
         modules.append((path, kind))
+    _check_order(source, [kind for _, kind in modules])
     prompts = read_json(source, "config_sentence_transformers.json")
-    prompt = _default_prompt(prompts or {})
+    prompt = _default_prompt(source, prompts or {})
     if prompt and not includes_prompt:
         raise UsageError(f"{source}: its pooling leaves out the prompt '{prompt}', which is not read; {_REMEDY}")
-    length = (read_json(source, "sentence_bert_config.json") or {}).get("max_seq_length")
+    settings = settings_of_transformer(source)
+    tokenizer_settings = read_json(source, "tokenizer_config.json") or {}
+    if settings.get("do_lower_case") and not tokenizer_settings.get("do_lower_case"):
+        raise UsageError(f"{source}: it writes texts in small letters (do_lower_case), which is not read; {_REMEDY}")
+    length = settings.get("max_seq_length")
     if length is None and modules:
         # Version 6 leaves the length to the tokenizer, whose default is a huge number.
-        length = (read_json(source, "tokenizer_config.json") or {}).get("model_max_length")
+        length = tokenizer_settings.get("model_max_length")
         length = length if length and length < _NO_LIMIT else None
     if length is not None and (type(length) is not int or length < 1):
         raise UsageError(
             f"{source}: its max_seq_length (sentence_bert_config.json) is {length!r}, no number of tokens"
         )
-    return SentenceHead(source, pooling, tuple(modules), length, prompt, prompts)
+    head = SentenceHead(source, pooling, tuple(modules), length, prompt, prompts)
+    head.layers()  # what cannot be read is refused before it is needed
+    return head
+
+
+def _check_order(source: str, kinds: Sequence[str]) -> None:
+    """Raises UsageError unless texts are pooled once, before all that is done with their vectors."""
+    of_vectors = [kind for kind in kinds if kind in ("Dense", "Normalize")]
+    of_tokens = kinds[: kinds.index("Pooling")] if "Pooling" in kinds else kinds
+    count = kinds.count("Pooling")
+    if count > 1 or (of_vectors and count == 0) or not {"Dense", "Normalize"}.isdisjoint(of_tokens):
+        raise UsageError(
+            f"{source}: its modules ({', '.join(kinds)}) do not pool once and first, as is read; {_REMEDY}"
+        )
+
+
+def settings_of_transformer(source: str) -> Mapping[str, Any]:
+    """What a folder of sentence-transformers states of its encoder: `max_seq_length`, `do_lower_case`."""
+    for name in _TRANSFORMER_FILES:
+        content = read_json(source, name)
+        if content is not None:
+            return content
+    return {}
 
 
 # ---- the head of a run's start --------------------------------------------------------------------------------------
@@ -331,9 +374,17 @@ def _kind_of_pooling(config: Mapping[str, Any]) -> str:
     return "+".join(kinds)
 
 
-def _default_prompt(config: Mapping[str, Any]) -> str:
+def _default_prompt(source: str, config: Mapping[str, Any]) -> str:
     name = config.get("default_prompt_name")
-    return (config.get("prompts") or {}).get(name) or ""
+    if name is None:
+        return ""
+    prompt = (config.get("prompts") or {}).get(name)
+    if not isinstance(prompt, str):
+        raise UsageError(
+            f"{source}: its default_prompt_name is {name!r}, and config_sentence_transformers.json has no such prompt "
+            "that is a text; mend it"
+        )
+    return prompt
 
 
 class _Normalize(torch.nn.Module):
@@ -341,9 +392,36 @@ class _Normalize(torch.nn.Module):
         return torch.nn.functional.normalize(vectors, dim=-1)
 
 
+class _FirstFeatures(torch.nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors[:, : self.size]
+
+
 def _read_dense(source: str, path: str) -> torch.nn.Module:
-    """A linear layer with its activation, of which those of torch are read."""
+    """A linear layer with its activation, of which those of torch without weights are read.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    try:
+        return _load_dense(source, path)
+    except UsageError:
+        raise
+    except Exception as error:  # of JSON, safetensors, pickle and torch, for whatever is wrong with the files
+        raise UsageError(
+            f"{source}: its module Dense ({path}) cannot be read ({first_line(error)}); {_REMEDY}"
+        ) from error
+
+
+def _load_dense(source: str, path: str) -> torch.nn.Module:
     config = read_json(source, f"{path}/config.json") or {}
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise UsageError(f"{source}: its module Dense ({path}) has the {key} {config[key]}, not read; {_REMEDY}")
     activation_name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     module, _, name = activation_name.rpartition(".")
     activation = getattr(torch.nn, name, None) if module.startswith("torch.nn") else None
