@@ -66,6 +66,13 @@ def test_a_missing_or_unknown_verb_is_one_line(argv, problem):
         dispatch(argv)
 
 
+@pytest.mark.parametrize("argv", [["--help-all"], ["search", "--help-all"], ["export", "--help-all"]])
+def test_all_help_of_a_verb_with_few_flags_is_its_help(argv, capsys):
+    with contextlib.suppress(SystemExit):
+        dispatch(argv)
+    assert capsys.readouterr().out.startswith("usage: text-jepa")
+
+
 # ---- what is stored -------------------------------------------------------------------------------------------------
 
 

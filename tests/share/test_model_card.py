@@ -311,6 +311,7 @@ def test_the_card_is_complete_without_editing(run):
         expected += ["## Is it better on these texts?", "On 20 passages of 20 documents", found["verdict"]]
         place = "the last ones" if found["share"] == 1 else f"{found['share']:g} of the"
         expected += [f"The exported weights are {place}", f"| {found['share']:g} | {best:.1f} |"]
+        expected += ["of the last weights of the run, not of the exported ones"] if found["share"] < 1 else []
         expected += ["\npython run_pretraining.py --validation_split_percentage"]
         expected += ["train.txt, 40 documents to train on, 40 held out; "]
         expected += ["40 parts of documents in 600 windows to train on, 40 parts in 600 windows for held-out losses."]

@@ -16,6 +16,9 @@ from typing import NoReturn
 from text_jepa.errors import UsageError, check_words, nearest, run_command
 
 
+# Verbs whose help leaves out flags; that of the others has them all.
+_LONG_HELP = ("pretrain", "probe", "masks")
+
 # The module whose `main(argv, prog)` runs a verb, and the verb's line of help. Modules are imported when needed.
 VERBS = {
     "pretrain": ("run_pretraining", "train an encoder on raw text, or adapt an existing one"),
@@ -68,7 +71,9 @@ def dispatch(argv: list[str]) -> None:
     if not argv:
         raise UsageError(f"name a verb: {', '.join(VERBS)} (see text-jepa --help)")
     verb, *rest = argv
-    if verb in ("-h", "--help"):
+    if verb not in _LONG_HELP:
+        rest = ["--help" if word == "--help-all" else word for word in rest]
+    if verb in ("-h", "--help", "--help-all"):
         print(help_text())
     elif verb == "--version":
         print(f"text-jepa {version('text-jepa')}")

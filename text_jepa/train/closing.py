@@ -61,6 +61,9 @@ RANDOM_WEIGHTS = "random weights"
 
 COMPARISON_FILE = "verdict.json"
 
+# What is said of a run that exports what it started from.
+_UNCHANGED = "Training did not help on other held-out documents, so the exported weights are those of the start."
+
 # The number of passages that the share is selected on, which takes seconds.
 _PASSAGES_TO_CHOOSE_ON = 1_000
 
@@ -118,6 +121,8 @@ def leave_results(
                 training_texts,
             )
             sentence = summarize(scores)
+            if share == 0:
+                sentence = f"{sentence} {_UNCHANGED}"
             shorter = shorter_vectors(scores)
             write_comparison(output_dir, scores, share, shares, describe_collapse_of_run(describe_run(trainer)))
         except UsageError as error:  # the encoder is worth more than its comparison
