@@ -34,6 +34,7 @@ import importlib.metadata
 import json
 import math
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -46,6 +47,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import yaml
 from scipy import stats
 
@@ -54,7 +56,6 @@ from text_jepa.probe.bootstrap import RESAMPLES, interval_of, score_resamples, s
 from text_jepa.probe.documents import Answers
 from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.report import headline, read_answers
-from text_jepa.share.model_card import hardware
 from text_jepa.train.run_log import read_metrics
 
 
@@ -827,6 +828,13 @@ def metrics_of_task(answers: Answers, task: str) -> list[str]:
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
+
+
+def hardware() -> str:
+    """Processor or accelerators of this machine."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def source_of(results: Mapping[str, Any]) -> str:

@@ -369,13 +369,6 @@ def describe_hardware(args: TrainingArguments) -> str:
     return f"{used} ({platform.machine()})"
 
 
-def hardware() -> str:
-    """Processor or accelerators of this machine."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
-
-
 # ---- the objective --------------------------------------------------------------------------------------------------
 
 
