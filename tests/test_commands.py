@@ -15,7 +15,7 @@ import pytest
 import run_pretraining
 import run_probe
 from text_jepa.cli import UsageError, run_command
-from text_jepa.commands import main
+from text_jepa.commands import export, main, plot
 from text_jepa.commands.main import VERBS, dispatch
 from text_jepa.commands.stored.__main__ import stored_texts
 from text_jepa.probe.arguments import SECTIONS, ProbeArguments
@@ -54,23 +54,31 @@ def test_help_lists_every_verb(capsys):
     assert all(f"\n  {verb} " in printed for verb in VERBS)
 
 
-@pytest.mark.parametrize(
-    ("argv", "problem"),
-    [
-        ([], f"name a verb: {', '.join(VERBS)}"),
-        (["pretain"], "unknown verb 'pretain'; did you mean 'pretrain'"),
-    ],
-)
-def test_a_missing_or_unknown_verb_is_one_line(argv, problem):
-    with pytest.raises(UsageError, match=problem):
-        dispatch(argv)
+def test_an_unknown_verb_is_one_line():
+    with pytest.raises(UsageError, match="unknown verb 'pretain'; did you mean 'pretrain'"):
+        dispatch(["pretain"])
+
+
+def test_without_a_verb_there_are_the_verbs_three_examples_and_exit_code_two(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["text-jepa"])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert all(f"\n  {verb} " in printed.err for verb in VERBS)
+    examples = re.findall(r"^  text-jepa (\w+) ", printed.err, re.MULTILINE)
+    assert len(examples) == 3
+    assert set(examples) <= set(VERBS)
 
 
 @pytest.mark.parametrize("argv", [["--help-all"], ["search", "--help-all"], ["export", "--help-all"]])
-def test_all_help_of_a_verb_with_few_flags_is_its_help(argv, capsys):
-    with contextlib.suppress(SystemExit):
-        dispatch(argv)
-    assert capsys.readouterr().out.startswith("usage: text-jepa")
+def test_all_help_of_a_verb_with_few_flags_is_its_help(argv, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["text-jepa", *argv])
+    for command in (main.main, lambda: dispatch(argv)):
+        with contextlib.suppress(SystemExit):
+            command()
+        assert capsys.readouterr().out.startswith("usage: text-jepa")
 
 
 # ---- what is stored -------------------------------------------------------------------------------------------------
@@ -81,21 +89,40 @@ def test_stored_help_is_that_of_the_code():
         assert main.read_stored(name) == text, "run python -m text_jepa.commands.stored"
 
 
+@pytest.mark.parametrize(("verb", "module"), [("export", export), ("plot", plot)])
+def test_help_is_stored_of_each_part_of_a_verb(verb, module):
+    (parts,) = [action.choices for action in module.make_parser()._actions if action.dest == "command"]
+    assert tuple(parts) == main.PARTS[verb]
+    assert all((verb, part, "--help") in main.STORED_HELP for part in parts)
+
+
+QUESTIONS = [["--version"], ["--help"], *([verb, "-h"] for verb in VERBS), ["plot", "map", "--help-all"]]
+
+
 def test_help_and_version_are_answered_without_torch():
     code = (
         "import contextlib, sys\n"
         "sys.argv[0] = 'bin/text-jepa'\n"
         "from text_jepa.commands.main import main\n"
-        "for words in (['--version'], ['--help'], ['pretrain', '-h'], ['probe', '--help']):\n"
+        f"for words in {QUESTIONS}:\n"
         "    sys.argv[1:] = words\n"
         "    with contextlib.suppress(SystemExit):\n"
         "        main()\n"
-        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert re.match(r"text-jepa \d+\.\d+", result.stdout)
-    assert result.stdout.count("\nusage: text-jepa ") == 3
+    assert result.stdout.count("usage: text-jepa ") == len(QUESTIONS) - 1
     assert result.stdout.endswith("\n[]\n")
+
+
+def test_the_package_as_a_module_answers_without_torch():
+    command = [sys.executable, "-X", "importtime", "-m", "text_jepa", "adapt", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == main.read_stored("adapt.txt")
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "text_jepa.commands.main" in imported
+    assert imported.isdisjoint({"torch", "transformers"})
 
 
 def test_other_words_reach_their_verb(monkeypatch, capsys):

@@ -61,7 +61,9 @@ __all__ = list(_MODULE_OF)
 
 
 # In the command, what opens a model registers it: help and a search in a complete index do without PyTorch.
-if [Path(word).stem for word in sys.argv[:1]] != ["text-jepa"]:
+_is_command = [Path(word).stem for word in sys.argv[:1]] == ["text-jepa"]
+_is_module = sys.argv[:1] == ["-m"] and "text_jepa" in sys.orig_argv  # python -m text_jepa
+if not (_is_command or _is_module):
     importlib.import_module("text_jepa.registration")
 
 

@@ -124,6 +124,19 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return help
 
 
+class _PartsFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help of commands with sub-commands, the same in every terminal and by every version of Python."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_WIDTH)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        values = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {values}"
+
+
 def _placeholder(action: argparse.Action) -> str:
     """What a flag takes: a number, a text, several of them, or nothing for a switch."""
     if getattr(action.type, "__name__", "") == "string_to_bool":
@@ -193,7 +206,7 @@ def command_parser(prog: str, description: str, metavar: str) -> tuple[argparse.
     parser = _Parser(
         prog=prog,
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_PartsFormatter,
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar=metavar)
@@ -213,7 +226,7 @@ def add_command(commands: Any, name: str, function: Callable[..., Any], help: st
         name,
         help=help,
         description=help,
-        formatter_class=argparse.HelpFormatter,
+        formatter_class=_PartsFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(function=function)

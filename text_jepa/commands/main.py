@@ -1,8 +1,7 @@
 """The command `text-jepa`: one verb for each thing that the package does.
 
-Torch and transformers alone take seconds to import, so this module knows neither. The help that people ask for first
-is stored as text in `text_jepa/commands/stored/`: `python -m text_jepa.commands.stored` writes it, and a test compares
-it with the code.
+Torch and transformers alone take seconds to import, so this module knows neither. Help is stored as text in
+`text_jepa/commands/stored/`: `python -m text_jepa.commands.stored` writes it, and a test compares it with the code.
 """
 
 import sys
@@ -36,10 +35,25 @@ VERBS = {
     "plot": ("text_jepa.commands.plot", "draw curves of runs, maps of texts and spectra of encoders"),
 }
 
+# Verbs with forms or pictures of their own, and the names of these.
+PARTS = {
+    "export": ("encoder", "sentence-transformers", "onnx", "weights", "merge", "push"),
+    "plot": ("curves", "map", "spectra"),
+}
+
 STORED = Path(__file__).parent / "stored"
 
-# The words of a command line -> the file with its help.
-STORED_HELP = {("pretrain", "--help"): "pretrain.txt", ("probe", "--help"): "probe.txt"}
+# The words of a command line -> the file with its help. The parser of a search needs neither torch nor transformers.
+STORED_HELP = {(verb, "--help"): f"{verb}.txt" for verb in VERBS if verb != "search"}
+for _verb, _parts in PARTS.items():
+    STORED_HELP |= {(_verb, part, "--help"): f"{_verb}-{part}.txt" for part in _parts}
+
+# What most people come for.
+EXAMPLES = (
+    "text-jepa pretrain notes/ --output_dir runs/notes",
+    'text-jepa search notes/ "who repaired the bridge?"',
+    "text-jepa adapt sentence-transformers/all-MiniLM-L6-v2 notes/",
+)
 
 # What is printed, before exit code 2, when there is nothing to train on.
 NOTHING_TO_TRAIN_ON = "nothing.txt"
@@ -47,7 +61,10 @@ NOTHING_TO_TRAIN_ON = "nothing.txt"
 
 def main() -> NoReturn:
     """Entry point of `text-jepa`."""
-    words = tuple("--help" if word == "-h" else word for word in sys.argv[1:])
+    words = tuple(_ask_alike(sys.argv[1:]))
+    if not words:
+        print(help_text(), file=sys.stderr)
+        sys.exit(2)
     if words in STORED_HELP:
         print(read_stored(STORED_HELP[words]), end="")
         sys.exit(0)
@@ -55,6 +72,13 @@ def main() -> NoReturn:
         print(read_stored(NOTHING_TO_TRAIN_ON), end="", file=sys.stderr)
         sys.exit(2)
     run_command(partial(dispatch, sys.argv[1:]))
+
+
+def _ask_alike(words: list[str]) -> list[str]:
+    """A command line in which every question for the same help is `--help`."""
+    is_long = words[:1] and words[0] in _LONG_HELP
+    same = ("-h",) if is_long else ("-h", "--help-all", "--help_all")
+    return ["--help" if word in same else word for word in words]
 
 
 def read_stored(name: str) -> str:
@@ -66,14 +90,10 @@ def dispatch(argv: list[str]) -> None:
     """Runs the verb that comes first.
 
     Raises:
-        UsageError: No verb, or an unknown one; the error names the nearest.
+        UsageError: An unknown verb; the error names the nearest.
     """
-    if not argv:
-        raise UsageError(f"name a verb: {', '.join(VERBS)} (see text-jepa --help)")
-    verb, *rest = argv
-    if verb not in _LONG_HELP:
-        rest = ["--help" if word == "--help-all" else word for word in rest]
-    if verb in ("-h", "--help", "--help-all"):
+    verb, *rest = _ask_alike(argv)
+    if verb == "--help":
         print(help_text())
     elif verb == "--version":
         print(f"text-jepa {version('text-jepa')}")
@@ -97,6 +117,8 @@ def help_text() -> str:
         "usage: text-jepa VERB [...]",
         "",
         "Text-JEPA: better text encoders from raw text.",
+        "",
+        *(f"  {example}" for example in EXAMPLES),
         "",
     ]
     for verb, (_, help) in VERBS.items():
