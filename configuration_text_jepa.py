@@ -401,6 +401,12 @@ class TextJepaConfig(PreTrainedConfig):
             self.document_hidden_size = 2 * self.text_config.hidden_size
         super().__post_init__(**kwargs)
 
+    def __init_subclass__(cls, *args, **kwargs) -> None:
+        """Leaves the code of a class of a script out of what is saved, which transformers says at every saving."""
+        super().__init_subclass__(*args, **kwargs)
+        if cls.__module__ == "__main__":
+            cls._auto_class = None
+
     @classmethod
     def preset(cls, name, text_config=None, **kwargs):
         """A named size.

@@ -1034,6 +1034,15 @@ class TextJepaPreTrainedModel(PreTrainedModel):
         r"|running)\."
     ]
 
+    def __init_subclass__(cls, **kwargs) -> None:
+        """Leaves the code of a class of a script out of what is saved.
+
+        transformers cannot save it, and would print the whole model to say so.
+        """
+        super().__init_subclass__(**kwargs)
+        if cls.__module__ == "__main__":
+            cls._auto_class = None
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """As `PreTrainedModel.from_pretrained`.

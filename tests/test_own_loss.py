@@ -1,5 +1,6 @@
 """`examples/own_loss.py`: a loss of one's own is in log, card and curves, from Python alone."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoModelForPreTraining, BertConfig, BertModel
 
-from text_jepa import TextJepaForPreTraining
+from text_jepa import TextJepaConfig, TextJepaForPreTraining
 from text_jepa.show.plots import loss_terms
 from text_jepa.train.run_log import read_metrics
 
@@ -36,6 +37,24 @@ def test_a_term_that_no_configuration_knows_has_the_weight_1(make_model, make_ba
     assert "own_loss" not in model(**batch, return_loss=False)
 
 
+def test_a_class_of_a_script_is_saved_without_a_word_and_opens_as_its_base(make_model, tmp_path, caplog):
+    config_class = type("ConfigOfScript", (TextJepaConfig,), {"__module__": "__main__"})
+    model_class = type("ModelOfScript", (TextJepaForPreTraining,), {"__module__": "__main__"})
+    model = model_class(config_class.from_dict(make_model().config.to_dict()))
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        model.save_pretrained(tmp_path)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert caplog.text == ""
+    opened = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert type(opened) is TextJepaForPreTraining
+    assert all(torch.equal(value, opened.state_dict()[name]) for name, value in model.state_dict().items())
+    # Other classes still leave their code beside their weights.
+    opened.save_pretrained(tmp_path / "base")
+    assert (tmp_path / "base" / "modeling_text_jepa.py").is_file()
+
+
 def real_texts():
     """Lines of the documentation."""
     lines = [line for page in ("faq.md", "method.md") for line in (ROOT / "docs" / page).read_text().splitlines()]
@@ -52,6 +71,7 @@ def test_the_term_of_the_example_is_in_log_and_card_and_curves(tokenizer, tmp_pa
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, input=real_texts())
     assert result.returncode == 0, result.stderr
+    assert "defined in __main__" not in result.stderr
 
     records = read_metrics(run)
     trained = [record["norm_loss"] for record in records if "norm_loss" in record]
