@@ -275,7 +275,7 @@ def expanded(text: str, where: str) -> str:
     text = os.path.expandvars(text)
     unset = re.search(r"\$\{(\w+)\}", text)
     if unset is not None:
-        raise UsageError(f"{where}: the variable {unset[1]} is not set; it names the folder of the data")
+        raise UsageError(f"{where}: the variable {unset[1]} is not set; export it, as the head of the file says")
     return text
 
 
@@ -416,11 +416,14 @@ def share_tokenizer(
     out: Path,
     environment: Mapping[str, str],
 ) -> None:
-    """Trains one tokenizer for all arms, unless the common flags name one or an encoder, which has its own."""
-    if "tokenizer_name" in plan["common"] or "model_name_or_path" in plan["common"]:
+    """Trains one tokenizer for all arms without a tokenizer or an encoder, which has its own."""
+    arms = [
+        flags for flags in plan["arms"].values() if "tokenizer_name" not in flags and "model_name_or_path" not in flags
+    ]
+    if not arms:
         return
     train(plan["common"], out / "prepared", environment, prepare_only=True)
-    for flags in plan["arms"].values():
+    for flags in arms:
         flags["tokenizer_name"] = str(out / "prepared/tokenizer")
 
 

@@ -227,8 +227,19 @@ def test_every_two_systems_are_compared_where_the_main_table_looks():
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_every_recipe_of_a_comparison_exists(path, monkeypatch):
     monkeypatch.setenv("TEXT_JEPA_DATA", "data")
+    monkeypatch.setenv("ENCODER", "encoder")
     plan = compare.read_plan(str(path))
     assert all((ROOT / flags["recipe"]).is_file() for flags in plan["arms"].values() if "recipe" in flags)
+
+
+def test_arms_share_a_tokenizer_but_encoders_keep_their_own(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(compare, "train", lambda *_, **__: trained.append(True))
+    plan = {"common": {}, "arms": {"new": {}, "adapted": {"model_name_or_path": "encoder"}}}
+    compare.share_tokenizer(plan, tmp_path, {})
+    assert trained == [True]
+    assert plan["arms"]["new"] == {"tokenizer_name": str(tmp_path / "prepared/tokenizer")}
+    assert "tokenizer_name" not in plan["arms"]["adapted"]
 
 
 def test_flags_of_the_command_line_are_common_but_those_of_an_arm_stay(tmp_path):
