@@ -34,7 +34,7 @@ from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy, ViewStrategy
+from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 
 
 # cuBLAS gives the same bits again only with a workspace of its own, which it asks for when it starts.

@@ -37,7 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from text_jepa import TextJepaConfig, TextJepaTrainer, TextJepaTrainingArguments
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy
+from text_jepa.data.strategies import MaskStrategy
 
 
 # The points of each axis.

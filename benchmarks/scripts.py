@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.coverage import measure_coverage
-from text_jepa.data.masking import MaskStrategy
+from text_jepa.data.strategies import MaskStrategy
 from text_jepa.data.tokenization import train_tokenizer
 
 

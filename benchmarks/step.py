@@ -50,7 +50,7 @@ from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy, ViewStrategy
+from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 
 
 PEAK = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrix product that is the peak

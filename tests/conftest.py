@@ -145,7 +145,8 @@ def make_batch():
     import torch
 
     from text_jepa.data.collator import pack_positions
-    from text_jepa.data.masking import counter_uniforms, sample_spans
+    from text_jepa.data.draws import counter_uniforms
+    from text_jepa.data.masking import sample_spans
 
     def build(lengths=(21, 9, 14), masks=2, width=24, seed=0, ratio=0.5):
         ids = torch.randint(5, VOCABULARY, (len(lengths), width), generator=torch.Generator().manual_seed(seed))

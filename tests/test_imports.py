@@ -124,10 +124,15 @@ def test_a_wing_imports_only_wings_below_it(name):
     assert imported - {None} <= set(allowed)
 
 
-@pytest.mark.parametrize("name", ["text_jepa.data.masking", "text_jepa.metrics"])
-def test_masking_and_metrics_know_only_torch_and_numpy(name):
-    names = packages(imported_by(PACKAGE[name].read_text(encoding="utf-8")))
-    assert names <= {"torch", "numpy"} | set(sys.stdlib_module_names)
+PURE = {f"text_jepa.{name}" for name in ("data.strategies", "data.draws", "data.masking", "data.windows", "metrics")}
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_masks_windows_and_metrics_know_only_torch_and_numpy(name):
+    imported = imported_by(PACKAGE[name].read_text(encoding="utf-8"))
+    ours = imported & set(PACKAGE) - {"text_jepa", "text_jepa.data"}
+    assert ours <= PURE
+    assert packages(imported) <= {"torch", "numpy", "text_jepa"} | set(sys.stdlib_module_names)
 
 
 def test_imports_within_the_package_form_no_circle():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from text_jepa.data.builtin_corpus import load_builtin_corpus
     from text_jepa.data.collator import DataCollatorForTextJepa
-    from text_jepa.data.masking import MaskStrategy, ViewStrategy
+    from text_jepa.data.strategies import MaskStrategy, ViewStrategy
     from text_jepa.probe.online import OnlineProbeCallback
     from text_jepa.share.export import export_encoder
     from text_jepa.share.hub import push_folder
@@ -45,7 +45,7 @@ _PUBLIC_NAMES = {
     ],
     "text_jepa.data.builtin_corpus": ["load_builtin_corpus"],
     "text_jepa.data.collator": ["DataCollatorForTextJepa"],
-    "text_jepa.data.masking": ["MaskStrategy", "ViewStrategy"],
+    "text_jepa.data.strategies": ["MaskStrategy", "ViewStrategy"],
     "text_jepa.probe.online": ["OnlineProbeCallback"],
     "text_jepa.share.export": ["export_encoder"],
     "text_jepa.share.hub": ["push_folder"],

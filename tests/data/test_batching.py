@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerFast
 
 from text_jepa.data.batching import BatchesOfProcesses, EndlessStream, LengthGroupedSampler, TextsWithSteps
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy
 from text_jepa.data.reading import read_rows
+from text_jepa.data.strategies import MaskStrategy
 from text_jepa.data.tokenization import (
     DocumentCount,
     tokenize_texts,

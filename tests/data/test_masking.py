@@ -19,10 +19,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from text_jepa.data import masking
+from text_jepa.data import draws, masking, strategies
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy, ViewStrategy, counter_uniforms, draw_share, mask_keys, span_lengths
+from text_jepa.data.draws import counter_uniforms, mask_keys
+from text_jepa.data.masking import span_lengths
+from text_jepa.data.strategies import MaskStrategy, ViewStrategy, draw_share
 from text_jepa.data.tokenization import vocabulary, word_start_table
+from text_jepa.data.windows import count_windows
 
 
 DISTRIBUTIONS = ["fixed", "uniform", "geometric", "poisson"]
@@ -31,6 +34,7 @@ UNK, CLS, SEP = 1, 2, 3
 BEGINNINGS = range(5, 45)
 CONTINUATIONS = range(45, 85)
 NEVER_HIDDEN = {0, CLS, SEP, 4}
+FILES = {module.__file__ for module in (draws, masking, strategies)}
 STRATEGY_FIELDS = {field.name for field in dataclasses.fields(MaskStrategy)}
 
 
@@ -811,7 +815,7 @@ def loader_examples():
     windows = []
     for length in generator.integers(2, 50, 12):
         document = random_words(generator, length).tolist()
-        count = int(masking.count_windows(np.array([length]), 12)[0])
+        count = int(count_windows(np.array([length]), 12)[0])
         windows += [{"input_ids": document, "window": number} for number in range(count)]
     return {"masks": texts, "rest": windows, "neighbour": windows}
 
@@ -962,7 +966,7 @@ def test_more_python_is_not_executed_for_longer_texts():
 
         def trace(frame, event, argument):
             nonlocal count
-            count += frame.f_code.co_filename == masking.__file__
+            count += frame.f_code.co_filename in FILES
             return trace
 
         previous = sys.gettrace()

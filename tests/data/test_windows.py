@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import CorpusArguments, load_corpus
-from text_jepa.data.masking import MaskStrategy, ViewStrategy, count_windows, counter_uniforms, cut_windows
+from text_jepa.data.draws import counter_uniforms
+from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 from text_jepa.data.tokenization import special_tokens_around, tokenize_documents
+from text_jepa.data.windows import count_windows, cut_windows
 
 
 ROOM = 14

@@ -19,7 +19,7 @@ from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.batching import EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import CorpusArguments, load_corpus
-from text_jepa.data.masking import MaskStrategy, ViewStrategy
+from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 from text_jepa.data.tokenization import tokenize_documents, tokenize_texts, train_tokenizer
 from text_jepa.show import mask_gallery
 from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments

@@ -33,7 +33,7 @@ from text_jepa.cli import UsageError, run_command
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy, ViewStrategy
+from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 from text_jepa.train import callbacks, checkpointing, pretraining
 from text_jepa.train.callbacks import PREEMPTED, SPIKE_WINDOW, SpikeCallback, spike_threshold
 from text_jepa.train.checkpointing import checkpoints, find_damage, newest_whole_checkpoint

@@ -21,7 +21,7 @@ from text_jepa import (
     metrics,
 )
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy
+from text_jepa.data.strategies import MaskStrategy
 from text_jepa.share.model_card import describe_run
 from text_jepa.train.callbacks import EmaTargetEncoderCallback, ema_decay, health_line
 from text_jepa.train.collapse import CollapseMonitorCallback, describe_remedies, measure_representations

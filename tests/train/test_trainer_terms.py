@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaTrainer, TextJepaTrainingArguments, metrics
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.masking import MaskStrategy, ViewStrategy
+from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 from text_jepa.train.callbacks import ema_decay
 from text_jepa.train.collapse import measure_representations
 from text_jepa.train.run_log import read_metrics

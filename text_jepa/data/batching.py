@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
-from text_jepa.data.masking import count_windows
 from text_jepa.data.reading import Source, read_rows
+from text_jepa.data.windows import count_windows
 
 
 Example = dict[str, Any]

@@ -10,23 +10,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from text_jepa.data.masking import (
-    DATA_VIEWS,
-    FOR_CONTEXT,
-    FOR_CUT,
-    FOR_STRATEGY,
-    MaskStrategy,
-    ViewStrategy,
-    context_block,
-    counter_uniforms,
-    draw_share,
-    mask_keys,
-    number_spans,
-    sample_blocks,
-    sample_spans,
-    split_words,
-    text_checksums,
-)
+from text_jepa.data.draws import FOR_CONTEXT, FOR_CUT, FOR_STRATEGY, counter_uniforms, mask_keys, text_checksums
+from text_jepa.data.masking import context_block, number_spans, sample_blocks, sample_spans, split_words
+from text_jepa.data.strategies import DATA_VIEWS, MaskStrategy, ViewStrategy, draw_share
 from text_jepa.data.tokenization import word_start_table
 from text_jepa.data.views import DocumentCutter, choose_words, split_rows
 

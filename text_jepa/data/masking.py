@@ -1,391 +1,18 @@
-"""What is hidden of a text, what its second view is, and where a document is cut into windows: pure functions.
+"""What is hidden of a text: spans laid on its usable tokens, all but special tokens and padding.
 
-Everything random is a pure function of (seed, epoch, text): draws come from a counter-based hash instead of a running
-generator, so that neither workers, ranks, batch-mates nor a resume can change a mask. Everything works on whole arrays
-of shape (R, S) with R = texts × masks; there is no loop over tokens or rows.
-
-All kinds of masks are spans laid on the usable tokens of a row: all but special tokens and padding. Words are hidden
-whole unless a strategy works on tokens.
+Everything works on whole arrays of shape (R, S) with R = texts × masks; there is no loop over tokens or rows. Words
+are hidden whole unless a strategy works on tokens. Draws are pure functions of keys, see `text_jepa.data.draws`.
 """
 
-import dataclasses
-import zlib
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
+from text_jepa.data.draws import counter_uniforms
+from text_jepa.data.strategies import MaskStrategy, SpanLengthDistribution
 
-SpanLengthDistribution = Literal["fixed", "uniform", "geometric", "poisson"]
-MaskKind = Literal["spans", "suffix", "keep_block", "blocks"]
-View = Literal["rest", "neighbour", "same", "crop", "crop_both", "deletion", "column", "next_sentence"]
 
-# Views for which an example is a window of a whole document.
-DOCUMENT_VIEWS = ("rest", "neighbour")
-
-# Views for which every example brings a second text.
-DATA_VIEWS = ("column", "next_sentence")
-
-# A share of a text: a number, an interval to draw from, or the schedule {"start": …, "end": …, "steps": …}.
-Share = float | Sequence[float] | Mapping[str, float]
-
-_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
-_PURPOSE = np.uint64(0x0D6E8FEB86659FD9)
-_MASK_NUMBER = np.uint64(0xD1342543DE82EF95)
-
-# Added to a key by exclusive or, these make draws for one purpose independent of those for another.
-FOR_STRATEGY = np.uint64(1) * _PURPOSE
-FOR_CONTEXT = np.uint64(2) * _PURPOSE
-FOR_CUT = np.uint64(3) * _PURPOSE
-FOR_TEXT = np.uint64(4) * _PURPOSE
-FOR_VIEW = np.uint64(5) * _PURPOSE
-FOR_WINDOW = np.uint64(6) * _PURPOSE
-
-
-# ---- strategies -----------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskStrategy:
-    """One way to hide a part of a text.
-
-    `kind` is one of:
-
-    - `"spans"`: spans whose lengths follow a distribution hide a share of the text, all positions equally often
-      (random tokens are spans of the fixed length 1 without whole words). With `num_spans`: that number of spans of
-      `min_span_length` to `max_span_length` tokens, shortened where they would hide more than `ratio` together.
-    - `"suffix"`: the last share (UL2's S-denoiser, arXiv 2205.05131).
-    - `"keep_block"`: all but one block (the inverse block masks of data2vec 2.0, arXiv 2212.07525).
-    - `"blocks"`: `num_spans` disjoint blocks of the share `ratio` each (I-JEPA's targets, arXiv 2301.08243).
-
-    Args:
-        kind: See above.
-        ratio: Share of the usable tokens to hide, at least 0 and below 1: a number; an interval `(low, high)`, drawn
-            from for every mask (`"blocks"`: for every block); or `{"start": a, "end": b, "steps": n}`, which moves
-            from a to b in n optimizer steps and stays there.
-        span_length_distribution, mean_span_length, max_span_length: See `span_lengths`.
-        min_span_length: With `num_spans`: shortest span in tokens; lengths are uniform up to `max_span_length`.
-        num_spans: Number of spans or blocks.
-        context_ratio: Share of the text, above 0, of the block in which the visible tokens lie: a number or an
-            interval (I-JEPA's context). Default: all that is not hidden is visible.
-        whole_words: Hide whole words; otherwise single tokens count as words.
-        weight: How often the strategy is drawn, relative to the weights of the others.
-        name: For logs and errors. Default: the kind.
-
-    Raises:
-        ValueError: A field is out of range, or not used by this kind.
-    """
-
-    kind: MaskKind = "spans"
-    ratio: Share = 0.5
-    span_length_distribution: SpanLengthDistribution = "geometric"
-    mean_span_length: float = 3.0
-    min_span_length: int = 1
-    max_span_length: int = 10
-    num_spans: int | None = None
-    context_ratio: float | Sequence[float] | None = None
-    whole_words: bool = True
-    weight: float = 1.0
-    name: str = ""
-
-    def __post_init__(self):
-        try:
-            self._check_types()
-            self._check_ranges()
-            self._check_unused_fields()
-        except ValueError as error:
-            message = f"mask strategy '{self.name}': {error}" if self.name else str(error)
-            raise ValueError(message) from error
-
-    def _check_types(self) -> None:
-        if self.kind not in get_args(MaskKind):
-            raise ValueError(f"kind '{self.kind}' is none of {', '.join(get_args(MaskKind))}")
-        for name in ("weight", "mean_span_length"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-        for name in ("min_span_length", "max_span_length", "num_spans"):
-            value = getattr(self, name)
-            is_unset = name == "num_spans" and value is None
-            if not is_unset and not isinstance(value, int):
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
-        known = get_args(SpanLengthDistribution)
-        if self.span_length_distribution not in known:
-            raise ValueError(
-                f"span_length_distribution '{self.span_length_distribution}' is none of {', '.join(known)}"
-            )
-
-    def _check_ranges(self) -> None:
-        check_share("ratio", self.ratio)
-        if self.context_ratio is not None:
-            check_visible_share("context_ratio", self.context_ratio)
-        if not self.weight > 0:
-            raise ValueError(f"weight must be above 0, got {self.weight}")
-        if self.num_spans is not None and self.num_spans < 1:
-            raise ValueError(f"num_spans must be at least 1, got {self.num_spans}")
-        if self.kind == "blocks" and self.num_spans is None:
-            raise ValueError("kind 'blocks' needs num_spans, the number of blocks")
-        name = "mean_span_length" if self.num_spans is None else "min_span_length"
-        value = getattr(self, name)
-        if not 1 <= value <= self.max_span_length:
-            raise ValueError(f"{name} must lie between 1 and max_span_length ({self.max_span_length}), got {value}")
-
-    def _check_unused_fields(self) -> None:
-        used = self._used_span_fields()
-        for field in dataclasses.fields(self):
-            is_unused = "span" in field.name and field.name not in used
-            if is_unused and getattr(self, field.name) != field.default:
-                way = ""
-                if self.kind == "spans":
-                    way = " without num_spans" if self.num_spans is None else " with num_spans"
-                raise ValueError(f"{field.name} is not used by kind '{self.kind}'{way}")
-
-    def _used_span_fields(self) -> set[str]:
-        if self.kind == "blocks":
-            return {"num_spans"}
-        if self.kind != "spans":
-            return set()
-        if self.num_spans is None:
-            return {"span_length_distribution", "mean_span_length", "max_span_length"}
-        return {"num_spans", "min_span_length", "max_span_length"}
-
-    def describe(self) -> str:
-        """What is hidden, as a part of a sentence."""
-        hidden = self._describe_hidden()
-        if self.context_ratio is None:
-            return hidden
-        return f"{hidden}, the rest visible in a block of {describe_share(self.context_ratio)} of the text"
-
-    def _describe_hidden(self) -> str:
-        share = describe_share(self.ratio)
-        unit = "words" if self.whole_words else "tokens"
-        if self.ratio == 0:
-            return "nothing hidden"
-        if self.kind == "suffix":
-            return f"the last {share} of the {unit} hidden"
-        if self.kind == "keep_block":
-            return f"{share} of the {unit} hidden, all around a block that stays"
-        if self.kind == "blocks":
-            return f"{self.num_spans} blocks of {share} of the {unit} each hidden"
-        if self.num_spans is not None:
-            lengths = f"{self.min_span_length} to {self.max_span_length} tokens"
-            return f"{self.num_spans} spans of {lengths} hidden, {share} of the {unit} at most"
-        if self.span_length_distribution == "fixed":
-            length = round(self.mean_span_length)
-            tokens = "tokens" if length > 1 else "token"
-            return f"{share} of the {unit} hidden in spans of {length} {tokens}"
-        return (
-            f"{share} of the {unit} hidden in spans of {self.span_length_distribution} length, "
-            f"{self.mean_span_length:g} tokens on average"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class ViewStrategy:
-    """How an example gets its second text, the view.
-
-    `kind` is one of:
-
-    - `"rest"`: all of the document that lies outside of the window, see `cut_windows`.
-    - `"neighbour"`: the window that follows in the document; for the last one the window before it.
-    - `"same"`: the text itself.
-    - `"crop"`: a run of its words. `"crop_both"`: two runs, of which one becomes the text itself.
-    - `"deletion"`: the text without some of its words (TSDAE, arXiv 2104.06979).
-    - `"column"`, `"next_sentence"`: what the example brings as `view_input_ids`.
-
-    Args:
-        kind: See above.
-        ratio: Share of the words that a crop or a deletion keeps: a number or an interval to draw from.
-        window_length: Longest window of a document in tokens, special tokens included, for `"rest"` and
-            `"neighbour"`.
-
-    Raises:
-        ValueError: The kind is unknown, or the ratio out of range.
-    """
-
-    kind: View
-    ratio: float | Sequence[float] = (0.5, 0.9)
-    window_length: int = 128
-
-    def __post_init__(self):
-        known = get_args(View)
-        if self.kind not in known:
-            raise ValueError(f"view '{self.kind}' is none of {', '.join(known)}")
-        check_visible_share("view_ratio", self.ratio)
-
-    @property
-    def is_of_document(self) -> bool:
-        """Whether examples are windows of whole documents."""
-        return self.kind in DOCUMENT_VIEWS
-
-    def describe(self) -> str:
-        """What the view is, as a part of a sentence."""
-        share = describe_share(self.ratio)
-        descriptions = {
-            "rest": "the rest of its document",
-            "neighbour": "the neighbouring window of its document",
-            "same": "the same text",
-            "crop": f"a run of {share} of its words",
-            "crop_both": f"a run of {share} of its words, as the text itself is another one",
-            "deletion": f"the text with {share} of its words, drawn at random",
-            "column": "the second column of the dataset",
-            "next_sentence": "the part of the document that follows",
-        }
-        return descriptions[self.kind]
-
-
-# ---- shares ---------------------------------------------------------------------------------------------------------
-
-
-def check_share(name: str, share: Share) -> None:
-    """Raises ValueError, which names the argument, unless a share of this size may be hidden: 0 ≤ share < 1."""
-    if isinstance(share, Mapping):
-        if set(share) != {"start", "end", "steps"}:
-            raise ValueError(f"{name}: a schedule has start, end and steps, got {', '.join(map(str, share))}")
-        steps = share["steps"]
-        if not isinstance(steps, (int, float)) or not steps >= 1:
-            raise ValueError(f"{name}: steps of the schedule must be at least 1, got {steps}")
-        bounds = [share["start"], share["end"]]
-    else:
-        bounds = _bounds(name, share)
-    for bound in bounds:
-        if not isinstance(bound, (int, float)) or not 0 <= bound < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {bound}")
-
-
-def check_visible_share(name: str, share: float | Sequence[float]) -> None:
-    """Raises ValueError, which names the argument, unless a share of this size may be left visible: 0 < share ≤ 1."""
-    for bound in _bounds(name, share):
-        if not isinstance(bound, (int, float)) or not 0 < bound <= 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {bound}")
-
-
-def _bounds(name: str, share: float | Sequence[float]) -> list[float]:
-    """The number, or the two ends of the interval."""
-    if isinstance(share, str) or not isinstance(share, Sequence):
-        return [share]
-    bounds = list(share)
-    if len(bounds) != 2:
-        raise ValueError(f"{name}: an interval has two ends, got {len(bounds)}")
-    are_numbers = all(isinstance(bound, (int, float)) for bound in bounds)
-    if are_numbers and bounds[0] > bounds[1]:
-        raise ValueError(f"{name}: the interval ends ({bounds[1]}) before it begins ({bounds[0]})")
-    return bounds
-
-
-def draw_share(
-    share: Share,
-    uniforms: np.ndarray,
-    steps: np.ndarray,
-) -> np.ndarray:
-    """The share of each row: the number itself, a draw from the interval, or the schedule's value at the step.
-
-    Args:
-        share: See `MaskStrategy.ratio`.
-        uniforms: (R, N) draws in [0, 1).
-        steps: (R, 1) optimizer steps done.
-
-    Returns:
-        (R, N), or (R, 1) from a schedule.
-    """
-    if isinstance(share, Mapping):
-        progress = np.minimum(steps / share["steps"], 1.0)
-        return share["start"] + (share["end"] - share["start"]) * progress
-    low, high = share if isinstance(share, Sequence) else (share, share)
-    return low + (high - low) * uniforms
-
-
-def describe_share(share: Share) -> str:
-    """A share in percent."""
-    if isinstance(share, Mapping):
-        start = describe_share(share["start"])
-        end = describe_share(share["end"])
-        return f"{start} (at first) to {end} (from step {share['steps']:,} on)"
-    bounds = share if isinstance(share, Sequence) else [share]
-    return " to ".join(f"{100 * bound:.3g}%" for bound in bounds)
-
-
-# ---- random draws ---------------------------------------------------------------------------------------------------
-
-
-def counter_uniforms(keys: np.ndarray, count: int) -> np.ndarray:
-    """Uniform draws in [0, 1) that depend on nothing but the key and the column.
-
-    The hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014) on key + column · golden ratio.
-
-    Args:
-        keys: (R,) uint64.
-        count: Number of draws per key.
-
-    Returns:
-        (R, count) float64.
-    """
-    columns = np.arange(1, count + 1, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        x = keys[:, None] + columns * _GOLDEN_RATIO
-        x ^= x >> np.uint64(30)
-        x *= np.uint64(0xBF58476D1CE4E5B9)
-        x ^= x >> np.uint64(27)
-        x *= np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    mantissa = x >> np.uint64(11)
-    return mantissa.astype(np.float64) * 2.0**-53
-
-
-def mask_keys(
-    texts: Sequence[np.ndarray],
-    num_masks: int,
-    seed: int,
-    epochs: int | Sequence[int],
-) -> np.ndarray:
-    """One key per (text, mask), from the token ids themselves and the epoch that each text belongs to.
-
-    Args:
-        texts: B texts, each an array of token ids.
-        num_masks: M.
-        seed: Any integer.
-        epochs: An integer, or B of them.
-
-    Returns:
-        (B · M,) uint64, texts outermost.
-    """
-    return keys_of_checksums(text_checksums(texts), num_masks, seed, epochs)
-
-
-def text_checksums(texts: Sequence[np.ndarray]) -> np.ndarray:
-    """Checksums of the token ids of texts, which tell them apart: (B,) uint64."""
-    checksums = [zlib.crc32(ids.tobytes()) for ids in texts]
-    return np.array(checksums, dtype=np.uint64)
-
-
-def keys_of_checksums(
-    checksums: np.ndarray,
-    num_masks: int,
-    seed: int,
-    epochs: int | Sequence[int],
-) -> np.ndarray:
-    """`mask_keys` of texts whose `text_checksums` (B,) are known."""
-    seed_bits = _spread_bits(np.array([seed]), column=0)
-    epoch_bits = _spread_bits(np.atleast_1d(epochs), column=1)
-    text_bits = checksums << np.uint64(20)
-    text_keys = text_bits ^ seed_bits ^ (epoch_bits << np.uint64(11))
-    numbers = np.arange(num_masks, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        keys = text_keys[:, None] * _GOLDEN_RATIO + numbers * _MASK_NUMBER
-    return keys.reshape(-1)
-
-
-def _spread_bits(integers: np.ndarray, column: int) -> np.ndarray:
-    """Small integers spread over 53 bits, in another way for each column: (N,) -> (N,) uint64."""
-    keys = integers.astype(np.int64).astype(np.uint64)
-    draws = counter_uniforms(keys, column + 1)[:, column]
-    return (draws * 2.0**53).astype(np.uint64)
-
-
-# ---- masks ----------------------------------------------------------------------------------------------------------
-
-
-class _Words(NamedTuple):
+class Words(NamedTuple):
     """The usable tokens of rows, and the words that they form.
 
     Args:
@@ -401,7 +28,7 @@ class _Words(NamedTuple):
     counts: np.ndarray
 
     @classmethod
-    def of(cls, usable: np.ndarray, word_starts: np.ndarray) -> "_Words":
+    def of(cls, usable: np.ndarray, word_starts: np.ndarray) -> "Words":
         rank = np.cumsum(usable, axis=1) - 1
         begins = usable & (word_starts | (rank == 0))
         rank_of_start = np.where(begins, rank, 0)
@@ -509,7 +136,7 @@ def sample_spans(
     Returns:
         (R, S) integers: the span of each hidden token, counted from 0 along the row, -1 where visible.
     """
-    words = _Words.of(usable, word_starts)
+    words = Words.of(usable, word_starts)
     counts = words.counts
     most = _most_hidden(counts, ratio)
     if most == 0:
@@ -569,7 +196,7 @@ def sample_blocks(
     Returns:
         (R, S) integers: see `sample_spans`.
     """
-    words = _Words.of(usable, word_starts)
+    words = Words.of(usable, word_starts)
     counts = words.counts
     if _most_hidden(counts, ratio) == 0:
         return np.full(usable.shape, -1)
@@ -646,7 +273,7 @@ def context_block(
     Returns:
         (R, S) boolean.
     """
-    words = _Words.of(usable, word_starts)
+    words = Words.of(usable, word_starts)
     counts = words.counts
     draws = counter_uniforms(keys, 4)
     length = np.floor(share * counts + draws[:, 0])
@@ -654,7 +281,7 @@ def context_block(
     start = np.floor(draws[:, 1] * (counts - length + 1))
     place = words.drawn_place(draws[:, 2:3])
     free = usable & ~hidden
-    visible = free & _lies_in(place, start, length)
+    visible = free & lies_in(place, start, length)
 
     # In a block of targets only, a visible word of the text stays instead.
     emptied = ~visible.any(axis=1)
@@ -690,14 +317,14 @@ def _draw_index(uniforms: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.floor(uniforms * counts).astype(np.int64)
 
 
-def _lies_in(place: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+def lies_in(place: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """(R, S) boolean: whether a place (R, S) lies in the run of its row, given by start (R,) and length (R,)."""
     end = start + length
     return (place >= start[:, None]) & (place < end[:, None])
 
 
 def _hide_words(
-    words: _Words,
+    words: Words,
     places: np.ndarray,
     spans: _Spans,
     kept: np.ndarray,
@@ -730,7 +357,7 @@ def _hide_words(
     return number_spans(span)
 
 
-def _word_of(words: _Words, rank: np.ndarray) -> np.ndarray:
+def _word_of(words: Words, rank: np.ndarray) -> np.ndarray:
     """(R, S) boolean: the tokens of the word to which the token of a rank (R,) belongs."""
     is_there = words.usable & (words.rank == rank[:, None])
     first = np.where(is_there, words.first, -1).max(axis=1)
@@ -781,121 +408,7 @@ def split_words(
     Returns:
         (R, S) boolean, where a token begins a word.
     """
-    words = _Words.of(usable, word_starts)
+    words = Words.of(usable, word_starts)
     sizes = words.sizes()
     splits = (sizes > longest) | (sizes == words.counts[:, None])
     return word_starts | (usable & may_start & splits)
-
-
-# ---- views of a text ------------------------------------------------------------------------------------------------
-
-
-def crop_words(
-    usable: np.ndarray,
-    word_starts: np.ndarray,
-    keys: np.ndarray,
-    share: Share,
-) -> np.ndarray:
-    """Keeps a run of whole words, at least one, that begins anywhere, and all that is not usable.
-
-    Args:
-        usable, word_starts, keys: See `sample_spans`.
-        share: Share of the words to keep; a number or an interval.
-
-    Returns:
-        (R, S) boolean.
-    """
-    word, words = _number_words(usable, word_starts)
-    draws = counter_uniforms(keys, 3)
-    kept = _words_to_keep(words, share, draws)
-    start = np.floor(draws[:, 2] * (words - kept + 1))
-    return ~usable | _lies_in(word, start, kept)
-
-
-def delete_words(
-    usable: np.ndarray,
-    word_starts: np.ndarray,
-    keys: np.ndarray,
-    share: Share,
-) -> np.ndarray:
-    """Keeps words at random, at least one, in their order (TSDAE, arXiv 2104.06979); arguments as of `crop_words`."""
-    word, words = _number_words(usable, word_starts)
-    starts_of_row = (usable & word_starts).sum(axis=1)
-    most = int(starts_of_row.max(initial=0)) + 1  # the first usable token begins a word too
-    draws = counter_uniforms(keys, 2 + most)
-    kept = _words_to_keep(words, share, draws)
-    is_word = np.arange(most) < words[:, None]
-    order = np.where(is_word, draws[:, 2:], 2.0)
-    ranked = order.argsort(axis=1, kind="stable")
-    place_of_word = ranked.argsort(axis=1, kind="stable")
-    place_of_token = np.take_along_axis(place_of_word, np.maximum(word, 0), axis=1)
-    return ~usable | (place_of_token < kept[:, None])
-
-
-def _number_words(usable: np.ndarray, word_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(R, S) number of each usable token's word, from 0, and (R,) words of each row."""
-    words = _Words.of(usable, word_starts)
-    begins = usable & (words.rank == words.first)
-    number = np.cumsum(begins, axis=1) - 1
-    return number, number[:, -1] + 1
-
-
-def _words_to_keep(
-    words: np.ndarray,
-    share: Share,
-    draws: np.ndarray,
-) -> np.ndarray:
-    """(R,) words that stay, at least one, by the first two draws."""
-    shares = draw_share(share, draws[:, 0], np.zeros(1))
-    kept = np.floor(shares * words + draws[:, 1])
-    return np.clip(kept, 1, np.maximum(words, 1))
-
-
-# ---- windows of a document ------------------------------------------------------------------------------------------
-
-
-def count_windows(lengths: np.ndarray, room: int) -> np.ndarray:
-    """Windows of documents, of at most two thirds of the room on average; at least two, so that each has a rest.
-
-    Args:
-        lengths: (N,) tokens of each document, at least 2.
-        room: Longest window in tokens.
-
-    Returns:
-        (N,) integers, at least 2.
-    """
-    thirds = 3 * np.asarray(lengths)
-    counts = -(-thirds // (2 * room))  # rounded up
-    return np.maximum(2, counts)
-
-
-def cut_windows(
-    lengths: np.ndarray,
-    counts: np.ndarray,
-    keys: np.ndarray,
-) -> np.ndarray:
-    """Cuts each document into its windows; every token is in exactly one.
-
-    The windows are equally long but for their borders, each of which is moved at random by up to a quarter of a
-    window in either direction: so a window has half to one and a half times the mean length, and another epoch, with
-    another key, has other windows.
-
-    Args:
-        lengths: (N,) tokens of each document, at least 2.
-        counts: (N,) windows of each, from `count_windows`.
-        keys: (N,) uint64, one for each document and epoch.
-
-    Returns:
-        (N, max(counts) + 1) borders, strictly increasing from 0 to the length, which is repeated behind the last one.
-    """
-    lengths = np.asarray(lengths)[:, None]
-    counts = np.asarray(counts)[:, None]
-    number = np.arange(counts.max() + 1)
-    shift = (counter_uniforms(keys, len(number)) - 0.5) / 2
-    borders = lengths * (number + shift) / counts
-    borders = np.floor(borders).astype(np.int64)
-    # In a document of few tokens borders may fall together, or on an end.
-    last_place = lengths - counts + number
-    borders = np.clip(borders, number, last_place)
-    borders[:, 0] = 0
-    return np.where(number < counts, borders, lengths)

@@ -19,7 +19,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text_jepa.cli import UsageError
-from text_jepa.data.masking import DATA_VIEWS, View, count_windows
 from text_jepa.data.scripts import (
     belongs_to_the_one_before,
     first_character,
@@ -28,6 +27,8 @@ from text_jepa.data.scripts import (
     may_be_inside_word,
     sentence_ends,
 )
+from text_jepa.data.strategies import DATA_VIEWS, View
+from text_jepa.data.windows import count_windows
 
 
 logger = logging.getLogger(__name__)

@@ -8,18 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from text_jepa.data.masking import (
+from text_jepa.data.draws import (
     FOR_TEXT,
     FOR_VIEW,
     FOR_WINDOW,
-    ViewStrategy,
-    count_windows,
-    crop_words,
-    cut_windows,
-    delete_words,
+    counter_uniforms,
     keys_of_checksums,
 )
+from text_jepa.data.masking import Words, lies_in
+from text_jepa.data.strategies import Share, ViewStrategy, draw_share
 from text_jepa.data.tokenization import special_tokens_around
+from text_jepa.data.windows import count_windows, cut_windows
 
 
 class DocumentCutter:
@@ -103,6 +102,67 @@ def choose_words(
     if view.kind != "crop_both":
         return None, of_view
     return crop_words(usable, word_starts, keys ^ FOR_TEXT, view.ratio), of_view
+
+
+def crop_words(
+    usable: np.ndarray,
+    word_starts: np.ndarray,
+    keys: np.ndarray,
+    share: Share,
+) -> np.ndarray:
+    """Keeps a run of whole words, at least one, that begins anywhere, and all that is not usable.
+
+    Args:
+        usable, word_starts, keys: See `sample_spans`.
+        share: Share of the words to keep; a number or an interval.
+
+    Returns:
+        (R, S) boolean.
+    """
+    word, words = _number_words(usable, word_starts)
+    draws = counter_uniforms(keys, 3)
+    kept = _words_to_keep(words, share, draws)
+    start = np.floor(draws[:, 2] * (words - kept + 1))
+    return ~usable | lies_in(word, start, kept)
+
+
+def delete_words(
+    usable: np.ndarray,
+    word_starts: np.ndarray,
+    keys: np.ndarray,
+    share: Share,
+) -> np.ndarray:
+    """Keeps words at random, at least one, in their order (TSDAE, arXiv 2104.06979); arguments as of `crop_words`."""
+    word, words = _number_words(usable, word_starts)
+    starts_of_row = (usable & word_starts).sum(axis=1)
+    most = int(starts_of_row.max(initial=0)) + 1  # the first usable token begins a word too
+    draws = counter_uniforms(keys, 2 + most)
+    kept = _words_to_keep(words, share, draws)
+    is_word = np.arange(most) < words[:, None]
+    order = np.where(is_word, draws[:, 2:], 2.0)
+    ranked = order.argsort(axis=1, kind="stable")
+    place_of_word = ranked.argsort(axis=1, kind="stable")
+    place_of_token = np.take_along_axis(place_of_word, np.maximum(word, 0), axis=1)
+    return ~usable | (place_of_token < kept[:, None])
+
+
+def _number_words(usable: np.ndarray, word_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, S) number of each usable token's word, from 0, and (R,) words of each row."""
+    words = Words.of(usable, word_starts)
+    begins = usable & (words.rank == words.first)
+    number = np.cumsum(begins, axis=1) - 1
+    return number, number[:, -1] + 1
+
+
+def _words_to_keep(
+    words: np.ndarray,
+    share: Share,
+    draws: np.ndarray,
+) -> np.ndarray:
+    """(R,) words that stay, at least one, by the first two draws."""
+    shares = draw_share(share, draws[:, 0], np.zeros(1))
+    kept = np.floor(shares * words + draws[:, 1])
+    return np.clip(kept, 1, np.maximum(words, 1))
 
 
 def split_rows(input_ids: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:

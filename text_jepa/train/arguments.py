@@ -16,7 +16,7 @@ from transformers.trainer_utils import HubStrategy
 from configuration_text_jepa import TextJepaConfig
 from text_jepa.cli import UsageError, config_arguments, first_line, nearest
 from text_jepa.data.corpus import CorpusArguments
-from text_jepa.data.masking import MaskStrategy, SpanLengthDistribution, View
+from text_jepa.data.strategies import MaskStrategy, SpanLengthDistribution, View
 
 
 @dataclass

@@ -24,8 +24,8 @@ from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus, load_corpus
 from text_jepa.data.coverage import SAMPLE_SIZE, measure_coverage
-from text_jepa.data.masking import DOCUMENT_VIEWS, MaskStrategy, ViewStrategy, check_share
 from text_jepa.data.reading import Source, read_rows
+from text_jepa.data.strategies import DOCUMENT_VIEWS, MaskStrategy, ViewStrategy, check_share
 from text_jepa.data.tokenization import (
     DocumentCount,
     special_tokens_around,

@@ -22,7 +22,7 @@ from text_jepa.cli import UsageError, first_line
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
-from text_jepa.data.masking import DOCUMENT_VIEWS
+from text_jepa.data.strategies import DOCUMENT_VIEWS
 from text_jepa.data.tokenization import DocumentCount, log_skipped_documents
 from text_jepa.embeddings import trained_encoder
 from text_jepa.opening import run_code_of
