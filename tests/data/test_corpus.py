@@ -19,6 +19,7 @@ from corpora import documents, load_splits, write
 
 from text_jepa.cli import UsageError
 from text_jepa.data.corpus import CorpusArguments, load_corpus
+from text_jepa.data.files import Form
 from text_jepa.data.folders import find_files
 from text_jepa.data.tokenization import (
     tokenize_texts,
@@ -106,13 +107,75 @@ def test_tables_of_other_columns_among_prose_are_counted_and_not_read(tmp_path, 
     (notes / name).parent.mkdir(parents=True)
     (notes / "a.md").write_text("# A\n\nThe boats came home before the storm.\n" * 5)
     (notes / name).write_text(content)
-    sources = {"text": ("text",)}
+    form = Form({"text": ("text",)})
     with caplog.at_level("WARNING"):
-        assert find_files([str(notes)], "train_file", mixed=True, sources=sources) == [str(notes / "a.md")]
+        assert find_files([str(notes)], "train_file", mixed=True, form=form) == [str(notes / "a.md")]
     assert f"1 file is not read ({os.path.basename(name)}; {len(content)} bytes)" in caplog.text
+    assert "1 table has no column 'text'; --text_column names it" in caplog.text
     (notes / "a.md").unlink()
     (notes / "README.md").write_text("About.")  # which describes a table, and is none of the texts
-    assert find_files([str(notes)], "train_file", mixed=True, sources=sources) == [str(notes / name)]
+    assert find_files([str(notes)], "train_file", mixed=True, form=form) == [str(notes / name)]
+
+
+DAMAGED = {
+    "latin.txt": (
+        "Café au lait.\n".encode("latin-1"),
+        "latin.txt, line 1: not UTF-8 (byte 0xe9 in column 4); convert",
+    ),
+    "latin.html": ("<p>Café</p>".encode("latin-1"), "latin.html, line 1: not UTF-8"),
+    "deep/cut.json": (b'{"text": [1,', "cut.json: cannot be read: not JSON"),
+    "cut.jsonl": (b'{"text": "one"}\n{"text": "tw', "cut.jsonl, line 2: not JSON"),
+    "cut.parquet": (b"PAR1" + b"0" * 30, "cut.parquet: cannot be read"),
+    "cut.txt.gz": (b"\x1f\x8b\x08" + b"0" * 20, "cut.txt.gz: cannot be read"),
+    "numbers.csv": (b"text\n1\n2\n", "column 'text' holds int64"),
+    "cells.csv": (b"text,b\none,two,three\n", "cells.csv: cannot be read: line 2 has 3 cells"),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_among_notes_is_counted_named_and_not_read(tmp_path, load, caplog, name, streaming):
+    content, reason = DAMAGED[name]
+    texts = documents(20)
+    for number, text in enumerate(texts):
+        write(tmp_path / "notes" / f"{number}.md", [text])
+    path = tmp_path / "notes" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with caplog.at_level("WARNING"):
+        corpus = load([str(tmp_path / "notes")], [str(tmp_path / "notes" / "0.md")], streaming=streaming)
+    assert texts_of(corpus["train"]) == [texts[number] for number in sorted(range(1, 20), key=str)]
+    assert f"1 file is not read ({path.name}; {len(content)} bytes). " in caplog.text
+    assert reason in caplog.text
+    # A file that is named has to be whole, as has each one of a folder of tables.
+    with pytest.raises(UsageError, match=r"^--train_file "):
+        load([str(tmp_path / "notes"), str(path)])
+
+
+def test_a_folder_of_which_most_is_damaged_is_refused(tmp_path):
+    write(tmp_path / "notes" / "a.md", ["Few words."])
+    for name in ("b.txt", "c.txt"):
+        (tmp_path / "notes" / name).write_bytes("Café au lait.\n".encode("latin-1"))
+    form = Form({"text": ("text",)})
+    with pytest.raises(
+        UsageError, match=r"2 files are not read .*more than .*a\.md.*2 are damaged, as .*b\.txt, line 1"
+    ):
+        find_files([str(tmp_path / "notes")], "train_file", mixed=True, form=form)
+    (tmp_path / "notes" / "a.md").unlink()
+    with pytest.raises(UsageError, match=r"2 files are not read .*and there is no other\. 2 are damaged"):
+        find_files([str(tmp_path / "notes")], "train_file", mixed=True, form=form)
+
+
+def test_a_damaged_table_among_tables_and_a_pointer_among_notes_are_errors(tmp_path, load):
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path / "tables" / name, documents(20))
+    (tmp_path / "tables" / "c.jsonl").write_text('{"text": "tw')
+    with pytest.raises(UsageError, match=r"c\.jsonl, line 1: not JSON"):
+        load([str(tmp_path / "tables")])
+    write(tmp_path / "notes" / "a.md", documents(20))
+    (tmp_path / "notes" / "b.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n")
+    with pytest.raises(UsageError, match=r"b\.txt: a pointer of git-lfs"):
+        load([str(tmp_path / "notes")])
 
 
 @pytest.mark.parametrize(
@@ -421,7 +484,7 @@ def test_a_damaged_file_without_columns_is_named(new_folder, load, kind):
         (new_folder / f"{number}.{kind}").write_text(PROSE[kind][0])
     (new_folder / f"3.{kind}").write_bytes(b"Good.\n\nCaf\xe9.\n")
     with pytest.raises(UsageError, match=rf"^--train_file .*3\.{kind}, line 3: not UTF-8 \(byte 0xe9"):
-        load([str(new_folder)])
+        load([str(new_folder / "*")])
 
 
 def test_a_page_is_read_in_the_character_set_that_it_names(new_folder, load):
@@ -433,7 +496,7 @@ def test_a_page_is_read_in_the_character_set_that_it_names(new_folder, load):
     assert texts_of(corpus["train"]) == ["Café"] * 4
     (new_folder / "e.html").write_bytes(page.format("no-such").encode())
     with pytest.raises(UsageError, match=r"e\.html: unknown character set 'no-such'; convert"):
-        load([str(new_folder)])
+        load([str(new_folder / "e.html")])
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|", ","])

@@ -25,6 +25,10 @@ class FileError(ValueError):
     """What is wrong in a file, and the remedy; the message begins with the path."""
 
 
+class NotFetched(FileError):
+    """A file is a pointer of git-lfs to the one that it stands for."""
+
+
 class NoSuchColumn(FileError):
     """A file is whole, and lacks a column that is asked for."""
 
@@ -41,12 +45,12 @@ def open_binary(path: str) -> IO[bytes]:
     """Opens a file, compressed or not, for its bytes.
 
     Raises:
-        FileError: It is a pointer of git-lfs.
+        NotFetched: It is a pointer of git-lfs.
     """
     with open(path, "rb") as file:
         start = file.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
-        raise FileError(f"{path}: a pointer of git-lfs, not the file itself; fetch it with `git lfs pull`")
+        raise NotFetched(f"{path}: a pointer of git-lfs, not the file itself; fetch it with `git lfs pull`")
     if start.startswith(_GZIP):
         return gzip.open(path)
     if _BZIP2.match(start):

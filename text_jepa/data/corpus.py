@@ -233,8 +233,9 @@ def load_columns(
         UsageError: A file or column is missing, a file cannot be read, or there is no text.
     """
     sources = {name: _names(column) for name, column in columns.items()}
-    paths = find_files(files, flag, mixed=True, sources=_of_mixed(sources))
-    form = _fit_form(Form(sources, quoting=quoting), paths)
+    form = Form(sources, quoting=quoting)
+    paths = find_files(files, flag, mixed=True, form=_of_mixed(form))
+    form = _fit_form(form, paths)
     return _read_files(paths, flag, form, streaming=False, cache_dir=cache_dir)
 
 
@@ -249,9 +250,9 @@ def _form(arguments: CorpusArguments) -> Form:
     return Form(sources, arguments.sample_by, arguments.quoting)
 
 
-def _of_mixed(sources: Sources) -> Sources | None:
-    """The columns of tables that may lie among files without columns, which have no second text; or `None`."""
-    return sources if list(sources) == ["text"] else None
+def _of_mixed(form: Form) -> Form | None:
+    """How tables are read that may lie among files without columns, which have no second text; or `None`."""
+    return form._replace(is_mixed=True) if list(form.sources) == ["text"] else None
 
 
 def _fit_form(form: Form, paths: Sequence[str]) -> Form:
@@ -286,11 +287,11 @@ def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
 
 def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_length: int) -> Corpus:
     form = _form(arguments)
-    sources = _of_mixed(form.sources)
-    train_files = find_files(arguments.train_file, "train_file", mixed=True, sources=sources)
+    of_mixed = _of_mixed(form)
+    train_files = find_files(arguments.train_file, "train_file", mixed=True, form=of_mixed)
     # All names are checked before anything is read.
     held_out_names = arguments.validation_file or _held_out_splits(arguments.train_file)
-    held_out_files = find_files(held_out_names, "validation_file", mixed=True, split="validation", sources=sources)
+    held_out_files = find_files(held_out_names, "validation_file", mixed=True, split="validation", form=of_mixed)
     train_files = _without_held_out(train_files, held_out_files)
     train_files, held_out_files = _take_out_splits(train_files, held_out_files, arguments.train_file)
     form = _fit_form(form, [*train_files, *held_out_files])

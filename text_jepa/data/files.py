@@ -15,7 +15,15 @@ import pyarrow
 from pyarrow import parquet
 
 from text_jepa.data.columns import Sources, has_column, missing_column, pick, root_of, wrong_column
-from text_jepa.data.compressed import FileError, NoSuchColumn, name_wrong_byte, open_binary, open_text, suffix_of
+from text_jepa.data.compressed import (
+    FileError,
+    NoSuchColumn,
+    NotFetched,
+    name_wrong_byte,
+    open_binary,
+    open_text,
+    suffix_of,
+)
 from text_jepa.data.prose import (
     BEGINNING,
     HTML,
@@ -300,15 +308,26 @@ def _read_text(path: str, form: Form) -> Iterator[pyarrow.Table]:
         yield pyarrow.table(columns)
 
 
-def lacks_columns(path: str, sources: Sources) -> bool:
-    """Whether the first rows of a table are whole, and have none of a column that is asked for."""
+def find_problem(path: str, form: Form, to_its_end: bool = True) -> FileError | None:
+    """Why a file cannot be read; `None` if it can, or if it has not been fetched, which is no reason to do without it.
+
+    Args:
+        path: A file of a known kind, compressed or not.
+        form: How it is read.
+        to_its_end: Whether all of it is read; else the beginning of a table, and nothing of other files.
+    """
     try:
-        next(read_tables(path, Form(sources, quoting="standard")), None)
-    except NoSuchColumn:
-        return True
-    except FileError:
-        return False  # which is said when it is read
-    return False
+        if suffix_of(Path(path)) not in PROSE:
+            for _ in itertools.islice(read_tables(path, form), None if to_its_end else 1):
+                pass
+        elif to_its_end:
+            with _naming(path):
+                _read_whole(path)
+    except NotFetched:
+        return None
+    except FileError as error:
+        return error
+    return None
 
 
 def look_at_layout(path: str, form: Form) -> Layout:

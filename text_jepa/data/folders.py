@@ -6,13 +6,12 @@ import logging
 import mimetypes
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from text_jepa.cli import UsageError
-from text_jepa.data.columns import Sources
-from text_jepa.data.compressed import COMPRESSED, suffix_of
-from text_jepa.data.files import BUILDERS, PROSE, lacks_columns
+from text_jepa.data.compressed import COMPRESSED, FileError, NoSuchColumn, suffix_of
+from text_jepa.data.files import BUILDERS, PROSE, Form, find_problem
 from text_jepa.data.remote import local_names
 from text_jepa.errors import is_utf8
 
@@ -36,26 +35,30 @@ _HELD_OUT = {
 # Names of files that are shown of many.
 SHOWN_NAMES = 3
 
+# Longest file of a folder of texts that is read to see whether it can be, in bytes: a longer one has to be whole.
+_LONGEST_NOTE = 16 << 20
+
 
 def find_files(
     patterns: Sequence[str],
     flag: str,
     mixed: bool = False,
     split: str = "train",
-    sources: Sources | None = None,
+    form: Form | None = None,
 ) -> list[str]:
     """Files named by paths, folders and globs, each sorted and each file once.
 
     A folder stands for all files of a known kind in it, however deep, but not for hidden ones and copies, nor for the
-    readme of a table, nor for tables without the columns asked for among files without columns, such as settings of
-    programs. What else it holds is counted in one line of the log.
+    readme of a table. Among files without columns, it does not stand for what cannot be read either: tables without
+    the columns asked for, such as settings of programs, and damaged files. What else it holds is counted in one line
+    of the log, with the reasons.
 
     Args:
         patterns: Paths, folders and globs, or what fsspec opens, see `local_names`.
         flag: The flag that names them, for error messages.
         mixed: Whether files may be of different kinds.
         split: The split that the folder of a saved `DatasetDict` stands for.
-        sources: The columns asked for. Default: those of any table will do.
+        form: How files are read. Default: no file is looked into.
 
     Raises:
         UsageError: A name matches no file, the kinds of files are mixed or unknown, or most of a folder is not read.
@@ -63,7 +66,7 @@ def find_files(
     found = {}
     for pattern in patterns:
         for name in local_names(pattern, flag):
-            for path in _match(Path(name).expanduser(), pattern, flag, split, sources):
+            for path in _match(Path(name).expanduser(), pattern, flag, split, form):
                 found.setdefault(identity_of(path), path)
     paths = list(found.values())
     unknown = [path for path in paths if suffix_of(Path(path)) not in BUILDERS]
@@ -99,13 +102,13 @@ def identity_of(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _match(path: Path, pattern: str, flag: str, split: str, sources: Sources | None) -> list[str]:
+def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None) -> list[str]:
     if path.is_file():
         return [str(path)]
     if path.is_dir():
         if is_saved(path):
             return _saved_files(path, split)
-        return _files_of_folder(path, f"--{flag} {pattern}", sources)
+        return _files_of_folder(path, f"--{flag} {pattern}", form)
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     files = sorted(str(match) for match in matches if match.is_file() and not _is_copy(match.name))
     if not files:
@@ -118,7 +121,7 @@ def _is_copy(name: str) -> bool:
     return name.startswith((".", "~", "#", "__MACOSX")) or name.endswith(("~", "#"))
 
 
-def _files_of_folder(folder: Path, what: str, sources: Sources | None) -> list[str]:
+def _files_of_folder(folder: Path, what: str, form: Form | None) -> list[str]:
     known = []
     others = []
     for path in _walk(folder, what):
@@ -126,17 +129,18 @@ def _files_of_folder(folder: Path, what: str, sources: Sources | None) -> list[s
         (known if is_known else others).append(path)
     if not known:
         raise UsageError(f"{what}: no {', '.join(BUILDERS)} file in this folder")
-    foreign = set(_foreign_tables(known, sources))
-    described = {os.path.dirname(path) for path in known if _is_table(path) and path not in foreign}
+    problems = _find_problems(known, form)
+    described = {os.path.dirname(path) for path in known if _is_table(path) and path not in problems}
     names = set(known)
     read = []
     for path in sorted(known):
         is_unpacked = path.endswith(COMPRESSED) and os.path.splitext(path)[0] in names
-        if is_unpacked or path in foreign or (_is_description(path) and described):
+        if is_unpacked or path in problems or (_is_description(path) and described):
             others.append(path)
         else:
             read.append(path)
-    _tell_others(read, sorted(others), what)
+    if others:
+        _tell_others(read, sorted(others), what, _reasons(problems, form))
     return read
 
 
@@ -148,12 +152,32 @@ def _is_description(path: str) -> bool:
     return Path(path).name.lower().startswith(_DESCRIPTIONS) and not _is_table(path)
 
 
-def _foreign_tables(paths: Sequence[str], sources: Sources | None) -> list[str]:
-    """Tables without the columns asked for, if there are other texts beside them."""
+def _find_problems(paths: Sequence[str], form: Form | None) -> dict[str, FileError]:
+    """Files that cannot be read, if there are texts among them: where there are tables alone, all have to be whole."""
     are_texts = any(not _is_table(path) and not _is_description(path) for path in paths)
-    if sources is None or not are_texts:
-        return []
-    return [path for path in paths if _is_table(path) and lacks_columns(path, sources)]
+    problems = {}
+    if form is not None and are_texts:
+        for path in sorted(paths):
+            size = _size(path)
+            problem = find_problem(path, form, to_its_end=size <= _LONGEST_NOTE) if size else None
+            if problem is not None:
+                problems[path] = problem
+    return problems
+
+
+def _reasons(problems: Mapping[str, FileError], form: Form | None) -> str:
+    """Sentences that say why files cannot be read, and what helps."""
+    foreign = [path for path, problem in problems.items() if isinstance(problem, NoSuchColumn)]
+    damaged = [str(problem) for path, problem in problems.items() if path not in foreign]
+    sentences = ""
+    if foreign:
+        columns = " or ".join(f"'{column}'" for column in form.sources["text"])
+        has = "table has" if len(foreign) == 1 else "tables have"
+        sentences += f". {len(foreign)} {has} no column {columns}; --text_column names it"
+    if damaged:
+        count = f"{len(damaged)} are damaged, as " if len(damaged) > 1 else ""
+        sentences += f". {count}{damaged[0]}"
+    return sentences
 
 
 def _walk(folder: Path, what: str) -> Iterator[str]:
@@ -170,20 +194,20 @@ def _walk(folder: Path, what: str) -> Iterator[str]:
         yield from (os.path.join(parent, name) for name in names if not _is_copy(name))
 
 
-def _tell_others(read: Sequence[str], others: Sequence[str], what: str) -> None:
-    if not others:
-        return
+def _tell_others(read: Sequence[str], others: Sequence[str], what: str, reasons: str) -> None:
     size = sum(_size(path) for path in others)
     size_of_texts = sum(_size(path) for path in others if not _is_no_text(path))
     counts = f"{len(others)} {'file is' if len(others) == 1 else 'files are'} not read"
     line = f"{what}: {counts} ({list_names(others)}; {size:,} bytes)"
+    if not read:
+        raise UsageError(f"{line}, and there is no other{reasons}")
     read_size = sum(_size(path) for path in read)
     if size_of_texts > read_size:
         raise UsageError(
             f"{line}, which is more than the {read_size:,} bytes of {list_names(read)}; name the files to read, e.g. "
-            "by a glob"
+            f"by a glob{reasons}"
         )
-    logger.warning(line)
+    logger.warning(f"{line}{reasons}")
 
 
 def _is_no_text(path: str) -> bool:
