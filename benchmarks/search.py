@@ -95,11 +95,11 @@ def half_of(questions: Questions, half: str) -> Questions:
 
 
 def embedding_of(encoder: Encoder) -> Embed:
-    """What the command would embed texts with."""
+    """What the command would embed texts with, but for prompts of queries and passages."""
     table = make_token_table(encoder)
     if table is None:
         return lambda texts: embed_texts(encoder, texts)
-    return StaticEmbedding(table.vectors.__getitem__, table.tokenizer, table.prompt)
+    return StaticEmbedding(table.vectors.__getitem__, table.tokenizer, encoder.prompt)
 
 
 def fill(index: Index, documents: Mapping[str, str], embed: Embed) -> np.ndarray:

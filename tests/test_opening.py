@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -271,6 +272,28 @@ def test_a_name_that_the_hub_can_have_is_asked_for(tmp_path, monkeypatch):
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0")
     check_name("someone/encoder", str(tmp_path / "hub"))
+
+
+def test_a_name_without_an_owner_is_asked_for_once_where_the_hub_cannot_be_reached(tmp_path, monkeypatch):
+    """Downloads ask for half a minute, mostly for a folder whose name is wrong."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked = []
+
+    def ask(url):
+        asked.append(url)
+        raise errors.pop()
+
+    monkeypatch.setattr(opening, "get_hf_file_metadata", ask)
+    (tmp_path / "notes").mkdir()
+    errors = [OSError("Name or service not known")]
+    with pytest.raises(ValueError, match=r"^no such folder; did you mean 'notes'\?; and the Hub cannot be reached"):
+        check_name("notse")
+    errors = [failure(RepositoryNotFoundError)]
+    check_name("nobody")
+    assert [url.rpartition("/resolve/")[0].rpartition("/")[2] for url in asked] == ["notse", "nobody"]
+    check_name("someone/encoder")  # whose download says what is wrong
+    assert not errors
 
 
 @pytest.mark.parametrize(

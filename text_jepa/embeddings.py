@@ -60,6 +60,7 @@ class Encoder:
         word_weights: (V,) weight of each token of the vocabulary in the mean; `None` if all count the same.
         layers_after: What is done with a pooled vector, in order, such as a dense layer.
         prompt: What is put before every text.
+        search_prompts: What is put in its place before a query, and before a passage, of a search.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Encoder:
     word_weights: np.ndarray | None = None
     layers_after: tuple[torch.nn.Module, ...] = ()
     prompt: str = ""
+    search_prompts: tuple[str, str] = ("", "")
 
 
 def open_encoder(
@@ -137,6 +139,7 @@ def with_head(
         word_weights=word_weights,
         layers_after=layers,
         prompt=head.prompt,
+        search_prompts=head.search_prompts,
     )
 
 

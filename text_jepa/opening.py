@@ -12,8 +12,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import (
     CONFIG_MAPPING,
@@ -261,7 +261,8 @@ def check_vocabulary(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
 def check_name(source: str, cache_dir: str | None = None) -> None:
     """Checks that a name is a folder, or one that the Hub can have.
 
-    The Hub is not asked, which takes long if it fails.
+    The Hub is asked for a name without an owner alone, which most often is a folder that is not there; and only once,
+    where downloads ask for half a minute.
 
     Args:
         source: Folder or name on the Hub.
@@ -284,12 +285,34 @@ def check_name(source: str, cache_dir: str | None = None) -> None:
         validate_repo_id(source)
     except HFValidationError as error:
         raise ValueError(f"no such folder{nearest(path.name, others)}") from error
-    is_beside_others = "/" in source and path.parent.is_dir()
-    if is_beside_others and not isinstance(try_to_load_from_cache(source, "config.json", cache_dir), str):
+    if is_cached(source, cache_dir):
+        return
+    if "/" not in source:
+        _ask_hub(source, others)
+    elif path.parent.is_dir():
         raise ValueError(
             f"no such folder in {path.parent}{nearest(path.name, others)}; for a repository of the Hub of this name, "
             f"`hf download {source}` first"
         )
+
+
+def is_cached(source: str, cache_dir: str | None = None) -> bool:
+    """Whether the configuration of a name on the Hub has been downloaded."""
+    return isinstance(try_to_load_from_cache(source, "config.json", cache_dir), str)
+
+
+def _ask_hub(source: str, others: Sequence[str]) -> None:
+    """Raises ValueError if the Hub gives no answer, be it that it has no such name."""
+    if constants.HF_HUB_OFFLINE:
+        return  # what is opened next says so
+    try:
+        get_hf_file_metadata(hf_hub_url(source, "config.json"))
+    except HfHubHTTPError:
+        return  # an answer, which is told when the file is fetched
+    except Exception as error:  # of the HTTP library, whose names differ between versions
+        raise ValueError(
+            f"no such folder{nearest(source, others)}; and the Hub cannot be reached: {first_line(error)}"
+        ) from error
 
 
 def check_files(source: str) -> None:

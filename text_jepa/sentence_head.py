@@ -49,6 +49,9 @@ _TRANSFORMER_FILES = (
     "sentence_xlnet_config.json",
 )
 
+# Names of prompts for what is searched.
+_PROMPTS_OF_DOCUMENTS = ("document", "passage", "corpus")
+
 # Bytes of the name of a folder.
 _LONGEST_NAME = 255
 
@@ -92,6 +95,28 @@ class SentenceHead:
         if self.prompt:
             parts.append(f"the prompt '{self.prompt}'")
         return parts
+
+    @property
+    def search_prompts(self) -> tuple[str, str]:
+        """What is put before a query, and before a passage, in a search.
+
+        These are the prompts by name that sentence-transformers documents for `encode_query` and `encode_document`:
+        `query`, and the first of `document`, `passage` and `corpus`. Where none has such a name, it is the prompt of
+        every text.
+
+        Raises:
+            UsageError: Prompts are no texts.
+        """
+        prompts = (self.prompts or {}).get("prompts") or {}
+        if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+            raise UsageError(
+                f"{self.source}: the prompts in config_sentence_transformers.json are no texts by name; mend them"
+            )
+        query = prompts.get("query") or ""
+        document = next((prompts[name] for name in _PROMPTS_OF_DOCUMENTS if prompts.get(name)), "")
+        if not query and not document:
+            return self.prompt, self.prompt
+        return query, document
 
     def layers(self) -> tuple[torch.nn.Module, ...]:
         """What is done with a pooled vector (N, D), in order.

@@ -288,6 +288,6 @@ def test_an_index_where_nothing_can_be_written_is_one_line(tmp_path):
 
 def test_token_vectors_are_those_of_the_table(index):
     vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
-    settings = index.start(SETTINGS, TokenTable(vectors, "{}", "query: "))
-    assert (settings["tokenizer"], settings["prompt"]) == ("{}", "query: ")
+    settings = index.start(SETTINGS, TokenTable(vectors, "{}", ("query: ", "")))
+    assert (settings["tokenizer"], settings["query_prompt"], settings["prompt"]) == ("{}", "query: ", "")
     assert np.array_equal(index.token_vectors([3, 0, 3]), vectors[[3, 0, 3]])

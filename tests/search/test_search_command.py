@@ -4,17 +4,21 @@ import json
 import re
 import shutil
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel
 
 from text_jepa.cli import UsageError
 from text_jepa.commands import search
 from text_jepa.embeddings import embed_texts, open_encoder
+from text_jepa.search.folder import update
 from text_jepa.search.index import unit_rows
 from text_jepa.search.static import StaticEmbedding, make_token_table
+from text_jepa.share.export import export_sentence_transformer
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +131,7 @@ def test_an_encoder_that_was_trained_again_makes_the_index_anew(call, static, no
 def test_vectors_without_torch_are_those_of_the_encoder(static, texts):
     encoder = open_encoder(str(static))
     table = make_token_table(encoder)
-    embedding = StaticEmbedding(table.vectors.__getitem__, table.tokenizer, table.prompt)
+    embedding = StaticEmbedding(table.vectors.__getitem__, table.tokenizer, encoder.prompt)
     asked = [*texts, "zebra!", "", " ".join(texts * 10)]
     expected = unit_rows(embed_texts(encoder, asked))
     # Special tokens surround each window of a long text, and the whole of it here.
@@ -139,6 +143,63 @@ def test_an_encoder_whose_tokens_know_their_places_is_opened_for_each_query(call
     assert make_token_table(open_encoder(str(bag))) is None
     first = call(notes, "lamp", "--encoder", bag)
     assert call(notes, "lamp").out == first.out
+
+
+@pytest.mark.parametrize("kind", ["static", "bag"])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"prompts": {"query": "ask: ", "document": "text: "}}, ("ask: ", "text: ")),
+        ({"prompts": {"query": "ask: "}, "default_prompt_name": "query"}, ("ask: ", "")),
+        ({"prompts": {"query": None, "passage": "text: "}}, ("", "text: ")),
+        ({"prompts": {"sts": "same: "}, "default_prompt_name": "sts"}, ("same: ", "same: ")),
+        ({}, ("", "")),
+    ],
+)
+def test_queries_and_passages_have_the_prompts_of_their_names(
+    call, kind, settings, expected, notes, tmp_path, request, monkeypatch
+):
+    folder = tmp_path / "mine"
+    shutil.copytree(request.getfixturevalue(kind), folder)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    encoder = open_encoder(str(folder))
+    of_query, of_passage = (unit_rows(embed_texts(replace(encoder, prompt=prompt), ["lamp"])) for prompt in expected)
+    made = {}
+
+    def update_and_look(index, folder, changes, embed, columns, settings):
+        made["passage"] = embed(["lamp"])
+        update(index, folder, changes, embed, columns, settings)
+
+    def search_and_look(passages, query, embeddings, limit):
+        made["query"] = embeddings.query([query])
+        return found_by(passages, query, embeddings, limit)
+
+    found_by = search.search
+    monkeypatch.setattr(search, "update", update_and_look)
+    monkeypatch.setattr(search, "search", search_and_look)
+    for arguments in (["--encoder", folder], []):  # by the encoder, and by what the index keeps
+        call(notes, "lamp", *arguments)
+        assert np.abs(unit_rows(made["passage"]) - of_passage).max() < 1e-5
+        assert np.abs(unit_rows(made["query"]) - of_query).max() < 1e-5
+
+
+def test_prompts_by_name_are_those_of_sentence_transformers(static, tmp_path):
+    plain, folder = tmp_path / "plain", tmp_path / "mine"
+    shutil.copytree(static, plain)
+    export_sentence_transformer(plain, folder, 64, {"query": "ask: ", "document": "text: "})
+    embeddings = search.embeddings_of(open_encoder(str(folder)))
+    model = SentenceTransformer(str(folder), device="cpu")
+    assert np.abs(embeddings.query(["lamp"]) - model.encode_query(["lamp"])).max() < 1e-5
+    assert np.abs(embeddings.passage(["lamp"]) - model.encode_document(["lamp"])).max() < 1e-5
+    assert np.abs(embeddings.query(["lamp"]) - embeddings.passage(["lamp"])).max() > 1e-3
+
+
+def test_prompts_that_are_no_texts_are_one_line(call, static, notes, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(static, folder)
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": 3}}')
+    with pytest.raises(UsageError, match="are no texts by name; mend them"):
+        call(notes, "lamp", "--encoder", folder)
 
 
 def test_the_newest_run_is_the_encoder_if_none_is_named(call, static, notes, tmp_path, monkeypatch):

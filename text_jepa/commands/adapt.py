@@ -18,7 +18,7 @@ from typing import Any
 
 from text_jepa.cli import UsageError, own_recipe
 from text_jepa.commands.main import command_of
-from text_jepa.opening import check_name, readable
+from text_jepa.opening import check_name, is_cached, readable
 from text_jepa.sentence_head import SentenceHead, read_head, read_json
 
 
@@ -88,11 +88,14 @@ def find_encoder(name: str) -> str:
     Raises:
         UsageError: There is none, or it is not an encoder but the complete model of a run.
     """
-    with readable(name, "no encoder is there"):
-        check_name(name)
     sources = [name]
     if "/" not in name and not Path(name).exists():
         sources.append(f"sentence-transformers/{name}")
+    if is_cached(sources[-1]):
+        sources = sources[-1:]
+    else:
+        with readable(name, "no encoder is there"):
+            check_name(name)
     for source in sources:
         config = read_json(source, "config.json")
         if config is None:

@@ -16,6 +16,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -37,6 +39,13 @@ _FILES_OF_ENCODER = ("*.safetensors", "*.bin", "*.json", "*/config.json", "*/*.s
 
 # Characters of a passage that are shown.
 _SHOWN = 320
+
+
+class Embeddings(NamedTuple):
+    """Functions that turn texts into vectors, which differ in what is put before a text."""
+
+    query: Embed
+    passage: Embed
 
 
 class Found(NamedTuple):
@@ -97,9 +106,9 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
         remove_index(path)
     index = Index(path)
     try:
-        embed = bring_up_to_date(index, texts, args)
+        embeddings = bring_up_to_date(index, texts, args)
         with index.snapshot() as passages:
-            found = search(passages, args.query, embed, args.limit)
+            found = search(passages, args.query, embeddings, args.limit)
     finally:
         index.close()
     if args.json:
@@ -113,8 +122,8 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
 # ---- index ----------------------------------------------------------------------------------------------------------
 
 
-def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argparse.Namespace) -> Embed:
-    """Updates an index, and returns what turns queries into vectors."""
+def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argparse.Namespace) -> Embeddings:
+    """Updates an index, and returns what turns queries and passages into vectors."""
     kept = index.settings()
     name = args.encoder or kept.get("encoder") or choose_encoder()
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -128,19 +137,19 @@ def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argpars
         kept = index.start(wanted, make_token_table(encoder))
         hide_from_git(index.path)
     if "tokenizer" in kept:
-        embed = stored_embedding(index, kept)
+        embeddings = stored_embeddings(index, kept)
     else:
-        embed = embedding(encoder or open_quietly(name))
+        embeddings = embeddings_of(encoder or open_quietly(name))
     changes = compare(index, texts)
     if len(changes.read) > 1:
         tell(f"reading {len(changes.read):,} files of {args.folder}")
-    update(index, args.folder, changes, embed, columns, kept)
+    update(index, args.folder, changes, embeddings.passage, columns, kept)
     problems = index.problems()
     if problems:
         tell(f"{len(problems):,} of {len(texts):,} files are left out, as {problems[0]}")
     if not index.count_passages():
         raise UsageError(f"{args.folder}: no text in its {len(texts):,} files; name another folder")
-    return embed
+    return embeddings
 
 
 def remembered_encoder(path: Path) -> str | None:
@@ -163,10 +172,11 @@ def stored_columns(content: str, index: Index) -> list[str]:
     raise UsageError(f"{index.path}: {describe_damage('no columns of the text')}")
 
 
-def stored_embedding(index: Index, settings: Mapping[str, str]) -> StaticEmbedding:
-    """The function that turns texts into vectors by what an index keeps of its encoder."""
+def stored_embeddings(index: Index, settings: Mapping[str, str]) -> Embeddings:
+    """The functions that turn texts into vectors by what an index keeps of its encoder."""
     try:
-        return StaticEmbedding(index.token_vectors, settings["tokenizer"], settings["prompt"])
+        of_passages = StaticEmbedding(index.token_vectors, settings["tokenizer"], settings["prompt"])
+        return Embeddings(of_passages.with_prompt(settings["query_prompt"]), of_passages)
     except UsageError:
         raise
     except Exception as error:  # tokenizers raises no better ones
@@ -218,25 +228,26 @@ def open_quietly(name: str) -> "Encoder":
     return open_encoder(name)
 
 
-def embedding(encoder: "Encoder") -> Embed:
-    """The function that turns texts into vectors."""
+def embeddings_of(encoder: "Encoder") -> Embeddings:
+    """The functions that turn texts into vectors by an encoder."""
     from text_jepa.embeddings import embed_texts
 
-    return lambda texts: embed_texts(encoder, texts)
+    of_queries, of_passages = (replace(encoder, prompt=prompt) for prompt in encoder.search_prompts)
+    return Embeddings(partial(embed_texts, of_queries), partial(embed_texts, of_passages))
 
 
 # ---- search ---------------------------------------------------------------------------------------------------------
 
 
-def search(passages: Snapshot, query: str, embed: Embed, limit: int) -> list[Found]:
+def search(passages: Snapshot, query: str, embeddings: Embeddings, limit: int) -> list[Found]:
     """The passages that fit a query best, each with the best of its sentences."""
-    vector = embed([query])[0]
+    vector = embeddings.query([query])[0]
     hits = passages.search(query, vector, limit)
     spans = [list(sentences_of(hit.text)) for hit in hits]
     texts = [hit.text[span.start : span.end] for hit, there in zip(hits, spans, strict=True) for span in there]
     if not texts:
         return []
-    cosines = passages.centred(embed(texts)) @ passages.centred(vector)
+    cosines = passages.centred(embeddings.passage(texts)) @ passages.centred(vector)
     scores = combine(cosines, passages.shares_of_words(query, texts))
     found = []
     start = 0

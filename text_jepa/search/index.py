@@ -26,7 +26,7 @@ from text_jepa.search.vectors import unit_rows
 
 # What tells our files from others' ("TxtJ"), and the form of the tables.
 APPLICATION_ID = 0x5478744A
-VERSION = 1
+VERSION = 2
 
 # Share of the vectors in a score; the rest is that of the words. Chosen on development questions: docs/search.md.
 VECTOR_SHARE = 0.5
@@ -182,7 +182,8 @@ class Index:
         with self._readable(), self._transaction():
             self._make_tables()
             if table is not None:
-                settings |= {"tokenizer": table.tokenizer, "prompt": table.prompt}
+                query_prompt, prompt = table.prompts
+                settings |= {"tokenizer": table.tokenizer, "query_prompt": query_prompt, "prompt": prompt}
                 rows = [(number, vector.tobytes()) for number, vector in enumerate(table.vectors)]
                 self._database.executemany("INSERT INTO tokens VALUES (?, ?)", rows)
             self._database.executemany("INSERT INTO settings VALUES (?, ?)", settings.items())

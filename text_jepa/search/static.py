@@ -4,6 +4,7 @@ Torch and transformers take seconds to import. The state of a token does not dep
 layers, so the vector of a text is a weighted mean of stored vectors.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,12 +31,12 @@ class TokenTable(NamedTuple):
     Args:
         vectors: State of each token of the vocabulary times its weight in a text, (V, D) float32.
         tokenizer: The tokenizer as JSON.
-        prompt: What is put before every text.
+        prompts: What is put before a query, and before a passage.
     """
 
     vectors: np.ndarray
     tokenizer: str
-    prompt: str
+    prompts: tuple[str, str]
 
 
 class StaticEmbedding:
@@ -53,6 +54,12 @@ class StaticEmbedding:
         self.tokenizer = Tokenizer.from_str(tokenizer)
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+
+    def with_prompt(self, prompt: str) -> "StaticEmbedding":
+        """The same with another prompt."""
+        other = copy.copy(self)
+        other.prompt = prompt
+        return other
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors (N, D) of N texts, right but for their lengths."""
@@ -82,10 +89,10 @@ def make_token_table(encoder: "Encoder") -> TokenTable | None:
             states = encoder.model(**batch).last_hidden_state.float()[:, 0]
             parts.append((states * token_weights(encoder, batch)).cpu())
     vectors = torch.cat(parts).numpy()
-    table = TokenTable(vectors, tokenizer.backend_tokenizer.to_str(), encoder.prompt)
+    table = TokenTable(vectors, tokenizer.backend_tokenizer.to_str(), encoder.search_prompts)
 
     order = np.random.default_rng(0).permutation(tokens)[: _COMPARED_TEXTS * _COMPARED_TOKENS]
     texts = [tokenizer.decode(ids) for ids in np.array_split(order, _COMPARED_TEXTS)]
-    static = StaticEmbedding(vectors.__getitem__, table.tokenizer, table.prompt)
+    static = StaticEmbedding(vectors.__getitem__, table.tokenizer, encoder.prompt)
     difference = unit_rows(static(texts)) - unit_rows(embed_texts(encoder, texts))
     return table if np.abs(difference).max() < _TOLERANCE else None
