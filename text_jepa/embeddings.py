@@ -130,8 +130,8 @@ def with_head(
     """
     word_weights = encoder.word_weights
     if word_weights is None:
-        word_weights = _stated_word_weights(head.source)
-    layers = tuple(layer.to(encoder.model.device) for layer in head.layers())
+        word_weights = _stated_word_weights(head.source, **head.options)
+    layers = tuple(layer.to(encoder.model.device) for layer in head.layers)
     _check_width(layers, encoder.model, head.source)
     return replace(
         encoder,
@@ -244,9 +244,9 @@ def _stated_length(source: str) -> int | None:
     return exported.get("max_seq_length") or pretrained.get("max_length")
 
 
-def _stated_word_weights(source: str) -> np.ndarray | None:
+def _stated_word_weights(source: str, **options: Any) -> np.ndarray | None:
     """The weights (V,) of the module `WordWeights` of a folder, if it has one."""
-    path = file_of(source, f"{WORD_WEIGHTS_FOLDER}/model.safetensors")
+    path = file_of(source, f"{WORD_WEIGHTS_FOLDER}/model.safetensors", **options)
     if path is None:
         return None
     return load_word_weights(path.parent.parent)
@@ -392,7 +392,7 @@ def token_weights(
         last = (mask.cumsum(dim=1) * mask).argmax(dim=1, keepdim=True)
         return torch.zeros_like(mask).scatter(1, last, 1)
     if encoder.pooling == "weightedmean":
-        return mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        return mask * mask.cumsum(dim=1)  # places in the text, on whichever side the padding is
     if encoder.word_weights is None:
         return mask
     word_weights = torch.as_tensor(encoder.word_weights, dtype=torch.float32, device=mask.device)

@@ -31,6 +31,7 @@ import text_jepa.registration  # noqa: F401  for the Auto classes
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import check_weights
 from text_jepa.cli import UsageError, first_line, nearest
+from text_jepa.sentence_head import check_place_of_encoder, file_of, read_json
 
 
 logger = logging.getLogger("text_jepa")
@@ -40,6 +41,9 @@ _AUTO_CLASSES = (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassifica
 
 # Folders and Hub names whose code was run in this process, by the architecture that it brings.
 _code_of: dict[str, str] = {}
+
+# Warnings that were given in this process: a command opens an encoder more than once.
+_given: set[str] = set()
 
 # How a file begins that git-lfs has left in place of the one it stands for, and the most bytes of such a file.
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -86,10 +90,16 @@ def read_config(source: str, **options) -> PretrainedConfig:
 
     Raises:
         UsageError: There is no such folder, a file is a pointer of git-lfs, code of the folder or of the Hub would
-            have to run, or there is an encoder with a decoder.
+            have to run, there are adapters of PEFT, the encoder is in a subfolder, or it comes with a decoder.
     """
     check_name(source, options.get("cache_dir"))
     check_files(source)
+    if file_of(source, "adapter_config.json", **options) is not None:
+        raise UsageError(
+            f"{source}: adapters of PEFT (adapter_config.json), which belong to another encoder; open both with PEFT, "
+            "call merge_and_unload(), save_pretrained() what it returns, and name that folder"
+        )
+    check_place_of_encoder(source, read_json(source, "modules.json", **options) or [])
     content, _ = PretrainedConfig.get_config_dict(source, **options)
     model_type = content.get("model_type")
     if content.get("auto_map") and model_type not in CONFIG_MAPPING:
@@ -99,7 +109,7 @@ def read_config(source: str, **options) -> PretrainedConfig:
         )
     is_known_code = model_type in _code_of or model_type == TextJepaConfig.model_type
     if "AutoModel" in (content.get("auto_map") or {}) and not is_known_code:
-        logger.warning(f"{source}: its own code is not run; it is opened as the '{model_type}' of transformers")
+        _warn_once(f"{source}: its own code is not run; it is opened as the '{model_type}' of transformers")
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     if config.is_encoder_decoder or type(config).is_encoder_decoder:  # the encoder alone denies it
         raise UsageError(
@@ -113,6 +123,12 @@ def read_config(source: str, **options) -> PretrainedConfig:
             "set attn_implementation to sdpa"
         )
     return config
+
+
+def _warn_once(message: str) -> None:
+    if message not in _given:
+        _given.add(message)
+        logger.warning(message)
 
 
 # ---- code of others -------------------------------------------------------------------------------------------------
@@ -134,6 +150,7 @@ def run_code_of(names: Sequence[str], **options) -> None:
     for name in names:
         flag = f"--allow_remote_code {name}"
         with readable(flag, "its code cannot be used"):
+            check_name(name, options.get("cache_dir"))
             content, _ = PretrainedConfig.get_config_dict(name, **options)
             _check_code(flag, name, content, names)
             if content["model_type"] not in _code_of:
@@ -203,6 +220,9 @@ def read_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:
             f"{source}: its tokenizer has no words but special tokens, so every text would be unknown; copy the "
             "tokenizer's files there (tokenizer.json), or name another folder"
         )
+    if tokenizer.init_kwargs.pop("auto_map", None):  # else it is saved with what the run leaves, where no code is
+        kind = type(tokenizer).__name__
+        _warn_once(f"{source}: the code of its tokenizer is not run; it is opened as the {kind} of transformers")
     return tokenizer
 
 

@@ -8,7 +8,9 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -49,6 +51,20 @@ _TRANSFORMER_FILES = (
     "sentence_xlnet_config.json",
 )
 
+# What these files say of the states of the encoder, in the one way that is read.
+_STATES = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "query_length": None,
+    "document_length": None,
+    "query_expansion": None,
+}
+
+# Arguments of models, tokenizers and their calls in these files, and those of them that change no vector.
+_ARGUMENTS = ("model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs")
+_HARMLESS = ("torch_dtype", "dtype", "attn_implementation", "trust_remote_code", "use_cache", "add_pooling_layer")
+
 # Names of prompts for what is searched.
 _PROMPTS_OF_DOCUMENTS = ("document", "passage", "corpus")
 
@@ -72,6 +88,7 @@ class SentenceHead:
         max_seq_length: Tokens of a text, if stated.
         prompt: What is put before every text.
         prompts: Contents of the file of prompts; `None` without one.
+        options: `cache_dir` and `revision` of its files on the Hub.
     """
 
     source: str
@@ -80,6 +97,7 @@ class SentenceHead:
     max_seq_length: int | None = None
     prompt: str = ""
     prompts: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "SentenceHead":
@@ -118,8 +136,9 @@ class SentenceHead:
             return self.prompt, self.prompt
         return query, document
 
+    @cached_property
     def layers(self) -> tuple[torch.nn.Module, ...]:
-        """What is done with a pooled vector (N, D), in order.
+        """What is done with a pooled vector (N, D), in order; read once.
 
         Raises:
             UsageError: A module cannot be read.
@@ -127,7 +146,7 @@ class SentenceHead:
         layers = []
         for path, kind in self.modules:
             if kind == "Dense":
-                layers.append(_read_dense(self.source, path))
+                layers.append(_read_dense(self.source, path, self.options))
             elif kind == "Normalize":
                 layers.append(_Normalize())
         size = (self.prompts or {}).get("truncate_dim")
@@ -138,14 +157,18 @@ class SentenceHead:
         return tuple(layers)
 
 
-def read_head(source: str) -> SentenceHead:
+def read_head(source: str, **options: Any) -> SentenceHead:
     """The head of a folder or a Hub repository, which is the plain mean if there are no such files.
+
+    Args:
+        source: Folder or name on the Hub.
+        **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
         UsageError: It has modules that are not read, or pools in several ways, or its files are damaged.
     """
     try:
-        return _read_head(source)
+        return _read_head(source, options)
     except UsageError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -156,23 +179,32 @@ def read_head(source: str) -> SentenceHead:
         ) from error
 
 
-def _read_head(source: str) -> SentenceHead:
+def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
+    read = partial(read_json, source, **options)
     modules = []
     pooling = "mean"
     includes_prompt = True
-    for module in read_json(source, "modules.json") or []:
+    listed = read("modules.json") or []
+    if listed:
+        check_place_of_encoder(source, listed)
+    for module in listed:
         path = module["path"]
         kind = module["type"].rpartition(".")[2]
+        check_subfolder(source, path)
+        if not is_of_library(module["type"]):
+            raise UsageError(f"{source}: its module {module['type']} is code of others, which is not run; {_REMEDY}")
         if kind == "Transformer":
             continue
-        check_subfolder(source, path)
-        if not module["type"].startswith("sentence_transformers."):
-            raise UsageError(f"{source}: its module {module['type']} is code of others, which is not run; {_REMEDY}")
         is_known = kind in ("Pooling", "Dense", "Normalize", "Dropout")
         if not is_known and (kind, path) != ("WordWeights", WORD_WEIGHTS_FOLDER):
             raise UsageError(f"{source}: its module {kind} is not read; {_REMEDY}")
         if kind == "Pooling":
-            config = read_json(source, f"{path}/config.json") or {}
+            config = read(f"{path}/config.json")
+            if config is None:
+                raise UsageError(
+                    f"{source}: {path}/config.json, which says how it pools, is missing; copy it there, or name "
+                    "--pooling mean or --pooling cls"
+                )
             pooling = _kind_of_pooling(config)
             includes_prompt = config.get("include_prompt", True)
             if pooling not in POOLINGS:
@@ -180,14 +212,19 @@ def _read_head(source: str) -> SentenceHead:
                     f"{source}: its vectors are pooled by '{pooling}' ({path}/config.json), which is not read; "
                     f"{_REMEDY}"
                 )
+        if kind == "Normalize":
+            _check_names(source, path, kind, read(f"{path}/config.json") or {})
         modules.append((path, kind))
+    if listed and listed[0]["type"].rpartition(".")[2] != "Transformer":
+        raise UsageError(f"{source}: the first module of its modules.json is no Transformer; mend it, or {_REMEDY}")
     _check_order(source, [kind for _, kind in modules])
-    prompts = read_json(source, "config_sentence_transformers.json")
+    prompts = read("config_sentence_transformers.json")
     prompt = _default_prompt(source, prompts or {})
     if prompt and not includes_prompt:
         raise UsageError(f"{source}: its pooling leaves out the prompt '{prompt}', which is not read; {_REMEDY}")
-    settings = settings_of_transformer(source)
-    tokenizer_settings = read_json(source, "tokenizer_config.json") or {}
+    settings = settings_of_transformer(source, **options)
+    _check_settings(source, settings)
+    tokenizer_settings = read("tokenizer_config.json") or {}
     if settings.get("do_lower_case") and not tokenizer_settings.get("do_lower_case"):
         raise UsageError(f"{source}: it writes texts in small letters (do_lower_case), which is not read; {_REMEDY}")
     length = settings.get("max_seq_length")
@@ -199,9 +236,87 @@ def _read_head(source: str) -> SentenceHead:
         raise UsageError(
             f"{source}: its max_seq_length (sentence_bert_config.json) is {length!r}, no number of tokens"
         )
-    head = SentenceHead(source, pooling, tuple(modules), length, prompt, prompts)
-    head.layers()  # what cannot be read is refused before it is needed
+    head = SentenceHead(source, pooling, tuple(modules), length, prompt, prompts, options)
+    _ = head.layers  # what cannot be read is refused before it is needed
     return head
+
+
+def is_of_library(module_type: str) -> bool:
+    """Whether the type of a module is of sentence-transformers itself, and not code of others."""
+    return module_type.startswith("sentence_transformers.")
+
+
+def check_code_of_modules(source: str) -> None:
+    """Checks that the modules of an encoder of sentence-transformers need no code but that library and torch.
+
+    That library leaves out such code, or asks for it, and its vectors are others then.
+
+    Args:
+        source: Folder or name on the Hub.
+
+    Raises:
+        UsageError: A module, or the activation of a dense layer, is code of others.
+    """
+    if Path(source).is_dir():
+        modules = read_modules(Path(source))
+    else:
+        modules = [(str(module["path"]), str(module["type"])) for module in read_json(source, "modules.json") or []]
+    for subfolder, kind in modules:
+        settings = read_json(source, f"{subfolder}/config.json") if subfolder else None
+        activation = (settings or {}).get("activation_function") or "torch"
+        if not is_of_library(kind):
+            raise UsageError(f"{source}: its module {kind} is code of others, which is not run; name another encoder")
+        if not str(activation).startswith(("torch", "sentence_transformers.")):
+            raise UsageError(
+                f"{source}: the {activation} of its module {subfolder} is code of others, which is not run; name "
+                "another encoder"
+            )
+
+
+def check_place_of_encoder(source: str, modules: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that the encoder of a folder of sentence-transformers is the one that transformers would open.
+
+    Args:
+        source: Folder or name on the Hub.
+        modules: Content of its `modules.json`.
+
+    Raises:
+        UsageError: The encoder lies in a subfolder.
+    """
+    for module in modules:
+        if not isinstance(module, Mapping):
+            continue  # which is told by those who read more than the encoder
+        path = str(module.get("path", ""))
+        if str(module.get("type")).rpartition(".")[2] == "Transformer" and path.strip("./"):
+            raise UsageError(
+                f"{source}: its encoder is in the subfolder {path}, where it is not looked for; move the files of "
+                f"{path} into the folder itself, and set that path to '' in modules.json"
+            )
+
+
+def _check_settings(source: str, settings: Mapping[str, Any]) -> None:
+    """Raises UsageError if the encoder is to be opened or called in a way that is not read here."""
+    for name, expected in _STATES.items():
+        value = settings.get(name)
+        if name == "modality_config" and isinstance(value, dict):
+            value = {"text": value["text"]} if "text" in value else None
+        if value not in (None, expected):
+            shown = json.dumps(value)
+            raise UsageError(f"{source}: its {name} (sentence_bert_config.json) is {shown}, not read; {_REMEDY}")
+    for name in (*_ARGUMENTS, "processing_kwargs"):
+        others = [key for key in settings.get(name) or {} if key not in _HARMLESS]
+        if others:
+            raise UsageError(
+                f"{source}: its {name} (sentence_bert_config.json) set {', '.join(map(str, others))}, which is not "
+                f"read; {_REMEDY}"
+            )
+
+
+def _check_names(source: str, path: str, kind: str, config: Mapping[str, Any]) -> None:
+    """Raises UsageError if a module works on something else than the vector of a text."""
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise UsageError(f"{source}: its module {kind} ({path}) has the {key} {config[key]}, not read; {_REMEDY}")
 
 
 def _check_order(source: str, kinds: Sequence[str]) -> None:
@@ -215,10 +330,10 @@ def _check_order(source: str, kinds: Sequence[str]) -> None:
         )
 
 
-def settings_of_transformer(source: str) -> Mapping[str, Any]:
+def settings_of_transformer(source: str, **options: Any) -> Mapping[str, Any]:
     """What a folder of sentence-transformers states of its encoder: `max_seq_length`, `do_lower_case`."""
     for name in _TRANSFORMER_FILES:
-        content = read_json(source, name)
+        content = read_json(source, name, **options)
         if content is not None:
             return content
     return {}
@@ -227,7 +342,7 @@ def settings_of_transformer(source: str) -> Mapping[str, Any]:
 # ---- the head of a run's start --------------------------------------------------------------------------------------
 
 
-def head_of_start(source: str, config: TextJepaConfig) -> dict[str, Any] | None:
+def head_of_start(source: str, config: TextJepaConfig, **options: Any) -> dict[str, Any] | None:
     """What becomes of the head of the encoder that a run starts from, for its card and its exports.
 
     A run that pools in training exports what it has trained; any other one leaves the head as it was.
@@ -235,16 +350,17 @@ def head_of_start(source: str, config: TextJepaConfig) -> dict[str, Any] | None:
     Args:
         source: Folder or name on the Hub.
         config: The configuration of the model.
+        **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Returns:
         `sentence`, what to say about it, and `kept`, its fields for `SentenceHead.from_dict` or `None`; `None` if
         the start has no head.
     """
-    card = read_json(source, "card.json")
+    card = read_json(source, "card.json", **options)
     if card is not None and card.get("head"):
         return card["head"]  # training of a complete model goes on
     try:
-        head = read_head(source)
+        head = read_head(source, **options)
     except UsageError as error:
         return {"kept": None, "sentence": f"The export pools as the run does, not as its start did: {error}."}
     if not head.modules and not head.prompt:
@@ -278,7 +394,7 @@ def check_modules(head: SentenceHead, has_word_weights: bool) -> None:
 
 
 def _files_of_module(head: SentenceHead, path: str) -> list[Path]:
-    files = [file_of(head.source, f"{path}/{name}") for name in _MODULE_FILES]
+    files = [file_of(head.source, f"{path}/{name}", **head.options) for name in _MODULE_FILES]
     return [file for file in files if file is not None]
 
 
@@ -338,13 +454,18 @@ def check_subfolder(source: str | Path, path: str) -> None:
         raise UsageError(f"{source}/modules.json: the module '{path}' is no name of a folder; mend it first")
 
 
-def read_json(source: str, name: str) -> Any:
+def read_json(source: str, name: str, **options: Any) -> Any:
     """The content of a file of a folder or a Hub repository; `None` if there is no such file.
+
+    Args:
+        source: Folder or name on the Hub.
+        name: The file.
+        **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
         UsageError: It is not JSON, or no object, or no list of modules.
     """
-    path = file_of(source, name)
+    path = file_of(source, name, **options)
     if path is None:
         return None
     try:
@@ -358,8 +479,13 @@ def read_json(source: str, name: str) -> Any:
     return content
 
 
-def file_of(source: str, name: str) -> Path | None:
+def file_of(source: str, name: str, **options: Any) -> Path | None:
     """A file of a folder or a Hub repository; `None` if it does not exist, or is not cached while offline.
+
+    Args:
+        source: Folder or name on the Hub.
+        name: The file.
+        **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
         UsageError: The Hub fails, so that nobody knows whether there is such a file.
@@ -368,6 +494,7 @@ def file_of(source: str, name: str) -> Path | None:
         path = cached_file(
             source,
             name,
+            **options,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=not constants.HF_HUB_OFFLINE,
         )
@@ -426,32 +553,34 @@ class _FirstFeatures(torch.nn.Module):
         return vectors[:, : self.size]
 
 
-def _read_dense(source: str, path: str) -> torch.nn.Module:
+def _read_dense(source: str, path: str, options: Mapping[str, Any]) -> torch.nn.Module:
     """A linear layer with its activation, of which those of torch without weights are read.
 
     Raises:
         UsageError: It cannot be read.
     """
     try:
-        return _load_dense(source, path)
+        return _load_dense(source, path, options)
     except UsageError:
         raise
+    except UnpicklingError as error:
+        raise UsageError(
+            f"{source}: the weights of its module Dense ({path}) hold code, which is not run; save them as safetensors"
+        ) from error
     except Exception as error:  # of JSON, safetensors, pickle and torch, for whatever is wrong with the files
         raise UsageError(
             f"{source}: its module Dense ({path}) cannot be read ({first_line(error)}); {_REMEDY}"
         ) from error
 
 
-def _load_dense(source: str, path: str) -> torch.nn.Module:
-    config = read_json(source, f"{path}/config.json") or {}
-    for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, "sentence_embedding"):
-            raise UsageError(f"{source}: its module Dense ({path}) has the {key} {config[key]}, not read; {_REMEDY}")
+def _load_dense(source: str, path: str, options: Mapping[str, Any]) -> torch.nn.Module:
+    config = read_json(source, f"{path}/config.json", **options) or {}
+    _check_names(source, path, "Dense", config)
     activation_name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     module, _, name = activation_name.rpartition(".")
     activation = getattr(torch.nn, name, None) if module.startswith("torch.nn") else None
-    file = file_of(source, f"{path}/model.safetensors")
-    pickled = file_of(source, f"{path}/pytorch_model.bin")
+    file = file_of(source, f"{path}/model.safetensors", **options)
+    pickled = file_of(source, f"{path}/pytorch_model.bin", **options)
     if activation is None or config.get("use_residual") or (file is None and pickled is None):
         raise UsageError(f"{source}: its module Dense ({path}, {activation_name}) cannot be read; {_REMEDY}")
     linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))

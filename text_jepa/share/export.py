@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,14 @@ from text_jepa.embeddings import (
     trained_word_weights,
 )
 from text_jepa.opening import readable
-from text_jepa.sentence_head import POOLING_FLAGS, SentenceHead, check_modules, copy_modules, read_modules
+from text_jepa.sentence_head import (
+    POOLING_FLAGS,
+    SentenceHead,
+    check_code_of_modules,
+    check_modules,
+    copy_modules,
+    read_modules,
+)
 from text_jepa.share.onnx import require
 from text_jepa.share.transformers4 import make_readable_in_4
 
@@ -59,13 +67,14 @@ def export_encoder(
         check_modules(head, model.word_weights is not None)
     encoder = trained_encoder(model, which)
     output_dir = Path(output_dir)
-    pooler = {} if head is None else _pooler_of(head.source)
+    pooler = {} if head is None else _pooler_of(head.source, **head.options)
     encoder.save_pretrained(output_dir, state_dict={**encoder.state_dict(), **pooler} if pooler else None)
     tokenizer = copy.copy(tokenizer)  # the caller's keeps its length
     tokenizer.model_max_length = max_length
     tokenizer.model_input_names = _shared_inputs(encoder, tokenizer)
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": None}  # so that they are written
     tokenizer.save_pretrained(output_dir)
+    _forget_code(output_dir)
     make_readable_in_4(output_dir)
     _write_json(output_dir / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     weights = trained_word_weights(model, tokenizer)
@@ -83,13 +92,13 @@ def export_encoder(
     write_modules(output_dir, modules)
 
 
-def _pooler_of(source: str) -> dict[str, torch.Tensor]:
+def _pooler_of(source: str, **options: Any) -> dict[str, torch.Tensor]:
     """The weights of the pooler of an encoder by name, which no run trains; none if it has no pooler, or is gone.
 
     An export without them is an encoder as well, but `AutoModel` would make up a pooler and say so at every opening.
     """
     try:
-        model, report = AutoModel.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(source, trust_remote_code=False, output_loading_info=True, **options)
     except OSError:
         return {}
     weights = {}
@@ -97,6 +106,29 @@ def _pooler_of(source: str) -> dict[str, torch.Tensor]:
         if name.startswith("pooler.") and name not in report["missing_keys"]:
             weights[name] = value
     return weights
+
+
+def _forget_code(folder: Path) -> None:
+    """Removes from an exported folder what names Python code that is not in it, as the folder it started from did.
+
+    The encoder was opened without that code, and whoever opens the export would look for it in vain.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    references = config.get("auto_map")
+    if not isinstance(references, dict):
+        return
+    here = {name: reference for name, reference in references.items() if _is_in(folder, str(reference))}
+    if here != references:
+        config["auto_map"] = here
+        if not here:
+            del config["auto_map"]
+        _write_json(path, config)
+
+
+def _is_in(folder: Path, reference: str) -> bool:
+    """Whether the code of an entry of `auto_map`, such as `modeling_own.OwnModel`, is in a folder."""
+    return (folder / f"{reference.partition('.')[0]}.py").is_file()
 
 
 def _shared_inputs(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -195,6 +227,7 @@ def staged(output_dir: str | Path) -> Iterator[Path]:
         staging = Path(folder, output_dir.name)
         staging.mkdir()
         yield staging
+        _forget_code(staging)
         make_readable_in_4(staging)
         staging.replace(output_dir)
 
@@ -261,6 +294,7 @@ def export_sentence_transformer(
     require("sentence_transformers", extra="st")
     from sentence_transformers import SentenceTransformer
 
+    check_code_of_modules(str(encoder_dir))
     with readable(str(encoder_dir), "sentence-transformers cannot read it"):
         model = SentenceTransformer(
             str(encoder_dir),

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from yaml import YAMLError
 
 from text_jepa.cli import UsageError, first_line
-from text_jepa.sentence_head import read_modules
+from text_jepa.sentence_head import check_code_of_modules, read_modules
 from text_jepa.share.model_card import renamed_card
 
 
@@ -75,17 +75,26 @@ def files_to_publish(folder: str | Path) -> list[str]:
 
 
 def _refuse_code(folder: Path) -> None:
-    """Raises UsageError if the encoder needs Python code that is not ours."""
-    try:
-        references = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"{folder}/config.json cannot be read ({first_line(error)}); mend it first") from error
-    for reference in references.values():
+    """Raises UsageError if the encoder, its tokenizer or a module needs Python code that is not ours."""
+    for reference in (*_code_in(folder / "config.json"), *_code_in(folder / "tokenizer_config.json")):
         module = str(reference).partition(".")[0]
         if f"{module}.py" not in PUBLISHED:
             raise UsageError(
                 f"{folder}: code of others ({module}.py) is not published; `hf upload` publishes whole folders"
             )
+    check_code_of_modules(str(folder))
+
+
+def _code_in(path: Path) -> list[str]:
+    """The Python code that a JSON file names: a class by entry, or a list of them for tokenizers, with gaps."""
+    if not path.is_file():
+        return []
+    try:
+        named = (json.loads(path.read_text(encoding="utf-8")).get("auto_map") or {}).values()
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{path} cannot be read ({first_line(error)}); mend it first") from error
+    listed = [value if isinstance(value, list) else [value] for value in named]
+    return [str(reference) for references in listed for reference in references if reference]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -333,7 +333,7 @@ def make_card_info(
         name = None
     head = None
     if name and model_args.init == "pretrained":
-        head = head_of_start(name, config)
+        head = head_of_start(name, config, **hub_options(model_args))
     dataset = data_args.dataset_name
     base_model = model_args.base_model or (name if _is_on_hub(name) else None)
     named_datasets = model_args.dataset_tags or ([dataset] if _is_on_hub(dataset) else None)
