@@ -481,6 +481,19 @@ class TextJepaConfig(PreTrainedConfig):
         return bool(self.regularizers) and self.regularizer_level == "sentence"
 
     @property
+    def compares_texts(self) -> bool:
+        """Whether a term of the loss of a text depends on the others of its batch: negatives, or statistics of all.
+
+        A term that this class does not know may.
+        """
+        contrasts = [
+            self.latent_loss_weight > 0 and self.loss_type == "infonce",
+            self.sentence_loss_weight > 0 and self.sentence_loss_type == "infonce",
+        ]
+        own_terms = set(self.loss_terms) - set(LOSS_TERMS)
+        return any(contrasts) or bool(self.regularizers) or bool(own_terms)
+
+    @property
     def running_statistics(self) -> list[str]:
         """What statistics are kept of: target layers, targets of documents, pooled targets without gradient."""
         names = []

@@ -39,6 +39,8 @@ from text_jepa.share.model_card import (
     describe_objective,
     note_change,
     public_command,
+    public_name,
+    read_card_info,
     renamed_card,
     without_places,
     write_model_card,
@@ -239,6 +241,49 @@ def test_a_held_out_loss_that_is_not_to_be_compared_says_why(make_model, tmp_pat
     model = make_model(**{"token_loss_weight": 0.1, **fields})
     write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], CARD_INFO, "target")
     assert ("over all 200 tokens of the vocabulary here, and over 100 in training" in card_of(tmp_path)) == differs
+
+
+@pytest.mark.parametrize(
+    ("fields", "texts", "said"),
+    [
+        ({"sentence_loss_weight": 1.0}, 8, "have 8 of them here and 32 in training, so their losses"),
+        (
+            {"sentence_loss_weight": 1.0},
+            50,
+            "have 32 of them, as in training, but for the last 18 of 50 held-out texts",
+        ),
+        ({"sentence_loss_weight": 1.0}, 64, None),
+        ({"sentence_loss_weight": 1.0, "sentence_loss_type": "cosine"}, 8, None),
+        ({"latent_loss_weight": 1.0, "loss_type": "infonce"}, 8, "so their losses"),
+        ({"variance_loss_weight": 1.0}, 8, "so their losses"),
+        ({}, 8, None),
+    ],
+)
+def test_held_out_batches_of_another_size_than_in_training_are_told(make_model, tmp_path, fields, texts, said):
+    info = {**CARD_INFO, "held_out_batches": {"size": 32, "texts": texts}}
+    model = make_model(**fields)
+    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], info, "target")
+    assert (said or "compare the texts of a batch") in card_of(tmp_path) or said is None
+    assert ("compare the texts of a batch" in card_of(tmp_path)) == (said is not None)
+
+
+def test_the_card_knows_how_held_out_texts_are_cut_into_batches(run):
+    info = read_card_info(run / "pretraining")
+    held_out = LINES["documents"] // 2 * WINDOWS_OF_A_LINE if predicts_documents(run) else LINES["jepa"] // 20
+    assert info["held_out_batches"] == {"size": 4, "texts": held_out}
+
+
+def test_a_path_below_the_working_directory_stands_unless_it_names_a_user(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    user = Path.home().name
+    for folder in ("runs/notes", "home/someone/notes", f"data/{user}/notes"):
+        Path(folder).mkdir(parents=True)
+    assert public_command(["--output_dir", "runs/notes", "--data=./runs/notes"]) == (
+        "--output_dir runs/notes --data=./runs/notes"
+    )
+    for name in (f"{tmp_path}/runs/notes", "../notes", "runs/../../notes", "home/someone/notes", f"data/{user}/notes"):
+        assert public_name(name) == "notes"
+    assert public_name("org/bert") == "org/bert"
 
 
 def test_a_command_names_no_place_on_this_machine(tmp_path):

@@ -26,6 +26,9 @@ from text_jepa.show.plots import Run, loss_terms, loss_title, plot_curves
 
 
 _CARD_INFO = "card.json"
+
+# Folders that name a user, or that those lie in.
+_PARTS_OF_USERS = {"home", "Users", os.path.basename(os.path.expanduser("~"))}
 _HELD_OUT = "eval_"
 _PROBE = "eval_probe_"
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -80,7 +83,7 @@ def write_model_card(
         exported=exported,
         figures=figures,
         is_relative="relative_loss" in titles,
-        incomparable=describe_difference(model.config) if "eval_loss" in titles else "",
+        incomparable=describe_difference(model.config, card_info) if "eval_loss" in titles else "",
         collapse_note=describe_collapse_of_run(card_info),
         version=text_jepa.__version__,
         **(_describe_model(model, exported, last_values) | _describe_head(card_info)),
@@ -252,6 +255,7 @@ def describe_run(trainer) -> dict[str, Any]:
         "exported_step": trainer.weights_step,
         "collapse": _collapse_of(trainer.monitor),
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "held_out_batches": _held_out_batches(trainer),
         "hardware": describe_hardware(args),
         "versions": ", ".join(versions),
         "settings": describe_settings(trainer),
@@ -264,6 +268,14 @@ def _collapse_of(monitor) -> dict[str, Any] | None:
     if monitor is None or not monitor.collapsed:
         return None
     return {**monitor.warning, "lasts": bool(monitor.signs)}
+
+
+def _held_out_batches(trainer) -> dict[str, int] | None:
+    """The texts of a batch of training, and how many held-out texts are cut into such batches."""
+    args = trainer.args
+    if args.dataloader_drop_last or not hasattr(trainer.eval_dataset, "__len__"):
+        return None
+    return {"size": args.train_batch_size * args.world_size, "texts": len(trainer.eval_dataset)}
 
 
 def describe_settings(trainer) -> dict[str, str]:
@@ -404,14 +416,39 @@ def describe_objective(config: TextJepaConfig, logged: Sequence[str] = ()) -> st
     return "; plus ".join(described) + "."
 
 
-def describe_difference(config: TextJepaConfig) -> str:
+def describe_difference(config: TextJepaConfig, card_info: Mapping[str, Any]) -> str:
     """Why held-out losses are not to be compared with those of training; empty if they are comparable."""
+    sentences = [_describe_candidates(config), _describe_batches(config, card_info)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _describe_candidates(config: TextJepaConfig) -> str:
     candidates = config.token_loss_candidates
     words = config.text_config.vocab_size
     if config.token_loss_weight > 0 and candidates is not None and candidates < words:
         return (
             f"The loss of hidden tokens is over all {words:,} tokens of the vocabulary here, and over {candidates:,} "
             "in training: it is higher here, and the whole loss with it."
+        )
+    return ""
+
+
+def _describe_batches(config: TextJepaConfig, card_info: Mapping[str, Any]) -> str:
+    """What a batch of held-out texts lacks to one of training, where the texts of a batch are compared."""
+    batches = card_info.get("held_out_batches")
+    if not config.compares_texts or not batches:
+        return ""
+    size, count = batches["size"], batches["texts"]
+    if count < size:
+        return (
+            f"Terms that compare the texts of a batch have {count:,} of them here and {size:,} in training, so their "
+            "losses, and the whole loss with them, are not to be compared with those of training."
+        )
+    rest = count % size
+    if rest:
+        return (
+            f"Terms that compare the texts of a batch have {size:,} of them, as in training, but for the last "
+            f"{rest:,} of {count:,} held-out texts."
         )
     return ""
 
@@ -457,13 +494,15 @@ def _describe_terms(config) -> dict[str, str]:
 def public_name(name: str) -> str:
     """An encoder or a file as a published text names it: a path by its last part, a name on the Hub as it is.
 
-    A recipe keeps its `configs/`, where every installation has it.
+    A path below the working directory says nothing of the machine and stands as it is, unless it names a user.
     """
-    if re.fullmatch(r"configs(/[\w-]+)+\.yaml", name):
-        return name
-    path = os.path.expanduser(name)
-    is_path = os.path.isabs(path) or os.path.exists(path) or name.startswith(".")
-    return os.path.basename(os.path.abspath(path)) if is_path else name
+    path = os.path.normpath(os.path.expanduser(name))
+    parts = Path(path).parts
+    is_elsewhere = os.path.isabs(path) or parts[:1] == ("..",)
+    is_path = len(parts) > 2 or os.path.exists(path)
+    if is_elsewhere or (is_path and not _PARTS_OF_USERS.isdisjoint(parts[:-1])):
+        return os.path.basename(os.path.abspath(path))
+    return name
 
 
 def public_command(words: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, IntervalStra
 from transformers.utils import ModelOutput
 from transformers.utils.hub import PushInProgress
 
-from configuration_text_jepa import LOSS_TERMS, TextJepaConfig
+from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, has_adapters
 from text_jepa.cli import UsageError
 from text_jepa.data.batching import BatchesOfProcesses, LengthGroupedSampler, TextsWithSteps
@@ -764,12 +764,7 @@ def _check_mask_tokens(
 
 def looks_at_whole_batches(config: TextJepaConfig, collator: DataCollatorForTextJepa) -> bool:
     """Whether the loss of a text depends on the other texts of its batch: negatives, statistics, masks of one size."""
-    contrasts = [
-        config.latent_loss_weight > 0 and config.loss_type == "infonce",
-        config.sentence_loss_weight > 0 and config.sentence_loss_type == "infonce",
-    ]
-    own_terms = set(config.loss_terms) - set(LOSS_TERMS)
-    return any(contrasts) or bool(config.regularizers) or bool(own_terms) or collator.equal_counts
+    return config.compares_texts or collator.equal_counts
 
 
 def _lengths_of(dataset: Dataset) -> Sequence[int]:
