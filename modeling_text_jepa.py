@@ -10,9 +10,9 @@
                                                                   └─► sentence loss against the pooled text or view
                                                                       (B,D), variance, covariance, SIGReg
 
-Sizes in shapes: B texts, S tokens of the padded text, M masks (draws of context and spans) per text, C context tokens,
-T target tokens, N = C + T, R = B·M rows, D width of the encoder, P width of the predictor, F features of a document's
-target, V words, L layers. S' is the S of views.
+Shapes: B texts, S tokens of a padded text, S' of a padded view, M masks (draws of context and spans) per text, R = B·M
+rows, C context tokens, T target tokens, N = C + T, D width of the encoder, P width of the predictor, F width of the
+targets of documents, V size of the vocabulary, L layers.
 
 Every term of the loss is `<name>_loss`, weighted by the field `<name>_loss_weight` of the configuration.
 Both encoders are stock architectures of transformers: either exports as an ordinary checkpoint of its own kind.
@@ -47,32 +47,32 @@ except ImportError:
 @dataclass
 class TextJepaForPreTrainingOutput(ModelOutput):
     """
-    Output of [`TextJepaForPreTraining`]. Losses are scalars before their weights; one of weight 0 is `None`.
+    Output of [`TextJepaForPreTraining`]. Terms of the loss are unweighted scalars; a term of weight 0 is `None`.
 
     Args:
         loss (`torch.FloatTensor`):
             Weighted sum of the terms below.
         latent_loss (`torch.FloatTensor`):
-            Distance of predictions and targets, mean over target tokens.
+            Distance between predictions and targets, mean over target tokens.
         token_loss (`torch.FloatTensor`):
             Cross-entropy of the hidden tokens, mean over target tokens.
         document_loss (`torch.FloatTensor`):
-            Distance of the predicted and the true vector of the rest of a document.
+            Distance between the predicted and the true vector of the rest of a document.
         sentence_loss (`torch.FloatTensor`):
-            Distance of predicted and true pooled vectors.
+            Distance between predicted and true vectors of texts.
         variance_loss, covariance_loss, sigreg_loss (`torch.FloatTensor`):
             Regularizers.
         distances (`torch.FloatTensor` of shape `(B, M, T)`):
             The latent loss of each target token, 0 where unused.
         predictions, targets (`torch.FloatTensor` of shape `(B, M, T, D)`):
-            Representations of the hidden tokens, as predicted and as the target encoder has them; `None` without a
-            latent loss.
+            Representations of the hidden tokens: the predictor's and the target encoder's; `None` without a latent
+            loss.
         text_targets (`TextTargets`):
             The targets that do not depend on the masks, see [`~TextJepaForPreTraining.compute_targets`].
         last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks):
-            Last states of the context encoder.
-        hidden_states, attentions (`tuple(torch.FloatTensor)`, where asked for):
-            Those of the context encoder.
+            States at the last layer of the context encoder.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*, returned when asked for):
+            States at all layers of the context encoder, and its attention weights.
     """
 
     loss: torch.FloatTensor | None = None
@@ -93,7 +93,7 @@ class TextJepaForPreTrainingOutput(ModelOutput):
 
 
 class TokenMasks(NamedTuple):
-    """Which tokens are seen and which are predicted, see [`TextJepaForPreTraining.forward`]."""
+    """Which tokens are visible and which are predicted, see [`TextJepaForPreTraining.forward`]."""
 
     context_positions: torch.Tensor
     target_positions: torch.Tensor
@@ -102,7 +102,7 @@ class TokenMasks(NamedTuple):
 
     @property
     def is_target(self) -> torch.Tensor:
-        """Whether a slot holds a target token: (B, M, T)."""
+        """(B, M, T) boolean, False for unused slots."""
         return self.target_positions >= 0
 
     @property
@@ -114,13 +114,13 @@ class TokenMasks(NamedTuple):
 class ContextStates(NamedTuple):
     """The outputs of the context encoder for the visible tokens."""
 
-    # The encoder's output, `last_hidden_state` (R, C, D) and what else was asked for.
+    # The encoder's output: `last_hidden_state` (R, C, D), and hidden states and attentions if asked for.
     output: BaseModelOutput
-    # Whether a slot holds a token: (R, C).
+    # (R, C) boolean, False for unused slots.
     is_visible: torch.Tensor
-    # States of mask tokens at the target positions (R, T, D), of `context_mode="mask_token"`.
+    # States of the mask tokens at the target positions (R, T, D); `None` unless `context_mode="mask_token"`.
     query_states: torch.Tensor | None
-    # Vectors of the contexts (R, D), where a term of the loss reads them.
+    # Vectors of the contexts (R, D); `None` if no part of the model reads them.
     pooled: torch.Tensor | None
 
 
@@ -128,12 +128,12 @@ class TokenPredictions(NamedTuple):
     """The outputs of the predictor for the hidden tokens; `None` for those that no term of the loss reads."""
 
     # The predictor's features (R, T, P).
-    features: torch.Tensor | None
+    features: torch.Tensor | None = None
     # Predicted and true representations (B, M, T, D).
-    predictions: torch.Tensor | None
-    targets: torch.Tensor | None
+    predictions: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
     # The latent loss of each target token (B, M, T), 0 where unused.
-    distances: torch.Tensor | None
+    distances: torch.Tensor | None = None
 
 
 @dataclass
@@ -152,11 +152,6 @@ class TextTargets(ModelOutput):
     documents: torch.FloatTensor | None = None
 
 
-# Optimizer steps without an update of the target encoder after which a warning is given.
-_STEPS_BEFORE_WARNING = 3
-_FORWARDS_BEFORE_A_LOOK = 16
-
-
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
@@ -164,7 +159,13 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def _rank() -> int:
+    return dist.get_rank() if _world_size() > 1 else 0
+
+
 class _SumOfProcesses(torch.autograd.Function):
+    """All-reduce (sum) with gradient, which is summed over processes in turn."""
+
     @staticmethod
     def forward(ctx, values: torch.Tensor) -> torch.Tensor:
         values = values.clone(memory_format=torch.contiguous_format)
@@ -177,36 +178,32 @@ class _SumOfProcesses(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """All-gather with gradient of rows (n, …), of which processes need not have equally many.
+    """All-gather with gradient of rows (n, …); n may differ between processes.
 
     Every process computes the same loss of all rows. `backward` sums over processes, so that the mean over processes,
     which data-parallel training takes, is the exact gradient.
 
     Returns:
-        The rows of all processes, and how many of them come before this one's.
+        The rows of all processes in the order of their ranks, and the number of rows before those of this process.
     """
     if _world_size() == 1:
         return rows, 0
     counts = torch.zeros(_world_size(), dtype=torch.long, device=rows.device)
-    counts[dist.get_rank()] = len(rows)
+    counts[_rank()] = len(rows)
     dist.all_reduce(counts)
-    ends = counts.cumsum(dim=0).tolist()  # the only wait for the device
-    end = ends[dist.get_rank()]
+    ends = counts.cumsum(dim=0).tolist()  # the only point at which the host waits for the device
+    end = ends[_rank()]
     rows_before = end - len(rows)
-    rows_behind = ends[-1] - end
-    padding = [0, 0] * (rows.dim() - 1) + [rows_before, rows_behind]
+    rows_after = ends[-1] - end
+    padding = [0, 0] * (rows.dim() - 1) + [rows_before, rows_after]
     return _SumOfProcesses.apply(F.pad(rows, padding)), rows_before
-
-
-def _rank() -> int:
-    return dist.get_rank() if _world_size() > 1 else 0
 
 
 # ---- pooling and positions ------------------------------------------------------------------------------------------
 
 
 def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of the visible tokens: (B, S, D) and (B, S) -> (B, D)."""
+    """Mean of the tokens that the mask keeps: (B, S, D) and (B, S) -> (B, D)."""
     if attention_mask is None:
         return hidden_states.mean(dim=1)
     weights = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
@@ -218,15 +215,15 @@ def weighted_mean_pool(
     attention_mask: torch.Tensor,
     token_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Weighted mean of the visible tokens: (B, S, D), (B, S) and (B, S) -> (B, D), zeros where all weights are 0."""
+    """Weighted mean of these tokens: (B, S, D), (B, S) and (B, S) -> (B, D), zeros where all weights are 0."""
     weights = (token_weights * attention_mask).to(hidden_states.dtype)
-    # A product of matrices needs no copy of all weighted states.
+    # A matrix product, because weighting the states first would copy all of them.
     summed = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
     return summed / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
 
 def gather_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Values (B, S, …) at positions (B, …, K), where -1 reads position 0: -> (B, …, K, …)."""
+    """Values (B, S, …) at positions (B, …, K) -> (B, …, K, …); an unused slot, -1, reads position 0."""
     index = positions.clamp(min=0)
     rows = torch.arange(len(values), device=values.device)
     rows = rows.view(-1, *[1] * (index.dim() - 1))
@@ -241,9 +238,15 @@ def moments(
     weights: torch.Tensor,
     dims: tuple[int, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted mean and variance over some dimensions, which are kept. Dimension 0 extends over all processes."""
+    """Weighted mean and variance over dimensions, which are kept with size 1.
+
+    Args:
+        values: (…, D).
+        weights: (…, 1), 0 for padding.
+        dims: The dimensions; 0 extends over all processes.
+    """
     mean = _weighted_average(values, weights, dims)
-    # Not the mean of the squares less the square of the mean: an outlier dimension would leave nothing but rounding.
+    # Not E[x²] - E[x]², which loses all digits in an outlier dimension.
     variance = _weighted_average((values - mean).square(), weights, dims)
     return mean, variance
 
@@ -266,14 +269,13 @@ def average_layers(
     normalization: str,
     running: Sequence[nn.Module] | None = None,
 ) -> torch.Tensor:
-    """Token-level targets from the layers of an encoder: mean of normalised layers, then normalised once more.
+    """Token-level targets from the layers of an encoder: the layer norm of the mean of normalized layers.
 
     Args:
         hidden_states: K layers (B, S, D).
         attention_mask: (B, S).
         normalization: `TextJepaConfig.target_normalization`: `"layer"` as in data2vec for text (arXiv 2202.03555,
-            section 4.3),
-            `"instance"` as in data2vec 2.0 (arXiv 2212.07525).
+            section 4.3), `"instance"` as in data2vec 2.0 (arXiv 2212.07525).
         running: K [`RunningMoments`], for `normalization="running"`.
 
     Returns:
@@ -285,36 +287,38 @@ def average_layers(
         layer = layer.float()
         if normalization == "layer":
             layer = F.layer_norm(layer, layer.shape[-1:])
-        elif normalization != "none":
-            if normalization == "running":
-                mean, variance = running[number](layer, weights)
-            elif normalization == "instance":
-                mean, variance = moments(layer, weights, dims=(1,))
-            else:
-                mean, variance = moments(layer, weights, dims=(0, 1))
-            layer = (layer - mean) * torch.rsqrt(variance + 1e-5)
+        elif normalization == "instance":
+            layer = _standardize(layer, *moments(layer, weights, dims=(1,)))
+        elif normalization == "batch":
+            layer = _standardize(layer, *moments(layer, weights, dims=(0, 1)))
+        elif normalization == "running":
+            layer = _standardize(layer, *running[number](layer, weights))
         total = total + layer
     average = total / len(hidden_states)
     return F.layer_norm(average, average.shape[-1:])
 
 
-def whitening(covariance: torch.Tensor) -> torch.Tensor:
-    """The symmetric W (D, D) by which vectors of a covariance (D, D) become uncorrelated (ZCA, arXiv 1512.00809).
+def _standardize(values: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    return (values - mean) * torch.rsqrt(variance + 1e-5)
 
-    A ridge of a tenth of the mean variance limits the amplification of noise. Twelve iterations of Newton and Schulz
-    need only matrix products; eigendecompositions are slow or missing on some accelerators.
+
+def whitening(covariance: torch.Tensor) -> torch.Tensor:
+    """The ZCA matrix (D, D), covariance^(-1/2), that decorrelates vectors of a covariance (D, D) (arXiv 1512.00809).
+
+    A ridge of a tenth of the mean variance limits the amplification of noise. Twelve Newton-Schulz iterations need
+    only matrix products; eigendecompositions are slow or missing on some accelerators.
     """
     identity = torch.eye(len(covariance), device=covariance.device)
     ridge = 0.1 * covariance.trace() / len(covariance) + 1e-6
-    root = covariance + ridge * identity
-    scale = root.norm()
-    root = root / scale
-    inverse = identity
+    regularized = covariance + ridge * identity
+    scale = regularized.norm()
+    root = regularized / scale  # the iteration converges for norms below 1
+    inverse_root = identity
     for _ in range(12):
-        step = 1.5 * identity - 0.5 * inverse @ root
+        step = 1.5 * identity - 0.5 * inverse_root @ root
         root = root @ step
-        inverse = step @ inverse
-    return inverse * scale.rsqrt()
+        inverse_root = step @ inverse_root
+    return inverse_root * scale.rsqrt()
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------
@@ -326,7 +330,7 @@ def latent_distance(
     loss_type: str,
     smooth_l1_beta: float,
 ) -> torch.Tensor:
-    """Distance of each prediction to its target: both (…, D) -> (…), mean over features; `"cosine"` is 1 - cos."""
+    """Distance of each prediction to its target, both (…, D) -> (…): 1 - cos for `"cosine"`, else a feature mean."""
     if loss_type == "cosine":
         return 1 - F.cosine_similarity(predictions, targets, dim=-1)
     if loss_type == "mse":
@@ -352,8 +356,7 @@ def infonce_distance(
         targets: (m, D).
         temperature: Cosines are divided by this.
         target_rows: (n,), the row of each prediction's target. Defaults to the prediction's own row.
-        target_ids: (m,), targets of equal numbers, also of another process, stand for the same thing and are no
-            negatives of each other.
+        target_ids: (m,), targets with equal ids, on this or another process, are not negatives of each other.
 
     Returns:
         Cross-entropies (n,).
@@ -367,20 +370,20 @@ def infonce_distance(
     if target_ids is not None:
         all_ids, _ = gather_rows(target_ids)
         columns = torch.arange(len(all_targets), device=target_ids.device)
-        is_same_thing = target_ids[target_rows].unsqueeze(1) == all_ids
+        has_same_id = target_ids[target_rows].unsqueeze(1) == all_ids
         is_other_row = labels.unsqueeze(1) != columns
-        logits = logits.masked_fill(is_same_thing & is_other_row, -torch.inf)
+        logits = logits.masked_fill(has_same_id & is_other_row, -torch.inf)
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def variance_loss(vectors: torch.Tensor) -> torch.Tensor:
-    """VICReg's hinge (arXiv 2105.04906, eq. 1): how far the deviations of the features of (n, D) are below 1."""
-    deviations = (vectors.var(dim=0) + 1e-4).sqrt()
-    return F.relu(1 - deviations).mean()
+    """VICReg's hinge (arXiv 2105.04906, eq. 1): how far standard deviations of (n, D) are below 1, feature mean."""
+    standard_deviations = (vectors.var(dim=0) + 1e-4).sqrt()
+    return F.relu(1 - standard_deviations).mean()
 
 
 def covariance_loss(vectors: torch.Tensor) -> torch.Tensor:
-    """VICReg's decorrelation (eq. 4): squared covariances of different features of (n, D), summed, over D."""
+    """VICReg's decorrelation (eq. 4): the sum of squared covariances of different features of (n, D), divided by D."""
     vectors = vectors - vectors.mean(dim=0)
     covariance = vectors.T @ vectors / (len(vectors) - 1)
     squares = covariance.square().sum()
@@ -392,8 +395,8 @@ def sigreg_loss(vectors: torch.Tensor, directions: torch.Tensor) -> torch.Tensor
     """Epps-Pulley statistic of (n, D) along unit directions (D, slices) against N(0, 1), averaged over the slices.
 
     n times the weighted squared distance of characteristic functions, integrated by the trapezoid rule over 17 knots
-    from 0 to 3, and doubled for the other half (LeJEPA, arXiv 2511.08544). It grows with n: divided by n, it would
-    hardly weigh anything.
+    from 0 to 3, and doubled, as it is symmetric (LeJEPA, arXiv 2511.08544). The factor n is part of the statistic;
+    without it the term would be negligible.
     """
     knots = torch.linspace(0, 3, 17, device=vectors.device)
     gaussian = torch.exp(-knots.square() / 2)
@@ -410,13 +413,13 @@ def sample_candidates(
     vocab_size: int,
     count: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sampled softmax: the tokens that a cross-entropy contrasts, those of the batch first, then random ones.
+    """The candidates of a sampled softmax: the tokens of the batch, then random ones.
 
-    Should the batch hold more different tokens than asked for, those left out are not predicted in this step. Shapes
-    are fixed and nothing is copied to the host.
+    If the batch has more distinct tokens than `count`, the labels of the others become -100. Shapes are fixed and
+    nothing is copied to the host.
 
     Args:
-        labels: Of any shape, -100 where there is none.
+        labels: Token ids of any shape, -100 where there is none.
         vocab_size: V.
         count: Number of candidates, at most V.
 
@@ -437,9 +440,10 @@ def sample_candidates(
 
 
 def packed_attention_mask(context_positions: torch.Tensor, target_spans: torch.Tensor) -> torch.Tensor:
-    """Who sees whom in the predictor: the context itself, and each span the context and itself, never another span.
+    """The predictor's attention mask: the context attends to itself, each span to the context and to itself alone.
 
-    (R, C) and (R, T), -1 where unused -> (R, 1, N, N), True where the row may look. Every row sees itself.
+    (R, C) and (R, T), -1 where unused -> (R, 1, N, N) boolean. Unused slots attend to themselves, for a softmax over
+    nothing is NaN.
     """
     is_context = context_positions >= 0
     spans = F.pad(target_spans, (context_positions.shape[1], 0), value=-1)
@@ -456,7 +460,7 @@ def rotary_tables(
     theta: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of rotary embedding (arXiv 2104.09864): (R, N) -> (R, 1, N, head_dim / 2) twice, float32."""
-    # Computed anew in every forward: a buffer would be garbage after `from_pretrained` built the model on meta.
+    # Not a buffer, which would be uninitialized after `from_pretrained` has built the model on the meta device.
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions[:, None, :, None].float() / theta**exponents
     return angles.cos(), angles.sin()
@@ -467,14 +471,14 @@ def rotate(
     cos: torch.Tensor,
     sin: torch.Tensor,
 ) -> torch.Tensor:
-    """Turns each pair of features (i, i + d/2) of (R, heads, N, d) by the angle of its position."""
+    """Rotates each pair of features (i, i + d/2) of (R, heads, N, d) by the angle of its position."""
     first, second = states.float().chunk(2, dim=-1)
     rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return rotated.to(states.dtype)
 
 
 class TextJepaPredictorLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer. Always sdpa: flash attention takes no mask of pairs."""
+    """Pre-norm transformer layer. Its attention is always SDPA: flash attention takes no mask of shape (N, N)."""
 
     def __init__(self, config: TextJepaConfig):
         super().__init__()
@@ -536,7 +540,7 @@ class TextJepaConvLayer(GradientCheckpointingLayer):
 
 
 class TextJepaMlpLayer(nn.Sequential):
-    """Activation and linear map, of each query by itself: (R, T, P) -> (R, T, P)."""
+    """Activation and linear layer, applied to each query by itself: (R, T, P) -> (R, T, P)."""
 
     def __init__(self, config: TextJepaConfig):
         width = config.pred_hidden_size
@@ -544,10 +548,10 @@ class TextJepaMlpLayer(nn.Sequential):
 
 
 class TextJepaPredictor(nn.Module):
-    """Narrow network that is given the visible states and asked for the states at the target positions.
+    """Narrow network that predicts the states at the target positions from the visible states.
 
-    A query is a learned mask token plus its position, never anything of the token there. How visible states and
-    queries meet is what the three kinds of predictor differ in, see `run_layers`.
+    A query is a learned mask token plus its position and holds nothing of the hidden token. The subclasses differ in
+    how queries read the visible states, see `run_layers`.
     """
 
     layer_class: type[nn.Module]
@@ -576,17 +580,17 @@ class TextJepaPredictor(nn.Module):
         pooled: torch.Tensor | None = None,
         text_length: int | None = None,
     ) -> torch.Tensor:
-        """What the predictor says of the target positions.
+        """Predicts features at the target positions.
 
         Args:
             states: Visible states (R, C, D).
-            positions: Where they are (R, C), -1 where unused.
+            positions: Their positions (R, C), -1 where unused.
             target_positions: Positions to predict (R, T), -1 where unused.
-            target_spans: The span of each (R, T), -1 where unused.
-            strategies: (R,), which mask token the queries of a row are; the first by default.
-            query_states: (R, T, D), what the encoder made of mask tokens at the target positions.
-            pooled: (R, D), added to every query if `pred_pooled_context`.
-            text_length: S, which convolutions need to know.
+            target_spans: The span of each target position (R, T), -1 where unused.
+            strategies: (R,), the number of the mask token that a row uses. Defaults to the first one.
+            query_states: (R, T, D), the encoder's states of mask tokens at the target positions, if it read any.
+            pooled: (R, D), vectors of the contexts, added to every query if `pred_pooled_context`.
+            text_length: S, for convolutions.
 
         Returns:
             Features (R, T, P).
@@ -604,7 +608,7 @@ class TextJepaPredictor(nn.Module):
         target_spans: torch.Tensor,
         text_length: int | None,
     ) -> torch.Tensor:
-        """Features (R, T, P), before the norm, of queries (R, T, P) without positions; others as in `forward`."""
+        """Queries (R, T, P) without positions -> features (R, T, P) before the norm; others as in `forward`."""
         raise NotImplementedError
 
     def _make_queries(
@@ -632,14 +636,14 @@ class TextJepaPredictor(nn.Module):
         queries: torch.Tensor,
         target_positions: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Visible states and, behind them, queries (R, N, P), and their positions (R, N)."""
+        """Visible states followed by queries (R, N, P), with positions added, and these positions (R, N)."""
         context = self.context_projection(states)
         all_states = torch.cat([context, queries.to(context.dtype)], dim=1)
         all_positions = torch.cat([positions, target_positions], dim=1)
         return self._add_positions(all_states, all_positions), all_positions
 
     def _add_positions(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(R, N, P) and (R, N) -> (R, N, P): with learned positions, if there are any, and dropout."""
+        """(R, N, P) and (R, N) -> (R, N, P): adds learned positions, if there are any, and applies dropout."""
         if self.position_embeddings is not None:
             states = states + self.position_embeddings(positions.clamp(min=0))
         return F.dropout(states, self.config.pred_dropout, self.training)
@@ -680,9 +684,9 @@ class TextJepaTransformerPredictor(TextJepaPredictor):
 
 
 class TextJepaConvPredictor(TextJepaPredictor):
-    """Visible states and queries go to their places in the text, and convolutions run over it.
+    """Puts visible states and queries at their positions in the text and runs convolutions over it.
 
-    Of the other spans a query sees only where they are.
+    Queries of other spans are in reach as well, but they hold nothing but mask token and position.
     """
 
     layer_class = TextJepaConvLayer
@@ -707,7 +711,7 @@ class TextJepaConvPredictor(TextJepaPredictor):
 
 
 class TextJepaMlpPredictor(TextJepaPredictor):
-    """A perceptron that is applied to each query alone; it sees of the text what the query was made from."""
+    """A perceptron applied to each query alone; all it knows of the text is in the query, see `_make_queries`."""
 
     layer_class = TextJepaMlpLayer
 
@@ -733,11 +737,166 @@ PREDICTORS = {
 }
 
 
+# ---- pooling, target spaces and running statistics ------------------------------------------------------------------
+
+
+class TextJepaPooler(nn.Module):
+    """Softmax-weighted mean of the tokens by one learned query, which starts at zero: the plain mean."""
+
+    def __init__(self, config: TextJepaConfig):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(R, N, D), (R, N) -> (R, D)."""
+        products = states @ self.query.to(states.dtype)
+        scores = (products * states.shape[-1] ** -0.5).float()
+        scores = scores.masked_fill(~mask.bool(), torch.finfo(torch.float32).min)
+        weights = scores.softmax(dim=1).to(states.dtype)
+        return (weights.unsqueeze(1) @ states).squeeze(1)
+
+
+class TextJepaWordPooler(nn.Module):
+    """Mean of the tokens, each weighted by the fixed weight of its word in the vocabulary."""
+
+    def __init__(self, config: TextJepaConfig):
+        super().__init__()
+        self.register_buffer("word_weights", torch.ones(config.text_config.vocab_size))
+
+    def forward(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        input_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """(R, N, D), (R, N) and (R, N) -> (R, D)."""
+        return weighted_mean_pool(states, mask, self.word_weights[input_ids])
+
+
+class TextJepaLexicalSpace(nn.Module):
+    """A fixed target space: the vector of a text is the weighted mean of the random vectors of its words.
+
+    This is random indexing (Kanerva et al., 2000), a random projection of weighted word counts. It cannot collapse,
+    for nothing in it is trained.
+    """
+
+    def __init__(self, config: TextJepaConfig):
+        super().__init__()
+        self.register_buffer("vectors", torch.empty(config.text_config.vocab_size, config.document_target_size))
+
+    def forward(self, input_ids: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
+        """Ids (B, S) and weights (B, S), 0 for padding -> (B, F)."""
+        summed = F.embedding_bag(input_ids, self.vectors, per_sample_weights=token_weights, mode="sum")
+        return summed / token_weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+class TextJepaDocumentPredictor(nn.Module):
+    """Predicts the vector of the rest of a document from that of a window: a perceptron with one hidden layer."""
+
+    def __init__(self, config: TextJepaConfig):
+        super().__init__()
+        self.hidden = nn.Linear(config.hidden_size, config.document_hidden_size)
+        self.activation = ACT2FN[config.pred_hidden_act]
+        self.output = nn.Linear(config.document_hidden_size, config.document_width)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(R, D) -> (R, F)."""
+        return self.output(self.activation(self.hidden(pooled)))
+
+
+class RunningAverages(nn.Module):
+    """Running averages of statistics of batches: a plain average at first, then exponential with a momentum."""
+
+    def __init__(self, momentum: float, **shapes):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("updates", torch.zeros(()))
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
+
+    def update(self, **statistics: torch.Tensor):
+        """Adds the statistics of one batch, by name, to their averages unless one of them is not finite."""
+        is_finite = torch.stack([value.isfinite().all() for value in statistics.values()]).all()
+        self.updates += is_finite
+        step = (1 / self.updates.clamp(min=1)).clamp(min=1 - self.momentum)
+        for name, value in statistics.items():
+            average = getattr(self, name)
+            average.lerp_(torch.where(is_finite, value, average), step)
+
+
+class RunningMoments(RunningAverages):
+    """Running mean and variance of each feature."""
+
+    def __init__(self, width: int, momentum: float):
+        super().__init__(momentum, mean=width, variance=width)
+
+    @torch.no_grad()
+    def forward(self, values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(…, D) with weights (…, 1) -> mean and variance (D,); in training, these values are added first."""
+        if self.training:
+            all_but_features = tuple(range(values.dim() - 1))
+            mean, variance = moments(values, weights, all_but_features)
+            self.update(mean=mean.flatten(), variance=variance.flatten())
+        return self.mean, self.variance
+
+
+class RunningWhitening(RunningAverages):
+    """Whitens vectors by their running mean and covariance."""
+
+    def __init__(self, width: int, momentum: float):
+        super().__init__(momentum, mean=width, covariance=(width, width))
+
+    @torch.no_grad()
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(n, D) float32 -> (n, D); in training, the vectors of all processes are added to the averages first."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            if self.training:
+                rows, _ = gather_rows(vectors)
+                mean = rows.mean(dim=0)
+                covariance = (rows - mean).T @ (rows - mean) / len(rows)
+                self.update(mean=mean, covariance=covariance)
+            return (vectors - self.mean) @ whitening(self.covariance)
+
+
+def _build_sentence_head(config: TextJepaConfig) -> nn.Module | None:
+    if config.sentence_loss_weight == 0:
+        return None
+    inner_width = config.sentence_hidden_size
+    if inner_width == 0:
+        return nn.Identity()
+    is_symmetric = config.target_encoder_type == "online"
+    return nn.Sequential(
+        nn.Linear(config.hidden_size, inner_width),
+        nn.LayerNorm(inner_width),
+        nn.GELU(),
+        nn.Linear(inner_width, inner_width if is_symmetric else config.hidden_size),
+    )
+
+
+def _build_pooler(config: TextJepaConfig) -> nn.Module | None:
+    if config.pooling == "idf":
+        return TextJepaWordPooler(config)  # even if no term reads it: the exported encoder pools by these weights
+    if config.pooling == "attention" and config.pools_context:
+        return TextJepaPooler(config)
+    return None
+
+
+def _build_running_statistics(config: TextJepaConfig) -> nn.ModuleDict:
+    running = nn.ModuleDict()
+    for name in config.running_statistics:
+        width = config.document_width if name == "documents" else config.hidden_size
+        if name == "sentences" and config.sentence_whitening:
+            running[name] = RunningWhitening(width, config.target_momentum)
+        else:
+            running[name] = RunningMoments(width, config.target_momentum)
+    return running
+
+
 # ---- encoder --------------------------------------------------------------------------------------------------------
 
 
 def _without_pooler(config_class: type[PreTrainedConfig]) -> dict[str, bool]:
-    """Keyword that keeps an architecture from building a pooler, which nothing here would train."""
+    """The keyword that keeps an architecture from building a pooler, which nothing here would train."""
     parameters = inspect.signature(MODEL_MAPPING[config_class].__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
 
@@ -747,7 +906,7 @@ def _build_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _read_model_type(name_or_path: str, **kwargs) -> str | None:
-    # Read from the file: `AutoConfig` would ask for the consent to run this very code where it is not registered.
+    # Not by `AutoConfig`, which asks for `trust_remote_code` where this class is not registered.
     config_dict, _ = PreTrainedConfig.get_config_dict(name_or_path, **kwargs)
     return config_dict.get("model_type")
 
@@ -755,7 +914,7 @@ def _read_model_type(name_or_path: str, **kwargs) -> str | None:
 def _load_encoder(name_or_path: str, output_loading_info: bool = False, **kwargs) -> Any:
     """The encoder in a plain checkpoint or in a Text-JEPA, without pooler, in float32 unless asked otherwise."""
     kwargs.setdefault("dtype", torch.float32)
-    kwargs.pop("trust_remote_code", None)  # code of others is never run, whoever asks
+    kwargs.pop("trust_remote_code", None)  # third-party code is never run, even if the caller trusts it
     model_type = _read_model_type(name_or_path, **kwargs)
     kwargs["output_loading_info"] = True
     if model_type == TextJepaConfig.model_type:
@@ -771,7 +930,7 @@ def _load_encoder(name_or_path: str, output_loading_info: bool = False, **kwargs
 
 
 def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mapping[str, Any]):
-    """Checks that a model came whole out of its files, but for a pooler, which nothing here needs.
+    """Checks that the files had all weights of a model; a missing pooler is fine, since nothing here uses it.
 
     Args:
         name_or_path (`str`): Folder or Hub name of the files.
@@ -813,7 +972,7 @@ def _pop_own_fields(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _config_around(encoder: PreTrainedModel, **fields) -> TextJepaConfig:
     return TextJepaConfig(
         text_config=copy.deepcopy(encoder.config),
-        # A configuration passes its attention implementation on to the encoder's: it must not be the default.
+        # Ours passes its attention implementation on to `text_config`, and would overwrite the encoder's.
         attn_implementation=encoder.config._attn_implementation,
         **fields,
     )
@@ -829,39 +988,31 @@ def encode_visible(
     target_positions: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[BaseModelOutput, torch.Tensor | None]:
-    """States of the tokens at some positions, for each mask, as if the others did not exist or were mask tokens.
+    """Encodes the visible tokens of each mask; the others are dropped, masked as keys, or replaced by mask tokens.
 
     Args:
         encoder: A stock encoder.
-        config: Tells the offset of its positions and its mask token.
+        config: Gives the encoder's position offset and mask token.
         mode: As `TextJepaConfig.context_mode`.
         input_ids, attention_mask: Whole texts (B, S).
         positions: Visible positions (B, M, K), -1 where unused.
-        target_positions: (B, M, T), -1 where unused; where the states of mask tokens are wanted.
-        **kwargs: For the encoder.
+        target_positions: (B, M, T), -1 where unused; read only if `mode` is `"mask_token"`.
+        **kwargs: Passed to the encoder.
 
     Returns:
-        The encoder's output with `last_hidden_state` and, if asked for, `hidden_states` (R, K, D), and the states
-        (R, T, D) of the mask tokens or `None`. What else the output has is of length S unless tokens are dropped.
+        The encoder's output with `last_hidden_state` and, if asked for, `hidden_states` (R, K, D); its other fields
+        have length S unless tokens are dropped. And, with `"mask_token"`, the states (R, T, D) at the target
+        positions, otherwise `None`.
     """
     rows = positions.flatten(0, 1)
     if mode == "drop":
         visible_ids = gather_positions(input_ids, positions).flatten(0, 1)
-        position_ids = rows.clamp(min=0) + config.position_offset
-        visible_mask = _visible_mask(encoder, rows)
-        output = encoder(
-            input_ids=visible_ids,
-            attention_mask=visible_mask,
-            position_ids=position_ids,
-            return_dict=True,
-            **kwargs,
-        )
-        return _complete_hidden_states(output), None
+        return _encode_gathered(encoder, config, visible_ids, rows, **kwargs), None
 
     ids = input_ids.repeat_interleave(positions.shape[1], dim=0)
     mask = attention_mask.repeat_interleave(positions.shape[1], dim=0)
     is_visible = torch.zeros(len(ids), ids.shape[1] + 1, dtype=torch.bool, device=ids.device)
-    is_visible = is_visible.scatter(1, rows + 1, True)[:, 1:]  # unused slots fall into the column that is cut off
+    is_visible = is_visible.scatter(1, rows + 1, True)[:, 1:]  # unused slots write to column 0, which is cut off
     if mode == "attention_mask":
         mask = mask * is_visible
     else:
@@ -877,21 +1028,39 @@ def encode_visible(
     return output, gather_positions(text_states, target_positions.flatten(0, 1))
 
 
+def _encode_gathered(
+    encoder: PreTrainedModel,
+    config: TextJepaConfig,
+    visible_ids: torch.Tensor,
+    positions: torch.Tensor,
+    **kwargs,
+) -> BaseModelOutput:
+    """Encodes gathered tokens (R, K) at their original positions (R, K), -1 where unused."""
+    output = encoder(
+        input_ids=visible_ids,
+        attention_mask=_visible_mask(encoder, positions),
+        position_ids=positions.clamp(min=0) + config.position_offset,
+        return_dict=True,
+        **kwargs,
+    )
+    return _complete_hidden_states(output)
+
+
 def _visible_mask(encoder: PreTrainedModel, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Attention mask for gathered tokens at `positions` (R, K), exact also for windows of local attention."""
+    """Attention mask of gathered tokens at `positions` (R, K), with the true distances for local attention."""
     is_used = positions >= 0
     layer_types = getattr(encoder.config, "layer_types", None) or []
     if "sliding_attention" not in layer_types:
         return is_used.long()
-    # ModernBERT cuts its window by index, which dropping has shifted: the true distances are handed in.
+    # ModernBERT itself takes distances between indices, which dropping has changed.
     implementation = encoder.config._attn_implementation
     if implementation not in ("eager", "sdpa"):
         raise ValueError(f"dropping tokens from local attention needs sdpa or eager, not {implementation}")
     itself = torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device)
-    everywhere = is_used[:, None, None, :] | itself
+    full = is_used[:, None, None, :] | itself
     distances = (positions.unsqueeze(-1) - positions.unsqueeze(-2)).abs()
     is_near = (distances <= encoder.config.sliding_window).unsqueeze(1)
-    masks = {"full_attention": everywhere, "sliding_attention": everywhere & is_near}
+    masks = {"full_attention": full, "sliding_attention": full & is_near}
     if implementation == "sdpa":
         return masks
     lowest = torch.finfo(encoder.get_input_embeddings().weight.dtype).min
@@ -899,10 +1068,19 @@ def _visible_mask(encoder: PreTrainedModel, positions: torch.Tensor) -> torch.Te
 
 
 def _complete_hidden_states(output: BaseModelOutput) -> BaseModelOutput:
-    """The output of an encoder, with the embeddings as hidden states where an encoder without layers returns none."""
+    """Gives the output of an encoder without layers its embeddings as the one hidden state, where it has none."""
     if output.hidden_states is not None and len(output.hidden_states) == 0:
         output.hidden_states = (output.last_hidden_state,)
     return output
+
+
+def _states_of(output: BaseModelOutput) -> dict[str, Any]:
+    """The fields that our own outputs share with those of an encoder."""
+    names = ("last_hidden_state", "hidden_states", "attentions")
+    return {name: output[name] for name in names if name in output}
+
+
+# ---- adapters of PEFT -----------------------------------------------------------------------------------------------
 
 
 def has_adapters(module: nn.Module) -> bool:
@@ -911,10 +1089,10 @@ def has_adapters(module: nn.Module) -> bool:
 
 
 def plain_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by the names that they have without adapters of PEFT, which are merged into them.
+    """Parameters and buffers with all adapters merged into them, by the names that they have without adapters.
 
     Raises:
-        ValueError: An adapter is of a kind that is no sum of weights.
+        ValueError: An adapter is not a plain LoRA and cannot be merged.
     """
     weights = _weights_below_adapters(module)
     for name, layer in module.named_modules():
@@ -925,7 +1103,7 @@ def plain_weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _weights_below_adapters(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors themselves, by the names that they have without adapters."""
+    """Parameters and buffers without what adapters add, by the names that they have without adapters."""
     weights = {}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         is_of_adapter = ".lora_" in name or ".original_module." in name
@@ -935,7 +1113,7 @@ def _weights_below_adapters(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _increment(name: str, layer: nn.Module) -> torch.Tensor:
-    """What the adapters of a layer add to its weight, unless they are merged into it already."""
+    """The sum of what the active adapters of a layer add to its weight; 0 if they are merged or disabled."""
     is_lora = hasattr(layer, "lora_A")
     is_sum = not any(any(getattr(layer, option, {}).values()) for option in ("use_dora", "lora_bias"))
     if not (is_lora and is_sum):
@@ -948,21 +1126,21 @@ def _increment(name: str, layer: nn.Module) -> torch.Tensor:
 
 
 def _name_without_adapters(name: str) -> str:
-    """The name of a weight where PEFT has wrapped neither its layer nor the encoder around it."""
+    """The name that a weight had before PEFT wrapped its layer or the encoder around it."""
     name = name.replace("base_model.model.", "").replace(".base_layer.", ".")
     return re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
 
 
-# What PEFT puts a layer into.
+# Names under which PEFT keeps a layer that it has wrapped.
 _ADAPTER_PARTS = {"base_layer", "original_module"}
 
 _TensorPairs = dict[torch.Tensor, torch.Tensor]
 
 
 def _pair_tensors(target: nn.Module, source: nn.Module) -> tuple[_TensorPairs, _TensorPairs]:
-    """Each parameter and each buffer of an encoder with the one of the same name in another encoder.
+    """Pairs each parameter and each buffer of the target with the tensor of the same name in the source.
 
-    Adapters in the source count as merged into it; those in the target stay untrained and add nothing.
+    Adapters of the source are merged into its tensors; those of the target are left out.
     """
     pairs = _pair_side_by_side(target, source)
     if pairs is not None:
@@ -977,33 +1155,33 @@ def _pair_tensors(target: nn.Module, source: nn.Module) -> tuple[_TensorPairs, _
 
 
 def _pair_side_by_side(target: nn.Module, source: nn.Module) -> tuple[_TensorPairs, _TensorPairs] | None:
-    """The same, of two encoders that are built alike; `None` if they are not, or have adapters.
+    """As `_pair_tensors`, for encoders of the same structure; `None` if structures differ or there are adapters.
 
-    This walk is repeated after every optimizer step, because nothing tells when layers, parameters or buffers were
-    replaced (by PEFT, FSDP2, `to`). It reads the dictionaries of modules themselves, for `named_parameters` and its
-    like take several times as long.
+    Pairs are found anew after every optimizer step, because PEFT, FSDP2 or `to` may have replaced layers, parameters
+    or buffers without notice. Reading the dictionaries of modules is several times as fast as `named_parameters`.
     """
     parameters = {}
     buffers = {}
-    modules = [(target, source)]
-    for one, other in modules:  # which grows
-        children = one._modules
-        if children.keys() != other._modules.keys() or not _ADAPTER_PARTS.isdisjoint(children):
+    pairs_of_modules = [(target, source)]
+    while pairs_of_modules:
+        target, source = pairs_of_modules.pop()
+        children = target._modules
+        if children.keys() != source._modules.keys() or not _ADAPTER_PARTS.isdisjoint(children):
             return None
         for name, child in children.items():
             if child is not None:
-                modules.append((child, other._modules[name]))
-        for name, parameter in one._parameters.items():
+                pairs_of_modules.append((child, source._modules[name]))
+        for name, parameter in target._parameters.items():
             if parameter is not None:
-                parameters[parameter] = other._parameters[name]
-        for name, buffer in one._buffers.items():
+                parameters[parameter] = source._parameters[name]
+        for name, buffer in target._buffers.items():
             if buffer is not None:
-                buffers[buffer] = other._buffers[name]
+                buffers[buffer] = source._buffers[name]
     return parameters, buffers
 
 
 def without_adapters(encoder: PreTrainedModel) -> PreTrainedModel:
-    """The encoder as it is, or if PEFT has adapters in it a stock encoder with the merged weights."""
+    """The encoder itself, or, if it has adapters, a new stock encoder with the merged weights."""
     if not has_adapters(encoder):
         return encoder
     plain = _build_encoder(encoder.config).to(encoder.device, encoder.dtype)
@@ -1012,13 +1190,11 @@ def without_adapters(encoder: PreTrainedModel) -> PreTrainedModel:
     return plain.train(encoder.training)
 
 
-def _states_of(output: BaseModelOutput) -> dict[str, Any]:
-    names = ("last_hidden_state", "hidden_states", "attentions")
-    return {name: output[name] for name in names if name in output}
+# ---- models ---------------------------------------------------------------------------------------------------------
 
 
 class TextJepaPreTrainedModel(PreTrainedModel):
-    """What all Text-JEPA models share: loading, saving with the code beside the weights, initialisation."""
+    """What all Text-JEPA models share: loading, saving with the code beside the weights, initialization."""
 
     config: TextJepaConfig
     base_model_prefix = "model"
@@ -1028,17 +1204,14 @@ class TextJepaPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # An encoder or classifier loaded from a pretraining checkpoint leaves these behind on purpose.
+    # Parts of a pretraining checkpoint that an encoder or a classifier does not have.
     _keys_to_ignore_on_load_unexpected = [
         r"^(predictor|target_encoder|latent_head|token_head|document_predictor|lexical_space|sentence_head|pooler"
         r"|running)\."
     ]
 
     def __init_subclass__(cls, **kwargs) -> None:
-        """Leaves the code of a class of a script out of what is saved.
-
-        transformers cannot save it, and would print the whole model to say so.
-        """
+        # transformers cannot save the code of a class that a script defines, and would print the model to say so.
         super().__init_subclass__(**kwargs)
         if cls.__module__ == "__main__":
             cls._auto_class = None
@@ -1048,7 +1221,7 @@ class TextJepaPreTrainedModel(PreTrainedModel):
         """As `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: The checkpoint is no Text-JEPA, and this class does not wrap plain encoders.
+            ValueError: The checkpoint is not a Text-JEPA, and this class does not wrap plain encoders.
         """
         if config is None:
             model_type = _read_model_type(pretrained_model_name_or_path, **kwargs)
@@ -1070,7 +1243,7 @@ class TextJepaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False: all initialisation goes through `transformers.initialization`, as in the library's own models."""
+        """False: all initialization goes through `transformers.initialization`, as in the library's own models."""
         return False
 
     @torch.no_grad()
@@ -1091,7 +1264,7 @@ class TextJepaPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         encoder = self.base_model.encoder
         if self.config.text_config.num_hidden_layers == 0:
-            # Without layers a position is an offset that says nothing about a text.
+            # Without layers, positions would add the same vector to every text of a length.
             positions = encoder.embeddings.position_embeddings.weight
             init.zeros_(positions)
             positions.requires_grad_(False)
@@ -1105,13 +1278,13 @@ class TextJepaPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, **kwargs):
         """Saves weights, configuration and this code, so that every Auto class opens the folder.
 
-        Adapters of PEFT are merged into the weights, unless a `state_dict` is given.
+        Adapters of PEFT are merged into the weights unless a `state_dict` is given.
         """
         if kwargs.get("state_dict") is None and has_adapters(self):
             with torch.device("meta"):
                 names = type(self)(self.config).state_dict().keys()
             kwargs["state_dict"] = {name: weight for name, weight in plain_weights(self).items() if name in names}
-        # The library would enter the class at hand only; the folder serves all of them.
+        # transformers would register the class being saved alone, but the folder opens as any of them.
         self.config.auto_map = {
             "AutoConfig": "configuration_text_jepa.TextJepaConfig",
             "AutoModel": "modeling_text_jepa.TextJepaModel",
@@ -1122,7 +1295,7 @@ class TextJepaPreTrainedModel(PreTrainedModel):
 
 
 class TextJepaModel(TextJepaPreTrainedModel):
-    """The encoder for downstream use: a stock architecture, `config.text_config`, with its own outputs.
+    """The encoder for downstream use: a stock architecture, that of `config.text_config`, with its own outputs.
 
     `from_pretrained` opens a Text-JEPA (the context encoder of a pretraining checkpoint) and wraps any plain encoder.
     """
@@ -1162,179 +1335,73 @@ class TextJepaModel(TextJepaPreTrainedModel):
 # ---- pretraining ----------------------------------------------------------------------------------------------------
 
 
-class TextJepaPooler(nn.Module):
-    """Softmax-weighted mean of the tokens by one learned query; zero, as it begins, is the plain mean."""
+class _UpdateWatch:
+    """Warns if an optimizer moves the context encoder and nobody calls `update_target_encoder`.
 
-    def __init__(self, config: TextJepaConfig):
-        super().__init__()
-        self.query = nn.Parameter(torch.zeros(config.hidden_size))
-
-    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(R, N, D), (R, N) -> (R, D)."""
-        products = states @ self.query.to(states.dtype)
-        scores = (products * states.shape[-1] ** -0.5).float()
-        scores = scores.masked_fill(~mask.bool(), torch.finfo(torch.float32).min)
-        weights = scores.softmax(dim=1).to(states.dtype)
-        return (weights.unsqueeze(1) @ states).squeeze(1)
-
-
-class TextJepaWordPooler(nn.Module):
-    """Mean of the tokens weighted by a fixed weight of each word of the vocabulary."""
-
-    def __init__(self, config: TextJepaConfig):
-        super().__init__()
-        self.register_buffer("word_weights", torch.ones(config.text_config.vocab_size))
-
-    def forward(
-        self,
-        states: torch.Tensor,
-        mask: torch.Tensor,
-        input_ids: torch.Tensor,
-    ) -> torch.Tensor:
-        """(R, N, D), (R, N) and (R, N) -> (R, D)."""
-        return weighted_mean_pool(states, mask, self.word_weights[input_ids])
-
-
-class TextJepaLexicalSpace(nn.Module):
-    """A fixed space of texts: the weighted mean of one random vector for each word of the vocabulary.
-
-    Random indexing (Kanerva et al., 2000): a random projection of weighted word counts, with no network that could
-    collapse.
+    An optimizer step shows in the sum of a weight. The count stays on the device, and the host reads it only every 16
+    forwards: each time it waits for the device.
     """
 
-    def __init__(self, config: TextJepaConfig):
-        super().__init__()
-        self.register_buffer("vectors", torch.empty(config.text_config.vocab_size, config.document_target_size))
+    _STEPS_BEFORE_WARNING = 3
+    _FORWARDS_BETWEEN_CHECKS = 16
 
-    def forward(self, input_ids: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
-        """Ids (B, S) and weights (B, S), 0 for padding -> (B, F)."""
-        summed = F.embedding_bag(input_ids, self.vectors, per_sample_weights=token_weights, mode="sum")
-        return summed / token_weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    def __init__(self):
+        self.is_active = True
+        self.forwards = 0
+        self.steps: int | torch.Tensor = 0
+        self.last_sum: torch.Tensor | None = None
 
+    def stop(self):
+        """Ends the watch, after an update or a warning."""
+        self.is_active = False
 
-class TextJepaDocumentPredictor(nn.Module):
-    """Predicts from the vector of a window that of the rest of its document: a perceptron with one hidden layer."""
-
-    def __init__(self, config: TextJepaConfig):
-        super().__init__()
-        self.hidden = nn.Linear(config.hidden_size, config.document_hidden_size)
-        self.activation = ACT2FN[config.pred_hidden_act]
-        self.output = nn.Linear(config.document_hidden_size, config.document_width)
-
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(R, D) -> (R, F)."""
-        return self.output(self.activation(self.hidden(pooled)))
-
-
-class RunningAverages(nn.Module):
-    """Statistics over the batches so far: their plain average at first, then with a momentum."""
-
-    def __init__(self, momentum: float, **shapes):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("updates", torch.zeros(()))
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape))
-
-    def update(self, **statistics: torch.Tensor):
-        """Averages in the statistics of one batch, by name; unless one of them is not finite."""
-        is_finite = torch.stack([value.isfinite().all() for value in statistics.values()]).all()
-        self.updates += is_finite
-        step = (1 / self.updates.clamp(min=1)).clamp(min=1 - self.momentum)
-        for name, value in statistics.items():
-            average = getattr(self, name)
-            average.lerp_(torch.where(is_finite, value, average), step)
-
-
-class RunningMoments(RunningAverages):
-    """Mean and variance over the batches so far."""
-
-    def __init__(self, width: int, momentum: float):
-        super().__init__(momentum, mean=width, variance=width)
-
-    @torch.no_grad()
-    def forward(self, values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(…, D) with weights (…, 1) -> mean and variance (D,); in training these values, if finite, come in first."""
-        if self.training:
-            all_but_features = tuple(range(values.dim() - 1))
-            mean, variance = moments(values, weights, all_but_features)
-            self.update(mean=mean.flatten(), variance=variance.flatten())
-        return self.mean, self.variance
-
-
-class RunningWhitening(RunningAverages):
-    """Whitens vectors by their mean and covariance over the batches so far."""
-
-    def __init__(self, width: int, momentum: float):
-        super().__init__(momentum, mean=width, covariance=(width, width))
-
-    @torch.no_grad()
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """(n, D) float32 -> (n, D); in training these vectors, of all processes and if finite, come in first."""
-        with torch.autocast(vectors.device.type, enabled=False):
-            if self.training:
-                rows, _ = gather_rows(vectors)
-                mean = rows.mean(dim=0)
-                covariance = (rows - mean).T @ (rows - mean) / len(rows)
-                self.update(mean=mean, covariance=covariance)
-            return (vectors - self.mean) @ whitening(self.covariance)
-
-
-def _build_sentence_head(config: TextJepaConfig) -> nn.Module | None:
-    if config.sentence_loss_weight == 0:
-        return None
-    inner_width = config.sentence_hidden_size
-    if inner_width == 0:
-        return nn.Identity()
-    is_symmetric = config.target_encoder_type == "online"
-    return nn.Sequential(
-        nn.Linear(config.hidden_size, inner_width),
-        nn.LayerNorm(inner_width),
-        nn.GELU(),
-        nn.Linear(inner_width, inner_width if is_symmetric else config.hidden_size),
-    )
-
-
-def _build_pooler(config: TextJepaConfig) -> nn.Module | None:
-    if config.pooling == "idf":
-        return TextJepaWordPooler(config)  # nothing in it is trained, and whoever uses the encoder pools by it
-    if config.pooling == "attention" and config.pools_context:
-        return TextJepaPooler(config)
-    return None
-
-
-def _build_running_statistics(config: TextJepaConfig) -> nn.ModuleDict:
-    running = nn.ModuleDict()
-    for name in config.running_statistics:
-        width = config.document_width if name == "documents" else config.hidden_size
-        if name == "sentences" and config.sentence_whitening:
-            running[name] = RunningWhitening(width, config.target_momentum)
-        else:
-            running[name] = RunningMoments(width, config.target_momentum)
-    return running
+    def observe(self, encoder: nn.Module):
+        """Looks at the context encoder once per training forward."""
+        if not self.is_active:
+            return
+        weight = next((weight for weight in encoder.parameters() if weight.requires_grad), None)
+        if weight is None:
+            return
+        if hasattr(weight, "to_local"):  # a DTensor under FSDP2
+            weight = weight.to_local()
+        # Not `Tensor._version`, which fused optimizers do not increase.
+        current_sum = weight.detach().sum(dtype=torch.float64)
+        if self.last_sum is not None:
+            self.steps = self.steps + (current_sum != self.last_sum)
+        self.last_sum = current_sum
+        self.forwards += 1
+        if self.forwards % self._FORWARDS_BETWEEN_CHECKS or self.steps < self._STEPS_BEFORE_WARNING:
+            return
+        self.stop()
+        warnings.warn(
+            f"{int(self.steps)} optimizer steps, and the target encoder has not moved: nothing updates it. Train with "
+            "TextJepaTrainer, pass callbacks=[EmaTargetEncoderCallback()] to your Trainer, or call "
+            "model.update_target_encoder(decay) after each optimizer step. If it is meant to stay as it is, set "
+            "target_encoder_type='frozen'",
+            stacklevel=2,
+        )
 
 
 class TextJepaForPreTraining(TextJepaPreTrainedModel):
-    """Context encoder, target encoder, predictor and losses; what no term of the loss reads is not built.
+    """Context encoder, target encoder, predictor and losses; parts that no term of the loss reads are not built.
 
-    A target encoder, if a term of the loss needs one, is saved with the model. It takes no gradient, stays in eval
-    mode and in float32, and moves only by `update_target_encoder`.
+    The target encoder takes no gradient, stays in eval mode and in float32, and moves only by
+    `update_target_encoder`. It is saved with the model.
 
-    A loss of your own is a subclass with another [`~TextJepaForPreTraining.compute_losses`]. Its term has the weight 1
-    unless a configuration has one more name in `loss_terms` and a field `<name>_loss_weight`.
+    To add a term to the loss, override [`~TextJepaForPreTraining.compute_losses`] in a subclass. Its weight is 1,
+    unless a subclass of the configuration adds the name to `loss_terms` and has a field `<name>_loss_weight`.
     """
 
-    # The class of what `forward` returns. It has a field `<name>_loss` for each of `config.loss_terms`; terms that it
-    # has no field for are items of it.
+    # What `forward` returns. A term of the loss without a field `<name>_loss` is added to it as an item.
     output_class = TextJepaForPreTrainingOutput
 
-    # A checkpoint without target encoder starts it as a copy of the context encoder: nothing is missing then.
+    # A checkpoint without target encoder is complete: the context encoder is copied, see `initialize_weights`.
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
     _keys_to_ignore_on_load_unexpected = []
     # In bfloat16 an average with decay 0.999 would not move.
     _keep_in_fp32_modules_strict = ["target_encoder", "running", "pooler", "lexical_space"]
 
-    # What never changes is the same on every process: data-parallel training need not send it with each step.
+    # Constant buffers, the same on all processes: DDP need not broadcast them at every step.
     _ddp_params_and_buffers_to_ignore = ["lexical_space.vectors", "pooler.word_weights"]
 
     def __init__(self, config: TextJepaConfig):
@@ -1358,12 +1425,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 self.lexical_space = TextJepaLexicalSpace(config)
         self.sentence_head = _build_sentence_head(config)
         self.running = _build_running_statistics(config)
-        # Whether updates of the target encoder are still awaited, and how many optimizer steps went without one; a
-        # step shows in the sum of a weight of the context encoder.
-        self._is_watched = True
-        self._watched_forwards = 0
-        self._steps_without_update: int | torch.Tensor = 0
-        self._seen_total: torch.Tensor | None = None
+        self._update_watch = _UpdateWatch()
         self.post_init()
 
     # ---- loading and saving ----
@@ -1372,12 +1434,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     def from_encoder(cls, name_or_path: str, **kwargs) -> "TextJepaForPreTraining":
         """A JEPA around an existing encoder: BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, ModernBERT, DeBERTa …
 
-        It is in eval mode; both encoders have the checkpoint's weights, the predictor is new.
+        Both encoders start from the checkpoint's weights, the predictor is new. The model is returned in eval mode.
 
         Args:
             name_or_path (`str`): Folder or Hub name of an encoder checkpoint, or of a Text-JEPA.
-            **kwargs: Fields of [`TextJepaConfig`]; the rest (`revision`, `token`, `attn_implementation` …) goes to
-                `AutoModel.from_pretrained`.
+            **kwargs: Fields of [`TextJepaConfig`]; all others (`revision`, `token`, `attn_implementation` …) are
+                passed to `AutoModel.from_pretrained`.
         """
         fields = _pop_own_fields(kwargs)
         encoder = _load_encoder(name_or_path, **kwargs)
@@ -1398,7 +1460,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             return
         source = dict([*self.model.encoder.named_parameters(), *self.model.encoder.named_buffers()])
         for name, tensor in [*self.target_encoder.named_parameters(), *self.target_encoder.named_buffers()]:
-            init.copy_(tensor, source[name])  # leaves alone what was loaded
+            init.copy_(tensor, source[name])  # does nothing to a tensor that was loaded
         self.target_encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
@@ -1416,7 +1478,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     @torch.no_grad()
     def _resize_word_tables(self, num_words: int):
-        """Cuts or extends what is kept for each word: a new word is as rare as the rarest, its vector drawn anew."""
+        """Resizes the buffers with a row for each word: a new word gets the largest weight and a random vector."""
         if self.word_weights is not None:
             kept = self.word_weights[:num_words]
             new = kept.new_full((num_words - len(kept),), kept.max())
@@ -1426,7 +1488,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             new = torch.randn(num_words - len(kept), kept.shape[1], device=kept.device)
             self.lexical_space.vectors = torch.cat([kept, new])
 
-    # ---- weights of words ----
+    # ---- word weights ----
 
     @property
     def word_weights(self) -> torch.Tensor | None:
@@ -1435,13 +1497,13 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     @torch.no_grad()
     def set_word_weights(self, weights: torch.Tensor):
-        """Sets the weights of words, such as inverse document frequencies (V,); they are 1 before.
+        """Sets the word weights (V,), such as inverse document frequencies; until then they are 1.
 
         Raises:
-            ValueError: The model does not pool by weights of words, or has another number of words.
+            ValueError: The model does not have `pooling="idf"`, or has another number of words.
         """
         if self.word_weights is None:
-            raise ValueError("weights of words are for models of pooling='idf'")
+            raise ValueError("word weights need a model with pooling='idf'")
         if weights.shape != self.word_weights.shape:
             raise ValueError(f"{len(weights)} weights for {len(self.word_weights)} words")
         self.word_weights.copy_(weights)
@@ -1452,9 +1514,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     def update_target_encoder(self, decay: float):
         """Target ← decay · target + (1 - decay) · context, in float32; buffers are copied.
 
-        Weights are found by their names. Adapters of PEFT in the context encoder count as merged into it.
+        Adapters of PEFT in the context encoder count as merged into it.
         """
-        self._is_watched = False
+        self._update_watch.stop()
         parameters, buffers = _pair_tensors(self.target_encoder, self.model.encoder)
         sources = []
         for target, source in parameters.items():
@@ -1465,38 +1527,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         for target, source in buffers.items():
             target.copy_(source)
 
-    def _watch_target_encoder(self):
-        """Warns if the optimizer moves the context encoder and nobody calls `update_target_encoder`.
-
-        The host looks only once in `_FORWARDS_BEFORE_A_LOOK` training forwards, and never again after an update.
-        """
-        if not self._is_watched or self.target_encoder is None or self.config.target_encoder_type != "ema":
-            return
-        weight = next((weight for weight in self.model.parameters() if weight.requires_grad), None)
-        if weight is None:
-            return
-        if hasattr(weight, "to_local"):  # a DTensor under FSDP2
-            weight = weight.to_local()
-        # Not the version of the tensor, which fused optimizers do not count.
-        total = weight.detach().sum(dtype=torch.float64)
-        if self._seen_total is not None:
-            self._steps_without_update = self._steps_without_update + (total != self._seen_total)
-        self._seen_total = total
-        self._watched_forwards += 1
-        if self._watched_forwards % _FORWARDS_BEFORE_A_LOOK or self._steps_without_update < _STEPS_BEFORE_WARNING:
-            return
-        self._is_watched = False
-        warnings.warn(
-            f"{int(self._steps_without_update)} optimizer steps, and the target encoder has not moved: it stays as it "
-            "was. Train with TextJepaTrainer, give your Trainer callbacks=[EmaTargetEncoderCallback()], or call "
-            "model.update_target_encoder(decay) after each optimizer step; target_encoder_type='frozen' if it is to "
-            "stay",
-            stacklevel=2,
-        )
-
     @property
     def encoder_of_targets(self) -> PreTrainedModel:
-        """The encoder that makes the targets: the moving average or frozen one, or the context encoder itself."""
+        """The encoder that makes the targets: the moving average, the frozen one, or the context encoder itself."""
         return self.model.encoder if self.target_encoder is None else self.target_encoder
 
     def encode_targets(
@@ -1505,9 +1538,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         attention_mask: torch.Tensor,
         positions: torch.Tensor | None = None,
     ) -> BaseModelOutput:
-        """What the target encoder makes of whole texts (B, S), or of the tokens at `positions` (B, M, T) alone.
+        """Runs the target encoder on whole texts (B, S), or on nothing but the tokens at `positions` (B, M, T).
 
-        Only an online one, which is the context encoder, takes a gradient.
+        Gradients flow only if it is the context encoder itself (`target_encoder_type="online"`).
         """
         takes_gradient = self.target_encoder is None and torch.is_grad_enabled()
         with torch.set_grad_enabled(takes_gradient):
@@ -1533,7 +1566,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return output
 
     def token_targets(self, hidden_states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-        """Layers of the target encoder (R, N, D) and a mask (R, N) -> token-level targets (R, N, D), float32."""
+        """All layers of the target encoder (R, N, D) and a mask (R, N) -> token-level targets (R, N, D), float32."""
         layers = hidden_states[-self.config.target_num_layers :]
         running = [module for name, module in self.running.items() if name.startswith("layer")]
         return average_layers(layers, mask, self.config.target_normalization, running)
@@ -1557,23 +1590,27 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             view_input_ids = input_ids
             view_attention_mask = attention_mask
 
-        tokens = sentences = documents = encoded = pooled = None
+        encoded = None
+        tokens = None
         if config.latent_loss_weight > 0 and config.target_input == "text":
             encoded = self.encode_targets(input_ids, attention_mask)
             tokens = self.token_targets(encoded.hidden_states, attention_mask)
+        pooled = None
         if config.sentence_loss_weight > 0 or config.encodes_documents:
             if encoded is None or has_views:
                 encoded = self.encode_targets(view_input_ids, view_attention_mask)
             pooled = self.pool(encoded.last_hidden_state, view_attention_mask, view_input_ids)
+        sentences = None
         if config.sentence_loss_weight > 0:
             sentences = self._sentence_targets(pooled)
+        documents = None
         if config.document_loss_weight > 0:
             vectors = self.document_vectors(pooled, view_input_ids, view_attention_mask)
             documents = self._document_targets(vectors)
         return TextTargets(tokens, sentences, documents)
 
     def _sentence_targets(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Pooled views (B, D) of the target encoder, centred or whitened; of an online one behind the head."""
+        """Targets (B, D) from the pooled views (B, D): whitened or centred; through the head if they are online."""
         if self.target_encoder is None:
             return self.sentence_head(pooled)
         pooled = pooled.float()
@@ -1605,10 +1642,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return self.lexical_space(input_ids, token_weights)
 
     def _document_targets(self, targets: torch.Tensor) -> torch.Tensor:
-        """Vectors of documents (B, F), less their running mean."""
+        """Vectors of documents (B, F) minus their running mean."""
         mean, _ = self.running["documents"](targets, torch.ones_like(targets[:, :1]))
         targets = targets - mean
-        # An online encoder learns by its targets as well.
+        # Online targets take a gradient.
         return targets if self.config.target_encoder_type == "online" else targets.detach()
 
     # ---- context encoder and predictor ----
@@ -1619,7 +1656,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         mask: torch.Tensor,
         input_ids: torch.Tensor,
     ) -> torch.Tensor:
-        """States (R, N, D), tokens or padding (R, N) and ids (R, N) to vectors (R, D), by `config.pooling`."""
+        """States (R, N, D), a mask (R, N) and token ids (R, N) -> vectors (R, D), by `config.pooling`."""
         if isinstance(self.pooler, TextJepaWordPooler):
             return self.pooler(states, mask, input_ids)
         if self.pooler is not None:
@@ -1661,9 +1698,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         attention_mask: torch.Tensor,
         text_targets: TextTargets,
     ) -> TokenPredictions:
-        """Predicts the hidden tokens; with a latent loss also their targets and the distances to them."""
+        """Predicts the hidden tokens, and compares the predictions with their targets if there is a latent loss."""
         if not self.config.predicts_tokens:
-            return TokenPredictions(None, None, None, None)
+            return TokenPredictions()
         text_length = input_ids.shape[1]
         features = self.predictor(
             context.output.last_hidden_state,
@@ -1676,7 +1713,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             text_length=text_length,
         )
         if self.config.latent_loss_weight == 0:
-            return TokenPredictions(features, None, None, None)
+            return TokenPredictions(features)
         predictions = self.latent_head(features).unflatten(0, masks.target_positions.shape[:2])
         targets = self._hidden_token_targets(input_ids, attention_mask, masks, text_targets)
         distances = self._latent_distances(predictions, targets, masks, text_length)
@@ -1700,6 +1737,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         **kwargs,
     ) -> TextJepaForPreTrainingOutput:
         """
+        Encodes the visible tokens, predicts the hidden ones and the targets of texts, and computes the losses.
+
         Args:
             input_ids (`torch.LongTensor` of shape `(B, S)`): The whole texts, right-padded.
             attention_mask (`torch.Tensor` of shape `(B, S)`, *optional*): 1 for tokens, 0 for padding.
@@ -1707,18 +1746,19 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 Visible positions of each mask, -1 where unused. Without them the model only encodes.
             target_positions, target_spans (`torch.LongTensor` of shape `(B, M, T)`, *optional*):
                 Hidden positions to predict, and the span that each belongs to, -1 where unused.
-            mask_strategies (`torch.LongTensor` of shape `(B, M)`, *optional*): Which mask token each mask uses.
+            mask_strategies (`torch.LongTensor` of shape `(B, M)`, *optional*): The mask token that each mask uses.
             view_input_ids, view_attention_mask (of shape `(B, S')`, *optional*):
-                A view of each text, such as the rest of its document: what the document loss predicts, and the
-                sentence loss instead of the text itself.
+                A view of each text, such as the rest of its document. The document loss and the sentence loss predict
+                the view; without one, the text itself.
             document_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Texts with equal numbers are of one document, and no negatives of each other in the sentence loss.
+                Texts with equal ids are of one document, and not negatives of each other in the sentence loss.
             text_targets (`TextTargets`, *optional*):
-                Those of the output for other masks of these texts, instead of another pass of the target encoder.
+                `text_targets` of an output for the same texts with other masks. Saves computing them again.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Number of target tokens that losses are divided by; the batch's own by default. The Trainer gives that
-                of all accumulated batches and processes. Terms on whole batches count by this batch's share of it.
-            return_loss (`bool`, *optional*, defaults to `True`): `False` leaves it at predictions and targets.
+                Number of target tokens of the optimizer step, over all its batches and processes, as the Trainer
+                gives it. Losses are then scaled by this batch's share of them; by default they are means over the
+                batch.
+            return_loss (`bool`, *optional*, defaults to `True`): Whether to compute the losses.
 
         Raises:
             ValueError: Some but not all of the positions and spans are given, or `token_type_ids` beside them.
@@ -1734,8 +1774,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if "token_type_ids" in kwargs:
             raise ValueError("pretraining takes single texts: leave token_type_ids out")
 
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._watch_target_encoder()
+        self._watch_for_updates()
         masks = TokenMasks(
             _with_a_slot(context_positions),
             _with_a_slot(target_positions),
@@ -1745,29 +1784,47 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         context = self.encode_context(input_ids, attention_mask, masks, **kwargs)
         if text_targets is None:
             text_targets = self.compute_targets(input_ids, attention_mask, view_input_ids, view_attention_mask)
-
         tokens = self.predict_tokens(context, masks, input_ids, attention_mask, text_targets)
 
         losses = {}
+        loss = None
         if return_loss:
             losses = self.compute_losses(context, tokens, text_targets, masks, input_ids, document_ids)
             if num_items_in_batch is not None:
-                # Means over this batch count by its share of all target tokens of the step.
                 share_of_step = masks.num_targets / num_items_in_batch
-                losses = {name: loss * share_of_step for name, loss in losses.items()}
-        terms = {f"{name}_loss": loss for name, loss in losses.items()}
-        own_terms = {name: terms.pop(name) for name in set(terms) - set(self.output_class.__dataclass_fields__)}
+                losses = {name: value * share_of_step for name, value in losses.items()}
+            loss = self.weighted_sum(losses)
+        return self._make_output(loss, losses, context, tokens, text_targets)
+
+    def _watch_for_updates(self):
+        """Warns after a few optimizer steps of training without an update of the target encoder."""
+        awaits_updates = self.target_encoder is not None and self.config.target_encoder_type == "ema"
+        is_training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if awaits_updates and is_training:
+            self._update_watch.observe(self.model)
+
+    def _make_output(
+        self,
+        loss: torch.Tensor | None,
+        losses: dict[str, torch.Tensor],
+        context: ContextStates,
+        tokens: TokenPredictions,
+        text_targets: TextTargets,
+    ) -> TextJepaForPreTrainingOutput:
+        fields = self.output_class.__dataclass_fields__
+        terms = {f"{name}_loss": value for name, value in losses.items()}
         output = self.output_class(
-            loss=self.weighted_sum(losses) if return_loss else None,
-            **terms,
+            loss=loss,
+            **{name: value for name, value in terms.items() if name in fields},
             distances=tokens.distances,
             predictions=tokens.predictions,
             targets=tokens.targets,
             text_targets=text_targets,
             **_states_of(context.output),
         )
-        for name, loss in own_terms.items():
-            output[name] = loss
+        for name, value in terms.items():
+            if name not in fields:
+                output[name] = value
         return output
 
     # ---- losses ----
@@ -1781,19 +1838,18 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         input_ids: torch.Tensor,
         document_ids: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """The terms of the loss by name, before their weights; a subclass adds its own.
+        """The unweighted terms of the loss by name; a subclass adds its own.
 
         Args:
-            context: What the context encoder made of the visible tokens; its `pooled` (R, D) are vectors of contexts.
-            tokens: What the predictor says of the hidden tokens.
+            context: Outputs of the context encoder; `context.pooled` (R, D) are the vectors of the contexts.
+            tokens: Outputs of the predictor for the hidden tokens.
             text_targets: The targets that all masks of a text share.
-            masks: Which tokens are seen and predicted.
+            masks: Which tokens are visible and which are predicted.
             input_ids: Whole texts (B, S).
             document_ids: (B,), the document of each text.
 
         Returns:
-            A mean over the batch for each of `config.loss_terms` whose weight is above 0, and for each own term.
-            `forward` scales them if the step has more batches, see `num_items_in_batch`.
+            A mean over the batch for each of `config.loss_terms` whose weight is above 0.
         """
         config = self.config
         losses = {}
@@ -1813,7 +1869,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return losses
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The loss: each term by its weight `<name>_loss_weight` of the configuration, 1 where it has none."""
+        """The loss: terms weighted by `<name>_loss_weight` of the configuration, or by 1 if it has no such field."""
         return sum(getattr(self.config, f"{name}_loss_weight", 1.0) * loss for name, loss in losses.items())
 
     def _hidden_token_targets(
@@ -1841,8 +1897,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         is_target = masks.is_target
         if self.config.loss_type != "infonce":
             return self._distance(self.config.loss_type, predictions, targets).masked_fill(~is_target, 0)
-        # Several masks of a text may hide the same token: no negatives of each other. Texts of processes differ.
-        # The rank is in the high bits, which no position reaches.
+        # Several masks of a text may hide the same token, which is then not a negative of itself. The rank, in bits
+        # that no position reaches, keeps the texts of different processes apart.
         first_id = _rank() << 40
         texts = torch.arange(len(is_target), device=is_target.device).view(-1, 1, 1)
         token_ids = first_id + masks.target_positions + text_length * texts
@@ -1887,7 +1943,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         targets: torch.Tensor,
         document_ids: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Mean distance of predicted vectors (R, D) and those of their texts (B, D), and of their first features."""
+        """Mean distance between predictions (R, D) and targets (B, D), averaged over the widths of matryoshka."""
         rows = _target_row_of_each_context(len(predictions), targets)
         sizes = [*(self.config.matryoshka_sizes or []), predictions.shape[-1]]
         losses = []
@@ -1908,7 +1964,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         predictions: torch.Tensor,
         targets: torch.Tensor,
     ) -> torch.Tensor:
-        """Distances (…) of predictions and targets (…, D), in float32."""
+        """Distances (…) between predictions and targets (…, D), in float32."""
         return latent_distance(predictions.float(), targets.float(), loss_type, self.config.smooth_l1_beta)
 
     def _infonce(
@@ -1934,7 +1990,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         sentence_prediction: torch.Tensor | None,
         sentence_targets: torch.Tensor | None,
     ) -> list[torch.Tensor]:
-        """One or two sets of vectors (n, D) that the regularizers look at."""
+        """One or two sets of vectors (n, D) for the regularizers: two if both sides of the sentence loss learn."""
         if self.config.regularizer_level == "token":
             return [context.output.last_hidden_state[context.is_visible]]
         is_symmetric = self.config.sentence_loss_weight > 0 and self.target_encoder is None
@@ -1952,8 +2008,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if "variance" in names:
             losses["variance"] = sum(variance_loss(vectors) for vectors in vector_sets) / len(vector_sets)
         if "covariance" in names:
-            # VICReg sums this term over both sides, and averages the one before. Autocast would not leave its products
-            # in float32.
+            # VICReg sums this term over both sides, and averages the variance term. Autocast would compute its matrix
+            # products in half precision.
             with torch.autocast(vector_sets[0].device.type, enabled=False):
                 losses["covariance"] = sum(covariance_loss(vectors) for vectors in vector_sets)
         if "sigreg" in names:
@@ -1970,14 +2026,14 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
 
 def _with_a_slot(positions: torch.Tensor) -> torch.Tensor:
-    """(B, M, K) with an unused slot if K is 0: encoders cannot reshape states of nothing."""
+    """(B, M, K) with one unused slot if K is 0: encoders cannot reshape tensors without elements."""
     return positions if positions.shape[-1] else F.pad(positions, (0, 1), value=-1)
 
 
-def _target_row_of_each_context(num_rows: int, targets: torch.Tensor) -> torch.Tensor:
-    """The text of each of R = B·M rows, as the row of its target: (R,)."""
+def _target_row_of_each_context(num_contexts: int, targets: torch.Tensor) -> torch.Tensor:
+    """(R,) row of each context's target among (B, …), for R = B·M contexts with texts outermost."""
     texts = torch.arange(len(targets), device=targets.device)
-    return texts.repeat_interleave(num_rows // len(targets))
+    return texts.repeat_interleave(num_contexts // len(targets))
 
 
 class TextJepaForSequenceClassification(TextJepaPreTrainedModel):
