@@ -670,15 +670,16 @@ ROUTES = ["resolve", "info", "tree"]
 )
 def test_a_damaged_download_is_whole_or_refused(place, hub, name, damage, route, status, command):
     """A file that is cut, that is a page of a network, a pointer, or missing; or a Hub that fails."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(constants, "HF_HUB_CACHE", folder):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(constants, "HF_HUB_CACHE", f"{folder}/cache"):
         hub.damages = {name: damage} if damage else {}
         hub.failures = {route: status} if route else {}
         files = hub.repositories["me/encoder"].at().files
         kept = files.pop(name) if damage is None else files[name]
         output = Path(folder, "out")
+        cache = ["--cache_dir", f"{folder}/cache"]
         words = {
-            "pretrain": [*pretrain(place, output, "--model_name_or_path", "me/encoder"), "--cache_dir", folder],
-            "adapt": ["adapt", "me/encoder", place / "good.txt", *adaptation(place, output), "--cache_dir", folder],
+            "pretrain": [*pretrain(place, output, "--model_name_or_path", "me/encoder"), *cache],
+            "adapt": ["adapt", "me/encoder", place / "good.txt", *adaptation(place, output), *cache],
             "probe": ["probe", "me/encoder", "--task_file", place / "good.jsonl", "--mode", "knn", "--no_controls"],
             "export": ["export", "sentence-transformers", "me/encoder", output],
         }

@@ -23,6 +23,7 @@ PACKAGE = {
 WINGS = [
     "registration",
     "errors",
+    "names",
     "cli",
     "metrics",
     "data",

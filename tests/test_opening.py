@@ -18,13 +18,15 @@ from transformers import (
 )
 
 import run_pretraining
-from text_jepa import TextJepaForPreTraining, TextJepaModel, opening, sentence_head
+from text_jepa import TextJepaForPreTraining, TextJepaModel, names, opening, sentence_head
 from text_jepa.cli import UsageError
 from text_jepa.embeddings import load_trained, open_encoder
-from text_jepa.opening import check_name, read_config, read_tokenizer, readable
+from text_jepa.names import check_name
+from text_jepa.opening import read_config, read_tokenizer, readable
 from text_jepa.probe.finetuning import finetune
 from text_jepa.probe.tasks import load_task_file
 from text_jepa.share.export import export_sentence_transformer
+from text_jepa.share.hub import files_to_publish
 
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -212,6 +214,33 @@ def test_tokenizers_of_every_kind_have_words(tmp_path, texts, kind):
     assert len(read_tokenizer(str(tmp_path))) > 100
 
 
+def test_adapters_of_peft_are_named_with_the_remedy(encoder):
+    """transformers would put them into the encoder beside them, or not, as PEFT is installed or not."""
+    (encoder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "someone/base"}')
+    for opens in (read_config, open_encoder):
+        with pytest.raises(UsageError, match=r"adapters of PEFT \(adapter_config.json\).*merge_and_unload"):
+            opens(str(encoder))
+    with pytest.raises(UsageError, match="adapters of PEFT"):
+        files_to_publish(encoder)
+
+
+def test_code_that_is_not_run_is_told_once(encoder, caplog):
+    for name, entry in (
+        ("config.json", {"AutoModel": "own.M"}),
+        ("tokenizer_config.json", {"AutoTokenizer": "own.T"}),
+    ):
+        content = json.loads((encoder / name).read_text())
+        (encoder / name).write_text(json.dumps({**content, "auto_map": entry}))
+    for _ in range(2):
+        tokenizer = open_encoder(str(encoder)).tokenizer
+    told = [record.message for record in caplog.records if "not run" in record.message]
+    assert len(told) == 2
+    assert "it is opened as the" in told[0]
+    assert "the code of its tokenizer is not run" in told[1]
+    tokenizer.save_pretrained(encoder / "again")
+    assert "auto_map" not in json.loads((encoder / "again" / "tokenizer_config.json").read_text())
+
+
 def test_errors_of_any_library_are_one_line():
     class Strange(Exception):  # tokenizers raises no better ones
         pass
@@ -274,7 +303,7 @@ def test_a_name_that_the_hub_can_have_is_asked_for(tmp_path, monkeypatch):
     check_name("someone/encoder", str(tmp_path / "hub"))
 
 
-def test_a_name_without_an_owner_is_asked_for_once_where_the_hub_cannot_be_reached(tmp_path, monkeypatch):
+def test_a_name_is_asked_for_once_where_the_hub_cannot_be_reached(tmp_path, monkeypatch):
     """Downloads ask for half a minute, mostly for a folder whose name is wrong."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -284,15 +313,21 @@ def test_a_name_without_an_owner_is_asked_for_once_where_the_hub_cannot_be_reach
         asked.append(url)
         raise errors.pop()
 
-    monkeypatch.setattr(opening, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(names, "get_hf_file_metadata", ask)
     (tmp_path / "notes").mkdir()
     errors = [OSError("Name or service not known")]
     with pytest.raises(ValueError, match=r"^no such folder; did you mean 'notes'\?; and the Hub cannot be reached"):
         check_name("notse")
+    errors = [OSError("Name or service not known")]
+    with pytest.raises(ValueError, match=r"^no such folder; and the Hub cannot be reached"):
+        check_name("someone/texts", kind="dataset")
     errors = [failure(RepositoryNotFoundError)]
-    check_name("nobody")
-    assert [url.rpartition("/resolve/")[0].rpartition("/")[2] for url in asked] == ["notse", "nobody"]
-    check_name("someone/encoder")  # whose download says what is wrong
+    check_name("nobody")  # whose download says what is wrong
+    assert [url.partition("/resolve/")[0].rpartition(".co/")[2] for url in asked] == [
+        "notse",
+        "datasets/someone/texts",
+        "nobody",
+    ]
     assert not errors
 
 

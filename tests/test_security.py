@@ -24,7 +24,7 @@ from text_jepa import opening
 from text_jepa.cli import UsageError
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.sentence_head import read_head
-from text_jepa.share.export import copy_encoder_files
+from text_jepa.share.export import copy_encoder_files, export_sentence_transformer
 from text_jepa.share.hub import files_to_publish
 from text_jepa.train import checkpointing
 
@@ -315,6 +315,41 @@ def test_code_of_others_is_not_published(two_of_their_own):
     (mine / "README.md").write_text("# mine\n")
     with pytest.raises(UsageError, match=r"configuration_own.py\) is not published"):
         files_to_publish(mine)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "fragment"),
+    [
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "own.T"]}}, r"code of others \(own.py\)"),
+        ("2_Dense/config.json", {"activation_function": "own.Tanh"}, "the own.Tanh of its module 2_Dense is code"),
+    ],
+)
+def test_code_of_tokenizers_and_modules_is_not_published(encoder, file, fields, fragment):
+    BertModel(BertConfig.from_pretrained(encoder)).save_pretrained(encoder)
+    (encoder / "README.md").write_text("# mine\n")
+    module = {"idx": 1, "name": "1", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (encoder / "modules.json").write_text(json.dumps([module]))
+    (encoder / "2_Dense").mkdir()
+    (encoder / "2_Dense" / "config.json").write_text("{}")
+    change(encoder / file, **fields)
+    with pytest.raises(UsageError, match=fragment):
+        files_to_publish(encoder)
+    if "Dense" in file:  # which sentence-transformers replaces by another one
+        with pytest.raises(UsageError, match=fragment):
+            export_sentence_transformer(encoder, encoder.parent / "out")
+
+
+def test_an_export_names_no_code_that_is_not_in_it(command, encoder, tmp_path, canary):
+    BertModel(BertConfig.from_pretrained(encoder)).save_pretrained(encoder)
+    (encoder / "own.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    change(encoder / "config.json", auto_map={"AutoConfig": "own.C", "AutoModel": "someone/else--own.M"})
+    change(encoder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", "own.T"]})
+    code, printed = command(tmp_path / "run", "--model_name_or_path", encoder, "--objective", "mlm")
+    assert code == 0, printed
+    assert not canary.exists()
+    for name in ("config.json", "tokenizer_config.json", "pretraining/tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "run" / name).read_text())
+    assert "modeling_text_jepa" in (tmp_path / "run" / "pretraining" / "config.json").read_text()
 
 
 # ---- data and settings ----------------------------------------------------------------------------------------------

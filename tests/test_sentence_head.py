@@ -1,14 +1,16 @@
 """The head of a sentence-transformers folder: read as that library does, kept by a run, or said to be lost."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel
 
 import run_pretraining
+from text_jepa import sentence_head
 from text_jepa.cli import UsageError
 from text_jepa.commands.export import main as export
 from text_jepa.commands.plot import embed
@@ -161,6 +163,74 @@ def test_a_head_that_would_give_other_vectors_is_one_line(save, file, fields, fr
         open_encoder(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("fields", "fragment"),
+    [
+        ({"transformer_task": "fill-mask"}, 'transformer_task .* is "fill-mask", not read'),
+        ({"module_output_name": "sentence_embedding"}, "module_output_name"),
+        ({"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}}, "pooler_output"),
+        ({"processing_kwargs": {"text": {"max_length": 5}}}, "processing_kwargs .* set text"),
+        ({"config_args": {"num_hidden_layers": 1}}, "config_args .* set num_hidden_layers"),
+    ],
+)
+def test_an_encoder_that_is_to_be_called_otherwise_is_one_line(save, fields, fragment):
+    folder = save()
+    change(folder / "sentence_bert_config.json", **fields)
+    with pytest.raises(UsageError, match=fragment):
+        open_encoder(str(folder))
+
+
+def test_settings_that_change_no_vector_are_taken(save):
+    folder = save()
+    change(folder / "sentence_bert_config.json", model_args={"torch_dtype": "float32"}, unpad_inputs=True)
+    np.testing.assert_allclose(embed_texts(open_encoder(str(folder)), SHORT), vectors_of(folder), atol=1e-5)
+
+
+def test_the_encoder_in_a_subfolder_is_not_passed_over_for_the_one_beside_it(save, pretrain):
+    folder = save()
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(listed))
+    for opens in (open_encoder, lambda name: open_encoder(name, pooling="mean"), pretrain):
+        with pytest.raises(UsageError, match="its encoder is in the subfolder 0_Transformer"):
+            opens(str(folder))
+
+
+def test_a_pooling_without_its_file_is_one_line(save):
+    folder = save(pooling="cls")
+    (folder / "1_Pooling/config.json").unlink()
+    with pytest.raises(UsageError, match=r"1_Pooling/config\.json, which says how it pools, is missing"):
+        open_encoder(str(folder))
+
+
+def test_code_in_the_weights_of_a_dense_layer_does_not_run(save, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "canary"),))
+
+    folder = save(dense=True)
+    (folder / "2_Dense/model.safetensors").unlink()
+    torch.save({"linear.weight": Payload()}, folder / "2_Dense/pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"Dense \(2_Dense\) hold code, which is not run; save them as safetensors"):
+        open_encoder(str(folder))
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_weights_of_places_count_from_the_first_token(save, side):
+    folder = save(pooling="weightedmean")
+    change(folder / "tokenizer_config.json", padding_side=side)
+    np.testing.assert_allclose(embed_texts(open_encoder(str(folder)), SHORT), vectors_of(folder), atol=1e-5)
+
+
+def test_a_dense_layer_is_read_once(save, monkeypatch):
+    folder = str(save(dense=True))
+    read = []
+    monkeypatch.setattr(sentence_head, "load_file", lambda path: read.append(path) or load_file(path))
+    open_encoder(folder)
+    assert len(read) == 1
+
+
 def test_weights_of_a_dense_layer_that_are_cut_off_are_one_line(save):
     folder = save(dense=True)
     weights = folder / "2_Dense/model.safetensors"
@@ -196,6 +266,8 @@ def test_modules_in_another_order_are_one_line(save, kinds):
     ("name", "content", "fragment"),
     [
         ("modules.json", [{"path": "1_X", "type": "mine.X"}], "code of others"),
+        ("modules.json", [{"path": "", "type": "custom_st.Transformer"}], "custom_st.Transformer is code of others"),
+        ("modules.json", [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}], "no Transformer"),
         ("modules.json", [{"path": "1_LSTM", "type": "sentence_transformers.models.LSTM"}], "LSTM is not read"),
         ("1_Pooling/config.json", {"pooling_mode": ["mean", "max"]}, "mean\\+max"),
         ("modules.json", "{", "not JSON"),

@@ -12,9 +12,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -30,7 +27,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 import text_jepa.registration  # noqa: F401  for the Auto classes
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import check_weights
-from text_jepa.cli import UsageError, first_line, nearest
+from text_jepa.cli import UsageError, first_line
+from text_jepa.names import check_name
 from text_jepa.sentence_head import check_place_of_encoder, file_of, read_json
 
 
@@ -94,11 +92,7 @@ def read_config(source: str, **options) -> PretrainedConfig:
     """
     check_name(source, options.get("cache_dir"))
     check_files(source)
-    if file_of(source, "adapter_config.json", **options) is not None:
-        raise UsageError(
-            f"{source}: adapters of PEFT (adapter_config.json), which belong to another encoder; open both with PEFT, "
-            "call merge_and_unload(), save_pretrained() what it returns, and name that folder"
-        )
+    check_adapters(source, **options)
     check_place_of_encoder(source, read_json(source, "modules.json", **options) or [])
     content, _ = PretrainedConfig.get_config_dict(source, **options)
     model_type = content.get("model_type")
@@ -123,6 +117,15 @@ def read_config(source: str, **options) -> PretrainedConfig:
             "set attn_implementation to sdpa"
         )
     return config
+
+
+def check_adapters(source: str, **options) -> None:
+    """Raises UsageError if there are adapters of PEFT, which transformers would open with some other encoder."""
+    if file_of(source, "adapter_config.json", **options) is not None:
+        raise UsageError(
+            f"{source}: adapters of PEFT (adapter_config.json), which belong to another encoder; open both with PEFT, "
+            "call merge_and_unload(), save_pretrained() what it returns, and name that folder"
+        )
 
 
 def _warn_once(message: str) -> None:
@@ -276,63 +279,6 @@ def check_vocabulary(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
     rows = model.get_input_embeddings().num_embeddings
     if tokens > rows:
         raise UsageError(f"the tokenizer has {tokens} tokens, the encoder {rows}; {remedy}")
-
-
-def check_name(source: str, cache_dir: str | None = None) -> None:
-    """Checks that a name is a folder, or one that the Hub can have.
-
-    The Hub is asked for a name without an owner alone, which most often is a folder that is not there; and only once,
-    where downloads ask for half a minute.
-
-    Args:
-        source: Folder or name on the Hub.
-        cache_dir: Cache of downloads.
-
-    Raises:
-        ValueError: It is a path where no folder is.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return
-    if path.is_file():
-        raise ValueError("a file; name the folder that it is in")
-    if path.expanduser().is_dir():
-        raise ValueError(f"no such folder; write {path.expanduser()}")
-    others = []
-    if path.name and path.parent.is_dir():
-        others = [other.name for other in path.parent.iterdir() if other.is_dir()]
-    try:
-        validate_repo_id(source)
-    except HFValidationError as error:
-        raise ValueError(f"no such folder{nearest(path.name, others)}") from error
-    if is_cached(source, cache_dir):
-        return
-    if "/" not in source:
-        _ask_hub(source, others)
-    elif path.parent.is_dir():
-        raise ValueError(
-            f"no such folder in {path.parent}{nearest(path.name, others)}; for a repository of the Hub of this name, "
-            f"`hf download {source}` first"
-        )
-
-
-def is_cached(source: str, cache_dir: str | None = None) -> bool:
-    """Whether the configuration of a name on the Hub has been downloaded."""
-    return isinstance(try_to_load_from_cache(source, "config.json", cache_dir), str)
-
-
-def _ask_hub(source: str, others: Sequence[str]) -> None:
-    """Raises ValueError if the Hub gives no answer, be it that it has no such name."""
-    if constants.HF_HUB_OFFLINE:
-        return  # what is opened next says so
-    try:
-        get_hf_file_metadata(hf_hub_url(source, "config.json"))
-    except HfHubHTTPError:
-        return  # an answer, which is told when the file is fetched
-    except Exception as error:  # of the HTTP library, whose names differ between versions
-        raise ValueError(
-            f"no such folder{nearest(source, others)}; and the Hub cannot be reached: {first_line(error)}"
-        ) from error
 
 
 def check_files(source: str) -> None:

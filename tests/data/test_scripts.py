@@ -289,3 +289,8 @@ def test_a_list_of_words_that_is_none_is_named(tmp_path, content, message):
     with pytest.raises(UsageError, match=rf"--add_words .*words\.txt: .*{message}"):
         read_words([str(path)])
     assert read_words(["one", "two", "one"]) == ["one", "two"]
+
+
+@pytest.mark.parametrize("word", ["Node.js", "ASP.NET", "and/or", "U.S."])
+def test_a_word_with_a_dot_or_a_stroke_is_no_file(word):
+    assert read_words([word]) == [word]

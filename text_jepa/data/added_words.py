@@ -10,6 +10,10 @@ from text_jepa.cli import UsageError
 from text_jepa.data.scripts import is_unspaced
 
 
+# How the name of a file of words ends. A word may have a dot as well, such as Node.js.
+_SUFFIXES = (".txt", ".csv", ".tsv", ".md", ".json", ".jsonl", ".yaml", ".yml", ".lst", ".list", ".dic", ".words")
+
+
 def read_words(values: Sequence[str]) -> list[str]:
     """The words of `--add_words`, each once: those of a file, one on each line, or the values themselves.
 
@@ -21,12 +25,18 @@ def read_words(values: Sequence[str]) -> list[str]:
         path = Path(words[0])
         if path.is_file():
             words = _read_file(path)
-        elif path.suffix or path.is_dir() or len(path.parts) > 1:
+        elif _is_like_a_path(path):
             raise UsageError(f"--add_words {path}: no such file; name a file with one word on each line, or the words")
     words = list(dict.fromkeys(word.strip() for word in words if word.strip()))
     if not words:
         raise UsageError(f"--add_words {' '.join(values)}: no word there; name a file with one on each line")
     return words
+
+
+def _is_like_a_path(path: Path) -> bool:
+    """Whether a single value names a file that is not there, and is no word such as `Node.js` or `and/or`."""
+    is_in_a_folder = len(path.parts) > 1 and path.parent.expanduser().is_dir()
+    return path.is_absolute() or path.is_dir() or is_in_a_folder or path.suffix.lower() in _SUFFIXES
 
 
 def _read_file(path: Path) -> list[str]:

@@ -37,6 +37,7 @@ from text_jepa.data.reading import Source, check_rows, reading
 from text_jepa.data.repeats import boilerplate_lines, first_of_equals, near_copies, without_lines
 from text_jepa.data.rows import Quoting
 from text_jepa.data.texts_builder import read_texts
+from text_jepa.names import check_name
 
 
 logger = logging.getLogger(__name__)
@@ -485,6 +486,8 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
             part = load_dataset(dataset, config, split=split, streaming=arguments.streaming, cache_dir=cache_dir)
         return _select_text(part, sources, source.name)
 
+    if not on_disk:
+        _check_dataset_name(dataset, cache_dir)
     with reading(*source):
         if not on_disk and Path(dataset).is_dir():
             files = datasets.load_dataset_builder(dataset, config, cache_dir=cache_dir).config.data_files or {}
@@ -499,6 +502,17 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
         train, held_out = _split(train, arguments, source.name)
     name = f"{dataset} {config}" if config else dataset
     return Corpus(_join_splits(train, held_out), name, source)
+
+
+def _check_dataset_name(dataset: str, cache_dir: str | None) -> None:
+    """Raises UsageError for a path where no folder is, before the Hub is asked for it again and again."""
+    if Path(dataset).is_file():
+        raise UsageError(f"--dataset_name {dataset}: a file; --train_file reads files")
+    prepared = Path(cache_dir or datasets.config.HF_DATASETS_CACHE, dataset.replace("/", "___"))
+    try:
+        check_name(dataset, kind="dataset", known=[prepared])
+    except ValueError as error:
+        raise UsageError(f"--dataset_name {dataset}: {error}") from error
 
 
 def _split(

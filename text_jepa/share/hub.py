@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from yaml import YAMLError
 
 from text_jepa.cli import UsageError, first_line
+from text_jepa.opening import check_adapters
 from text_jepa.sentence_head import check_code_of_modules, read_modules
 from text_jepa.share.model_card import renamed_card
 
@@ -59,6 +60,7 @@ def files_to_publish(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
+    check_adapters(str(folder))
     patterns = PUBLISHED + _files_of_tokenizer(folder)
     found = set()
     for path in (*folder.glob("*"), *folder.glob("onnx/*")):

@@ -403,7 +403,13 @@ _LEAST = {
 }
 
 # Arguments that are above 0, or are left out.
-_POSITIVE = ("save_steps", "eval_steps", "logging_steps", "torch_empty_cache_steps", "neftune_noise_alpha")
+_POSITIVE = {
+    "save_steps": "to save nothing, --save_strategy no",
+    "eval_steps": "to evaluate at the end alone, --eval_strategy no",
+    "logging_steps": "to log nothing, --logging_strategy no",
+    "torch_empty_cache_steps": "to keep the cache, leave it out",
+    "neftune_noise_alpha": "to train without noise, leave it out",
+}
 
 
 # NumPy takes no larger one.
@@ -536,10 +542,10 @@ class TextJepaTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value > _LARGEST_SEED:
                 raise ValueError(f"--{name} must be at most {_LARGEST_SEED}, got {value}")
-        for name in _POSITIVE:
+        for name, remedy in _POSITIVE.items():
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"--{name} must be above 0, got {value}; to do it never, set its strategy to no")
+                raise ValueError(f"--{name} must be above 0, got {value}; {remedy}")
         self.leaves_length_open = self.num_train_epochs is None and self.max_steps == -1
         if self.num_train_epochs is None:
             self.num_train_epochs = 3.0

@@ -190,7 +190,13 @@ def add_words_to(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments)
     """
     if model_args.add_words is None:
         return {}
-    return add_words(tokenizer, read_words(model_args.add_words))
+    added = add_words(tokenizer, read_words(model_args.add_words))
+    if added and model_args.lora is not None:
+        logger.warning(
+            "--add_words: with --lora embeddings do not train, and each added word keeps the mean of its pieces; to "
+            "learn them, train without --lora"
+        )
+    return added
 
 
 def _train_tokenizer(model_args: ModelArguments, data_args: DataArguments, corpus: Corpus) -> PreTrainedTokenizerBase:

@@ -1,6 +1,7 @@
 """The command line of a pretraining run: its help, the recipe of a run that names none, its folder and its length."""
 
 import inspect
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -9,7 +10,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from text_jepa.cli import HelpPage, parse_arguments
+from text_jepa.cli import HelpPage, UsageError, parse_arguments
 from text_jepa.train.arguments import (
     MOST_PASSES,
     MOST_STEPS,
@@ -44,6 +45,23 @@ EXAMPLES = """\
   {prog} notes/                      your texts: folders, files, globs
   {prog} notes/ --output_dir runs/long --max_steps 7000
   {prog} configs/tiny_cpu.yaml       a recipe; without texts, on built-in ones"""
+
+
+# What a run does in any case, and what leaves it out.
+_ALWAYS = {
+    "do_train": "a run trains; --prepare_only prepares the texts alone",
+    "do_eval": "held-out texts are evaluated at the end of every run; --eval_strategy no leaves out the others",
+}
+_NO = ("false", "no", "f", "n", "0")
+
+
+def _check_switches(argv: Sequence[str]) -> None:
+    """Raises UsageError for flags that switch off what a run does in any case."""
+    for word, following in itertools.pairwise([*argv, ""]):
+        name, equals, value = word.partition("=")
+        remedy = _ALWAYS.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        if remedy and (value if equals else following).lower() in _NO:
+            raise UsageError(f"{name} false has no effect: {remedy}; leave it out")
 
 
 def recipe_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +100,7 @@ def parse_run(
     Raises:
         UsageError: See `parse_arguments`.
     """
+    _check_switches(argv)
     return parse_arguments(
         (*more, *CLASSES),
         argv,
