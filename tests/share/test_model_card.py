@@ -170,6 +170,12 @@ def test_the_last_figures_stand_in_the_card(run):
     assert f"{last['tokens_seen']:,} tokens in {last['train_seconds']:.1f} seconds on" in card_of(run)
 
 
+def test_warm_up_is_a_number_of_steps_or_a_share_of_them(run):
+    arguments = yaml.safe_load((run / "arguments.yaml").read_text())
+    assert 0 < arguments["warmup_steps"] < 1
+    assert f", warm-up {100 * arguments['warmup_steps']:g} % of the steps |" in card_of(run)
+
+
 def check_statements(run, steps):
     """Every figure of a card stands in the log at the step that is named, and every step is the last one."""
     records = read_metrics(run)

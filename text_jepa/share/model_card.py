@@ -284,7 +284,9 @@ def describe_settings(trainer) -> dict[str, str]:
     config = trainer.model.config
     steps = trainer.state.global_step
     scheduler = SchedulerType(args.lr_scheduler_type).value
-    rows = {"learning rate": f"{args.learning_rate:g}, {scheduler}, warm-up {args.warmup_steps:g}"}
+    warmup = args.warmup_steps
+    warmup = f"{100 * warmup:g} % of the steps" if 0 < warmup < 1 else f"{warmup:g} steps"
+    rows = {"learning rate": f"{args.learning_rate:g}, {scheduler}, warm-up {warmup}"}
     if args.predictor_learning_rate is not None:
         rows["learning rate around the encoder"] = f"{args.predictor_learning_rate:g}"
     rows["weight decay"] = f"{args.weight_decay:g}"
