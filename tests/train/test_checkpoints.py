@@ -1095,7 +1095,7 @@ def test_overflow_of_a_loss_scaler_is_no_spike_and_no_failure(tokenizer, example
     before = json.dumps(trainer.spikes.windows)
     trainer.accelerator.scaler = object()
     for loss, failures in ((2.0, 0), (math.nan, 1)):
-        trainer._step_loss = torch.tensor(loss)
+        trainer.step_in_progress.loss = torch.tensor(loss)
         trainer._get_grad_norm(trainer.model, torch.tensor(math.inf))
         assert trainer.spikes.count == 0
         assert json.dumps(trainer.spikes.windows) == before

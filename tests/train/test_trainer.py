@@ -20,13 +20,13 @@ from text_jepa import (
     TextJepaTrainingArguments,
     metrics,
 )
+from text_jepa.data.batching import lengths_of
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.strategies import MaskStrategy
 from text_jepa.share.model_card import describe_run
 from text_jepa.train.callbacks import EmaTargetEncoderCallback, ema_decay, health_line
 from text_jepa.train.collapse import CollapseMonitorCallback, describe_remedies, measure_representations
 from text_jepa.train.run_log import read_metrics
-from text_jepa.train.trainer import _lengths_of
 
 
 def make_model(tokenizer, text_config=None, **fields):
@@ -655,7 +655,7 @@ def test_lengths_are_counted_and_a_forward_of_any_form_keeps_held_out_losses(tok
     model = AnyForm(make_model(tokenizer).config)
     without = examples.remove_columns("length")
     trainer = make_trainer(tokenizer, without, tmp_path, model=model, max_steps=1)
-    assert list(_lengths_of(without)) == examples["length"][:]
+    assert list(lengths_of(without)) == examples["length"][:]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] > 0
 

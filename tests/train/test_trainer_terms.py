@@ -11,12 +11,11 @@ from transformers import TrainerCallback
 
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaTrainer, TextJepaTrainingArguments, metrics
-from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.data.collator import DataCollatorForTextJepa, split_masks
 from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 from text_jepa.train.callbacks import ema_decay
 from text_jepa.train.collapse import measure_representations
 from text_jepa.train.run_log import read_metrics
-from text_jepa.train.trainer import split_masks
 
 
 STRATEGIES = [

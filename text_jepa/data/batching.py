@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, IterableDataset
 
 from text_jepa.data.reading import Source, read_rows
@@ -144,6 +145,33 @@ class BatchesOfProcesses(torch.utils.data.Sampler):
         for number, end in enumerate(ends):
             yield texts[start:end] or [texts[number % len(texts)]]
             start = end
+
+
+def share_without_repeats(shard: BatchSamplerShard, batches_per_step: int) -> None:
+    """Lets processes share texts by [`BatchesOfProcesses`]; accelerate by itself repeats texts to fill batches.
+
+    Args:
+        shard: The sampler of a process's share of all batches, which is changed.
+        batches_per_step: Batches that a process accumulates.
+    """
+    batches = shard.batch_sampler
+    shard.batch_sampler = BatchesOfProcesses(
+        batches.sampler,
+        batches.batch_size,
+        shard.num_processes,
+        batches_per_step,
+    )
+    # Batches may differ in size; every process gets the same number.
+    shard.batch_size = None
+    shard.even_batches = False
+
+
+def lengths_of(dataset: Dataset) -> Sequence[int]:
+    """The number of tokens of each example: the column `length`, or counted if there is none."""
+    try:
+        return dataset["length"]
+    except (KeyError, TypeError, ValueError):
+        return [len(dataset[row]["input_ids"]) for row in range(len(dataset))]
 
 
 class TextsWithSteps(torch.utils.data.Dataset):

@@ -17,34 +17,36 @@ from text_jepa.data.tokenization import word_start_table
 from text_jepa.data.views import DocumentCutter, choose_words, split_rows
 
 
-# Most tokens of a word that is hidden as a whole: as many as the longest span, by default.
+# Longer words are split. By default this is the length of the longest span.
 _LONGEST_WORD = 10
+
+# The tensors of a batch that have a dimension for masks, (B, M, …).
+_MASK_TENSORS = ("context_positions", "target_positions", "target_spans", "mask_strategies")
 
 
 class DataCollatorForTextJepa:
-    """Pads texts and draws M masks for each, and a view if asked: the batch that [`TextJepaForPreTraining`] takes.
+    """Makes the batches that [`TextJepaForPreTraining`] takes: padded texts, M masks of each and optionally a view.
 
     Masks are a pure function of (`seed`, `epoch`, token ids of the text, number of the mask), and of the example's
-    `step` if a strategy has a schedule; views of (`seed`, `epoch`, token ids). `epoch` is set by the trainer before
-    each epoch and shared with worker processes; an example of a stream brings its own.
+    `step` if a strategy has a schedule; views of (`seed`, `epoch`, token ids). The trainer sets `epoch` before each
+    epoch, also for worker processes; examples of a stream have their own.
 
-    Texts with fewer than two usable tokens (neither special nor padding) pass through unhidden: they add no target and
-    no loss.
+    In a text with fewer than two usable tokens (neither special nor padding) nothing is hidden: it has no targets and
+    adds nothing to token-level losses.
 
     Args:
-        tokenizer: Any tokenizer with a padding token; it tells special tokens and word borders apart.
+        tokenizer: Any tokenizer with a padding token; it knows special tokens and word borders.
         strategies: How a mask hides: one strategy, or several with different names, of which each mask draws one by
             weight. Default: `MaskStrategy()`.
         num_masks: M, masks drawn per text.
-        view: How a text gets its second text; none by default. For a view of documents, examples are the `input_ids`
-            of a whole document without special tokens and the number of a `window`.
+        view: How a text gets its second text. Default: it has none. For a view of documents, an example consists of
+            the `input_ids` of a whole document without special tokens, and the number of a `window`.
         seed: Seed of masks and views.
-        equal_counts: Cut every mask of a batch to as many context tokens as the one with the fewest has, and likewise
-            its targets: single tokens are dropped at random, special tokens last, so that a span may have holes.
-            Removes the padding of positions, as I-JEPA does; a mask then depends on its batch. Texts without targets
-            may have less context.
-        complement_masks: Masks come in pairs, of which one hides what the other sees: context and targets swapped.
-        pad_to_multiple_of: Pad texts to a multiple of this length, for kernels that are faster then.
+        equal_counts: Cut all masks of a batch to the same number of context tokens, the smallest, and likewise their
+            targets, as I-JEPA does to avoid padding. Tokens are dropped at random, special tokens last, so that spans
+            may have holes, and a mask depends on its batch. Texts without targets may have less context.
+        complement_masks: Draw masks in pairs with context and targets swapped.
+        pad_to_multiple_of: Pad texts to a multiple of this length, which some kernels are faster with.
 
     Attributes:
         strategies: Tuple of [`MaskStrategy`].
@@ -86,9 +88,9 @@ class DataCollatorForTextJepa:
         self.pad_to_multiple_of = pad_to_multiple_of
         self._check_strategies()
         self._read_tokenizer(tokenizer)
-        self._windows = None
+        self._cutter = None
         if view is not None and view.is_of_document:
-            self._windows = DocumentCutter(tokenizer, view, seed)
+            self._cutter = DocumentCutter(tokenizer, view, seed)
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def _check_strategies(self) -> None:
@@ -102,7 +104,7 @@ class DataCollatorForTextJepa:
             raise ValueError("complement_masks needs an even num_masks, and strategies without context_ratio")
 
     def _read_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keeps what masks need of a tokenizer, as arrays that are quick to send to workers."""
+        """Keeps what masks need of a tokenizer as arrays, which are sent to worker processes faster."""
         self._pad_token_id = tokenizer.pad_token_id
         self._words = word_start_table(tokenizer)
         self._is_special = np.zeros(len(self._words.joins), bool)
@@ -110,9 +112,9 @@ class DataCollatorForTextJepa:
 
     @property
     def epoch(self) -> int:
-        """The epoch that masks are drawn for; worker processes see a change at once.
+        """The epoch that masks are drawn for, in shared memory: worker processes see a change at once.
 
-        -1 stands for evaluation, which has masks of its own; schedules stand at their end.
+        -1 is for evaluation, which has fixed masks of its own and schedules at their end.
         """
         return int(self._epoch)
 
@@ -121,24 +123,27 @@ class DataCollatorForTextJepa:
         self._epoch.fill_(int(value))
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch of examples with `input_ids` and perhaps `epoch`, `step`, `view_input_ids` or `window`.
+        """Makes a batch of examples with `input_ids` and optionally `epoch`, `step`, `view_input_ids` and `window`.
 
         Returns:
-            `input_ids` and `attention_mask` (B, S), `context_positions` (B, M, C), `target_positions` and
-            `target_spans` (B, M, T); with several strategies `mask_strategies` (B, M), the number of each mask's; with
-            a view `view_input_ids` and `view_attention_mask` (B, S'), of documents also `document_ids` (B,). All
-            int64, positions and spans -1 where unused.
+            int64 tensors, positions and spans -1 where unused:
+
+            - `input_ids` and `attention_mask` (B, S),
+            - `context_positions` (B, M, C), `target_positions` and `target_spans` (B, M, T),
+            - with several strategies, `mask_strategies` (B, M), the number of the strategy of each mask,
+            - with a view, `view_input_ids` and `view_attention_mask` (B, S'),
+            - with a view of documents, `document_ids` (B,), equal for windows of the same document.
         """
         texts = [np.asarray(example["input_ids"], dtype=np.int64) for example in examples]
         epochs = [example.get("epoch", self.epoch) for example in examples]
         steps = self._steps(examples)
         view_fields = {}
         if self.view is not None:
-            if self._windows is not None:
+            if self._cutter is not None:
                 numbers = [example["window"] for example in examples]
                 checksums = text_checksums(texts)
                 view_fields["document_ids"] = checksums.astype(np.int64)
-                texts, views = self._windows.cut(texts, numbers, checksums, epochs)
+                texts, views = self._cutter.cut(texts, numbers, checksums, epochs)
             else:
                 texts, views = self._make_views(examples, texts, epochs)
             view_ids, present = self._pad(views)
@@ -187,7 +192,7 @@ class DataCollatorForTextJepa:
         return input_ids, present
 
     def find_words(self, input_ids: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, S) boolean each: tokens that may be hidden, and tokens that begin a word."""
+        """Two arrays (B, S) boolean: tokens that may be hidden, and tokens that begin a word."""
         usable = present & ~self._is_special[input_ids]
         word_starts = np.ones_like(usable)
         word_starts[:, 1:] = ~(usable[:, :-1] & self._words.continues(input_ids[:, :-1], input_ids[:, 1:]))
@@ -195,7 +200,7 @@ class DataCollatorForTextJepa:
         return usable, split_words(usable, word_starts, may_start, _LONGEST_WORD)
 
     def _steps(self, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """(B,) optimizer steps done, where masks depend on them."""
+        """(B,) optimizer steps done; 0 if masks do not depend on them."""
         if not self.follows_steps:
             return np.zeros(len(examples))
         if self.epoch < 0:
@@ -214,7 +219,7 @@ class DataCollatorForTextJepa:
         texts: list[np.ndarray],
         epochs: list[int],
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The texts themselves, and their views."""
+        """The texts, of which the view may shorten each, and their views."""
         kind = self.view.kind
         if kind == "same":
             return texts, texts
@@ -270,7 +275,7 @@ class DataCollatorForTextJepa:
         return batch
 
     def _draw_strategies(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(R,) number of each mask's strategy, and (R, 1 + N) draws for its shares: of the context, of N blocks."""
+        """(R,) number of each mask's strategy, and (R, 1 + N) draws for the shares of the context and of N blocks."""
         blocks = [strategy.num_spans for strategy in self.strategies if strategy.kind == "blocks"]
         draws = counter_uniforms(keys ^ FOR_STRATEGY, 2 + max(blocks, default=1))
         cumulative = np.cumsum([strategy.weight for strategy in self.strategies])
@@ -284,7 +289,7 @@ class DataCollatorForTextJepa:
         chosen: np.ndarray,
         share_draws: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(R, S) the span of each token, -1 where it is not hidden, and (R, S) boolean, usable tokens left visible."""
+        """(R, S) span of each token, -1 where not hidden, and (R, S) boolean, usable tokens that may be visible."""
         spans = np.full(rows.usable.shape, -1)
         visible = rows.usable.copy()
         for number, strategy in enumerate(self.strategies):
@@ -307,7 +312,7 @@ class DataCollatorForTextJepa:
 
 
 class _Rows(NamedTuple):
-    """What masks are drawn from, R = B · M rows, texts outermost.
+    """What masks are drawn from: texts repeated for their masks, R = B · M rows with texts outermost.
 
     Args:
         present: (R, S) boolean, False for padding.
@@ -324,6 +329,19 @@ class _Rows(NamedTuple):
     steps: np.ndarray
 
 
+def split_masks(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Splits a batch with M masks of each text (B, M, …) into M batches of the same texts with one mask (B, 1, …)."""
+    names = [name for name in _MASK_TENSORS if name in batch]
+    num_masks = batch[names[0]].shape[1]
+    parts = []
+    for mask in range(num_masks):
+        part = dict(batch)
+        for name in names:
+            part[name] = batch[name][:, mask : mask + 1]
+        parts.append(part)
+    return parts
+
+
 def _sample(
     strategy: MaskStrategy,
     usable: np.ndarray,
@@ -331,7 +349,7 @@ def _sample(
     keys: np.ndarray,
     ratio: np.ndarray,
 ) -> np.ndarray:
-    """The spans (R, S) that a strategy hides, see `sample_spans`; `ratio` (R, N) has at least as many as blocks."""
+    """The spans (R, S) that a strategy hides, see `sample_spans`, by `ratio` (R, N), with N at least its blocks."""
     if strategy.kind == "spans" and strategy.num_spans is None:
         return sample_spans(
             usable,
@@ -377,13 +395,13 @@ def cut_to_least(
     counted: np.ndarray,
     keep: np.ndarray,
 ) -> np.ndarray:
-    """Leaves every row as many tokens as the row with the fewest; the others are dropped at random.
+    """Drops tokens at random until no row has more than the row with the fewest.
 
     Args:
-        chosen: (R, S) boolean.
+        chosen: (R, S) boolean, tokens to choose from.
         keys: (R,) uint64.
-        counted: (R,) boolean, rows whose number counts; the others are cut to it but may have less.
-        keep: (R, S) boolean, tokens that are dropped last; before them all a row keeps one of the others.
+        counted: (R,) boolean, rows among which the fewest is looked for; the others may have even less.
+        keep: (R, S) boolean, tokens that are dropped last; but one of the other tokens always stays.
 
     Returns:
         (R, S) boolean.
@@ -401,7 +419,7 @@ def cut_to_least(
 
 
 def pack_positions(chosen: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-    """Positions (or values) of the True entries, moved to the left: (R, S) -> (R, K), -1 where unused, K the most."""
+    """Columns (or values) of the True entries, moved to the left: (R, S) -> (R, K), -1 where unused, K the most."""
     row, column = np.nonzero(chosen)
     counts = chosen.sum(axis=1)
     first = np.cumsum(counts) - counts
@@ -413,9 +431,9 @@ def pack_positions(chosen: np.ndarray, values: np.ndarray | None = None) -> np.n
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of tokens that are never hidden.
+    """Ids of tokens that are never hidden: special tokens but the unknown one, which stands for a word of the text.
 
-    An unknown word is a word of the text, unless the same token also serves as another special one (GPT-2).
+    Where the unknown token also serves as another special token (GPT-2), it is never hidden either.
     """
     named = tokenizer.special_tokens_map.items()
     names = {name: token for name, token in named if isinstance(token, str)}

@@ -1,6 +1,8 @@
 """Publishes a finished folder on the Hub: its known files and no others, in one commit."""
 
 import json
+import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -9,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import disable_progress_bars
 from transformers import AutoTokenizer
+from transformers.utils.hub import PushInProgress
 from yaml import YAMLError
 
 from text_jepa.cli import UsageError, first_line
@@ -16,6 +19,8 @@ from text_jepa.opening import check_adapters
 from text_jepa.sentence_head import check_code_of_modules, read_modules
 from text_jepa.share.model_card import renamed_card
 
+
+logger = logging.getLogger(__name__)
 
 # Files of a folder that are published, beside those that its tokenizer and its modules name. Anything else stays:
 # checkpoints, optimizers, arguments, other logs.
@@ -204,6 +209,44 @@ def push_folder(
     except Exception as error:
         raise UsageError(f"{name} was not published: {_reason(error)}") from error
     return commit.commit_url
+
+
+def push_in_background(
+    folder: str,
+    name: str,
+    message: str,
+    revision: str | None = None,
+    token: str | None = None,
+) -> PushInProgress:
+    """Uploads a temporary folder in a thread of its own, and deletes it. A failed upload is a warning.
+
+    Args:
+        folder: An exported encoder.
+        name: See `create_repository`.
+        message: Commit message.
+        revision: See `push_folder`.
+        token: See `create_repository`.
+
+    Returns:
+        The upload, which the Trainer waits for at the end of a run.
+    """
+    upload = HfApi().run_as_future(_push_and_delete, folder, name, message, revision, token)
+    return PushInProgress([upload])
+
+
+def _push_and_delete(
+    folder: str,
+    name: str,
+    message: str,
+    revision: str | None,
+    token: str | None,
+) -> None:
+    try:
+        push_folder(folder, name, revision=revision, message=message, token=token)
+    except UsageError as error:
+        logger.warning(f"{message}: {error}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_card(path: Path, name: str) -> bytes:

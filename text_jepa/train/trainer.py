@@ -1,4 +1,7 @@
-"""`TextJepaTrainer`: the standard `Trainer` with target encoder updates, collapse monitor and complete checkpoints."""
+"""`TextJepaTrainer`: the standard `Trainer` with target encoder updates, collapse monitor and complete checkpoints.
+
+Its methods stand in the order of a run: data, loss, optimizer, log, checkpoints, export and publication.
+"""
 
 import copy
 import logging
@@ -15,22 +18,17 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from huggingface_hub import HfApi
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback
-from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, IntervalStrategy
 from transformers.utils import ModelOutput
-from transformers.utils.hub import PushInProgress
 
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, has_adapters
-from text_jepa.cli import UsageError
-from text_jepa.data.batching import BatchesOfProcesses, LengthGroupedSampler, TextsWithSteps
-from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps, lengths_of, share_without_repeats
+from text_jepa.data.collator import DataCollatorForTextJepa, split_masks
 from text_jepa.sentence_head import kept_head
 from text_jepa.share import hub
 from text_jepa.share.export import export_encoder
@@ -58,26 +56,17 @@ from text_jepa.train.run_log import (
     read_metrics,
     to_json_value,
 )
+from text_jepa.train.step import Batch, StepInProgress
 
 
 logger = logging.getLogger(__name__)
-
-Batch = Mapping[str, torch.Tensor]
-
-# The tensors of a batch that have a dimension for masks, (B, M, …).
-_MASK_TENSORS = (
-    "context_positions",
-    "target_positions",
-    "target_spans",
-    "mask_strategies",
-)
 
 # The key under which `trainer_state.json` keeps what the log has summed since its last record.
 _SINCE_LAST_LOG = "since_last_log"
 
 
 class _LogAndEpochCallback(TrainerCallback):
-    """Starts the log with the run, and the masks with each pass over the data; the last step is always logged."""
+    """Begins the log with the run, sets the epoch of masks and texts, and has the last step logged."""
 
     def __init__(self, trainer: "TextJepaTrainer"):
         self.trainer = trainer
@@ -86,29 +75,34 @@ class _LogAndEpochCallback(TrainerCallback):
         self.trainer.begin_log(state)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # Always 0 for a stream, whose examples carry their own epoch.
+        # A stream has one endless epoch, 0: its examples carry their own.
         epoch = int(state.epoch or 0)
         self.trainer.data_collator.epoch = epoch
-        # accelerate does not find the sampler behind all of its wrappers.
+        # accelerate calls `set_epoch`, but does not find the sampler inside all of the wrappers.
         if self.trainer.train_sampler is not None:
             self.trainer.train_sampler.set_epoch(epoch)
 
     def on_step_end(self, args, state, control, **kwargs):
-        # A signal ends the run later in this event: its record goes on when the run is resumed.
+        # Not after a signal, which stops training later in this event: a resumed run continues the record.
         if control.should_training_stop and args.logging_strategy != IntervalStrategy.NO:
             control.should_log = True
 
 
-# Private methods of the Trainer that this class extends: `_get_dataloader` and `_get_train_sampler` (order of the
-# texts and the share of each process), `_get_num_items_in_batch` (target tokens of a step), `_get_grad_norm` (called
-# last before the optimizer's step) and `_save_checkpoint`, whose parts `_save`, `_save_optimizer_and_scheduler`,
-# `_save_scaler` and `_save_rng_state` it calls. It reads `_tr_loss` and `_globalstep_last_logged`, to continue a log,
-# and `_finish_current_push`. Tests with the oldest and the newest transformers fail if one of them changes.
+# What this class needs of the private parts of the Trainer. It overrides
+#
+# - `_get_dataloader` and `_get_train_sampler`: the order of the texts, and the share of each process,
+# - `_get_num_items_in_batch`: the target tokens of a step,
+# - `_get_grad_norm`: the last call before the optimizer's step,
+# - `_save_checkpoint`, whose parts `_save`, `_save_optimizer_and_scheduler`, `_save_scaler` and `_save_rng_state` it
+#   calls.
+#
+# It reads `_tr_loss` and `_globalstep_last_logged` to continue a log, and calls `_finish_current_push`. Tests with the
+# oldest and the newest transformers fail if one of these changes.
 class TextJepaTrainer(Trainer):
     """The standard `Trainer` for a [`TextJepaForPreTraining`].
 
-    Losses are normalized by the number of target tokens of all accumulated batches of all processes, and every term is
-    logged under its name. Texts are grouped by length. Evaluation uses masks that never change.
+    Losses are normalized by the number of target tokens of an optimizer step, over all accumulated batches and all
+    processes, and every term is logged under its name. Texts are grouped by length. Evaluation uses fixed masks.
 
     A step whose gradient is not finite changes neither the weights nor the target encoder: its batches are kept in
     `nonfinite/`, a checkpoint of the state before it is saved, and after three such steps in a row the run stops.
@@ -120,16 +114,18 @@ class TextJepaTrainer(Trainer):
         model: The model to train.
         args: The training arguments.
         data_collator: The collator, which makes the masks.
-        train_dataset: Examples with `input_ids`. A column `length` of their numbers of tokens saves counting them.
-        eval_dataset: Held-out examples. The first ones are watched for collapse.
+        train_dataset: Examples with `input_ids`, and optionally a column `length`, their numbers of tokens, which are
+            counted otherwise.
+        eval_dataset: Held-out examples. The collapse monitor measures the first ones.
         fingerprint: Settings that a resumed run must share, in addition to those among `args`.
         card_info: Entries of the model card that the trainer does not know, see `describe_run`. `"which"` is the
             encoder to export, `"target"` (the default) or `"context"`.
         **kwargs: Further arguments of `Trainer`.
 
     Attributes:
-        nonfinite_steps: Number of latest steps in a row whose gradient was not finite.
-        has_begun: Whether the Trainer has set up everything and begun to train.
+        step_in_progress: The batches and the loss since the last optimizer step.
+        nonfinite_steps: Number of steps in a row, up to the last one, whose gradient was not finite.
+        has_begun: Whether training has begun, after all of the Trainer's own preparation.
 
     Raises:
         ValueError: The collator has more mask strategies than the predictor has mask tokens.
@@ -161,7 +157,7 @@ class TextJepaTrainer(Trainer):
             eval_dataset,
             **kwargs,
         )
-        # Transformers looks for a parameter of this name, which a `forward(*args, **kwargs)` does not show.
+        # transformers looks for `return_loss` in the signature, where a `forward(*args, **kwargs)` does not show it.
         self.can_return_loss = True
         self.card_info = dict(card_info or {})
         self.fingerprint = fingerprint_of_arguments(args)
@@ -170,11 +166,9 @@ class TextJepaTrainer(Trainer):
         self.training_totals = TrainingTotals(args, data_collator.strategy_names)
         self.evaluation_totals = EvaluationTotals(args)
 
-        # The batches and the summed loss since the last optimizer step.
-        self._batches: list[Batch] = []
-        self._step_loss: torch.Tensor | float = 0.0
-        # Targets of whole texts that the first mask of a batch shares with the others, if they are trained in turn.
-        self._text_targets: tuple[torch.Tensor | None, ...] | None = None
+        self.step_in_progress = StepInProgress(args)
+        # With `mask_batching="sequential"`, the targets from the pass of the first mask, for those of the others.
+        self._text_targets: ModelOutput | None = None
         self.nonfinite_steps = 0
         self.has_begun = False
         self._add_callbacks(eval_dataset)
@@ -193,8 +187,7 @@ class TextJepaTrainer(Trainer):
         self.preemption = PreemptionCallback()
 
         self.remove_callback(PrinterCallback)
-        # In notebooks the default is another callback.
-        self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+        self.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another class in notebooks
         self.add_callback(_LogAndEpochCallback(self))
         if config.target_encoder_type == "ema" and self.model.target_encoder is not None:
             self.add_callback(self.ema)
@@ -203,7 +196,7 @@ class TextJepaTrainer(Trainer):
         if eval_dataset is not None:
             self.monitor = self.pop_callback(CollapseMonitorCallback) or CollapseMonitorCallback()
             self._set_up_monitor(eval_dataset)
-            # After the callbacks that decide whether a step is logged.
+            # Behind the callbacks that decide whether a step is logged, which is when it measures.
             self.add_callback(self.monitor)
         self.add_callback(ProgressLineCallback())
         self.add_callback(MetricsFileCallback())
@@ -224,32 +217,16 @@ class TextJepaTrainer(Trainer):
     def _get_dataloader(self, *args, **kwargs) -> DataLoader:
         is_evaluation = self.data_collator is self.eval_collator
         if is_evaluation and looks_at_whole_batches(self.model.config, self.data_collator):
-            # As many texts are compared as in training, whatever fits into an evaluation batch.
+            # Losses are comparable only if a text has as many others beside it as in training.
             kwargs["batch_size"] = self.args.train_batch_size
         loader = super()._get_dataloader(*args, **kwargs)
         inner = loader.base_dataloader
         inner.worker_init_fn = partial(shield_worker_from_signals, inner.worker_init_fn)
-        if isinstance(inner.batch_sampler, BatchSamplerShard):
-            self._share_texts(inner.batch_sampler)
+        shard = inner.batch_sampler
+        if isinstance(shard, BatchSamplerShard):
+            is_training = shard.batch_sampler.sampler is self.train_sampler
+            share_without_repeats(shard, self.args.gradient_accumulation_steps if is_training else 1)
         return loader
-
-    def _share_texts(self, shard: BatchSamplerShard) -> None:
-        """Gives the processes together the texts of a single one; accelerate would repeat texts to fill batches.
-
-        Args:
-            shard: The sampler of this process's share of all batches.
-        """
-        batches = shard.batch_sampler
-        is_training = batches.sampler is self.train_sampler
-        shard.batch_sampler = BatchesOfProcesses(
-            batches.sampler,
-            batches.batch_size,
-            shard.num_processes,
-            self.args.gradient_accumulation_steps if is_training else 1,
-        )
-        # Batches may differ in size; every process gets the same number.
-        shard.batch_size = None
-        shard.even_batches = False
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -257,7 +234,7 @@ class TextJepaTrainer(Trainer):
             return None
         args = self.args
         self.train_sampler = LengthGroupedSampler(
-            _lengths_of(dataset),
+            lengths_of(dataset),
             args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
             args.seed if args.data_seed is None else args.data_seed,
             with_steps=self.data_collator.follows_steps,
@@ -280,7 +257,7 @@ class TextJepaTrainer(Trainer):
         batch_samples: Sequence[Batch],
         device: torch.device,
     ) -> torch.Tensor | None:
-        """Counts the target tokens of all accumulated batches of all processes; a pass without any counts as one."""
+        """Counts the target tokens of all accumulated batches of all processes; a pass without targets counts as 1."""
         if not batch_samples:
             return None
         counts = []
@@ -294,7 +271,7 @@ class TextJepaTrainer(Trainer):
         return count
 
     def _passes(self, batch: Batch) -> list[Batch]:
-        """The batches that a batch (B, M, …) is trained on: itself, or one for each mask."""
+        """The passes that a batch (B, M, …) is trained in: one for all masks, or one for each."""
         if self.args.mask_batching == "sequential":
             return split_masks(batch)
         return [batch]
@@ -320,7 +297,7 @@ class TextJepaTrainer(Trainer):
             self._count_training_batch(inputs, outputs, is_first_pass)
         else:
             if num_items_in_batch is not None:
-                # The Trainer has scaled the loss in place; the terms are as the model returned them.
+                # The Trainer has scaled the loss by the number of processes, but not the terms.
                 outputs["loss"] = loss / self._process_weight()
             self.evaluation_totals.add(inputs, outputs, self._loss_weights(), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -347,7 +324,7 @@ class TextJepaTrainer(Trainer):
         return {f"{term}_loss": getattr(config, f"{term}_loss_weight") for term in config.loss_terms}
 
     def _process_weight(self) -> int:
-        """The factor of a process's terms that the mean over processes undoes, as it does for the loss itself."""
+        """The factor by which the Trainer scales the loss of a process, which the mean over processes undoes."""
         if self.args.average_tokens_across_devices:
             return self.accelerator.num_processes
         return 1
@@ -358,19 +335,18 @@ class TextJepaTrainer(Trainer):
         inputs: Batch,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        self._batches.append(inputs)
-        parts = self._passes(inputs)
+        *passes, last_pass = self._passes(inputs)
         loss = 0.0
-        for part in parts[:-1]:
+        for part in passes:
             with self._without_gradient_sync(model):
                 loss = loss + super().training_step(model, part, num_items_in_batch)
-        loss = loss + super().training_step(model, parts[-1], num_items_in_batch)
+        loss = loss + super().training_step(model, last_pass, num_items_in_batch)
         self._text_targets = None
-        self._step_loss = self._step_loss + loss
+        self.step_in_progress.add(inputs, loss)
         return loss
 
     def _without_gradient_sync(self, model: torch.nn.Module) -> AbstractContextManager:
-        """For all passes but the last, which sends the gradients of all unless more batches follow."""
+        """Keeps a pass from sending gradients that the last pass of the step sends with its own."""
         if self.accelerator.sync_gradients:
             return self.accelerator.no_sync(model)
         return nullcontext()
@@ -378,7 +354,7 @@ class TextJepaTrainer(Trainer):
     # ---- optimizer --------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        """Makes the Trainer's AdamW, with separate learning rates for the embeddings and the new modules if asked."""
+        """Creates the Trainer's optimizer, with learning rates of their own for the embeddings and the new modules."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if not is_new:
@@ -406,33 +382,18 @@ class TextJepaTrainer(Trainer):
         model: torch.nn.Module,
         grad_norm: torch.Tensor | float | None = None,
     ) -> float:
-        """Checks loss and gradient norm, which are the same on all ranks, just before the optimizer's step."""
+        """Judges the step just before it is made, by a loss and a gradient norm that are the same on all processes."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        batches = self._batches
-        self._batches = []
-        loss, grad_norm = self._read_step(grad_norm)
-        if not math.isfinite(loss):
-            self._drop_nonfinite_step(model, batches)
-        elif math.isfinite(grad_norm):
+        loss, grad_norm = self.step_in_progress.read(grad_norm)
+        # A loss scaler lets the gradient overflow now and then, and skips such steps by itself.
+        may_overflow = self.accelerator.scaler is not None
+        if math.isfinite(loss) and math.isfinite(grad_norm):
             self.nonfinite_steps = 0
             self._watch_for_spikes(model, loss, grad_norm)
-        elif self.accelerator.scaler is None:
-            self._drop_nonfinite_step(model, batches)
-        # A loss scaler expects the gradient to overflow now and then, and skips such steps by itself.
+        elif not (math.isfinite(loss) and may_overflow):
+            self._drop_nonfinite_step(model)
+        self.step_in_progress.clear()
         return grad_norm
-
-    def _read_step(self, grad_norm: torch.Tensor | float) -> tuple[float, float]:
-        """Loss and gradient norm of the step, for the host."""
-        losses = nested_gather(self._step_loss, self.args.parallel_mode)
-        loss = losses.mean()
-        self._step_loss = 0.0
-        grad_norm = torch.as_tensor(grad_norm, device=loss.device)
-        # FSDP2 gives a sharded one.
-        if hasattr(grad_norm, "full_tensor"):
-            grad_norm = grad_norm.full_tensor()
-        # The only point of a step at which the host waits for the device.
-        loss, grad_norm = torch.stack([loss, grad_norm]).tolist()
-        return loss, grad_norm
 
     def _watch_for_spikes(
         self,
@@ -449,34 +410,27 @@ class TextJepaTrainer(Trainer):
         if is_spike and self.args.skip_spikes:
             self._skip_update(model)
 
-    def _skip_update(self, model: torch.nn.Module) -> None:
-        self.ema.skip_next = True
-        # Without gradients the optimizer leaves everything as it is.
-        model.zero_grad(set_to_none=True)
-
-    def _drop_nonfinite_step(self, model: torch.nn.Module, batches: Sequence[Batch]) -> None:
-        """Leaves out a step, saves the state before it, and keeps its batches for a closer look."""
+    def _drop_nonfinite_step(self, model: torch.nn.Module) -> None:
+        """Skips the update, has the state before it saved, and keeps the batches for a closer look."""
         self.nonfinite_steps += 1
         self.control.should_save = True
         self.control.should_training_stop = self.nonfinite_steps == NONFINITE_LIMIT
         self._skip_update(model)
-
         step = self.state.global_step
-        rank = self.args.process_index
-        folder = Path(self.args.output_dir, "nonfinite")
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, batch in enumerate(batches):
-            path = folder / f"step{step}-rank{rank}-{number}.safetensors"
-            tensors = {name: value.cpu().contiguous() for name, value in batch.items()}
-            save_file(tensors, path)
+        folder = self.step_in_progress.save_batches(step)
         logger.warning(
             f"step {step}: the loss or its gradient is not finite; nothing was updated, the batch is in {folder}"
         )
 
+    def _skip_update(self, model: torch.nn.Module) -> None:
+        self.ema.skip_next = True
+        # The optimizer does nothing to parameters without a gradient.
+        model.zero_grad(set_to_none=True)
+
     # ---- log --------------------------------------------------------------------------------------------------------
 
     def begin_log(self, state: TrainerState) -> None:
-        """Starts the sums of the log, or continues those of the checkpoint."""
+        """Starts the totals of the log, or continues those of the checkpoint; called when training begins."""
         self.has_begun = True
         self.training_totals.reset(state.global_step)
         saved = state.stateful_callbacks.get(_SINCE_LAST_LOG)
@@ -490,16 +444,16 @@ class TextJepaTrainer(Trainer):
         if is_training_record:
             logs |= self._training_figures()
         super().log(logs, start_time)
-        # `trainer_state.json` gets strings for NaN and infinities, while callbacks have got numbers.
+        # NaN and infinities become strings in `trainer_state.json`; callbacks have seen them as numbers.
         record = self.state.log_history.pop()
         if not is_process_summary(record):
             self.state.log_history.append(to_json_value(record))
 
     def _training_figures(self) -> dict[str, float]:
-        """The figures that a record of training has in addition to the Trainer's own."""
+        """What a training record has beside the Trainer's own figures."""
         state = self.state
         figures = self.training_totals.take_record(state.global_step, state.log_history)
-        # The Trainer resets its sum by subtracting it from itself, which a NaN survives.
+        # The Trainer resets this sum by subtracting it from itself, which leaves a NaN as it is.
         self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
         if self.monitor is not None:
             figures |= self.monitor.values
@@ -524,7 +478,7 @@ class TextJepaTrainer(Trainer):
         **kwargs,
     ) -> EvalLoopOutput:
         self.evaluation_totals = EvaluationTotals(self.args)
-        # SIGReg draws directions: the same ones at every evaluation, and none that training would have drawn.
+        # SIGReg draws random directions: the same ones in every evaluation, without a change to those of training.
         with torch.random.fork_rng():
             torch.manual_seed(self.args.seed)
             output = super().evaluation_loop(
@@ -554,7 +508,7 @@ class TextJepaTrainer(Trainer):
         return size
 
     def _save_checkpoint(self, model: torch.nn.Module, trial) -> None:
-        """Writes what the Trainer's own method writes into a staging folder, and renames it when it is complete."""
+        """Writes the Trainer's files of a checkpoint into a staging folder, which is renamed when it is complete."""
         args = self.args
         name = f"checkpoint-{self.state.global_step}"
         staging = Path(args.output_dir, checkpointing.STAGING, name)
@@ -595,16 +549,16 @@ class TextJepaTrainer(Trainer):
         if not has_adapters(self.model):
             self.save_model(folder, _internal_call=True)
         elif self.args.should_save:
-            # Unmerged, as a resumed run needs them.
+            # A resumed run needs the adapters, which `save_model` would merge.
             self._save(folder, state_dict=self.model.state_dict())
-        # A pickle, which nothing reads.
+        # A pickle that nothing reads.
         (staging / "training_args.bin").unlink(missing_ok=True)
         self._save_optimizer_and_scheduler(folder)
         self._save_scaler(folder)
         self._write_random_states(staging)
 
     def _write_random_states(self, staging: Path) -> None:
-        """Writes those of all processes on the first one, whose folder others may not share."""
+        """Has the first process write the random states of all: on other machines, this folder may not exist."""
         with tempfile.TemporaryDirectory() as own:
             self._save_rng_state(own)
             files = gather_files(own, self.args)
@@ -627,14 +581,14 @@ class TextJepaTrainer(Trainer):
 
     @property
     def weights_step(self) -> int:
-        """The step whose weights the model has: the last one, or the best one after a run that loads it at its end."""
+        """The step that the model's weights are from: the last, or the best after `load_best_model_at_end`."""
         has_best_weights = self.args.load_best_model_at_end and not self.is_in_train
         if has_best_weights and self.state.best_global_step:
             return self.state.best_global_step
         return self.state.global_step
 
     def export(self, output_dir: str | Path) -> None:
-        """Writes the current encoder, its tokenizer and the model card with curves and log into a folder."""
+        """Writes the current encoder and its tokenizer into a folder, with the model card, the curves and the log."""
         which = self.card_info.get("which", "target")
         max_length = describe_run(self)["max_length"]
         if not max_length:
@@ -650,7 +604,7 @@ class TextJepaTrainer(Trainer):
         self.write_card(output_dir, which)
 
     def write_card(self, output_dir: str | Path, exported: str | None) -> None:
-        """Writes card, curves and log of the run so far into a folder.
+        """Writes the card, the curves and the log of the run so far into a folder.
 
         Args:
             output_dir: The folder.
@@ -672,7 +626,7 @@ class TextJepaTrainer(Trainer):
         )
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Does nothing: `export` writes the card, which the Trainer would replace by its own."""
+        """Does nothing: `export` writes the card, and the Trainer would overwrite it with its own."""
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Creates the repository before the first step, so that a missing permission is noticed early."""
@@ -692,10 +646,10 @@ class TextJepaTrainer(Trainer):
         revision: str | None = None,
         private: bool | None = None,
     ) -> str | None:
-        """Publishes the current encoder with its card in one commit. The folder of the run stays as it is.
+        """Publishes the current encoder with its card in one commit; the output folder does not change.
 
         Returns:
-            The address of the commit; `None` on other processes than the first.
+            The URL of the commit; `None` on all processes but the first.
 
         Raises:
             UsageError: It could not be published.
@@ -708,22 +662,13 @@ class TextJepaTrainer(Trainer):
         self._finish_current_push()
         with tempfile.TemporaryDirectory() as folder:
             self.export(folder)
-            return self._push(folder, commit_message, token, revision)
-
-    def _push(
-        self,
-        folder: str,
-        message: str,
-        token: str | None = None,
-        revision: str | None = None,
-    ) -> str:
-        return hub.push_folder(
-            folder,
-            self.hub_model_id,
-            revision=revision or self.args.hub_revision,
-            message=message,
-            token=token or self.args.hub_token,
-        )
+            return hub.push_folder(
+                folder,
+                self.hub_model_id,
+                revision=revision or self.args.hub_revision,
+                message=commit_message,
+                token=token or self.args.hub_token,
+            )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publishes the encoder in the background, unless the previous upload is still running."""
@@ -734,17 +679,13 @@ class TextJepaTrainer(Trainer):
             return
         folder = tempfile.mkdtemp()
         self.export(folder)
-        message = f"Step {self.state.global_step}"
-        upload = HfApi().run_as_future(self._push_or_warn, folder, message)
-        self.push_in_progress = PushInProgress([upload])
-
-    def _push_or_warn(self, folder: str, message: str) -> None:
-        try:
-            self._push(folder, message)
-        except UsageError as error:
-            logger.warning(f"{message}: {error}")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        self.push_in_progress = hub.push_in_background(
+            folder,
+            self.hub_model_id,
+            f"Step {self.state.global_step}",
+            self.args.hub_revision,
+            self.args.hub_token,
+        )
 
 
 def _check_mask_tokens(
@@ -763,16 +704,8 @@ def _check_mask_tokens(
 
 
 def looks_at_whole_batches(config: TextJepaConfig, collator: DataCollatorForTextJepa) -> bool:
-    """Whether the loss of a text depends on the other texts of its batch: negatives, statistics, masks of one size."""
+    """Whether the loss of a text depends on its batch, through other texts or through masks cut to one size."""
     return config.compares_texts or collator.equal_counts
-
-
-def _lengths_of(dataset: Dataset) -> Sequence[int]:
-    """The number of tokens of each example: the column `length`, or counted if there is none."""
-    try:
-        return dataset["length"]
-    except (KeyError, TypeError, ValueError):
-        return [len(dataset[row]["input_ids"]) for row in range(len(dataset))]
 
 
 def _loss_terms(outputs: ModelOutput) -> dict[str, torch.Tensor]:
@@ -784,7 +717,7 @@ def _set_learning_rate(
     parameters: Sequence[torch.nn.Parameter],
     learning_rate: float,
 ) -> None:
-    """Moves parameters into optimizer groups with the settings of their own groups and another learning rate."""
+    """Moves parameters into optimizer groups that differ from their old ones in nothing but the learning rate."""
     chosen = {id(parameter) for parameter in parameters}
     for group in list(optimizer.param_groups):
         moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
@@ -792,16 +725,3 @@ def _set_learning_rate(
         if moved:
             group["params"] = kept
             optimizer.add_param_group({**group, "params": moved, "lr": learning_rate})
-
-
-def split_masks(batch: Batch) -> list[dict[str, torch.Tensor]]:
-    """Splits a batch with M masks of each text (B, M, …) into M batches of the same texts with one mask (B, 1, …)."""
-    names = [name for name in _MASK_TENSORS if name in batch]
-    num_masks = batch[names[0]].shape[1]
-    parts = []
-    for mask in range(num_masks):
-        part = dict(batch)
-        for name in names:
-            part[name] = batch[name][:, mask : mask + 1]
-        parts.append(part)
-    return parts
