@@ -18,16 +18,15 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
-# Encoders for which dropping the hidden tokens and passing the original positions was measured to be equal to hiding
-# them by an attention mask (`tests/test_backbones.py` holds the equality), with the offset that the architecture adds
-# to a position: RoBERTa and its kin number positions from `pad_token_id + 1`.
+# Encoders for which dropping the hidden tokens, with original positions, gives the same states as hiding them by an
+# attention mask (`tests/test_backbones.py` checks it). RoBERTa and its kin number positions from `pad_token_id + 1`.
 _POSITIONS_FROM_ZERO = {"albert", "bert", "distilbert", "electra", "ernie", "modernbert"}
 _POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"}
 
-# The same numbering in encoders that hide by attention mask.
+# More encoders with the numbering of RoBERTa, for which dropping was not checked.
 _OTHERS_AFTER_PADDING = {"esm", "ibert", "longformer", "luke", "mpnet", "xlm-roberta-xl", "xmod"}
 
-# Keyword arguments that are not fields of ours: those that `PreTrainedConfig` documents or stores itself.
+# Keyword arguments that `PreTrainedConfig` documents or stores, beside the fields of `TextJepaConfig`.
 _INHERITED_KEYWORDS = {
     "_attn_implementation",
     "_attn_implementation_internal",
@@ -57,7 +56,7 @@ _INHERITED_KEYWORDS = {
     "use_cache",
 }
 
-# Fields that the files of older versions hold, with their defaults of then.
+# Fields of earlier versions, and their defaults: the only values with which a file of those versions still opens.
 _REMOVED_FIELDS = {
     "pred_context_ratio": 1.0,
     "pred_trainable_mask_tokens": True,
@@ -69,7 +68,7 @@ _REMOVED_FIELDS = {
 # `<name>_loss_weight`.
 LOSS_TERMS = ("latent", "token", "document", "sentence", "variance", "covariance", "sigreg")
 
-# 64 dimensions per head; the feed-forward is gated, so that 8/3 of the width costs as much as BERT's 4 times it.
+# 64 dimensions per head. Feed-forward layers are gated: at 8/3 of the width they cost as much as BERT's at 4 times.
 _PRESETS = {
     "static": {"num_hidden_layers": 0, "hidden_size": 768, "num_attention_heads": 12},
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 2},
@@ -79,8 +78,8 @@ _PRESETS = {
     "large": {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 16},
 }
 
-# What the comparisons in the same trainer set: same encoder, data and order, another objective. The masks are the
-# collator's: `configs/` has a recipe of each.
+# Objectives by name, so that methods can be compared with the same encoder, data and trainer. Their masks are the
+# collator's: `configs/` has a recipe for each.
 _TOKENS_ALONE = {
     "latent_loss_weight": 0.0,
     "token_loss_weight": 1.0,
@@ -117,7 +116,7 @@ OBJECTIVES = {
 
 
 def _default_text_config(**overrides):
-    """A ModernBERT shape with full attention in every layer, for texts of up to 512 tokens; see below for no layer."""
+    """A ModernBERT shape with full attention in every layer, for texts of up to 512 tokens, unless it has no layer."""
     if overrides.get("num_hidden_layers") == 0:
         return _static_text_config(**overrides)
     config_class = CONFIG_MAPPING["modernbert"]
@@ -126,7 +125,7 @@ def _default_text_config(**overrides):
         if key not in known:
             raise ValueError(f"unknown field '{key}' of text_config{_nearest(key, known)}")
     shape = {"vocab_size": 30_522, "max_position_embeddings": 512, **_PRESETS["mini"]}
-    # Ids of special tokens are the tokenizer's business: the run sets them. Mean pooling is what we train for.
+    # ModernBERT's own ids are those of its tokenizer; a run sets those of another one.
     shape |= {
         "pad_token_id": 0,
         "bos_token_id": None,
@@ -134,9 +133,10 @@ def _default_text_config(**overrides):
         "cls_token_id": None,
         "sep_token_id": None,
     }
+    # Vectors of texts are trained as means.
     shape |= {"classifier_pooling": "mean"} | overrides
     shape.setdefault("layer_types", ["full_attention"] * shape["num_hidden_layers"])
-    # ModernBERT's own base of 160,000 is meant for 8,192 tokens.
+    # ModernBERT's own base of 160,000 is for texts of 8,192 tokens.
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     shape.setdefault("rope_parameters", {"full_attention": dict(rope), "sliding_attention": dict(rope)})
     return config_class(**shape)
@@ -145,7 +145,7 @@ def _default_text_config(**overrides):
 def _static_text_config(**overrides):
     """An encoder without layers: the embeddings of a DistilBERT and their norm.
 
-    ModernBERT cannot be saved with no layer, and BERT would bring a pooler that nothing trains.
+    ModernBERT cannot be saved without layers, and BERT would add a pooler that nothing trains.
     """
     config_class = CONFIG_MAPPING["distilbert"]
     names = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
@@ -158,7 +158,7 @@ def _static_text_config(**overrides):
         **_PRESETS["static"],
     }
     for key, value in overrides.items():
-        if key in ("cls_token_id", "sep_token_id"):  # DistilBERT leaves these to its tokenizer
+        if key in ("cls_token_id", "sep_token_id"):  # no fields of DistilBERT
             continue
         if key not in names:
             raise ValueError(f"unknown field '{key}' of text_config{_nearest(key, names)}")
@@ -179,10 +179,10 @@ class TextJepaConfig(PreTrainedConfig):
             ModernBERT shape of 4 layers × 256 with full attention in every layer; a `dict` without `model_type` holds
             what differs from that.
         predictor_type (`"transformer"`, `"conv"` or `"mlp"`, *optional*, defaults to `"transformer"`):
-            What predicts: a transformer over context and queries in which the spans do not see each other;
-            convolutions over the text with mask tokens in the gaps (the decoder of data2vec 2.0); or a perceptron that
-            is applied to each query alone, into which `context_mode="mask_token"` or the pooled context has to put
-            what it knows of the text.
+            Architecture of the predictor: a transformer over context and queries in which spans do not attend to each
+            other; convolutions over the text with mask tokens in the gaps (the decoder of data2vec 2.0); or a
+            perceptron applied to each query alone, which knows of the text what `context_mode="mask_token"` or the
+            pooled context has put into the query.
         pred_hidden_size (`int`, *optional*):
             Width of the predictor. Defaults to half the encoder's, and to all of it for `"mlp"`.
         pred_num_hidden_layers (`int`, *optional*, defaults to 2):
@@ -196,8 +196,8 @@ class TextJepaConfig(PreTrainedConfig):
         pred_layer_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of the predictor's layer norms.
         pred_position_embedding_type (`"rotary"` or `"learned"`, *optional*):
-            How the predictor knows the position of a context token and of a query. Defaults to `"rotary"`, for `"mlp"`
-            to `"learned"`; convolutions know it from the order.
+            Position embeddings of context tokens and queries. Defaults to `"learned"` for an `"mlp"`, otherwise to
+            `"rotary"`, which convolutions ignore.
         pred_rope_theta (`float`, *optional*, defaults to 10000.0):
             Base of the rotary frequencies of the predictor.
         pred_conv_kernel_size (`int`, *optional*, defaults to 9):
@@ -207,19 +207,19 @@ class TextJepaConfig(PreTrainedConfig):
         pred_num_mask_tokens (`int`, *optional*, defaults to 1):
             Mask tokens of the predictor, one for each mask strategy of a mixture (UL2, arXiv 2205.05131).
         pred_dropout (`float`, *optional*, defaults to 0.0):
-            Dropout of what goes into the predictor's layers.
+            Dropout of the inputs of the predictor's layers.
         pred_pooled_context (`bool`, *optional*):
-            Add the pooled context to every query. Defaults to `False`, and to `True` for an `"mlp"` without another
-            input.
+            Whether to add the pooled context to every query. Defaults to `True` for an `"mlp"` that has no other
+            input, otherwise to `False`.
         pooling (`"mean"`, `"cls"`, `"attention"` or `"idf"`, *optional*, defaults to `"mean"`):
-            The vector of a text in document- and sentence-level terms and in `pred_pooled_context`: the mean of its
+            The vector of a text in terms on documents and sentences and in `pred_pooled_context`: the mean of its
             tokens, the first token, a softmax-weighted mean with one learned query, or a mean weighted by the inverse
             document frequency of each token, see [`~TextJepaForPreTraining.set_word_weights`].
         context_mode (`"drop"`, `"attention_mask"` or `"mask_token"`, *optional*):
-            How the context encoder is kept from seeing hidden tokens: `"drop"` removes them from its input (cost
-            falls with the hidden share), `"attention_mask"` keeps the full length and masks them as keys. Both give
-            the same visible states. `"mask_token"` writes `mask_token_id` over them, as BERT and data2vec do, and the
-            states of these places go into the queries. Defaults to `"drop"` for encoders for which the equality is
+            How tokens are hidden from the context encoder: `"drop"` removes them from its input (the cost falls with
+            the hidden share), `"attention_mask"` keeps the full length and masks them as keys. Both give the same
+            visible states. `"mask_token"` replaces them by `mask_token_id`, as BERT and data2vec do, and adds the
+            states at these positions to the queries. Defaults to `"drop"` for encoders for which the equality is
             tested (`TextJepaConfig.drop_is_exact`) and to `"attention_mask"` for all others.
         mask_token_id (`int`, *optional*):
             The tokenizer's mask token, for `context_mode="mask_token"`.
@@ -228,61 +228,62 @@ class TextJepaConfig(PreTrainedConfig):
             before the run (SALT, arXiv 2509.24317), or the context encoder itself with gradient, which needs a
             regularizer or InfoNCE against collapse.
         target_input (`"text"` or `"spans"`, *optional*, defaults to `"text"`):
-            What the target encoder sees for token-level targets: the whole text, or the hidden tokens of a mask only.
+            Input of the target encoder for token-level targets: the whole text, or only the hidden tokens of a mask.
         target_num_layers (`int`, *optional*):
             K: the targets are the mean of the last K layers of the target encoder. Defaults to all layers.
         target_normalization (`str`, *optional*, defaults to `"layer"`):
-            Normalisation of each of the K layers before the mean: `"none"`; `"layer"`, over the features of a token;
+            Normalization of each of the K layers before the mean: `"none"`; `"layer"`, over the features of a token;
             or per feature over the tokens of a text (`"instance"`, data2vec 2.0), of the batch of all processes
             (`"batch"`), or of all batches so far (`"running"`, for encoders with outlier dimensions). A layer norm
             without parameters follows the mean in every case.
         target_momentum (`float`, *optional*, defaults to 0.99):
-            Momentum of the running statistics and means of targets.
+            Momentum of the running statistics of targets.
         loss_type (`"smooth_l1"`, `"mse"`, `"l1"`, `"cosine"` or `"infonce"`, *optional*, defaults to `"smooth_l1"`):
             Latent loss between predictions and targets; InfoNCE (arXiv 1807.03748) contrasts a target with all other
-            hidden tokens of the batch of all processes.
+            hidden tokens in the batches of all processes.
         smooth_l1_beta (`float`, *optional*, defaults to 1.0):
             Where the smooth L1 loss turns from quadratic to linear.
         infonce_temperature (`float`, *optional*, defaults to 0.2):
             Cosines are divided by this in InfoNCE.
         latent_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the latent loss. 0 makes a baseline of the other terms; what only it needs is not built.
+            Weight of the latent loss. As for every term: with 0 it is not computed, and its modules are not built.
         token_loss_weight (`float`, *optional*, defaults to 0.1):
-            Weight of token grounding: the hidden token itself, read from the predictor's output through the tied input
-            embedding. 0 is a pure JEPA and creates no head.
+            Weight of token grounding: the cross-entropy of the hidden token, predicted from the predictor's features
+            through the tied input embedding. 0 is a pure JEPA.
         token_loss_candidates (`int`, *optional*, defaults to 1024):
-            In training, the tokens that are contrasted: those of the batch first, then random ones, so that no softmax
-            over the whole vocabulary is needed. `None`, or as many as there are words, takes the whole vocabulary, as
-            evaluation always does. Candidates are drawn per batch and process: with fewer than the vocabulary, this
-            term depends a little on how a batch is split.
+            Number of candidates of the softmax in training (sampled softmax): the tokens of the batch, then random
+            ones. `None` takes the whole vocabulary, as evaluation always does. Candidates are drawn per batch and
+            process, so this term depends a little on how a batch is split.
         document_loss_weight (`float`, *optional*, defaults to 0.0):
-            Weight of the document loss: the pooled context, through a predictor of its own, predicts the vector of
-            the rest of its document (or of a neighbouring window), which the collator gives as the view.
+            Weight of the document loss: from the pooled context, a predictor of its own predicts the vector of the
+            rest of its document (or of a neighbouring window), which the collator gives as the view.
         document_target (`"lexical"` or `"encoder"`, *optional*, defaults to `"lexical"`):
-            The space of these targets: the weighted mean of fixed random vectors of the tokens (random indexing,
-            Kanerva et al., 2000), which needs no network and cannot collapse; or the pooled states of the target
-            encoder. Either is centred by its running mean.
+            Target space of the document loss: the weighted mean of fixed random vectors of the tokens (random
+            indexing, Kanerva et al., 2000), which needs no network and cannot collapse; or the pooled states of the
+            target encoder. Targets are centred by their running mean.
         document_target_size (`int`, *optional*, defaults to 384):
             Width of the lexical space.
         document_loss_type (`"cosine"` or `"smooth_l1"`, *optional*, defaults to `"cosine"`):
-            Distance of prediction and target.
+            Distance between predictions and targets of the document loss.
         document_hidden_size (`int`, *optional*):
-            Width of the hidden layer of that predictor. Defaults to twice the encoder's.
+            Width of the hidden layer of the document predictor. Defaults to twice the encoder's.
         sentence_loss_weight (`float`, *optional*, defaults to 0.5):
-            Weight of the sentence loss: the pooled context, through a head, predicts the pooled target of the whole
-            text, or of its view where the collator makes one. With an online target both sides go through the head
-            (the expander of VICReg, the projection of SimCSE).
+            Weight of the sentence loss: from the pooled context, a head predicts the pooled target of the whole text,
+            or of its view if the collator makes one. With an online target both sides go through the head (the
+            expander of VICReg, the projection of SimCSE).
         sentence_loss_type (`str`, *optional*, defaults to `"infonce"`):
-            Distance of the two, as `loss_type`; a squared error of online targets is VICReg's invariance term.
+            Distance between predictions and targets of the sentence loss, as `loss_type`; `"mse"` with online targets
+            is VICReg's invariance term.
         sentence_hidden_size (`int`, *optional*):
-            Width of that head; 0 leaves it out, so that the pooled vectors themselves are compared. Defaults to twice
-            the encoder's, and to 0 for `"infonce"` with a moving average.
+            Width of the hidden layer of the sentence head; with 0 there is no head, and the pooled vectors themselves
+            are compared. Defaults to 0 for `"infonce"` unless targets are online, otherwise to twice the encoder's.
         matryoshka_sizes (`list[int]`, *optional*):
-            Compare the first so many features of the vectors as well, each with the weight of whole vectors, so that
-            vectors may be cut (arXiv 2205.13147): 64 128 256. Needs `sentence_hidden_size` 0.
+            Smaller widths at which vectors are compared too, such as 64 128 256: vectors can then be cut to their
+            first features (arXiv 2205.13147). All widths have the same weight. Needs `sentence_hidden_size` 0.
         sentence_whitening (`bool`, *optional*, defaults to `True`):
-            Whiten the pooled targets of a moving average by their running covariance, instead of centring them alone:
-            what the texts share, such as frequent words, then weighs no more than what sets them apart.
+            Whether to whiten the pooled targets of a target encoder without gradient by their running covariance
+            instead of centring them: directions that all texts share, such as those of frequent words, then weigh no
+            more than others.
         variance_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of VICReg's variance hinge (arXiv 2105.04906).
         covariance_loss_weight (`float`, *optional*, defaults to 0.0):
@@ -293,10 +294,11 @@ class TextJepaConfig(PreTrainedConfig):
         sigreg_num_slices (`int`, *optional*, defaults to 256):
             Random directions of SIGReg in each step.
         regularizer_level (`"sentence"` or `"token"`, *optional*, defaults to `"sentence"`):
-            What the three terms above look at: pooled contexts (both sides behind the head, where the sentence loss is
-            symmetric), or the states of the context tokens; in the batch of all processes.
+            Vectors that variance, covariance and SIGReg are computed from, over the batches of all processes: pooled
+            contexts (with an online target, both sides of the sentence loss behind the head), or the states of the
+            context tokens.
         classifier_pooling (`"mean"` or `"cls"`, *optional*, defaults to `"mean"`):
-            What [`TextJepaForSequenceClassification`] reads: the mean of the visible tokens or the first token.
+            Input of the classifier of [`TextJepaForSequenceClassification`]: the mean of the tokens or the first one.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
             Dropout before the classifier.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -313,7 +315,7 @@ class TextJepaConfig(PreTrainedConfig):
     model_type = "text_jepa"
     sub_configs = {"text_config": AutoConfig}
 
-    # A subclass with a loss of its own adds the name, and a field `<name>_loss_weight`.
+    # A subclass with a term of its own adds its name, and a field `<name>_loss_weight`.
     loss_terms = LOSS_TERMS
 
     text_config: dict | PreTrainedConfig | None = None
@@ -372,6 +374,11 @@ class TextJepaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self._drop_removed_fields(kwargs)
         self._refuse_unknown_fields(kwargs)
+        self._build_text_config()
+        self._fill_in_defaults()
+        super().__post_init__(**kwargs)
+
+    def _build_text_config(self):
         if self.text_config is None or (isinstance(self.text_config, dict) and "model_type" not in self.text_config):
             self.text_config = _default_text_config(**self.text_config or {})
         elif isinstance(self.text_config, dict):
@@ -382,39 +389,42 @@ class TextJepaConfig(PreTrainedConfig):
                     f"text_config: unknown model_type '{model_type}'{_nearest(model_type, CONFIG_MAPPING)}"
                 )
             self.text_config = CONFIG_MAPPING[model_type](**fields)
-        if self.pred_hidden_size is None:
-            self.pred_hidden_size = self.text_config.hidden_size // (1 if self.predictor_type == "mlp" else 2)
-        if self.pred_num_attention_heads is None:
-            self.pred_num_attention_heads = self.text_config.num_attention_heads
-        if self.target_num_layers is None:
-            self.target_num_layers = max(self.text_config.num_hidden_layers, 1)
+
+    def _fill_in_defaults(self):
+        """Fields whose defaults follow from the encoder and from other fields."""
+        is_mlp = self.predictor_type == "mlp"
         if self.context_mode is None:
             self.context_mode = "drop" if self.drop_is_exact else "attention_mask"
+        if self.pred_hidden_size is None:
+            self.pred_hidden_size = self.text_config.hidden_size if is_mlp else self.text_config.hidden_size // 2
+        if self.pred_num_attention_heads is None:
+            self.pred_num_attention_heads = self.text_config.num_attention_heads
         if self.pred_position_embedding_type is None:
-            self.pred_position_embedding_type = "learned" if self.predictor_type == "mlp" else "rotary"
+            self.pred_position_embedding_type = "learned" if is_mlp else "rotary"
         if self.pred_pooled_context is None:
-            self.pred_pooled_context = self.predictor_type == "mlp" and self.context_mode != "mask_token"
+            self.pred_pooled_context = is_mlp and self.context_mode != "mask_token"
+        if self.target_num_layers is None:
+            self.target_num_layers = max(self.text_config.num_hidden_layers, 1)
         if self.sentence_hidden_size is None:
-            bare = self.sentence_loss_type == "infonce" and self.target_encoder_type != "online"
-            self.sentence_hidden_size = 0 if bare else 2 * self.text_config.hidden_size
+            has_no_head = self.sentence_loss_type == "infonce" and self.target_encoder_type != "online"
+            self.sentence_hidden_size = 0 if has_no_head else 2 * self.text_config.hidden_size
         if self.document_hidden_size is None:
             self.document_hidden_size = 2 * self.text_config.hidden_size
-        super().__post_init__(**kwargs)
 
     def __init_subclass__(cls, *args, **kwargs) -> None:
-        """Leaves the code of a class of a script out of what is saved, which transformers says at every saving."""
+        # transformers cannot save the code of a class that a script defines, and would say so at every saving.
         super().__init_subclass__(*args, **kwargs)
         if cls.__module__ == "__main__":
             cls._auto_class = None
 
     @classmethod
     def preset(cls, name, text_config=None, **kwargs):
-        """A named size.
+        """A configuration of a named size, layers × width.
 
         `static` 0 × 768, `tiny` 2 × 128, `mini` 4 × 256, `small` 12 × 384, `base` 12 × 768, `large` 24 × 1024.
 
         Args:
-            name (`str`): The size.
+            name (`str`): Name of the size.
             text_config (`dict`, *optional*): Fields of the encoder's configuration that differ from the preset's,
                 typically `vocab_size`, `pad_token_id` and `max_position_embeddings`.
             **kwargs: Fields of [`TextJepaConfig`].
@@ -428,10 +438,10 @@ class TextJepaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As `PreTrainedConfig.from_dict`: opens what other tools and later versions have written.
+        """As `PreTrainedConfig.from_dict`; keys that other tools or later versions have written are kept.
 
-        A key that this version does not know is kept as an attribute, with one warning, and saved again. A wrong
-        keyword argument of [`TextJepaConfig`] is an error instead.
+        An unknown key becomes an attribute, with one warning, and is saved again. To [`TextJepaConfig`] itself an
+        unknown keyword argument is an error.
         """
         known_keys = cls._known_keys()
         known = {key: value for key, value in config_dict.items() if key in known_keys}
@@ -441,7 +451,7 @@ class TextJepaConfig(PreTrainedConfig):
         for key, value in unknown.items():
             setattr(config, key, value)
         if unknown:
-            logger.warning(f"kept as they are, for TextJepaConfig does not know them: {', '.join(sorted(unknown))}")
+            logger.warning(f"unknown to TextJepaConfig, and kept as they are: {', '.join(sorted(unknown))}")
         return result
 
     @property
@@ -451,29 +461,29 @@ class TextJepaConfig(PreTrainedConfig):
 
     @property
     def predicts_tokens(self) -> bool:
-        """Whether a term of the loss reads the predictor."""
+        """Whether a term of the loss needs the predictor."""
         return self.latent_loss_weight > 0 or self.token_loss_weight > 0
 
     @property
     def has_target_encoder(self) -> bool:
-        """Whether a term of the loss reads a target encoder without gradient."""
+        """Whether a term of the loss needs a target encoder other than the context encoder."""
         if self.target_encoder_type == "online":
             return False
         return self.latent_loss_weight > 0 or self.sentence_loss_weight > 0 or self.encodes_documents
 
     @property
     def encodes_documents(self) -> bool:
-        """Whether the targets of the document loss are made by an encoder."""
+        """Whether an encoder makes the targets of the document loss."""
         return self.document_loss_weight > 0 and self.document_target == "encoder"
 
     @property
     def document_width(self) -> int:
-        """Features F of the targets of the document loss."""
+        """F, the width of the targets of the document loss."""
         return self.hidden_size if self.document_target == "encoder" else self.document_target_size
 
     @property
     def pools_context(self) -> bool:
-        """Whether a part of the model reads the pooled context."""
+        """Whether a part of the model needs the pooled context."""
         if self.document_loss_weight > 0 or self.sentence_loss_weight > 0:
             return True
         if self.predicts_tokens and self.pred_pooled_context:
@@ -482,9 +492,9 @@ class TextJepaConfig(PreTrainedConfig):
 
     @property
     def compares_texts(self) -> bool:
-        """Whether a term of the loss of a text depends on the others of its batch: negatives, or statistics of all.
+        """Whether the loss of a text depends on the other texts of its batch: negatives, or statistics of the batch.
 
-        A term that this class does not know may.
+        A term that a subclass adds is taken for one that does.
         """
         contrasts = [
             self.latent_loss_weight > 0 and self.loss_type == "infonce",
@@ -495,7 +505,7 @@ class TextJepaConfig(PreTrainedConfig):
 
     @property
     def running_statistics(self) -> list[str]:
-        """What statistics are kept of: target layers, targets of documents, pooled targets without gradient."""
+        """Names of the targets with running statistics: `layer0` and so on, `documents`, `sentences`."""
         names = []
         if self.target_normalization == "running":
             names += [f"layer{k}" for k in range(self.target_num_layers)]
@@ -512,7 +522,7 @@ class TextJepaConfig(PreTrainedConfig):
 
     @property
     def position_offset(self) -> int:
-        """What the encoder's architecture adds to a token's position in the text."""
+        """The number that the encoder's architecture adds to positions."""
         return self.text_config.pad_token_id + 1 if self._positions_follow_padding else 0
 
     @property
@@ -532,7 +542,7 @@ class TextJepaConfig(PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """Number of words that the encoder knows."""
+        """Size of the encoder's vocabulary."""
         return self.text_config.vocab_size
 
     @vocab_size.setter
@@ -578,7 +588,7 @@ class TextJepaConfig(PreTrainedConfig):
             if key not in self._known_keys():
                 raise ValueError(f"unknown field '{key}' of {type(self).__name__}{_nearest(key, fields)}")
 
-    def _validate_sizes(self):
+    def _validate_matryoshka_sizes(self):
         width = self.text_config.hidden_size
         for size in self.matryoshka_sizes or []:
             if not 1 <= size < width:
@@ -613,11 +623,11 @@ class TextJepaConfig(PreTrainedConfig):
             )
         if self.predictor_type == "conv" and self.pred_conv_kernel_size % 2 == 0:
             raise ValueError(f"pred_conv_kernel_size must be odd, got {self.pred_conv_kernel_size}")
-        knows = self.context_mode == "mask_token" or self.pred_pooled_context
-        if self.predictor_type == "mlp" and not (knows and self.pred_position_embedding_type == "learned"):
+        sees_context = self.context_mode == "mask_token" or self.pred_pooled_context
+        if self.predictor_type == "mlp" and not (sees_context and self.pred_position_embedding_type == "learned"):
             raise ValueError(
                 "an mlp predictor needs pred_position_embedding_type 'learned', and pred_pooled_context unless "
-                "context_mode is 'mask_token', for it knows nothing else"
+                "context_mode is 'mask_token': it has no input but its queries"
             )
         if self.pred_position_embedding_type == "learned" and self.max_text_length is None:
             raise ValueError("learned predictor positions need an encoder with max_position_embeddings")
@@ -635,12 +645,12 @@ class TextJepaConfig(PreTrainedConfig):
             raise ValueError("rotary positions need an even width per predictor head: change pred_hidden_size")
 
     def validate_objective(self):
-        """Raises ValueError if the objective is empty, undefined or not possible with this encoder."""
+        """Raises ValueError if the objective has no term, is not defined, or does not work with this encoder."""
         layers = self.text_config.num_hidden_layers
         if not 1 <= self.target_num_layers <= max(layers, 1):
             raise ValueError(f"target_num_layers must be 1 to {layers} for this encoder, got {self.target_num_layers}")
         for name in self.loss_terms:
-            if not getattr(self, f"{name}_loss_weight") >= 0:  # NaN is not, either
+            if not getattr(self, f"{name}_loss_weight") >= 0:  # also for NaN
                 raise ValueError(f"{name}_loss_weight must be at least 0, got {getattr(self, f'{name}_loss_weight')}")
         if not (self.predicts_tokens or self.document_loss_weight or self.sentence_loss_weight):
             raise ValueError(
@@ -648,27 +658,36 @@ class TextJepaConfig(PreTrainedConfig):
             )
         if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
             raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
-        self._validate_sizes()
+        self._validate_matryoshka_sizes()
         for name in ("smooth_l1_beta", "infonce_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.target_momentum < 1:
             raise ValueError(f"target_momentum must be at least 0 and below 1, got {self.target_momentum}")
-        compared = {self.loss_type} if self.latent_loss_weight else set()
-        compared |= {self.sentence_loss_type} if self.sentence_loss_weight else set()
-        compared |= {self.document_loss_type} if self.encodes_documents else set()
-        spread = {"variance", "sigreg"} & set(self.regularizers)
-        if self.target_encoder_type == "online" and compared - {"infonce"} and not spread:
-            raise ValueError(
-                "online targets collapse without a regularizer: set sigreg_loss_weight or variance_loss_weight, or "
-                "use 'infonce'"
-            )
+        self._validate_online_targets()
         if self.context_mode == "mask_token" and self.mask_token_id is None:
             raise ValueError("context_mode 'mask_token' needs mask_token_id, the tokenizer's mask token")
         if self.context_mode == "drop" and not self.drop_is_exact:
             raise ValueError(
                 f"context_mode 'drop' is not known to be exact for '{self.text_config.model_type}' encoders; "
                 "use 'attention_mask'"
+            )
+
+    def _validate_online_targets(self):
+        if self.target_encoder_type != "online":
+            return
+        loss_types = set()
+        if self.latent_loss_weight:
+            loss_types.add(self.loss_type)
+        if self.sentence_loss_weight:
+            loss_types.add(self.sentence_loss_type)
+        if self.encodes_documents:
+            loss_types.add(self.document_loss_type)
+        has_repulsion = bool({"variance", "sigreg"} & set(self.regularizers))
+        if loss_types - {"infonce"} and not has_repulsion:
+            raise ValueError(
+                "online targets collapse without a regularizer: set sigreg_loss_weight or variance_loss_weight, or "
+                "use 'infonce'"
             )
 
 
