@@ -24,6 +24,12 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 MEAN = SentenceHead("somewhere", "mean", (("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")), 256)
 
+# Those of a folder that pools, and does nothing else.
+MODULES = [
+    {"path": "", "type": "sentence_transformers.models.Transformer"},
+    {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer, tmp_path_factory):
@@ -50,6 +56,16 @@ def test_a_sentence_encoder_and_any_other_get_their_recipes(encoder):
     assert Path(run[0]) == ROOT / "configs" / "continue-masked-lm.yaml"
     assert "--pooling" not in run
     assert "is taken for a masked language model" in adapt.describe_choice(str(encoder), plain)
+
+
+def test_an_encoder_is_a_folder_or_a_short_name_that_has_been_downloaded(encoder, tmp_path, monkeypatch):
+    """Then the Hub is not asked for a name of its own."""
+    assert adapt.find_encoder(str(encoder)) == str(encoder)
+    config = str(encoder / "config.json")
+    monkeypatch.setattr(adapt, "is_cached", lambda name: name == "sentence-transformers/small")
+    monkeypatch.setattr(adapt, "check_name", lambda name: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(adapt, "read_json", lambda name, file: json.loads(Path(config).read_text()))
+    assert adapt.find_encoder("small") == "sentence-transformers/small"
 
 
 def test_recipes_are_found_without_a_checkout(tmp_path, monkeypatch):
@@ -103,8 +119,7 @@ def test_what_cannot_be_adapted_is_one_line(encoder, tmp_path, argv, message):
     for folder, config in ((whole, {"model_type": "text_jepa"}), (last, {"model_type": "bert"})):
         (folder / "1_Pooling").mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
-    modules = [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
-    (last / "modules.json").write_text(json.dumps(modules))
+    (last / "modules.json").write_text(json.dumps(MODULES))
     (last / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
     with pytest.raises(UsageError, match=message) as refused:
         adapt.main([word.format(encoder=encoder, whole=whole, last=last) for word in argv])
@@ -112,7 +127,9 @@ def test_what_cannot_be_adapted_is_one_line(encoder, tmp_path, argv, message):
 
 
 def test_what_is_of_another_kind_afterwards_is_said(tmp_path):
-    (tmp_path / "modules.json").write_text('[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]')
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "modules.json").write_text(json.dumps(MODULES))
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
     line = adapt.describe_place("somewhere", MEAN, str(tmp_path))
     assert "does not take the place" in line

@@ -90,13 +90,14 @@ def find_encoder(name: str) -> str:
         UsageError: There is none, or it is not an encoder but the complete model of a run.
     """
     sources = [name]
-    if "/" not in name and not Path(name).exists():
-        sources.append(f"sentence-transformers/{name}")
-    if is_cached(sources[-1]):
-        sources = sources[-1:]
-    else:
-        with readable(name, "no encoder is there"):
+    full_name = f"sentence-transformers/{name}"
+    with readable(name, "no encoder is there"):
+        is_short = "/" not in name and not Path(name).exists()
+        if is_short and is_cached(full_name):
+            sources = [full_name]
+        else:
             check_name(name)
+            sources += [full_name] if is_short else []
     for source in sources:
         config = read_json(source, "config.json")
         if config is None:
