@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -200,6 +201,29 @@ def _with_links(text: str) -> str:
     return re.sub(r"arXiv (\d{4}\.\d{5})", r"[\g<0>](https://arxiv.org/abs/\1)", text)
 
 
+# ---- the notebook ---------------------------------------------------------------------------------------------------
+
+
+def tour() -> str:
+    """The cells of `examples/tour.ipynb` below its title, with what they printed and drew."""
+    notebook = json.loads((ROOT / "examples" / "tour.ipynb").read_text(encoding="utf-8"))
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        parts.append(f"```python\n{source}\n```" if cell["cell_type"] == "code" else source)
+        parts += [_shown_output(output) for output in cell.get("outputs", [])]
+    _, _, below_title = "\n\n".join(parts).partition("\n")
+    return below_title
+
+
+def _shown_output(output: Mapping[str, Any]) -> str:
+    """What a cell printed, without the colours of a terminal, or its picture."""
+    if output["output_type"] == "stream":
+        text = re.sub(r"\x1b\[[\d;]*m", "", "".join(output["text"]))
+        return f"```text\n{text.rstrip()}\n```"
+    return f"![What the cell above drew](data:image/png;base64,{output['data']['image/png']})"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "encoder_flags": lambda: table(flags_of(ModelArguments)),
     "data_flags": lambda: table(flags_of(DataArguments)),
@@ -213,4 +237,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plot_commands": lambda: sub_commands(plot.make_parser()),
     "recipes": functools.partial(headers, "configs"),
     "corpora": functools.partial(headers, "configs/corpora"),
+    "tour": tour,
 }

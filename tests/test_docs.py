@@ -210,6 +210,18 @@ def test_no_block_of_a_page_is_left_unfilled():
         assert "{{" not in hooks.on_page_markdown(path.read_text())
 
 
+def test_the_tour_has_each_cell_of_the_notebook_and_what_it_printed():
+    page = hooks.on_page_markdown(PAGES["tour.md"].read_text())
+    cells = json.loads((ROOT / "examples" / "tour.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    outputs = [output["output_type"] for cell in cells for output in cell.get("outputs", [])]
+    assert all(f"```python\n{source}\n```" in page for source in code)
+    assert page.count("```text\n") == outputs.count("stream") >= 5
+    assert page.count("](data:image/png;base64,") == outputs.count("display_data") >= 1
+    assert "\x1b" not in page
+    assert page.count("\n# A tour") == 0
+
+
 def test_a_link_out_of_the_pages_becomes_words_and_one_within_stays():
     assert hooks.on_page_markdown("see [the file](../configs/mlm.yaml).") == "see the file."
     assert hooks.on_page_markdown("see [the page](../faq.md#settings).") == "see [the page](../faq.md#settings)."
