@@ -201,7 +201,11 @@ CORPUS = [
         ["--train_file", "{dir}/numbers_only.jsonl"],
         ["only.jsonl, line 1: no object", "mend"],
     ),
-    ("a column twice", ["--train_file", "{dir}/twice.jsonl"], ["--train_file", "twice.jsonl: cannot be read", "text"]),
+    (
+        "a column twice",
+        ["--train_file", "{dir}/twice.jsonl"],
+        ["--train_file", "twice.jsonl, line 1: an object has the field 'text' twice"],
+    ),
     ("an unfinished list", ["--train_file", "{dir}/unfinished.json"], ["--train_file", "unfinished.json: cannot be"]),
     ("a cell too many", ["--train_file", "{dir}/wide.csv"], ["--train_file", "wide.csv: cannot be read", "line 42"]),
     ("an open quote", ["--train_file", "{dir}/quote.csv"], ["--train_file", "quote.csv: cannot be read", "row 41"]),

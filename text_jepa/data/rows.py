@@ -1,5 +1,6 @@
 """Reads the rows of files of objects (json) and of tables of text (csv, tsv), each mistake with its line."""
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,10 @@ def json_rows(path: str, sources: Sources) -> Rows:
     Raises:
         FileError: A line is no JSON or no object, or has a field twice.
     """
-    fields = {field for columns in sources.values() for column in columns for field in (column, *column.split("."))}
+    fields = set()
+    for columns in sources.values():
+        for column in columns:
+            fields |= {column, *column.split(".")}
 
     def refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
@@ -58,7 +62,33 @@ def json_rows(path: str, sources: Sources) -> Rows:
 
 
 class _TwinFields(ValueError):
-    """An object has a field twice."""
+    """An object has a field twice, of the name that is the message."""
+
+
+@contextlib.contextmanager
+def _as_file_error(path: str, line: int | None = None) -> Iterator[None]:
+    """Turns an error of the decoder inside the block into one that names the file.
+
+    Args:
+        path: The file.
+        line: The line that is decoded; `None` if a value extends over several lines.
+
+    Raises:
+        FileError: The text is not JSON, has a field twice, or is nested too deeply.
+    """
+    place = f"{path}: cannot be read" if line is None else f"{path}, line {line}"
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        if line is None:
+            reason = f"not JSON ({error.msg} in line {error.lineno}, column {error.colno}); it may be incomplete"
+        else:
+            reason = f"not JSON ({error.msg} in column {error.colno}); mend or remove it"
+        raise FileError(f"{place}: {reason}") from error
+    except _TwinFields as error:
+        raise FileError(f"{place}: an object has the field '{error}' twice; remove one") from error
+    except RecursionError as error:
+        raise FileError(f"{place}: nested too deeply; remove it") from error
 
 
 def _is_part(text: str, path: str, decoder: json.JSONDecoder) -> bool:
@@ -77,42 +107,29 @@ def _is_part(text: str, path: str, decoder: json.JSONDecoder) -> bool:
 
 
 def _parse(path: str, number: int, text: str, decoder: json.JSONDecoder) -> dict[str, Any]:
-    try:
+    with _as_file_error(path, number):
         row = decoder.decode(text)
-    except json.JSONDecodeError as error:
-        reason = f"not JSON ({error.msg} in column {error.colno})"
-        raise FileError(f"{path}, line {number}: {reason}; mend or remove it") from error
-    except _TwinFields as error:
-        raise FileError(f"{path}: cannot be read: line {number} has the field '{error}' twice; remove one") from error
-    except RecursionError as error:
-        raise FileError(f"{path}, line {number}: nested too deeply; remove it") from error
     if not isinstance(row, dict):
         raise FileError(f"{path}, line {number}: no object, '{{...}}'; mend or remove it")
     return row
 
 
 def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -> Rows:
+    """The objects in values, one after the other, that extend over several lines; `number` is their first line."""
     place = 0
-    try:
-        while place < len(text):
+    while place < len(text):
+        with _as_file_error(path):
             value, end = decoder.raw_decode(text, place)
-            items = value if isinstance(value, list) else [value]
-            for item in items:
-                row = {"text": item} if isinstance(item, str) else item
-                if not isinstance(row, dict):
-                    raise FileError(f"{path}, line {number}: no objects, '{{...}}'; mend or remove it")
-                yield number, row
-            rest = text[end:]
-            skipped = len(rest) - len(rest.lstrip())
-            number += text.count("\n", place, end + skipped)
-            place = end + skipped
-    except json.JSONDecodeError as error:
-        reason = f"not JSON ({error.msg} in line {error.lineno}, column {error.colno})"
-        raise FileError(f"{path}: cannot be read: {reason}; it may be incomplete") from error
-    except _TwinFields as error:
-        raise FileError(f"{path}: cannot be read: an object has the field '{error}' twice; remove one") from error
-    except RecursionError as error:
-        raise FileError(f"{path}: nested too deeply") from error
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            row = {"text": item} if isinstance(item, str) else item
+            if not isinstance(row, dict):
+                raise FileError(f"{path}, line {number}: no objects, '{{...}}'; mend or remove it")
+            yield number, row
+        rest = text[end:]
+        skipped = len(rest) - len(rest.lstrip())
+        number += text.count("\n", place, end + skipped)
+        place = end + skipped
 
 
 # ---- tables of text -------------------------------------------------------------------------------------------------
