@@ -1,7 +1,7 @@
 """Random draws that are a pure function of (seed, epoch, text).
 
-They come from a counter-based hash instead of a running generator, so that neither workers, ranks, batch-mates nor a
-resume can change a mask, a view or a window.
+They come from a counter-based hash instead of a running generator, so that a mask, a view or a window depends neither
+on workers and processes, nor on the rest of the batch, nor on resuming.
 """
 
 import zlib
@@ -14,7 +14,7 @@ _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 _PURPOSE = np.uint64(0x0D6E8FEB86659FD9)
 _MASK_NUMBER = np.uint64(0xD1342543DE82EF95)
 
-# Added to a key by exclusive or, these make draws for one purpose independent of those for another.
+# XORed into a key, these make draws for one purpose independent of those for another.
 FOR_STRATEGY = np.uint64(1) * _PURPOSE
 FOR_CONTEXT = np.uint64(2) * _PURPOSE
 FOR_CUT = np.uint64(3) * _PURPOSE
@@ -26,7 +26,7 @@ FOR_WINDOW = np.uint64(6) * _PURPOSE
 def counter_uniforms(keys: np.ndarray, count: int) -> np.ndarray:
     """Uniform draws in [0, 1) that depend on nothing but the key and the column.
 
-    The hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014) on key + column · golden ratio.
+    The hash is the finalizer of SplitMix64 (Steele, Lea and Flood 2014) of key + column · golden ratio.
 
     Args:
         keys: (R,) uint64.
@@ -53,7 +53,7 @@ def mask_keys(
     seed: int,
     epochs: int | Sequence[int],
 ) -> np.ndarray:
-    """One key per (text, mask), from the token ids themselves and the epoch that each text belongs to.
+    """One key for each mask of each text, from the seed, the epoch and the token ids of the text.
 
     Args:
         texts: B texts, each an array of token ids.
@@ -68,7 +68,7 @@ def mask_keys(
 
 
 def text_checksums(texts: Sequence[np.ndarray]) -> np.ndarray:
-    """Checksums of the token ids of texts, which tell them apart: (B,) uint64."""
+    """CRC-32 of the token ids of each text: (B,) uint64."""
     checksums = [zlib.crc32(ids.tobytes()) for ids in texts]
     return np.array(checksums, dtype=np.uint64)
 
@@ -79,7 +79,7 @@ def keys_of_checksums(
     seed: int,
     epochs: int | Sequence[int],
 ) -> np.ndarray:
-    """`mask_keys` of texts whose `text_checksums` (B,) are known."""
+    """As `mask_keys`, from the `text_checksums` (B,) of the texts: (B · M,) uint64."""
     seed_bits = _spread_bits(np.array([seed]), column=0)
     epoch_bits = _spread_bits(np.atleast_1d(epochs), column=1)
     text_bits = checksums << np.uint64(20)
@@ -91,7 +91,7 @@ def keys_of_checksums(
 
 
 def _spread_bits(integers: np.ndarray, column: int) -> np.ndarray:
-    """Small integers spread over 53 bits, in another way for each column: (N,) -> (N,) uint64."""
+    """Hashes integers to 53 bits, differently for each column: (N,) -> (N,) uint64."""
     keys = integers.astype(np.int64).astype(np.uint64)
     draws = counter_uniforms(keys, column + 1)[:, column]
     return (draws * 2.0**53).astype(np.uint64)

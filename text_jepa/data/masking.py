@@ -1,7 +1,8 @@
-"""What is hidden of a text: spans laid on its usable tokens, all but special tokens and padding.
+"""Samples what is hidden of a text: spans of its usable tokens, which are all but special tokens and padding.
 
-Everything works on whole arrays of shape (R, S) with R = texts × masks; there is no loop over tokens or rows. Words
-are hidden whole unless a strategy works on tokens. Draws are pure functions of keys, see `text_jepa.data.draws`.
+Everything works on whole arrays of shape (R, S) with R = texts × masks; there is no loop over tokens or rows. A *rank*
+is the place of a token among the usable tokens of its row. Draws are pure functions of keys, see
+`text_jepa.data.draws`.
 """
 
 from typing import NamedTuple
@@ -18,8 +19,8 @@ class Words(NamedTuple):
     Args:
         usable: (R, S) boolean, False for special tokens and padding.
         rank: (R, S) number of each usable token along its row, from 0.
-        first: (R, S) rank of the first token of its word.
-        counts: (R,) usable tokens.
+        first: (R, S) rank of the first token of the word that a token belongs to.
+        counts: (R,) number of usable tokens.
     """
 
     usable: np.ndarray
@@ -36,7 +37,7 @@ class Words(NamedTuple):
         return cls(usable, rank, first, usable.sum(axis=1))
 
     def sizes(self) -> np.ndarray:
-        """(R, S) tokens of the word that each usable token belongs to."""
+        """(R, S) length in tokens of the word that each usable token belongs to."""
         rows, width = self.first.shape
         offset = np.arange(rows) * width
         word = self.first + offset[:, None]
@@ -44,16 +45,16 @@ class Words(NamedTuple):
         return sizes[word]
 
     def drawn_place(self, uniforms: np.ndarray) -> np.ndarray:
-        """(R, S) rank of a token of each token's word, drawn by its place in the word with uniforms (R, 1)."""
+        """(R, S) rank of a token drawn from the word of each token, with one uniform (R, 1) for all words of a row."""
         return self.first + _draw_index(uniforms, self.sizes())
 
 
 class _Spans(NamedTuple):
-    """Disjoint spans in order on the usable tokens of rows; a length may be 0.
+    """Disjoint spans of the usable tokens of rows, from left to right.
 
     Args:
         starts: (R, K) rank of the first token.
-        lengths: (R, K) tokens.
+        lengths: (R, K) number of tokens, 0 where unused.
     """
 
     starts: np.ndarray
@@ -119,12 +120,12 @@ def sample_spans(
     """Hides spans of whole words, `ratio` of the usable tokens in expectation, every position equally often.
 
     The usable tokens of a row form a circle on which hidden spans and visible gaps alternate. Lengths of spans follow
-    the distribution, the visible rest is dealt to the gaps at random, and the circle is turned by a random angle: so
-    each token is hidden with the same probability, spans never overlap, and no place near the ends is special. A word
-    is hidden if its first token falls into a span, which keeps that probability for every word.
+    the distribution, the visible tokens are distributed over the gaps at random, and the circle is turned by a random
+    angle: each token is hidden with the same probability, spans never overlap, and places near the ends are not
+    special. A word is hidden if its first token falls into a span, which gives every word the same probability too.
 
-    A row never loses its last visible word: with fewer than two usable tokens nothing is hidden, and if all words
-    were hit, one of them stays. Nor does it go without a target: if spans hit no word, one is hidden.
+    At least one word stays visible: with fewer than two usable tokens nothing is hidden, and if spans hit all words,
+    one of them stays. And at least one word is hidden, even if spans hit none.
 
     Args:
         usable: (R, S) boolean, False for special tokens and padding.
@@ -142,12 +143,12 @@ def sample_spans(
     if most == 0:
         return np.full(usable.shape, -1)
     draws = counter_uniforms(keys, 3 + 2 * most)
-    # Lengths and gaps take turns, so that a draw's column does not depend on the longest text of the batch.
+    # Lengths and gaps alternate, so that the column of a draw does not depend on the longest text of the batch.
     length_draws = draws[:, 3::2]
     gap_draws = draws[:, 4::2]
     hidden = _tokens_to_hide(counts, ratio, draws[:, 0])
 
-    # Spans in drawing order until they hold that many tokens; the last one is cut.
+    # Spans in the order of their draws until they hold as many tokens as are hidden; the last one is cut.
     lengths = span_lengths(length_draws, distribution, mean_length, max_length)
     ends = np.minimum(np.cumsum(lengths, axis=1), hidden[:, None])
     lengths = np.diff(ends, axis=1, prepend=0)
@@ -167,7 +168,7 @@ def _gaps_up_to(
     uniforms: np.ndarray,
     visible: np.ndarray,
 ) -> np.ndarray:
-    """(R, K) visible tokens before the gap behind each span ends, of `visible` (R,) dealt to the gaps at random."""
+    """Distributes `visible` (R,) tokens over the gaps behind the spans at random: (R, K), summed up to each gap."""
     exponentials = np.where(lengths > 0, -np.log1p(-uniforms), 0.0)
     shares = np.cumsum(exponentials, axis=1)
     smallest = np.finfo(np.float64).tiny
@@ -183,15 +184,15 @@ def sample_blocks(
     ratio: np.ndarray,
     strategy: MaskStrategy,
 ) -> np.ndarray:
-    """Hides by every kind of strategy but spans of a ratio: few spans that begin and end within the text.
+    """Hides the spans of all other strategies: a few, which begin and end within the text.
 
-    Tokens near the ends of a text are hidden less often than those in the middle. A word is hidden if a token of it,
-    drawn once for all words of the row by its place in the word, falls into a span: shares are right in expectation.
+    Tokens near the ends of a text are hidden less often than those in the middle. A word is hidden if a token drawn
+    from it falls into a span, see `Words.drawn_place`, so that shares are right in expectation.
 
     Args:
         usable, word_starts, keys: See `sample_spans`.
         ratio: (R, N) shares; N is `num_spans` for `"blocks"`, else 1.
-        strategy: Its kind and numbers; `ratio` and `whole_words` are taken from the other arguments.
+        strategy: The strategy, except for its `ratio` and `whole_words`, which the arguments above replace.
 
     Returns:
         (R, S) integers: see `sample_spans`.
@@ -230,7 +231,7 @@ def _spans_around_block(
     hidden: np.ndarray,
     uniforms: np.ndarray,
 ) -> _Spans:
-    """The spans before and behind a visible block, which begins anywhere: (R,) -> (R, 2)."""
+    """The spans before and behind a visible block at a random place: (R,) -> (R, 2)."""
     front = _draw_index(uniforms, hidden + 1)
     back = hidden - front
     starts = np.stack([np.zeros_like(front), counts - back], axis=1)
@@ -243,7 +244,7 @@ def _scatter_spans(
     most: np.ndarray,
     uniforms: np.ndarray,
 ) -> _Spans:
-    """Spans of the wanted lengths (R, K) at random places, shortened alike where they exceed `most` (R,) together."""
+    """Spans of the wanted lengths (R, K) at random places, scaled down where they exceed `most` (R,) together."""
     ends = np.cumsum(wanted, axis=1)
     total = np.maximum(ends[:, -1], 1)
     scale = np.minimum(most, total) / total
@@ -283,7 +284,7 @@ def context_block(
     free = usable & ~hidden
     visible = free & lies_in(place, start, length)
 
-    # In a block of targets only, a visible word of the text stays instead.
+    # A block in which all tokens are targets is replaced by one visible word from anywhere in the text.
     emptied = ~visible.any(axis=1)
     number = np.cumsum(free, axis=1) - 1
     chosen = np.floor(draws[:, 3] * free.sum(axis=1))
@@ -294,7 +295,7 @@ def context_block(
 
 
 def _most_hidden(counts: np.ndarray, ratio: float | np.ndarray) -> int:
-    """Bound of the number of tokens that any row hides; 0 if none hides any."""
+    """An upper bound of the number of tokens that a row hides; 0 if no row hides any."""
     longest = int(counts.max(initial=0))
     if longest < 2 or not np.any(ratio):
         return 0
@@ -306,19 +307,19 @@ def _tokens_to_hide(
     ratio: float | np.ndarray,
     uniforms: np.ndarray,
 ) -> np.ndarray:
-    # Rounding at random keeps the ratio exact in expectation.
+    # Random rounding makes the ratio exact in expectation.
     hidden = np.floor(ratio * counts + uniforms).astype(np.int64)
     hidden = np.clip(hidden, 0, counts - 1)
     return np.where(counts < 2, 0, hidden)
 
 
 def _draw_index(uniforms: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Integers below `counts`, all equally likely, from draws in [0, 1): of the shape of both."""
+    """Uniform integers below `counts`, from uniforms in [0, 1) of a shape that broadcasts with it."""
     return np.floor(uniforms * counts).astype(np.int64)
 
 
 def lies_in(place: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """(R, S) boolean: whether a place (R, S) lies in the run of its row, given by start (R,) and length (R,)."""
+    """(R, S) boolean, whether a place (R, S) lies in the run of its row, which has a start and a length (R,)."""
     end = start + length
     return (place >= start[:, None]) & (place < end[:, None])
 
@@ -330,14 +331,14 @@ def _hide_words(
     kept: np.ndarray,
     taken: np.ndarray,
 ) -> np.ndarray:
-    """Hides each word whose place lies in a span, and numbers the spans that remain along the row.
+    """Hides each word whose place lies in a span, and numbers the hidden spans along the row.
 
     Args:
         words: The usable tokens.
-        places: (R, S) rank that decides about each token, the same for all tokens of a word.
-        spans: What to hide.
-        kept: (R,) rank of a token whose word stays where all words are hit.
-        taken: (R,) rank of a token whose word is hidden where there are spans, but no word is hit.
+        places: (R, S) rank that decides whether a token is hidden, the same for all tokens of a word.
+        spans: The spans.
+        kept: (R,) rank of a token whose word stays visible if spans hit all words.
+        taken: (R,) rank of a token whose word is hidden if there are spans, but they hit no word.
 
     Returns:
         (R, S) integers: see `sample_spans`.
@@ -345,7 +346,7 @@ def _hide_words(
     found = np.take_along_axis(_span_at_rank(words.counts, spans), places, axis=1)
     span = np.where(words.usable, found, -1)
 
-    # Before the last word is kept, for in a text of one word nothing is hidden.
+    # First, so that `kept` has the last word: in a text of one word nothing is hidden.
     has_spans = spans.lengths.sum(axis=1) > 0
     missed = has_spans & (span < 0).all(axis=1)
     if missed.any():
@@ -353,7 +354,7 @@ def _hide_words(
     emptied = (span >= 0).sum(axis=1) == words.counts
     if emptied.any():
         span = np.where(emptied[:, None] & _word_of(words, kept), -1, span)
-    # Turning a circle may have split a span at the ends, and rounding to words have removed one.
+    # Turning the circle may have split a span at the ends of the row, and whole words may have removed one.
     return number_spans(span)
 
 
@@ -365,8 +366,8 @@ def _word_of(words: Words, rank: np.ndarray) -> np.ndarray:
 
 
 def _span_at_rank(counts: np.ndarray, spans: _Spans) -> np.ndarray:
-    """(R, max(counts) + 1) the span that covers each rank, -1 where none does."""
-    # An even mark at each start, the odd one that follows behind each end: the last mark before a rank decides.
+    """(R, max(counts) + 1) an even number of the span that covers each rank, -1 where none does."""
+    # An even mark at each start, an odd one behind each end: a rank is in a span if the last mark before it is even.
     rows = len(spans.lengths)
     width = int(counts.max()) + 1
     marks = np.zeros((rows, width), np.int64)
@@ -381,7 +382,7 @@ def _span_at_rank(counts: np.ndarray, spans: _Spans) -> np.ndarray:
 
 
 def number_spans(span: np.ndarray) -> np.ndarray:
-    """Numbers runs of equal spans from left to right; -1 stays: (R, S) -> (R, S)."""
+    """Numbers runs of the same span from left to right, and leaves -1 as it is: (R, S) -> (R, S)."""
     before = np.full_like(span, -1)
     before[:, 1:] = span[:, :-1]
     is_hidden = span >= 0
@@ -396,17 +397,17 @@ def split_words(
     may_start: np.ndarray,
     longest: int,
 ) -> np.ndarray:
-    """Splits words of more than `longest` tokens, and the only word of a text, of which nothing could be hidden.
+    """Splits words of more than `longest` tokens, and a word that is a whole text, which could not be hidden.
 
-    Such words are none: DNA, base64, clauses of a script without blanks.
+    These are no words of a language: DNA, base64, clauses in a script without spaces.
 
     Args:
         usable, word_starts: See `sample_spans`.
-        may_start: (R, S) boolean, False for tokens that never begin a word, such as the rest of a character.
-        longest: Most tokens of a word.
+        may_start: (R, S) boolean, False for tokens that never begin a word, such as later bytes of a character.
+        longest: Largest number of tokens of a word.
 
     Returns:
-        (R, S) boolean, where a token begins a word.
+        (R, S) boolean, True where a token begins a word.
     """
     words = Words.of(usable, word_starts)
     sizes = words.sizes()

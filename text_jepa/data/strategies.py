@@ -1,4 +1,4 @@
-"""What a user says about masks and views: strategies, and the shares of a text that they hide or keep."""
+"""Mask strategies and views as a user configures them, and the shares of a text that they hide or keep."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ SpanLengthDistribution = Literal["fixed", "uniform", "geometric", "poisson"]
 MaskKind = Literal["spans", "suffix", "keep_block", "blocks"]
 View = Literal["rest", "neighbour", "same", "crop", "crop_both", "deletion", "column", "next_sentence"]
 
-# Views for which an example is a window of a whole document.
+# Views of documents: an example is a window of one.
 DOCUMENT_VIEWS = ("rest", "neighbour")
 
 # Views for which every example brings a second text.
@@ -27,24 +27,24 @@ class MaskStrategy:
 
     `kind` is one of:
 
-    - `"spans"`: spans whose lengths follow a distribution hide a share of the text, all positions equally often
-      (random tokens are spans of the fixed length 1 without whole words). With `num_spans`: that number of spans of
-      `min_span_length` to `max_span_length` tokens, shortened where they would hide more than `ratio` together.
-    - `"suffix"`: the last share (UL2's S-denoiser, arXiv 2205.05131).
-    - `"keep_block"`: all but one block (the inverse block masks of data2vec 2.0, arXiv 2212.07525).
-    - `"blocks"`: `num_spans` disjoint blocks of the share `ratio` each (I-JEPA's targets, arXiv 2301.08243).
+    - `"spans"`: hides spans whose lengths follow a distribution, `ratio` of the text in all, every position equally
+      often (single random tokens are spans of the fixed length 1 without whole words). With `num_spans`: that number
+      of spans of `min_span_length` to `max_span_length` tokens, shortened if they would hide more than `ratio`.
+    - `"suffix"`: hides the end of the text (UL2's S-denoiser, arXiv 2205.05131).
+    - `"keep_block"`: hides all but one block (the inverse block masks of data2vec 2.0, arXiv 2212.07525).
+    - `"blocks"`: hides `num_spans` disjoint blocks, each of the share `ratio` (I-JEPA's targets, arXiv 2301.08243).
 
     Args:
         kind: See above.
-        ratio: Share of the usable tokens to hide, at least 0 and below 1: a number; an interval `(low, high)`, drawn
-            from for every mask (`"blocks"`: for every block); or `{"start": a, "end": b, "steps": n}`, which moves
-            from a to b in n optimizer steps and stays there.
+        ratio: Share of the usable tokens to hide, at least 0 and below 1: a number; an interval `(low, high)` from
+            which a share is drawn for every mask (`"blocks"`: for every block); or a schedule
+            `{"start": a, "end": b, "steps": n}`, linear from a to b in n optimizer steps and constant afterwards.
         span_length_distribution, mean_span_length, max_span_length: See `span_lengths`.
         min_span_length: With `num_spans`: shortest span in tokens; lengths are uniform up to `max_span_length`.
         num_spans: Number of spans or blocks.
-        context_ratio: Share of the text, above 0, of the block in which the visible tokens lie: a number or an
-            interval (I-JEPA's context). Default: all that is not hidden is visible.
-        whole_words: Hide whole words; otherwise single tokens count as words.
+        context_ratio: Length of the block that visible tokens are restricted to, as a share of the text above 0: a
+            number or an interval (I-JEPA's context). Default: all that is not hidden is visible.
+        whole_words: Whether to hide whole words; otherwise every token counts as a word.
         weight: How often the strategy is drawn, relative to the weights of the others.
         name: For logs and errors. Default: the kind.
 
@@ -162,12 +162,12 @@ class ViewStrategy:
 
     `kind` is one of:
 
-    - `"rest"`: all of the document that lies outside of the window, see `cut_windows`.
-    - `"neighbour"`: the window that follows in the document; for the last one the window before it.
+    - `"rest"`: all of the document outside of the window, see `cut_windows`.
+    - `"neighbour"`: the next window of the document; for the last one, the window before it.
     - `"same"`: the text itself.
-    - `"crop"`: a run of its words. `"crop_both"`: two runs, of which one becomes the text itself.
+    - `"crop"`: a run of its words. `"crop_both"`: two runs, one of which replaces the text.
     - `"deletion"`: the text without some of its words (TSDAE, arXiv 2104.06979).
-    - `"column"`, `"next_sentence"`: what the example brings as `view_input_ids`.
+    - `"column"`, `"next_sentence"`: `view_input_ids` of the example.
 
     Args:
         kind: See above.
@@ -214,7 +214,7 @@ class ViewStrategy:
 
 
 def check_share(name: str, share: Share) -> None:
-    """Raises ValueError, which names the argument, unless a share of this size may be hidden: 0 ≤ share < 1."""
+    """Raises ValueError, with the name of the argument, unless such a share may be hidden: 0 ≤ share < 1."""
     if isinstance(share, Mapping):
         if set(share) != {"start", "end", "steps"}:
             raise ValueError(f"{name}: a schedule has start, end and steps, got {', '.join(map(str, share))}")
@@ -230,7 +230,7 @@ def check_share(name: str, share: Share) -> None:
 
 
 def check_visible_share(name: str, share: float | Sequence[float]) -> None:
-    """Raises ValueError, which names the argument, unless a share of this size may be left visible: 0 < share ≤ 1."""
+    """Raises ValueError, with the name of the argument, unless such a share may stay visible: 0 < share ≤ 1."""
     for bound in _bounds(name, share):
         if not isinstance(bound, (int, float)) or not 0 < bound <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {bound}")

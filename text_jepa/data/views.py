@@ -1,6 +1,6 @@
-"""The second text of each: windows of a document and what they have to predict, and views with fewer words.
+"""Makes views, the second text of an example: the rest or another window of its document, or fewer of its words.
 
-Shapes: B texts or documents, S tokens.
+Shapes: B texts or documents, S tokens of a padded text; functions of single words call the rows of texts R.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from text_jepa.data.windows import count_windows, cut_windows
 
 
 class DocumentCutter:
-    """Cuts documents into windows, and for each window what it has to predict: the rest, or the window beside it.
+    """Cuts windows and their views out of documents: the rest of the document, or the neighbouring window.
 
     Args:
-        tokenizer: Tells the special tokens around a text.
+        tokenizer: The tokenizer, for the special tokens around a text.
         view: A view of documents.
         seed: Seed of the borders.
     """
@@ -50,13 +50,16 @@ class DocumentCutter:
         checksums: np.ndarray,
         epochs: Sequence[int],
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The windows, and what each has to predict, with special tokens.
+        """Cuts one window out of each document.
 
         Args:
             documents: Token ids of B documents, without special tokens.
-            numbers: The number of the window of each that is asked for.
+            numbers: The number of the window of each document, from 0.
             checksums: (B,), see `text_checksums`.
-            epochs: The epoch of each.
+            epochs: The epoch of each document.
+
+        Returns:
+            Token ids of the B windows and of their views, with special tokens.
         """
         lengths = np.array([len(ids) for ids in documents])
         counts = count_windows(lengths, self._room)
@@ -86,16 +89,16 @@ def choose_words(
     word_starts: np.ndarray,
     keys: np.ndarray,
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Which tokens of padded texts stay, of words that may be taken out; all others stay.
+    """Chooses the words of padded texts that stay in a view with fewer words.
 
     Args:
         view: `deletion`, `crop` or `crop_both`.
-        usable: (B, S) boolean, tokens of words.
+        usable: (B, S) boolean, tokens of words; all others stay.
         word_starts: (B, S) boolean, tokens that begin a word.
         keys: (B,) uint64.
 
     Returns:
-        (B, S) boolean twice: tokens of the text, `None` if it stays whole, and tokens of its view.
+        (B, S) boolean, tokens that stay in the text, or `None` if all do; (B, S) boolean, those that stay in its view.
     """
     choose = delete_words if view.kind == "deletion" else crop_words
     of_view = choose(usable, word_starts, keys ^ FOR_VIEW, view.ratio)
@@ -110,7 +113,7 @@ def crop_words(
     keys: np.ndarray,
     share: Share,
 ) -> np.ndarray:
-    """Keeps a run of whole words, at least one, that begins anywhere, and all that is not usable.
+    """Keeps a run of whole words at a random place, at least one word, and all tokens that are not usable.
 
     Args:
         usable, word_starts, keys: See `sample_spans`.
@@ -132,7 +135,7 @@ def delete_words(
     keys: np.ndarray,
     share: Share,
 ) -> np.ndarray:
-    """Keeps words at random, at least one, in their order (TSDAE, arXiv 2104.06979); arguments as of `crop_words`."""
+    """Keeps random words, at least one, in their order (TSDAE, arXiv 2104.06979); arguments as for `crop_words`."""
     word, words = _number_words(usable, word_starts)
     starts_of_row = (usable & word_starts).sum(axis=1)
     most = int(starts_of_row.max(initial=0)) + 1  # the first usable token begins a word too
@@ -147,7 +150,7 @@ def delete_words(
 
 
 def _number_words(usable: np.ndarray, word_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(R, S) number of each usable token's word, from 0, and (R,) words of each row."""
+    """(R, S) number of the word of each usable token, from 0, and (R,) number of words in each row."""
     words = Words.of(usable, word_starts)
     begins = usable & (words.rank == words.first)
     number = np.cumsum(begins, axis=1) - 1
@@ -159,7 +162,7 @@ def _words_to_keep(
     share: Share,
     draws: np.ndarray,
 ) -> np.ndarray:
-    """(R,) words that stay, at least one, by the first two draws."""
+    """(R,) number of words that stay, at least one, by the first two columns of the draws."""
     shares = draw_share(share, draws[:, 0], np.zeros(1))
     kept = np.floor(shares * words + draws[:, 1])
     return np.clip(kept, 1, np.maximum(words, 1))
@@ -176,7 +179,7 @@ def _split_at(
     borders: np.ndarray,
     number: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What lies before a window of a document, the window, and what lies behind it."""
+    """The tokens before a window of a document, those of the window, and those behind it."""
     start = borders[number]
     end = borders[number + 1]
     return document[:start], document[start:end], document[end:]

@@ -6,7 +6,9 @@ from text_jepa.data.draws import counter_uniforms
 
 
 def count_windows(lengths: np.ndarray, room: int) -> np.ndarray:
-    """Windows of documents, of at most two thirds of the room on average; at least two, so that each has a rest.
+    """Number of windows of each document: their mean length is at most two thirds of the longest window.
+
+    There are at least two, so that the rest of the document is never empty.
 
     Args:
         lengths: (N,) tokens of each document, at least 2.
@@ -27,9 +29,8 @@ def cut_windows(
 ) -> np.ndarray:
     """Cuts each document into its windows; every token is in exactly one.
 
-    The windows are equally long but for their borders, each of which is moved at random by up to a quarter of a
-    window in either direction: so a window has half to one and a half times the mean length, and another epoch, with
-    another key, has other windows.
+    Each border of equally long windows is moved at random by up to a quarter of a window in either direction, so a
+    window has half to one and a half times the mean length. Keys, and with them windows, differ between epochs.
 
     Args:
         lengths: (N,) tokens of each document, at least 2.
@@ -37,7 +38,7 @@ def cut_windows(
         keys: (N,) uint64, one for each document and epoch.
 
     Returns:
-        (N, max(counts) + 1) borders, strictly increasing from 0 to the length, which is repeated behind the last one.
+        (N, max(counts) + 1) borders, strictly increasing from 0 to the length, which fills the columns after it.
     """
     lengths = np.asarray(lengths)[:, None]
     counts = np.asarray(counts)[:, None]
@@ -45,7 +46,7 @@ def cut_windows(
     shift = (counter_uniforms(keys, len(number)) - 0.5) / 2
     borders = lengths * (number + shift) / counts
     borders = np.floor(borders).astype(np.int64)
-    # In a document of few tokens borders may fall together, or on an end.
+    # In a short document borders may coincide, or fall on an end.
     last_place = lengths - counts + number
     borders = np.clip(borders, number, last_place)
     borders[:, 0] = 0
