@@ -16,13 +16,13 @@ from text_jepa.probe.documents import (
     LABEL,
     REST,
     TITLE,
-    WordCounting,
     compare_on_documents,
     cut_passages,
     load_documents,
     ranks_of_own,
     summarize,
 )
+from text_jepa.probe.word_counting import WordCounting
 
 
 def numbered(words, name=""):

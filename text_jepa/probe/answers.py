@@ -14,7 +14,7 @@ from text_jepa.cli import UsageError
 from text_jepa.embeddings import Encoder
 from text_jepa.probe import controls, predictors
 from text_jepa.probe.arguments import ProbeArguments
-from text_jepa.probe.documents import TRAINING_TEXTS, WordCounting
+from text_jepa.probe.documents import TRAINING_TEXTS
 from text_jepa.probe.finetuning import finetune
 from text_jepa.probe.questions import (
     ATTENTIVE_ROWS,
@@ -39,6 +39,7 @@ from text_jepa.probe.systems import (
     with_random_weights,
 )
 from text_jepa.probe.tasks import Task
+from text_jepa.probe.word_counting import WordCounting
 
 
 class Answer(NamedTuple):

@@ -1,15 +1,14 @@
-"""Scores on one's own texts, without labels: does a passage find the rest of its document?
+"""Scores on documents of your own, without labels: does a passage find the rest of its document?
 
-Every system is asked three questions about the same documents. Which of all passages belongs to the document of this
-one? Which text belongs to this title, if there are titles? And which label does a document have, by its nearest
-neighbours, if there are labels? Beside the encoders stands what people use without one: TF-IDF and BM25.
+Encoders, TF-IDF and BM25 answer the same questions. Which of all passages is from the document of this one? If there
+are titles, which text does this title belong to? And if there are labels, which label does a document have, by its
+nearest neighbours?
 
 Shapes: N documents, P pairs of passages, Q queries, A candidates, D features, W words.
 """
 
 import copy
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from scipy import sparse
-from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
 from text_jepa.cli import UsageError
@@ -28,9 +26,11 @@ from text_jepa.embeddings import Encoder, centre, embed_texts
 from text_jepa.probe.bootstrap import Score, score_answers
 from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.predictors import knn_predict
+from text_jepa.probe.word_counting import WordCounting, evenly
 
 
-# Held-out documents that select how a run is merged and that it is compared on, and those whose words it counts.
+# The most held-out documents that the weights of a run are selected and compared on, and the most training documents
+# that word counting is fitted on.
 HELD_OUT_DOCUMENTS = 4_000
 TRAINING_DOCUMENTS = 20_000
 
@@ -42,7 +42,7 @@ LABEL = "label by neighbours"
 # Metrics of a search, the leading one first.
 SEARCH_METRICS = ("r@10", "r@1", "mrr")
 
-# Names of searches and labels among the modes of a probe.
+# The modes of searches and of labels, as tables name them.
 _SEARCH_MODE = "cosine raw"
 _LABEL_MODE = "knn"
 
@@ -50,10 +50,10 @@ _LABEL_MODE = "knn"
 TRAINING_TEXTS = "training texts"
 SCORED_TEXTS = "scored texts"
 
-# The encoder before a run, with the mean of its vectors subtracted: what costs nothing.
+# The encoder before a run with the mean of its vectors subtracted: a gain that needs no training.
 CENTRED = "before, centred"
 
-# Numbers of features that vectors may be cut to, see `variants_of`.
+# Widths that vectors may be cut to, see `variants_of`.
 SIZES = (64, 128, 256)
 _SIZE_OF = {f"first {size} features": size for size in SIZES}
 
@@ -70,17 +70,7 @@ MAX_QUERIES = 2_000
 # Among fewer candidates anything is among the first ten.
 MIN_QUERIES = 20
 
-# Enough texts for word frequencies; more of them only cost time.
-_FITTED_TEXTS = 50_000
-_FITTED_CHARACTERS = 40_000_000
-
-_WORD = r"\b\w+\b"
-
-# The usual constants of BM25 (Robertson and Zaragoza, 2009).
-_K1 = 1.5
-_B = 0.75
-
-# Scores of a collapsed encoder differ by rounding errors; equal ones count against the system.
+# Scores are rounded before they are ranked, for those of a collapsed encoder differ by rounding errors alone.
 _DECIMALS = 6
 
 Answers = dict[tuple[str, str, str, str], np.ndarray]
@@ -159,7 +149,7 @@ def _is_missing(value: str | None) -> bool:
 
 
 class Passages(NamedTuple):
-    """P pairs of passages: query, the answer that it has to find, and the number (P,) of the document of both."""
+    """P pairs of passages of a document: a query, and the answer it has to find; and the document's number (P,)."""
 
     queries: list[str]
     answers: list[str]
@@ -205,118 +195,22 @@ def cut_passages(documents: Sequence[str], limit: int = MAX_QUERIES) -> Passages
 
 
 def _share_out(room: np.ndarray, limit: int) -> np.ndarray:
-    """Number of pairs of each document: one more in each round, until there are `limit` pairs or no room is left."""
+    """Number of pairs (N,) of each document: one more in each round, up to its `room` (N,), `limit` pairs in all."""
     pairs = np.zeros(len(room), np.int64)
     while pairs.sum() < limit and (pairs < room).any():
         has_room = np.flatnonzero(pairs < room)
         missing = limit - pairs.sum()
-        pairs[_evenly(has_room, missing)] += 1
+        pairs[evenly(has_room, missing)] += 1
     return pairs
-
-
-def _evenly(items: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the items, evenly spaced."""
-    if len(items) <= count:
-        return items
-    places = np.arange(count) * len(items) // count
-    return items[places]
-
-
-# ---- word counting --------------------------------------------------------------------------------------------------
-
-
-class WordCounting:
-    """TF-IDF and BM25, with the vocabulary and the document frequencies of the texts they are fitted on.
-
-    Words are runs of letters and digits of any length, in lower case. Words that the fitted texts do not contain are
-    ignored.
-
-    Args:
-        texts: Texts to fit on. At most 50,000 of them and 40 million characters are counted, evenly spaced.
-
-    Raises:
-        UsageError: They contain no word.
-    """
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        characters = sum(len(text) for text in texts)
-        share = min(1, _FITTED_CHARACTERS / max(characters, 1))
-        affordable = int(len(texts) * share) or 1
-        count = min(_FITTED_TEXTS, affordable)
-        rows = _evenly(np.arange(len(texts)), count)
-        words_of = CountVectorizer(token_pattern=_WORD).build_analyzer()
-        frequency = Counter()
-        for row in rows:
-            frequency.update(set(words_of(texts[row])))
-        if not frequency:
-            raise UsageError("the texts to fit TF-IDF and BM25 on hold no word; name other texts")
-        vocabulary = sorted(frequency)
-        self.documents = len(rows)
-        self.frequencies = np.array([frequency[word] for word in vocabulary])
-        self._counter = CountVectorizer(token_pattern=_WORD, vocabulary=vocabulary)
-
-    def tfidf(self, texts: Sequence[str]) -> sparse.csr_array:
-        """Vectors (N, W) of unit length: 1 + ln(count), times scikit-learn's smooth inverse document frequency."""
-        counts = self._counts(texts)
-        counts.data = 1 + np.log(counts.data)
-        smoothed = (1 + self.documents) / (1 + self.frequencies)
-        inverse = np.log(smoothed) + 1
-        return normalize(counts * inverse)
-
-    def tfidf_of_pairs(self, left: Sequence[str], right: Sequence[str]) -> np.ndarray:
-        """Cosines (N,) of the TF-IDF of N pairs of texts."""
-        return _row_products(self.tfidf(left), self.tfidf(right))
-
-    def bm25(self, queries: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
-        """Scores (Q, A) of the candidates for each query, with the inverse document frequency of Lucene.
-
-        Lengths are relative to the mean length of the candidates.
-        """
-        weights = self._bm25_weights(candidates)
-        scores = self._counts(queries) @ weights.T
-        return scores.toarray()
-
-    def bm25_of_pairs(self, queries: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
-        """Scores (N,) of N candidates, each for its own query; otherwise as `bm25`."""
-        return _row_products(self._counts(queries), self._bm25_weights(candidates))
-
-    def _bm25_weights(self, candidates: Sequence[str]) -> sparse.csr_array:
-        """What one occurrence of each word in a query is worth to each candidate: (A, W)."""
-        counts = self._counts(candidates)
-        lengths = counts.sum(axis=1)
-        relative = lengths / max(lengths.mean(), 1)
-        words_of_candidate = np.diff(counts.indptr)
-        candidate_of = np.repeat(np.arange(len(candidates)), words_of_candidate)
-        saturation = _K1 * (1 - _B + _B * relative[candidate_of])
-        counts.data = counts.data * (_K1 + 1) / (counts.data + saturation)
-        without_word = self.documents - self.frequencies
-        inverse = np.log(1 + (without_word + 0.5) / (self.frequencies + 0.5))
-        return counts * inverse
-
-    def _counts(self, texts: Sequence[str]) -> sparse.csr_array:
-        counts = self._counter.transform(texts)
-        return sparse.csr_array(counts, dtype=np.float64)
-
-
-def _row_products(left: sparse.csr_array, right: sparse.csr_array) -> np.ndarray:
-    """Inner products (N,) of the rows of two matrices (N, W)."""
-    return (left * right).sum(axis=1)
-
-
-def _with_equal_products(vectors: sparse.csr_array) -> np.ndarray:
-    """Dense rows (N, N) whose inner products are those of sparse rows (N, W), for functions of dense vectors."""
-    products = (vectors @ vectors.T).toarray()
-    values, directions = np.linalg.eigh(products)
-    return directions * np.sqrt(values.clip(min=0))
 
 
 # ---- searches and labels --------------------------------------------------------------------------------------------
 
 
 class Search(NamedTuple):
-    """Q queries and Q candidates; each query has to find its own candidate, the one in the same place.
+    """Q queries and Q candidates; each query has to find its own candidate, the one of the same number.
 
-    Other candidates of the query's group (Q,) count neither as hits nor as misses: they are removed from its ranking.
+    The other candidates of its group (Q,) are neither right nor wrong, and are removed from its ranking.
     """
 
     queries: list[str]
@@ -325,7 +219,7 @@ class Search(NamedTuple):
 
 
 def ranks_of_own(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Rank of each query's own candidate; among equal scores it comes last.
+    """Rank of each query's own candidate, the last one among equal scores.
 
     Args:
         scores: (Q, Q) scores of the candidates for each query; its own is on the diagonal.
@@ -352,13 +246,20 @@ def _search_values(scores: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarr
 
 
 def _predict_by_neighbours(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Labels (N,) by the ten nearest documents of the other half; the halves are always the same."""
+    """Labels (N,) by the ten nearest documents of the other half of all, which are always split in the same way."""
     order = np.random.default_rng(0).permutation(len(labels))
     first, second = np.array_split(order, 2)
     predictions = np.empty_like(labels)
     for asked, fitted in ((first, second), (second, first)):
         predictions[asked] = knn_predict(vectors[fitted], labels[fitted], vectors[asked])
     return predictions
+
+
+def _with_equal_products(vectors: sparse.csr_array) -> np.ndarray:
+    """Dense rows (N, N) whose inner products are those of sparse rows (N, W), for functions of dense vectors."""
+    products = (vectors @ vectors.T).toarray()
+    values, directions = np.linalg.eigh(products)
+    return directions * np.sqrt(values.clip(min=0))
 
 
 # ---- comparing ------------------------------------------------------------------------------------------------------
@@ -369,12 +270,12 @@ class DocumentScores:
     """Scores of systems on documents.
 
     Args:
-        scores: All scores, those of the first system leading, with its lead over each other one.
-        answers: Values of the metric by query, or predicted labels, with a single row each.
-        gold: Labels (N,) by task.
-        notes: What was done to the data, one line each.
+        scores: Scores of all systems, the one in question first, with its lead over each of the others.
+        answers: Values of the metric by query, or predicted labels: (1, Q) or (1, N).
+        gold: True labels (N,) by task.
+        notes: What was left out of the data, one line each.
         documents: Number of documents that gave passages.
-        reference: The system that the first one is compared with beside word counting.
+        reference: The system that the one in question is compared with in `summarize`, in addition to word counting.
     """
 
     scores: list[Score]
@@ -398,16 +299,15 @@ def compare_on_documents(
     """Scores encoders, TF-IDF and BM25 on documents that need no labels.
 
     Args:
-        vectors_of: Functions that turn N texts into vectors (N, D), by the name of the system; the first one is in
-            question. Each is called once, with all texts.
+        vectors_of: Functions that turn N texts into vectors (N, D), by the name of their system; the first one is the
+            system in question. Each is called once, with all texts.
         documents: N texts, preferably unseen in training.
-        training_texts: Texts that TF-IDF and BM25 are fitted on. They are also fitted on the scored texts, or on
-            nothing else if there are no training texts.
-        titles: N titles: each has to find its text.
+        training_texts: Texts that TF-IDF and BM25 are fitted on, in addition to a fit on the scored texts.
+        titles: N titles, each of which has to find its text.
         labels: N classes, predicted by nearest neighbours.
         reference: The system that the first one is compared with in `summarize`.
         max_queries: Largest number of pairs of passages, titles and labels; fewer are faster and widen intervals.
-        variants: More systems, by name: the system whose vectors (N, D) they change, and the function that does.
+        variants: More systems by name: each is another one, and a function of its vectors (N, D).
 
     Returns:
         R@10, R@1 and MRR of the searches and the accuracy of labels, with intervals over 1,000 resamples of the
@@ -440,13 +340,13 @@ def compare_on_documents(
 
 
 class _Questions(NamedTuple):
-    """What every system is asked.
+    """The questions that every system answers.
 
     Args:
         searches: Searches by task.
         texts: N texts with titles or labels.
         labels: (N,) class numbers of the texts, if any.
-        notes: What was done to the data, one line each.
+        notes: What was left out of the data, one line each.
         passage_documents: Number of documents that gave passages.
     """
 
@@ -458,7 +358,7 @@ class _Questions(NamedTuple):
 
     @property
     def distinct_texts(self) -> list[str]:
-        """All texts that a system has to read."""
+        """All texts that a system has to embed, sorted."""
         distinct = set()
         for search in self.searches.values():
             distinct.update(search.queries)
@@ -477,7 +377,7 @@ def _make_questions(
     passages = cut_passages(documents, max_queries)
     searches = {REST: Search(passages.queries, passages.answers, passages.documents)}
     notes = []
-    rows = _evenly(np.arange(len(documents)), max_queries)
+    rows = evenly(np.arange(len(documents)), max_queries)
     texts = [documents[row] for row in rows]
     uses_rows = titles is not None or labels is not None
     if len(rows) < len(documents) and uses_rows:
@@ -526,7 +426,7 @@ def _answer_by_vectors(
     system: str,
     vectors: np.ndarray,
 ) -> Answers:
-    """Answers of a system that makes vectors, from those of the distinct texts."""
+    """Answers of a system from its vectors (N, D) of the distinct texts."""
     texts = questions.distinct_texts
     if not texts:
         return {}
@@ -586,12 +486,12 @@ def _label_answers(
 
 
 def variants_of(name: str, name_before: str | None, width: int) -> dict[str, tuple]:
-    """Variants for `compare_on_documents`: vectors cut to their first features, and those of before, centred.
+    """Variants for `compare_on_documents`: vectors cut to their first features, and centred ones of the start.
 
     Args:
         name: The system in question.
-        name_before: The encoder before, if there was one.
-        width: Features of its vectors.
+        name_before: The encoder that training started from, if any.
+        width: D of its vectors.
     """
     variants = {}
     if name_before is not None:
@@ -600,6 +500,45 @@ def variants_of(name: str, name_before: str | None, width: int) -> dict[str, tup
         if size < width:
             variants[shorter] = (name, lambda vectors, size=size: vectors[:, :size])
     return variants
+
+
+# ---- selecting weights ----------------------------------------------------------------------------------------------
+
+
+def score_on_documents(
+    encoder: Encoder,
+    documents: Sequence[str],
+    limit: int = MAX_QUERIES,
+) -> Callable[[Mapping[str, torch.Tensor]], np.ndarray]:
+    """Makes the function by which `choose_share` scores weights: how well passages find the rest of their documents.
+
+    Args:
+        encoder: The encoder that the weights are loaded into, a copy of it.
+        documents: Texts, preferably unseen in training.
+        limit: Largest number of pairs of passages, see `cut_passages`.
+
+    Returns:
+        A function of weights by name, which returns the reciprocal rank of each passage in percent.
+
+    Raises:
+        UsageError: The documents give too few passages.
+    """
+    passages = cut_passages(documents, limit)
+    if len(passages.queries) < MIN_QUERIES:
+        raise UsageError(
+            f"{len(documents):,} documents give {len(passages.queries)} pairs of passages, too few to choose a share "
+            f"on ({MIN_QUERIES} are needed); name more or longer ones"
+        )
+    candidate = replace(encoder, model=copy.deepcopy(encoder.model))
+
+    def score(weights: Mapping[str, torch.Tensor]) -> np.ndarray:
+        candidate.model.load_state_dict(weights, strict=False)  # a pooler may be missing
+        queries = normalize(embed_texts(candidate, passages.queries))
+        answers = normalize(embed_texts(candidate, passages.answers))
+        ranks = ranks_of_own(queries @ answers.T, passages.documents)
+        return 100 / ranks
+
+    return score
 
 
 # ---- in a sentence --------------------------------------------------------------------------------------------------
@@ -632,7 +571,7 @@ def summarize(found: DocumentScores) -> str:
 
 
 def _beside_centring(found: DocumentScores, by_system: Mapping[str, Score]) -> str:
-    """Before and after in figures, and what subtracting the mean vector gives without any training."""
+    """Sentences with R@10 before and after training, and with what centring gives without training."""
     first, *_ = by_system.values()
     before = by_system[found.reference]
     centred = by_system[CENTRED]
@@ -648,7 +587,7 @@ def _beside_centring(found: DocumentScores, by_system: Mapping[str, Score]) -> s
 
 
 def _lead(other: Score) -> str:
-    """How far the first system is ahead of another one."""
+    """How far the first system is ahead of another one, in a few words."""
     interval = f"{other.ahead:+.1f} [{other.ahead_low:+.1f}, {other.ahead_high:+.1f}]"
     if other.ahead_low > 0:
         return f"better ({interval})"
@@ -672,6 +611,7 @@ def shorter_vectors(found: DocumentScores) -> list[tuple[int, float, float, floa
 
 
 def _comparison(other: Score, name: str) -> str:
+    """How much more often the first system finds the rest of a document than another one, as a part of a sentence."""
     ahead = other.ahead
     low = other.ahead_low
     high = other.ahead_high
@@ -680,39 +620,3 @@ def _comparison(other: Score, name: str) -> str:
     if high < 0:
         return f"{-ahead:.1f} [{-high:.1f}, {-low:.1f}] points less often than {name}"
     return f"not measurably better or worse than {name} ({ahead:+.1f} [{low:+.1f}, {high:+.1f}] points)"
-
-
-def score_on_documents(
-    encoder: Encoder,
-    documents: Sequence[str],
-    limit: int = MAX_QUERIES,
-) -> Callable[[Mapping[str, torch.Tensor]], np.ndarray]:
-    """A score of weights for `choose_share`, without labels: how well passages find the rest of their documents.
-
-    Args:
-        encoder: The encoder whose shape, tokenizer and pooling the weights are tried with. It is not changed.
-        documents: Texts, preferably unseen in training.
-        limit: Largest number of passages; they are those of `compare_on_documents`, see `cut_passages`.
-
-    Returns:
-        A function of weights by name, which returns the reciprocal rank of each passage in percent.
-
-    Raises:
-        UsageError: The documents give too few passages.
-    """
-    passages = cut_passages(documents, limit)
-    if len(passages.queries) < MIN_QUERIES:
-        raise UsageError(
-            f"{len(documents):,} documents give {len(passages.queries)} pairs of passages, too few to choose a share "
-            f"on ({MIN_QUERIES} are needed); name more or longer ones"
-        )
-    candidate = replace(encoder, model=copy.deepcopy(encoder.model))
-
-    def score(weights: Mapping[str, torch.Tensor]) -> np.ndarray:
-        candidate.model.load_state_dict(weights, strict=False)  # a pooler may be missing
-        queries = normalize(embed_texts(candidate, passages.queries))
-        answers = normalize(embed_texts(candidate, passages.answers))
-        ranks = ranks_of_own(queries @ answers.T, passages.documents)
-        return 100 / ranks
-
-    return score
