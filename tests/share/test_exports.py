@@ -161,7 +161,9 @@ def test_what_cannot_be_done_says_why_in_one_line(run, tmp_path, monkeypatch, ca
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SHOWN = [
-    line.split("#")[0] for line in (README + export_command_line.__doc__).splitlines() if "text-jepa export " in line
+    line.split("#")[0]
+    for line in (README + export_command_line.__doc__).splitlines()
+    if line.strip().startswith("text-jepa export ")
 ]
 
 
