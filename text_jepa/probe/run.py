@@ -1,7 +1,7 @@
-"""The engine of the probe: systems x tasks x modes, to scores.
+"""Runs a probe: collects the answers of all systems to all tasks in all modes, and scores them.
 
-`probe` is the whole of it. Every system answers every task in every mode (`text_jepa.probe.answers`), all answers are
-scored on the same rows, and documents are compared beside them.
+`probe` is the entry point. Answers come from `text_jepa.probe.answers` and are scored on the same rows for all
+systems. Documents, if there are any, are compared in addition.
 
 Shapes: N rows to be answered, Q queries, K seeds.
 """
@@ -40,23 +40,23 @@ from text_jepa.probe.tasks import Task
 
 
 AnswersByTask = dict[Task | RerankingTask, dict[str, dict[str, list]]]
-"""Task to mode to name of the system to the values of its answers, one per seed or a single one."""
+"""The values of answers by task, mode and name of the system: a list with one entry per seed, or a single one."""
 
 
 @dataclass(frozen=True)
 class ProbeResults:
-    """All that a probe found.
+    """The results of a probe.
 
     Args:
-        scores: All scores, those of the first encoder leading.
-        answers: (task, mode, metric, system) to (K, N) answers by seed and row, for reranking by query.
-        gold: Labels (N,) by task, if the answers are predictions.
-        layers: Names of the systems that are layers of the first encoder, the embeddings first.
-        notes: What was done to the data, one line each.
-        splits: Scored split by task.
+        scores: All scores, those of the first encoder first.
+        answers: By (task, mode, metric, system), answers (K, N) for each seed and row, or (K, Q) for rerankings.
+        gold: True labels (N,) by task, for tasks whose answers are predictions.
+        layers: Names of the systems that are layers of the first encoder, from the embeddings up.
+        notes: What was left out of the data, one line each.
+        splits: Name of the scored split by task.
         summary: One sentence about the documents, if there are any.
         finetuning: Settings of each fine-tuning.
-        predicted: What was predicted for each task, rows of hidden test splits included.
+        predicted: The predictions for each task, including rows of test splits with hidden labels.
     """
 
     scores: list[Score]
@@ -79,7 +79,7 @@ def probe(
 
     Args:
         questions: Tasks and documents.
-        encoders: The encoders, the one in question first.
+        encoders: The encoders; the first one is the one in question.
         args: The arguments.
 
     Raises:
@@ -101,13 +101,13 @@ def collect_answers(
     encoders: Sequence[Encoder],
     args: ProbeArguments,
 ) -> list[Answer]:
-    """All answers to the tasks, behind a progress bar of what is fitted."""
+    """All answers to the tasks, with a progress bar that counts fits."""
     answers = []
     fits = count_fits(questions.tasks, encoders, args)
     with tqdm(total=fits, desc="Probing", unit=" fits", disable=None, leave=False) as bar:
         for answer in answer_questions(questions, encoders, args):
             answers.append(answer)
-            is_fitted = answer.mode in args.mode  # and no cosine or majority
+            is_fitted = answer.mode in args.mode  # unlike cosines and majorities
             bar.update(is_fitted)
     return answers
 
@@ -117,7 +117,7 @@ def score_tasks(
     answers: Sequence[Answer],
     seed: int,
 ) -> ProbeResults:
-    """Scores of the answers, and their averages over tasks, which leave out rerankings and single layers."""
+    """Scores the answers, and averages the scores over tasks, without rerankings and single layers."""
     tasks = questions.tasks
     rerankings = questions.rerankings
     predicted = group_by_task(answers, [*tasks, *rerankings])
@@ -147,7 +147,7 @@ def score_tasks(
 
 
 def group_by_task(answers: Sequence[Answer], tasks: Sequence[Task | RerankingTask]) -> AnswersByTask:
-    """The values of the answers, in their order, by task, mode and system."""
+    """Groups the values of the answers by task, mode and system, in their order."""
     grouped = {task: {} for task in tasks}
     for answer in answers:
         by_system = grouped[answer.task].setdefault(answer.mode, {})
@@ -160,7 +160,7 @@ def scored_answers(
     rerankings: Sequence[RerankingTask],
     predicted: AnswersByTask,
 ) -> Answers:
-    """Answers to the scored rows: (task, mode, metric, system) to (K, N) by seed and row, for reranking by query."""
+    """Answers to the rows that are scored, by (task, mode, metric, system): (K, N), or (K, Q) for rerankings."""
     answers = {}
     for task in tasks:
         for mode, by_system in predicted[task].items():
@@ -185,7 +185,7 @@ def compare_documents(
     encoders: Sequence[Encoder],
     args: ProbeArguments,
 ) -> DocumentScores:
-    """Scores encoders, controls and word counting on documents; random weights are those of the first seed.
+    """Scores encoders, controls and word counting on documents; the untrained control has the first seed.
 
     Raises:
         UsageError: The documents are too few or too short.
@@ -217,7 +217,7 @@ def compare_documents(
 
 
 def add_documents(results: ProbeResults, compared: DocumentScores) -> ProbeResults:
-    """Results on tasks and documents together, and a sentence about the latter."""
+    """Adds the results on documents, and a sentence about them, to those on tasks."""
     return replace(
         results,
         scores=results.scores + compared.scores,
@@ -229,11 +229,11 @@ def add_documents(results: ProbeResults, compared: DocumentScores) -> ProbeResul
     )
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- layers and hidden labels ---------------------------------------------------------------------------------------
 
 
 def scores_by_layer(results: ProbeResults) -> dict[tuple[str, str], list[Score]]:
-    """(task, mode) to the scores of all layers, in the task's leading metric."""
+    """The scores of all layers by (task, mode), in the leading metric of the task."""
     scores = [score for score in results.scores if score.system in results.layers]
     metrics_of = defaultdict(list)
     for score in scores:
@@ -250,7 +250,13 @@ def write_hidden(
     first: str,
     output_dir: str,
 ) -> None:
-    """Writes what the first encoder, with the first seed, predicts for test splits with hidden labels."""
+    """Writes the first encoder's predictions, of the first seed, for test splits with hidden labels.
+
+    Args:
+        results: The results.
+        first: Name of the first encoder.
+        output_dir: The folder, in which `predictions/<mode>/` is made.
+    """
     for task, by_mode in results.predicted.items():
         for mode, by_system in by_mode.items():
             if first not in by_system:

@@ -1,4 +1,7 @@
-"""Builds the parts of a pretraining run from its arguments: corpus, tokenizer, examples, collator, model, probe."""
+"""Builds the parts of a pretraining run from its arguments: corpus, tokenizer, examples, collator, model, probe.
+
+`hub` is everywhere the dictionary of `hub_options`, and `shape` what `--text_config` says of a new encoder.
+"""
 
 import contextlib
 import dataclasses
@@ -18,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, TextJepaModel, check_weights
-from text_jepa.cli import UsageError, first_line, nearest
+from text_jepa.cli import UsageError, nearest
 from text_jepa.data.added_words import add_rows, add_words, read_words
 from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
@@ -35,7 +38,7 @@ from text_jepa.data.tokenization import (
     vocabulary,
 )
 from text_jepa.data.word_weights import DocumentFrequency, word_weights
-from text_jepa.opening import check_vocabulary, read_config, read_tokenizer, readable
+from text_jepa.opening import check_vocabulary, describe, read_config, read_tokenizer, readable
 from text_jepa.probe.catalog import load_task
 from text_jepa.probe.online import OnlineProbeCallback
 from text_jepa.train.architecture import check_architecture
@@ -45,10 +48,10 @@ from text_jepa.train.checks import selects_best_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Texts of a stream in which words are counted for their weights.
+# Number of first texts of a stream that document frequencies are counted in.
 STREAM_TEXTS_TO_WEIGH = 10_000
 
-# Flags that say which words are hidden, if any are.
+# Flags that have no effect if nothing is hidden.
 SPAN_FLAGS = (
     "span_length_distribution",
     "mean_span_length",
@@ -68,9 +71,9 @@ def objective_fields(
     """The fields of `TextJepaConfig` that the flags ask for.
 
     Args:
-        model_args: Names the objective that the other flags start from.
-        objective_args: Fields that differ from it; `None` where a flag is not given.
-        continues: Whether a complete Text-JEPA is trained further, which has an objective of its own.
+        model_args: The model arguments, with the name of the objective.
+        objective_args: Fields that differ from that objective; `None` for flags that are not given.
+        continues: Whether training of a complete Text-JEPA continues: its own objective is then the default.
     """
     given = {name: value for name, value in vars(objective_args).items() if value is not None}
     if model_args.objective is None and continues:
@@ -79,10 +82,10 @@ def objective_fields(
 
 
 def objective_of(model_args: ModelArguments, objective_args: ObjectiveArguments) -> SimpleNamespace:
-    """The fields of the objective as the model will have them.
+    """All fields of the objective, with the values that the model will have.
 
     Raises:
-        UsageError: The encoder that is named has no configuration.
+        UsageError: The named encoder has no configuration.
     """
     fields = {name: getattr(TextJepaConfig, name) for name in vars(objective_args)}
     name = model_args.model_name_or_path or model_args.config_name
@@ -110,8 +113,8 @@ def set_dependent_defaults(data_args: DataArguments, config: TextJepaConfig | Si
         config: The configuration, or the fields of its objective.
 
     Raises:
-        UsageError: The document loss is to predict a view that is not of a document, or a flag says which words to
-            hide and none are hidden.
+        UsageError: There is a document loss and a view that is not of a document; or a flag of spans is given, but
+            nothing is hidden.
     """
     predicts_documents = config.document_loss_weight > 0
     predicts_tokens = config.latent_loss_weight > 0 or config.token_loss_weight > 0
@@ -160,7 +163,9 @@ def make_corpus(model_args: ModelArguments, data_args: DataArguments, args: Text
 def make_tokenizer(
     model_args: ModelArguments, data_args: DataArguments, args: TextJepaTrainingArguments, corpus: Corpus
 ) -> tuple[PreTrainedTokenizerBase, bool]:
-    """The tokenizer named, the encoder's, the one in the output folder, or a new one; and whether it is new.
+    """The tokenizer of a run, and whether it is new.
+
+    It is the first of these: `--tokenizer_name`, the encoder's, the one in the output folder, a new one.
 
     Raises:
         UsageError: There is no tokenizer of that name, or it has no words.
@@ -183,7 +188,10 @@ def make_tokenizer(
 
 
 def add_words_to(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) -> dict[int, list[int]]:
-    """Adds the words of --add_words to a tokenizer; gives the pieces of each new token, see `add_words`.
+    """Adds the words of --add_words to a tokenizer.
+
+    Returns:
+        The pieces of each new token, see `add_words`.
 
     Raises:
         UsageError: There are no words.
@@ -266,10 +274,10 @@ def make_collator(
     """The collator with the masks and the view asked for.
 
     Args:
-        data_args: Masks and view.
-        args: Seed and precision: in half precision texts are padded to lengths that suit tensor cores.
+        data_args: The data arguments, with masks and view.
+        args: The training arguments. In half precision, texts are padded to lengths that suit tensor cores.
         tokenizer: The tokenizer of the examples.
-        max_text_length: Positions of the encoder, which padding must not exceed; `None` if there is no limit.
+        max_text_length: Number of positions that the encoder has, which limits padding; `None` if there is no limit.
 
     Raises:
         UsageError: Arguments are out of range or do not go together.
@@ -296,7 +304,7 @@ def make_collator(
 
 
 def make_strategies(data_args: DataArguments) -> list[MaskStrategy]:
-    """The mask strategies by name, or the single one of the flags.
+    """The mask strategies of `--mask_strategies`, or the one that the other flags describe.
 
     Raises:
         ValueError: A field is out of range.
@@ -318,7 +326,7 @@ def make_model(
     tokenizer: PreTrainedTokenizerBase,
     added: dict[int, list[int]] | None = None,
 ) -> TextJepaForPreTraining:
-    """The model around a trained encoder, or a new one of the size or configuration asked for.
+    """The model of a run: around a trained encoder, or around a new one of a size or configuration.
 
     Args:
         model_args, data_args, objective_args: The arguments of the run.
@@ -326,8 +334,8 @@ def make_model(
         added: Pieces of the tokens that were added to it, see `add_words`.
 
     Raises:
-        UsageError: Flags exclude each other; there is no such encoder, it is not whole, or does not fit texts or the
-            tokenizer; its architecture cannot be trained here.
+        UsageError: Flags exclude each other; the encoder does not exist, is damaged, or does not fit the texts or the
+            tokenizer; or its architecture is not supported.
     """
     _check_encoder_flags(model_args)
     name = model_args.model_name_or_path or model_args.config_name
@@ -354,7 +362,7 @@ def make_model(
 
 
 def hub_options(model_args: ModelArguments) -> dict[str, Any]:
-    """Where and in which revision `from_pretrained` looks for the encoder."""
+    """The cache and the revision, as keyword arguments of `from_pretrained`."""
     return {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
 
 
@@ -385,7 +393,7 @@ def _set_num_mask_tokens(fields: dict[str, Any], num_strategies: int) -> None:
 
 
 def read_text_config(text: str | None) -> dict[str, Any]:
-    """The fields of a new encoder's configuration, from JSON.
+    """Reads the fields of a new encoder's configuration from JSON.
 
     Raises:
         UsageError: The text is not a JSON object.
@@ -401,7 +409,7 @@ def read_text_config(text: str | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _buildable(name: str | None, model_args: ModelArguments) -> Iterator[None]:
-    """Turns whatever transformers raises into one line with the encoder's name and architecture."""
+    """Turns any error of transformers into one line with the name and the architecture of the encoder."""
     try:
         yield
     except (UsageError, torch.OutOfMemoryError):
@@ -409,19 +417,19 @@ def _buildable(name: str | None, model_args: ModelArguments) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise UsageError(f"{name}: its weights hold code, which is not run; save them as safetensors") from error
     except Exception as error:  # each architecture has errors of its own
-        reason = first_line(error)
+        reason = describe(error)
         if name and reason.startswith(f"{name}: "):
             raise UsageError(reason) from error
         subject = ""
         if name:
             model_type = _named_config(model_args, name).model_type
             subject = f"{name} ({model_type}): "
-        # Among them weights of other shapes, as of a pretraining checkpoint with another predictor.
+        # One reason is weights of other shapes, such as those of a checkpoint with another predictor.
         raise UsageError(f"{subject}the model cannot be built: {reason}") from error
 
 
 def _load_model(model_args: ModelArguments, fields: dict[str, Any], continues: bool) -> TextJepaForPreTraining:
-    """A complete Text-JEPA keeps its predictor and target encoder; any other encoder gets new ones."""
+    """Loads a complete Text-JEPA with its predictor and target encoder, or adds new ones to any other encoder."""
     name = model_args.model_name_or_path
     hub = hub_options(model_args)
     if continues:
@@ -432,7 +440,7 @@ def _load_model(model_args: ModelArguments, fields: dict[str, Any], continues: b
             **hub,
             **fields,
         )
-        # What is new to the objective has no weights yet, but the encoder has.
+        # Another objective may need new parts, which have no weights yet; the encoder must have all of them.
         report["missing_keys"] = [key for key in report["missing_keys"] if key.startswith("model.encoder.")]
         check_weights(name, model, report)
     else:
@@ -450,7 +458,7 @@ def _make_model_like(
 ) -> TextJepaForPreTraining:
     """A new model of an existing architecture, which may start from a part of its weights."""
     hub = hub_options(model_args)
-    # A trained embedding matrix keeps its rows, often more than the tokenizer has words.
+    # Trained embeddings keep their number of rows, which is often more than the tokenizer has words.
     text_fields = {} if model_args.init == "embeddings" else tokenizer_fields(tokenizer)
     model = TextJepaForPreTraining(config_from(name, text_fields, shape, fields, hub))
     if model_args.init in ("embeddings", "layers"):
@@ -472,7 +480,7 @@ def _make_new_model(
     shape: dict[str, Any],
     fields: dict[str, Any],
 ) -> TextJepaForPreTraining:
-    """A new model of one of our sizes."""
+    """A new model of the size `--preset`."""
     text_config = tokenizer_fields(tokenizer)
     text_config["max_position_embeddings"] = max(512, data_args.max_length)
     text_config |= shape
@@ -499,7 +507,7 @@ def _check_lengths(config: TextJepaConfig, data_args: DataArguments) -> None:
 
 
 def is_text_jepa(name: str, hub: dict[str, Any]) -> bool:
-    """Whether a name is that of a complete Text-JEPA; False if there is nothing, which is an error later."""
+    """Whether a name is that of a complete Text-JEPA; also False if there is nothing, which is an error later on."""
     try:
         return read_config(name, **hub).model_type == TextJepaConfig.model_type
     except (OSError, ValueError):
@@ -517,7 +525,7 @@ def config_from(
 
     Args:
         name: Folder or Hub name of a Text-JEPA or of any encoder.
-        text_fields: Fields of the encoder's configuration that the tokenizer decides.
+        text_fields: Fields of the encoder's configuration that follow from the tokenizer.
         shape: Fields of the encoder's configuration from `--text_config`.
         fields: Fields of the objective.
         hub: Options of `from_pretrained`.
@@ -535,14 +543,14 @@ def config_from(
     check_fields(shape, text_config)
     values = text_config.to_dict()
     if "num_hidden_layers" in shape:
-        values.pop("layer_types", None)  # one for each layer: another number of layers has the default ones
-    # New weights are in full precision, whatever the checkpoint's are in.
+        values.pop("layer_types", None)  # has an entry for each layer, of which there is another number now
+    # New weights are in full precision, whatever the checkpoint has.
     values |= {"dtype": None} | text_fields | shape
     return TextJepaConfig(text_config=type(text_config).from_dict(values), **fields)
 
 
 def check_fields(shape: dict[str, Any], text_config: PretrainedConfig) -> None:
-    """Raises UsageError for fields that a configuration does not have; transformers would take them silently."""
+    """Raises UsageError for fields that a configuration does not have, which transformers would silently accept."""
     known = {field.name for field in dataclasses.fields(text_config)} | set(text_config.attribute_map)
     for name in shape:
         if name not in known:
@@ -550,7 +558,7 @@ def check_fields(shape: dict[str, Any], text_config: PretrainedConfig) -> None:
 
 
 def tokenizer_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The fields of an encoder's configuration that its tokenizer decides."""
+    """The fields of an encoder's configuration that follow from its tokenizer."""
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
     fields = {"vocab_size": len(vocabulary(tokenizer))}
     return fields | {name: getattr(tokenizer, name) for name in names}
@@ -562,7 +570,7 @@ def copy_pretrained_weights(model: TextJepaForPreTraining, trained: TextJepaMode
     Args:
         model: The new model.
         trained: The trained encoder.
-        part: `"embeddings"`, the matrix of input embeddings alone; or `"layers"`, all weights but that one.
+        part: `"embeddings"`, the input embeddings alone; or `"layers"`, all weights but these.
 
     Raises:
         UsageError: The input embeddings of the two differ in shape.
@@ -578,7 +586,7 @@ def copy_pretrained_weights(model: TextJepaForPreTraining, trained: TextJepaMode
         )
     parameters = trained.encoder.named_parameters()
     matrix_name = next(name for name, parameter in parameters if parameter is matrix)
-    # RoBERTa and its kin count positions from behind the padding token, which another tokenizer may number otherwise.
+    # RoBERTa and its kin number positions from `pad_token_id + 1`, and the tokenizers may differ in `pad_token_id`.
     shift = model.config.position_offset - trained.config.position_offset
     weights = {}
     for name, value in trained.encoder.state_dict().items():
@@ -604,11 +612,11 @@ def weigh_words(
     tokenizer: PreTrainedTokenizerBase,
     source: Source,
 ) -> None:
-    """Sets the weights of words, for models that pool texts by them, from the document frequencies of words.
+    """Sets the word weights of a model with `pooling="idf"` from the document frequencies of words.
 
     Args:
-        model: The model; one that pools in another way stays as it is.
-        examples: The tokenized training texts; of a stream the first ones are counted.
+        model: The model; one with another pooling does not change.
+        examples: The tokenized training texts; in a stream, the first 10,000 are counted.
         tokenizer: Their tokenizer.
         source: Where they are read from, for error messages.
 
@@ -630,7 +638,7 @@ def weigh_words(
 
 def _first_texts(stream: IterableDataset, source: Source) -> Iterator[list[int]]:
     examples = read_rows(stream, source)
-    # A document of a stream comes once for each of its windows.
+    # A stream has an example for each window of a document, with the whole document in it.
     documents = (example["input_ids"] for example in examples if example.get("window", 0) == 0)
     return itertools.islice(documents, STREAM_TEXTS_TO_WEIGH)
 
@@ -641,7 +649,7 @@ def check_texts(
     data_args: DataArguments,
     source: Source,
 ) -> str:
-    """Looks at some training texts; warns where the tokenizer hardly knows them, or masks hardly hide anything.
+    """Checks a sample of the training texts: warns if the tokenizer hardly knows them, or masks hardly hide anything.
 
     Args:
         examples: The tokenized training texts.
@@ -650,7 +658,7 @@ def check_texts(
         source: Where the texts are read from, for error messages.
 
     Returns:
-        One line about tokens and masks.
+        A line that describes tokens and masks.
 
     Raises:
         UsageError: The tokenizer does not know most of the texts, or nothing is hidden; a stream cannot be read.
@@ -680,10 +688,10 @@ def make_probe(
     tokenizer: PreTrainedTokenizerBase,
     cache_dir: str | None,
 ) -> OnlineProbeCallback | None:
-    """The probe of the task named by --probe_task, if any.
+    """The probe of the task `--probe_task`, if there is one.
 
     Raises:
-        UsageError: The probe does not have the figure that selects the best checkpoint.
+        UsageError: The task cannot be loaded, or has no figure of the name that selects the best checkpoint.
     """
     if data_args.probe_task is None:
         return None

@@ -26,10 +26,10 @@ PREEMPTED = 143
 # Seconds in which further signals count as the same one: launchers pass on what the whole group has already received.
 _SAME_SIGNAL = 1.0
 
-# The number of steps that a loss or gradient norm is compared with.
+# The number of last steps that a loss or gradient norm is compared with.
 SPIKE_WINDOW = 128
 
-# The factor by which a spike exceeds the mean at least.
+# The smallest factor by which a spike exceeds the mean of the window.
 _LEAST_SPIKE = {"loss": 1.5, "grad_norm": 10.0}
 
 # The number of consecutive steps with a gradient that is not finite after which a run gives up.
@@ -48,7 +48,7 @@ def ema_decay(
 ) -> float:
     """Decay of the target encoder at a step, a pure function of the global step.
 
-    The defaults scale with the run: 1 - 100 / T at the start and 1 - 10 / T at the end, that is averages over 1 % and
+    The defaults scale with the run: 1 - 100 / T at the start and 1 - 10 / T at the end are averages over 1 % and over
     10 % of the run. At T = 1,000,000 these are the values of data2vec 2.0 (https://huggingface.co/papers/2212.07525).
 
     Args:
@@ -78,18 +78,18 @@ def ema_decay(
 class EmaTargetEncoderCallback(TrainerCallback):
     """Updates the target encoder after each real optimizer step, and only then.
 
-    It does nothing on micro-steps of gradient accumulation and on steps that a loss scaler skipped. It has no state:
-    the decay follows from the global step and the weights live in the model, so every checkpoint is complete.
+    It does nothing on micro-steps of gradient accumulation and on steps that a loss scaler skipped. It keeps no state
+    of its own: the decay follows from the global step, and the weights are part of the model and its checkpoints.
 
     Args:
         schedule: See `ema_decay`.
         start: See `ema_decay`.
         end: See `ema_decay`.
-        frozen_steps: Number of first steps without an update: a target encoder that is frozen at first
+        frozen_steps: Number of steps at the start in which the target encoder is frozen
             (https://huggingface.co/papers/2509.24317).
 
     Attributes:
-        skip_next: Set by a trainer that drops the gradients of a step, which then updates nothing.
+        skip_next: Whether to skip the next update; set by the trainer if it drops the gradients of a step.
     """
 
     def __init__(
@@ -126,11 +126,11 @@ class EmaTargetEncoderCallback(TrainerCallback):
 
 
 class WeightDecayCallback(TrainerCallback):
-    """Moves the weight decay along a cosine from the first value to the last, a pure function of the global step.
+    """A cosine schedule of the weight decay, a pure function of the global step.
 
     Args:
-        start: First weight decay.
-        end: Last weight decay.
+        start: Weight decay at the first step.
+        end: Weight decay at the last step.
     """
 
     def __init__(self, start: float, end: float):
@@ -154,14 +154,13 @@ class WeightDecayCallback(TrainerCallback):
 
 
 class SpikeCallback(TrainerCallback, ExportableState):
-    """Counts steps whose loss or gradient norm is far above those before.
+    """Counts spikes: steps whose loss or gradient norm is far above those of the last 128 steps.
 
-    "Far" is six standard deviations above the mean of the last 128 steps, as in OLMo-core's stability monitor, but of
-    the logarithms: gradient norms have a long tail, and the plain measure took up to ten of 500 normal steps for
-    spikes. Besides, a loss has to exceed the mean by half, and a gradient norm to be ten times the mean. Normal runs
-    reach five times (twelve of the 3,000 steps of a contrast of texts did, with no trace in the loss). A spike enters
-    the window as the largest value that is no spike: it does not hide the next one, and a lasting change becomes
-    normal. The window is part of every checkpoint.
+    A spike is more than six standard deviations above the mean, as in OLMo-core's stability monitor, of logarithms:
+    gradient norms have a long tail, and without logarithms up to ten of 500 normal steps were taken for spikes. A loss
+    also has to be at least 1.5 times the geometric mean, and a gradient norm 10 times: normal runs reach 5 times, with
+    no trace in the loss. A spike enters the window with the largest value that is not a spike. So it does not hide the
+    next one, and a lasting change becomes normal. The windows are part of every checkpoint.
 
     Attributes:
         windows: The last losses and gradient norms.
@@ -195,7 +194,7 @@ class SpikeCallback(TrainerCallback, ExportableState):
             step: The global step.
             loss: Its loss.
             grad_norm: Its gradient norm before clipping.
-            clipped_at: The norm at which gradients are clipped; a smaller one is never a spike.
+            clipped_at: The norm to which gradients are clipped; a smaller one is never a spike.
 
         Returns:
             Whether the step is a spike.
@@ -212,7 +211,7 @@ class SpikeCallback(TrainerCallback, ExportableState):
         return True
 
     def _exceeds(self, name: str, value: float, minimum: float) -> bool:
-        """Adds a value to its window, at most the threshold; whether it is above the threshold and a minimum."""
+        """Adds a value, cut to the threshold, to its window; returns whether it exceeds threshold and minimum."""
         window = self.windows[name]
         threshold = spike_threshold(window, _LEAST_SPIKE[name])
         extended = [*window, min(value, threshold)]
@@ -221,7 +220,7 @@ class SpikeCallback(TrainerCallback, ExportableState):
 
 
 def saved_attributes(callback: TrainerCallback, state: TrainerState) -> dict[str, Any]:
-    """The attributes of a callback in the checkpoint that a run resumes from; empty for a new run."""
+    """The attributes of a callback as the checkpoint has them that a run resumes from; empty for a new run."""
     if not state.global_step:
         return {}
     saved = state.stateful_callbacks.get(type(callback).__name__)
@@ -229,11 +228,11 @@ def saved_attributes(callback: TrainerCallback, state: TrainerState) -> dict[str
 
 
 def spike_threshold(values: Sequence[float], least: float = 1.5) -> float:
-    """The largest next value that is no spike; infinite if the values do not fill the window.
+    """The largest next value that is not a spike; infinite if the values do not fill the window.
 
     Args:
         values: The last values.
-        least: A spike exceeds their geometric mean by this factor, however little they vary.
+        least: The smallest factor by which a spike exceeds their geometric mean, however little they vary.
     """
     if len(values) < SPIKE_WINDOW:
         return math.inf
@@ -248,13 +247,13 @@ def spike_threshold(values: Sequence[float], least: float = 1.5) -> float:
 
 
 class ProgressLineCallback(ProgressCallback):
-    """A progress bar on terminals, and one line of health per log everywhere."""
+    """A progress bar on terminals, and everywhere a line for each record of the log."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.training_bar = tqdm(
                 total=state.max_steps,
-                # A resumed run starts at its step, or the time left would be that of a much faster run.
+                # Else the time left of a resumed run would count all steps as made since it was resumed.
                 initial=state.global_step,
                 desc="Training",
                 unit=" steps",
@@ -294,7 +293,7 @@ def health_line(
         logs: The record.
         step: The global step.
         total_steps: The number of steps of the run.
-        hidden_size: The largest possible rank.
+        hidden_size: Width of the encoder, the largest possible rank.
 
     Returns:
         The line; empty for a record without a loss.
@@ -323,11 +322,10 @@ def _describe_speed(logs: Mapping[str, float]) -> str:
 
 
 class PreemptionCallback(TrainerCallback):
-    """Ends the run with a checkpoint after the current step on SIGTERM or SIGINT; a second signal ends it at once.
+    """On SIGTERM or SIGINT, ends the run with a checkpoint after the current step; a second signal ends it at once.
 
-    A second signal is one that comes at least a second later: within a second, a scheduler's signal to all processes
-    and what their launcher passes on are the same. All processes agree at the end of each step, so that a signal to
-    one of them stops all together.
+    Signals within a second count as one, since a launcher passes on what the scheduler has sent to all processes
+    anyway. Processes agree at the end of each step, so that a signal to one of them stops all after the same step.
 
     Attributes:
         asked: Whether all processes have agreed to end the run because of a signal.
@@ -335,7 +333,7 @@ class PreemptionCallback(TrainerCallback):
 
     def __init__(self):
         self.asked = False
-        # Separate from `asked`: a signal that arrives while the processes agree counts at the next step.
+        # Not `asked` itself: a signal that arrives while the processes agree counts at the next step.
         self._noted_at: float | None = None
         self._previous_handlers: dict[int, Any] = {}
 
@@ -348,8 +346,8 @@ class PreemptionCallback(TrainerCallback):
         self._handle(signal.SIGTERM, self._note)
         self._handle(signal.SIGINT, self._note)
         if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
-            # `accelerate launch` of one process does not pass signals on, but dies of them. The kernel reports its
-            # death by a signal of its own (PR_SET_PDEATHSIG), which does not count as a second one.
+            # `accelerate launch` of one process dies of a signal without passing it on. The kernel then sends one that
+            # stands for the death of the parent (PR_SET_PDEATHSIG), and does not count as a second one.
             self._handle(signal.SIGUSR1, self._note_once)
             ctypes.CDLL(None).prctl(1, signal.SIGUSR1)
 
@@ -388,7 +386,7 @@ def shield_worker_from_signals(
     worker_init_fn: Callable[[int], None] | None,
     worker_id: int,
 ) -> None:
-    """Initializes a data loader worker that only its parent can stop.
+    """Initializes a data loader worker so that nobody but its parent process can stop it.
 
     A signal to the whole process group would otherwise kill the workers in the middle of a step.
 

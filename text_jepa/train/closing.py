@@ -1,7 +1,7 @@
-"""The end of a run: its weights are merged with its start, compared on held-out documents, exported and published.
+"""The end of a run: merges its weights with those of its start, compares, exports and publishes the encoder.
 
-Neither merging nor comparing needs labels. Half of the documents that nothing was trained on select how far to go from
-start to end; on the other half the result is compared with the start and with word counting.
+Neither merging nor comparing needs labels. On one half of the held-out documents the share of the way from start to
+end is selected; on the other half the result is compared with the start and with word counting.
 """
 
 import copy
@@ -56,15 +56,15 @@ from text_jepa.train.trainer import TextJepaTrainer
 
 Weights = Mapping[str, torch.Tensor]
 
-# How a run without an encoder to start from calls its start.
+# What the start of a run is called that does not start from an encoder.
 RANDOM_WEIGHTS = "random weights"
 
 COMPARISON_FILE = "verdict.json"
 
-# What is said of a run that exports what it started from.
+# Added to the comparison of a run whose share is 0.
 _UNCHANGED = "Training did not help on other held-out documents, so the exported weights are those of the start."
 
-# The number of passages that the share is selected on, which takes seconds.
+# Pairs of passages that the share is selected on: enough for it, in seconds.
 _PASSAGES_TO_CHOOSE_ON = 1_000
 
 
@@ -79,8 +79,8 @@ def leave_results(
 ) -> str:
     """Writes the encoder, the complete model, the arguments, the curves and the cards into the output folder.
 
-    The encoder has the weights between the first and the last ones that work best on held-out documents. The complete
-    model, from which training can be continued, has the last ones.
+    The encoder has the weights between those of the start and the last ones that work best on held-out documents. The
+    complete model, from which training can be continued, has the last ones.
 
     Args:
         trainer: The trainer at the end of the run.
@@ -93,39 +93,27 @@ def leave_results(
     """
     model_args = arguments[0]
     output_dir = Path(trainer.args.output_dir)
-    encoder = encoder_inside(
-        trainer.model,
-        trainer.processing_class,
-        trainer.card_info["max_length"],
-        model_args.export_encoder,
-    )
-    head = kept_head(trainer.card_info)
-    if head is not None:
-        encoder = with_head(encoder, head)
+    encoder = _exported_encoder(trainer, model_args)
     documents = first_texts(corpus, "validation", HELD_OUT_DOCUMENTS)
-    share, shares = 1.0, {}
+    share = 1.0
+    shares = {}
     if merges_weights(model_args, trainer.model.config):
         from_random = trainer.card_info["start"] == RANDOM_WEIGHTS
         share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random)
 
-    own_info = trainer.card_info
+    card_info = trainer.card_info
     shorter = []
     with merged(encoder.model, start, share):
         try:
             training_texts = first_texts(corpus, "train", TRAINING_DOCUMENTS)
-            scores = compare_with_start(
-                encoder,
-                start,
-                describe_start(model_args),
-                documents[1::2],
-                training_texts,
-            )
+            name_of_start = describe_start(model_args)
+            scores = compare_with_start(encoder, start, name_of_start, documents[1::2], training_texts)
             sentence = summarize(scores)
             if share == 0:
                 sentence = f"{sentence} {_UNCHANGED}"
             shorter = shorter_vectors(scores)
             write_comparison(output_dir, scores, share, shares, describe_collapse_of_run(describe_run(trainer)))
-        except UsageError as error:  # the encoder is worth more than its comparison
+        except UsageError as error:  # an encoder without a comparison is still an encoder
             sentence = f"There is no comparison on held-out documents: {error}."
         comparison = {
             "comparison": sentence,
@@ -133,12 +121,12 @@ def leave_results(
             "shares": list(shares.items()),
             "shorter": shorter,
         }
-        trainer.card_info = own_info | comparison
+        trainer.card_info = card_info | comparison
         trainer.export(output_dir)
         show_neighbours(encoder, documents)
 
-    # The complete model is not the one that was compared.
-    trainer.card_info = own_info
+    # The comparison is not one of the complete model, which has other weights.
+    trainer.card_info = card_info
     complete_dir = output_dir / "pretraining"
     save_for_continuing(trainer.model, trainer.processing_class, complete_dir)
     trainer.write_card(complete_dir, None)
@@ -146,8 +134,20 @@ def leave_results(
     return sentence
 
 
+def _exported_encoder(trainer: TextJepaTrainer, model_args: ModelArguments) -> Encoder:
+    """The encoder that the run exports, with the modules of the sentence encoder that it started from, if any."""
+    encoder = encoder_inside(
+        trainer.model,
+        trainer.processing_class,
+        trainer.card_info["max_length"],
+        model_args.export_encoder,
+    )
+    head = kept_head(trainer.card_info)
+    return encoder if head is None else with_head(encoder, head)
+
+
 def leave_arguments(folder: str | Path, arguments: Sequence, config: TextJepaConfig) -> None:
-    """Writes `arguments.yaml` and `changed.yaml` into the output folder, from which the command repeats the run.
+    """Writes `arguments.yaml`, with which the run can be repeated, and `changed.yaml`, what differs from defaults.
 
     Args:
         folder: The output folder.
@@ -161,11 +161,11 @@ def leave_arguments(folder: str | Path, arguments: Sequence, config: TextJepaCon
 
 
 def defaults_of(arguments: Sequence, config: TextJepaConfig) -> dict[str, Any]:
-    """The default values of the arguments of a run of the same objective, start and encoder, by name.
+    """The default values of all arguments, by name, for a run of the same objective, start and encoder.
 
     Args:
         arguments: The model, data, objective and training arguments of the run.
-        config: The configuration of its model, whose width other widths follow.
+        config: The configuration of its model: some defaults depend on the width of the encoder.
     """
     model_args, _, objective_args, _ = arguments
     data_args = DataArguments()
@@ -193,7 +193,7 @@ def show_neighbours(
     documents: Sequence[str],
     queries: int = 5,
 ) -> None:
-    """Prints a few held-out documents and the nearest other one of each."""
+    """Prints a few held-out documents, and for each the nearest of all others."""
     count = min(queries, len(documents))
     rows = [int(number * len(documents) / queries) for number in range(count)]
     vectors = embed_texts(encoder, documents)
@@ -205,7 +205,7 @@ def show_neighbours(
 
 
 def _in_one_line(text: str) -> str:
-    """The beginning of a text, without line breaks."""
+    """The first 100 characters of a text, without line breaks."""
     words = text[:200].split()
     return " ".join(words)[:100]
 
@@ -230,7 +230,7 @@ def publish(trainer: TextJepaTrainer) -> None:
 
 
 def merges_weights(model_args: ModelArguments, config: TextJepaConfig) -> bool:
-    """Whether the first and the last weights are merged: as asked, by default if a loss is on vectors of texts."""
+    """Whether to merge the weights of the start and the end: by default, if a term of the loss is on texts."""
     if model_args.merge is not None:
         return model_args.merge
     return config.document_loss_weight > 0 or config.sentence_loss_weight > 0
@@ -242,16 +242,17 @@ def choose_share_of_run(
     documents: Sequence[str],
     from_random: bool,
 ) -> tuple[float, dict[float, float]]:
-    """Selects how far from start to end the weights of a run work best.
+    """Selects the share of the way from the start to the end of a run at which its weights work best.
 
     Args:
-        encoder: The encoder as it is at the end of the run.
+        encoder: The encoder at the end of the run.
         start: The weights of its model at the start, by name.
         documents: Held-out texts.
         from_random: Whether the start is random weights, which are not worth exporting.
 
     Returns:
-        The share, and the mean reciprocal rank in percent by share tried; 1 and nothing if the documents are too few.
+        The share, and the mean reciprocal rank in percent by share tried; 1.0 and an empty dictionary if there are too
+        few documents.
     """
     try:
         score = score_on_documents(encoder, documents, _PASSAGES_TO_CHOOSE_ON)
@@ -272,7 +273,7 @@ def merged(
     start: Weights,
     share: float,
 ) -> Iterator[None]:
-    """Gives the model weights between its start and its own inside the block, see `interpolate`."""
+    """Interpolates the weights of the model between its start and its own, inside the block, see `interpolate`."""
     end = weights_of(model)
     model.load_state_dict(interpolate(start, end, share))
     try:
@@ -282,9 +283,10 @@ def merged(
 
 
 def whole_model(model: TextJepaForPreTraining) -> TextJepaForPreTraining:
-    """Collects all weights on the first process if FSDP2 has sharded them.
+    """Collects all weights on the first process if FSDP2 has sharded them; called by every process.
 
-    Every process has to call it. The other processes get the sharded model back.
+    Returns:
+        On the first process a whole model; on the others, the sharded one.
     """
     if not isinstance(model, FSDPModule):
         return model
@@ -301,7 +303,7 @@ def whole_model(model: TextJepaForPreTraining) -> TextJepaForPreTraining:
 
 
 def describe_start(model_args: ModelArguments) -> str:
-    """What the comparison calls the start of the run."""
+    """The name of the start of the run in the comparison."""
     if model_args.model_name_or_path is None or model_args.init == "from_config":
         return RANDOM_WEIGHTS
     if model_args.init == "pretrained":
@@ -316,17 +318,17 @@ def compare_with_start(
     documents: Sequence[str],
     training_texts: Sequence[str],
 ) -> DocumentScores:
-    """Scores the encoder of a run on held-out documents, beside its start and word counting.
+    """Scores the encoder of a run, its start and word counting on held-out documents.
 
     Args:
         encoder: The encoder that is exported.
         start: The weights of its model at the start, by name.
-        name_of_start: What the comparison calls the start.
+        name_of_start: The name of the start, from `describe_start`.
         documents: Held-out texts.
-        training_texts: Texts of the run, on which word counting is fitted.
+        training_texts: Training texts of the run, on which word counting is fitted.
 
     Returns:
-        The scores; none of them if the documents are too few.
+        The scores, of which there are none if the documents are too few.
     """
     first = dataclasses.replace(encoder, model=copy.deepcopy(encoder.model))
     first.model.load_state_dict(start)
@@ -352,14 +354,14 @@ def write_comparison(
     shares: Mapping[float, float],
     collapse: str | None = None,
 ) -> None:
-    """Writes the comparison as `verdict.json`, for programs.
+    """Writes the comparison as `verdict.json`, to be read by programs.
 
     Args:
         folder: The folder of the run.
         scores: From `compare_with_start`.
         share: The share of the way from start to end that the weights have.
         shares: The mean reciprocal rank in percent by share tried.
-        collapse: What the collapse monitor saw, if it saw a collapse.
+        collapse: The warning of the collapse monitor, if there was a collapse.
     """
     content = {
         "verdict": summarize(scores),

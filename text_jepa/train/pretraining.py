@@ -1,4 +1,4 @@
-"""A pretraining run, from its arguments to the folder that it leaves."""
+"""A pretraining run, from its arguments to the finished output folder."""
 
 import logging
 import math
@@ -74,6 +74,7 @@ from text_jepa.train.checks import (
     leaving_nothing,
     make_fingerprint,
     prepare_output_dir,
+    warn_of_idle_flags,
 )
 from text_jepa.train.closing import (
     RANDOM_WEIGHTS,
@@ -92,13 +93,13 @@ from text_jepa.train.trainer import TextJepaTrainer
 
 logger = logging.getLogger("text_jepa")
 
-# Libraries whose messages of level INFO are of no interest here.
+# Libraries that log too much at level INFO.
 _CHATTY_LIBRARIES = ("httpx", "httpx2", "datasets", "accelerate", "matplotlib")
 
 
 @dataclass
 class RunParts:
-    """What a run is made of.
+    """The objects that a run is built from.
 
     Args:
         tokenizer: The tokenizer.
@@ -106,8 +107,9 @@ class RunParts:
         examples: The tokenized texts, by split.
         model: The model with its initial weights.
         collator: The collator.
-        probe: The online probe, if asked for.
-        start: The initial weights of the encoder to export, on the first process.
+        probe: The online probe; `None` without `--probe_task`.
+        start: A copy of the initial weights of the encoder that will be exported; `None` on all processes but the
+            first.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -126,7 +128,7 @@ def pretrain(
     args: TextJepaTrainingArguments,
     command: Sequence[str],
 ) -> bool:
-    """Trains a model and leaves the results in the output folder.
+    """Trains a model and writes the results into the output folder.
 
     Args:
         model_args: The model arguments.
@@ -139,7 +141,7 @@ def pretrain(
         Whether the run is finished; `False` if a signal has stopped it.
 
     Raises:
-        UsageError: Something about the arguments, the data or the course of the run is wrong.
+        UsageError: The arguments do not fit together, the data cannot be used, or the run has failed.
     """
     set_up_logging(args)
     check_processes(args)
@@ -155,7 +157,7 @@ def pretrain(
     trainer: TextJepaTrainer | None = None
 
     def has_begun() -> bool:
-        # A resumed run has renamed checkpoints, which are not new.
+        # A resumed run may have renamed checkpoints, which would be removed as new ones.
         return checkpoint is not None or (trainer is not None and trainer.state.global_step > 0)
 
     with leaving_nothing(args, has_begun), readable_checkpoint(checkpoint, args) as checkpoint:
@@ -168,6 +170,7 @@ def pretrain(
             return True
         card_info = make_card_info(model_args, data_args, parts.corpus, parts.model.config, command)
         check_pooling(objective_args.pooling, kept_head(card_info))
+        warn_of_idle_flags(args, parts.model.config)
         trainer = make_trainer(parts, data_args, args, card_info)
         check_same(trainer.fingerprint, parts.tokenizer, args)
         if checkpoint is not None:
@@ -175,11 +178,11 @@ def pretrain(
         show_sizes(trainer, parts.corpus)
         if args.process_index == 0:
             prepare_output_dir(trainer, checkpoint)
-        # Defaults change: the objective is the one with which the run began.
+        # With all values in use, so that a version with other defaults can repeat the run.
         objective_args = ObjectiveArguments(**{name: trainer.fingerprint[name] for name in vars(objective_args)})
         arguments = (model_args, data_args, objective_args, args)
         if args.process_index == 0 and checkpoint is None:
-            # A run that dies can be repeated; one that is refused before its first step leaves nothing.
+            # Now, so that a run that dies can be repeated. If it is refused before its first step, nothing is left.
             with checkpointing.writing(args.output_dir, "the arguments"):
                 leave_arguments(args.output_dir, arguments, trainer.model.config)
         if checkpoint is None or not load_finished(trainer, checkpoint):
@@ -198,7 +201,7 @@ def pretrain(
 
 
 def set_up_logging(args: TextJepaTrainingArguments) -> None:
-    """Lets one process log, and only what matters."""
+    """Lets the first process log, the others only errors, and silences libraries that log too much."""
     level = logging.INFO if args.process_index == 0 else logging.ERROR
     logging.basicConfig(format="%(message)s", level=level)
     for name in _CHATTY_LIBRARIES:
@@ -219,8 +222,16 @@ def prepare_parts(
     args: TextJepaTrainingArguments,
     count: DocumentCount,
 ) -> RunParts:
-    """Makes the parts of a run; `count` counts the documents of a stream."""
-    # The first process makes the caches, the others read them.
+    """Builds the parts of a run, and prints what the texts and masks are like.
+
+    Args:
+        model_args, data_args, objective_args, args: The arguments of the run.
+        count: Counts the documents of a stream while it is read.
+
+    Raises:
+        UsageError: The arguments do not fit together, or texts, tokenizer or encoder cannot be used.
+    """
+    # The first process writes the caches, the others read them.
     with args.main_process_first(desc="preparing the corpus"):
         corpus = make_corpus(model_args, data_args, args)
         tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus)
@@ -236,7 +247,7 @@ def prepare_parts(
         line = check_texts(examples["train"], (tokenizer, collator, model.config), data_args, corpus.source)
         weigh_words(model, examples["train"], tokenizer, corpus.source)
         probe = make_probe(data_args, args, tokenizer, model_args.cache_dir)
-        # Only now is everything known to be possible: a refused run leaves no trace.
+        # At the end, because a run that is refused leaves no trace.
         if args.process_index == 0:
             print(line)
         if is_new and args.process_index == 0:
@@ -265,7 +276,11 @@ def make_trainer(
     args: TextJepaTrainingArguments,
     card_info: Mapping[str, Any],
 ) -> TextJepaTrainer:
-    """The trainer of a run."""
+    """Builds the trainer of a run, with its fingerprint and callbacks.
+
+    Raises:
+        UsageError: The Trainer does not take the flags, or the run could not begin or select its best checkpoint.
+    """
     train_dataset, eval_dataset = select_examples(parts, data_args, args)
     if not data_args.streaming:
         choose_length(args, parts.model.config.text_config.num_hidden_layers, len(train_dataset))
@@ -295,7 +310,6 @@ def make_trainer(
     check_start(trainer)
     if parts.probe is not None:
         check_metric(args, parts.probe.names)
-    if parts.probe is not None:
         parts.probe.add_to(trainer)
     return trainer
 
@@ -305,7 +319,7 @@ def select_examples(
     data_args: DataArguments,
     args: TextJepaTrainingArguments,
 ) -> tuple[Dataset | IterableDataset, Dataset | list]:
-    """The examples to train on, and the held-out ones, of which there are at most `max_eval_samples`."""
+    """The examples to train on, and at most `max_eval_samples` held-out ones."""
     train = parts.examples["train"]
     held_out = parts.examples["validation"]
     limit = data_args.max_eval_samples
@@ -353,7 +367,7 @@ def make_card_info(
 
 
 def describe_documents(corpus: Corpus) -> list[str]:
-    """How many documents are trained on, and how many are held out, in words; of a stream nobody knows."""
+    """The numbers of documents to train on and held out, in words; nothing for a stream, which does not tell."""
     train, held_out = corpus.splits["train"], corpus.splits["validation"]
     if not hasattr(train, "__len__"):
         return []
@@ -361,7 +375,7 @@ def describe_documents(corpus: Corpus) -> list[str]:
 
 
 def describe_initial_weights(name: str | None, init: str) -> str:
-    """What a run starts from, for the card: an encoder, a part of it, or random weights."""
+    """The start of a run for the card: an encoder, a part of one, or random weights."""
     if not name:
         return RANDOM_WEIGHTS
     if init == "embeddings":
@@ -376,10 +390,11 @@ def _is_on_hub(name: str | None) -> bool:
 
 
 def max_length_in_use(data_args: DataArguments, config: TextJepaConfig, head: SentenceHead | None = None) -> int:
-    """The number of tokens at which the exported encoder cuts a text.
+    """The number of tokens that the exported encoder cuts texts to.
 
-    It is the length of training, except for encoders without layers that were trained on windows of documents: they
-    take the longest document; and for those that keep the head of their start: they take what they took before.
+    It is the length of training, with two exceptions. An encoder without layers that was trained on windows of
+    documents takes whole documents, for its vector is a mean of tokens at any length. And an encoder that keeps the
+    modules of the sentence encoder it started from takes at least what that one took.
     """
     if head is not None:
         longest = max(data_args.max_length, head.max_seq_length or config.max_text_length or 0)
@@ -392,7 +407,7 @@ def max_length_in_use(data_args: DataArguments, config: TextJepaConfig, head: Se
 
 
 def show_sizes(trainer: TextJepaTrainer, corpus: Corpus) -> None:
-    """Prints the sizes of corpus and model, the length of the run and its folder, and warns of idle cores."""
+    """Prints the sizes of corpus and model, the length of the run and its folder, and says if cores are idle."""
     args = trainer.args
     if args.process_index > 0:
         return
@@ -414,7 +429,7 @@ def show_sizes(trainer: TextJepaTrainer, corpus: Corpus) -> None:
     cores = os.cpu_count() or 1
     is_alone_on_cpu = args.device.type == "cpu" and args.world_size == 1
     if is_alone_on_cpu and torch.get_num_threads() == 1 < cores:
-        print(f"1 of {cores} cores is used: OMP_NUM_THREADS is 1, as accelerate launch sets it; else all would be")
+        print(f"1 of {cores} cores is used: OMP_NUM_THREADS is 1 (accelerate launch sets it); raise it to use more")
 
 
 def describe_length(args: TextJepaTrainingArguments, texts: Dataset | DocumentWindows | IterableDataset) -> str:
@@ -437,10 +452,10 @@ def describe_length(args: TextJepaTrainingArguments, texts: Dataset | DocumentWi
 
 
 def load_finished(trainer: TextJepaTrainer, checkpoint: str) -> bool:
-    """Loads the checkpoint of a run that has done all its steps, to which the Trainer would add one.
+    """Loads a checkpoint if its run has made all of its steps: the Trainer would make one more.
 
     Returns:
-        Whether the run is finished.
+        Whether the run has made all of its steps.
     """
     args = trainer.args
     state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
@@ -469,7 +484,7 @@ def train(trainer: TextJepaTrainer, checkpoint: str | None) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{checkpoint}: holds code where numbers belong; it was not run ({first_line(error)})"
+            f"{checkpoint}: a file that should hold numbers holds code, which was not run ({first_line(error)})"
         ) from error
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
         if trainer.has_begun or isinstance(error, UsageError):
@@ -485,7 +500,7 @@ def evaluate_last_weights(trainer: TextJepaTrainer) -> None:
 
 
 def finish(trainer: TextJepaTrainer, parts: RunParts, arguments: Sequence) -> None:
-    """Writes the results of a run on the first process, prints the comparison, and publishes if asked.
+    """Has the first process write the results of the run, print the comparison, and publish the encoder if asked.
 
     Args:
         trainer: The trainer at the end of the run.
