@@ -588,6 +588,11 @@ class TextJepaConfig(PreTrainedConfig):
             if key not in self._known_keys():
                 raise ValueError(f"unknown field '{key}' of {type(self).__name__}{_nearest(key, fields)}")
 
+    def _check_at_least_one(self, *names):
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
     def _validate_matryoshka_sizes(self):
         width = self.text_config.hidden_size
         for size in self.matryoshka_sizes or []:
@@ -601,15 +606,13 @@ class TextJepaConfig(PreTrainedConfig):
 
     def validate_predictor(self):
         """Raises ValueError if the predictor cannot be built."""
-        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "conv_groups", "num_mask_tokens")
-        for name in (*(f"pred_{count}" for count in counts), "sigreg_num_slices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("document_target_size", "document_hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.sentence_hidden_size < 0:
-            raise ValueError(f"sentence_hidden_size must be at least 0, got {self.sentence_hidden_size}")
+        self._check_at_least_one(
+            "pred_hidden_size",
+            "pred_num_hidden_layers",
+            "pred_num_attention_heads",
+            "pred_conv_groups",
+            "pred_num_mask_tokens",
+        )
         if self.pred_hidden_act not in ACT2CLS:
             raise ValueError(
                 f"unknown pred_hidden_act '{self.pred_hidden_act}'{_nearest(self.pred_hidden_act, ACT2CLS)}"
@@ -656,6 +659,9 @@ class TextJepaConfig(PreTrainedConfig):
             raise ValueError(
                 "latent_loss_weight, token_loss_weight, document_loss_weight or sentence_loss_weight must be above 0"
             )
+        self._check_at_least_one("document_target_size", "document_hidden_size", "sigreg_num_slices")
+        if self.sentence_hidden_size < 0:
+            raise ValueError(f"sentence_hidden_size must be at least 0, got {self.sentence_hidden_size}")
         if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
             raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
         self._validate_matryoshka_sizes()
