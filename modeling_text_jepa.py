@@ -930,7 +930,9 @@ def _load_encoder(name_or_path: str, output_loading_info: bool = False, **kwargs
 
 
 def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mapping[str, Any]):
-    """Checks that the files had all weights of a model; a missing pooler is fine, since nothing here uses it.
+    """Checks that the files had all weights of a model, and that these are numbers.
+
+    A missing pooler is fine, since nothing here uses it.
 
     Args:
         name_or_path (`str`): Folder or Hub name of the files.
@@ -938,7 +940,8 @@ def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mappi
         loading_info (`Mapping`): What `from_pretrained` returns with `output_loading_info=True`.
 
     Raises:
-        ValueError: Weights are missing, which would be random, or the files have more layers than the model.
+        ValueError: Weights are missing, which would be random, or not finite; or the files have more layers than the
+            model.
     """
     missing = sorted(key for key in loading_info["missing_keys"] if "pooler" not in key)
     unexpected = sorted(loading_info["unexpected_keys"])
@@ -948,6 +951,11 @@ def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mappi
             f"{name_or_path}: {len(missing)} weights of the encoder are missing, such as {missing[0]}{instead}, and "
             "would be random; save the encoder by save_pretrained, without wrappers, or name another folder"
         )
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(
+                f"{name_or_path}: {name} holds numbers that are not finite, so its weights are broken; name another"
+            )
     prefix = f"{model.base_model_prefix}."
     kinds = {_without_numbers(key.removeprefix(prefix)) for key in model.state_dict()}
     for key in unexpected:
@@ -1222,12 +1230,18 @@ class TextJepaPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: The checkpoint is not a Text-JEPA, and this class does not wrap plain encoders.
+            StrictDataclassError: A field of the configuration that is given here is out of range.
         """
+        changes_fields = not TextJepaConfig.__annotations__.keys().isdisjoint(kwargs)
         if config is None:
             model_type = _read_model_type(pretrained_model_name_or_path, **kwargs)
             if model_type != TextJepaConfig.model_type:
                 return cls._from_plain_encoder(pretrained_model_name_or_path, model_type, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        if changes_fields:  # which transformers replaces without validation
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.config.validate()
+        return loaded
 
     @classmethod
     def _from_plain_encoder(

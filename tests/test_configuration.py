@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, BertConfig, DistilBertConfig, ModernBertConfig, PreTrainedConfig
 
 from configuration_text_jepa import OBJECTIVES
-from text_jepa import TextJepaConfig, TextJepaForSequenceClassification
+from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaForSequenceClassification
 
 
 OWN_FIELDS = sorted(set(TextJepaConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
@@ -473,3 +473,11 @@ def test_a_wrong_keyword_is_still_an_error_beside_a_file(tmp_path):
     saved_with(TextJepaConfig(), tmp_path, of_a_tool=1)
     with pytest.raises(ValueError, match="unknown field 'pooIing' of TextJepaConfig; did you mean 'pooling'"):
         TextJepaConfig(pooIing="mean")
+
+
+def test_a_field_that_from_pretrained_replaces_is_checked(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match="latent_loss_weight must be at least 0, got -1"):
+        TextJepaForPreTraining.from_pretrained(tmp_path, latent_loss_weight=-1.0)
+    model = TextJepaForPreTraining.from_pretrained(tmp_path, latent_loss_weight=0.5)
+    assert model.config.latent_loss_weight == 0.5

@@ -241,6 +241,26 @@ def test_code_that_is_not_run_is_told_once(encoder, caplog):
     assert "auto_map" not in json.loads((encoder / "again" / "tokenizer_config.json").read_text())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(encoder, value):
+    """Also where no text of a run is long enough to use them."""
+    weights = load_file(encoder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("position_embeddings.weight"))
+    weights[name][-1] = value
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    for opens in (load_trained, TextJepaForPreTraining.from_encoder):
+        with pytest.raises(ValueError, match=r"position_embeddings.weight holds numbers that are not finite"):
+            opens(str(encoder))
+
+
+def test_weights_of_another_shape_say_so(encoder):
+    content = json.loads((encoder / "config.json").read_text())
+    name = next(name for name in ("intermediate_size", "hidden_dim") if name in content)
+    (encoder / "config.json").write_text(json.dumps({**content, name: content[name] * 2}))
+    with pytest.raises(UsageError, match="weights in its files have other shapes"):
+        load_trained(str(encoder))
+
+
 def test_errors_of_any_library_are_one_line():
     class Strange(Exception):  # tokenizers raises no better ones
         pass

@@ -54,6 +54,8 @@ _FOREIGN_SUFFIXES = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf", ".md
 def describe(error: Exception) -> str:
     """The reason of an error in one line, with its type where the message alone says little."""
     reason = first_line(error)
+    if "ignore_mismatched_sizes" in reason:  # with a table that is not shown
+        return "weights in its files have other shapes than its config.json says; copy both anew"
     is_about_code = isinstance(error, KeyError | TypeError | AttributeError | IndexError | AssertionError)
     return f"{type(error).__name__}: {reason}" if is_about_code else reason
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainingArguments
 
+from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from text_jepa.cli import UsageError, parse_arguments
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.share.model_card import describe_optimizer, describe_precision
@@ -20,7 +21,7 @@ WORKS = """
     output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
     lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
     gradient_accumulation_steps average_tokens_across_devices max_grad_norm bf16 fp16 tf32 activation_checkpointing
-    activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs torch_compile
+    activation_checkpointing_kwargs gradient_checkpointing torch_compile
     torch_compile_backend torch_compile_mode neftune_noise_alpha torch_empty_cache_steps logging_strategy logging_steps
     logging_first_step logging_nan_inf_filter include_num_input_tokens_seen disable_tqdm report_to run_name project
     trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps per_device_eval_batch_size
@@ -92,6 +93,11 @@ def run(tmp_path, monkeypatch, capsys):
         (["--save_steps", "-5"], ["--save_steps", "above 0, got -5"]),
         (["--logging_steps", "0"], ["--logging_steps", "above 0, got 0"]),
         (["--torch_empty_cache_steps", "0"], ["--torch_empty_cache_steps", "above 0, got 0", "leave it out"]),
+        (["--gradient_checkpointing_kwargs", '{"use_reentrant": false}'], ["goes with --gradient_checkpointing"]),
+        (
+            ["--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", '{"num_cycles": 2}'],
+            ["--lr_scheduler_kwargs has no effect with --lr_scheduler_type constant"],
+        ),
         (["--do_train", "false"], ["--do_train false has no effect", "--prepare_only"]),
         (["--do-eval=False"], ["--do-eval false has no effect", "--eval_strategy no"]),
         (["--save_total_limit", "0"], ["--save_total_limit", "at least 1"]),
@@ -113,6 +119,10 @@ def test_a_flag_of_no_use_or_out_of_range_is_one_line_and_nothing_is_written(run
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (
+            ["--gradient_checkpointing", "--gradient_checkpointing_kwargs", '{"nothing_known": 1}'],
+            ["--gradient_checkpointing_kwargs", "nothing_known"],
+        ),
         (["--optim", "adamw_8bit"], ["--optim adamw_8bit", "bitsandbytes"]),
         (["--optim", "schedule_free_adamw"], ["--optim schedule_free_adamw"]),
         (["--lr_scheduler_type", "cosine_with_min_lr"], ["--lr_scheduler_type cosine_with_min_lr", "min_lr"]),
@@ -225,3 +235,12 @@ def test_the_card_states_what_optimizer_and_precision_really_were():
     sgd = Trainer(lambda weights: torch.optim.SGD(weights, momentum=0.9), "no", torch.float32)
     assert describe_optimizer(sgd).startswith("SGD, momentum 0.9")
     assert describe_precision(sgd) == "fp32"
+
+
+def test_flags_that_have_no_effect_on_the_model_are_told(caplog):
+    args = TextJepaTrainingArguments(use_cpu=True, ema_decay_start=0.5)
+    checks.warn_of_idle_flags(args, TextJepaConfig(**OBJECTIVES["mlm"], mask_token_id=4))
+    assert [record.message.split()[0] for record in caplog.records] == ["--ema_decay_start"]
+    caplog.clear()
+    checks.warn_of_idle_flags(args, TextJepaConfig())
+    assert not caplog.records

@@ -19,6 +19,7 @@ import psutil
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
+from torch.utils.checkpoint import checkpoint as run_with_checkpoint
 from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -131,6 +132,10 @@ _NEEDS_PROJECTION = (
     lambda args: args.optim.startswith(("galore", "apollo")),
     "goes with --optim galore_adamw or apollo_adamw, and their variants",
 )
+_NEEDS_CHECKPOINTING = (
+    lambda args: args.gradient_checkpointing or getattr(args, "activation_checkpointing", False),
+    "goes with --gradient_checkpointing",
+)
 _NEEDS_WORKERS = (lambda args: args.dataloader_num_workers > 0, "goes with --dataloader_num_workers above 0")
 _GOES_WITH = {
     "hub_model_id": _NEEDS_UPLOAD,
@@ -141,6 +146,7 @@ _GOES_WITH = {
     "metric_for_best_model": _NEEDS_CHOICE,
     "greater_is_better": _NEEDS_CHOICE,
     "optim_target_modules": _NEEDS_PROJECTION,
+    "gradient_checkpointing_kwargs": _NEEDS_CHECKPOINTING,
     "dataloader_prefetch_factor": _NEEDS_WORKERS,
     "dataloader_persistent_workers": _NEEDS_WORKERS,
     "dataloader_multiprocessing_context": _NEEDS_WORKERS,
@@ -192,6 +198,14 @@ def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
     for name, (has_effect, condition) in _GOES_WITH.items():
         if getattr(args, name) not in (defaults[name], False) and not has_effect(args):
             raise UsageError(f"--{name} has no effect: it {condition}")
+    if args.lr_scheduler_kwargs and args.lr_scheduler_type in ("constant", "constant_with_warmup"):
+        schedule = args.lr_scheduler_type.value
+        raise UsageError(f"--lr_scheduler_kwargs has no effect with --lr_scheduler_type {schedule}; leave it out")
+    if 0 < args.max_steps <= args.warmup_steps and args.warmup_steps >= 1:
+        logger.warning(
+            f"--warmup_steps {args.warmup_steps:g}: the run ends after {args.max_steps} steps, so the learning rate "
+            "does not reach its peak; a value below 1 is a share of the run"
+        )
     # Not an error: `--eval_strategy no` overrides a recipe that has both.
     if args.eval_steps is not None and args.eval_strategy != "steps":
         logger.warning("--eval_steps has no effect without --eval_strategy steps")
@@ -206,6 +220,21 @@ def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
             raise UsageError(f"--accelerator_config {name}: each process makes batches of its own; leave it out")
     if args.max_steps <= 0 and not args.num_train_epochs > 0:
         raise UsageError(f"--num_train_epochs {args.num_train_epochs:g}: no step would be made; set it above 0")
+
+
+def warn_of_idle_flags(args: TextJepaTrainingArguments, config: TextJepaConfig) -> None:
+    """Says which flags have no effect on a model; no error, as recipes have them for several objectives.
+
+    Args:
+        args: The training arguments.
+        config: The configuration of the model.
+    """
+    if config.target_encoder_type == "ema" and config.has_target_encoder:
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    for name in ("ema_schedule", "ema_decay_start", "ema_decay_end", "ema_frozen_steps"):
+        if getattr(args, name) != defaults[name]:
+            logger.warning(f"--{name} has no effect: the model has no target encoder that is a moving average")
 
 
 def selects_best_checkpoint(args: TextJepaTrainingArguments) -> bool:
@@ -306,6 +335,9 @@ def check_start(trainer: "TextJepaTrainer") -> None:
             num_training_steps=10,
             scheduler_specific_kwargs=copy.deepcopy(args.lr_scheduler_kwargs),
         )
+    if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
+        with _naming("--gradient_checkpointing_kwargs"):
+            run_with_checkpoint(_double, weight, **{"use_reentrant": False, **args.gradient_checkpointing_kwargs})
     if args.torch_compile:
         with _naming(f"--torch_compile with {args.torch_compile_backend}"):
             compiled = torch.compile(_double, backend=args.torch_compile_backend, mode=args.torch_compile_mode)

@@ -78,9 +78,9 @@ from text_jepa.train.checks import (
 )
 from text_jepa.train.closing import (
     RANDOM_WEIGHTS,
-    leave_arguments,
-    leave_results,
     publish,
+    save_arguments,
+    save_results,
     weights_of,
     whole_model,
 )
@@ -184,7 +184,7 @@ def pretrain(
         if args.process_index == 0 and checkpoint is None:
             # Now, so that a run that dies can be repeated. If it is refused before its first step, nothing is left.
             with checkpointing.writing(args.output_dir, "the arguments"):
-                leave_arguments(args.output_dir, arguments, trainer.model.config)
+                save_arguments(args.output_dir, arguments, trainer.model.config)
         if checkpoint is None or not load_finished(trainer, checkpoint):
             train(trainer, checkpoint)
             log_skipped_documents("train", count.left_out, count.read, data_args.min_length, data_args.view)
@@ -514,7 +514,7 @@ def finish(trainer: TextJepaTrainer, parts: RunParts, arguments: Sequence) -> No
     merge_lora(model)
     trainer.model = model
     with checkpointing.writing(args.output_dir, "the encoder"):
-        sentence = leave_results(trainer, parts.start, parts.corpus, arguments)
+        sentence = save_results(trainer, parts.start, parts.corpus, arguments)
     card = Path(args.output_dir, "README.md")
     print(f"\n{sentence}")
     print(f"The encoder is in {args.output_dir}  (its card: {card})")
