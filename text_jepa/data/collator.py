@@ -194,8 +194,10 @@ class DataCollatorForTextJepa:
     def find_words(self, input_ids: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Two arrays (B, S) boolean: tokens that may be hidden, and tokens that begin a word."""
         usable = present & ~self._is_special[input_ids]
+        left = input_ids[:, :-1]
+        right = input_ids[:, 1:]
         word_starts = np.ones_like(usable)
-        word_starts[:, 1:] = ~(usable[:, :-1] & self._words.continues(input_ids[:, :-1], input_ids[:, 1:]))
+        word_starts[:, 1:] = ~(usable[:, :-1] & self._words.continues(left, right))
         may_start = ~self._words.clings[input_ids]
         return usable, split_words(usable, word_starts, may_start, _LONGEST_WORD)
 

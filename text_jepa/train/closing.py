@@ -71,7 +71,7 @@ _PASSAGES_TO_CHOOSE_ON = 1_000
 # ---- the results of a run -------------------------------------------------------------------------------------------
 
 
-def leave_results(
+def save_results(
     trainer: TextJepaTrainer,
     start: Weights,
     corpus: Corpus,
@@ -130,7 +130,7 @@ def leave_results(
     complete_dir = output_dir / "pretraining"
     save_for_continuing(trainer.model, trainer.processing_class, complete_dir)
     trainer.write_card(complete_dir, None)
-    leave_arguments(output_dir, arguments, trainer.model.config)
+    save_arguments(output_dir, arguments, trainer.model.config)
     return sentence
 
 
@@ -146,7 +146,7 @@ def _exported_encoder(trainer: TextJepaTrainer, model_args: ModelArguments) -> E
     return encoder if head is None else with_head(encoder, head)
 
 
-def leave_arguments(folder: str | Path, arguments: Sequence, config: TextJepaConfig) -> None:
+def save_arguments(folder: str | Path, arguments: Sequence, config: TextJepaConfig) -> None:
     """Writes `arguments.yaml`, with which the run can be repeated, and `changed.yaml`, what differs from defaults.
 
     Args:
