@@ -1123,8 +1123,10 @@ def _weights_below_adapters(module: nn.Module) -> dict[str, torch.Tensor]:
 def _increment(name: str, layer: nn.Module) -> torch.Tensor:
     """The sum of what the active adapters of a layer add to its weight; 0 if they are merged or disabled."""
     is_lora = hasattr(layer, "lora_A")
-    is_sum = not any(any(getattr(layer, option, {}).values()) for option in ("use_dora", "lora_bias"))
-    if not (is_lora and is_sum):
+    # Options by adapter; with either one, the adapter is more than a matrix that is added to the weight.
+    uses_dora = any(getattr(layer, "use_dora", {}).values())
+    has_bias = any(getattr(layer, "lora_bias", {}).values())
+    if not is_lora or uses_dora or has_bias:
         raise ValueError(f"{name}: an adapter of PEFT that is no plain LoRA ({type(layer).__name__}) cannot be merged")
     if layer.merged or layer.disable_adapters:
         return torch.zeros(())
@@ -1472,7 +1474,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         super().initialize_weights()
         if self.target_encoder is None:
             return
-        source = dict([*self.model.encoder.named_parameters(), *self.model.encoder.named_buffers()])
+        source = dict(self.model.encoder.named_parameters())
+        source |= dict(self.model.encoder.named_buffers())
         for name, tensor in [*self.target_encoder.named_parameters(), *self.target_encoder.named_buffers()]:
             init.copy_(tensor, source[name])  # does nothing to a tensor that was loaded
         self.target_encoder.requires_grad_(False).eval()
