@@ -152,6 +152,17 @@ def loaded_after(code, names):
     return ast.literal_eval(result.stdout)
 
 
+def test_that_an_encoder_of_a_search_is_not_there_is_said_before_torch_is_imported():
+    code = (
+        "import contextlib, sys; sys.argv = ['bin/text-jepa']; from text_jepa.commands import search\n"
+        "with contextlib.suppress(ValueError):\n"
+        "    search.open_quietly('/nowhere/encoder')\n"
+        "    raise AssertionError\n"
+        "print(end='')"
+    )
+    assert loaded_after(code, ["torch", "transformers"]) == []
+
+
 def test_a_search_that_finds_its_index_complete_needs_no_torch():
     code = "import sys; sys.argv = ['bin/text-jepa']; import text_jepa.commands.main, text_jepa.commands.search"
     assert loaded_after(code, ["torch", "transformers", "datasets", "scipy"]) == []

@@ -220,7 +220,17 @@ def reason_to_start(kept: dict[str, str], wanted: dict[str, str], path: Path) ->
 
 
 def open_quietly(name: str) -> "Encoder":
-    """Opens an encoder without the bars of transformers."""
+    """Opens an encoder without the bars of transformers; that there is none is said before they are imported.
+
+    Raises:
+        UsageError: There is none, or it cannot be read.
+    """
+    from text_jepa.names import check_name
+
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise UsageError(f"{name}: no model can be read there ({error})") from error
     from text_jepa.cli import mute_libraries
     from text_jepa.embeddings import open_encoder
 
