@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -31,7 +32,9 @@ from hypothesis import strategies as st
 from transformers import DistilBertConfig
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
+from text_jepa.cli import UsageError
 from text_jepa.commands.main import main
+from text_jepa.embeddings import embed_texts, open_encoder
 from text_jepa.share.export import export_encoder
 
 
@@ -298,6 +301,73 @@ def test_a_foreign_value_in_a_file_of_an_encoder_is_taken_or_refused(place, name
         (folder / name).write_text(json.dumps(replaced(content, at, value)))
         argv = ["weights", folder, output, "--texts", place / "good.txt"]
         right_or_refused(output, "export", *argv)
+
+
+HEAD_FILES = [
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "tokenizer_config.json",
+    "1_Pooling/config.json",
+    "2_Dense/config.json",
+]
+# Keys of these files, and values that one of them may have.
+HEAD_KEYS = ["pooling_mode", "include_prompt", "pooling_mode_cls_token", "max_seq_length", "do_lower_case"]
+HEAD_KEYS += ["truncate_dim", "default_prompt_name", "prompts", "transformer_task", "modality_config", "bias"]
+HEAD_KEYS += ["module_input_name", "module_output_name", "processing_kwargs", "config_args", "tokenizer_args"]
+HEAD_KEYS += ["activation_function", "use_residual", "padding_side", "model_max_length", "path", "type"]
+HEAD_VALUES = ["cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens", ["mean", "cls"], True, False, 1, 3]
+HEAD_VALUES += ["query", {"query": "lamp: "}, "fill-mask", "token_embeddings", "sentence_embedding", "left", "right"]
+HEAD_VALUES += [{"text": {"max_length": 4}}, {"num_hidden_layers": 0}, {"model_max_length": 4}, "0_Other"]
+HEAD_VALUES += ["own.Pooling", "torch.nn.modules.activation.ReLU", "torch.nn.modules.linear.Identity"]
+HEAD_LENGTH = 16
+HEAD_TEXTS = ["the lamp", "bread", "the river carried the boat"]
+
+
+@pytest.fixture(scope="module")
+def headed(place):
+    """An encoder with a head of sentence-transformers: pooling, a dense layer and prompts."""
+    library = pytest.importorskip("sentence_transformers")
+    modules = library.sentence_transformer.modules
+    encoder = modules.Transformer(str(place / "encoder"), max_seq_length=HEAD_LENGTH)
+    parts = [encoder, modules.Pooling(8), modules.Dense(8, 5), modules.Normalize()]
+    model = library.SentenceTransformer(modules=parts, device="cpu", prompts={"query": "lamp: "})
+    model.save_pretrained(str(place / "headed"), create_model_card=False)
+    found = embed_texts(open_encoder(str(place / "headed")), HEAD_TEXTS)
+    np.testing.assert_allclose(found, model.encode(HEAD_TEXTS), atol=1e-5)  # else all would be refusals
+    return library.SentenceTransformer
+
+
+@fuzzed
+@given(
+    name=st.sampled_from(HEAD_FILES),
+    at=st.floats(0, 1),
+    key=st.one_of(st.none(), st.sampled_from(HEAD_KEYS)),
+    value=st.one_of(st.sampled_from(HEAD_VALUES), st.sampled_from(FOREIGN[:4] + FOREIGN[6:])),
+)
+def test_a_head_of_anything_gives_the_vectors_of_sentence_transformers_or_is_refused(
+    place, headed, name, at, key, value
+):
+    """What that library itself refuses may be read here."""
+    with copied(place, "headed") as (folder, _):
+        content = json.loads((folder / name).read_text())
+        if key is None or isinstance(content, list):
+            content = replaced(content, at, value)
+        else:
+            content[key] = value
+        (folder / name).write_text(json.dumps(content))
+        expected = None
+        try:
+            encoder = open_encoder(str(folder))
+        except UsageError:
+            return
+        found = embed_texts(encoder, HEAD_TEXTS)
+        with contextlib.suppress(Exception):  # of many types
+            model = headed(str(folder), device="cpu", trust_remote_code=False)
+            expected = model.encode(HEAD_TEXTS)
+        # A shorter length cuts texts there, and divides them into windows here.
+        if expected is not None and encoder.max_length >= HEAD_LENGTH:
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 NAMES_OF_ENCODERS = [

@@ -150,6 +150,7 @@ def token_weights_of(encoder, texts):
             "has the module_input_name token_embeddings",
         ),
         ("config_sentence_transformers.json", {"truncate_dim": "4"}, "truncate_dim is '4'"),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "model_type .* is 'SparseEncoder'"),
         ("config_sentence_transformers.json", {"default_prompt_name": "zz"}, "no such prompt"),
         ("config_sentence_transformers.json", {"prompts": {"a": 3}, "default_prompt_name": "a"}, "no such prompt"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "small letters"),

@@ -219,6 +219,12 @@ def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
         raise UsageError(f"{source}: the first module of its modules.json is no Transformer; mend it, or {_REMEDY}")
     _check_order(source, [kind for _, kind in modules])
     prompts = read("config_sentence_transformers.json")
+    model_type = (prompts or {}).get("model_type", "SentenceTransformer")
+    if model_type != "SentenceTransformer":
+        raise UsageError(
+            f"{source}: its model_type (config_sentence_transformers.json) is {model_type!r}, whose modules make no "
+            f"vector of a text; {_REMEDY}"
+        )
     prompt = _default_prompt(source, prompts or {})
     if prompt and not includes_prompt:
         raise UsageError(f"{source}: its pooling leaves out the prompt '{prompt}', which is not read; {_REMEDY}")
@@ -583,7 +589,9 @@ def _load_dense(source: str, path: str, options: Mapping[str, Any]) -> torch.nn.
     pickled = file_of(source, f"{path}/pytorch_model.bin", **options)
     if activation is None or config.get("use_residual") or (file is None and pickled is None):
         raise UsageError(f"{source}: its module Dense ({path}, {activation_name}) cannot be read; {_REMEDY}")
-    linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+    with torch.device("meta"):  # no room is made for what the file only claims
+        linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
     weights = load_file(file) if file else torch.load(pickled, map_location="cpu", weights_only=True)
-    linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
+    weights = {key.removeprefix("linear."): value.float() for key, value in weights.items()}
+    linear.load_state_dict(weights, assign=True)
     return torch.nn.Sequential(linear, activation()).eval()
