@@ -8,12 +8,13 @@
 
 docs/results.yaml lists the questions of the page. Each names a comparison, which is the file of the same name in
 docs/assets, and says which systems and which scores of it are shown, under which names. Sentences take their figures
-from the comparison as well: `{lead:mlm:STS-B}` is how far the reference is ahead of `mlm`, `{score:mlm:STS-B}` is the
-score of `mlm`. Beside each question stand a picture with the intervals of all systems, a table, and a CSV file with
-all figures by seed. --add takes the figures of a folder that benchmarks/compare.py has filled. --pretrained takes
-verdict, log and recipe of a run of `make pretrain`, of which the claim and the lines of the log in README.md,
-docs/index.md and docs/quickstart.md are made. --released shows the card of a run of the default recipe in
-docs/released-encoder.md. A run of another recipe than today's is refused.
+from the comparison as well: `{lead:mlm:STS-B}` is how far the reference is ahead of `mlm`, `{lead:mlm:STS-B:simcse}`
+how far `simcse` is, and `{score:mlm:STS-B}` is the score of `mlm`. Beside each question stand a picture with the
+intervals of all systems, a table, and a CSV file with all figures by seed. README.md has the table of the first
+question, and the summaries of those that have one. --add takes the figures of a folder that benchmarks/compare.py has
+filled. --pretrained takes verdict, log and recipe of a run of `make pretrain`, of which the claim and the lines of the
+log in README.md, docs/index.md and docs/quickstart.md are made. --released shows the card of a run of the default
+recipe in docs/released-encoder.md. A run of another recipe than today's is refused.
 """
 
 import argparse
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Names of places in README.md: comments mark where they begin and end.
 CLAIM = "claim"
 RESULTS = "results"
+SUMMARY = "summary"
 LOG = "log"
 # The run of `make pretrain`: its name in docs/assets, and the recipe of it and of longer runs.
 PRETRAINED = "make-pretrain"
@@ -58,6 +60,7 @@ class Question(NamedTuple):
         systems: Names of the systems that are shown, the reference first, and what the page calls them.
         columns: What the page calls a score, and its task and mode in the comparison.
         note: What else a reader has to know.
+        summary: What README.md says of it, with placeholders for figures; nothing if it is empty.
         over_time: Whether a picture shows the first score over seconds of training.
     """
 
@@ -67,6 +70,7 @@ class Question(NamedTuple):
     systems: Mapping[str, str]
     columns: Mapping[str, Sequence[str]]
     note: str = ""
+    summary: str = ""
     over_time: bool = False
 
 
@@ -112,14 +116,18 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     put(as_code(lines), root / "README.md", LOG)
     put(as_code(lines[1:2]), root / "docs/quickstart.md", LOG)
     parts = [page.intro]
+    summaries = []
     for question in page.questions:
         results = read(assets, question.comparison)
         parts.append(part_of(question, results))
+        if question.summary:
+            summaries.append(f"- {with_figures(question.summary, question, results).strip()}")
         draw_intervals(question, results, assets / picture_of(question))
         if question.over_time:
             draw_over_time(question, results, assets / f"{question.comparison}-over-time.png")
         (assets / f"{question.comparison}.csv").write_text(as_csv(results), encoding="utf-8")
     parts.append(page.outro)
+    put("\n".join(summaries), root / "README.md", SUMMARY)
     (root / "docs/results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -207,15 +215,15 @@ def picture_of(question: Question) -> str:
 
 
 def with_figures(text: str, question: Question, results: Results) -> str:
-    """The text, with figures in place of `{score:SYSTEM:COLUMN}` and `{lead:SYSTEM:COLUMN}`.
+    """The text, with figures in place of `{score:SYSTEM:COLUMN}` and `{lead:SYSTEM:COLUMN}`, or `{lead:…:AHEAD}`.
 
     Raises:
         UsageError: The comparison has no such figure.
     """
-    scores, leads = figures_of(question, results)
 
     def figure(match: re.Match) -> str:
-        kind, system, column = match.groups()
+        kind, system, column, ahead = match.groups()
+        scores, leads = figures_of(question, results, ahead)
         figures = leads if kind == "lead" else scores
         if (system, column) not in figures:
             raise UsageError(f"docs/results.yaml: {question.title}: {question.comparison} has no {match.group()}")
@@ -224,12 +232,22 @@ def with_figures(text: str, question: Question, results: Results) -> str:
             return f"{found['score']:.1f}"
         return f"{found['ahead']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
 
-    return re.sub(r"\{(score|lead):([^:{}]+):([^:{}]+)\}", figure, text)
+    return re.sub(r"\{(score|lead):([^:{}]+):([^:{}]+)(?::([^:{}]+))?\}", figure, text)
 
 
-def figures_of(question: Question, results: Results) -> tuple[dict, dict]:
-    """Scores of the systems, and leads of the reference over them, by system and column of the page."""
-    reference = next(iter(question.systems))
+def figures_of(
+    question: Question,
+    results: Results,
+    reference: str | None = None,
+) -> tuple[dict, dict]:
+    """Scores of the systems, and leads of the reference over them, by system and column of the page.
+
+    Args:
+        question: The question, which says what is shown.
+        results: Its comparison.
+        reference: Name of a system; the first one of the question by default.
+    """
+    reference = reference or next(iter(question.systems))
     column_of = {tuple(where): name for name, where in question.columns.items()}
 
     def by_cell(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:

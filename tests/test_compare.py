@@ -420,6 +420,7 @@ questions:
     comparison: results-pair
     systems: {ours: Ours, mlm: Theirs}
     columns: {SST-2: [sst2, linear], Mean: [average of 2 tasks, linear]}
+    summary: "{lead:mlm:SST-2} over theirs, {lead:ours:Mean:mlm} over ours."
 outro: "The end."
 """
 
@@ -438,7 +439,9 @@ def root(tmp_path):
     for name, content in files.items():
         (tmp_path / "docs/assets/make-pretrain" / name).write_text(f"{json.dumps(content)}\n")
     log = "<!-- log -->\n<!-- end of log -->\n"
-    places = f"{log}<!-- results -->\nold\n<!-- end of results -->\n<!-- claim -->\n<!-- end of claim -->\n"
+    summary = "<!-- summary -->\n<!-- end of summary -->\n"
+    claim = "<!-- claim -->\n<!-- end of claim -->\n"
+    places = f"{log}{summary}<!-- results -->\nold\n<!-- end of results -->\n{claim}"
     (tmp_path / "README.md").write_text(f"Before\n{places}after\n")
     (tmp_path / "docs/quickstart.md").write_text(log)
     (tmp_path / "docs/index.md").write_text("<!-- claim -->\n<!-- end of claim -->\n")
@@ -463,6 +466,10 @@ def test_the_page_answers_questions_with_figures_of_the_comparison(found, report
     assert len(table) == 1 + len(results["scores"])
     assert readme.startswith("Before\n<!-- log -->\n```\nstep      9/9  loss 0.5000  70 tokens/s\n")
     assert "<!-- results -->\n|  | SST-2 | Mean |" in readme
+    (behind,) = (pair for pair in results["pairs"] if pair["of"] == "mlm" and pair["task"].startswith("average"))
+    theirs = f"{behind['ahead']:+.1f} [{behind['low']:+.1f}, {behind['high']:+.1f}]"
+    summary = f"- {lead['ahead']:+.1f} [{lead['low']:+.1f}, {lead['high']:+.1f}] over theirs, {theirs} over ours."
+    assert f"<!-- summary -->\n{summary}\n<!-- end of summary -->" in readme
     assert readme.endswith("<!-- claim -->\nAhead by 4.0 [1.5, 6.0].\n<!-- end of claim -->\nafter\n")
 
 
