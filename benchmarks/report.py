@@ -11,10 +11,10 @@ docs/assets, and says which systems and which scores of it are shown, under whic
 from the comparison as well: `{lead:mlm:STS-B}` is how far the reference is ahead of `mlm`, `{lead:mlm:STS-B:simcse}`
 how far `simcse` is, and `{score:mlm:STS-B}` is the score of `mlm`. Beside each question stand a picture with the
 intervals of all systems, a table, and a CSV file with all figures by seed. README.md has the table of the first
-question, and the summaries of those that have one. --add takes the figures of a folder that benchmarks/compare.py has
-filled. --pretrained takes verdict, log and recipe of a run of `make pretrain`, of which the claim and the lines of the
-log in README.md, docs/index.md and docs/quickstart.md are made. --released shows the card of a run of the default
-recipe in docs/released-encoder.md. A run of another recipe than today's is refused.
+question, the claim of one and the summaries of those that have one. --add takes the figures of a folder that
+benchmarks/compare.py has filled. --pretrained takes log and recipe of a run of `make pretrain`, of which the lines of
+the log in README.md and docs/quickstart.md are made. --released shows the card of a run of the default recipe in
+docs/released-encoder.md. A run of another recipe than today's is refused.
 """
 
 import argparse
@@ -60,6 +60,7 @@ class Question(NamedTuple):
         systems: Names of the systems that are shown, the reference first, and what the page calls them.
         columns: What the page calls a score, and its task and mode in the comparison.
         note: What else a reader has to know.
+        claim: The claim at the top of README.md and docs/index.md, with placeholders; of one question.
         summary: What README.md says of it, with placeholders for figures; nothing if it is empty.
         over_time: Whether a picture shows the first score over seconds of training.
     """
@@ -70,14 +71,14 @@ class Question(NamedTuple):
     systems: Mapping[str, str]
     columns: Mapping[str, Sequence[str]]
     note: str = ""
+    claim: str = ""
     summary: str = ""
     over_time: bool = False
 
 
 class Page(NamedTuple):
-    """What docs/results.yaml holds: the claim of README.md; the first words, the questions and the last words."""
+    """What docs/results.yaml holds: the first words, the questions and the last words."""
 
-    claim: str
     intro: str
     questions: Sequence[Question]
     outro: str
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     for folder in args.add:
         add(folder, assets)
     if args.pretrained:
-        store(args.pretrained, assets / PRETRAINED, RECIPES, kept=["metrics.jsonl", "verdict.json"])
+        store(args.pretrained, assets / PRETRAINED, RECIPES, kept=["metrics.jsonl"])
     if args.released:
         kept = ["metrics.jsonl", "verdict.json", "curves.png"]
         store(args.released, assets / RELEASED, RECIPES[1:], kept)
@@ -109,9 +110,6 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
         source = source_of(read(assets, first.comparison))
         put(f"## {first.title}\n\n{source}\n\n{table}", args.card / "README.md", RESULTS, may_be_added=True)
     put(table, root / "README.md", RESULTS)
-    claim = claim_of(page.claim, read(assets, f"{PRETRAINED}/verdict"))
-    put(claim, root / "README.md", CLAIM)
-    put(claim, root / "docs/index.md", CLAIM)
     lines = health_lines(assets / PRETRAINED)
     put(as_code(lines), root / "README.md", LOG)
     put(as_code(lines[1:2]), root / "docs/quickstart.md", LOG)
@@ -120,6 +118,10 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     for question in page.questions:
         results = read(assets, question.comparison)
         parts.append(part_of(question, results))
+        if question.claim:
+            claim = with_figures(question.claim, question, results).strip()
+            put(claim, root / "README.md", CLAIM)
+            put(claim, root / "docs/index.md", CLAIM)
         if question.summary:
             summaries.append(f"- {with_figures(question.summary, question, results).strip()}")
         draw_intervals(question, results, assets / picture_of(question))
@@ -163,7 +165,7 @@ def read_page(path: Path) -> Page:
             questions.append(Question(**fields))
         except TypeError as error:
             raise UsageError(f"{path}: {fields.get('title')}: {error}") from error
-    return Page(page["claim"].strip(), page["intro"].strip(), questions, page["outro"].strip())
+    return Page(page["intro"].strip(), questions, page["outro"].strip())
 
 
 def read(assets: Path, comparison: str) -> Results:
@@ -175,17 +177,6 @@ def read(assets: Path, comparison: str) -> Results:
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------
-
-
-def claim_of(text: str, pretrained: Results) -> str:
-    """The claim, with how far the encoder of `make pretrain` is ahead in place of `{lead:SYSTEM}`."""
-    leads = {score["system"]: score for score in pretrained["scores"] if score["metric"] == "r@10"}
-
-    def figure(match: re.Match) -> str:
-        lead = leads[match[1]]
-        return f"{lead['ahead']:.1f} [{lead['ahead_low']:.1f}, {lead['ahead_high']:.1f}]"
-
-    return re.sub(r"\{lead:([^{}]+)\}", figure, text)
 
 
 def as_code(lines: Sequence[str]) -> str:

@@ -412,7 +412,6 @@ def report(monkeypatch):
 
 
 PAGE = """
-claim: "Ahead by {lead:TF-IDF}."
 intro: "# Results"
 questions:
   - title: Is it better?
@@ -420,6 +419,7 @@ questions:
     comparison: results-pair
     systems: {ours: Ours, mlm: Theirs}
     columns: {SST-2: [sst2, linear], Mean: [average of 2 tasks, linear]}
+    claim: "Ahead by {lead:mlm:SST-2}."
     summary: "{lead:mlm:SST-2} over theirs, {lead:ours:Mean:mlm} over ours."
 outro: "The end."
 """
@@ -430,9 +430,7 @@ def root(tmp_path):
     """A checkout with a page of one question."""
     (tmp_path / "docs/assets/make-pretrain").mkdir(parents=True)
     (tmp_path / "docs/results.yaml").write_text(PAGE)
-    score = {"system": "TF-IDF", "metric": "r@10", "ahead": 4.0, "ahead_low": 1.5, "ahead_high": 6.0}
     files = {
-        "verdict.json": {"scores": [score]},
         "recipe.json": {"width": 768, "recipes": {}},
         "metrics.jsonl": {"step": 9, "loss": 0.5, "tokens_per_second": 70},
     }
@@ -470,7 +468,8 @@ def test_the_page_answers_questions_with_figures_of_the_comparison(found, report
     theirs = f"{behind['ahead']:+.1f} [{behind['low']:+.1f}, {behind['high']:+.1f}]"
     summary = f"- {lead['ahead']:+.1f} [{lead['low']:+.1f}, {lead['high']:+.1f}] over theirs, {theirs} over ours."
     assert f"<!-- summary -->\n{summary}\n<!-- end of summary -->" in readme
-    assert readme.endswith("<!-- claim -->\nAhead by 4.0 [1.5, 6.0].\n<!-- end of claim -->\nafter\n")
+    ahead = f"Ahead by {lead['ahead']:+.1f} [{lead['low']:+.1f}, {lead['high']:+.1f}]."
+    assert readme.endswith(f"<!-- claim -->\n{ahead}\n<!-- end of claim -->\nafter\n")
 
 
 def test_the_page_is_the_same_when_it_is_written_again(found, report, root):
