@@ -404,6 +404,12 @@ def test_na_is_a_word_of_a_csv_file(tmp_path):
     assert (found.texts, found.labels) == (["NA"], ["null"])
 
 
+def test_a_blank_beside_a_label_makes_no_other_class(tmp_path):
+    jsonl(tmp_path / "own.jsonl", [{"text": "one", "kind": "a"}, {"text": "two", "kind": " a "}])
+    columns = ("text", None, "kind", str(tmp_path / "cache"))
+    assert load_documents([str(tmp_path / "own.jsonl")], *columns).labels == ["a", "a"]
+
+
 def test_documents_are_read_as_a_corpus_is(tmp_path):
     rows = [{"title": "A", "body": {"text": ["one", "two"]}, "kind": 1}]
     rows.append({"title": None, "body": {"text": ["three"]}, "kind": "1", "other": 2})

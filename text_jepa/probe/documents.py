@@ -11,7 +11,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -127,8 +127,14 @@ def load_documents(
     return Documents(
         texts=found["text"],
         titles=found.get("title"),
-        labels=None if labels is None else [json.loads(label) for label in labels],
+        labels=None if labels is None else [_as_label(label) for label in labels],
     )
+
+
+def _as_label(text: str) -> Any:
+    """The label of this JSON; a blank beside it makes no other class."""
+    label = json.loads(text)
+    return label.strip() if isinstance(label, str) else label
 
 
 def _complete_rows(dataset: Dataset, columns: Sequence[str]) -> list[tuple]:
