@@ -261,11 +261,15 @@ def test_pages_show_no_log_of_an_older_default(folder, stored_run):
         assert changed == [], f"{command} has changed; {remedy}"
 
 
-def test_the_figure_of_the_released_encoder_is_that_of_its_card():
+def test_figures_of_the_first_page_that_no_comparison_has_are_those_of_their_pages():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (figure,) = re.findall(r"on Wikipedia: (\+[^\]]+\]) over TF-IDF", readme)
     card = (DOCS / "released-encoder.md").read_text(encoding="utf-8")
     assert re.search(r"TF-IDF \(training texts\) \|[^\n]*" + re.escape(figure), card)
+    pattern = r"rank the right article (\S+ \[.+?\]) .*?\(MRR (\S+), (\S+) and (\S+);"
+    lead, both, words, vectors = re.search(pattern, readme, re.DOTALL).groups()
+    search = (DOCS / "search.md").read_text(encoding="utf-8")
+    assert f"| MRR | {words} | {vectors} | {both} | {lead} |" in search
 
 
 def test_a_changed_recipe_is_told_from_another_folder_or_a_new_flag(stored_run):
