@@ -269,6 +269,7 @@ REFUSALS = [
     ("a name of other bytes", ["--train_file", "caf\udce9"], ["'caf\\udce9': not UTF-8"]),
     ("a word of blanks", ["--text_column", "text", " "], ["a word of the command is empty"]),
     ("a path that is too long", ["--train_file", "x" * 300], ["x" * 300 + ": File name too long"]),
+    ("two hyphens as a value", ["--max_length=--"], ["--max_length: '--' is no value"]),
     ("no ratio at all", ["--mask_ratio="], ["--mask_ratio: an empty value"]),
     ("a ratio out of range", ["--mask_ratio", "1"], ["mask_ratio must lie between 0 and 1, got 1"]),
     ("no mask", ["--num_masks", "0"], ["num_masks must be at least 1, got 0"]),

@@ -37,10 +37,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def check_words(words: Sequence[str]) -> None:
     """Refuses words of a command line that no flag can mean.
 
-    An empty one is what a shell variable without a value leaves, and would be read as no flag at all.
+    An empty one is what a shell variable without a value leaves, and would be read as no flag at all. argparse takes
+    `--` away and leaves no value.
 
     Raises:
-        UsageError: A word, or a value after `=`, is empty or is not UTF-8.
+        UsageError: A word, or a value after `=`, is empty or is not UTF-8, or the value is `--`.
     """
     for before, word in itertools.pairwise(["", *words]):
         if not is_utf8(word):
@@ -50,6 +51,8 @@ def check_words(words: Sequence[str]) -> None:
         flag, equals, value = word.partition("=") if word.strip() else (before, "=", "")
         if equals and not value.strip() and re.fullmatch(r"--[\w-]+", flag):
             raise UsageError(f"{flag}: an empty value; give one, or leave the flag out")
+        if equals and value == "--":
+            raise UsageError(f"{flag}: '--' is no value; give one, or leave the flag out")
 
 
 def is_utf8(text: str) -> bool:

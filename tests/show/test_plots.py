@@ -263,7 +263,8 @@ def folder(tmp_path_factory, tokenizer):
     for name in ("encoder", "broken"):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-        model.embeddings.word_embeddings.weight.data.fill_(float("nan"))
+        # Finite, unlike what is computed with it.
+        model.embeddings.word_embeddings.weight.data.fill_(3e38)
     rows = []
     for number in range(30):
         rows.append({"text": f"storm lantern harbour {number}", "label": "sea"})
