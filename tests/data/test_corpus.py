@@ -10,6 +10,7 @@ import lzma
 import os
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -18,8 +19,10 @@ import pytest
 from corpora import documents, load_splits, write
 
 from text_jepa.cli import UsageError
+from text_jepa.data import folders
+from text_jepa.data.compressed import suffix_of
 from text_jepa.data.corpus import CorpusArguments, load_corpus
-from text_jepa.data.files import Form
+from text_jepa.data.files import PROSE, Form
 from text_jepa.data.folders import find_files
 from text_jepa.data.tokenization import (
     tokenize_texts,
@@ -132,8 +135,10 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize(
+    ("name", "streaming"),
+    [*((name, False) for name in DAMAGED), *((name, True) for name in DAMAGED if suffix_of(Path(name)) not in PROSE)],
+)
 def test_a_damaged_file_among_notes_is_counted_named_and_not_read(tmp_path, load, caplog, name, streaming):
     content, reason = DAMAGED[name]
     texts = documents(20)
@@ -152,17 +157,58 @@ def test_a_damaged_file_among_notes_is_counted_named_and_not_read(tmp_path, load
         load([str(tmp_path / "notes"), str(path)])
 
 
+def test_no_file_is_read_to_its_end_before_a_stream_begins(tmp_path, load, caplog):
+    """Only the beginnings of tables are looked into; what is damaged beyond is named when it comes."""
+    notes = tmp_path / "notes"
+    write(notes / "a.md", documents(200))
+    write(notes / "rows.jsonl", documents(1_000))
+    with open(notes / "rows.jsonl", "a") as file:
+        file.write('{"text": "tw')
+    (notes / "latin.txt").write_bytes("Café au lait.\n".encode("latin-1"))
+    (notes / "package.json").write_text('{"name": "notes"}')
+    find = partial(find_files, [str(notes)], "train_file", mixed=True, form=Form({"text": ("text",)}))
+    assert find(streaming=True) == [str(notes / name) for name in ("a.md", "latin.txt", "rows.jsonl")]
+    assert "1 file is not read (package.json; 17 bytes)" in caplog.text
+    with pytest.raises(UsageError, match=r"latin\.txt, line 1: not UTF-8"):
+        load([str(notes)], streaming=True)
+    (notes / "latin.txt").unlink()
+    with pytest.raises(UsageError, match=r"rows\.jsonl, line 1001: not JSON"):
+        load([str(notes)], [str(notes / "a.md")], streaming=True)
+
+
+def test_files_are_read_to_their_end_first_up_to_a_bound(tmp_path, monkeypatch):
+    """Of tables only small ones, and of all files the shortest ones until it is enough."""
+    damaged = {
+        "note.txt": "x" * 100 + "é\n",
+        "small.txt": "é\n",
+        "table.jsonl": '{"text": "one"}\n' * 1_000 + '{"text": "ñ"}\n',
+    }
+    for name, content in damaged.items():
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+    (tmp_path / "whole.txt").write_text("x" * 100_000)
+
+    def find():
+        found = find_files([str(tmp_path)], "train_file", mixed=True, form=Form({"text": ("text",)}))
+        return [os.path.basename(path) for path in found]
+
+    assert find() == ["whole.txt"]
+    monkeypatch.setattr(folders, "_LONGEST_TABLE", 10_000)
+    assert find() == ["table.jsonl", "whole.txt"]
+    monkeypatch.setattr(folders, "_READ_FIRST", 100)
+    assert find() == ["note.txt", "table.jsonl", "whole.txt"]
+
+
 def test_a_folder_of_which_most_is_damaged_is_refused(tmp_path):
     write(tmp_path / "notes" / "a.md", ["Few words."])
     for name in ("b.txt", "c.txt"):
         (tmp_path / "notes" / name).write_bytes("Café au lait.\n".encode("latin-1"))
     form = Form({"text": ("text",)})
     with pytest.raises(
-        UsageError, match=r"2 files are not read .*more than .*a\.md.*2 are damaged, as .*b\.txt, line 1"
+        UsageError, match=r"2 files are not read .*more than .*a\.md.*2 cannot be read, as .*b\.txt, line 1"
     ):
         find_files([str(tmp_path / "notes")], "train_file", mixed=True, form=form)
     (tmp_path / "notes" / "a.md").unlink()
-    with pytest.raises(UsageError, match=r"2 files are not read .*and there is no other\. 2 are damaged"):
+    with pytest.raises(UsageError, match=r"2 files are not read .*and there is no other\. 2 cannot be read"):
         find_files([str(tmp_path / "notes")], "train_file", mixed=True, form=form)
 
 
@@ -284,6 +330,9 @@ def test_a_file_beside_its_packed_form_is_read_once(tmp_path, caplog):
         write(tmp_path / name, documents(3))
     assert find_files([str(tmp_path)], "train_file") == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz")]
     assert "1 file is not read (a.txt.gz; " in caplog.text
+    (tmp_path / "a.txt").write_bytes("Café au lait.\n".encode("latin-1"))
+    found = find_files([str(tmp_path)], "train_file", form=Form({"text": ("text",)}))
+    assert found == [str(tmp_path / "a.txt.gz"), str(tmp_path / "b.txt.gz")]
 
 
 def test_what_is_not_read_is_counted_in_one_line(tmp_path, caplog):

@@ -288,11 +288,11 @@ def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
 
 def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_length: int) -> Corpus:
     form = _form(arguments)
-    of_mixed = _of_mixed(form)
-    train_files = find_files(arguments.train_file, "train_file", mixed=True, form=of_mixed)
+    find = partial(find_files, mixed=True, form=_of_mixed(form), streaming=arguments.streaming)
+    train_files = find(arguments.train_file, "train_file")
     # All names are checked before anything is read.
     held_out_names = arguments.validation_file or _held_out_splits(arguments.train_file)
-    held_out_files = find_files(held_out_names, "validation_file", mixed=True, split="validation", form=of_mixed)
+    held_out_files = find(held_out_names, "validation_file", split="validation")
     train_files = _without_held_out(train_files, held_out_files)
     train_files, held_out_files = _take_out_splits(train_files, held_out_files, arguments.train_file)
     form = _fit_form(form, [*train_files, *held_out_files])

@@ -35,8 +35,11 @@ _HELD_OUT = {
 # Names of files that are shown of many.
 SHOWN_NAMES = 3
 
-# Longest file of a folder of texts that is read to see whether it can be, in bytes: a longer one has to be whole.
+# Longest files of a folder of texts that are read to see whether they can be, and how much is read of all, in bytes:
+# rows take their time. A longer file has to be whole.
 _LONGEST_NOTE = 16 << 20
+_LONGEST_TABLE = 1 << 20
+_READ_FIRST = 256 << 20
 
 
 def find_files(
@@ -45,6 +48,7 @@ def find_files(
     mixed: bool = False,
     split: str = "train",
     form: Form | None = None,
+    streaming: bool = False,
 ) -> list[str]:
     """Files named by paths, folders and globs, each sorted and each file once.
 
@@ -59,6 +63,8 @@ def find_files(
         mixed: Whether files may be of different kinds.
         split: The split that the folder of a saved `DatasetDict` stands for.
         form: How files are read. Default: no file is looked into.
+        streaming: Whether nothing is read to its end before the run starts: of files among those without columns, only
+            the beginnings of tables are looked into.
 
     Raises:
         UsageError: A name matches no file, the kinds of files are mixed or unknown, or most of a folder is not read.
@@ -66,7 +72,7 @@ def find_files(
     found = {}
     for pattern in patterns:
         for name in local_names(pattern, flag):
-            for path in _match(Path(name).expanduser(), pattern, flag, split, form):
+            for path in _match(Path(name).expanduser(), pattern, flag, split, form, streaming):
                 found.setdefault(identity_of(path), path)
     paths = list(found.values())
     unknown = [path for path in paths if suffix_of(Path(path)) not in BUILDERS]
@@ -102,13 +108,13 @@ def identity_of(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None) -> list[str]:
+def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None, streaming: bool) -> list[str]:
     if path.is_file():
         return [str(path)]
     if path.is_dir():
         if is_saved(path):
             return _saved_files(path, split)
-        return _files_of_folder(path, f"--{flag} {pattern}", form)
+        return _files_of_folder(path, f"--{flag} {pattern}", form, streaming)
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     files = sorted(str(match) for match in matches if match.is_file() and not _is_copy(match.name))
     if not files:
@@ -121,7 +127,7 @@ def _is_copy(name: str) -> bool:
     return name.startswith((".", "~", "#", "__MACOSX")) or name.endswith(("~", "#"))
 
 
-def _files_of_folder(folder: Path, what: str, form: Form | None) -> list[str]:
+def _files_of_folder(folder: Path, what: str, form: Form | None, streaming: bool) -> list[str]:
     known = []
     others = []
     for path in _walk(folder, what):
@@ -129,9 +135,11 @@ def _files_of_folder(folder: Path, what: str, form: Form | None) -> list[str]:
         (known if is_known else others).append(path)
     if not known:
         raise UsageError(f"{what}: no {', '.join(BUILDERS)} file in this folder")
-    problems = _find_problems(known, form)
+    are_texts = any(not _is_table(path) and not _is_description(path) for path in known)
+    # Where there are tables alone, all have to be whole.
+    problems = _find_problems(known, form, streaming) if form is not None and are_texts else {}
     described = {os.path.dirname(path) for path in known if _is_table(path) and path not in problems}
-    names = set(known)
+    names = set(known) - problems.keys()
     read = []
     for path in sorted(known):
         is_unpacked = path.endswith(COMPRESSED) and os.path.splitext(path)[0] in names
@@ -152,30 +160,33 @@ def _is_description(path: str) -> bool:
     return Path(path).name.lower().startswith(_DESCRIPTIONS) and not _is_table(path)
 
 
-def _find_problems(paths: Sequence[str], form: Form | None) -> dict[str, FileError]:
-    """Files that cannot be read, if there are texts among them: where there are tables alone, all have to be whole."""
-    are_texts = any(not _is_table(path) and not _is_description(path) for path in paths)
+def _find_problems(paths: Sequence[str], form: Form, streaming: bool) -> dict[str, FileError]:
+    """Files that cannot be read, as far as that is known by the beginnings of tables and all of short files."""
     problems = {}
-    if form is not None and are_texts:
-        for path in sorted(paths):
-            size = _size(path)
-            problem = find_problem(path, form, to_its_end=size <= _LONGEST_NOTE) if size else None
-            if problem is not None:
-                problems[path] = problem
-    return problems
+    rest = 0 if streaming else _READ_FIRST
+    for size, path in sorted((_size(path), path) for path in paths):
+        if size == 0:
+            continue
+        to_its_end = size <= min(rest, _LONGEST_TABLE if _is_table(path) else _LONGEST_NOTE)
+        if to_its_end:
+            rest -= size
+        problem = find_problem(path, form, to_its_end)
+        if problem is not None:
+            problems[path] = problem
+    return dict(sorted(problems.items()))
 
 
 def _reasons(problems: Mapping[str, FileError], form: Form | None) -> str:
     """Sentences that say why files cannot be read, and what helps."""
     foreign = [path for path, problem in problems.items() if isinstance(problem, NoSuchColumn)]
-    damaged = [str(problem) for path, problem in problems.items() if path not in foreign]
+    damaged = [str(problem) for problem in problems.values() if not isinstance(problem, NoSuchColumn)]
     sentences = ""
     if foreign:
         columns = " or ".join(f"'{column}'" for column in form.sources["text"])
         has = "table has" if len(foreign) == 1 else "tables have"
         sentences += f". {len(foreign)} {has} no column {columns}; --text_column names it"
     if damaged:
-        count = f"{len(damaged)} are damaged, as " if len(damaged) > 1 else ""
+        count = f"{len(damaged)} cannot be read, as " if len(damaged) > 1 else ""
         sentences += f". {count}{damaged[0]}"
     return sentences
 
