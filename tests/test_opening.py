@@ -412,6 +412,22 @@ def test_a_hub_that_fails_is_no_missing_file(monkeypatch, error, is_missing):
             sentence_head.read_head("me/encoder")
 
 
+@pytest.mark.parametrize(
+    ("listed", "fragment"),
+    [
+        ([{"path": ""}], r"me/encoder/modules.json: not a list of modules \('type'\)"),
+        ([3], r"me/encoder/modules.json: not a list of modules"),
+        ([{"path": "../up", "type": "sentence_transformers.models.Dense"}], r"the module '../up' is outside"),
+        ([{"path": "1_X", "type": "mine.X"}], r"me/encoder: its module mine.X is code of others"),
+    ],
+)
+def test_modules_of_a_repository_are_checked_like_those_of_a_folder(tmp_path, monkeypatch, listed, fragment):
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    monkeypatch.setattr(sentence_head, "cached_file", lambda source, name, **options: str(tmp_path / name))
+    with pytest.raises(UsageError, match=fragment):
+        sentence_head.check_code_of_modules("me/encoder")
+
+
 def test_a_head_that_sentence_transformers_cannot_read_is_one_line(encoder, tmp_path):
     pytest.importorskip("sentence_transformers")
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]

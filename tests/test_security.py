@@ -322,6 +322,13 @@ def test_code_of_others_is_not_published(two_of_their_own):
     [
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "own.T"]}}, r"code of others \(own.py\)"),
         ("2_Dense/config.json", {"activation_function": "own.Tanh"}, "the own.Tanh of its module 2_Dense is code"),
+        ("2_Dense/config.json", {"activation_function": "torchown.Tanh"}, "the torchown.Tanh of its module 2_Dense"),
+        (
+            "2_Dense/config.json",
+            {"activation_function": "sentence_transformers.Own"},
+            "the sentence_transformers.Own of",
+        ),
+        ("2_Dense/config.json", {"activation_function": ""}, "the  of its module 2_Dense is code"),
     ],
 )
 def test_code_of_tokenizers_and_modules_is_not_published(encoder, file, fields, fragment):
@@ -331,6 +338,7 @@ def test_code_of_tokenizers_and_modules_is_not_published(encoder, file, fields, 
     (encoder / "modules.json").write_text(json.dumps([module]))
     (encoder / "2_Dense").mkdir()
     (encoder / "2_Dense" / "config.json").write_text("{}")
+    assert files_to_publish(encoder)
     change(encoder / file, **fields)
     with pytest.raises(UsageError, match=fragment):
         files_to_publish(encoder)

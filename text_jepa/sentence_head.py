@@ -185,8 +185,7 @@ def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
     pooling = "mean"
     includes_prompt = True
     listed = read("modules.json") or []
-    if listed:
-        check_place_of_encoder(source, listed)
+    check_place_of_encoder(source, listed)
     for module in listed:
         path = module["path"]
         kind = module["type"].rpartition(".")[2]
@@ -261,21 +260,18 @@ def check_code_of_modules(source: str) -> None:
         source: Folder or name on the Hub.
 
     Raises:
-        UsageError: A module, or the activation of a dense layer, is code of others.
+        UsageError: A module, or the activation of a dense layer, is other code; or `modules.json` is damaged.
     """
-    if Path(source).is_dir():
-        modules = read_modules(Path(source))
-    else:
-        modules = [(str(module["path"]), str(module["type"])) for module in read_json(source, "modules.json") or []]
-    for subfolder, kind in modules:
-        settings = read_json(source, f"{subfolder}/config.json") if subfolder else None
-        activation = (settings or {}).get("activation_function") or "torch"
+    for subfolder, kind in read_modules(source):
         if not is_of_library(kind):
             raise UsageError(f"{source}: its module {kind} is code of others, which is not run; name another encoder")
-        if not str(activation).startswith(("torch", "sentence_transformers.")):
+        settings = read_json(source, f"{subfolder}/config.json") if subfolder else None
+        activation = (settings or {}).get("activation_function")
+        # The one prefix that the library itself trusts.
+        if activation is not None and not str(activation).startswith("torch."):
             raise UsageError(
-                f"{source}: the {activation} of its module {subfolder} is code of others, which is not run; name "
-                "another encoder"
+                f"{source}: the {activation} of its module {subfolder} is code that sentence-transformers does not "
+                "run, but replaces by Tanh; name another encoder"
             )
 
 
@@ -432,22 +428,24 @@ def copy_modules(head: SentenceHead, folder: Path, has_word_weights: bool) -> li
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def read_modules(folder: Path) -> list[tuple[str, str]]:
-    """Subfolder and type of each module of sentence-transformers in a folder; none without `modules.json`.
+def read_modules(source: str | Path) -> list[tuple[str, str]]:
+    """Subfolder and type of each module that `modules.json` names; none without that file.
+
+    Args:
+        source: Folder or name on the Hub.
 
     Raises:
         UsageError: The file is damaged.
     """
-    path = folder / "modules.json"
-    if not path.is_file():
-        return []
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        named = [(str(module["path"]), str(module["type"])) for module in modules]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path}: not a list of modules ({first_line(error)}); mend it first") from error
+        listed = read_json(str(source), "modules.json") or []
+        named = [(str(module["path"]), str(module["type"])) for module in listed]
+    except (TypeError, KeyError) as error:
+        raise UsageError(
+            f"{source}/modules.json: not a list of modules ({first_line(error)}); mend it first"
+        ) from error
     for subfolder, _ in named:
-        check_subfolder(folder, subfolder)
+        check_subfolder(source, subfolder)
     return named
 
 

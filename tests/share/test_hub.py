@@ -437,10 +437,10 @@ def test_modules_that_cannot_be_published_are_refused(finished, kinds, files, me
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("modules.json", b"{", r"modules.json: not a list of modules"),
+        ("modules.json", b"{", r"modules.json is not JSON"),
         ("modules.json", b"[3]", r"modules.json: not a list of modules"),
         ("modules.json", b'[{"path": "1_Pooling"}]', r"modules.json: not a list of modules"),
-        ("modules.json", b"\xff\xfe", r"modules.json: not a list of modules"),
+        ("modules.json", b"\xff\xfe", r"modules.json is not JSON"),
         ("tokenizer.json", b"{}", r"finished: its tokenizer cannot be read"),
         ("README.md", b"caf\xe9", r"README.md: not UTF-8"),
         ("README.md", b"---\na: [\n---\ntext\n", r"README.md: no card can be read"),
