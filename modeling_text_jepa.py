@@ -20,7 +20,9 @@ Both encoders are stock architectures of transformers: either exports as an ordi
 
 import copy
 import inspect
+import os
 import re
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -215,7 +217,7 @@ def weighted_mean_pool(
     attention_mask: torch.Tensor,
     token_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Weighted mean of these tokens: (B, S, D), (B, S) and (B, S) -> (B, D), zeros where all weights are 0."""
+    """Mean of states weighted by token: (B, S, D), (B, S) and (B, S) -> (B, D), zeros where all weights are 0."""
     weights = (token_weights * attention_mask).to(hidden_states.dtype)
     # A matrix product, because weighting the states first would copy all of them.
     summed = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
@@ -330,7 +332,7 @@ def latent_distance(
     loss_type: str,
     smooth_l1_beta: float,
 ) -> torch.Tensor:
-    """Distance of each prediction to its target, both (…, D) -> (…): 1 - cos for `"cosine"`, else a feature mean."""
+    """Distance of predictions to targets, both (…, D) -> (…): 1 - cos for `"cosine"`, else averaged over features."""
     if loss_type == "cosine":
         return 1 - F.cosine_similarity(predictions, targets, dim=-1)
     if loss_type == "mse":
@@ -377,7 +379,7 @@ def infonce_distance(
 
 
 def variance_loss(vectors: torch.Tensor) -> torch.Tensor:
-    """VICReg's hinge (arXiv 2105.04906, eq. 1): how far standard deviations of (n, D) are below 1, feature mean."""
+    """VICReg's hinge (arXiv 2105.04906, eq. 1): how far standard deviations of (n, D) are below 1, averaged."""
     standard_deviations = (vectors.var(dim=0) + 1e-4).sqrt()
     return F.relu(1 - standard_deviations).mean()
 
@@ -954,7 +956,8 @@ def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mappi
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(
-                f"{name_or_path}: {name} holds numbers that are not finite, so its weights are broken; name another"
+                f"{name_or_path}: {name} holds numbers that are not finite, so its weights are broken; name another "
+                "folder"
             )
     prefix = f"{model.base_model_prefix}."
     kinds = {_without_numbers(key.removeprefix(prefix)) for key in model.state_dict()}
@@ -1234,15 +1237,13 @@ class TextJepaPreTrainedModel(PreTrainedModel):
             ValueError: The checkpoint is not a Text-JEPA, and this class does not wrap plain encoders.
             StrictDataclassError: A field of the configuration that is given here is out of range.
         """
-        changes_fields = not TextJepaConfig.__annotations__.keys().isdisjoint(kwargs)
         if config is None:
             model_type = _read_model_type(pretrained_model_name_or_path, **kwargs)
             if model_type != TextJepaConfig.model_type:
                 return cls._from_plain_encoder(pretrained_model_name_or_path, model_type, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
-        if changes_fields:  # which transformers replaces without validation
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
-            model.config.validate()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config.validate()  # transformers replaces fields that are given here without validation
         return loaded
 
     @classmethod
@@ -1308,6 +1309,9 @@ class TextJepaPreTrainedModel(PreTrainedModel):
             "AutoModelForSequenceClassification": "modeling_text_jepa.TextJepaForSequenceClassification",
         }
         super().save_pretrained(save_directory, **kwargs)
+        # It saves the code of the class alone: of one that a script defines none, of one elsewhere that file.
+        for code in (__file__, inspect.getfile(TextJepaConfig)):
+            shutil.copyfile(code, os.path.join(save_directory, os.path.basename(code)))
 
 
 class TextJepaModel(TextJepaPreTrainedModel):

@@ -1,5 +1,6 @@
 """`examples/own_loss.py`: a loss of one's own is in log, card and curves, from Python alone."""
 
+import json
 import logging
 import os
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForPreTraining, BertConfig, BertModel
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
@@ -50,9 +53,37 @@ def test_a_class_of_a_script_is_saved_without_a_word_and_opens_as_its_base(make_
     opened = AutoModelForPreTraining.from_pretrained(tmp_path)
     assert type(opened) is TextJepaForPreTraining
     assert all(torch.equal(value, opened.state_dict()[name]) for name, value in model.state_dict().items())
-    # Other classes still leave their code beside their weights.
-    opened.save_pretrained(tmp_path / "base")
-    assert (tmp_path / "base" / "modeling_text_jepa.py").is_file()
+
+
+def test_every_class_leaves_the_code_that_its_configuration_names(make_model, tmp_path):
+    model = make_model()
+    of_script = type("ModelOfScript", (TextJepaForPreTraining,), {"__module__": "__main__"})
+    for model_class in (TextJepaForPreTraining, WithOwnTerm, of_script):
+        folder = tmp_path / model_class.__name__
+        model.__class__ = model_class
+        model.save_pretrained(folder)
+        named = json.loads((folder / "config.json").read_text())["auto_map"].values()
+        files = {f"{reference.partition('.')[0]}.py" for reference in named}
+        assert {"configuration_text_jepa.py", "modeling_text_jepa.py"} <= files
+        assert all((folder / file).is_file() for file in files)
+
+
+def test_a_field_of_ones_own_configuration_is_validated_when_it_is_replaced(make_model, tmp_path):
+    @strict
+    class OwnConfig(TextJepaConfig):
+        own_weight: float = 1.0
+
+        def validate_own_weight(self):
+            if self.own_weight < 0:
+                raise ValueError("own_weight must be at least 0")
+
+    class OwnModel(TextJepaForPreTraining):
+        config_class = OwnConfig
+
+    OwnModel(OwnConfig.from_dict(make_model().config.to_dict())).save_pretrained(tmp_path)
+    assert OwnModel.from_pretrained(tmp_path, own_weight=2.0).config.own_weight == 2.0
+    with pytest.raises(StrictDataclassError, match="own_weight must be at least 0"):
+        OwnModel.from_pretrained(tmp_path, own_weight=-1.0)
 
 
 def real_texts():

@@ -445,7 +445,6 @@ def _load_model(model_args: ModelArguments, fields: dict[str, Any], continues: b
         check_weights(name, model, report)
     else:
         model = TextJepaForPreTraining.from_encoder(name, **hub, **fields)
-    model.config.validate()  # the fields of a loaded configuration are replaced without validation
     return model
 
 
