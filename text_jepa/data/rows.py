@@ -1,6 +1,5 @@
 """Reads the rows of files of objects (json) and of tables of text (csv, tsv), each mistake with its line."""
 
-import contextlib
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -65,30 +64,22 @@ class _TwinFields(ValueError):
     """An object has a field twice, of the name that is the message."""
 
 
-@contextlib.contextmanager
-def _as_file_error(path: str, line: int | None = None) -> Iterator[None]:
-    """Turns an error of the decoder inside the block into one that names the file.
+# What the decoder raises for a text that is not JSON, has a field twice, or is nested too deeply.
+_UNDECODABLE = (json.JSONDecodeError, _TwinFields, RecursionError)
 
-    Args:
-        path: The file.
-        line: The line that is decoded; `None` if a value extends over several lines.
 
-    Raises:
-        FileError: The text is not JSON, has a field twice, or is nested too deeply.
-    """
+def _file_error(path: str, line: int | None, error: Exception) -> FileError:
+    """What the decoder raised, with the file; `line` is `None` if a value extends over several lines."""
     place = f"{path}: cannot be read" if line is None else f"{path}, line {line}"
-    try:
-        yield
-    except json.JSONDecodeError as error:
-        if line is None:
-            reason = f"not JSON ({error.msg} in line {error.lineno}, column {error.colno}); it may be incomplete"
-        else:
-            reason = f"not JSON ({error.msg} in column {error.colno}); mend or remove it"
-        raise FileError(f"{place}: {reason}") from error
-    except _TwinFields as error:
-        raise FileError(f"{place}: an object has the field '{error}' twice; remove one") from error
-    except RecursionError as error:
-        raise FileError(f"{place}: nested too deeply; remove it") from error
+    if isinstance(error, _TwinFields):
+        return FileError(f"{place}: an object has the field '{error}' twice; remove one")
+    if isinstance(error, RecursionError):
+        return FileError(f"{place}: nested too deeply; remove it")
+    if line is None:
+        reason = f"not JSON ({error.msg} in line {error.lineno}, column {error.colno}); it may be incomplete"
+    else:
+        reason = f"not JSON ({error.msg} in column {error.colno}); mend or remove it"
+    return FileError(f"{place}: {reason}")
 
 
 def _is_part(text: str, path: str, decoder: json.JSONDecoder) -> bool:
@@ -107,8 +98,10 @@ def _is_part(text: str, path: str, decoder: json.JSONDecoder) -> bool:
 
 
 def _parse(path: str, number: int, text: str, decoder: json.JSONDecoder) -> dict[str, Any]:
-    with _as_file_error(path, number):
+    try:
         row = decoder.decode(text)
+    except _UNDECODABLE as error:
+        raise _file_error(path, number, error) from error
     if not isinstance(row, dict):
         raise FileError(f"{path}, line {number}: no object, '{{...}}'; mend or remove it")
     return row
@@ -118,8 +111,10 @@ def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -
     """The objects in values, one after the other, that extend over several lines; `number` is their first line."""
     place = 0
     while place < len(text):
-        with _as_file_error(path):
+        try:
             value, end = decoder.raw_decode(text, place)
+        except _UNDECODABLE as error:
+            raise _file_error(path, None, error) from error
         items = value if isinstance(value, list) else [value]
         for item in items:
             row = {"text": item} if isinstance(item, str) else item
