@@ -1,5 +1,6 @@
 """Names of encoders and data sets: a folder, or a repository of the Hub, of which only one question is asked."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def check_name(
 
     Args:
         source: Folder or name on the Hub.
-        cache_dir: Cache of downloads.
+        cache_dir: Cache of downloads of models; data sets are always downloaded to that of the Hub.
         kind: `"model"` or `"dataset"`.
         known: Other folders, of which each would show that the Hub has this name.
 
@@ -45,14 +46,18 @@ def check_name(
         validate_repo_id(source)
     except HFValidationError as error:
         raise ValueError(f"no such folder{nearest(path.name, others)}") from error
+    if kind == "dataset":
+        cache_dir = None
     downloads = Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=source, repo_type=kind))
     if any(folder.is_dir() for folder in (downloads, *known)):
         return
     if "/" in source and path.parent.is_dir():
-        download = "hf download" if kind == "model" else f"hf download --repo-type {kind}"
+        options = ["--repo-type", kind] if kind != "model" else []
+        options += ["--cache-dir", cache_dir] if cache_dir else []
+        download = shlex.join(["hf", "download", *options, source])
         raise ValueError(
-            f"no such folder in {path.parent}{nearest(path.name, others)}; for a repository of the Hub of this name, "
-            f"`{download} {source}` first"
+            f"no such folder in {path.parent}; for a repository of the Hub of this name, `{download}` first"
+            f"{nearest(path.name, others)}"
         )
     _ask_hub(source, kind, nearest(path.name, others))
 
@@ -72,4 +77,4 @@ def _ask_hub(source: str, kind: str, suggestion: str) -> None:
         return  # an answer, which is told when the files are fetched
     except Exception as error:  # of the HTTP library, whose names differ between versions
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"no such folder{suggestion}; and the Hub cannot be reached: {lines[0]}") from error
+        raise ValueError(f"no such folder, and the Hub cannot be reached: {lines[0]}{suggestion}") from error

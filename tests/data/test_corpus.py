@@ -868,6 +868,27 @@ def test_a_text_file_is_lines_paragraphs_or_one_document(tmp_path, load, sample_
     assert texts_of(corpus["train"]) == texts_of(corpus["validation"]) == expected
 
 
+def test_a_dataset_that_has_been_prepared_is_read_without_a_network(tmp_path, monkeypatch):
+    """Out of the cache that is named, also beside a folder of its owner, by the name that the library gives it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    cache = tmp_path / "cache"
+    arguments = CorpusArguments(dataset_name="owner/MyCorpus")
+    with pytest.raises(UsageError, match="no such folder in owner; for a repository of the Hub of this name, `hf"):
+        load_corpus(arguments, cache_dir=str(cache))
+    rows = write(tmp_path / "a.jsonl", documents(10))
+    datasets.load_dataset("json", data_files=str(rows), cache_dir=str(cache))
+    (info,) = cache.glob("json/*/*/*/dataset_info.json")
+    values = json.loads(info.read_text()) | {"dataset_name": "my_corpus", "config_name": "default"}
+    info.write_text(json.dumps(values))
+    (info.parent / "json-train.arrow").rename(info.parent / "my_corpus-train.arrow")
+    prepared = cache / "owner___my_corpus" / "default" / "0.0.0" / "0"
+    prepared.parent.mkdir(parents=True)
+    info.parent.rename(prepared)
+    splits = load_corpus(arguments, cache_dir=str(cache)).splits
+    assert sorted(texts_of(splits["train"]) + texts_of(splits["validation"])) == sorted(documents(10))
+
+
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
 def test_another_column_becomes_the_text(tmp_path, load, kind, streaming):

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
+from datasets.naming import camelcase_to_snakecase
 
 from text_jepa.cli import UsageError
 from text_jepa.data.builtin_corpus import load_builtin_corpus
@@ -492,7 +493,10 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
         if not on_disk and Path(dataset).is_dir():
             files = datasets.load_dataset_builder(dataset, config, cache_dir=cache_dir).config.data_files or {}
             check_rows([path for paths in files.values() for path in paths], "--dataset_name")
-        known = splits_of_saved(Path(dataset)) if on_disk else datasets.get_dataset_split_names(dataset, config)
+        if on_disk:
+            known = splits_of_saved(Path(dataset))
+        else:
+            known = datasets.get_dataset_split_names(dataset, config, cache_dir=cache_dir)
         if arguments.dataset_split not in known:
             raise UsageError(f"--dataset_split {arguments.dataset_split}: {dataset} has the splits {', '.join(known)}")
         train = load(arguments.dataset_split)
@@ -508,7 +512,9 @@ def _check_dataset_name(dataset: str, cache_dir: str | None) -> None:
     """Raises UsageError for a path where no folder is, before the Hub is asked for it again and again."""
     if Path(dataset).is_file():
         raise UsageError(f"--dataset_name {dataset}: a file; --train_file reads files")
-    prepared = Path(cache_dir or datasets.config.HF_DATASETS_CACHE, dataset.replace("/", "___"))
+    *owner, name = dataset.split("/")
+    folder = "___".join([*owner, camelcase_to_snakecase(name)])  # as the datasets library calls it
+    prepared = Path(cache_dir or datasets.config.HF_DATASETS_CACHE, folder)
     try:
         check_name(dataset, kind="dataset", known=[prepared])
     except ValueError as error:
