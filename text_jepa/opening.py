@@ -51,10 +51,20 @@ _LONGEST_POINTER = 1_000
 _FOREIGN_SUFFIXES = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf", ".md")
 
 
-def describe(error: Exception) -> str:
-    """The reason of an error in one line, with its type where the message alone says little."""
+def describe(error: Exception, takes_flags: bool = False) -> str:
+    """The reason of an error in one line, with its type where the message alone says little.
+
+    Args:
+        error: The error.
+        takes_flags: Whether flags change the configuration that the weights are read into.
+    """
     reason = first_line(error)
     if "ignore_mismatched_sizes" in reason:  # with a table that is not shown
+        if takes_flags:
+            return (
+                "weights in its files have other shapes than its config.json and the flags of this run say; leave out "
+                "flags that change them, such as --pred_hidden_size or several --mask_strategies, or copy both anew"
+            )
         return "weights in its files have other shapes than its config.json says; copy both anew"
     is_about_code = isinstance(error, KeyError | TypeError | AttributeError | IndexError | AssertionError)
     return f"{type(error).__name__}: {reason}" if is_about_code else reason

@@ -344,7 +344,7 @@ def make_model(
     _set_mask_token(fields, tokenizer)
     _set_num_mask_tokens(fields, len(data_args.mask_strategies or [""]))
     shape = read_text_config(model_args.text_config)
-    with _buildable(name, model_args):
+    with _buildable(name, model_args, continues):
         if model_args.model_name_or_path and model_args.init == "pretrained":
             model = _load_model(model_args, fields, continues)
         elif name:
@@ -408,7 +408,7 @@ def read_text_config(text: str | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _buildable(name: str | None, model_args: ModelArguments) -> Iterator[None]:
+def _buildable(name: str | None, model_args: ModelArguments, continues: bool) -> Iterator[None]:
     """Turns any error of transformers into one line with the name and the architecture of the encoder."""
     try:
         yield
@@ -417,14 +417,13 @@ def _buildable(name: str | None, model_args: ModelArguments) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise UsageError(f"{name}: its weights hold code, which is not run; save them as safetensors") from error
     except Exception as error:  # each architecture has errors of its own
-        reason = describe(error)
+        reason = describe(error, takes_flags=continues)
         if name and reason.startswith(f"{name}: "):
             raise UsageError(reason) from error
         subject = ""
         if name:
             model_type = _named_config(model_args, name).model_type
             subject = f"{name} ({model_type}): "
-        # One reason is weights of other shapes, such as those of a checkpoint with another predictor.
         raise UsageError(f"{subject}the model cannot be built: {reason}") from error
 
 
