@@ -9,14 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel
 
 from text_jepa.cli import UsageError
 from text_jepa.commands import search
 from text_jepa.embeddings import embed_texts, open_encoder
 from text_jepa.search.folder import update
-from text_jepa.search.index import unit_rows
+from text_jepa.search.index import VERSION, unit_rows
 from text_jepa.search.static import StaticEmbedding, make_token_table
 from text_jepa.share.export import export_sentence_transformer
 
@@ -184,11 +183,12 @@ def test_queries_and_passages_have_the_prompts_of_their_names(
 
 
 def test_prompts_by_name_are_those_of_sentence_transformers(static, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
     plain, folder = tmp_path / "plain", tmp_path / "mine"
     shutil.copytree(static, plain)
     export_sentence_transformer(plain, folder, 64, {"query": "ask: ", "document": "text: "})
     embeddings = search.embeddings_of(open_encoder(str(folder)))
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     assert np.abs(embeddings.query(["lamp"]) - model.encode_query(["lamp"])).max() < 1e-5
     assert np.abs(embeddings.passage(["lamp"]) - model.encode_document(["lamp"])).max() < 1e-5
     assert np.abs(embeddings.query(["lamp"]) - embeddings.passage(["lamp"])).max() > 1e-3
@@ -215,6 +215,26 @@ def test_an_index_that_is_made_anew_keeps_its_encoder(call, static, notes):
     first = call(notes, "lamp", "--encoder", static)
     again = call(notes, "lamp", "--rebuild")
     assert (again.out, again.err) == (first.out, first.err)
+
+
+@pytest.mark.parametrize("flags", [[], ["--rebuild"]])
+@pytest.mark.parametrize("version", [1, VERSION])
+def test_an_index_knows_its_encoder_and_columns_after_an_update_of_the_package(
+    call, static, notes, tmp_path, monkeypatch, version, flags
+):
+    """The newest run, which would be taken if none were known, is another one."""
+    (notes / "mails.jsonl").write_text('{"body": "A lamp, a lamp, a lamp!"}\n')
+    first = call(notes, "lamp", "--encoder", static, "--text_column", "body")
+    assert "mails.jsonl:1" in first.out.splitlines()[0]
+    database = sqlite3.connect(notes / search.INDEX)
+    database.execute(f"PRAGMA user_version = {version}")
+    database.close()
+    monkeypatch.setattr(search, "choose_encoder", lambda: pytest.fail("the encoder was forgotten"))
+    again = call(notes, "lamp", *flags)
+    assert again.out == first.out
+    if version < VERSION and not flags:
+        assert re.search("search.sqlite: made by an earlier version; making it anew with .*static\n", again.err)
+    assert call(notes, "lamp").err == ""
 
 
 def test_the_index_may_lie_elsewhere(call, static, notes, tmp_path):

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
     path = args.index or args.folder / INDEX
     texts = find_texts(args.folder)
     if args.rebuild:
-        args.encoder = args.encoder or remembered_encoder(path)
+        recall(args, path)
         remove_index(path)
     index = Index(path)
     try:
@@ -133,7 +133,7 @@ def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argpars
     encoder = None
     if any(kept.get(key) != value for key, value in wanted.items()):
         encoder = open_quietly(name)
-        tell(reason_to_start(kept, wanted, index.path))
+        tell(reason_to_start(kept, wanted, index))
         kept = index.start(wanted, make_token_table(encoder))
         hide_from_git(index.path)
     if "tokenizer" in kept:
@@ -152,15 +152,13 @@ def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argpars
     return embeddings
 
 
-def remembered_encoder(path: Path) -> str | None:
-    """The encoder of an index, if it can be read."""
-    with contextlib.suppress(UsageError):
-        index = Index(path)
-        try:
-            return index.settings().get("encoder")
-        finally:
-            index.close()
-    return None
+def recall(args: argparse.Namespace, path: Path) -> None:
+    """Fills in what is not named by what an index remembers, as far as it can be read."""
+    with contextlib.suppress(UsageError), contextlib.closing(Index(path)) as index:
+        kept = index.settings()
+        args.encoder = args.encoder or kept.get("encoder")
+        if not args.text_column and "text_column" in kept:
+            args.text_column = stored_columns(kept["text_column"], index)
 
 
 def stored_columns(content: str, index: Index) -> list[str]:
@@ -208,10 +206,13 @@ def state_of(name: str) -> str:
     return "\n".join(states)
 
 
-def reason_to_start(kept: dict[str, str], wanted: dict[str, str], path: Path) -> str:
+def reason_to_start(kept: dict[str, str], wanted: dict[str, str], index: Index) -> str:
     """The line that says why an index is made."""
+    path = index.path
     if not kept:
         return f"making the index {path} with {wanted['encoder']}"
+    if index.is_older:
+        return f"{path}: made by an earlier version; making it anew with {wanted['encoder']}"
     if kept["encoder"] != wanted["encoder"]:
         return f"{path}: made with {kept['encoder']}; making it anew with {wanted['encoder']}"
     if kept["encoder_state"] != wanted["encoder_state"]:

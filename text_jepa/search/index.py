@@ -28,6 +28,9 @@ from text_jepa.search.vectors import unit_rows
 APPLICATION_ID = 0x5478744A
 VERSION = 2
 
+# Settings that a user chose, which outlive the form of the tables.
+_CHOSEN = ("encoder", "text_column")
+
 # Share of the vectors in a score; the rest is that of the words. Chosen on development questions: docs/search.md.
 VECTOR_SHARE = 0.5
 
@@ -118,11 +121,13 @@ class Index:
         self._database = None
         self._tokens: dict[int, np.ndarray] = {}
         self.is_current = False
+        self.is_older = False
         with self._readable():
             if check_ownership(path):
                 self._connect()
                 (version,) = self._database.execute("PRAGMA user_version").fetchone()
                 self.is_current = version == VERSION
+                self.is_older = 0 < version < VERSION
 
     def close(self) -> None:
         """Closes the file."""
@@ -132,13 +137,15 @@ class Index:
     # ---- what is in it ----------------------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, str]:
-        """What was written down with `start`; nothing if there is no index, or one of another version."""
-        if not self.is_current:
+        """What was written down with `start`: of an older version encoder and columns, nothing of a newer one."""
+        if not self.is_current and not self.is_older:
             return {}
         with self._readable(), as_written():
             settings = dict(self._database.execute("SELECT name, value FROM settings"))
             if not all(isinstance(value, str) for value in settings.values()):
                 raise ValueError("settings that are no text")
+            if self.is_older:
+                return {name: settings[name] for name in _CHOSEN}
             return settings
 
     def files(self) -> dict[str, FileState]:
@@ -188,6 +195,7 @@ class Index:
                 self._database.executemany("INSERT INTO tokens VALUES (?, ?)", rows)
             self._database.executemany("INSERT INTO settings VALUES (?, ?)", settings.items())
         self.is_current = True
+        self.is_older = False
         return settings
 
     def write(self, files: Sequence["IndexedFile"], settings: Mapping[str, str]) -> None:
