@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoModel, BertConfig, BertModel
 
-from text_jepa import cli
+from text_jepa import cli, names
 from text_jepa.cli import UsageError
 from text_jepa.commands import adapt
 from text_jepa.commands import export as export_command_line
@@ -61,11 +63,19 @@ def test_a_sentence_encoder_and_any_other_get_their_recipes(encoder):
 def test_an_encoder_is_a_folder_or_a_short_name_that_has_been_downloaded(encoder, tmp_path, monkeypatch):
     """Then the Hub is not asked for a name of its own."""
     assert adapt.find_encoder(str(encoder)) == str(encoder)
-    config = str(encoder / "config.json")
-    monkeypatch.setattr(adapt, "is_cached", lambda name: name == "sentence-transformers/small")
-    monkeypatch.setattr(adapt, "check_name", lambda name: pytest.fail("the Hub was asked"))
-    monkeypatch.setattr(adapt, "read_json", lambda name, file: json.loads(Path(config).read_text()))
+    download = tmp_path / "models--sentence-transformers--small"
+    shutil.copytree(encoder, download / "snapshots" / "0")
+    (download / "refs").mkdir()
+    (download / "refs" / "main").write_text("0")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def ask(*_):
+        raise ValueError("the Hub was asked")
+
+    monkeypatch.setattr(names, "_ask_hub", ask)
     assert adapt.find_encoder("small") == "sentence-transformers/small"
+    with pytest.raises(UsageError, match="the Hub was asked"):
+        adapt.find_encoder("smaller")
 
 
 def test_recipes_are_found_without_a_checkout(tmp_path, monkeypatch):
