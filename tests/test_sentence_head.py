@@ -164,6 +164,15 @@ def test_a_head_that_would_give_other_vectors_is_one_line(save, file, fields, fr
         open_encoder(str(folder))
 
 
+def test_a_prompt_that_is_no_text_stops_only_the_search_that_would_use_it(save):
+    folder = save()
+    change(folder / "config_sentence_transformers.json", prompts={"query": 3})
+    encoder = open_encoder(str(folder))
+    assert np.isfinite(embed_texts(encoder, SHORT)).all()
+    with pytest.raises(UsageError, match="are no texts by name"):
+        _ = encoder.search_prompts
+
+
 @pytest.mark.parametrize(
     ("fields", "fragment"),
     [

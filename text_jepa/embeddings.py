@@ -60,7 +60,7 @@ class Encoder:
         word_weights: (V,) weight of each token of the vocabulary in the mean; `None` if all count the same.
         layers_after: What is done with a pooled vector, in order, such as a dense layer.
         prompt: What is put before every text.
-        search_prompts: What is put in its place before a query, and before a passage, of a search.
+        head: The modules and prompts of its folder, if these are used.
     """
 
     name: str
@@ -71,7 +71,16 @@ class Encoder:
     word_weights: np.ndarray | None = None
     layers_after: tuple[torch.nn.Module, ...] = ()
     prompt: str = ""
-    search_prompts: tuple[str, str] = ("", "")
+    head: SentenceHead | None = None
+
+    @property
+    def search_prompts(self) -> tuple[str, str]:
+        """What is put in place of the prompt before a query, and before a passage, of a search.
+
+        Raises:
+            UsageError: Prompts of its folder are no texts.
+        """
+        return ("", "") if self.head is None else self.head.search_prompts
 
 
 def open_encoder(
@@ -139,7 +148,7 @@ def with_head(
         word_weights=word_weights,
         layers_after=layers,
         prompt=head.prompt,
-        search_prompts=head.search_prompts,
+        head=head,
     )
 
 

@@ -118,9 +118,10 @@ class SentenceHead:
     def search_prompts(self) -> tuple[str, str]:
         """What is put before a query, and before a passage, in a search.
 
-        These are the prompts by name that sentence-transformers documents for `encode_query` and `encode_document`:
-        `query`, and the first of `document`, `passage` and `corpus`. Where none has such a name, it is the prompt of
-        every text.
+        These are the prompts by name as sentence-transformers documents them for `encode_query` and
+        `encode_document`: `query`, and the first of `document`, `passage` and `corpus`. Where none has such a name, it
+        is the prompt of every text. Version 6 differs: it adds an empty `query` and `document` where they are missing,
+        so that `passage`, `corpus` and the prompt of every text are not reached.
 
         Raises:
             UsageError: Prompts are no texts.
