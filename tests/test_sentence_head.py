@@ -1,5 +1,6 @@
 """The head of a sentence-transformers folder: read as that library does, kept by a run, or said to be lost."""
 
+import dataclasses
 import json
 import os
 
@@ -15,6 +16,7 @@ from text_jepa.cli import UsageError
 from text_jepa.commands.export import main as export
 from text_jepa.commands.plot import embed
 from text_jepa.embeddings import embed_layers, embed_texts, finish_vectors, open_encoder, token_weights
+from text_jepa.sentence_head import SentenceHead
 
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -372,6 +374,14 @@ def test_the_first_token_is_exported_if_it_is_asked_for_whatever_was_trained(sav
     (folder / "modules.json").unlink()
     output, _ = pretrain(folder, "--objective", "mlm", "--pooling", "cls")
     assert open_encoder(str(output)).pooling == "cls"
+
+
+def test_the_cache_of_another_machine_is_not_looked_in(tmp_path):
+    for cache, kept in ((tmp_path / "here", {"cache_dir": str(tmp_path / "here")}), (tmp_path / "gone", {})):
+        head = SentenceHead("me/encoder", options={"cache_dir": str(cache), "revision": "v1"})
+        (tmp_path / "here").mkdir(exist_ok=True)
+        again = SentenceHead.from_dict(json.loads(json.dumps(dataclasses.asdict(head))))
+        assert again.options == {**kept, "revision": "v1"}
 
 
 def test_head_that_is_not_read_is_lost_aloud(save, pretrain):

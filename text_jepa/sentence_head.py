@@ -101,9 +101,12 @@ class SentenceHead:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "SentenceHead":
-        """The head that `dataclasses.asdict` has taken apart, also by way of JSON."""
+        """The head that `dataclasses.asdict` has taken apart, also by way of JSON and on another machine."""
         modules = tuple((path, kind) for path, kind in fields["modules"])
-        return cls(**{**fields, "modules": modules})
+        options = dict(fields.get("options", {}))
+        if options.get("cache_dir") and not Path(options["cache_dir"]).is_dir():
+            del options["cache_dir"]  # that of the machine of the run
+        return cls(**{**fields, "modules": modules, "options": options})
 
     @property
     def parts(self) -> list[str]:

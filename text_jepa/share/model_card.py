@@ -273,9 +273,10 @@ def _collapse_of(monitor) -> dict[str, Any] | None:
 def _held_out_batches(trainer) -> dict[str, int] | None:
     """The texts of a batch of training, and how many held-out texts are cut into such batches."""
     args = trainer.args
-    if args.dataloader_drop_last or not hasattr(trainer.eval_dataset, "__len__"):
+    held_out = trainer.eval_dataset
+    if args.dataloader_drop_last or isinstance(held_out, dict) or not hasattr(held_out, "__len__"):
         return None
-    return {"size": args.train_batch_size * args.world_size, "texts": len(trainer.eval_dataset)}
+    return {"size": args.train_batch_size * args.world_size, "texts": len(held_out)}
 
 
 def describe_settings(trainer) -> dict[str, str]:
@@ -348,7 +349,7 @@ def describe_sizes(train, held_out) -> str:
 
     Args:
         train: The training dataset.
-        held_out: The held-out dataset, or `None`.
+        held_out: The held-out dataset, several of them by name, or `None`.
     """
     if isinstance(train, DocumentWindows):
         training = f"{train.num_documents:,} parts of documents in {len(train):,} windows"
@@ -356,6 +357,8 @@ def describe_sizes(train, held_out) -> str:
         training = f"{describe_count(train)} texts"
     if isinstance(held_out, DocumentWindows):
         evaluation = f"{held_out.num_documents:,} parts in {len(held_out):,} windows"
+    elif isinstance(held_out, dict):
+        evaluation = " and ".join(describe_count(texts) for texts in held_out.values())
     else:
         evaluation = describe_count(held_out)
     return f"{training} to train on, {evaluation} for held-out losses"
