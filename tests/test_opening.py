@@ -101,6 +101,10 @@ DAMAGES = {
         lambda folder: change(folder / "config.json", model_type="lex", auto_map={"AutoModel": "lex.Lex"}),
         ["'lex'", "code of its own"],
     ),
+    "a list in place of the code of the folder": (
+        lambda folder: change(folder / "config.json", auto_map=["own.M"]),
+        ["auto_map", "not an object"],
+    ),
     "configuration of wrong types": (
         lambda folder: change(folder / "config.json", hidden_size="wide"),
         ["hidden_size"],

@@ -357,6 +357,10 @@ def test_an_export_names_no_code_that_is_not_in_it(command, encoder, tmp_path, c
     assert not canary.exists()
     for name in ("config.json", "tokenizer_config.json", "pretraining/tokenizer_config.json"):
         assert "auto_map" not in json.loads((tmp_path / "run" / name).read_text())
+    pytest.importorskip("sentence_transformers")  # which keeps what the files of the tokenizer name
+    export_sentence_transformer(encoder, tmp_path / "again")
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "again" / name).read_text())
     assert "modeling_text_jepa" in (tmp_path / "run" / "pretraining" / "config.json").read_text()
 
 

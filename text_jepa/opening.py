@@ -108,13 +108,16 @@ def read_config(source: str, **options) -> PretrainedConfig:
     check_place_of_encoder(source, read_json(source, "modules.json", **options) or [])
     content, _ = PretrainedConfig.get_config_dict(source, **options)
     model_type = content.get("model_type")
-    if content.get("auto_map") and model_type not in CONFIG_MAPPING:
+    references = content.get("auto_map") or {}
+    if not isinstance(references, dict):
+        raise UsageError(f"{source}: auto_map in its config.json is not an object, '{{...}}'; remove it there")
+    if references and model_type not in CONFIG_MAPPING:
         raise UsageError(
             f"{source}: model_type '{model_type}' needs code of its own, which is not run; name an encoder of an "
             f"architecture that transformers has, or, if you trust its code, add --allow_remote_code {source}"
         )
     is_known_code = model_type in _code_of or model_type == TextJepaConfig.model_type
-    if "AutoModel" in (content.get("auto_map") or {}) and not is_known_code:
+    if "AutoModel" in references and not is_known_code:
         _warn_once(f"{source}: its own code is not run; it is opened as the '{model_type}' of transformers")
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     if config.is_encoder_decoder or type(config).is_encoder_decoder:  # the encoder alone denies it

@@ -123,6 +123,13 @@ def test_a_flag_of_no_use_or_out_of_range_is_one_line_and_nothing_is_written(run
             ["--gradient_checkpointing", "--gradient_checkpointing_kwargs", '{"nothing_known": 1}'],
             ["--gradient_checkpointing_kwargs", "nothing_known"],
         ),
+        (
+            [
+                *("--optim", "apollo_adamw", "--optim_target_modules", "all-linear", "--gradient_checkpointing"),
+                *("--gradient_checkpointing_kwargs", '{"nothing_known": 1}'),
+            ],
+            ["--gradient_checkpointing_kwargs", "nothing_known"],
+        ),
         (["--optim", "adamw_8bit"], ["--optim adamw_8bit", "bitsandbytes"]),
         (["--optim", "schedule_free_adamw"], ["--optim schedule_free_adamw"]),
         (["--lr_scheduler_type", "cosine_with_min_lr"], ["--lr_scheduler_type cosine_with_min_lr", "min_lr"]),

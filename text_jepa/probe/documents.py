@@ -252,7 +252,7 @@ def _search_values(scores: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarr
 
 
 def _predict_by_neighbours(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Labels (N,) by the ten nearest documents of the other half of all, which are always split in the same way."""
+    """Labels (N,), each by the ten nearest documents of the half that it is not in; the halves are always the same."""
     order = np.random.default_rng(0).permutation(len(labels))
     first, second = np.array_split(order, 2)
     predictions = np.empty_like(labels)
@@ -313,7 +313,8 @@ def compare_on_documents(
         labels: N classes, predicted by nearest neighbours.
         reference: The system that the first one is compared with in `summarize`.
         max_queries: Largest number of pairs of passages, titles and labels; fewer are faster and widen intervals.
-        variants: More systems by name: each is another one, and a function of its vectors (N, D).
+        variants: More systems by name: each has the name of a system above, and the function that changes the vectors
+            (N, D) of that one.
 
     Returns:
         R@10, R@1 and MRR of the searches and the accuracy of labels, with intervals over 1,000 resamples of the

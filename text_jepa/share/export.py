@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_text_jepa import TextJepaForPreTraining
+from text_jepa.cli import UsageError, first_line
 from text_jepa.data.word_weights import save_word_weights
 from text_jepa.embeddings import (
     POOLING_MODULE,
@@ -36,6 +37,10 @@ from text_jepa.sentence_head import (
 )
 from text_jepa.share.onnx import require
 from text_jepa.share.transformers4 import make_readable_in_4
+
+
+# The files of an encoder and its tokenizer that may name Python code.
+CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 
 
 def export_encoder(
@@ -111,24 +116,38 @@ def _pooler_of(source: str, **options: Any) -> dict[str, torch.Tensor]:
 def _forget_code(folder: Path) -> None:
     """Removes from an exported folder what names Python code that is not in it, as the folder it started from did.
 
-    The encoder was opened without that code, and whoever opens the export would look for it in vain.
+    Encoder and tokenizer were opened without that code, and whoever opens the export would look for it in vain.
     """
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    references = config.get("auto_map")
-    if not isinstance(references, dict):
-        return
-    here = {name: reference for name, reference in references.items() if _is_in(folder, str(reference))}
-    if here != references:
-        config["auto_map"] = here
-        if not here:
-            del config["auto_map"]
-        _write_json(path, config)
+    for name in CONFIGURATIONS:
+        path = folder / name
+        named = code_in(path)
+        gone = [entry for entry, files in named.items() if not all((folder / file).is_file() for file in files)]
+        if gone:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            for entry in gone:
+                del config["auto_map"][entry]
+            if not config["auto_map"]:
+                del config["auto_map"]
+            _write_json(path, config)
 
 
-def _is_in(folder: Path, reference: str) -> bool:
-    """Whether the code of an entry of `auto_map`, such as `modeling_own.OwnModel`, is in a folder."""
-    return (folder / f"{reference.partition('.')[0]}.py").is_file()
+def code_in(path: Path) -> dict[str, list[str]]:
+    """The files of Python code that a JSON file names (`auto_map`), by entry; none without the file.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        named = (json.loads(path.read_text(encoding="utf-8")).get("auto_map") or {}).items()
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{path} cannot be read ({first_line(error)}); mend it first") from error
+    files = {}
+    for entry, value in named:
+        classes = value if isinstance(value, list) else [value]  # those of a tokenizer are two, with gaps
+        files[entry] = [f"{str(reference).partition('.')[0]}.py" for reference in classes if reference]
+    return files
 
 
 def _shared_inputs(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -1,6 +1,6 @@
 """Publishes a finished folder on the Hub: its known files and no others, in one commit."""
 
-import json
+import itertools
 import logging
 import shutil
 import sys
@@ -17,6 +17,7 @@ from yaml import YAMLError
 from text_jepa.cli import UsageError, first_line
 from text_jepa.opening import check_adapters
 from text_jepa.sentence_head import check_code_of_modules, read_modules
+from text_jepa.share.export import CONFIGURATIONS, code_in
 from text_jepa.share.model_card import renamed_card
 
 
@@ -83,25 +84,13 @@ def files_to_publish(folder: str | Path) -> list[str]:
 
 def _refuse_code(folder: Path) -> None:
     """Raises UsageError if the encoder, its tokenizer or a module needs Python code that is not ours."""
-    for reference in (*_code_in(folder / "config.json"), *_code_in(folder / "tokenizer_config.json")):
-        module = str(reference).partition(".")[0]
-        if f"{module}.py" not in PUBLISHED:
-            raise UsageError(
-                f"{folder}: code of others ({module}.py) is not published; `hf upload` publishes whole folders"
-            )
+    for name in CONFIGURATIONS:
+        for file in itertools.chain(*code_in(folder / name).values()):
+            if file not in PUBLISHED:
+                raise UsageError(
+                    f"{folder}: code of others ({file}) is not published; `hf upload` publishes whole folders"
+                )
     check_code_of_modules(str(folder))
-
-
-def _code_in(path: Path) -> list[str]:
-    """The Python code that a JSON file names: a class by entry, or a list of them for tokenizers, with gaps."""
-    if not path.is_file():
-        return []
-    try:
-        named = (json.loads(path.read_text(encoding="utf-8")).get("auto_map") or {}).values()
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"{path} cannot be read ({first_line(error)}); mend it first") from error
-    listed = [value if isinstance(value, list) else [value] for value in named]
-    return [str(reference) for references in listed for reference in references if reference]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -201,7 +201,7 @@ def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
     if args.lr_scheduler_kwargs and args.lr_scheduler_type in ("constant", "constant_with_warmup"):
         schedule = args.lr_scheduler_type.value
         raise UsageError(f"--lr_scheduler_kwargs has no effect with --lr_scheduler_type {schedule}; leave it out")
-    if 0 < args.max_steps <= args.warmup_steps and args.warmup_steps >= 1:
+    if 0 < args.max_steps <= args.warmup_steps:
         logger.warning(
             f"--warmup_steps {args.warmup_steps:g}: the run ends after {args.max_steps} steps, so the learning rate "
             "does not reach its peak; a value below 1 is a share of the run"
@@ -319,6 +319,13 @@ def check_start(trainer: "TextJepaTrainer") -> None:
                 "made; lower --per_device_train_batch_size, or leave it out"
             )
     weight = torch.nn.Parameter(torch.zeros(2, 2, device=args.device))
+    if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
+        with _naming("--gradient_checkpointing_kwargs"):
+            run_with_checkpoint(_double, weight, **{"use_reentrant": False, **args.gradient_checkpointing_kwargs})
+    if args.torch_compile:
+        with _naming(f"--torch_compile with {args.torch_compile_backend}"):
+            compiled = torch.compile(_double, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            compiled(weight.detach())
     _check_optimizer_arguments(trainer)
     with _naming(f"--optim {args.optim.value}"):
         optimizer_class, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
@@ -335,13 +342,6 @@ def check_start(trainer: "TextJepaTrainer") -> None:
             num_training_steps=10,
             scheduler_specific_kwargs=copy.deepcopy(args.lr_scheduler_kwargs),
         )
-    if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
-        with _naming("--gradient_checkpointing_kwargs"):
-            run_with_checkpoint(_double, weight, **{"use_reentrant": False, **args.gradient_checkpointing_kwargs})
-    if args.torch_compile:
-        with _naming(f"--torch_compile with {args.torch_compile_backend}"):
-            compiled = torch.compile(_double, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
-            compiled(weight.detach())
 
 
 def _check_optimizer_arguments(trainer: "TextJepaTrainer") -> None:

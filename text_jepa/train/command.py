@@ -50,7 +50,7 @@ EXAMPLES = """\
 # What a run does in any case, and what leaves it out.
 _ALWAYS = {
     "do_train": "a run trains; --prepare_only prepares the texts alone",
-    "do_eval": "held-out texts are evaluated at the end of every run; --eval_strategy no leaves out the others",
+    "do_eval": "every run evaluates held-out texts at its end; --eval_strategy no leaves out earlier evaluations",
 }
 _NO = ("false", "no", "f", "n", "0")
 
@@ -61,7 +61,7 @@ def _check_switches(argv: Sequence[str]) -> None:
         name, equals, value = word.partition("=")
         remedy = _ALWAYS.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
         if remedy and (value if equals else following).lower() in _NO:
-            raise UsageError(f"{name} false has no effect: {remedy}; leave it out")
+            raise UsageError(f"{name} false has no effect: {remedy}; leave {name} out")
 
 
 def recipe_of(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The optimizer step in progress: what is known of it just before it is made."""
+"""The optimizer step in progress: its batches, and the loss and gradient norm that are read just before it is made."""
 
 from collections.abc import Mapping
 from pathlib import Path
