@@ -329,6 +329,15 @@ def test_any_encoder_gets_a_folder_of_sentence_transformers(tokenizer, export_co
     np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-5)
 
 
+def test_an_encoder_of_sentence_transformers_without_a_config_is_exported(tokenizer, tmp_path):
+    st = pytest.importorskip("sentence_transformers")
+    table = st.sentence_transformer.modules.StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=8)
+    st.SentenceTransformer(modules=[table], device="cpu").save_pretrained(str(tmp_path / "table"))
+    export_sentence_transformer(tmp_path / "table", tmp_path / "out", normalize=True)
+    vectors = st.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(SENTENCES)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
 def test_a_missing_extra_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'text-jepa\[st\]'"):
