@@ -20,6 +20,7 @@ from corpora import documents, load_splits, write
 
 from text_jepa.cli import UsageError
 from text_jepa.data import folders
+from text_jepa.data.columns import missing_column
 from text_jepa.data.compressed import suffix_of
 from text_jepa.data.corpus import CorpusArguments, load_corpus
 from text_jepa.data.files import PROSE, Form
@@ -887,6 +888,11 @@ def test_a_dataset_that_has_been_prepared_is_read_without_a_network(tmp_path, mo
     info.parent.rename(prepared)
     splits = load_corpus(arguments, cache_dir=str(cache)).splits
     assert sorted(texts_of(splits["train"]) + texts_of(splits["validation"])) == sorted(documents(10))
+
+
+def test_of_many_columns_the_first_ten_are_named():
+    message = missing_column("text", [f"c{number}" for number in range(12)], "text")
+    assert "(its columns are c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, and 2 more)" in message
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])

@@ -11,6 +11,9 @@ from text_jepa.errors import nearest
 Sources = Mapping[str, tuple[str, ...]]
 """New name (`text`, `view`, `title` or `label`) -> the columns that it is made of."""
 
+# A table of a hundred columns is told in a line all the same.
+_MOST_LISTED = 10
+
 
 def pick(row: Mapping[str, Any], sources: Sources, where: str) -> dict[str, str | None]:
     """The texts of a row under their new names.
@@ -48,7 +51,10 @@ def wrong_column(column: str, kind: str, name: str) -> str:
 
 def missing_column(column: str, names: Sequence[str], name: str) -> str:
     """Says that there is no such column, which ones there are, and the flag to name another with."""
-    listed = ", ".join(names)
+    listed = list(names[:_MOST_LISTED])
+    if len(names) > _MOST_LISTED:
+        listed.append(f"and {len(names) - _MOST_LISTED} more")
+    listed = ", ".join(listed)
     return f"no column '{column}'{nearest(column, names)} (its columns are {listed}); name one with --{name}_column"
 
 
