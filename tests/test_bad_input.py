@@ -474,7 +474,7 @@ ODD = {
 @pytest.mark.parametrize(
     "workers",
     [
-        pytest.param(None, id="map"),
+        pytest.param(None, id="map", marks=pytest.mark.slow),
         pytest.param(0, id="stream"),
         pytest.param(1, id="stream-of-a-worker", marks=pytest.mark.slow),
     ],

@@ -355,7 +355,8 @@ def test_a_run_exports_weights_between_its_start_and_its_end_and_keeps_its_end(
     assert found["verdict"] in (output / "README.md").read_text()
 
 
-@pytest.mark.parametrize("objective", [pytest.param("jepa", marks=pytest.mark.slow), "documents"])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["jepa", "documents"])
 def test_streaming_run_trains_and_exports(corpus, tmp_path, objective):
     """200 documents are held out, and the others train: each of these is counted once for weights of words."""
     texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]

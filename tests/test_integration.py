@@ -180,6 +180,7 @@ def test_where_the_rules_differ_ours_are_the_stricter_ones(encoder):
 # ---- mteb, and real data --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mteb_gives_our_figures_on_local_tasks(encoder):
     pytest.importorskip("mteb")
     compare_mteb(encoder, made_similarity(), made_reranking())

@@ -1009,6 +1009,7 @@ SIZES = {
 
 
 @real
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_real_glue(name, tmp_path):
     task = load_glue(

@@ -391,6 +391,7 @@ def test_an_encoder_without_a_layer_is_exported_to_onnx(onnxruntime, tmp_path):
     assert export_onnx(encoder, tmp_path / "model.onnx") <= ONNX_TOLERANCE
 
 
+@pytest.mark.slow
 def test_an_onnx_file_pools_by_the_weights_of_words(weighted, onnxruntime, tmp_path):
     encoder = open_encoder(str(weighted))
     path = tmp_path / "model.onnx"
@@ -401,6 +402,7 @@ def test_an_onnx_file_pools_by_the_weights_of_words(weighted, onnxruntime, tmp_p
     np.testing.assert_allclose(by_states, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_centring_and_unit_length_are_stock_modules_and_the_same_in_onnx(
     weighted, onnxruntime, export_command, tmp_path
 ):

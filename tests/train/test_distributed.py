@@ -152,6 +152,7 @@ def steps(make_model, make_batch, tmp_path_factory):
     return [torch.load(folder / f"world{world}.pt") for world in (1, 2)]
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_step_of_two_processes_is_that_of_one_on_the_joint_batch(steps, setting):
     """Losses, gradients and running statistics, though one has three texts and the other two."""
