@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from text_jepa.cli import UsageError, mute_libraries, parse_arguments, run_command
-from text_jepa.opening import run_code_of
+from text_jepa.encoders.opening import run_code_of
 from text_jepa.probe.arguments import PAGE, ProbeArguments
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.documents import REST

@@ -24,7 +24,7 @@ from pyarrow import parquet
 
 from text_jepa.cli import UsageError, mute_libraries, run_command
 from text_jepa.data.prose import paragraphs_of
-from text_jepa.embeddings import Encoder, embed_texts, open_encoder
+from text_jepa.encoders.embeddings import Encoder, embed_texts, open_encoder
 from text_jepa.probe.bootstrap import Score, compare_systems
 from text_jepa.search.folder import Embed
 from text_jepa.search.index import VECTOR_SHARE, FileState, Index, IndexedFile, Snapshot, combine

@@ -28,7 +28,7 @@ from text_jepa.cli import UsageError, parse_arguments, run_command
 from text_jepa.data.corpus import load_corpus
 from text_jepa.data.tokenization import vocabulary
 from text_jepa.data.word_weights import DocumentFrequency, word_weights
-from text_jepa.embeddings import trained_encoder
+from text_jepa.encoders.embeddings import trained_encoder
 from text_jepa.share.export import export_encoder
 from text_jepa.train.arguments import (
     DataArguments,

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from text_jepa import DataCollatorForTextJepa, MaskStrategy, TextJepaConfig, load_builtin_corpus
 from text_jepa.cli import run_command
-from text_jepa.embeddings import Encoder, centre, cosine, embed_texts, open_encoder
+from text_jepa.encoders.embeddings import Encoder, centre, cosine, embed_texts, open_encoder
 from text_jepa.show import mask_gallery
 
 

@@ -26,7 +26,7 @@ from text_jepa import (
     load_builtin_corpus,
 )
 from text_jepa.data.tokenization import tokenize_texts, train_tokenizer
-from text_jepa.embeddings import embed_texts, nearest_texts, open_encoder
+from text_jepa.encoders.embeddings import embed_texts, nearest_texts, open_encoder
 from text_jepa.show import mask_gallery
 from text_jepa.train.build import tokenizer_fields
 

@@ -18,8 +18,8 @@ from text_jepa import cli, names
 from text_jepa.cli import UsageError
 from text_jepa.commands import adapt
 from text_jepa.commands import export as export_command_line
+from text_jepa.encoders.sentence_head import SentenceHead, read_head
 from text_jepa.probe import documents
-from text_jepa.sentence_head import SentenceHead, read_head
 
 
 ROOT = Path(__file__).parents[1]

@@ -17,10 +17,10 @@ import text_jepa
 from text_jepa.cli import parse_arguments
 from text_jepa.commands import adapt, export, plot, search
 from text_jepa.commands.masks import GalleryArguments
+from text_jepa.encoders.sentence_head import SentenceHead
 from text_jepa.probe.arguments import ProbeArguments
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.report import write_results
-from text_jepa.sentence_head import SentenceHead
 from text_jepa.train.command import CLASSES as PRETRAINING
 from text_jepa.train.command import parse_run
 

@@ -7,7 +7,7 @@ from transformers import AutoModel
 
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, weighted_mean_pool
-from text_jepa.embeddings import trained_encoder
+from text_jepa.encoders.embeddings import trained_encoder
 
 
 VOCABULARY = 60

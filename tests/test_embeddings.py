@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
-from text_jepa import embeddings
 from text_jepa.cli import UsageError
 from text_jepa.data.word_weights import count_words, save_word_weights, word_weights
-from text_jepa.embeddings import Encoder, encoder_inside, open_encoder
+from text_jepa.encoders import embeddings
+from text_jepa.encoders.embeddings import Encoder, encoder_inside, open_encoder
 from text_jepa.probe import controls
 from text_jepa.share.export import export_encoder
 

@@ -34,7 +34,7 @@ from transformers import DistilBertConfig
 from text_jepa import TextJepaConfig, TextJepaForPreTraining
 from text_jepa.cli import UsageError
 from text_jepa.commands.main import main
-from text_jepa.embeddings import embed_texts, open_encoder
+from text_jepa.encoders.embeddings import embed_texts, open_encoder
 from text_jepa.share.export import export_encoder
 
 

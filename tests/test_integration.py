@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from text_jepa import TextJepaForPreTraining, embeddings, export_encoder
-from text_jepa.embeddings import embed_texts, open_encoder
+from text_jepa import TextJepaForPreTraining, export_encoder
+from text_jepa.encoders import embeddings
+from text_jepa.encoders.embeddings import embed_texts, open_encoder
 from text_jepa.probe import predictors
 from text_jepa.probe.glue import load_glue
 from text_jepa.probe.reranking import Query, RerankingTask, load_reranking, rerank_per_query

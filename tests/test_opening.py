@@ -18,11 +18,12 @@ from transformers import (
 )
 
 import run_pretraining
-from text_jepa import TextJepaForPreTraining, TextJepaModel, names, opening, sentence_head
+from text_jepa import TextJepaForPreTraining, TextJepaModel, names
 from text_jepa.cli import UsageError
-from text_jepa.embeddings import load_trained, open_encoder
+from text_jepa.encoders import opening, sentence_head
+from text_jepa.encoders.embeddings import load_trained, open_encoder
+from text_jepa.encoders.opening import read_config, read_tokenizer, readable
 from text_jepa.names import check_name
-from text_jepa.opening import read_config, read_tokenizer, readable
 from text_jepa.probe.finetuning import finetune
 from text_jepa.probe.tasks import load_task_file
 from text_jepa.share.export import export_sentence_transformer

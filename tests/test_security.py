@@ -20,10 +20,10 @@ from datasets import load_dataset
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, BertConfig, BertModel
 
 import run_pretraining
-from text_jepa import opening
 from text_jepa.cli import UsageError
 from text_jepa.commands.main import main as text_jepa_command
-from text_jepa.sentence_head import read_head
+from text_jepa.encoders import opening
+from text_jepa.encoders.sentence_head import read_head
 from text_jepa.share.export import copy_encoder_files, export_sentence_transformer
 from text_jepa.share.hub import files_to_publish
 from text_jepa.train import checkpointing

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel
 
 import run_pretraining
-from text_jepa import sentence_head
 from text_jepa.cli import UsageError
 from text_jepa.commands.export import main as export
 from text_jepa.commands.plot import embed
-from text_jepa.embeddings import embed_layers, embed_texts, finish_vectors, open_encoder, token_weights
-from text_jepa.sentence_head import SentenceHead
+from text_jepa.encoders import sentence_head
+from text_jepa.encoders.embeddings import embed_layers, embed_texts, finish_vectors, open_encoder, token_weights
+from text_jepa.encoders.sentence_head import SentenceHead
 
 
 sentence_transformers = pytest.importorskip("sentence_transformers")

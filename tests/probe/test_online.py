@@ -20,7 +20,7 @@ import run_pretraining
 from text_jepa import OnlineProbeCallback, TextJepaTrainer, TextJepaTrainingArguments
 from text_jepa.cli import UsageError
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.embeddings import Encoder, embed_texts
+from text_jepa.encoders.embeddings import Encoder, embed_texts
 from text_jepa.probe import online, predictors
 from text_jepa.probe.tasks import Split, Task
 from text_jepa.train.run_log import read_metrics

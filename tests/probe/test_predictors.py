@@ -16,7 +16,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, matthews_corrcoef
 
-from text_jepa.embeddings import TokenStates
+from text_jepa.encoders.embeddings import TokenStates
 from text_jepa.probe import predictors
 from text_jepa.probe.bootstrap import interval_of, score_resamples
 from text_jepa.probe.glue import METRICS, GlueMetric

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import BertConfig, BertModel
 
 import run_probe
-from text_jepa import embeddings
 from text_jepa.commands.main import main as text_jepa_command
-from text_jepa.embeddings import open_encoder
+from text_jepa.encoders import embeddings
+from text_jepa.encoders.embeddings import open_encoder
 from text_jepa.probe import bootstrap, catalog, predictors, questions, report, run, systems
 from text_jepa.probe.documents import LABEL, REST, TITLE
 from text_jepa.probe.tasks import load_task_file

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from text_jepa.cli import UsageError
 from text_jepa.commands import search
-from text_jepa.embeddings import embed_texts, open_encoder
+from text_jepa.encoders.embeddings import embed_texts, open_encoder
 from text_jepa.search.folder import update
 from text_jepa.search.index import VERSION, unit_rows
 from text_jepa.search.static import StaticEmbedding, make_token_table

@@ -23,7 +23,7 @@ from text_jepa.cli import UsageError
 from text_jepa.commands import export as export_command_line
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.word_weights import load_word_weights
-from text_jepa.embeddings import Encoder, embed_texts, open_encoder
+from text_jepa.encoders.embeddings import Encoder, embed_texts, open_encoder
 from text_jepa.share import onnx
 from text_jepa.share.export import export_encoder, export_sentence_transformer
 from text_jepa.share.hub import files_to_publish

@@ -16,7 +16,7 @@ from text_jepa.cli import UsageError
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.tokenization import train_tokenizer
 from text_jepa.data.word_weights import count_words, load_word_weights, save_word_weights, word_weights
-from text_jepa.embeddings import embed_texts, open_encoder
+from text_jepa.encoders.embeddings import embed_texts, open_encoder
 from text_jepa.probe.documents import score_on_documents
 from text_jepa.share import merging
 from text_jepa.share.merging import choose_share, interpolate, recount_word_weights

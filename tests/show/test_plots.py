@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 from text_jepa import metrics
 from text_jepa.cli import UsageError
 from text_jepa.commands import plot
-from text_jepa.embeddings import open_encoder
+from text_jepa.encoders.embeddings import open_encoder
 from text_jepa.metrics import effective_rank
 from text_jepa.show.plots import Run, apart, collapsed_at, flat, plot_curves, plot_map, points, spectrum
 from text_jepa.train.run_log import write_metrics

@@ -21,7 +21,7 @@ from transformers.integrations.integration_utils import rewrite_logs
 
 from text_jepa import TextJepaTrainingArguments
 from text_jepa.cli import UsageError
-from text_jepa.embeddings import Encoder, embed_texts
+from text_jepa.encoders.embeddings import Encoder, embed_texts
 from text_jepa.train.checks import check_trackers
 from text_jepa.train.run_log import read_metrics
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from text_jepa.cli import UsageError, own_recipe
 from text_jepa.commands.main import command_of
+from text_jepa.encoders.opening import readable
+from text_jepa.encoders.sentence_head import SentenceHead, read_head, read_json
 from text_jepa.names import check_name, is_cached
-from text_jepa.opening import readable
-from text_jepa.sentence_head import SentenceHead, read_head, read_json
 
 
 # Poolings that a run can train, and the flag for each.

@@ -30,16 +30,16 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_text_jepa import TextJepaForPreTraining
-from text_jepa import embeddings
 from text_jepa.cli import UsageError, add_command, command_parser, mute_libraries
 from text_jepa.data.corpus import load_texts
 from text_jepa.data.rows import Quoting
-from text_jepa.embeddings import Encoder, cosine, embed_texts, open_encoder
-from text_jepa.opening import run_code_of
+from text_jepa.encoders import embeddings
+from text_jepa.encoders.embeddings import Encoder, cosine, embed_texts, open_encoder
+from text_jepa.encoders.opening import run_code_of
+from text_jepa.encoders.sentence_head import kept_head, read_head
 from text_jepa.probe import documents
 from text_jepa.probe.predictors import sts_scores
 from text_jepa.probe.tasks import Split, load_task_file
-from text_jepa.sentence_head import kept_head, read_head
 from text_jepa.share import export, hub, merging, onnx
 from text_jepa.share.model_card import note_change, read_card_info, write_model_card
 from text_jepa.train.run_log import read_metrics, write_metrics

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModel, set_seed
 
 from text_jepa.cli import UsageError, add_command, command_parser, mute_libraries
-from text_jepa.embeddings import Encoder, nearest_texts, open_encoder, pool_states
+from text_jepa.encoders.embeddings import Encoder, nearest_texts, open_encoder, pool_states
 from text_jepa.probe.catalog import load_task
 from text_jepa.show.plots import Run, flat, plot_curves, plot_map, plot_spectra, short, spectrum
 from text_jepa.train.run_log import read_metrics

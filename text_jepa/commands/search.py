@@ -29,7 +29,7 @@ from text_jepa.search.static import StaticEmbedding, make_token_table
 
 
 if TYPE_CHECKING:
-    from text_jepa.embeddings import Encoder
+    from text_jepa.encoders.embeddings import Encoder
 
 # Where the index of a folder is kept, relative to the folder.
 INDEX = Path(".text-jepa", "search.sqlite")
@@ -233,7 +233,7 @@ def open_quietly(name: str) -> "Encoder":
     except ValueError as error:
         raise UsageError(f"{name}: no model can be read there ({error})") from error
     from text_jepa.cli import mute_libraries
-    from text_jepa.embeddings import open_encoder
+    from text_jepa.encoders.embeddings import open_encoder
 
     mute_libraries()
     return open_encoder(name)
@@ -241,7 +241,7 @@ def open_quietly(name: str) -> "Encoder":
 
 def embeddings_of(encoder: "Encoder") -> Embeddings:
     """The functions that turn texts into vectors by an encoder."""
-    from text_jepa.embeddings import embed_texts
+    from text_jepa.encoders.embeddings import embed_texts
 
     of_queries, of_passages = (replace(encoder, prompt=prompt) for prompt in encoder.search_prompts)
     return Embeddings(partial(embed_texts, of_queries), partial(embed_texts, of_passages))

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from text_jepa import embeddings
 from text_jepa.cli import UsageError
-from text_jepa.embeddings import Encoder
+from text_jepa.encoders import embeddings
+from text_jepa.encoders.embeddings import Encoder
 from text_jepa.probe import controls, predictors
 from text_jepa.probe.arguments import ProbeArguments
 from text_jepa.probe.documents import TRAINING_TEXTS

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from text_jepa.cli import HelpPage
 from text_jepa.data.rows import Quoting
-from text_jepa.embeddings import Pooling
+from text_jepa.encoders.embeddings import Pooling
 
 
 MODES = ("linear", "knn", "attentive", "finetune")

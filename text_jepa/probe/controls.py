@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from text_jepa.embeddings import Encoder
+from text_jepa.encoders.embeddings import Encoder
 
 
 def bag_of_embeddings(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:

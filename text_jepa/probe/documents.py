@@ -22,7 +22,7 @@ from sklearn.preprocessing import normalize
 from text_jepa.cli import UsageError
 from text_jepa.data.corpus import load_columns
 from text_jepa.data.rows import Quoting
-from text_jepa.embeddings import Encoder, centre, embed_texts
+from text_jepa.encoders.embeddings import Encoder, centre, embed_texts
 from text_jepa.probe.bootstrap import Score, score_answers
 from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.predictors import knn_predict

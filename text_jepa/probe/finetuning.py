@@ -32,7 +32,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from text_jepa.cli import UsageError, nearest, parse_arguments
-from text_jepa.opening import check_loaded, read_config, read_tokenizer, readable
+from text_jepa.encoders.opening import check_loaded, read_config, read_tokenizer, readable
 from text_jepa.probe.glue import GLUE, GlueMetric, base_name
 from text_jepa.probe.tasks import Split, Task, hold_out
 

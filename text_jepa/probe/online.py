@@ -21,7 +21,7 @@ from transformers import (
 
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.cli import UsageError
-from text_jepa.embeddings import Encoder, embed_texts, encoder_inside
+from text_jepa.encoders.embeddings import Encoder, embed_texts, encoder_inside
 from text_jepa.probe import predictors
 from text_jepa.probe.glue import accuracy, matthews
 from text_jepa.probe.tasks import Split, Task

@@ -1,7 +1,7 @@
 """Predictions from frozen features: linear probe, nearest neighbours, attention over tokens, cosines of pairs.
 
-`text_jepa.embeddings` makes the features. No function sees the test labels, and the prediction of a test row does not
-depend on the other test rows.
+`text_jepa.encoders.embeddings` makes the features. No function sees the test labels, and the prediction of a test row
+does not depend on the other test rows.
 
 Shapes: N rows to learn from or to score, M test rows, D features, S and T tokens, K outputs.
 """
@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from text_jepa.embeddings import TokenStates, centre, cosine, unit_rows
+from text_jepa.encoders.embeddings import TokenStates, centre, cosine, unit_rows
 from text_jepa.probe.tasks import Split
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from text_jepa import embeddings
 from text_jepa.cli import UsageError
-from text_jepa.embeddings import Encoder
+from text_jepa.encoders import embeddings
+from text_jepa.encoders.embeddings import Encoder
 from text_jepa.probe import controls
 from text_jepa.probe.answers import Answer, answer_questions, count_fits
 from text_jepa.probe.arguments import ProbeArguments

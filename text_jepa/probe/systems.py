@@ -15,9 +15,9 @@ import torch
 from transformers import AutoConfig, AutoModel, set_seed
 
 from configuration_text_jepa import TextJepaConfig
-from text_jepa import embeddings
 from text_jepa.cli import UsageError
-from text_jepa.embeddings import Encoder, open_encoder
+from text_jepa.encoders import embeddings
+from text_jepa.encoders.embeddings import Encoder, open_encoder
 from text_jepa.probe import controls
 from text_jepa.probe.arguments import ProbeArguments
 

@@ -15,7 +15,7 @@ from text_jepa.search.vectors import unit_rows
 
 
 if TYPE_CHECKING:
-    from text_jepa.embeddings import Encoder
+    from text_jepa.encoders.embeddings import Encoder
 
 # Largest difference of a feature of a vector of length 1 from the encoder's own.
 _TOLERANCE = 1e-4
@@ -75,7 +75,7 @@ def make_token_table(encoder: "Encoder") -> TokenTable | None:
     import torch
     from transformers import BatchEncoding
 
-    from text_jepa.embeddings import embed_texts, token_weights
+    from text_jepa.encoders.embeddings import embed_texts, token_weights
 
     tokenizer = encoder.tokenizer
     has_layers = getattr(encoder.model.config, "num_hidden_layers", None) != 0

@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.cli import UsageError, first_line
 from text_jepa.data.word_weights import save_word_weights
-from text_jepa.embeddings import (
+from text_jepa.encoders.embeddings import (
     POOLING_MODULE,
     TRANSFORMER_MODULE,
     WORD_WEIGHTS_MODULE,
@@ -26,8 +26,8 @@ from text_jepa.embeddings import (
     trained_encoder,
     trained_word_weights,
 )
-from text_jepa.opening import readable
-from text_jepa.sentence_head import (
+from text_jepa.encoders.opening import readable
+from text_jepa.encoders.sentence_head import (
     POOLING_FLAGS,
     SentenceHead,
     check_code_of_modules,

@@ -15,8 +15,8 @@ from transformers.utils.hub import PushInProgress
 from yaml import YAMLError
 
 from text_jepa.cli import UsageError, first_line
-from text_jepa.opening import check_adapters
-from text_jepa.sentence_head import check_code_of_modules, read_modules
+from text_jepa.encoders.opening import check_adapters
+from text_jepa.encoders.sentence_head import check_code_of_modules, read_modules
 from text_jepa.share.export import CONFIGURATIONS, code_in
 from text_jepa.share.model_card import renamed_card
 

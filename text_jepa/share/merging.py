@@ -10,8 +10,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from text_jepa.cli import UsageError
 from text_jepa.data.word_weights import count_words, load_word_weights, save_word_weights, word_weights
-from text_jepa.embeddings import TRANSFORMER_MODULE, WORD_WEIGHTS_MODULE, Encoder
-from text_jepa.sentence_head import read_modules
+from text_jepa.encoders.embeddings import TRANSFORMER_MODULE, WORD_WEIGHTS_MODULE, Encoder
+from text_jepa.encoders.sentence_head import read_modules
 from text_jepa.share.export import copy_encoder_files, staged, write_modules, write_pooling
 
 

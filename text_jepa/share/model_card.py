@@ -19,8 +19,8 @@ import text_jepa
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.data.batching import DocumentWindows
-from text_jepa.embeddings import sentence_pooling, trained_encoder
-from text_jepa.sentence_head import kept_head
+from text_jepa.encoders.embeddings import sentence_pooling, trained_encoder
+from text_jepa.encoders.sentence_head import kept_head
 from text_jepa.share.export import parameter_counts
 from text_jepa.show.plots import Run, loss_terms, loss_title, plot_curves
 

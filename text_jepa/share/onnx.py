@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from text_jepa.cli import UsageError
-from text_jepa.embeddings import Encoder, pool_states
+from text_jepa.encoders.embeddings import Encoder, pool_states
 
 
 # Largest difference of a hidden state between ONNX and PyTorch that counts as rounding.

@@ -38,7 +38,7 @@ from text_jepa.data.tokenization import (
     vocabulary,
 )
 from text_jepa.data.word_weights import DocumentFrequency, word_weights
-from text_jepa.opening import check_vocabulary, describe, read_config, read_tokenizer, readable
+from text_jepa.encoders.opening import check_vocabulary, describe, read_config, read_tokenizer, readable
 from text_jepa.probe.catalog import load_task
 from text_jepa.probe.online import OnlineProbeCallback
 from text_jepa.train.architecture import check_architecture

@@ -28,7 +28,7 @@ from text_jepa.cli import UsageError, first_line, nearest
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
 from text_jepa.data.strategies import DOCUMENT_VIEWS
-from text_jepa.sentence_head import SentenceHead
+from text_jepa.encoders.sentence_head import SentenceHead
 from text_jepa.train import checkpointing
 from text_jepa.train.arguments import (
     DataArguments,

@@ -25,7 +25,8 @@ from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.cli import UsageError
 from text_jepa.data.corpus import Corpus
 from text_jepa.data.reading import read_rows
-from text_jepa.embeddings import Encoder, embed_texts, encoder_inside, nearest_texts, with_head
+from text_jepa.encoders.embeddings import Encoder, embed_texts, encoder_inside, nearest_texts, with_head
+from text_jepa.encoders.sentence_head import kept_head
 from text_jepa.probe.documents import (
     HELD_OUT_DOCUMENTS,
     TRAINING_DOCUMENTS,
@@ -36,7 +37,6 @@ from text_jepa.probe.documents import (
     summarize,
     variants_of,
 )
-from text_jepa.sentence_head import kept_head
 from text_jepa.share.export import save_for_continuing
 from text_jepa.share.hub import push_folder
 from text_jepa.share.merging import SHARES, choose_share, interpolate

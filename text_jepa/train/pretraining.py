@@ -24,10 +24,10 @@ from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
 from text_jepa.data.strategies import DOCUMENT_VIEWS
 from text_jepa.data.tokenization import DocumentCount, log_skipped_documents
-from text_jepa.embeddings import trained_encoder
-from text_jepa.opening import run_code_of
+from text_jepa.encoders.embeddings import trained_encoder
+from text_jepa.encoders.opening import run_code_of
+from text_jepa.encoders.sentence_head import SentenceHead, head_of_start, kept_head
 from text_jepa.probe.online import OnlineProbeCallback
-from text_jepa.sentence_head import SentenceHead, head_of_start, kept_head
 from text_jepa.share.export import parameter_counts
 from text_jepa.share.model_card import (
     describe_collapse_of_run,

@@ -29,7 +29,7 @@ from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, has_adapters
 from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps, lengths_of, share_without_repeats
 from text_jepa.data.collator import DataCollatorForTextJepa, split_masks
-from text_jepa.sentence_head import kept_head
+from text_jepa.encoders.sentence_head import kept_head
 from text_jepa.share import hub
 from text_jepa.share.export import export_encoder
 from text_jepa.share.model_card import describe_run, write_card_info, write_model_card

@@ -24,8 +24,8 @@ from modeling_text_jepa import TextJepaForPreTraining, without_adapters
 from text_jepa.cli import UsageError
 from text_jepa.data.tokenization import special_tokens_around, vocabulary
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
-from text_jepa.opening import check_loaded, read_config, read_tokenizer, readable
-from text_jepa.sentence_head import (
+from text_jepa.encoders.opening import check_loaded, read_config, read_tokenizer, readable
+from text_jepa.encoders.sentence_head import (
     SentenceHead,
     file_of,
     kept_head,

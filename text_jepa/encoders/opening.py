@@ -28,8 +28,8 @@ import text_jepa.registration  # noqa: F401  for the Auto classes
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import check_weights
 from text_jepa.cli import UsageError, first_line
+from text_jepa.encoders.sentence_head import check_place_of_encoder, file_of, read_json
 from text_jepa.names import check_name
-from text_jepa.sentence_head import check_place_of_encoder, file_of, read_json
 
 
 logger = logging.getLogger("text_jepa")
