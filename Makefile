@@ -31,10 +31,10 @@ test: setup  ## Run the fast tests
 
 # What depends on the versions of the libraries, see CONTRIBUTING.md.
 OLDEST := tests/data/test_batching.py tests/data/test_corpus.py tests/data/test_tokenization.py \
-	tests/data/test_windows.py tests/probe/test_finetuning.py tests/probe/test_online.py tests/probe/test_run.py \
+	tests/data/test_windows.py tests/encoders tests/probe/test_finetuning.py tests/probe/test_online.py tests/probe/test_run.py \
 	tests/probe/test_tasks.py tests/share tests/test_backbones.py tests/test_configuration.py tests/test_document_loss.py \
-	tests/test_embeddings.py tests/test_end_to_end.py tests/test_integration.py tests/test_modeling.py \
-	tests/test_objectives.py tests/test_opening.py tests/test_own_loss.py tests/test_sentence_head.py tests/train
+	tests/test_end_to_end.py tests/test_integration.py tests/test_modeling.py \
+	tests/test_objectives.py tests/test_own_loss.py tests/train
 
 test-oldest: .venv-oldest  ## Run the fast tests of models, data and runs with the oldest supported versions
 	.venv-oldest/bin/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed' $(OLDEST)

@@ -118,7 +118,7 @@ ROWS = {
     ],
     "T1-28": [
         "test_integration.py::test_its_vectors_are_ours",
-        "test_embeddings.py::test_vectors_equal_those_of_each_text_alone",
+        "encoders/test_embeddings.py::test_vectors_equal_those_of_each_text_alone",
     ],
     "T1-29": [
         "test_benchmarks.py::test_recipe_of_a_gpu_size_is_understood_and_says_that_it_was_not_run",
@@ -338,7 +338,7 @@ ROWS = {
         "test_backbones.py::test_weights_that_a_checkpoint_lacks_are_drawn_as_in_a_new_model",
     ],
     "T5-14": [
-        "test_embeddings.py::test_vectors_equal_those_of_each_text_alone",
+        "encoders/test_embeddings.py::test_vectors_equal_those_of_each_text_alone",
     ],
     "T5-15": [
         "train/test_trainer_terms.py::test_the_same_schedule_falls_as_one_cycle_does_and_peaks_and_ends_where_it_does",

@@ -1,6 +1,6 @@
 """Vectors of texts: whatever stands beside a text in its batch, it is what the model says of the text alone.
 
-Run: python -m pytest -q tests/test_embeddings.py
+Run: python -m pytest -q tests/encoders/test_embeddings.py
 """
 
 import copy
