@@ -313,7 +313,7 @@ REFUSALS = [
     (
         "a tokenizer without padding token",
         ["--tokenizer_name", "{dir}/unpadded"],
-        ["tokenizer has no padding token", "add one"],
+        ["unpadded: its tokenizer has no padding token", "set one"],
     ),
     ("no such tokenizer", ["--tokenizer_name", "{dir}/none"], ["--tokenizer_name", "none", "no tokenizer there"]),
     ("no such encoder", ["--model_name_or_path", "{dir}/none"], ["--model_name_or_path", "none"]),

@@ -368,6 +368,14 @@ def test_another_pooling_is_refused_by_name_unless_one_is_named(folder, pooling,
     assert open_encoder(str(folder), pooling="mean").pooling == "mean"
 
 
+def test_an_encoder_whose_tokenizer_cannot_pad_is_refused(folder):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match=r"its tokenizer has no padding token; set one .*tokenizer\.save_pretrained"):
+        open_encoder(str(folder))
+
+
 def test_the_length_of_a_window_is_what_the_folder_says_or_the_user(folder):
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20}))
     assert open_encoder(str(folder)).max_length == 20

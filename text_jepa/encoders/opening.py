@@ -219,7 +219,7 @@ def read_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:
 
     Raises:
         UsageError: There is no such folder, a file is a pointer of git-lfs, there are no words, as without the files
-            of the tokenizer, or its settings are foreign.
+            of the tokenizer, there is no padding token, or its settings are foreign.
     """
     check_name(source, options.get("cache_dir"))
     check_files(source)
@@ -233,6 +233,11 @@ def read_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:
             f"{source}: its tokenizer cannot be used ({describe(error)}); copy the tokenizer's files there "
             "(tokenizer.json, tokenizer_config.json), or name another folder"
         ) from error
+    if tokenizer.pad_token is None:
+        raise UsageError(
+            f"{source}: its tokenizer has no padding token; set one in Python (tokenizer.pad_token = ...) and save it "
+            "there (tokenizer.save_pretrained), or name another folder"
+        )
     if not _has_words(tokenizer):
         raise UsageError(
             f"{source}: its tokenizer has no words but special tokens, so every text would be unknown; copy the "
@@ -248,7 +253,7 @@ def _try(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises whatever comes of foreign settings, of which many are noticed only in use."""
     rows = tokenizer(["a text", "and a longer text"])["input_ids"]
     masks = [[1] * len(row) for row in rows]
-    if tokenizer.pad_token is not None:  # a run says what to do without one
+    if tokenizer.pad_token is not None:
         tokenizer.pad({"input_ids": rows, "attention_mask": masks}, return_tensors="pt")
 
 
