@@ -25,7 +25,7 @@ import transformers
 from conftest import CASES, TEXTS
 from datasets import Dataset
 from hub_server import HubServer, Repository
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -712,7 +712,9 @@ def pointer(content):
 def hub(place, tmp_path, monkeypatch):
     """A Hub with the encoder as `me/encoder`, which the client of this process asks, with an empty cache."""
     with HubServer() as server:
-        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))  # before it tries again
+        at_once = SimpleNamespace(sleep=lambda seconds: None)  # it waits before it tries again
+        monkeypatch.setattr(_http, "time", at_once)
+        monkeypatch.setattr(file_download, "time", at_once)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
