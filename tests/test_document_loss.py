@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import AutoModel
 
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
-from modeling_text_jepa import TextJepaForPreTraining, weighted_mean_pool
+from modeling_text_jepa import TextJepaForPreTraining, sees_words_alone, weighted_mean_pool
 from text_jepa.encoders.embeddings import trained_encoder
 
 
@@ -238,3 +238,55 @@ def test_windows_of_one_document_are_no_negatives_of_each_other():
 def test_a_frozen_target_encoder_is_never_what_is_exported():
     model = build(LAYERED, document_target="encoder", target_encoder_type="frozen")
     assert trained_encoder(model, "target") is model.model.encoder
+
+
+# ---- distinct words -------------------------------------------------------------------------------------------------
+
+
+def outputs_and_gradients(model, inputs):
+    model.zero_grad()
+    outputs = model(**inputs)
+    own_loss = outputs.last_hidden_state.square().mean()  # a subclass may read the states
+    (outputs.loss + own_loss).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    return outputs, gradients
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+def test_each_distinct_word_is_encoded_once_and_nothing_else_changes(masks, monkeypatch):
+    model = build().eval()
+    inputs = batch(texts=40, masks=masks)
+    positions = inputs["context_positions"].clone()
+    positions[::2, :, 5:] = -1
+    inputs["context_positions"] = positions
+    read = []
+    hook = model.model.encoder.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    once, gradients = outputs_and_gradients(model, inputs)
+    hook.remove()
+    assert [len(ids) for ids in read] == [VOCABULARY - 3]
+    monkeypatch.setattr(model, "_encodes_words_once", lambda input_ids: False)
+    each, expected = outputs_and_gradients(model, inputs)
+    visible = positions.flatten(0, 1) >= 0
+    torch.testing.assert_close(once.loss, each.loss)
+    torch.testing.assert_close(once.last_hidden_state[visible], each.last_hidden_state[visible])
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+
+
+def with_positions(model):
+    torch.nn.init.normal_(model.model.encoder.embeddings.position_embeddings.weight)
+
+
+def with_dropout(model):
+    model.model.encoder.embeddings.dropout.p = 0.1
+
+
+@pytest.mark.parametrize("change", [with_positions, with_dropout])
+def test_words_in_places_or_under_dropout_are_encoded_each(change):
+    model = build()
+    assert sees_words_alone(model.model.encoder)
+    assert not sees_words_alone(build(LAYERED).model.encoder)
+    change(model)
+    assert not sees_words_alone(model.model.encoder)
+    inputs = batch()
+    states = model.eval().model(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state
+    torch.testing.assert_close(model(**inputs).last_hidden_state, states)
