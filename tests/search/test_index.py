@@ -15,7 +15,7 @@ from text_jepa.search.index import Index, remove_index
 from text_jepa.search.static import TokenTable
 
 
-SETTINGS = {"encoder": "encoder", "encoder_state": "", "text_column": "[\"text\"]"}
+SETTINGS = {"encoder": "encoder", "encoder_state": "", "text_column": '["text"]'}
 
 
 def embed(texts):
