@@ -260,6 +260,8 @@ REFUSALS = [
     ("a negative seed", ["--seed", "-1"], ["--seed", "at least 0"]),
     ("a seed of more than 32 bits", ["--seed", "4294967296"], ["--seed must be at most 4294967295"]),
     ("an empty batch", ["--per_device_train_batch_size", "0"], ["--per_device_train_batch_size", "at least 1"]),
+    ("an endless batch", ["--per_device_train_batch_size", "9" * 30], ["--per_device_train_batch_size", "too large"]),
+    ("endless windows", ["--max_document_length", "9" * 30], ["--max_document_length", "too large"]),
     ("no accumulation", ["--gradient_accumulation_steps", "0"], ["--gradient_accumulation_steps", "at least 1"]),
     ("fewer than no workers", ["--dataloader_num_workers", "-1"], ["--dataloader_num_workers", "at least 0"]),
     ("a learning rate that is no number", ["--learning_rate", "nan"], ["--learning_rate"]),

@@ -285,6 +285,7 @@ def parse_arguments(
             parser.error(f"no flag takes the value '{word}'; {_BEFORE_FLAGS}")
         name = word.split("=")[0]
         parser.error(f"unknown argument {name}{_replacement(name.lstrip('-'), flags, renamed or {})}")
+    _check_size_of_numbers(namespace)
     try:
         return tuple(_instance(argument_class, namespace) for argument_class in argument_classes)
     except json.JSONDecodeError as error:
@@ -323,6 +324,15 @@ def _given(parser: _Parser, words: Sequence[str]) -> dict[str, Any]:
     untouched = argparse.Namespace(**{action.dest: absent for action in parser._actions})
     namespace, _ = parser.parse_known_args(words, untouched)
     return {name: value for name, value in vars(namespace).items() if value is not absent}
+
+
+def _check_size_of_numbers(namespace: argparse.Namespace) -> None:
+    """Raises UsageError for an integer that sizes and indices, which the libraries count in 64 bits, cannot hold."""
+    for name, value in vars(namespace).items():
+        values = value if isinstance(value, list) else [value]
+        for number in values:
+            if isinstance(number, int) and abs(number) > sys.maxsize:
+                raise UsageError(f"--{name} {number}: too large, at most {sys.maxsize}")
 
 
 def _names(argument_classes: Sequence[type]) -> list[str]:
