@@ -246,7 +246,6 @@ def test_what_is_missing_comes_from_the_wheels_of_the_pack(benchmark, args, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("TEXT_JEPA_REHEARSAL" not in os.environ, reason="takes minutes: set TEXT_JEPA_REHEARSAL to run it")
 def test_all_parts_run_on_a_cpu(benchmark, data, tmp_path):
     """The command as it is given on a GPU, from a pack: nothing but the checks, which have run above."""
     benchmark("gpu_pack").main(

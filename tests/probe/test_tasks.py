@@ -601,6 +601,13 @@ def test_three_rows_of_each_label_are_enough_with_a_test_file(custom):
         custom({"text": list("abcde"), "label": ["b", "a", "b", "a", "b"]}, test)
 
 
+def test_labels_that_a_reader_takes_for_one_are_named(custom):
+    task = custom({"text": list("abcdefghijklmnopqr"), "label": ["spam", "Spam ", "ham"] * 6})
+    assert task.label_names == ("Spam ", "ham", "spam")
+    assert "labels 'Spam ' and 'spam' differ only in case or blanks, and are two classes" in task.notes[0]
+    assert not custom({"text": list("abcdefghijklmnopqr"), "label": ["spam", "eggs", "ham"] * 6}).notes
+
+
 def test_whole_numbers_with_a_point_are_classes_and_said_to_be(custom):
     labels = [0.0, 1.0] * 6
     task = custom({"text": list("abcdefghijkl"), "label": labels})

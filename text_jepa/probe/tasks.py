@@ -267,6 +267,11 @@ def load_task_file(
     if label_names is not None:
         fewest = MIN_ROWS_OF_CLASS + is_held_out
         _check_sizes(whole.labels, label_names, fewest, f"{train_file}, column '{label_column}'")
+        for first, second in _labels_alike(label_names):
+            notes.append(
+                f"{train_file}: the labels '{first}' and '{second}' differ only in case or blanks, and are two classes; "
+                "write them alike if they are one"
+            )
     if is_held_out:
         if len(whole) < HOLD_OUT_EVERY:
             raise UsageError(f"{train_file}: {len(whole)} rows are too few to hold some out; name a test file")
@@ -604,6 +609,18 @@ def _classes(labels: list, label_names: tuple[str, ...] | None) -> list:
     if isinstance(labels[0], str):
         return list(label_names)
     return list(range(len(label_names)))
+
+
+def _labels_alike(label_names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that a reader would take for one."""
+    seen = {}
+    pairs = []
+    for name in label_names:
+        plain = " ".join(name.casefold().split())
+        if plain in seen:
+            pairs.append((seen[plain], name))
+        seen[plain] = name
+    return pairs
 
 
 def _class_numbers(
