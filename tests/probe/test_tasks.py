@@ -602,9 +602,9 @@ def test_three_rows_of_each_label_are_enough_with_a_test_file(custom):
 
 
 def test_labels_that_a_reader_takes_for_one_are_named(custom):
-    task = custom({"text": list("abcdefghijklmnopqr"), "label": ["spam", "Spam ", "ham"] * 6})
-    assert task.label_names == ("Spam ", "ham", "spam")
-    assert "labels 'Spam ' and 'spam' differ only in case or blanks, and are two classes" in task.notes[0]
+    task = custom({"text": list("abcdefghijklmnopqr"), "label": ["spam", "Spam", "ham"] * 6})
+    assert task.label_names == ("Spam", "ham", "spam")
+    assert "labels 'Spam' and 'spam' differ only in case or blanks, and are two classes" in task.notes[0]
     assert not custom({"text": list("abcdefghijklmnopqr"), "label": ["spam", "eggs", "ham"] * 6}).notes
 
 
