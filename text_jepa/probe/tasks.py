@@ -269,8 +269,8 @@ def load_task_file(
         _check_sizes(whole.labels, label_names, fewest, f"{train_file}, column '{label_column}'")
         for first, second in _labels_alike(label_names):
             notes.append(
-                f"{train_file}: the labels '{first}' and '{second}' differ only in case or blanks, and are two classes; "
-                "write them alike if they are one"
+                f"{train_file}: the labels '{first}' and '{second}' differ only in case or blanks, and are two "
+                "classes; write them alike if they are one"
             )
     if is_held_out:
         if len(whole) < HOLD_OUT_EVERY:
