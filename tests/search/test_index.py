@@ -15,7 +15,7 @@ from text_jepa.search.index import Index, remove_index
 from text_jepa.search.static import TokenTable
 
 
-SETTINGS = {"encoder": "encoder", "encoder_state": "", "text_column": '["text"]'}
+SETTINGS = {"encoder": "bag"}
 
 
 def embed(texts):
@@ -228,7 +228,7 @@ def test_two_searches_at_once_leave_one_index(index, folder):
 
 def test_vectors_of_another_encoder_do_not_get_into_an_index(index, folder):
     other = Index(index.path)
-    other.start({**SETTINGS, "encoder": "another"}, None)
+    other.start({"encoder": "another"}, None)
     other.close()
     with pytest.raises(UsageError, match="another search makes it anew"):
         follow(index, folder)

@@ -125,6 +125,8 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
 def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argparse.Namespace) -> Embeddings:
     """Updates an index, and returns what turns queries and passages into vectors."""
     kept = index.settings()
+    if kept and not index.is_older:
+        check_settings(kept, index)
     name = args.encoder or kept.get("encoder") or choose_encoder()
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     column = json.dumps(args.text_column) if args.text_column else kept.get("text_column", '["text"]')
@@ -159,6 +161,13 @@ def recall(args: argparse.Namespace, path: Path) -> None:
         args.encoder = args.encoder or kept.get("encoder")
         if not args.text_column and "text_column" in kept:
             args.text_column = stored_columns(kept["text_column"], index)
+
+
+def check_settings(kept: Mapping[str, str], index: Index) -> None:
+    """Raises UsageError if settings that every index of this command has are gone."""
+    missing = [name for name in ("encoder", "encoder_state", "text_column") if name not in kept]
+    if missing:
+        raise UsageError(f"{index.path}: {describe_damage(f'no {missing[0]} is written there')}")
 
 
 def stored_columns(content: str, index: Index) -> list[str]:

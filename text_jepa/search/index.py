@@ -31,9 +31,6 @@ VERSION = 2
 # Settings that a user chose, which outlive the form of the tables.
 _CHOSEN = ("encoder", "text_column")
 
-# Settings that every index has.
-_WRITTEN = (*_CHOSEN, "encoder_state")
-
 # Share of the vectors in a score; the rest is that of the words. Chosen on development questions: docs/search.md.
 VECTOR_SHARE = 0.5
 
@@ -147,10 +144,6 @@ class Index:
             settings = dict(self._database.execute("SELECT name, value FROM settings"))
             if not all(isinstance(value, str) for value in settings.values()):
                 raise ValueError("settings that are no text")
-            needed = _CHOSEN if self.is_older else _WRITTEN
-            missing = [name for name in needed if name not in settings]
-            if missing:
-                raise ValueError(f"no {', '.join(missing)}")
             if self.is_older:
                 return {name: settings[name] for name in _CHOSEN}
             return settings
