@@ -224,6 +224,12 @@ def weighted_mean_pool(
     return summed / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
 
+def weighted_mean_of_rows(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of rows of a table (W, D), which are (R, N) with weights (R, N) -> (R, D), zeros as above."""
+    summed = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+    return summed / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+
+
 def gather_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Values (B, S, …) at positions (B, …, K) -> (B, …, K, …); an unused slot, -1, reads position 0."""
     index = positions.clamp(min=0)
@@ -777,24 +783,13 @@ class TextJepaWordPooler(nn.Module):
     def pool_words(
         self,
         word_states: torch.Tensor,
-        words: torch.Tensor,
         rows: torch.Tensor,
         mask: torch.Tensor,
+        input_ids: torch.Tensor,
     ) -> torch.Tensor:
-        """What `forward` computes, from the states of distinct words.
-
-        Args:
-            word_states: A state of each distinct word (W, D).
-            words: Their ids (W,).
-            rows: Which of them each token is (R, N).
-            mask: (R, N), 0 or False for unused slots.
-
-        Returns:
-            (R, D).
-        """
-        weights = (self.word_weights[words][rows] * mask).to(word_states.dtype)
-        summed = F.embedding_bag(rows, word_states, per_sample_weights=weights, mode="sum")
-        return summed / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        """What `forward` computes, from a state of each distinct word (W, D) and the row of each token (R, N)."""
+        weights = (self.word_weights[input_ids] * mask).to(word_states.dtype)
+        return weighted_mean_of_rows(word_states, rows, weights)
 
 
 class TextJepaLexicalSpace(nn.Module):
@@ -810,8 +805,7 @@ class TextJepaLexicalSpace(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
         """Ids (B, S) and weights (B, S), 0 for padding -> (B, F)."""
-        summed = F.embedding_bag(input_ids, self.vectors, per_sample_weights=token_weights, mode="sum")
-        return summed / token_weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        return weighted_mean_of_rows(self.vectors, input_ids, token_weights)
 
 
 class TextJepaDocumentPredictor(nn.Module):
@@ -1724,8 +1718,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         **kwargs,
     ) -> ContextStates:
         """Runs the context encoder on the visible tokens of texts (B, S)."""
+        is_visible = masks.context_positions.flatten(0, 1) >= 0
         if not kwargs and self._encodes_words_once(input_ids):
-            return self._encode_words(input_ids, masks)
+            visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
+            output, pooled = self._encode_words(visible_ids, is_visible)
+            return ContextStates(output, is_visible, None, pooled)
         output, query_states = encode_visible(
             self.model.encoder,
             self.config,
@@ -1736,7 +1733,6 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             masks.target_positions,
             **kwargs,
         )
-        is_visible = masks.context_positions.flatten(0, 1) >= 0
         pooled = None
         if self.config.pools_context:
             visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
@@ -1754,15 +1750,19 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             return False
         return sees_words_alone(self.model.encoder)
 
-    def _encode_words(self, input_ids: torch.Tensor, masks: TokenMasks) -> ContextStates:
-        """`encode_context` in half of the time for an encoder that sees words alone: a batch has few distinct ones."""
-        is_visible = masks.context_positions.flatten(0, 1) >= 0
-        visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
+    def _encode_words(
+        self,
+        visible_ids: torch.Tensor,
+        is_visible: torch.Tensor,
+    ) -> tuple[BaseModelOutput, torch.Tensor]:
+        """States and vectors of contexts (R, C) of an encoder that sees words alone, in half of the time.
+
+        A batch has few distinct words, of which each is encoded once.
+        """
         words, rows = visible_ids.unique(return_inverse=True)
         word_states = self.model.encoder(words.unsqueeze(1)).last_hidden_state.squeeze(1)
-        pooled = self.pooler.pool_words(word_states, words, rows, is_visible)
-        output = BaseModelOutput(F.embedding(rows, word_states))
-        return ContextStates(output, is_visible, None, pooled)
+        pooled = self.pooler.pool_words(word_states, rows, is_visible, visible_ids)
+        return BaseModelOutput(F.embedding(rows, word_states)), pooled
 
     def predict_tokens(
         self,
