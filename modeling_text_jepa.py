@@ -226,6 +226,7 @@ def weighted_mean_pool(
 
 def weighted_mean_of_rows(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted mean of rows of a table (W, D), which are (R, N) with weights (R, N) -> (R, D), zeros as above."""
+    weights = weights.to(table.dtype)
     summed = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
     return summed / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
@@ -780,17 +781,6 @@ class TextJepaWordPooler(nn.Module):
         """(R, N, D), (R, N) and (R, N) -> (R, D)."""
         return weighted_mean_pool(states, mask, self.word_weights[input_ids])
 
-    def pool_words(
-        self,
-        word_states: torch.Tensor,
-        rows: torch.Tensor,
-        mask: torch.Tensor,
-        input_ids: torch.Tensor,
-    ) -> torch.Tensor:
-        """What `forward` computes, from a state of each distinct word (W, D) and the row of each token (R, N)."""
-        weights = (self.word_weights[input_ids] * mask).to(word_states.dtype)
-        return weighted_mean_of_rows(word_states, rows, weights)
-
 
 class TextJepaLexicalSpace(nn.Module):
     """A fixed target space: the vector of a text is the weighted mean of the random vectors of its words.
@@ -1079,6 +1069,19 @@ def sees_words_alone(encoder: PreTrainedModel) -> bool:
         return False
     has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in encoder.modules())
     return not has_dropout and not encoder.embeddings.position_embeddings.weight.any()
+
+
+def encode_distinct_words(encoder: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encodes each distinct word of texts (R, N) once, for an encoder that sees words alone.
+
+    A batch has few distinct words, so that this takes half of the time.
+
+    Returns:
+        States of the words (W, D), and the row of each token among them (R, N).
+    """
+    words, rows = input_ids.unique(return_inverse=True)
+    word_states = encoder(words.unsqueeze(1)).last_hidden_state.squeeze(1)
+    return word_states, rows
 
 
 def _visible_mask(encoder: PreTrainedModel, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -1587,8 +1590,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
         Gradients flow only if it is the context encoder itself (`target_encoder_type="online"`).
         """
-        takes_gradient = self.target_encoder is None and torch.is_grad_enabled()
-        with torch.set_grad_enabled(takes_gradient):
+        with self._gradient_of_targets():
             if positions is None:
                 output = self.encoder_of_targets(
                     input_ids=input_ids,
@@ -1609,6 +1611,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                     output_hidden_states=True,
                 )
         return output
+
+    def _gradient_of_targets(self) -> torch.set_grad_enabled:
+        """The context in which targets are encoded: gradients flow into the context encoder alone."""
+        is_context_encoder = self.target_encoder is None
+        return torch.set_grad_enabled(is_context_encoder and torch.is_grad_enabled())
 
     def token_targets(self, hidden_states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         """All layers of the target encoder (R, N, D) and a mask (R, N) -> token-level targets (R, N, D), float32."""
@@ -1642,9 +1649,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             tokens = self.token_targets(encoded.hidden_states, attention_mask)
         pooled = None
         if config.sentence_loss_weight > 0 or config.encodes_documents:
-            if encoded is None or has_views:
-                encoded = self.encode_targets(view_input_ids, view_attention_mask)
-            pooled = self.pool(encoded.last_hidden_state, view_attention_mask, view_input_ids)
+            if encoded is not None and not has_views:
+                pooled = self.pool(encoded.last_hidden_state, attention_mask, input_ids)
+            else:
+                pooled = self._pooled_targets(view_input_ids, view_attention_mask)
         sentences = None
         if config.sentence_loss_weight > 0:
             sentences = self._sentence_targets(pooled)
@@ -1653,6 +1661,16 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             vectors = self.document_vectors(pooled, view_input_ids, view_attention_mask)
             documents = self._document_targets(vectors)
         return TextTargets(tokens, sentences, documents)
+
+    def _pooled_targets(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Texts (B, S) -> vectors (B, D) of the target encoder."""
+        encoder = self.encoder_of_targets
+        if self._reads_bags_of_words(encoder, input_ids):
+            with self._gradient_of_targets():
+                word_states, rows = encode_distinct_words(encoder, input_ids)
+                return weighted_mean_of_rows(word_states, rows, self.token_weights(input_ids, attention_mask))
+        encoded = self.encode_targets(input_ids, attention_mask)
+        return self.pool(encoded.last_hidden_state, attention_mask, input_ids)
 
     def _sentence_targets(self, pooled: torch.Tensor) -> torch.Tensor:
         """Targets (B, D) from the pooled views (B, D): whitened or centred; through the head if they are online."""
@@ -1681,10 +1699,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """
         if self.lexical_space is None:
             return pooled.float()
-        token_weights = attention_mask.float()
-        if self.word_weights is not None:
-            token_weights = token_weights * self.word_weights[input_ids]
-        return self.lexical_space(input_ids, token_weights)
+        return self.lexical_space(input_ids, self.token_weights(input_ids, attention_mask))
 
     def _document_targets(self, targets: torch.Tensor) -> torch.Tensor:
         """Vectors of documents (B, F) minus their running mean."""
@@ -1710,6 +1725,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             return states[:, 0]
         return mean_pool(states, mask)
 
+    def token_weights(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What each token counts in a mean: ids (R, N) and a mask (R, N) -> (R, N), 1 without word weights."""
+        if self.word_weights is None:
+            return mask.float()
+        return mask * self.word_weights[input_ids]
+
     def encode_context(
         self,
         input_ids: torch.Tensor,
@@ -1719,9 +1740,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     ) -> ContextStates:
         """Runs the context encoder on the visible tokens of texts (B, S)."""
         is_visible = masks.context_positions.flatten(0, 1) >= 0
-        if not kwargs and self._encodes_words_once(input_ids):
+        is_a_bag = self._reads_bags_of_words(self.model.encoder, input_ids)
+        if is_a_bag and self.config.pools_context and self.config.context_mode == "drop" and not kwargs:
             visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
-            output, pooled = self._encode_words(visible_ids, is_visible)
+            word_states, rows = encode_distinct_words(self.model.encoder, visible_ids)
+            output = BaseModelOutput(F.embedding(rows, word_states))
+            pooled = weighted_mean_of_rows(word_states, rows, self.token_weights(visible_ids, is_visible))
             return ContextStates(output, is_visible, None, pooled)
         output, query_states = encode_visible(
             self.model.encoder,
@@ -1739,30 +1763,15 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             pooled = self.pool(output.last_hidden_state, is_visible, visible_ids)
         return ContextStates(output, is_visible, query_states, pooled)
 
-    def _encodes_words_once(self, input_ids: torch.Tensor) -> bool:
-        """Whether `encode_context` needs no more than the state of each distinct word.
+    def _reads_bags_of_words(self, encoder: PreTrainedModel, input_ids: torch.Tensor) -> bool:
+        """Whether the vector of a text is the mean of its words, of which each distinct one has to be encoded once.
 
-        A GPU would have to wait for their number, and a compiled graph cannot hold it.
+        A GPU would have to wait for the number of distinct words, and a compiled graph cannot hold it.
         """
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
             return False
-        if not isinstance(self.pooler, TextJepaWordPooler) or self.config.context_mode != "drop":
-            return False
-        return sees_words_alone(self.model.encoder)
-
-    def _encode_words(
-        self,
-        visible_ids: torch.Tensor,
-        is_visible: torch.Tensor,
-    ) -> tuple[BaseModelOutput, torch.Tensor]:
-        """States and vectors of contexts (R, C) of an encoder that sees words alone, in half of the time.
-
-        A batch has few distinct words, of which each is encoded once.
-        """
-        words, rows = visible_ids.unique(return_inverse=True)
-        word_states = self.model.encoder(words.unsqueeze(1)).last_hidden_state.squeeze(1)
-        pooled = self.pooler.pool_words(word_states, rows, is_visible, visible_ids)
-        return BaseModelOutput(F.embedding(rows, word_states)), pooled
+        takes_mean = self.config.pooling in ("mean", "idf")
+        return takes_mean and sees_words_alone(encoder)
 
     def predict_tokens(
         self,

@@ -252,22 +252,41 @@ def outputs_and_gradients(model, inputs):
     return outputs, gradients
 
 
+CONTRAST = {"document_loss_weight": 0, "sentence_loss_weight": 1, "sentence_loss_type": "infonce"}
+ONLINE = {"target_encoder_type": "online"}
+ENCODED = {"document_target": "encoder"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "times_encoded"),
+    [
+        ({}, 1),
+        ({"pooling": "mean"}, 1),
+        (CONTRAST | ONLINE, 2),
+        (CONTRAST | ONLINE | {"pooling": "mean"}, 2),
+        (CONTRAST | {"document_loss_weight": 1} | ONLINE, 2),
+        (ENCODED | {"target_encoder_type": "ema"}, 2),
+        (ENCODED | {"target_encoder_type": "frozen", "pooling": "mean"}, 2),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("masks", [1, 3])
-def test_each_distinct_word_is_encoded_once_and_nothing_else_changes(masks, monkeypatch):
-    model = build().eval()
+def test_each_distinct_word_is_encoded_once_and_nothing_else_changes(fields, times_encoded, masks, monkeypatch):
+    model = build(**fields).eval()
     inputs = batch(texts=40, masks=masks)
     positions = inputs["context_positions"].clone()
     positions[::2, :, 5:] = -1
     inputs["context_positions"] = positions
-    read = []
-    hook = model.model.encoder.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    words_read = []
+    for encoder in {model.model.encoder, model.encoder_of_targets}:
+        encoder.register_forward_pre_hook(lambda module, args, kwargs: words_read.append(args), with_kwargs=True)
     once, gradients = outputs_and_gradients(model, inputs)
-    hook.remove()
-    assert [len(ids) for ids in read] == [VOCABULARY - 3]
-    monkeypatch.setattr(model, "_encodes_words_once", lambda input_ids: False)
+    assert [ids.shape for (ids,) in words_read] == [(VOCABULARY - 3, 1)] * times_encoded
+    monkeypatch.setattr(model, "_reads_bags_of_words", lambda encoder, input_ids: False)
     each, expected = outputs_and_gradients(model, inputs)
     visible = positions.flatten(0, 1) >= 0
     torch.testing.assert_close(once.loss, each.loss)
+    torch.testing.assert_close(once.text_targets, each.text_targets)
     torch.testing.assert_close(once.last_hidden_state[visible], each.last_hidden_state[visible])
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
 
