@@ -72,7 +72,8 @@ class TextJepaForPreTrainingOutput(ModelOutput):
         text_targets (`TextTargets`):
             The targets that do not depend on the masks, see [`~TextJepaForPreTraining.compute_targets`].
         last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks):
-            States at the last layer of the context encoder.
+            States at the last layer of the context encoder. `None` if an encoder without layers has only encoded the
+            distinct words, because no term of the loss reads the states of tokens.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*, returned when asked for):
             States at all layers of the context encoder, and its attention weights.
     """
@@ -116,7 +117,8 @@ class TokenMasks(NamedTuple):
 class ContextStates(NamedTuple):
     """The outputs of the context encoder for the visible tokens."""
 
-    # The encoder's output: `last_hidden_state` (R, C, D), and hidden states and attentions if asked for.
+    # The encoder's output: `last_hidden_state` (R, C, D), and hidden states and attentions if asked for. Empty if the
+    # encoder has only encoded the distinct words.
     output: BaseModelOutput
     # (R, C) boolean, False for unused slots.
     is_visible: torch.Tensor
@@ -1071,19 +1073,6 @@ def sees_words_alone(encoder: PreTrainedModel) -> bool:
     return not has_dropout and not encoder.embeddings.position_embeddings.weight.any()
 
 
-def encode_distinct_words(encoder: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encodes each distinct word of texts (R, N) once, for an encoder that sees words alone.
-
-    A batch has few distinct words, so that this takes half of the time.
-
-    Returns:
-        States of the words (W, D), and the row of each token among them (R, N).
-    """
-    words, rows = input_ids.unique(return_inverse=True)
-    word_states = encoder(words.unsqueeze(1)).last_hidden_state.squeeze(1)
-    return word_states, rows
-
-
 def _visible_mask(encoder: PreTrainedModel, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
     """Attention mask of gathered tokens at `positions` (R, K), with the true distances for local attention."""
     is_used = positions >= 0
@@ -1665,10 +1654,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     def _pooled_targets(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Texts (B, S) -> vectors (B, D) of the target encoder."""
         encoder = self.encoder_of_targets
-        if self._reads_bags_of_words(encoder, input_ids):
+        if self._is_bag_of_words(encoder, input_ids):
             with self._gradient_of_targets():
-                word_states, rows = encode_distinct_words(encoder, input_ids)
-                return weighted_mean_of_rows(word_states, rows, self.token_weights(input_ids, attention_mask))
+                return self._pool_distinct_words(encoder, input_ids, attention_mask)
         encoded = self.encode_targets(input_ids, attention_mask)
         return self.pool(encoded.last_hidden_state, attention_mask, input_ids)
 
@@ -1740,13 +1728,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     ) -> ContextStates:
         """Runs the context encoder on the visible tokens of texts (B, S)."""
         is_visible = masks.context_positions.flatten(0, 1) >= 0
-        is_a_bag = self._reads_bags_of_words(self.model.encoder, input_ids)
-        if is_a_bag and self.config.pools_context and self.config.context_mode == "drop" and not kwargs:
+        needs_states = self._reads_token_states or bool(kwargs)
+        if not needs_states and self._is_bag_of_words(self.model.encoder, input_ids):
             visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
-            word_states, rows = encode_distinct_words(self.model.encoder, visible_ids)
-            output = BaseModelOutput(F.embedding(rows, word_states))
-            pooled = weighted_mean_of_rows(word_states, rows, self.token_weights(visible_ids, is_visible))
-            return ContextStates(output, is_visible, None, pooled)
+            pooled = self._pool_distinct_words(self.model.encoder, visible_ids, is_visible)
+            return ContextStates(BaseModelOutput(), is_visible, None, pooled)
         output, query_states = encode_visible(
             self.model.encoder,
             self.config,
@@ -1763,7 +1749,14 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             pooled = self.pool(output.last_hidden_state, is_visible, visible_ids)
         return ContextStates(output, is_visible, query_states, pooled)
 
-    def _reads_bags_of_words(self, encoder: PreTrainedModel, input_ids: torch.Tensor) -> bool:
+    @property
+    def _reads_token_states(self) -> bool:
+        """Whether a term of the loss reads the states of single tokens, as those of a subclass may."""
+        has_own_losses = type(self).compute_losses is not TextJepaForPreTraining.compute_losses
+        regularizes_tokens = bool(self.config.regularizers) and self.config.regularizer_level == "token"
+        return self.config.predicts_tokens or regularizes_tokens or has_own_losses
+
+    def _is_bag_of_words(self, encoder: PreTrainedModel, input_ids: torch.Tensor) -> bool:
         """Whether the vector of a text is the mean of its words, of which each distinct one has to be encoded once.
 
         A GPU would have to wait for the number of distinct words, and a compiled graph cannot hold it.
@@ -1772,6 +1765,20 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             return False
         takes_mean = self.config.pooling in ("mean", "idf")
         return takes_mean and sees_words_alone(encoder)
+
+    def _pool_distinct_words(
+        self,
+        encoder: PreTrainedModel,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Vectors (R, D) of texts (R, N) of an encoder that sees words alone, in half of the time.
+
+        A batch has few distinct words, of which each is encoded once.
+        """
+        words, rows = input_ids.unique(return_inverse=True)
+        word_states = encoder(words.unsqueeze(1)).last_hidden_state.squeeze(1)
+        return weighted_mean_of_rows(word_states, rows, self.token_weights(input_ids, mask))
 
     def predict_tokens(
         self,
