@@ -70,7 +70,7 @@ LOSS_TERMS = ("latent", "token", "document", "sentence", "variance", "covariance
 
 # 64 dimensions per head. Feed-forward layers are gated: at 8/3 of the width they cost as much as BERT's at 4 times.
 _PRESETS = {
-    "static": {"num_hidden_layers": 0, "hidden_size": 768, "num_attention_heads": 12},
+    "static": {"num_hidden_layers": 0, "hidden_size": 1536, "num_attention_heads": 24},
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 2},
     "mini": {"num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4},
     "small": {"num_hidden_layers": 12, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6},
@@ -421,7 +421,7 @@ class TextJepaConfig(PreTrainedConfig):
     def preset(cls, name, text_config=None, **kwargs):
         """A configuration of a named size, layers × width.
 
-        `static` 0 × 768, `tiny` 2 × 128, `mini` 4 × 256, `small` 12 × 384, `base` 12 × 768, `large` 24 × 1024.
+        `static` 0 × 1536, `tiny` 2 × 128, `mini` 4 × 256, `small` 12 × 384, `base` 12 × 768, `large` 24 × 1024.
 
         Args:
             name (`str`): Name of the size.

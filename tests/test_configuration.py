@@ -98,8 +98,8 @@ def test_preset_has_its_documented_size(name, layers, width):
 def test_the_static_preset_is_an_encoder_without_layers():
     config = TextJepaConfig.preset("static", {"vocab_size": 77})
     assert isinstance(config.text_config, DistilBertConfig)
-    assert (config.text_config.num_hidden_layers, config.hidden_size, config.text_config.vocab_size) == (0, 768, 77)
-    assert "`static` 0 × 768" in TextJepaConfig.preset.__doc__
+    assert (config.text_config.num_hidden_layers, config.hidden_size, config.text_config.vocab_size) == (0, 1536, 77)
+    assert "`static` 0 × 1536" in TextJepaConfig.preset.__doc__
     with pytest.raises(ValueError, match="unknown field 'hidden_sise' of text_config; did you mean 'hidden_size'"):
         TextJepaConfig.preset("static", {"hidden_sise": 8})
 
