@@ -8,7 +8,7 @@ Each arm does forward, backward, clipping, fused AdamW and, where it has one, th
 same 32 texts of 128 random tokens, dropout off. Arms take turns in one process, and so does the matrix product that
 stands for the machine's peak; a ratio compares medians. Half the tokens are hidden from a Text-JEPA; 15 % are to be
 predicted by a masked language model, which computes logits for every token, as transformers does, or (`sparse`) for
-these alone; 35 % by the data2vec-style step. `text_jepa_default` is the default recipe, without layers and 768 wide
+these alone; 35 % by the data2vec-style step. `text_jepa_default` is the default recipe, without layers and 1,536 wide
 whatever the flags say: as many windows, each of which predicts the other window of its document. It is held against
 what the copies and products of the same rounds allow: see `least_traffic`.
 
