@@ -1638,10 +1638,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             tokens = self.token_targets(encoded.hidden_states, attention_mask)
         pooled = None
         if config.sentence_loss_weight > 0 or config.encodes_documents:
-            if encoded is not None and not has_views:
-                pooled = self.pool(encoded.last_hidden_state, attention_mask, input_ids)
-            else:
+            if encoded is None or has_views:
                 pooled = self._pooled_targets(view_input_ids, view_attention_mask)
+            else:
+                pooled = self.pool(encoded.last_hidden_state, attention_mask, input_ids)
         sentences = None
         if config.sentence_loss_weight > 0:
             sentences = self._sentence_targets(pooled)
