@@ -465,6 +465,12 @@ class TextJepaConfig(PreTrainedConfig):
         return self.latent_loss_weight > 0 or self.token_loss_weight > 0
 
     @property
+    def reads_token_states(self) -> bool:
+        """Whether a term of the loss reads the states of single tokens of the context encoder."""
+        regularizes_tokens = bool(self.regularizers) and self.regularizer_level == "token"
+        return self.predicts_tokens or regularizes_tokens
+
+    @property
     def has_target_encoder(self) -> bool:
         """Whether a term of the loss needs a target encoder other than the context encoder."""
         if self.target_encoder_type == "online":
@@ -494,7 +500,7 @@ class TextJepaConfig(PreTrainedConfig):
     def compares_texts(self) -> bool:
         """Whether the loss of a text depends on the other texts of its batch: negatives, or statistics of the batch.
 
-        A term that a subclass adds is taken for one that does.
+        A term in `loss_terms` that a subclass adds is taken for one that does.
         """
         contrasts = [
             self.latent_loss_weight > 0 and self.loss_type == "infonce",

@@ -72,8 +72,9 @@ class TextJepaForPreTrainingOutput(ModelOutput):
         text_targets (`TextTargets`):
             The targets that do not depend on the masks, see [`~TextJepaForPreTraining.compute_targets`].
         last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks):
-            States at the last layer of the context encoder. `None` if an encoder without layers has only encoded the
-            distinct words, because no term of the loss reads the states of tokens.
+            States at the last layer of the context encoder. `None` in a training step of an encoder without layers on
+            a CPU, unless a term of the loss reads the states of tokens, or a keyword such as
+            `output_hidden_states=True` asks for outputs of the encoder.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*, returned when asked for):
             States at all layers of the context encoder, and its attention weights.
     """
@@ -214,20 +215,16 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None =
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-def weighted_mean_pool(
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor,
-    token_weights: torch.Tensor,
-) -> torch.Tensor:
-    """Mean of states weighted by token: (B, S, D), (B, S) and (B, S) -> (B, D), zeros where all weights are 0."""
-    weights = (token_weights * attention_mask).to(hidden_states.dtype)
+def weighted_mean_pool(hidden_states: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
+    """Mean of tokens (B, S, D) by weights (B, S), 0 for padding -> (B, D), zeros if all weights are 0."""
+    weights = token_weights.to(hidden_states.dtype)
     # A matrix product, because weighting the states first would copy all of them.
     summed = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
     return summed / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
 
 def weighted_mean_of_rows(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean of rows of a table (W, D), which are (R, N) with weights (R, N) -> (R, D), zeros as above."""
+    """Mean of the rows (R, N) of a table (W, D) by weights (R, N) -> (R, D), zeros if all weights are 0."""
     weights = weights.to(table.dtype)
     summed = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
     return summed / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
@@ -767,21 +764,16 @@ class TextJepaPooler(nn.Module):
         return (weights.unsqueeze(1) @ states).squeeze(1)
 
 
-class TextJepaWordPooler(nn.Module):
-    """Mean of the tokens, each weighted by the fixed weight of its word in the vocabulary."""
+class TextJepaWordWeights(nn.Module):
+    """What each token counts in the mean of a text: the fixed weight of its word in the vocabulary."""
 
     def __init__(self, config: TextJepaConfig):
         super().__init__()
         self.register_buffer("word_weights", torch.ones(config.text_config.vocab_size))
 
-    def forward(
-        self,
-        states: torch.Tensor,
-        mask: torch.Tensor,
-        input_ids: torch.Tensor,
-    ) -> torch.Tensor:
-        """(R, N, D), (R, N) and (R, N) -> (R, D)."""
-        return weighted_mean_pool(states, mask, self.word_weights[input_ids])
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Ids (R, N) and a mask (R, N) -> weights (R, N)."""
+        return mask * self.word_weights[input_ids]
 
 
 class TextJepaLexicalSpace(nn.Module):
@@ -885,7 +877,7 @@ def _build_sentence_head(config: TextJepaConfig) -> nn.Module | None:
 
 def _build_pooler(config: TextJepaConfig) -> nn.Module | None:
     if config.pooling == "idf":
-        return TextJepaWordPooler(config)  # even if no term reads it: the exported encoder pools by these weights
+        return TextJepaWordWeights(config)  # even if no term reads it: the exported encoder pools by these weights
     if config.pooling == "attention" and config.pools_context:
         return TextJepaPooler(config)
     return None
@@ -1066,11 +1058,12 @@ def _encode_gathered(
 
 
 def sees_words_alone(encoder: PreTrainedModel) -> bool:
-    """Whether the state of a token depends on nothing but its word: no layers, no positions, no dropout."""
-    if encoder.config.num_hidden_layers > 0:
+    """Whether the state of a token depends on nothing but its word: no layers, no positions, no dropout, no noise."""
+    if encoder.config.model_type != "distilbert" or encoder.config.num_hidden_layers > 0:
         return False
+    has_noise = hasattr(encoder.get_input_embeddings(), "neftune_noise_alpha")
     has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in encoder.modules())
-    return not has_dropout and not encoder.embeddings.position_embeddings.weight.any()
+    return not has_noise and not has_dropout and not encoder.embeddings.position_embeddings.weight.any()
 
 
 def _visible_mask(encoder: PreTrainedModel, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -1287,7 +1280,7 @@ class TextJepaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (TextJepaPooler, RunningAverages)):
             for tensor in [*module.parameters(), *module.buffers()]:
                 init.zeros_(tensor)
-        elif isinstance(module, TextJepaWordPooler):
+        elif isinstance(module, TextJepaWordWeights):
             init.ones_(module.word_weights)
         elif isinstance(module, TextJepaLexicalSpace):
             init.normal_(module.vectors)
@@ -1530,7 +1523,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     @property
     def word_weights(self) -> torch.Tensor | None:
         """The word weights (V,) of `pooling="idf"`; `None` for other poolings."""
-        return self.pooler.word_weights if isinstance(self.pooler, TextJepaWordPooler) else None
+        return self.pooler.word_weights if isinstance(self.pooler, TextJepaWordWeights) else None
 
     @torch.no_grad()
     def set_word_weights(self, weights: torch.Tensor):
@@ -1579,7 +1572,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
         Gradients flow only if it is the context encoder itself (`target_encoder_type="online"`).
         """
-        with self._gradient_of_targets():
+        with self._grad_mode_of_targets():
             if positions is None:
                 output = self.encoder_of_targets(
                     input_ids=input_ids,
@@ -1601,8 +1594,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 )
         return output
 
-    def _gradient_of_targets(self) -> torch.set_grad_enabled:
-        """The context in which targets are encoded: gradients flow into the context encoder alone."""
+    def _grad_mode_of_targets(self) -> torch.set_grad_enabled:
+        """The context in which targets are made: gradients flow into them only if the context encoder makes them."""
         is_context_encoder = self.target_encoder is None
         return torch.set_grad_enabled(is_context_encoder and torch.is_grad_enabled())
 
@@ -1633,30 +1626,30 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
         encoded = None
         tokens = None
-        if config.latent_loss_weight > 0 and config.target_input == "text":
-            encoded = self.encode_targets(input_ids, attention_mask)
-            tokens = self.token_targets(encoded.hidden_states, attention_mask)
         pooled = None
-        if config.sentence_loss_weight > 0 or config.encodes_documents:
-            if encoded is None or has_views:
-                pooled = self._pooled_targets(view_input_ids, view_attention_mask)
-            else:
-                pooled = self.pool(encoded.last_hidden_state, attention_mask, input_ids)
         sentences = None
-        if config.sentence_loss_weight > 0:
-            sentences = self._sentence_targets(pooled)
         documents = None
-        if config.document_loss_weight > 0:
-            vectors = self.document_vectors(pooled, view_input_ids, view_attention_mask)
-            documents = self._document_targets(vectors)
+        with self._grad_mode_of_targets():
+            if config.latent_loss_weight > 0 and config.target_input == "text":
+                encoded = self.encode_targets(input_ids, attention_mask)
+                tokens = self.token_targets(encoded.hidden_states, attention_mask)
+            if config.sentence_loss_weight > 0 or config.encodes_documents:
+                if encoded is None or has_views:
+                    pooled = self._pooled_targets(view_input_ids, view_attention_mask)
+                else:
+                    pooled = self.pool(encoded.last_hidden_state, attention_mask, input_ids)
+            if config.sentence_loss_weight > 0:
+                sentences = self._sentence_targets(pooled)
+            if config.document_loss_weight > 0:
+                vectors = self.document_vectors(pooled, view_input_ids, view_attention_mask)
+                documents = self._document_targets(vectors)
         return TextTargets(tokens, sentences, documents)
 
     def _pooled_targets(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Texts (B, S) -> vectors (B, D) of the target encoder."""
         encoder = self.encoder_of_targets
-        if self._is_bag_of_words(encoder, input_ids):
-            with self._gradient_of_targets():
-                return self._pool_distinct_words(encoder, input_ids, attention_mask)
+        if self._encodes_distinct_words(encoder, input_ids):
+            return self._pool_distinct_words(encoder, input_ids, attention_mask)
         encoded = self.encode_targets(input_ids, attention_mask)
         return self.pool(encoded.last_hidden_state, attention_mask, input_ids)
 
@@ -1671,7 +1664,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         else:
             mean, _ = running(pooled, torch.ones_like(pooled[:, :1]))
             pooled = pooled - mean
-        return F.layer_norm(pooled, pooled.shape[-1:]).detach()
+        return F.layer_norm(pooled, pooled.shape[-1:])
 
     def document_vectors(
         self,
@@ -1692,9 +1685,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     def _document_targets(self, targets: torch.Tensor) -> torch.Tensor:
         """Vectors of documents (B, F) minus their running mean."""
         mean, _ = self.running["documents"](targets, torch.ones_like(targets[:, :1]))
-        targets = targets - mean
-        # Online targets take a gradient.
-        return targets if self.config.target_encoder_type == "online" else targets.detach()
+        return targets - mean
 
     # ---- context encoder and predictor ----
 
@@ -1705,8 +1696,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         input_ids: torch.Tensor,
     ) -> torch.Tensor:
         """States (R, N, D), a mask (R, N) and token ids (R, N) -> vectors (R, D), by `config.pooling`."""
-        if isinstance(self.pooler, TextJepaWordPooler):
-            return self.pooler(states, mask, input_ids)
+        if self.config.pooling == "idf":
+            return weighted_mean_pool(states, self.token_weights(input_ids, mask))
         if self.pooler is not None:
             return self.pooler(states, mask)
         if self.config.pooling == "cls":
@@ -1715,9 +1706,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     def token_weights(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """What each token counts in a mean: ids (R, N) and a mask (R, N) -> (R, N), 1 without word weights."""
-        if self.word_weights is None:
-            return mask.float()
-        return mask * self.word_weights[input_ids]
+        if self.config.pooling == "idf":
+            return self.pooler(input_ids, mask)
+        return mask.float()
 
     def encode_context(
         self,
@@ -1728,9 +1719,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     ) -> ContextStates:
         """Runs the context encoder on the visible tokens of texts (B, S)."""
         is_visible = masks.context_positions.flatten(0, 1) >= 0
-        needs_states = self._reads_token_states or bool(kwargs)
-        if not needs_states and self._is_bag_of_words(self.model.encoder, input_ids):
-            visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
+        visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
+        # Keywords ask the encoder for outputs of its own.
+        needs_states = self.config.reads_token_states or bool(kwargs)
+        if not needs_states and self._encodes_distinct_words(self.model.encoder, input_ids):
             pooled = self._pool_distinct_words(self.model.encoder, visible_ids, is_visible)
             return ContextStates(BaseModelOutput(), is_visible, None, pooled)
         output, query_states = encode_visible(
@@ -1745,22 +1737,17 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         )
         pooled = None
         if self.config.pools_context:
-            visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
             pooled = self.pool(output.last_hidden_state, is_visible, visible_ids)
         return ContextStates(output, is_visible, query_states, pooled)
 
-    @property
-    def _reads_token_states(self) -> bool:
-        """Whether a term of the loss reads the states of single tokens, as those of a subclass may."""
-        has_own_losses = type(self).compute_losses is not TextJepaForPreTraining.compute_losses
-        regularizes_tokens = bool(self.config.regularizers) and self.config.regularizer_level == "token"
-        return self.config.predicts_tokens or regularizes_tokens or has_own_losses
+    def _encodes_distinct_words(self, encoder: PreTrainedModel, input_ids: torch.Tensor) -> bool:
+        """Whether to encode each distinct word of a batch once, because a text is the mean of its words.
 
-    def _is_bag_of_words(self, encoder: PreTrainedModel, input_ids: torch.Tensor) -> bool:
-        """Whether the vector of a text is the mean of its words, of which each distinct one has to be encoded once.
-
-        A GPU would have to wait for the number of distinct words, and a compiled graph cannot hold it.
+        A subclass may read the states of tokens, so it gets them. A GPU would have to wait for the number of distinct
+        words, and a compiled graph cannot hold it.
         """
+        if type(self) is not TextJepaForPreTraining:
+            return False
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
             return False
         takes_mean = self.config.pooling in ("mean", "idf")
@@ -1772,10 +1759,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         input_ids: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Vectors (R, D) of texts (R, N) of an encoder that sees words alone, in half of the time.
-
-        A batch has few distinct words, of which each is encoded once.
-        """
+        """Vectors (R, D) of texts (R, N), as `pool` gives them; each distinct word is encoded once."""
         words, rows = input_ids.unique(return_inverse=True)
         word_states = encoder(words.unsqueeze(1)).last_hidden_state.squeeze(1)
         return weighted_mean_of_rows(word_states, rows, self.token_weights(input_ids, mask))
@@ -1928,7 +1912,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         input_ids: torch.Tensor,
         document_ids: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """The unweighted terms of the loss by name; a subclass adds its own.
+        """The unweighted terms of the loss by name; a subclass adds its own, see `has_own_losses`.
 
         Args:
             context: Outputs of the context encoder; `context.pooled` (R, D) are the vectors of the contexts.
@@ -1957,6 +1941,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             vectors = self._regularized_vectors(context, sentence_prediction, text_targets.sentences)
             losses |= self._regularizers(vectors)
         return losses
+
+    @property
+    def has_own_losses(self) -> bool:
+        """Whether a subclass computes losses of its own, which may compare the texts of a batch with each other."""
+        return type(self).compute_losses is not TextJepaForPreTraining.compute_losses
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss: terms weighted by `<name>_loss_weight` of the configuration, or by 1 if it has no such field."""

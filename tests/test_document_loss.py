@@ -60,7 +60,7 @@ def test_the_loss_is_the_mean_cosine_distance_of_prediction_and_target():
     model, inputs = build().train(), batch()
     outputs = model(**inputs)
     states = model.model(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state
-    pooled = weighted_mean_pool(states, inputs["attention_mask"], model.word_weights[inputs["input_ids"]])
+    pooled = weighted_mean_pool(states, model.token_weights(inputs["input_ids"], inputs["attention_mask"]))
     cosine = F.cosine_similarity(model.document_predictor(pooled), outputs.text_targets.documents, dim=-1)
     torch.testing.assert_close(outputs.document_loss, 1 - cosine.mean())
     torch.testing.assert_close(outputs.loss, outputs.document_loss)
@@ -146,7 +146,7 @@ def test_targets_of_an_encoder_are_pooled_views_of_the_target_encoder():
     ids, mask = inputs["view_input_ids"], inputs["view_attention_mask"]
     with torch.no_grad():
         states = model.target_encoder(ids, mask).last_hidden_state
-    pooled = weighted_mean_pool(states, mask, model.word_weights[ids])
+    pooled = weighted_mean_pool(states, model.token_weights(ids, mask))
     torch.testing.assert_close(outputs.text_targets.documents, pooled - pooled.mean(0), rtol=1e-4, atol=1e-5)
     assert not outputs.text_targets.documents.requires_grad
     assert model.lexical_space is None
@@ -283,7 +283,7 @@ def test_each_distinct_word_is_encoded_once_and_nothing_else_changes(fields, tim
         encoder.register_forward_pre_hook(lambda module, args, kwargs: words_read.append(args), with_kwargs=True)
     once, gradients = outputs_and_gradients(model, inputs)
     assert [ids.shape for (ids,) in words_read] == [(VOCABULARY - 3, 1)] * times_encoded
-    monkeypatch.setattr(model, "_is_bag_of_words", lambda encoder, input_ids: False)
+    monkeypatch.setattr(model, "_encodes_distinct_words", lambda encoder, input_ids: False)
     each, expected = outputs_and_gradients(model, inputs)
     assert once.last_hidden_state is None
     assert each.last_hidden_state.shape == (40 * masks, 9, 16)
@@ -298,14 +298,20 @@ class NormLoss(TextJepaForPreTraining):
         return super().compute_losses(context, *inputs) | {"norm": norms.mean()}
 
 
+class OwnPooling(TextJepaForPreTraining):
+    def pool(self, states, mask, input_ids):
+        return states[:, 0]
+
+
 @pytest.mark.parametrize(
     ("model_class", "fields"),
     [
         (TextJepaForPreTraining, {"token_loss_weight": 0.1}),
         (TextJepaForPreTraining, {"variance_loss_weight": 0.1, "regularizer_level": "token"}),
         (NormLoss, {}),
+        (OwnPooling, {}),
     ],
-    ids=["token", "regularizer", "own"],
+    ids=["token", "regularizer", "own loss", "own pooling"],
 )
 def test_terms_that_read_tokens_get_the_state_of_each(model_class, fields):
     fields = OBJECTIVES["documents"] | {"document_target_size": 24} | fields
@@ -327,7 +333,11 @@ def with_dropout(model):
     model.model.encoder.embeddings.dropout.p = 0.1
 
 
-@pytest.mark.parametrize("change", [with_positions, with_dropout])
+def with_noise(model):
+    model.model.encoder.get_input_embeddings().neftune_noise_alpha = 5.0  # as transformers' `activate_neftune` does
+
+
+@pytest.mark.parametrize("change", [with_positions, with_dropout, with_noise])
 def test_words_in_places_or_under_dropout_are_encoded_each(change):
     model = build()
     assert sees_words_alone(model.model.encoder)

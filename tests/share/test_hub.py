@@ -534,10 +534,10 @@ def test_the_trainer_publishes_its_encoder_and_never_writes_a_stub(hub, trainer)
 
 def test_a_failing_upload_of_a_checkpoint_is_a_warning_and_one_at_a_time_is_enough(hub, trainer, caplog):
     hub.failures["commit"] = 403
-    trainer._push_from_checkpoint("checkpoint-1")
+    trainer._push_in_background()
     trainer._finish_current_push()
     assert f"Step 1: {trainer.hub_model_id} was not published: the Hub says 403" in caplog.text
     asked = len(hub.requests)
     trainer.push_in_progress = SimpleNamespace(is_done=lambda: False)
-    trainer._push_from_checkpoint("checkpoint-1")
+    trainer._push_in_background()
     assert len(hub.requests) == asked

@@ -320,7 +320,7 @@ def trainers_batches(folder, count, more):
     ]
     model_args, data_args, objective_args, args = parse_arguments(classes, argv, "")
     set_dependent_defaults(data_args, objective_of(model_args, objective_args))
-    corpus = make_corpus(model_args, data_args, args)
+    corpus = make_corpus(model_args, data_args)
     tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus)
     examples = make_examples(corpus, tokenizer, data_args)
     train = make_windows(examples["train"], data_args, tokenizer)

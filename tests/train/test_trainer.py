@@ -26,6 +26,7 @@ from text_jepa.data.strategies import MaskStrategy
 from text_jepa.share.model_card import describe_run
 from text_jepa.train.callbacks import EmaTargetEncoderCallback, ema_decay, health_line
 from text_jepa.train.collapse import CollapseMonitorCallback, describe_remedies, measure_representations
+from text_jepa.train.pretraining import load_finished
 from text_jepa.train.run_log import read_metrics
 
 
@@ -633,12 +634,31 @@ def test_a_collapse_stays_in_log_and_checkpoint(tokenizer, examples, tmp_path):
     trainer.train()
     # The last step is logged though 3 is no multiple of 2.
     assert [(r["step"], r.get("collapsed_at")) for r in training_records(tmp_path)] == [(1, None), (2, 2), (3, 2)]
-    again = CollapseMonitorCallback(monitor.batch)
-    saved = TrainerState(global_step=3, stateful_callbacks={"CollapseMonitorCallback": monitor.state()})
-    again.on_train_begin(trainer.args, saved, TrainerControl())
-    assert again.collapsed
     assert monitor.state()["attributes"]["warning"] == {"step": 2, "signs": ["tokens hardly differ"]}
+    trainer._save_checkpoint(trainer.model, None)
     assert describe_run(trainer)["collapse"] == {"step": 2, "signs": ["tokens hardly differ"], "lasts": False}
+    # A run that was killed after its last checkpoint is finished without training.
+    resumed = make_trainer(tokenizer, examples, tmp_path, max_steps=3)
+    assert load_finished(resumed, str(tmp_path / "checkpoint-3"))
+    assert resumed.monitor.warning == monitor.warning
+
+
+def test_texts_are_held_out_in_batches_of_training_if_a_loss_of_ones_own_may_compare_them(
+    tokenizer, examples, tmp_path
+):
+    class WithOwnLoss(TextJepaForPreTraining):
+        def compute_losses(self, context, *inputs):
+            return super().compute_losses(context, *inputs) | {"own": context.pooled.std()}
+
+    sizes = {}
+    for model_class in (TextJepaForPreTraining, WithOwnLoss):
+        model = make_model(tokenizer)
+        model.__class__ = model_class
+        arguments = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 8}
+        trainer = make_trainer(tokenizer, examples, tmp_path, model=model, **arguments)
+        first = next(iter(trainer.get_eval_dataloader()))
+        sizes[model_class] = len(first["input_ids"])
+    assert sizes == {TextJepaForPreTraining: 8, WithOwnLoss: 4}
 
 
 def test_a_monitor_without_texts_to_watch_is_refused(tokenizer, examples, tmp_path):

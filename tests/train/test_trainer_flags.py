@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainingArguments
 
-from configuration_text_jepa import OBJECTIVES, TextJepaConfig
+from configuration_text_jepa import OBJECTIVES
 from text_jepa.cli import UsageError, parse_arguments
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.share.model_card import describe_optimizer, describe_precision
@@ -244,10 +244,14 @@ def test_the_card_states_what_optimizer_and_precision_really_were():
     assert describe_precision(sgd) == "fp32"
 
 
-def test_flags_that_have_no_effect_on_the_model_are_told(caplog):
-    args = TextJepaTrainingArguments(use_cpu=True, ema_decay_start=0.5)
-    checks.warn_of_idle_flags(args, TextJepaConfig(**OBJECTIVES["mlm"], mask_token_id=4))
-    assert [record.message.split()[0] for record in caplog.records] == ["--ema_decay_start"]
-    caplog.clear()
-    checks.warn_of_idle_flags(args, TextJepaConfig())
+def test_flags_that_have_no_effect_on_the_model_are_told(make_model, caplog):
+    args = TextJepaTrainingArguments(use_cpu=True, ema_decay_start=0.5, embedding_learning_rate=0.1)
+    model = make_model()
+    checks.warn_of_idle_flags(args, model)
     assert not caplog.records
+    model.get_input_embeddings().weight.requires_grad_(False)  # as --lora does
+    checks.warn_of_idle_flags(args, model)
+    assert [record.message.split()[0] for record in caplog.records] == ["--embedding_learning_rate"]
+    caplog.clear()
+    checks.warn_of_idle_flags(args, make_model(**OBJECTIVES["mlm"], mask_token_id=4))
+    assert [record.message.split()[0] for record in caplog.records] == ["--ema_decay_start"]

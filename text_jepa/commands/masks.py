@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa masks") -> None:
         check_page(Path(show.html))
     objective = objective_of(model_args, objective_args)
     set_dependent_defaults(data_args, objective)
-    corpus = make_corpus(model_args, data_args, args)
+    corpus = make_corpus(model_args, data_args)
     tokenizer, _ = make_tokenizer(model_args, data_args, args, corpus)
     add_words_to(tokenizer, model_args)
     examples = make_examples(corpus, tokenizer, data_args)["train"]

@@ -156,6 +156,17 @@ class ModelArguments:
                 )
 
 
+# Flags of the one strategy of masks that is used without --mask_strategies, beside --mask_ratio.
+SPAN_FLAGS = (
+    "span_length_distribution",
+    "mean_span_length",
+    "max_span_length",
+    "min_span_length",
+    "num_spans",
+    "whole_words",
+)
+
+
 @dataclass
 class DataArguments(CorpusArguments):
     """The texts, their masks and views, and the online probe."""
@@ -270,10 +281,9 @@ class DataArguments(CorpusArguments):
 
     def _refuse_span_flags(self) -> None:
         """Refuses flags of a single strategy beside --mask_strategies."""
-        for argument in dataclasses.fields(self):
-            name = argument.name
-            is_of_strategy = name in ("mask_ratio", "whole_words") or "span" in name
-            if is_of_strategy and getattr(self, name) != argument.default:
+        defaults = {argument.name: argument.default for argument in dataclasses.fields(self)}
+        for name in ("mask_ratio", *SPAN_FLAGS):
+            if getattr(self, name) != defaults[name]:
                 raise ValueError(f"--{name} and --mask_strategies exclude each other: it is a field of a strategy")
 
 
@@ -592,6 +602,8 @@ _FINGERPRINT = (
     "fp16",
     "dataloader_drop_last",
     "optim",
+    "optim_args",
+    "optim_target_modules",
     "learning_rate",
     "predictor_learning_rate",
     "embedding_learning_rate",
@@ -604,6 +616,7 @@ _FINGERPRINT = (
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
+    "neftune_noise_alpha",
     "skip_spikes",
     "mask_batching",
     "ema_schedule",

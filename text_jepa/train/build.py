@@ -42,7 +42,13 @@ from text_jepa.encoders.opening import check_vocabulary, describe, read_config, 
 from text_jepa.probe.catalog import load_task
 from text_jepa.probe.online import OnlineProbeCallback
 from text_jepa.train.architecture import check_architecture
-from text_jepa.train.arguments import DataArguments, ModelArguments, ObjectiveArguments, TextJepaTrainingArguments
+from text_jepa.train.arguments import (
+    SPAN_FLAGS,
+    DataArguments,
+    ModelArguments,
+    ObjectiveArguments,
+    TextJepaTrainingArguments,
+)
 from text_jepa.train.checks import selects_best_checkpoint
 
 
@@ -50,16 +56,6 @@ logger = logging.getLogger(__name__)
 
 # Number of first texts of a stream that document frequencies are counted in.
 STREAM_TEXTS_TO_WEIGH = 10_000
-
-# Flags that have no effect if nothing is hidden.
-SPAN_FLAGS = (
-    "span_length_distribution",
-    "mean_span_length",
-    "max_span_length",
-    "min_span_length",
-    "num_spans",
-    "whole_words",
-)
 
 
 # ---- the objective --------------------------------------------------------------------------------------------------
@@ -105,19 +101,19 @@ def _named_config(model_args: ModelArguments, name: str) -> PretrainedConfig:
         return read_config(name, **hub_options(model_args))
 
 
-def set_dependent_defaults(data_args: DataArguments, config: TextJepaConfig | SimpleNamespace) -> None:
+def set_dependent_defaults(data_args: DataArguments, objective: SimpleNamespace | ObjectiveArguments) -> None:
     """Fills in the defaults that depend on the objective: the view of a text, and how much of it is hidden.
 
     Args:
         data_args: The arguments, which are changed.
-        config: The configuration, or the fields of its objective.
+        objective: The fields of the objective, by their names in the configuration.
 
     Raises:
         UsageError: There is a document loss and a view that is not of a document; or a flag of spans is given, but
             nothing is hidden.
     """
-    predicts_documents = config.document_loss_weight > 0
-    predicts_tokens = config.latent_loss_weight > 0 or config.token_loss_weight > 0
+    predicts_documents = objective.document_loss_weight > 0
+    predicts_tokens = objective.latent_loss_weight > 0 or objective.token_loss_weight > 0
     if data_args.view is None and predicts_documents:
         data_args.view = "rest"
     if predicts_documents and data_args.view not in (*DOCUMENT_VIEWS, "column"):
@@ -130,7 +126,7 @@ def set_dependent_defaults(data_args: DataArguments, config: TextJepaConfig | Si
         hides_nothing = (predicts_documents or data_args.view in DOCUMENT_VIEWS) and not predicts_tokens
         data_args.mask_ratio = 0.0 if hides_nothing else 0.5
     if data_args.mask_ratio == 0:
-        _refuse_span_flags(data_args, hides_by_default)
+        _refuse_idle_span_flags(data_args, hides_by_default)
         if predicts_tokens:
             raise UsageError(
                 "--mask_ratio 0: the objective predicts hidden tokens, and hides none; set it above 0, as in "
@@ -138,7 +134,7 @@ def set_dependent_defaults(data_args: DataArguments, config: TextJepaConfig | Si
             )
 
 
-def _refuse_span_flags(data_args: DataArguments, is_default: bool) -> None:
+def _refuse_idle_span_flags(data_args: DataArguments, is_default: bool) -> None:
     reason = "--mask_ratio 0 hides no words"
     if is_default:
         reason = "this objective predicts no hidden token and hides none (--mask_ratio is 0 by default)"
@@ -152,7 +148,7 @@ def _refuse_span_flags(data_args: DataArguments, is_default: bool) -> None:
 # ---- texts ----------------------------------------------------------------------------------------------------------
 
 
-def make_corpus(model_args: ModelArguments, data_args: DataArguments, args: TextJepaTrainingArguments) -> Corpus:
+def make_corpus(model_args: ModelArguments, data_args: DataArguments) -> Corpus:
     """The raw documents, at most `max_train_samples` of them to train on."""
     corpus = load_corpus(data_args, model_args.cache_dir, data_args.max_document_length)
     if data_args.max_train_samples is not None:
@@ -643,7 +639,9 @@ def _first_texts(stream: IterableDataset, source: Source) -> Iterator[list[int]]
 
 def check_texts(
     examples: Dataset | IterableDataset,
-    parts: tuple[PreTrainedTokenizerBase, DataCollatorForTextJepa, TextJepaConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    collator: DataCollatorForTextJepa,
+    config: TextJepaConfig,
     data_args: DataArguments,
     source: Source,
 ) -> str:
@@ -651,7 +649,9 @@ def check_texts(
 
     Args:
         examples: The tokenized training texts.
-        parts: Tokenizer, collator and configuration of the run.
+        tokenizer: The tokenizer of the run.
+        collator: The collator of the run, which makes the masks.
+        config: The configuration of the model.
         data_args: The data arguments.
         source: Where the texts are read from, for error messages.
 
@@ -661,7 +661,6 @@ def check_texts(
     Raises:
         UsageError: The tokenizer does not know most of the texts, or nothing is hidden; a stream cannot be read.
     """
-    tokenizer, collator, config = parts
     if isinstance(examples, Dataset):
         windows = make_windows(examples, data_args, tokenizer)
         stride = -(-len(windows) // SAMPLE_SIZE)
@@ -669,8 +668,7 @@ def check_texts(
     else:
         sample = list(itertools.islice(read_rows(examples, source), SAMPLE_SIZE))
     coverage = measure_coverage(sample, tokenizer, collator)
-    predicts_tokens = config.latent_loss_weight > 0 or config.token_loss_weight > 0
-    hides = predicts_tokens or any(strategy.ratio != 0 for strategy in collator.strategies)
+    hides = config.predicts_tokens or any(strategy.ratio != 0 for strategy in collator.strategies)
     coverage.check(hides)
     for warning in coverage.warnings(hides):
         logger.warning(warning)

@@ -24,7 +24,8 @@ from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from configuration_text_jepa import TextJepaConfig
-from text_jepa.cli import UsageError, first_line, nearest
+from modeling_text_jepa import TextJepaForPreTraining
+from text_jepa.cli import UsageError, first_line
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
 from text_jepa.data.strategies import DOCUMENT_VIEWS
@@ -37,6 +38,7 @@ from text_jepa.train.arguments import (
 )
 from text_jepa.train.callbacks import NONFINITE_LIMIT
 from text_jepa.train.checkpointing import differing_settings, find_damage, newest_whole_checkpoint
+from text_jepa.train.collapse import describe_remedies
 
 
 if TYPE_CHECKING:
@@ -222,13 +224,17 @@ def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
         raise UsageError(f"--num_train_epochs {args.num_train_epochs:g}: no step would be made; set it above 0")
 
 
-def warn_of_idle_flags(args: TextJepaTrainingArguments, config: TextJepaConfig) -> None:
+def warn_of_idle_flags(args: TextJepaTrainingArguments, model: TextJepaForPreTraining) -> None:
     """Says which flags have no effect on a model; no error, as recipes have them for several objectives.
 
     Args:
         args: The training arguments.
-        config: The configuration of the model.
+        model: The model to train.
     """
+    embeddings = model.get_input_embeddings().weight
+    if args.embedding_learning_rate is not None and not embeddings.requires_grad:
+        logger.warning("--embedding_learning_rate has no effect: the embeddings are not trained")
+    config = model.config
     if config.target_encoder_type == "ema" and config.has_target_encoder:
         return
     defaults = {field.name: field.default for field in dataclasses.fields(args)}
@@ -290,16 +296,6 @@ def check_pooling(pooling: str | None, head: SentenceHead | None) -> None:
         raise UsageError(
             f"--pooling {pooling} has no effect: no loss is on vectors of texts, so the encoder keeps its {kept} "
             "pooling; leave it out, or add --sentence_loss_weight 1"
-        )
-
-
-def check_metric(args: TextJepaTrainingArguments, names: Sequence[str]) -> None:
-    """Raises UsageError if a checkpoint is to be selected by a metric that the probe does not give."""
-    metric = args.metric_for_best_model
-    if selects_best_checkpoint(args) and f"eval_{metric.removeprefix('eval_')}" not in names:
-        raise UsageError(
-            f"--metric_for_best_model {metric}: the probe gives no such figure{nearest(metric, names)} "
-            f"(it gives {', '.join(names)})"
         )
 
 
@@ -610,5 +606,6 @@ def check_outcome(trainer: "TextJepaTrainer") -> None:
         )
     if trainer.monitor.collapsed and trainer.args.stop_on_collapse:
         raise UsageError(
-            f"the run collapsed and was stopped; checkpoints are in {output_dir}. {trainer.monitor.remedy}"
+            f"the run collapsed and was stopped; checkpoints are in {output_dir}. "
+            f"{describe_remedies(trainer.model.config)}"
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from configuration_text_jepa import TextJepaConfig
@@ -164,7 +164,6 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         signs: What of the latest measures is a sign of collapse, in words.
         first: The measures of the first step, which later ones are compared with.
         warning: The `"step"` and the `"signs"` of the warning; `None` before.
-        remedy: What to try against the collapse, of which nothing is set in this run already.
 
     Raises:
         ValueError: Training begins, and there is neither a batch nor an evaluation to take it from.
@@ -184,7 +183,6 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         self.values: dict[str, float] = {}
         self.signs: list[str] = []
         self.warning: dict[str, Any] | None = None
-        self.remedy = ""
         self.first: dict[str, float] | None = None
         # Number of latest logs in a row with signs of collapse.
         self._suspicious = 0
@@ -203,16 +201,18 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         }
         return {"args": {}, "attributes": attributes}
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
         if self.batch is None and args.eval_strategy == "no" and not args.eval_on_start:
             raise ValueError("CollapseMonitorCallback watches held-out texts: set eval_strategy, or give it a batch")
+        self.restore(state)
+
+    def restore(self, state: TrainerState) -> None:
+        """Takes over what the monitor of the run that left a checkpoint had found; nothing for a new run."""
         saved = saved_attributes(self, state)
         self.first = saved.get("first")
         self.signs = saved.get("signs", [])
         self.warning = saved.get("warning")
         self._suspicious = saved.get("_suspicious", 0)
-        if model is not None:
-            self.remedy = describe_remedies(model.config)
 
     def on_evaluate(self, args, state, control, eval_dataloader=None, **kwargs):
         if self.batch is None:
@@ -226,9 +226,8 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         if self._suspicious < self.patience or self.collapsed:
             return
         self.warning = {"step": state.global_step, "signs": self.signs}
-        self.remedy = describe_remedies(model.config)
         if state.is_world_process_zero:
-            advice = "Stopping, as asked." if self.stop_on_collapse else self.remedy
+            advice = "Stopping, as asked." if self.stop_on_collapse else describe_remedies(model.config)
             tqdm.write(f"WARNING: {describe_collapse(self.warning)}. {advice}", file=sys.stderr)
         if self.stop_on_collapse:
             control.should_save = True

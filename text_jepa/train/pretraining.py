@@ -64,7 +64,6 @@ from text_jepa.train.build import (
 from text_jepa.train.checks import (
     check_agreement,
     check_flags,
-    check_metric,
     check_outcome,
     check_output_dir,
     check_pooling,
@@ -170,7 +169,7 @@ def pretrain(
             return True
         card_info = make_card_info(model_args, data_args, parts.corpus, parts.model.config, command)
         check_pooling(objective_args.pooling, kept_head(card_info))
-        warn_of_idle_flags(args, parts.model.config)
+        warn_of_idle_flags(args, parts.model)
         trainer = make_trainer(parts, data_args, args, card_info)
         check_same(trainer.fingerprint, parts.tokenizer, args)
         if checkpoint is not None:
@@ -233,7 +232,7 @@ def prepare_parts(
     """
     # The first process writes the caches, the others read them.
     with args.main_process_first(desc="preparing the corpus"):
-        corpus = make_corpus(model_args, data_args, args)
+        corpus = make_corpus(model_args, data_args)
         tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus)
         added = add_words_to(tokenizer, model_args)
         examples = make_examples(corpus, tokenizer, data_args, count)
@@ -244,7 +243,7 @@ def prepare_parts(
         if model_args.lora is not None:
             add_lora(model, model_args.lora)
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
-        line = check_texts(examples["train"], (tokenizer, collator, model.config), data_args, corpus.source)
+        line = check_texts(examples["train"], tokenizer, collator, model.config, data_args, corpus.source)
         weigh_words(model, examples["train"], tokenizer, corpus.source)
         probe = make_probe(data_args, args, tokenizer, model_args.cache_dir)
         # At the end, because a run that is refused leaves no trace.
@@ -309,7 +308,6 @@ def make_trainer(
     trainer.add_callback(TimeLeftCallback())
     check_start(trainer)
     if parts.probe is not None:
-        check_metric(args, parts.probe.names)
         parts.probe.add_to(trainer)
     return trainer
 
@@ -469,6 +467,7 @@ def load_finished(trainer: TextJepaTrainer, checkpoint: str) -> bool:
     best = state.best_model_checkpoint if args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best or checkpoint)
     trainer.state = state
+    trainer.monitor.restore(state)
     if args.process_index == 0:
         write_metrics(args.output_dir, state.log_history)
     return True

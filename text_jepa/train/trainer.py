@@ -25,7 +25,6 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, IntervalStrategy
 from transformers.utils import ModelOutput
 
-from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, has_adapters
 from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps, lengths_of, share_without_repeats
 from text_jepa.data.collator import DataCollatorForTextJepa, split_masks
@@ -216,7 +215,7 @@ class TextJepaTrainer(Trainer):
 
     def _get_dataloader(self, *args, **kwargs) -> DataLoader:
         is_evaluation = self.data_collator is self.eval_collator
-        if is_evaluation and looks_at_whole_batches(self.model.config, self.data_collator):
+        if is_evaluation and looks_at_whole_batches(self.model, self.data_collator):
             # Losses are comparable only if a text has as many others beside it as in training.
             kwargs["batch_size"] = self.args.train_batch_size
         loader = super()._get_dataloader(*args, **kwargs)
@@ -521,7 +520,7 @@ class TextJepaTrainer(Trainer):
             if args.process_index == 0:
                 shutil.rmtree(staging.parent, ignore_errors=True)
         if args.push_to_hub and args.hub_strategy == HubStrategy.EVERY_SAVE:
-            self._push_from_checkpoint(name)
+            self._push_in_background()
 
     def _write_checkpoint(self, staging: Path) -> None:
         output_dir = self.args.output_dir
@@ -670,7 +669,7 @@ class TextJepaTrainer(Trainer):
                 token=token or self.args.hub_token,
             )
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def _push_in_background(self) -> None:
         """Publishes the encoder in the background, unless the previous upload is still running."""
         if not self.is_world_process_zero():
             return
@@ -703,9 +702,9 @@ def _check_mask_tokens(
         )
 
 
-def looks_at_whole_batches(config: TextJepaConfig, collator: DataCollatorForTextJepa) -> bool:
+def looks_at_whole_batches(model: TextJepaForPreTraining, collator: DataCollatorForTextJepa) -> bool:
     """Whether the loss of a text depends on its batch, through other texts or through masks cut to one size."""
-    return config.compares_texts or collator.equal_counts
+    return model.config.compares_texts or model.has_own_losses or collator.equal_counts
 
 
 def _loss_terms(outputs: ModelOutput) -> dict[str, torch.Tensor]:
