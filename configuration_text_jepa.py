@@ -66,7 +66,7 @@ _REMOVED_FIELDS = {
 
 # The terms of the loss, in the order in which they are reported: each is `<name>_loss`, weighted by
 # `<name>_loss_weight`.
-LOSS_TERMS = ("latent", "token", "document", "sentence", "variance", "covariance", "sigreg")
+LOSS_TERMS = ("latent", "token", "document", "sentence", "similarity", "variance", "covariance", "sigreg")
 
 # 64 dimensions per head. Feed-forward layers are gated: at 8/3 of the width they cost as much as BERT's at 4 times.
 _PRESETS = {
@@ -284,6 +284,14 @@ class TextJepaConfig(PreTrainedConfig):
             Whether to whiten the pooled targets of a target encoder without gradient by their running covariance
             instead of centring them: directions that all texts share, such as those of frequent words, then weigh no
             more than others.
+        similarity_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the similarity loss, which keeps what a trained encoder knows of short texts: how much the
+            beginning of each text resembles the others of its batch, as a softmax over their cosines divided by
+            `infonce_temperature`, is to stay as the target encoder has it (probabilistic knowledge transfer, arXiv
+            1803.10837). With online targets, the target encoder of this term is the encoder before the run.
+        similarity_length (`int`, *optional*, defaults to 16):
+            Number of first tokens of a text that the similarity loss reads. If they were all, it would hold back what
+            the other terms teach.
         variance_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of VICReg's variance hinge (arXiv 2105.04906).
         covariance_loss_weight (`float`, *optional*, defaults to 0.0):
@@ -361,6 +369,8 @@ class TextJepaConfig(PreTrainedConfig):
     sentence_hidden_size: int | None = None
     matryoshka_sizes: list[int] | None = None
     sentence_whitening: bool = True
+    similarity_loss_weight: float | int = 0.0
+    similarity_length: int = 16
     variance_loss_weight: float | int = 0.0
     covariance_loss_weight: float | int = 0.0
     sigreg_loss_weight: float | int = 0.0
@@ -473,6 +483,8 @@ class TextJepaConfig(PreTrainedConfig):
     @property
     def has_target_encoder(self) -> bool:
         """Whether a term of the loss needs a target encoder other than the context encoder."""
+        if self.similarity_loss_weight > 0:
+            return True
         if self.target_encoder_type == "online":
             return False
         return self.latent_loss_weight > 0 or self.sentence_loss_weight > 0 or self.encodes_documents
@@ -505,6 +517,7 @@ class TextJepaConfig(PreTrainedConfig):
         contrasts = [
             self.latent_loss_weight > 0 and self.loss_type == "infonce",
             self.sentence_loss_weight > 0 and self.sentence_loss_type == "infonce",
+            self.similarity_loss_weight > 0,
         ]
         own_terms = set(self.loss_terms) - set(LOSS_TERMS)
         return any(contrasts) or bool(self.regularizers) or bool(own_terms)
@@ -665,7 +678,9 @@ class TextJepaConfig(PreTrainedConfig):
             raise ValueError(
                 "latent_loss_weight, token_loss_weight, document_loss_weight or sentence_loss_weight must be above 0"
             )
-        self._check_at_least_one("document_target_size", "document_hidden_size", "sigreg_num_slices")
+        self._check_at_least_one(
+            "document_target_size", "document_hidden_size", "sigreg_num_slices", "similarity_length"
+        )
         if self.sentence_hidden_size < 0:
             raise ValueError(f"sentence_hidden_size must be at least 0, got {self.sentence_hidden_size}")
         if self.token_loss_candidates is not None and self.token_loss_candidates < 2:

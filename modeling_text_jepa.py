@@ -62,6 +62,8 @@ class TextJepaForPreTrainingOutput(ModelOutput):
             Distance between the predicted and the true vector of the rest of a document.
         sentence_loss (`torch.FloatTensor`):
             Distance between predicted and true vectors of texts.
+        similarity_loss (`torch.FloatTensor`):
+            Divergence between how the beginnings of texts resemble each other, and how they did before the run.
         variance_loss, covariance_loss, sigreg_loss (`torch.FloatTensor`):
             Regularizers.
         distances (`torch.FloatTensor` of shape `(B, M, T)`):
@@ -84,6 +86,7 @@ class TextJepaForPreTrainingOutput(ModelOutput):
     token_loss: torch.FloatTensor | None = None
     document_loss: torch.FloatTensor | None = None
     sentence_loss: torch.FloatTensor | None = None
+    similarity_loss: torch.FloatTensor | None = None
     variance_loss: torch.FloatTensor | None = None
     covariance_loss: torch.FloatTensor | None = None
     sigreg_loss: torch.FloatTensor | None = None
@@ -127,6 +130,8 @@ class ContextStates(NamedTuple):
     query_states: torch.Tensor | None
     # Vectors of the contexts (R, D); `None` if no part of the model reads them.
     pooled: torch.Tensor | None
+    # Vectors of the beginnings of the texts (B, D); `None` without a similarity loss.
+    beginnings: torch.Tensor | None = None
 
 
 class TokenPredictions(NamedTuple):
@@ -150,11 +155,14 @@ class TextTargets(ModelOutput):
         tokens (`torch.FloatTensor` of shape `(B, S, D)`): Token-level targets.
         sentences (`torch.FloatTensor` of shape `(B, D)`): Vectors of texts, for the sentence loss.
         documents (`torch.FloatTensor` of shape `(B, F)`): Vectors of the rest of each document.
+        beginnings (`torch.FloatTensor` of shape `(B, D)`):
+            Vectors of the beginnings of texts, whose similarities are kept.
     """
 
     tokens: torch.FloatTensor | None = None
     sentences: torch.FloatTensor | None = None
     documents: torch.FloatTensor | None = None
+    beginnings: torch.FloatTensor | None = None
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------
@@ -382,6 +390,36 @@ def infonce_distance(
         is_other_row = labels.unsqueeze(1) != columns
         logits = logits.masked_fill(has_same_id & is_other_row, -torch.inf)
     return F.cross_entropy(logits, labels, reduction="none")
+
+
+def similarity_loss(vectors: torch.Tensor, references: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Probabilistic knowledge transfer (arXiv 1803.10837): how texts resemble each other is to stay as it was.
+
+    Args:
+        vectors: (n, D).
+        references: (n, F), other vectors of the same texts.
+        temperature: Cosines are divided by this.
+
+    Returns:
+        The mean Kullback-Leibler divergence between the softmax over the cosines of a text to all others by
+        `references` and that by `vectors`; 0 for fewer than three texts.
+    """
+    divergence = F.kl_div(
+        _log_similarities(vectors, temperature),
+        _log_similarities(references, temperature),
+        reduction="none",
+        log_target=True,
+    )
+    return divergence.sum(dim=-1).mean()
+
+
+def _log_similarities(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Vectors (n, D) -> log-probabilities (n, n) of the other texts in each row."""
+    normalized = F.normalize(vectors, dim=-1)
+    logits = normalized @ normalized.T / temperature
+    is_itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    # Not minus infinity, of which a divergence of 0 would be NaN.
+    return logits.masked_fill(is_itself, torch.finfo(logits.dtype).min / 2).log_softmax(dim=-1)
 
 
 def variance_loss(vectors: torch.Tensor) -> torch.Tensor:
@@ -1560,7 +1598,9 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     @property
     def encoder_of_targets(self) -> PreTrainedModel:
         """The encoder that makes the targets: the moving average, the frozen one, or the context encoder itself."""
-        return self.model.encoder if self.target_encoder is None else self.target_encoder
+        if self.target_encoder is None or self.config.target_encoder_type == "online":
+            return self.model.encoder
+        return self.target_encoder
 
     def encode_targets(
         self,
@@ -1596,7 +1636,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     def _grad_mode_of_targets(self) -> torch.set_grad_enabled:
         """The context in which targets are made: gradients flow into them only if the context encoder makes them."""
-        is_context_encoder = self.target_encoder is None
+        is_context_encoder = self.encoder_of_targets is self.model.encoder
         return torch.set_grad_enabled(is_context_encoder and torch.is_grad_enabled())
 
     def token_targets(self, hidden_states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
@@ -1629,13 +1669,14 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         pooled = None
         sentences = None
         documents = None
+        beginnings = None
         with self._grad_mode_of_targets():
             if config.latent_loss_weight > 0 and config.target_input == "text":
                 encoded = self.encode_targets(input_ids, attention_mask)
                 tokens = self.token_targets(encoded.hidden_states, attention_mask)
             if config.sentence_loss_weight > 0 or config.encodes_documents:
                 if encoded is None or has_views:
-                    pooled = self._pooled_targets(view_input_ids, view_attention_mask)
+                    pooled = self._pool_texts(self.encoder_of_targets, view_input_ids, view_attention_mask)
                 else:
                     pooled = self.pool(encoded.last_hidden_state, attention_mask, input_ids)
             if config.sentence_loss_weight > 0:
@@ -1643,19 +1684,36 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             if config.document_loss_weight > 0:
                 vectors = self.document_vectors(pooled, view_input_ids, view_attention_mask)
                 documents = self._document_targets(vectors)
-        return TextTargets(tokens, sentences, documents)
+        if config.similarity_loss_weight > 0:
+            with torch.no_grad():
+                beginnings = self._pool_beginnings(self.target_encoder, input_ids, attention_mask)
+        return TextTargets(tokens, sentences, documents, beginnings)
 
-    def _pooled_targets(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Texts (B, S) -> vectors (B, D) of the target encoder."""
-        encoder = self.encoder_of_targets
+    def _pool_texts(
+        self,
+        encoder: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Texts (B, S) -> vectors (B, D) of an encoder."""
         if self._encodes_distinct_words(encoder, input_ids):
             return self._pool_distinct_words(encoder, input_ids, attention_mask)
-        encoded = self.encode_targets(input_ids, attention_mask)
-        return self.pool(encoded.last_hidden_state, attention_mask, input_ids)
+        states = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).last_hidden_state
+        return self.pool(states, attention_mask, input_ids)
+
+    def _pool_beginnings(
+        self,
+        encoder: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Texts (B, S) -> vectors (B, D) of their first tokens."""
+        length = self.config.similarity_length
+        return self._pool_texts(encoder, input_ids[:, :length], attention_mask[:, :length])
 
     def _sentence_targets(self, pooled: torch.Tensor) -> torch.Tensor:
         """Targets (B, D) from the pooled views (B, D): whitened or centred; through the head if they are online."""
-        if self.target_encoder is None:
+        if self.config.target_encoder_type == "online":
             return self.sentence_head(pooled)
         pooled = pooled.float()
         running = self.running["sentences"]
@@ -1720,11 +1778,14 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """Runs the context encoder on the visible tokens of texts (B, S)."""
         is_visible = masks.context_positions.flatten(0, 1) >= 0
         visible_ids = gather_positions(input_ids, masks.context_positions).flatten(0, 1)
+        beginnings = None
+        if self.config.similarity_loss_weight > 0:
+            beginnings = self._pool_beginnings(self.model.encoder, input_ids, attention_mask)
         # Keywords ask the encoder for outputs of its own.
         needs_states = self.config.reads_token_states or bool(kwargs)
         if not needs_states and self._encodes_distinct_words(self.model.encoder, input_ids):
             pooled = self._pool_distinct_words(self.model.encoder, visible_ids, is_visible)
-            return ContextStates(BaseModelOutput(), is_visible, None, pooled)
+            return ContextStates(BaseModelOutput(), is_visible, None, pooled, beginnings)
         output, query_states = encode_visible(
             self.model.encoder,
             self.config,
@@ -1738,7 +1799,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         pooled = None
         if self.config.pools_context:
             pooled = self.pool(output.last_hidden_state, is_visible, visible_ids)
-        return ContextStates(output, is_visible, query_states, pooled)
+        return ContextStates(output, is_visible, query_states, pooled, beginnings)
 
     def _encodes_distinct_words(self, encoder: PreTrainedModel, input_ids: torch.Tensor) -> bool:
         """Whether to encode each distinct word of a batch once, because a text is the mean of its words.
@@ -1937,6 +1998,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if config.sentence_loss_weight > 0:
             sentence_prediction = self.sentence_head(context.pooled)
             losses["sentence"] = self._sentence_loss(sentence_prediction, text_targets.sentences, document_ids)
+        if config.similarity_loss_weight > 0:
+            losses["similarity"] = self._similarity_loss(context.beginnings, text_targets.beginnings)
         if config.regularizers:
             vectors = self._regularized_vectors(context, sentence_prediction, text_targets.sentences)
             losses |= self._regularizers(vectors)
@@ -2037,6 +2100,13 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             losses.append(all_distances.mean())
         return sum(losses) / len(losses)
 
+    def _similarity_loss(self, vectors: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """The similarity loss of vectors (B, D) of texts, over all processes."""
+        all_vectors, _ = gather_rows(vectors.float())
+        all_references, _ = gather_rows(references.float())
+        with torch.autocast(vectors.device.type, enabled=False):
+            return similarity_loss(all_vectors, all_references, self.config.infonce_temperature)
+
     def _distance(
         self,
         loss_type: str,
@@ -2072,7 +2142,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """One or two sets of vectors (n, D) for the regularizers: two if both sides of the sentence loss learn."""
         if self.config.regularizer_level == "token":
             return [context.output.last_hidden_state[context.is_visible]]
-        is_symmetric = self.config.sentence_loss_weight > 0 and self.target_encoder is None
+        is_symmetric = self.config.sentence_loss_weight > 0 and self.config.target_encoder_type == "online"
         if is_symmetric:
             return [sentence_prediction, sentence_targets]
         return [context.pooled]

@@ -294,6 +294,8 @@ BASES = {
     "sentence_loss_type": SENTENCES,
     "sentence_whitening": SENTENCES,
     "sigreg_num_slices": SIGREG,
+    # BERT has dropout, without which both encoders would be the same at first.
+    "similarity_length": {"similarity_loss_weight": 1.0, "text_config": BERT | {"vocab_size": 200}},
     "target_encoder_type": SIGREG,
     "target_momentum": {"target_normalization": "running"},
 }
@@ -335,6 +337,8 @@ CHANGES = {
     "sentence_whitening": False,
     "sigreg_loss_weight": 1.0,
     "sigreg_num_slices": 8,
+    "similarity_length": 4,
+    "similarity_loss_weight": 1.0,
     "smooth_l1_beta": 0.1,
     "target_encoder_type": "online",
     "target_input": "spans",

@@ -54,6 +54,8 @@ SETTINGS = {
     "sentence-infonce": {**SENTENCE, **INFONCE},
     "windows": {**SENTENCE, **ONLINE, **INFONCE},
     "simcse": {**SENTENCE, **ONLINE, **INFONCE},
+    "similarity": {**SENTENCE, **ONLINE, **INFONCE, "similarity_loss_weight": 1.0},
+    "similarity-ema": {**SENTENCE, "similarity_loss_weight": 1.0},
     "vicreg": {**SENTENCE, **ONLINE, **MSE, **VICREG},
     "sigreg": {**SENTENCE, **ONLINE, **MSE, **SIGREG},
     "tokens": {**VICREG, **SIGREG, "regularizer_level": "token"},

@@ -294,7 +294,7 @@ def describe_settings(trainer) -> dict[str, str]:
     if args.weight_decay_end is not None:
         rows["weight decay"] += f" to {args.weight_decay_end:g}"
     rows["optimizer"] = describe_optimizer(trainer)
-    if config.has_target_encoder:
+    if config.has_target_encoder and config.target_encoder_type == "ema":
         start = "1 - 100/steps" if args.ema_decay_start is None else args.ema_decay_start
         end = "1 - 10/steps" if args.ema_decay_end is None else args.ema_decay_end
         rows["decay of the target encoder"] = f"{args.ema_schedule}, {start} to {end}"
@@ -476,10 +476,15 @@ def _describe_terms(config) -> dict[str, str]:
         f"{config.document_loss_type} loss between the prediction of a perceptron with {config.document_hidden_size} "
         f"hidden units from the {config.pooling}-pooled window and {target_space} of the rest of its document"
     )
-    is_whitened = config.has_target_encoder and config.sentence_whitening
+    is_whitened = config.target_encoder_type != "online" and config.sentence_whitening
     sentence = (
         f"{config.sentence_loss_type} loss between the {config.pooling}-pooled context and the "
         f"{'whitened ' if is_whitened else ''}pooled target of {source}"
+    )
+    kept = sources.get(config.target_encoder_type, sources["frozen"])
+    similarity = (
+        f"divergence between how the first {config.similarity_length} tokens of texts resemble each other to the "
+        f"encoder and to {kept}"
     )
     level = f"at {config.regularizer_level} level"
     return {
@@ -487,6 +492,7 @@ def _describe_terms(config) -> dict[str, str]:
         "token": "cross-entropy of the hidden tokens",
         "document": document,
         "sentence": sentence,
+        "similarity": similarity,
         "variance": f"variance hinge {level}",
         "covariance": f"covariance term {level}",
         "sigreg": f"SIGReg {level}",

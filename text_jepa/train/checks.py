@@ -594,11 +594,6 @@ def check_agreement(trainer: "TextJepaTrainer", checkpoint: str) -> None:
 def check_outcome(trainer: "TextJepaTrainer") -> None:
     """Raises UsageError if the run stopped because something was wrong; nothing is exported then."""
     output_dir = trainer.args.output_dir
-    if trainer.state.global_step == 0:
-        raise UsageError(
-            "no step was made: there are fewer texts than a batch holds, or --max_steps or --num_train_epochs is 0; "
-            "lower --per_device_train_batch_size, or leave out --dataloader_drop_last"
-        )
     if trainer.nonfinite_steps == NONFINITE_LIMIT:
         raise UsageError(
             f"the gradient was not finite {NONFINITE_LIMIT} times in a row; the last good state is the newest "
