@@ -288,7 +288,8 @@ class TextJepaConfig(PreTrainedConfig):
             Weight of the similarity loss, which keeps what a trained encoder knows of short texts: how much the
             beginning of each text resembles the others of its batch, as a softmax over their cosines divided by
             `infonce_temperature`, is to stay as the target encoder has it (probabilistic knowledge transfer, arXiv
-            1803.10837). With online targets, the target encoder of this term is the encoder before the run.
+            1803.10837). With online targets, the target encoder of this term is the encoder before the run. From
+            Python that is the one in the files of a saved model, or a copy of the context encoder.
         similarity_length (`int`, *optional*, defaults to 16):
             Number of first tokens of a text that the similarity loss reads. If they were all, it would hold back what
             the other terms teach.
@@ -685,6 +686,8 @@ class TextJepaConfig(PreTrainedConfig):
             raise ValueError(f"sentence_hidden_size must be at least 0, got {self.sentence_hidden_size}")
         if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
             raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
+        if self.similarity_loss_weight > 0 and self.pooling == "attention":
+            raise ValueError("the similarity loss needs a pooling that does not learn: 'mean', 'cls' or 'idf'")
         self._validate_matryoshka_sizes()
         for name in ("smooth_l1_beta", "infonce_temperature"):
             if not getattr(self, name) > 0:

@@ -63,7 +63,8 @@ class TextJepaForPreTrainingOutput(ModelOutput):
         sentence_loss (`torch.FloatTensor`):
             Distance between predicted and true vectors of texts.
         similarity_loss (`torch.FloatTensor`):
-            Divergence between how the beginnings of texts resemble each other, and how they did before the run.
+            Divergence between how the beginnings of texts resemble each other to the context encoder and to the
+            target encoder.
         variance_loss, covariance_loss, sigreg_loss (`torch.FloatTensor`):
             Regularizers.
         distances (`torch.FloatTensor` of shape `(B, M, T)`):
@@ -74,9 +75,9 @@ class TextJepaForPreTrainingOutput(ModelOutput):
         text_targets (`TextTargets`):
             The targets that do not depend on the masks, see [`~TextJepaForPreTraining.compute_targets`].
         last_hidden_state (`torch.FloatTensor` of shape `(B·M, C, D)`, or `(B, S, D)` without masks):
-            States at the last layer of the context encoder. `None` in a training step of an encoder without layers on
-            a CPU, unless a term of the loss reads the states of tokens, or a keyword such as
-            `output_hidden_states=True` asks for outputs of the encoder.
+            States at the last layer of the context encoder. `None` where only the distinct words were encoded: by an
+            encoder without layers, on a CPU, if no term of the loss reads the states of tokens;
+            `output_hidden_states=True` prevents it.
         hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*, returned when asked for):
             States at all layers of the context encoder, and its attention weights.
     """
@@ -1583,7 +1584,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """Target ← decay · target + (1 - decay) · context, in float32; buffers are copied.
 
         Adapters of PEFT in the context encoder count as merged into it.
+
+        Raises:
+            ValueError: The context encoder makes the targets itself.
         """
+        if self.config.target_encoder_type == "online":
+            raise ValueError("there is no moving average to update: target_encoder_type is 'online'")
         self._update_watch.stop()
         parameters, buffers = _pair_tensors(self.target_encoder, self.model.encoder)
         sources = []
@@ -1597,7 +1603,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     @property
     def encoder_of_targets(self) -> PreTrainedModel:
-        """The encoder that makes the targets: the moving average, the frozen one, or the context encoder itself."""
+        """The encoder that makes the targets: the moving average, the frozen one, or the context encoder itself.
+
+        The similarity loss alone always compares with `target_encoder`.
+        """
         if self.target_encoder is None or self.config.target_encoder_type == "online":
             return self.model.encoder
         return self.target_encoder
@@ -1676,7 +1685,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 tokens = self.token_targets(encoded.hidden_states, attention_mask)
             if config.sentence_loss_weight > 0 or config.encodes_documents:
                 if encoded is None or has_views:
-                    pooled = self._pool_texts(self.encoder_of_targets, view_input_ids, view_attention_mask)
+                    pooled = self._pooled_targets(view_input_ids, view_attention_mask)
                 else:
                     pooled = self.pool(encoded.last_hidden_state, attention_mask, input_ids)
             if config.sentence_loss_weight > 0:
@@ -1689,17 +1698,13 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 beginnings = self._pool_beginnings(self.target_encoder, input_ids, attention_mask)
         return TextTargets(tokens, sentences, documents, beginnings)
 
-    def _pool_texts(
-        self,
-        encoder: PreTrainedModel,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """Texts (B, S) -> vectors (B, D) of an encoder."""
+    def _pooled_targets(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Texts (B, S) -> vectors (B, D) of the encoder that makes the targets."""
+        encoder = self.encoder_of_targets
         if self._encodes_distinct_words(encoder, input_ids):
             return self._pool_distinct_words(encoder, input_ids, attention_mask)
-        states = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).last_hidden_state
-        return self.pool(states, attention_mask, input_ids)
+        encoded = self.encode_targets(input_ids, attention_mask)
+        return self.pool(encoded.last_hidden_state, attention_mask, input_ids)
 
     def _pool_beginnings(
         self,
@@ -1707,9 +1712,13 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Texts (B, S) -> vectors (B, D) of their first tokens."""
-        length = self.config.similarity_length
-        return self._pool_texts(encoder, input_ids[:, :length], attention_mask[:, :length])
+        """Texts (B, S) -> vectors (B, D) of their first tokens, by the context encoder or the target encoder."""
+        input_ids = input_ids[:, : self.config.similarity_length]
+        attention_mask = attention_mask[:, : self.config.similarity_length]
+        if self._encodes_distinct_words(encoder, input_ids):
+            return self._pool_distinct_words(encoder, input_ids, attention_mask)
+        states = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).last_hidden_state
+        return self.pool(states, attention_mask, input_ids)
 
     def _sentence_targets(self, pooled: torch.Tensor) -> torch.Tensor:
         """Targets (B, D) from the pooled views (B, D): whitened or centred; through the head if they are online."""

@@ -303,6 +303,19 @@ class OwnPooling(TextJepaForPreTraining):
         return states[:, 0]
 
 
+class OwnTargets(TextJepaForPreTraining):
+    def encode_targets(self, *inputs):
+        encoded = super().encode_targets(*inputs)
+        encoded.last_hidden_state = torch.zeros_like(encoded.last_hidden_state)
+        return encoded
+
+
+def test_targets_of_a_subclass_are_asked_for():
+    fields = OBJECTIVES["documents"] | ENCODED | {"target_encoder_type": "frozen"}
+    model = OwnTargets(TextJepaConfig(text_config=dict(STATIC), **fields)).eval()
+    assert (model(**batch()).text_targets.documents == 0).all()
+
+
 @pytest.mark.parametrize(
     ("model_class", "fields"),
     [

@@ -6,8 +6,10 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+import run_pretraining
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, similarity_loss
+from text_jepa.train import checkpointing
 
 
 SIMCSE = OBJECTIVES["simcse"] | {"sentence_hidden_size": 0, "similarity_loss_weight": 1.0}
@@ -109,3 +111,49 @@ def test_it_is_no_objective_of_its_own():
     alone = OBJECTIVES["simcse"] | {"sentence_loss_weight": 0.0, "similarity_loss_weight": 1.0}
     with pytest.raises(StrictDataclassError, match="must be above 0"):
         TextJepaConfig(**alone)
+
+
+def test_attention_pooling_which_learns_is_refused():
+    with pytest.raises(StrictDataclassError, match="needs a pooling that does not learn"):
+        TextJepaConfig(**SIMCSE, pooling="attention")
+
+
+def test_a_moving_average_cannot_take_the_place_of_the_first_encoder(model):
+    with pytest.raises(ValueError, match="no moving average to update"):
+        model.update_target_encoder(0.5)
+
+
+def test_a_run_around_a_complete_model_keeps_what_that_had_learned(make_model, tokenizer, texts, tmp_path):
+    """Not what its moving average was."""
+    before = make_model(**OBJECTIVES["jepa"])
+    with torch.no_grad():
+        for parameter in before.target_encoder.parameters():
+            parameter.add_(1)
+    before.save_pretrained(tmp_path / "before")
+    tokenizer.save_pretrained(tmp_path / "before")
+    (tmp_path / "texts.txt").write_text("\n".join(texts * 3))
+    words = ["--model_name_or_path", tmp_path / "before", "--train_file", tmp_path / "texts.txt"]
+    words += ["--objective", "simcse", "--sentence_hidden_size", 0, "--similarity_loss_weight", 1, "--use_cpu"]
+    words += [
+        "--learning_rate",
+        0,
+        "--max_length",
+        32,
+        "--max_steps",
+        1,
+        "--max_eval_samples",
+        4,
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    run_pretraining.main([str(word) for word in words])
+    after = TextJepaForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
+    for name, value in before.model.encoder.state_dict().items():
+        torch.testing.assert_close(after.target_encoder.state_dict()[name], value)
+    assert "Exported: the context encoder" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_checkpoint_of_before_is_one_without_the_loss(tmp_path):
+    checkpointing.write_manifest(tmp_path, {"order": checkpointing.ORDER})
+    found = checkpointing.differing_settings(tmp_path, {"similarity_loss_weight": 1.0})
+    assert found == ["similarity_loss_weight was 0.0 and is 1.0"]

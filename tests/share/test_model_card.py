@@ -277,6 +277,14 @@ def test_held_out_batches_of_another_size_than_in_training_are_told(make_model, 
         assert said in card_of(tmp_path)
 
 
+def test_a_loss_of_ones_own_may_compare_texts(make_model, tmp_path):
+    model = make_model()
+    model.__class__ = OwnModel
+    info = {**CARD_INFO, "held_out_batches": {"size": 32, "texts": 8}}
+    write_model_card(tmp_path, model, [{"step": 3, "eval_loss": 0.5}], info, "target")
+    assert "compare the texts of a batch have 8 of them" in card_of(tmp_path)
+
+
 def test_several_held_out_datasets_are_not_taken_for_texts():
     held_out = {"near": range(1200), "far": range(9)}
     args = SimpleNamespace(dataloader_drop_last=False, train_batch_size=8, world_size=2)

@@ -371,7 +371,8 @@ def head_of_start(source: str, config: TextJepaConfig, **options: Any) -> dict[s
         return {"kept": None, "sentence": f"The export pools as the run does, not as its start did: {error}."}
     if not head.modules and not head.prompt:
         return None
-    pools_in_training = config.document_loss_weight > 0 or config.sentence_loss_weight > 0
+    weights = (config.document_loss_weight, config.sentence_loss_weight, config.similarity_loss_weight)
+    pools_in_training = any(weight > 0 for weight in weights)
     has_word_weights = any(kind == "WordWeights" for _, kind in head.modules)
     before = "idf" if has_word_weights else head.pooling
     parts = ", ".join(head.parts)

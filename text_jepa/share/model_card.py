@@ -83,7 +83,7 @@ def write_model_card(
         exported=exported,
         figures=figures,
         is_relative="relative_loss" in titles,
-        incomparable=describe_difference(model.config, card_info) if "eval_loss" in titles else "",
+        incomparable=describe_difference(model, card_info) if "eval_loss" in titles else "",
         collapse_note=describe_collapse_of_run(card_info),
         version=text_jepa.__version__,
         **(_describe_model(model, exported, last_values) | _describe_head(card_info)),
@@ -145,9 +145,10 @@ def _describe_model(model, exported, logged) -> dict[str, Any]:
     encoder = model.model if exported is None else trained_encoder(model, exported)
     _, parameters = parameter_counts(encoder)
     pooling = "idf" if model.word_weights is not None else sentence_pooling(config)
+    has_average = config.has_target_encoder and config.target_encoder_type == "ema"
     return {
-        "exported_encoder": exported if model.target_encoder is not None else "context",
-        "makes_targets": config.has_target_encoder or config.target_encoder_type == "online",
+        "exported_encoder": exported if has_average else "context",
+        "makes_targets": has_average or config.target_encoder_type == "online",
         "parameters": f"{parameters:,}",
         "architecture": type(encoder).__name__,
         "layers": config.text_config.num_hidden_layers,
@@ -421,9 +422,9 @@ def describe_objective(config: TextJepaConfig, logged: Sequence[str] = ()) -> st
     return "; plus ".join(described) + "."
 
 
-def describe_difference(config: TextJepaConfig, card_info: Mapping[str, Any]) -> str:
+def describe_difference(model: TextJepaForPreTraining, card_info: Mapping[str, Any]) -> str:
     """Why held-out losses are not to be compared with those of training; empty if they are comparable."""
-    sentences = [_describe_candidates(config), _describe_batches(config, card_info)]
+    sentences = [_describe_candidates(model.config), _describe_batches(model, card_info)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -438,10 +439,11 @@ def _describe_candidates(config: TextJepaConfig) -> str:
     return ""
 
 
-def _describe_batches(config: TextJepaConfig, card_info: Mapping[str, Any]) -> str:
+def _describe_batches(model: TextJepaForPreTraining, card_info: Mapping[str, Any]) -> str:
     """What a batch of held-out texts lacks to one of training, where the texts of a batch are compared."""
     batches = card_info.get("held_out_batches")
-    if not config.compares_texts or not batches:
+    compares_texts = model.config.compares_texts or model.has_own_losses
+    if not compares_texts or not batches:
         return ""
     size, count = batches["size"], batches["texts"]
     if count < size:
@@ -483,7 +485,7 @@ def _describe_terms(config) -> dict[str, str]:
     )
     kept = sources.get(config.target_encoder_type, sources["frozen"])
     similarity = (
-        f"divergence between how the first {config.similarity_length} tokens of texts resemble each other to the "
+        f"divergence between how texts resemble each other by their first {config.similarity_length} tokens to the "
         f"encoder and to {kept}"
     )
     level = f"at {config.regularizer_level} level"

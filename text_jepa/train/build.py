@@ -438,6 +438,9 @@ def _load_model(model_args: ModelArguments, fields: dict[str, Any], continues: b
         # Another objective may need new parts, which have no weights yet; the encoder must have all of them.
         report["missing_keys"] = [key for key in report["missing_keys"] if key.startswith("model.encoder.")]
         check_weights(name, model, report)
+        if model.target_encoder is not None and model.config.target_encoder_type == "online":
+            # What the similarity loss keeps is the encoder before this run, not before the one that left the files.
+            model.target_encoder.load_state_dict(model.model.encoder.state_dict())
     else:
         model = TextJepaForPreTraining.from_encoder(name, **hub, **fields)
     return model

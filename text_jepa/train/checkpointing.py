@@ -96,6 +96,7 @@ def differing_settings(folder: str | Path, fingerprint: Mapping[str, Any]) -> li
     """The settings of a run that differ from those of the run that left a checkpoint, one line each."""
     saved = read_manifest(folder)["facts"]
     saved.setdefault("order", _order_of_earlier_versions(saved))
+    saved.setdefault("similarity_loss_weight", 0.0)
     differences = []
     for name in saved:
         if name not in fingerprint:
