@@ -302,6 +302,16 @@ def collate_at(texts, steps, epoch=0, **options):
     return collate_texts([{"input_ids": ids, "step": step} for ids, step in zip(texts, steps, strict=True)])
 
 
+def test_what_a_block_leaves_visible_is_one_also_where_its_spans_hit_no_word():
+    ids = [5, 79, 79, 8, 6]
+    for epoch in range(600, 700):
+        batch = collate_at([ids], [0], epoch, strategies=[MaskStrategy(kind="keep_block")], num_masks=2)
+        for context, targets, _ in masks_of(batch, 0):
+            assert targets
+            visible = "".join(".#"[position in targets] for position in sorted({*context, *targets}))
+            assert "#" not in visible.strip("#"), epoch
+
+
 @settings(max_examples=CASES * 150, deadline=None)
 @given(batches, mixtures, st.integers(1, 3), epochs, st.data())
 def test_masks_of_every_kind_hide_whole_usable_words_in_numbered_runs_and_leave_one_visible(

@@ -215,6 +215,8 @@ def sample_blocks(
         taken = counts - 1
     elif strategy.kind == "keep_block":
         spans = _spans_around_block(counts, hidden, draws[:, 3])
+        # If the spans hit no word, one at an end is hidden, so that the visible ones are still a block.
+        taken = np.where(draws[:, 2] < 0.5, 0, counts - 1)
     elif strategy.kind == "blocks":
         wanted = np.floor(ratio * counts[:, None] + length_draws)
         spans = _scatter_spans(counts, wanted, np.maximum(counts - 1, 0), place_draws)
