@@ -27,6 +27,7 @@ def bag(tokenizer, tmp_path_factory):
     """Folder of an encoder without layers: the mean of its states is that of the vectors of a text's words."""
     folder = tmp_path_factory.mktemp("bag")
     shape = {"hidden_size": 64, "num_hidden_layers": 0, "num_attention_heads": 2, "max_position_embeddings": 128}
+    torch.manual_seed(0)
     model = BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **shape), add_pooling_layer=False)
     with torch.no_grad():
         model.embeddings.position_embeddings.weight.zero_()
