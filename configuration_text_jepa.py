@@ -491,6 +491,11 @@ class TextJepaConfig(PreTrainedConfig):
         return self.latent_loss_weight > 0 or self.sentence_loss_weight > 0 or self.encodes_documents
 
     @property
+    def has_moving_average(self) -> bool:
+        """Whether the target encoder is a moving average of the context encoder."""
+        return self.has_target_encoder and self.target_encoder_type == "ema"
+
+    @property
     def encodes_documents(self) -> bool:
         """Whether an encoder makes the targets of the document loss."""
         return self.document_loss_weight > 0 and self.document_target == "encoder"

@@ -1942,7 +1942,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
 
     def _watch_for_updates(self):
         """Warns after a few optimizer steps of training without an update of the target encoder."""
-        awaits_updates = self.target_encoder is not None and self.config.target_encoder_type == "ema"
+        awaits_updates = self.config.has_moving_average
         is_training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if awaits_updates and is_training:
             self._update_watch.observe(self.model)
@@ -1982,7 +1982,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         input_ids: torch.Tensor,
         document_ids: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """The unweighted terms of the loss by name; a subclass adds its own, see `has_own_losses`.
+        """The unweighted terms of the loss by name; a subclass adds its own, see `compares_texts`.
 
         Args:
             context: Outputs of the context encoder; `context.pooled` (R, D) are the vectors of the contexts.
@@ -2015,9 +2015,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return losses
 
     @property
-    def has_own_losses(self) -> bool:
-        """Whether a subclass computes losses of its own, which may compare the texts of a batch with each other."""
-        return type(self).compute_losses is not TextJepaForPreTraining.compute_losses
+    def compares_texts(self) -> bool:
+        """As `config.compares_texts`; losses that a subclass computes are taken for ones that compare texts."""
+        has_own_losses = type(self).compute_losses is not TextJepaForPreTraining.compute_losses
+        return has_own_losses or self.config.compares_texts
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss: terms weighted by `<name>_loss_weight` of the configuration, or by 1 if it has no such field."""

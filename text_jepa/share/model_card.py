@@ -145,10 +145,9 @@ def _describe_model(model, exported, logged) -> dict[str, Any]:
     encoder = model.model if exported is None else trained_encoder(model, exported)
     _, parameters = parameter_counts(encoder)
     pooling = "idf" if model.word_weights is not None else sentence_pooling(config)
-    has_average = config.has_target_encoder and config.target_encoder_type == "ema"
     return {
-        "exported_encoder": exported if has_average else "context",
-        "makes_targets": has_average or config.target_encoder_type == "online",
+        "exported_encoder": exported if config.has_moving_average else "context",
+        "makes_targets": config.has_moving_average or config.target_encoder_type == "online",
         "parameters": f"{parameters:,}",
         "architecture": type(encoder).__name__,
         "layers": config.text_config.num_hidden_layers,
@@ -295,7 +294,7 @@ def describe_settings(trainer) -> dict[str, str]:
     if args.weight_decay_end is not None:
         rows["weight decay"] += f" to {args.weight_decay_end:g}"
     rows["optimizer"] = describe_optimizer(trainer)
-    if config.has_target_encoder and config.target_encoder_type == "ema":
+    if config.has_moving_average:
         start = "1 - 100/steps" if args.ema_decay_start is None else args.ema_decay_start
         end = "1 - 10/steps" if args.ema_decay_end is None else args.ema_decay_end
         rows["decay of the target encoder"] = f"{args.ema_schedule}, {start} to {end}"
@@ -442,8 +441,7 @@ def _describe_candidates(config: TextJepaConfig) -> str:
 def _describe_batches(model: TextJepaForPreTraining, card_info: Mapping[str, Any]) -> str:
     """What a batch of held-out texts lacks to one of training, where the texts of a batch are compared."""
     batches = card_info.get("held_out_batches")
-    compares_texts = model.config.compares_texts or model.has_own_losses
-    if not compares_texts or not batches:
+    if not model.compares_texts or not batches:
         return ""
     size, count = batches["size"], batches["texts"]
     if count < size:

@@ -234,8 +234,7 @@ def warn_of_idle_flags(args: TextJepaTrainingArguments, model: TextJepaForPreTra
     embeddings = model.get_input_embeddings().weight
     if args.embedding_learning_rate is not None and not embeddings.requires_grad:
         logger.warning("--embedding_learning_rate has no effect: the embeddings are not trained")
-    config = model.config
-    if config.target_encoder_type == "ema" and config.has_target_encoder:
+    if model.config.has_moving_average:
         return
     defaults = {field.name: field.default for field in dataclasses.fields(args)}
     for name in ("ema_schedule", "ema_decay_start", "ema_decay_end", "ema_frozen_steps"):

@@ -252,7 +252,7 @@ def describe_collapse(warning: Mapping[str, Any]) -> str:
 def describe_remedies(config: TextJepaConfig) -> str:
     """What to try against a collapse, as a sentence; what a configuration has already is not named."""
     remedies = ["lower --learning_rate", "lengthen --warmup_steps"]
-    if config.has_target_encoder and config.target_encoder_type == "ema":
+    if config.has_moving_average:
         remedies.append("raise --ema_decay_start")
     if config.latent_loss_weight > 0 and config.token_loss_weight == 0:
         remedies.append("predict hidden words as well (--token_loss_weight 0.1)")

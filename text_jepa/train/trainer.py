@@ -188,7 +188,7 @@ class TextJepaTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another class in notebooks
         self.add_callback(_LogAndEpochCallback(self))
-        if config.target_encoder_type == "ema" and self.model.target_encoder is not None:
+        if config.has_moving_average:
             self.add_callback(self.ema)
         if args.weight_decay_end is not None:
             self.add_callback(WeightDecayCallback(args.weight_decay, args.weight_decay_end))
@@ -704,7 +704,7 @@ def _check_mask_tokens(
 
 def looks_at_whole_batches(model: TextJepaForPreTraining, collator: DataCollatorForTextJepa) -> bool:
     """Whether the loss of a text depends on its batch, through other texts or through masks cut to one size."""
-    return model.config.compares_texts or model.has_own_losses or collator.equal_counts
+    return model.compares_texts or collator.equal_counts
 
 
 def _loss_terms(outputs: ModelOutput) -> dict[str, torch.Tensor]:
