@@ -1,7 +1,9 @@
 """The similarity loss: what a trained encoder knows of how texts resemble each other is kept."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -9,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 import run_pretraining
 from configuration_text_jepa import OBJECTIVES, TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, similarity_loss
-from text_jepa.train import checkpointing
+from text_jepa.train import checkpointing, closing
 
 
 SIMCSE = OBJECTIVES["simcse"] | {"sentence_hidden_size": 0, "similarity_loss_weight": 1.0}
@@ -55,6 +57,12 @@ def test_texts_that_resemble_at_most_one_other_have_no_loss(texts):
     loss.backward()
     assert loss.item() == 0
     assert (vectors.grad == 0).all()
+
+
+def run_from(encoder, file, output, flags):
+    """A run of one step from an encoder, on a file."""
+    paths = f"--model_name_or_path {encoder} --train_file {file} --output_dir {output}"
+    return run_pretraining.main(f"{paths} {flags} --max_length 32 --max_steps 1 --use_cpu".split())
 
 
 @pytest.fixture
@@ -132,21 +140,8 @@ def test_a_run_around_a_complete_model_keeps_what_that_had_learned(make_model, t
     before.save_pretrained(tmp_path / "before")
     tokenizer.save_pretrained(tmp_path / "before")
     (tmp_path / "texts.txt").write_text("\n".join(texts * 3))
-    words = ["--model_name_or_path", tmp_path / "before", "--train_file", tmp_path / "texts.txt"]
-    words += ["--objective", "simcse", "--sentence_hidden_size", 0, "--similarity_loss_weight", 1, "--use_cpu"]
-    words += [
-        "--learning_rate",
-        0,
-        "--max_length",
-        32,
-        "--max_steps",
-        1,
-        "--max_eval_samples",
-        4,
-        "--output_dir",
-        tmp_path / "run",
-    ]
-    run_pretraining.main([str(word) for word in words])
+    flags = "--objective simcse --sentence_hidden_size 0 --similarity_loss_weight 1 --learning_rate 0"
+    run_from(tmp_path / "before", tmp_path / "texts.txt", tmp_path / "run", flags)
     after = TextJepaForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
     for name, value in before.model.encoder.state_dict().items():
         torch.testing.assert_close(after.target_encoder.state_dict()[name], value)
@@ -157,3 +152,18 @@ def test_a_checkpoint_of_before_is_one_without_the_loss(tmp_path):
     checkpointing.write_manifest(tmp_path, {"order": checkpointing.ORDER})
     found = checkpointing.differing_settings(tmp_path, {"similarity_loss_weight": 1.0})
     assert found == ["similarity_loss_weight was 0.0 and is 1.0"]
+
+
+@pytest.mark.parametrize(("weight", "share"), [("0", 0.0), ("1", 1.0)])
+def test_where_similarities_are_kept_a_run_exports_the_best_weights(
+    make_model, tokenizer, texts, tmp_path, monkeypatch, weight, share
+):
+    """And otherwise those nearest to the start among weights that are about as good, as what it knew fades."""
+    make_model().model.encoder.save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    (tmp_path / "train.txt").write_text("\n\n".join(texts * 4))
+    scores = iter([np.array([1.0, 0.0]), *[np.array([0.0, 1.0])] * 3, np.array([0.0, 1.1])])
+    monkeypatch.setattr(closing, "score_on_documents", lambda *_: lambda weights: next(scores))
+    flags = f"--objective simcse --pooling mean --similarity_loss_weight {weight}"
+    output = run_from(tmp_path / "start", tmp_path / "train.txt", tmp_path / "run", flags)
+    assert json.loads((output / "verdict.json").read_text())["share"] == share

@@ -99,7 +99,9 @@ def save_results(
     shares = {}
     if merges_weights(model_args, trainer.model.config):
         from_random = trainer.card_info["start"] == RANDOM_WEIGHTS
-        share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random)
+        # What the start knew fades on the way to the end, unless the similarity loss keeps it.
+        near_start = not from_random and trainer.model.config.similarity_loss_weight == 0
+        share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random, near_start)
 
     card_info = trainer.card_info
     shorter = []
@@ -241,6 +243,7 @@ def choose_share_of_run(
     start: Weights,
     documents: Sequence[str],
     from_random: bool,
+    near_start: bool,
 ) -> tuple[float, dict[float, float]]:
     """Selects the share of the way from the start to the end of a run at which its weights work best.
 
@@ -249,6 +252,7 @@ def choose_share_of_run(
         start: The weights of its model at the start, by name.
         documents: Held-out texts.
         from_random: Whether the start is random weights, which are not worth exporting.
+        near_start: Whether the share nearest to the start is wanted among those that are about as good as the best.
 
     Returns:
         The share, and the mean reciprocal rank in percent by share tried; 1.0 and an empty dictionary if there are too
@@ -259,7 +263,7 @@ def choose_share_of_run(
     except UsageError:
         return 1.0, {}
     shares = SHARES[1:] if from_random else SHARES
-    return choose_share(start, weights_of(encoder.model), score, shares, near_start=not from_random)
+    return choose_share(start, weights_of(encoder.model), score, shares, near_start)
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
