@@ -242,6 +242,7 @@ def parse_arguments(
     renamed: Mapping[str, str] | None = None,
     positional: str | None = None,
     recipe: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    replaces: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Any, ...]:
     """Parses `[FILE.yaml …] [WORD …] [--flag value …]` into one instance per dataclass.
 
@@ -256,6 +257,7 @@ def parse_arguments(
         renamed: Earlier names of flags, and what takes their place, for the error.
         positional: The flag that words before the first flag belong to, unless they are YAML files.
         recipe: Gives other defaults for a command line without a YAML file, by the flags that are given there.
+        replaces: By flag, other flags whose values in files it takes the place of, besides its own.
 
     Raises:
         UsageError: An unknown flag or key (the error names the nearest one), a value of the wrong type, or a missing
@@ -270,9 +272,11 @@ def parse_arguments(
     options = [option for action in parser._actions for option in action.option_strings]
     flags = {option.removeprefix("--") for option in options if option.startswith("--")}
     files, texts, rest = split_words(argv)
+    replaced = _replaced(_named(rest), replaces or {})
     words = []
     for path in files:
-        words += _file_as_flags(path, flags, renamed or {})
+        values = _read_file(path, flags, renamed or {})
+        words += _values_as_words({name: value for name, value in values.items() if name not in replaced})
     words += _as_flag(texts, positional, rest, parser)
     words += rest
     check_words(words)
@@ -312,10 +316,21 @@ def _as_flag(words: list[str], positional: str | None, rest: Sequence[str], pars
         return []
     if positional is None:
         parser.error(f"no flag takes the value '{words[0]}'; {_BEFORE_FLAGS}")
-    named = [word.split("=")[0].replace("-", "_") for word in rest if word.startswith("--")]
-    if f"__{positional}" in named:
+    if positional in _named(rest):
         parser.error(f"'{words[0]}' and --{positional} say the same; name all in one place")
     return [f"--{positional}", *words]
+
+
+def _named(words: Sequence[str]) -> set[str]:
+    """The flags among words, without hyphens."""
+    flags = [word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")]
+    return {flag.replace("-", "_") for flag in flags}
+
+
+def _replaced(named: set[str], replaces: Mapping[str, Sequence[str]]) -> set[str]:
+    """The flags that count no longer in files, because the command line names others in their place."""
+    others = [replaces.get(name, ()) for name in named]
+    return set(itertools.chain(*others))
 
 
 def _given(parser: _Parser, words: Sequence[str]) -> dict[str, Any]:
@@ -370,8 +385,8 @@ def own_recipe(name: str) -> Path:
     return installed if installed.is_file() else package.parent / "configs" / name
 
 
-def _file_as_flags(path: str, flags: set[str], renamed: Mapping[str, str]) -> list[str]:
-    """Turns the keys of a YAML file into flags, so that argparse checks both alike."""
+def _read_file(path: str, flags: set[str], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """The values of a YAML file of flags, by flag."""
     try:
         content = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -382,10 +397,16 @@ def _file_as_flags(path: str, flags: set[str], renamed: Mapping[str, str]) -> li
         raise UsageError(
             f"{path}: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text"
         )
-    argv = []
-    for key, value in content.items():
+    for key in content:
         if key not in flags:
             raise UsageError(f"{path}: unknown key '{key}'{_replacement(str(key), flags, renamed)}")
+    return content
+
+
+def _values_as_words(values: Mapping[str, Any]) -> list[str]:
+    """Values of a file as words of a command line, so that argparse checks both alike."""
+    argv = []
+    for key, value in values.items():
         if isinstance(value, dict):
             argv += [f"--{key}", json.dumps(value)]
         elif isinstance(value, list):

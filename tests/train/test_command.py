@@ -142,6 +142,23 @@ def test_flags_override_the_recipe(caplog):
     assert (data_args.max_length, args.eval_strategy.value, args.eval_steps) == (32, "no", None)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "flags", "encoder"),
+    [
+        ("default", ["--model_name_or_path", "bert"], (None, None, "bert", None)),
+        ("default", ["--model-name-or-path=bert", "--init", "layers"], (None, None, "bert", None)),
+        ("default", ["--config_name", "bert"], (None, "bert", None, None)),
+        ("default", ["--preset", "tiny"], ("tiny", None, None, None)),
+        ("simcse", ["--model_name_or_path", "bert"], (None, None, "bert", None)),
+        ("simcse", ["--config_name", "bert", "--text_config", '{"n": 1}'], (None, "bert", None, '{"n": 1}')),
+    ],
+)
+def test_an_encoder_that_flags_name_takes_the_place_of_that_of_a_recipe(recipe, flags, encoder):
+    model_args, *_ = parse(str(ROOT / "configs" / f"{recipe}.yaml"), "notes", *flags)
+    found = (model_args.preset, model_args.config_name, model_args.model_name_or_path, model_args.text_config)
+    assert found == encoder
+
+
 # ---- length and folder ----------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,13 @@ DEFAULT_RECIPE = {
     "save_steps": 0.25,
 }
 
+# Whoever names an encoder does not want that of the recipe, nor what the recipe changes of it.
+_REPLACES = {
+    "model_name_or_path": ("preset", "config_name", "text_config"),
+    "config_name": ("preset", "model_name_or_path", "text_config"),
+    "preset": ("config_name", "model_name_or_path"),
+}
+
 # Shown when there is nothing to train on, and in the help.
 EXAMPLES = """\
   {prog} notes/                      your texts: folders, files, globs
@@ -110,6 +117,7 @@ def parse_run(
         renamed=RENAMED,
         positional="train_file",
         recipe=recipe_of,
+        replaces=_REPLACES,
     )
 
 
