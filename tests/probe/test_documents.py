@@ -273,6 +273,9 @@ def test_labels_are_told_by_documents_of_the_other_half(corpus):
     assert score_of(found, LABEL, "accuracy", "knows").score == 100
     assert score_of(found, LABEL, "accuracy", "constant").score < 60
     np.testing.assert_array_equal(found.gold[LABEL], labels)
+    written = [str(label) if row % 2 else int(label) for row, label in enumerate(labels)]
+    found = compare_on_documents({"knows": labelled}, corpus[0], labels=written)
+    assert len(np.unique(found.gold[LABEL])) == 6  # a number and its digits are two classes
     assert found.answers[LABEL, "knn", "accuracy", "knows"].shape == (1, 60)
 
 
@@ -313,7 +316,7 @@ def test_vectors_that_are_not_finite_are_refused_by_name(corpus):
 
 
 def test_labels_of_a_single_class_are_refused(corpus):
-    with pytest.raises(UsageError, match="all 'x'"):
+    with pytest.raises(UsageError, match='all "x"'):
         compare_on_documents(
             {"this": by_number},
             corpus[0],

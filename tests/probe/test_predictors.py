@@ -213,31 +213,6 @@ def test_a_rare_class_is_no_obstacle(generator):
     assert predictors.fit_linear(x, y, x).shape == (60,)
 
 
-def test_linear_uses_at_most_so_many_rows_and_chooses_them_by_seed(generator):
-    x, y = generator.normal(size=(500, 4)), generator.normal(size=500)
-    rows = np.random.default_rng(5).choice(500, 100, replace=False)
-    limited = predictors.fit_linear(x, y, x, seed=5, max_rows=100)
-    np.testing.assert_array_equal(
-        limited,
-        predictors.fit_linear(
-            x[rows],
-            y[rows],
-            x,
-            seed=5,
-        ),
-    )
-    assert not np.allclose(
-        limited,
-        predictors.fit_linear(
-            x,
-            y,
-            x,
-            seed=6,
-            max_rows=100,
-        ),
-    )
-
-
 def test_knn_equals_brute_force(generator):
     train_x, test_x = generator.normal(size=(80, 6)) + 5, generator.normal(size=(37, 6)) + 5
     train_y, targets = generator.integers(3, size=80), generator.normal(size=80)

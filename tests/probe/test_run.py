@@ -589,6 +589,15 @@ def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
             ["--train_texts goes with --texts, --rerank_dir"],
         ),
         (["--title_column", "title"], ["--title_column goes with --texts"]),
+        (["--task_test_file", "none.csv"], ["--task_test_file goes with --task_file"]),
+        (["--pair_column", "b", "--texts", "{dir}/ok.jsonl"], ["--pair_column goes with --task_file"]),
+        (["--with_body"], ["--with_body goes with --rerank_dir"]),
+        (["--data_dir", "glue"], ["--data_dir goes with --tasks"]),
+        (["--split", "test", "--task_file", "{dir}/ok.jsonl"], ["--split goes with --tasks or --rerank_dir"]),
+        (
+            ["--mode", "finetune", "--finetune_args", "num_train_epochs=0", "--task_file", "{dir}/ok.jsonl"],
+            ["num_train_epochs=0", "above 0"],
+        ),
         (["--update_card", "--compare", "{dir}/second"], ["README.md"]),
     ],
 )

@@ -133,6 +133,20 @@ def test_glue_files_of_every_kind(glue, suffix):
     assert task.test.labels.tolist() == [0, 1, 0, 1]
 
 
+def test_quotes_of_glue_files_that_are_not_closed_are_named_and_can_be_characters(tmp_path):
+    folder = tmp_path / "glue" / "sst2"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        lines = [f'"{word} of {split} opens a quote\t{number % 2}\n' for number, word in enumerate("abcdefgh")]
+        (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+    arguments = ("sst2", str(tmp_path / "glue"), str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match=r"train\.tsv: .* --quoting none"):
+        load_glue(*arguments)
+    task = load_glue(*arguments, quoting="none")
+    assert [len(part.texts) for part in task.splits.values()] == [8, 8]
+    assert task.splits["train"].texts[0] == '"a of train opens a quote'
+
+
 def test_mini_is_taken_where_the_whole_is_missing_and_says_so(glue):
     columns = COLUMNS["qqp"]
     splits = {

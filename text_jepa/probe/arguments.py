@@ -9,6 +9,15 @@ from text_jepa.encoders.embeddings import Pooling
 
 MODES = ("linear", "knn", "attentive", "finetune")
 
+# Flags that have no effect without another one.
+_GOES_WITH = {
+    "title_column": "texts",
+    "task_test_file": "task_file",
+    "pair_column": "task_file",
+    "with_body": "rerank_dir",
+    "data_dir": "tasks",
+}
+
 
 @dataclass
 class ProbeArguments:
@@ -44,8 +53,8 @@ class ProbeArguments:
     texts: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Documents of your own, without labels, one per line or row: files, folders, globs. A passage has "
-            "to find the rest of its document."
+            "help": "Documents of your own, without labels: files, folders, globs. Prose files are read as whole "
+            "documents, tables as one per row. A passage has to find the rest of its document."
         },
     )
     train_texts: list[str] | None = field(
@@ -149,8 +158,12 @@ class ProbeArguments:
                 raise ValueError(f"--finetune_args {pair}: expected KEY=VALUE, such as learning_rate=1e-4")
         if self.finetune_args and "finetune" not in self.mode:
             raise ValueError("--finetune_args has no effect without --mode finetune")
-        if self.title_column and not self.texts:
-            raise ValueError("--title_column goes with --texts")
+        for name, other in _GOES_WITH.items():
+            if getattr(self, name) and not getattr(self, other):
+                raise ValueError(f"--{name} goes with --{other}")
+        takes_split = self.tasks or self.rerank_dir
+        if self.split and not takes_split:
+            raise ValueError("--split goes with --tasks or --rerank_dir")
         if self.layer_sweep and not self.output_dir:
             raise ValueError("--layer_sweep draws a picture: it needs --output_dir")
         if self.do_predict and not self.output_dir:

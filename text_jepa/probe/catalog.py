@@ -98,7 +98,7 @@ def load_tasks(args: ProbeArguments) -> tuple[list[Task], list[RerankingTask]]:
             load = built_in[name]
             tasks.append(load())
         else:
-            tasks.append(load_glue(name, args.data_dir, args.cache_dir, args.split))
+            tasks.append(load_glue(name, args.data_dir, args.cache_dir, args.split, args.quoting))
     if args.task_file:
         task = load_task_file(
             args.task_file,

@@ -148,7 +148,7 @@ def _complete_rows(dataset: Dataset, columns: Sequence[str]) -> list[tuple]:
 
 
 def _is_missing(value: str | None) -> bool:
-    return value is None or value.strip() in ("", '""')  # the latter is the JSON of an empty label
+    return value is None or value.strip('" ') == ""  # labels are JSON, so that an empty one has quotes
 
 
 # ---- passages -------------------------------------------------------------------------------------------------------
@@ -407,9 +407,11 @@ def _make_questions(
 
 
 def _class_numbers(labels: Sequence) -> np.ndarray:
-    classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    """A number (N,) for the class of each label; 1 and "1" are two classes."""
+    names = [json.dumps(label, default=str) for label in labels]  # NumPy's numbers are no JSON
+    classes, numbers = np.unique(names, return_inverse=True)
     if len(classes) < 2:
-        raise UsageError(f"the labels are all '{classes[0]}'; name a column with at least two classes")
+        raise UsageError(f"the labels are all {classes[0]}; name a column with at least two classes")
     return numbers
 
 

@@ -278,6 +278,8 @@ def _training_arguments(
     }
     argv = [f"--{key}={value}" for key, value in values.items()]
     (args,) = parse_arguments((TrainingArguments,), argv, "")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+        raise UsageError(f"--finetune_args num_train_epochs={args.num_train_epochs:g}: must be above 0")
     return args
 
 

@@ -14,6 +14,7 @@ from datasets import Dataset, load_dataset
 import text_jepa.registration  # noqa: F401  for the Auto classes
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.reading import reading
+from text_jepa.data.rows import Quoting
 from text_jepa.probe.predictors import pearson, spearman
 from text_jepa.probe.tasks import (
     METRICS_OF_KIND,
@@ -243,6 +244,7 @@ def load_glue(
     data_dir: str | None = None,
     cache_dir: str | None = None,
     scored: str | None = None,
+    quoting: Quoting = "checked",
 ) -> Task:
     """Loads a task of GLUE.
 
@@ -252,6 +254,7 @@ def load_glue(
             `<task>_mini` is loaded, and the name of the task says so. Defaults to the Hub.
         cache_dir: Cache of the datasets library.
         scored: The split to score. Defaults to `test` if it has labels, else `validation`.
+        quoting: What a quote is in csv and tsv files.
 
     Raises:
         UsageError: The name is unknown, or a file, split, column or label is missing or wrong.
@@ -261,7 +264,7 @@ def load_glue(
         raise UsageError(f"no task '{name}'{nearest(base, GLUE_TASKS)} (GLUE has {', '.join(GLUE_TASKS)})")
     notes = []
     if data_dir:
-        name, parts = _read_folder(name, data_dir, cache_dir)
+        name, parts = _read_folder(name, data_dir, cache_dir, quoting)
         place = f"--data_dir {data_dir}: {name}"
         if name.endswith("_mini"):
             notes.append(f"{name} is a subset of GLUE's {base}; its scores cannot be compared with published ones")
@@ -313,6 +316,7 @@ def _read_folder(
     name: str,
     data_dir: str,
     cache_dir: str | None,
+    quoting: Quoting,
 ) -> tuple[str, dict[str, tuple[Dataset, Path]]]:
     """The task's name, with `_mini` if it is a subset; and data set and file by split."""
     folder, found_name = _task_folder(name, data_dir)
@@ -321,7 +325,7 @@ def _read_folder(
         for source in _names_of_split(base_name(name), split):
             path = existing_file(folder, source, _SUFFIXES)
             if path is not None and split not in parts:
-                parts[split] = (read_table([path], cache_dir), path)
+                parts[split] = (read_table([path], cache_dir, quoting=quoting), path)
     return found_name, parts
 
 

@@ -91,8 +91,6 @@ def fit_linear(
     train_y: np.ndarray,
     test_x: np.ndarray,
     seed: int = 0,
-    max_rows: int = 10_000,
-    scoring: str | None = None,
 ) -> np.ndarray:
     """Predictions of a linear model on scaled frozen features.
 
@@ -103,9 +101,7 @@ def fit_linear(
         train_x: (N, D) features.
         train_y: (N,) labels of any type, or float targets.
         test_x: (M, D) features.
-        seed: Seed of the rows, the folds and the solver.
-        max_rows: Number of training rows that are drawn if there are more.
-        scoring: What cross-validation maximises, by scikit-learn's name; accuracy or R² by default.
+        seed: Seed of the folds and the solver.
 
     Returns:
         (M,) predictions of the type of `train_y`.
@@ -116,11 +112,6 @@ def fit_linear(
     train_x = np.asarray(train_x)
     train_y = np.asarray(train_y)
     test_x = np.asarray(test_x)
-    if len(train_y) > max_rows:
-        generator = np.random.default_rng(seed)
-        rows = generator.choice(len(train_y), max_rows, replace=False)
-        train_x = train_x[rows]
-        train_y = train_y[rows]
     _check_features(train_x, test_x)
     _check_targets(train_y)
 
@@ -133,7 +124,7 @@ def fit_linear(
         grid = {"logisticregression__C": np.logspace(-4, 0, 5)}
         folds = StratifiedKFold(3, shuffle=True, random_state=seed)
     pipeline = make_pipeline(StandardScaler(), model)
-    search = GridSearchCV(pipeline, grid, cv=folds, scoring=scoring)
+    search = GridSearchCV(pipeline, grid, cv=folds)
     with warnings.catch_warnings():
         # A weak penalty that has not converged is one more candidate, and a class may be rarer than three rows.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -309,7 +309,7 @@ def read_table(
     paths: Sequence[Path],
     cache_dir: str | None,
     label_column: str = "label",
-    quoting: Quoting | None = None,
+    quoting: Quoting = "checked",
 ) -> Dataset:
     """Reads files of one format as one data set.
 
@@ -317,8 +317,7 @@ def read_table(
         paths: The files.
         cache_dir: Cache of the datasets library.
         label_column: Column of the labels, which may be missing.
-        quoting: What a quote is in csv and tsv files, which are then read as files of texts are. Default: the end of
-            a cell.
+        quoting: What a quote is in csv and tsv files, which are read as files of texts are.
 
     Raises:
         UsageError: They are empty or cannot be read, or quotes in them are something else than said.
@@ -330,9 +329,7 @@ def read_table(
     if builder == "csv":
         # "NA" and "null" are words, and nothing is an empty text, but not an empty label.
         missing_labels = {label_column: ["", "nan", "NaN"]}
-        options = {**options, "keep_default_na": False, "na_values": missing_labels}
-        if quoting is not None:
-            options |= _read_alike(paths, quoting)
+        options = {**options, "keep_default_na": False, "na_values": missing_labels, **_read_alike(paths, quoting)}
     check_rows(paths, "")
     with reading(what):
         return load_dataset(
