@@ -1,11 +1,11 @@
-"""Adapts an encoder to your texts, by the recipe that suits it, and says whether it became better there.
+"""Adapts an encoder to your texts and reports whether it improved on held-out ones; its type decides the recipe.
 
     text-jepa adapt sentence-transformers/all-MiniLM-L6-v2 notes/
     text-jepa adapt bert-base-uncased corpus.jsonl --output_dir runs/corpus --max_steps 500
     text-jepa adapt BAAI/bge-large-en-v1.5 notes/ --lora 16
 
 A sentence encoder (a folder with modules.json) is trained by configs/continue-from-encoder.yaml: windows of a document
-find each other. The new folder takes its place: pooling, normalization, prompts, length and pooler stay. Any other
+find each other. The new folder can replace the old one: pooling, normalization, prompts and length stay. Any other
 encoder is taken for a masked language model and trained by configs/continue-masked-lm.yaml. All flags of `text-jepa
 pretrain` may follow. `--lora RANK` trains small matrices beside the weights, for large encoders.
 """

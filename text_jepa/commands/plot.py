@@ -2,7 +2,7 @@
 
     text-jepa plot curves runs/healthy runs/collapsed -o curves.png
     text-jepa plot map runs/notes bert-base-uncased --task mine.csv -o map.png
-    text-jepa plot spectra runs/notes runs/notes/checkpoint-500 -o spectra.png
+    text-jepa plot spectra runs/notes runs/notes/checkpoint-1500 -o spectra.png
 
 An encoder is a folder (`pretraining/` and checkpoints of a run too) or a name on the Hub. For a picture of all layers
 of an encoder, use `text-jepa probe ENCODER --layer_sweep --output_dir FOLDER`.

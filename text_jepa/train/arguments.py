@@ -105,9 +105,9 @@ class ModelArguments:
     merge: bool | None = field(
         default=None,
         metadata={
-            "help": "Export the mixture of first and last weights with which passages of held-out documents find the "
-            "rest of their documents best. Default: true if the loss is on vectors of texts; false exports the last "
-            "weights."
+            "help": "Whether to export a point between the initial and the final weights, chosen on held-out documents "
+            "by how well passages find the rest of theirs. Default: true if the loss is on vectors of texts; false "
+            "exports the final weights."
         },
     )
     license: str = field(
