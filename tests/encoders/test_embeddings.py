@@ -6,11 +6,13 @@ Run: python -m pytest -q tests/encoders/test_embeddings.py
 import copy
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+from safetensors.numpy import save_file
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
 from text_jepa.cli import UsageError
 from text_jepa.data.word_weights import count_words, save_word_weights, word_weights
@@ -384,6 +386,79 @@ def test_the_length_of_a_window_is_what_the_folder_says_or_the_user(folder):
     (folder / "card.json").write_text(json.dumps({"max_length": 24}))
     assert open_encoder(str(folder)).max_length == 24
     assert open_encoder(str(folder), max_length=30).max_length == 30
+
+
+@pytest.mark.parametrize("length", [-5, 0, 1, 2, 1000])
+def test_a_window_that_no_text_or_no_encoder_has_is_refused(folder, length):
+    with pytest.raises(UsageError, match=rf"of {length} tokens leaves no room|--max_length {length}: .* 512 tokens"):
+        open_encoder(str(folder), max_length=length)
+    assert open_encoder(str(folder), max_length=3).max_length == 3
+
+
+@pytest.mark.parametrize("shape", [{"hidden_size": 16}, {"hidden_size": 6}])
+def test_a_window_has_at_most_the_positions_of_the_encoder(tmp_path, tokenizer, texts, shape):
+    """RoBERTa's begin behind its padding; a width of three to a head is none that a predictor would take."""
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        **shape,
+    )
+    RobertaModel(config).save_pretrained(tmp_path)
+    endless = copy.deepcopy(tokenizer)
+    endless.model_max_length = int(1e30)
+    endless.save_pretrained(tmp_path)
+    encoder = open_encoder(str(tmp_path))
+    assert encoder.max_length == 12 - tokenizer.pad_token_id - 1
+    assert encoder.model.config._attn_implementation == "sdpa"  # as it was opened
+    assert np.isfinite(embeddings.embed_texts(encoder, [" ".join(texts)])).all()
+
+
+def drop(path):
+    path.unlink()
+
+
+def drop_folder(path):
+    shutil.rmtree(path.parent)
+
+
+def shorten(path):
+    save_file({"emb_layer.weight": np.ones((7, 1), np.float32)}, path)
+
+
+def rename(path):
+    save_file({"weights": np.ones((7, 1), np.float32)}, path)
+
+
+def flatten(path):
+    save_file({"emb_layer.weight": np.ones(7, np.float32)}, path)
+
+
+def point(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 90868376\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "fragment"),
+    [
+        (drop, "is missing or of another tokenizer; copy it anew"),
+        (drop_folder, "is missing or of another tokenizer; copy it anew"),
+        (shorten, "is missing or of another tokenizer; copy it anew"),
+        (rename, r"cannot be read, copy it anew \(KeyError"),
+        (flatten, r"cannot be read, copy it anew \(IndexError"),
+        (point, r"is a pointer of git-lfs, .* run `git lfs pull` in .*1_WordWeights"),
+    ],
+)
+def test_weights_of_words_that_are_not_whole_are_no_plain_mean(folder, weights, tokenizer, damage, fragment):
+    save_word_weights(folder, weights, tokenizer)
+    add_modules(folder, {"pooling_mode": "mean"}, "WordWeights")
+    damage(folder / "1_WordWeights" / "model.safetensors")
+    with pytest.raises(UsageError, match=rf"1_WordWeights/model\.safetensors {fragment}"):
+        open_encoder(str(folder))
+    assert open_encoder(str(folder), pooling="mean").word_weights is None
 
 
 def test_weights_of_words_come_with_the_folder_and_a_named_pooling_is_plain(folder, weights, tokenizer):

@@ -109,8 +109,12 @@ def test_the_longest_text_can_be_chosen_within_what_the_encoder_has_positions_fo
     export_command("encoder", run / "pretraining", tmp_path / "out", "--max_length", 32)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 32
     assert "Texts are cut at 32 tokens" in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(UsageError, match="--max_length 1000: the encoder has positions for at most 512 tokens"):
-        export_command("encoder", run / "pretraining", tmp_path / "other", "--max_length", 1000)
+    for form, source in (("encoder", run / "pretraining"), ("sentence-transformers", run)):
+        with pytest.raises(UsageError, match=r"--max_length 1000: .* has positions for at most 512 tokens"):
+            export_command(form, source, tmp_path / "other", "--max_length", 1000)
+        with pytest.raises(UsageError, match="a length of 2 tokens leaves no room for text"):
+            export_command(form, source, tmp_path / "other", "--max_length", 2)
+    assert not (tmp_path / "other").exists()
 
 
 def test_nothing_is_written_over(run, export_command, tmp_path):
@@ -439,6 +443,16 @@ def test_vectors_of_unit_length_are_not_normalized_again(weighted, export_comman
         export_command("sentence-transformers", source, tmp_path / output, "--normalize")
     kinds = [type(module).__name__ for module in st.SentenceTransformer(str(tmp_path / "twice"), device="cpu")]
     assert kinds.count("Normalize") == 1
+
+
+@pytest.mark.slow
+def test_all_of_an_encoder_is_where_its_onnx_file_is_compared(weighted, onnxruntime, tmp_path):
+    """Its layers too, which for this test are in another precision as they may be on another device."""
+    dense = torch.nn.Linear(32, 8).half()
+    encoder = replace(open_encoder(str(weighted)), layers_after=(dense,))
+    assert export_onnx(encoder, tmp_path / "model.onnx") <= ONNX_TOLERANCE
+    by_states = replace(encoder, model=OnnxEncoder(tmp_path / "model.onnx"))
+    np.testing.assert_allclose(embed_texts(by_states, WEIGHTED), embed_texts(encoder, WEIGHTED), atol=1e-5)
 
 
 def test_an_onnx_file_that_differs_is_not_kept(make_model, onnxruntime, tmp_path, monkeypatch):

@@ -391,6 +391,12 @@ def test_files_of_the_tokenizer_are_published_whatever_their_names(finished):
     assert len(AutoTokenizer.from_pretrained(finished)) > 3
 
 
+def test_onnx_files_of_every_precision_are_published(finished):
+    files = add_files(finished, "onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_int8.onnx")
+    add_files(finished, "onnx/model_of_mine.onnx")
+    assert set(files_to_publish(finished)) == EXPORTED | files
+
+
 @pytest.mark.parametrize(
     ("kinds", "files"),
     [

@@ -54,6 +54,12 @@ def assert_told(folder, note):
     assert "model-index" not in card
 
 
+def left_out(source, folder):
+    """The line about ONNX files, which hold the weights of before."""
+    what = f"The ONNX files of {source} hold the old weights and were left out"
+    return f"{what}; `text-jepa export onnx {folder}` makes them anew\n"
+
+
 def write_encoder(folder, tokenizer, seed=0, pooler=True, **shape):
     torch.manual_seed(seed)
     config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SHAPE | shape)
@@ -107,13 +113,14 @@ def test_recounted_weights_are_those_of_the_texts_and_nothing_else_changes(
     source = shutil.copytree(folders / "words", tmp_path / "source")
     (source / "README.md").write_text(CARD)
     (source / "onnx").mkdir()
-    (source / "onnx" / "model.onnx").write_bytes(b"states are as they were")
+    (source / "onnx" / "model.onnx").write_bytes(b"of the old weights of words")
     (source / "checkpoint-3").mkdir()
     (source / "checkpoint-3" / "optimizer.pt").write_bytes(b"state")
     many = [f"{text} {i}" for i in range(700) for text in NEW_TEXTS]
     (tmp_path / "many.txt").write_text("\n".join(many))
     printed = export_command("weights", source, tmp_path / "out", "--texts", tmp_path / "many.txt")
-    assert printed == f"Counted 2,100 texts. The encoder is in {tmp_path / 'out'}\n"
+    counted = f"Counted 2,100 texts. The encoder is in {tmp_path / 'out'}\n"
+    assert printed == counted + left_out(source, tmp_path / "out")
     expected = word_weights(count_words(many, tokenizer), tokenizer)
     np.testing.assert_array_equal(load_word_weights(tmp_path / "out"), expected)
     before, after = files_of(source), files_of(tmp_path / "out")
@@ -121,7 +128,7 @@ def test_recounted_weights_are_those_of_the_texts_and_nothing_else_changes(
     assert changed == {"1_WordWeights/config.json", "1_WordWeights/model.safetensors", "README.md"}
     note = f"> The word weights of {source.name} were counted again on 2,100 texts (many.txt)"
     assert_told(tmp_path / "out", f"{note} by `text-jepa export weights`.")
-    assert set(before) - set(after) == {"checkpoint-3/optimizer.pt"}
+    assert set(before) - set(after) == {"checkpoint-3/optimizer.pt", "onnx/model.onnx"}
 
 
 def test_few_texts_are_blended_with_the_weights_of_before(folders, export_command, tokenizer, tmp_path):
@@ -180,7 +187,10 @@ def test_weights_of_words_that_cannot_be_counted_leave_nothing_behind(folders, r
     pooling = first / "2_Pooling" / "config.json"
     pooling.write_text(json.dumps({"word_embedding_dimension": 16, "pooling_mode_cls_token": True}))
     line = refused("weights", first, out, "--texts", folders / "new.jsonl", "--text_column", "body")
-    assert "first token" in line
+    assert "pools by 'cls'" in line
+    pooling.write_text(json.dumps({"word_embedding_dimension": 16, "pooling_mode": "max"}))
+    line = refused("weights", first, out, "--texts", folders / "new.jsonl", "--text_column", "body")
+    assert "pools by 'max'" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blank.jsonl", "first"]
 
 
@@ -315,10 +325,8 @@ def test_a_merged_folder_lies_half_way_and_keeps_the_modules_of_the_end(folders,
     (tmp_path / "end" / "onnx").mkdir()
     (tmp_path / "end" / "onnx" / "model.onnx").write_bytes(b"of other weights")
     printed = export_command("merge", folders / "start", tmp_path / "end", tmp_path / "out")
-    assert (
-        printed
-        == f"The encoder is in {tmp_path / 'out'}: 0.5 of the way from {folders / 'start'} to {tmp_path / 'end'}\n"
-    )
+    way = f"0.5 of the way from {folders / 'start'} to {tmp_path / 'end'}"
+    assert printed == f"The encoder is in {tmp_path / 'out'}: {way}\n{left_out(tmp_path / 'end', tmp_path / 'out')}"
     start, end = state_of(folders / "start"), state_of(tmp_path / "end")
     merged, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert {name.split(".")[0] for name in report["missing_keys"]} == {"pooler"}  # the end had none

@@ -1,6 +1,6 @@
 """Writes a trained encoder in another form: a plain checkpoint, sentence-transformers, ONNX, the Hub.
 
-    text-jepa export encoder runs/notes/checkpoint-500 exported             # an ordinary checkpoint, with its card
+    text-jepa export encoder runs/notes/checkpoint-1500 exported            # an ordinary checkpoint, with its card
     text-jepa export encoder runs/notes/pretraining exported --which context
     text-jepa export sentence-transformers runs/notes exported --prompts query="query: "
     text-jepa export sentence-transformers runs/notes exported --center notes/ --normalize
@@ -9,9 +9,10 @@
     text-jepa export merge runs/start runs/notes merged --texts held_out.txt
     text-jepa export push runs/notes you/notes --private
 
-The source is the folder of a run, its `pretraining/` or one of its checkpoints. For onnx, sentence-transformers and
-the start of a merge it is any encoder, by folder or name on the Hub; for weights and the end of a merge it is the
-folder of any encoder.
+The source of `encoder` is a pretraining model: `pretraining/` or a checkpoint of a run. `sentence-transformers` and
+`onnx` also take any encoder, by folder or name on the Hub, and so does the start of `merge`; `weights` and the end of
+`merge` take the folder of any encoder. `push` takes a folder with weights and a card: a run, its `pretraining/` or an
+export.
 """
 
 import argparse
@@ -70,12 +71,14 @@ _TEXTS_OF_MEAN = 5_000
 _TEXTS_OF_COSINES = 100
 _PASSAGES = 300
 
-_RUN = "Folder of a run, its pretraining/ or a checkpoint-N."
+_DOCUMENTS = "Prose files are read as whole documents, tables as one per row."
+_PRETRAINED = "pretraining/ or a checkpoint-N of a run, or a name on the Hub of such a model."
+_ANY = "Any encoder or pretraining model, by folder or name on the Hub."
 
 
 def _add_encoder(commands) -> None:
     command = add_command(commands, "encoder", write_encoder, "An ordinary checkpoint with its card.")
-    command.add_argument("source", help=_RUN)
+    command.add_argument("source", help=_PRETRAINED)
     command.add_argument("output_dir", help="New folder.")
     _add_max_length(command)
     _add_which(command)
@@ -85,7 +88,7 @@ def _add_encoder(commands) -> None:
 def _add_sentence_transformers(commands) -> None:
     help = "A folder saved by sentence-transformers, with prompts."
     command = add_command(commands, "sentence-transformers", write_sentence_transformer, help)
-    command.add_argument("source", help=_RUN)
+    command.add_argument("source", help=_ANY)
     command.add_argument("output_dir", help="New folder.")
     _add_max_length(command)
     command.add_argument(
@@ -106,12 +109,12 @@ def _add_sentence_transformers(commands) -> None:
 def _add_onnx(commands) -> None:
     help = "ONNX, checked against PyTorch: onnx/model.onnx in the folder."
     command = add_command(commands, "onnx", write_onnx, help)
-    command.add_argument("source", help=_RUN)
-    command.add_argument("output_dir", nargs="?", help="Folder to write onnx/ into. Default: the source.")
+    command.add_argument("source", help=_ANY)
+    command.add_argument("output_dir", nargs="?", help="Folder to write onnx/ into. Default: the source, if a folder.")
     command.add_argument("--fp16", action="store_true", help="Also write onnx/model_fp16.onnx with 16-bit floats.")
     command.add_argument("--int8", action="store_true", help="Also write onnx/model_int8.onnx with 8-bit matrices.")
-    help = "Documents on which the files are compared, by cosine and by finding the rest of a document."
-    command.add_argument("--texts", nargs="+", metavar="FILE", help=help)
+    help = "Files on whose documents the ONNX files are compared, by cosine and by finding the rest of a document."
+    command.add_argument("--texts", nargs="+", metavar="FILE", help=f"{help} {_DOCUMENTS}")
     command.add_argument(
         "--check",
         metavar="FILE",
@@ -132,7 +135,7 @@ def _add_weights(commands) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="Files with one document per row to count words in.",
+        help=f"Files to count words in. {_DOCUMENTS}",
     )
     _add_text_column(command)
     _add_code(command)
@@ -149,8 +152,8 @@ def _add_merge(commands) -> None:
         "--texts",
         nargs="+",
         metavar="FILE",
-        help="Held-out files with one document per row. The share is chosen with which passages find the rest of "
-        "their documents best.",
+        help="Held-out files. The share at which passages find the rest of their documents best is chosen: the "
+        f"smallest one within one standard error of the best. {_DOCUMENTS}",
     )
     _add_text_column(command)
     _add_code(command)
@@ -159,14 +162,15 @@ def _add_merge(commands) -> None:
 def _add_push(commands) -> None:
     help = "Uploads the files of a finished encoder to the Hub in one commit, and no others."
     command = add_command(commands, "push", push_to_hub, help)
-    command.add_argument("source", help=_RUN)
+    help = "Folder of a run, its pretraining/ or an exported encoder. Export a checkpoint-N first: it has no card."
+    command.add_argument("source", help=help)
     command.add_argument("name", help="owner/name on the Hub.")
     command.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
     command.add_argument("--revision", help="Branch. Default: main.")
 
 
 def _add_max_length(command: argparse.ArgumentParser) -> None:
-    help = "Longest text in tokens. Default: as in training."
+    help = "Longest text in tokens. Default: that of the source."
     command.add_argument("--max_length", type=_positive, help=help)
 
 
@@ -183,7 +187,10 @@ def _add_which(command: argparse.ArgumentParser) -> None:
 def _add_text_column(command: argparse.ArgumentParser) -> None:
     help = "Column of the texts, a.b for a field within one; several are joined. Default: text."
     command.add_argument("--text_column", nargs="+", default=["text"], metavar="NAME", help=help)
-    help = "What a quote is in csv and tsv files; none: a character. Default: the end of a cell, checked."
+    help = (
+        "How to read quotes in csv and tsv files: as cell delimiters after a plausibility check (checked, the "
+        "default), always as delimiters (standard), or as ordinary characters (none)."
+    )
     command.add_argument("--quoting", choices=get_args(Quoting), default="checked", help=help)
 
 
@@ -211,6 +218,8 @@ def write_sentence_transformer(args: argparse.Namespace) -> None:
             write_plain(model, tokenizer, args, plain)
         else:
             check_no_which(args)
+            if args.max_length is not None:
+                embeddings.check_max_length(args.source, args.max_length, model, tokenizer)
             plain = args.source
         center = None
         if args.center:
@@ -273,6 +282,7 @@ def write_weights(args: argparse.Namespace) -> None:
     if recount.blended:
         summary += f", fewer than {merging.TEXTS_TO_TRUST:,}: the weights are the mean of the old and the new ones"
     print(f"{summary}. The encoder is in {output_dir}")
+    tell_left_out(args.source, output_dir)
 
 
 def write_merged(args: argparse.Namespace) -> None:
@@ -295,6 +305,7 @@ def write_merged(args: argparse.Namespace) -> None:
     way = f"{share:g} of the way from {args.source} to {args.end}"
     note_change(output_dir, f"The weights are {way}, by `text-jepa export merge`")
     print(f"The encoder is in {output_dir}: {way}")
+    tell_left_out(args.end, output_dir)
 
 
 def push_to_hub(args: argparse.Namespace) -> None:
@@ -320,10 +331,8 @@ def write_plain(
     if not max_length and card_info is not None:
         max_length = card_info["max_length"]
     if not max_length:
-        max_length = tokenizer.model_max_length
-    limit = model.config.max_text_length
-    if limit is not None and max_length > limit:
-        raise UsageError(f"--max_length {max_length}: the encoder has positions for at most {limit} tokens")
+        max_length = min(tokenizer.model_max_length, model.config.max_text_length or tokenizer.model_max_length)
+    embeddings.check_max_length(args.source, max_length, model, tokenizer)
     export.export_encoder(model, tokenizer, output_dir, max_length, which, kept_head(card_info))
     if card_info is None:
         print(f"no card: {source} has no card information (card.json)", file=sys.stderr)
@@ -470,6 +479,15 @@ def open_folder(source: str) -> Encoder:
     if config.model_type == "text_jepa":
         raise UsageError(f"{source} holds a pretraining model; `text-jepa export encoder` makes an encoder of it")
     return encoder
+
+
+def tell_left_out(source: str, output_dir: Path) -> None:
+    """Says that the ONNX files of a folder are not in its changed copy, if there are any."""
+    if any(Path(source).glob("onnx/*.onnx")):
+        print(
+            f"The ONNX files of {source} hold the old weights and were left out; `text-jepa export onnx {output_dir}` "
+            "makes them anew"
+        )
 
 
 def documents_of(texts: Dataset) -> Iterator[str]:

@@ -18,7 +18,7 @@ _GZIP = b"\x1f\x8b"
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _XZ = b"\xfd7zXZ\x00"
 _ZSTANDARD = b"\x28\xb5\x2f\xfd"
-_LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"
 
 
 class FileError(ValueError):
@@ -48,8 +48,8 @@ def open_binary(path: str) -> IO[bytes]:
         NotFetched: It is a pointer of git-lfs.
     """
     with open(path, "rb") as file:
-        start = file.read(len(_LFS_POINTER))
-    if start == _LFS_POINTER:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
         raise NotFetched(f"{path}: a pointer of git-lfs, not the file itself; fetch it with `git lfs pull`")
     if start.startswith(_GZIP):
         return gzip.open(path)

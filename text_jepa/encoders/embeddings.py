@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModel, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, BatchEncoding, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from configuration_text_jepa import TextJepaConfig
@@ -27,6 +27,7 @@ from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
 from text_jepa.encoders.opening import check_loaded, read_config, read_tokenizer, readable
 from text_jepa.encoders.sentence_head import (
     SentenceHead,
+    check_stated_length,
     file_of,
     kept_head,
     read_head,
@@ -96,25 +97,25 @@ def open_encoder(
 
     Args:
         name_or_path: Folder or name on the Hub.
-        max_length: Tokens of a window. Defaults to what the folder says, at most 512.
+        max_length: Tokens of a window. Defaults to what the folder says, at most 512 and what the encoder has
+            positions for.
         pooling: `"mean"` (all tokens count the same) or `"cls"`, and nothing else. Defaults to what the folder's
             sentence-transformers files say, with word weights, dense layers, normalization and a default prompt, or to
             the plain mean if there are none.
 
     Raises:
-        UsageError: There is no encoder, it cannot be read, or its pooling is not supported.
+        UsageError: There is no encoder, it cannot be read, its pooling is not supported, or texts of `max_length` do
+            not fit.
     """
     model, tokenizer = load_trained(name_or_path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
-    if not max_length:
+    if max_length is None:
         stated_length = _stated_length(name_or_path) or tokenizer.model_max_length
-        if not isinstance(stated_length, int | float) or not stated_length >= 1:
-            raise UsageError(
-                f"{name_or_path}: its longest text (max_seq_length, model_max_length) is {stated_length!r}, no number "
-                "of tokens; correct it there, or name --max_length"
-            )
-        max_length = int(min(stated_length, _LONGEST_WINDOW))
+        check_stated_length(name_or_path, stated_length)
+        limit = longest_text(model.config) or _LONGEST_WINDOW
+        max_length = int(min(stated_length, limit, _LONGEST_WINDOW))
+    check_max_length(name_or_path, max_length, model, tokenizer)
 
     if isinstance(model, TextJepaForPreTraining):
         encoder = encoder_inside(model, tokenizer, max_length, name=name_or_path)
@@ -129,6 +130,43 @@ def open_encoder(
     return encoder
 
 
+def longest_text(config: PretrainedConfig) -> int | None:
+    """Longest text, in tokens, that an encoder has positions for; `None` if the architecture sets no limit."""
+    if not isinstance(config, TextJepaConfig):
+        # With a predictor that goes with encoders of any width. A copy, for the original would lose its attention.
+        config = TextJepaConfig(text_config=copy.deepcopy(config), pred_hidden_size=2, pred_num_attention_heads=1)
+    return config.max_text_length
+
+
+def check_max_length(
+    name: str,
+    max_length: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Checks that an encoder takes texts of a length, and that such a text has a token beside the special ones.
+
+    Args:
+        name: The name of the encoder in messages.
+        max_length: Tokens of a text, special ones included.
+        model: The encoder, or a pretraining model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        UsageError: It does not, or it has none.
+    """
+    limit = longest_text(model.config)
+    if limit is not None and max_length > limit:
+        raise UsageError(f"--max_length {max_length}: {name} has positions for at most {limit} tokens; lower it")
+    before, after = special_tokens_around(tokenizer)
+    fewest = len(before) + len(after) + 1
+    if max_length < fewest:
+        raise UsageError(
+            f"{name}: a length of {max_length} tokens leaves no room for text beside the special tokens; name a "
+            f"--max_length of at least {fewest}"
+        )
+
+
 def with_head(
     encoder: Encoder,
     head: SentenceHead,
@@ -136,10 +174,13 @@ def with_head(
     """The encoder with the pooling, the layers and the prompt of a folder of sentence-transformers.
 
     Word weights are those of the encoder, if it has some, else those of the folder.
+
+    Raises:
+        UsageError: The word weights of the folder cannot be read, or its layers do not fit the encoder.
     """
     word_weights = encoder.word_weights
-    if word_weights is None:
-        word_weights = _stated_word_weights(head.source, **head.options)
+    if word_weights is None and (WORD_WEIGHTS_FOLDER, "WordWeights") in head.modules:
+        word_weights = _read_word_weights(head, encoder.tokenizer)
     layers = tuple(layer.to(encoder.model.device) for layer in head.layers)
     _check_width(layers, encoder.model, head.source)
     return replace(
@@ -253,12 +294,21 @@ def _stated_length(source: str) -> int | None:
     return exported.get("max_seq_length") or pretrained.get("max_length")
 
 
-def _stated_word_weights(source: str, **options: Any) -> np.ndarray | None:
-    """The weights (V,) of the module `WordWeights` of a folder, if it has one."""
-    path = file_of(source, f"{WORD_WEIGHTS_FOLDER}/model.safetensors", **options)
-    if path is None:
-        return None
-    return load_word_weights(path.parent.parent)
+def _read_word_weights(head: SentenceHead, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The weights (V,) of the module `WordWeights` of a folder.
+
+    Raises:
+        UsageError: They are missing, cannot be read, or are not those of the tokenizer's vocabulary.
+    """
+    name = f"{WORD_WEIGHTS_FOLDER}/model.safetensors"
+    path = file_of(head.source, name, **head.options)
+    weights = None
+    if path is not None:
+        with readable(head.source, f"{name} cannot be read, copy it anew"):
+            weights = load_word_weights(path.parent.parent)
+    if weights is None or len(weights) != len(vocabulary(tokenizer)):
+        raise UsageError(f"{head.source}: {name} is missing or of another tokenizer; copy it anew")
+    return weights
 
 
 # ---- texts to vectors -----------------------------------------------------------------------------------------------
@@ -361,7 +411,7 @@ def _split_windows(
     """The W windows of all texts, at least one of each, with special tokens; and the text (W,) of each window."""
     # Not by the tokenizer's own overflow: tokenizers 0.23.2 loses tokens there.
     before, after = special_tokens_around(encoder.tokenizer)
-    room = max(encoder.max_length - len(before) - len(after), 1)
+    room = encoder.max_length - len(before) - len(after)
     encoded = encoder.tokenizer(
         list(texts),
         add_special_tokens=False,

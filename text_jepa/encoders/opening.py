@@ -28,7 +28,7 @@ import text_jepa.registration  # noqa: F401  for the Auto classes
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import check_weights
 from text_jepa.cli import UsageError, first_line
-from text_jepa.encoders.sentence_head import check_place_of_encoder, file_of, read_json
+from text_jepa.encoders.sentence_head import check_files, check_place_of_encoder, file_of, read_json
 from text_jepa.names import check_name
 
 
@@ -42,13 +42,6 @@ _code_of: dict[str, str] = {}
 
 # Warnings that were given in this process: a command opens an encoder more than once.
 _given: set[str] = set()
-
-# How a file begins that git-lfs has left in place of the one it stands for, and the most bytes of such a file.
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_LONGEST_POINTER = 1_000
-
-# Files of other frameworks, which nothing here reads.
-_FOREIGN_SUFFIXES = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf", ".md")
 
 
 def describe(error: Exception, takes_flags: bool = False) -> str:
@@ -299,27 +292,3 @@ def check_vocabulary(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
     rows = model.get_input_embeddings().num_embeddings
     if tokens > rows:
         raise UsageError(f"the tokenizer has {tokens} tokens, the encoder {rows}; {remedy}")
-
-
-def check_files(source: str) -> None:
-    """Raises UsageError if a file of a folder that would be read is a pointer of git-lfs."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return
-    pointers = {path.name for path in folder.iterdir() if _is_pointer(path)}
-    whole = {path.name for path in folder.iterdir()} - pointers
-    for name in sorted(pointers):
-        # Of two forms of the weights or of the tokenizer, the first one is read.
-        is_second_form = name.endswith(".bin") and any(other.endswith(".safetensors") for other in whole)
-        if not name.endswith((".bin", ".safetensors", ".json")):
-            is_second_form = "tokenizer.json" in whole
-        if not is_second_form:
-            raise UsageError(
-                f"{folder / name} is a pointer of git-lfs, not the file itself; run `git lfs pull` in {folder}"
-            )
-
-
-def _is_pointer(path: Path) -> bool:
-    if path.suffix in _FOREIGN_SUFFIXES or not path.is_file() or path.stat().st_size > _LONGEST_POINTER:
-        return False
-    return path.read_bytes().startswith(_POINTER)

@@ -6,7 +6,7 @@ Shapes: N texts, D features.
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 
 from configuration_text_jepa import TextJepaConfig
 from text_jepa.cli import UsageError, first_line
+from text_jepa.data.compressed import LFS_POINTER
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER
 
 
@@ -67,6 +68,9 @@ _HARMLESS = ("torch_dtype", "dtype", "attn_implementation", "trust_remote_code",
 
 # Names of prompts for what is searched.
 _PROMPTS_OF_DOCUMENTS = ("document", "passage", "corpus")
+
+# Files of other frameworks, which nothing here reads.
+_FOREIGN_SUFFIXES = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf", ".md")
 
 # Bytes of the name of a folder.
 _LONGEST_NAME = 255
@@ -185,69 +189,92 @@ def read_head(source: str, **options: Any) -> SentenceHead:
 
 def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
     read = partial(read_json, source, **options)
+    listed = read("modules.json") or []
+    check_place_of_encoder(source, listed)
     modules = []
     pooling = "mean"
     includes_prompt = True
-    listed = read("modules.json") or []
-    check_place_of_encoder(source, listed)
     for module in listed:
+        _check_module(source, module)
         path = module["path"]
-        kind = module["type"].rpartition(".")[2]
-        check_subfolder(source, path)
-        if not is_of_library(module["type"]):
-            raise UsageError(f"{source}: its module {module['type']} is code of others, which is not run; {_REMEDY}")
+        kind = _kind_of(module)
         if kind == "Transformer":
             continue
-        is_known = kind in ("Pooling", "Dense", "Normalize", "Dropout")
-        if not is_known and (kind, path) != ("WordWeights", WORD_WEIGHTS_FOLDER):
-            raise UsageError(f"{source}: its module {kind} is not read; {_REMEDY}")
         if kind == "Pooling":
-            config = read(f"{path}/config.json")
-            if config is None:
-                raise UsageError(
-                    f"{source}: {path}/config.json, which says how it pools, is missing; copy it there, or name "
-                    "--pooling mean or --pooling cls"
-                )
-            pooling = _kind_of_pooling(config)
-            includes_prompt = config.get("include_prompt", True)
-            if pooling not in POOLINGS:
-                raise UsageError(
-                    f"{source}: its vectors are pooled by '{pooling}' ({path}/config.json), which is not read; "
-                    f"{_REMEDY}"
-                )
+            pooling, includes_prompt = _read_pooling(read, source, path)
         if kind == "Normalize":
             _check_names(source, path, kind, read(f"{path}/config.json") or {})
         modules.append((path, kind))
-    if listed and listed[0]["type"].rpartition(".")[2] != "Transformer":
+    if listed and _kind_of(listed[0]) != "Transformer":
         raise UsageError(f"{source}: the first module of its modules.json is no Transformer; mend it, or {_REMEDY}")
     _check_order(source, [kind for _, kind in modules])
     prompts = read("config_sentence_transformers.json")
-    model_type = (prompts or {}).get("model_type", "SentenceTransformer")
-    if model_type != "SentenceTransformer":
-        raise UsageError(
-            f"{source}: its model_type (config_sentence_transformers.json) is {model_type!r}, whose modules make no "
-            f"vector of a text; {_REMEDY}"
-        )
+    _check_model_type(source, prompts or {})
     prompt = _default_prompt(source, prompts or {})
     if prompt and not includes_prompt:
         raise UsageError(f"{source}: its pooling leaves out the prompt '{prompt}', which is not read; {_REMEDY}")
     settings = settings_of_transformer(source, **options)
-    _check_settings(source, settings)
     tokenizer_settings = read("tokenizer_config.json") or {}
+    _check_settings(source, settings)
     if settings.get("do_lower_case") and not tokenizer_settings.get("do_lower_case"):
         raise UsageError(f"{source}: it writes texts in small letters (do_lower_case), which is not read; {_REMEDY}")
     length = settings.get("max_seq_length")
     if length is None and modules:
-        # Version 6 leaves the length to the tokenizer, whose default is a huge number.
-        length = tokenizer_settings.get("model_max_length")
-        length = length if length and length < _NO_LIMIT else None
-    if length is not None and (type(length) is not int or length < 1):
-        raise UsageError(
-            f"{source}: its max_seq_length (sentence_bert_config.json) is {length!r}, no number of tokens"
-        )
-    head = SentenceHead(source, pooling, tuple(modules), length, prompt, prompts, options)
+        length = tokenizer_settings.get("model_max_length")  # as in version 6
+    head = SentenceHead(source, pooling, tuple(modules), _length_of(source, length), prompt, prompts, options)
     _ = head.layers  # what cannot be read is refused before it is needed
     return head
+
+
+def _kind_of(module: Mapping[str, Any]) -> str:
+    """The name of the class of a module of `modules.json`."""
+    return module["type"].rpartition(".")[2]
+
+
+def _check_module(source: str, module: Mapping[str, Any]) -> None:
+    """Raises UsageError unless a module of `modules.json` is of a kind that is read, with no pointers of git-lfs."""
+    path = module["path"]
+    kind = _kind_of(module)
+    check_subfolder(source, path)
+    if not is_of_library(module["type"]):
+        raise UsageError(f"{source}: its module {module['type']} is code of others, which is not run; {_REMEDY}")
+    is_known = kind in ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+    if not is_known and (kind, path) != ("WordWeights", WORD_WEIGHTS_FOLDER):
+        raise UsageError(f"{source}: its module {kind} is not read; {_REMEDY}")
+    check_files(source, path)
+
+
+def _read_pooling(read: Callable[[str], Any], source: str, path: str) -> tuple[str, bool]:
+    """The kind of pooling of a module, and whether the tokens of the prompt count in it."""
+    config = read(f"{path}/config.json")
+    if config is None:
+        raise UsageError(
+            f"{source}: {path}/config.json, which says how it pools, is missing; copy it there, or name "
+            "--pooling mean or --pooling cls"
+        )
+    pooling = _kind_of_pooling(config)
+    if pooling not in POOLINGS:
+        raise UsageError(
+            f"{source}: its vectors are pooled by '{pooling}' ({path}/config.json), which is not read; {_REMEDY}"
+        )
+    return pooling, config.get("include_prompt", True)
+
+
+def _length_of(source: str, length: Any) -> int | None:
+    """Tokens of a text, if a folder states them: the length of a tokenizer without a limit is a huge number."""
+    if length is None:
+        return None
+    check_stated_length(source, length)
+    return int(length) if length < _NO_LIMIT else None
+
+
+def check_stated_length(source: str, length: Any) -> None:
+    """Raises UsageError unless what a folder states as its longest text is a number of tokens."""
+    if not isinstance(length, int | float) or not length >= 1:
+        raise UsageError(
+            f"{source}: its longest text (max_seq_length, model_max_length) is {length!r}, no number of tokens; "
+            "correct it there"
+        )
 
 
 def is_of_library(module_type: str) -> bool:
@@ -463,6 +490,39 @@ def check_subfolder(source: str | Path, path: str) -> None:
         raise UsageError(f"{source}/modules.json: the module '{path}' is no name of a folder; mend it first")
 
 
+def check_files(source: str, subfolder: str = "") -> None:
+    """Checks that no file of a folder that would be read is a pointer of git-lfs.
+
+    Args:
+        source: Folder, or name on the Hub, where there are none.
+        subfolder: The subfolder of a module, which is checked in place of the folder itself.
+
+    Raises:
+        UsageError: A file is such a pointer.
+    """
+    folder = Path(source, subfolder)
+    if not folder.is_dir():
+        return
+    pointers = {path.name for path in folder.iterdir() if _is_pointer(path)}
+    whole = {path.name for path in folder.iterdir()} - pointers
+    for name in sorted(pointers):
+        # Of two forms of the weights or of the tokenizer, the first one is read.
+        is_second_form = name.endswith(".bin") and any(other.endswith(".safetensors") for other in whole)
+        if not name.endswith((".bin", ".safetensors", ".json")):
+            is_second_form = "tokenizer.json" in whole
+        if not is_second_form:
+            raise UsageError(
+                f"{folder / name} is a pointer of git-lfs, not the file itself; run `git lfs pull` in {folder}"
+            )
+
+
+def _is_pointer(path: Path) -> bool:
+    if path.suffix in _FOREIGN_SUFFIXES or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
 def read_json(source: str, name: str, **options: Any) -> Any:
     """The content of a file of a folder or a Hub repository; `None` if there is no such file.
 
@@ -533,6 +593,16 @@ def _kind_of_pooling(config: Mapping[str, Any]) -> str:
     if isinstance(kinds, str):
         return kinds
     return "+".join(kinds)
+
+
+def _check_model_type(source: str, config: Mapping[str, Any]) -> None:
+    """Raises UsageError if the modules of a folder make something else than a vector of a text."""
+    model_type = config.get("model_type", "SentenceTransformer")
+    if model_type != "SentenceTransformer":
+        raise UsageError(
+            f"{source}: its model_type (config_sentence_transformers.json) is {model_type!r}, whose modules make no "
+            f"vector of a text; {_REMEDY}"
+        )
 
 
 def _default_prompt(source: str, config: Mapping[str, Any]) -> str:

@@ -262,20 +262,19 @@ _OF_A_RUN = (
 
 
 def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) -> None:
-    """Copies the files of an encoder's folder: its own, those of its modules, and ONNX.
+    """Copies the files of an encoder's folder: its own, and those of its modules.
 
-    Other folders of a run, such as its checkpoints and the complete model, are not copied, nor are its log,
-    comparison and arguments, which would be taken for those of the copy.
+    ONNX files are not copied: they hold the weights, word weights included, of the folder that they were made in.
+    Neither are other folders of a run, such as its checkpoints and the complete model, nor its log, comparison and
+    arguments, which would be taken for those of the copy.
 
     Args:
         source: Folder to copy from.
         output_dir: Folder to copy to.
-        with_model: Whether to copy the encoder's weights, ONNX included.
+        with_model: Whether to copy the encoder's weights.
     """
     subfolders = {path for path, _ in read_modules(source)}
     subfolders.add("")
-    if with_model:
-        subfolders.add("onnx")
     for subfolder in sorted(subfolders):
         folder = source / subfolder
         if not folder.is_dir():
@@ -285,7 +284,8 @@ def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) 
         for file in folder.iterdir():
             is_model = subfolder == "" and file.name.startswith(("model", "pytorch_model"))
             is_of_run = subfolder == "" and file.name in _OF_A_RUN
-            if file.is_file() and not is_of_run and (with_model or not is_model):
+            is_onnx = ".onnx" in file.name  # also model.onnx.data
+            if file.is_file() and not is_of_run and not is_onnx and (with_model or not is_model):
                 shutil.copy(file, destination / file.name)
 
 

@@ -49,6 +49,7 @@ PUBLISHED = [
     "config_sentence_transformers.json",
     "onnx/model.onnx",
     "onnx/model.onnx.data",
+    "onnx/model_fp16.onnx",
     "onnx/model_int8.onnx",
 ]
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from text_jepa.cli import UsageError
-from text_jepa.data.word_weights import count_words, load_word_weights, save_word_weights, word_weights
+from text_jepa.data.word_weights import count_words, save_word_weights, word_weights
 from text_jepa.encoders.embeddings import TRANSFORMER_MODULE, WORD_WEIGHTS_MODULE, Encoder
 from text_jepa.encoders.sentence_head import read_modules
 from text_jepa.share.export import copy_encoder_files, staged, write_modules, write_pooling
@@ -37,6 +37,8 @@ class Recount(NamedTuple):
 def recount_word_weights(encoder: Encoder, output_dir: str | Path, texts: Iterable[str]) -> Recount:
     """Writes a copy of an encoder whose word weights are counted on other texts; nothing else changes.
 
+    ONNX files hold the old word weights and are not copied.
+
     An encoder without word weights, of any architecture and origin, gets them: the module `WordWeights` comes between
     its encoder and its pooling. Below `TEXTS_TO_TRUST` texts the weights are the mean of the old and the new ones, if
     there are old ones.
@@ -54,17 +56,17 @@ def recount_word_weights(encoder: Encoder, output_dir: str | Path, texts: Iterab
     """
     if encoder.pooling != "mean":
         raise UsageError(
-            f"{encoder.name} pools by its first token and ignores word weights; name an encoder with mean pooling"
+            f"{encoder.name} pools by '{encoder.pooling}', and word weights are those of a mean; name an encoder with "
+            "mean pooling"
         )
     source = Path(encoder.name)
     frequency = count_words(texts, encoder.tokenizer)
     if frequency.documents == 0:
         raise UsageError("--texts: every text is blank; name files with text")
     weights = word_weights(frequency, encoder.tokenizer)
-    old_weights = load_word_weights(source)
-    blended = old_weights is not None and frequency.documents < TEXTS_TO_TRUST
+    blended = encoder.word_weights is not None and frequency.documents < TEXTS_TO_TRUST
     if blended:
-        weights = (old_weights + weights) / 2  # both are logarithms
+        weights = (encoder.word_weights + weights) / 2  # both are logarithms
     with staged(output_dir) as staging:
         copy_encoder_files(source, staging)
         save_word_weights(staging, weights, encoder.tokenizer)
@@ -140,7 +142,8 @@ def choose_share(
         score: Scores weights on the same N examples each time: an array (N,), higher is better.
         shares: Shares to try. If 0 and 1 are among them, the result scores no worse than start and end, but for that
             standard error.
-        near_start: `False` takes the best share, the largest of equally good ones: for a start of random weights.
+        near_start: `False` takes the best share, the largest of equally good ones: for a start of random weights, or
+            where a similarity loss keeps what the encoder knew.
 
     Returns:
         The chosen share, and the mean score of each share.

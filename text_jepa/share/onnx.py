@@ -94,7 +94,8 @@ def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
     require("onnx", "onnxscript", "onnxruntime", extra="onnx")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = _model_of(encoder).float().cpu().eval()
+    # In place, so that the encoder can be compared with the file afterwards.
+    model = _Graph(encoder).float().cpu().eval().model
     architecture = type(model).__name__
     program = _trace(encoder)
     if isinstance(encoder, Encoder):
