@@ -23,7 +23,7 @@ import numpy as np
 from pyarrow import parquet
 
 from text_jepa.cli import UsageError, mute_libraries, run_command
-from text_jepa.data.prose import paragraphs_of
+from text_jepa.data.prose import BEGINNING, layout_of, plain_paragraphs
 from text_jepa.encoders.embeddings import Encoder, embed_texts, open_encoder
 from text_jepa.probe.bootstrap import Score, compare_systems
 from text_jepa.search.folder import Embed
@@ -107,7 +107,9 @@ def fill(index: Index, documents: Mapping[str, str], embed: Embed) -> np.ndarray
     files = []
     names = []
     for name in sorted(documents):
-        passages = list(passages_of(paragraphs_of(documents[name], ".txt", is_one_of_many=True)))
+        text = documents[name]
+        layout = layout_of(text[:BEGINNING], is_one_of_many=True)
+        passages = list(passages_of(plain_paragraphs(text, layout)))
         files.append((name, passages))
         names += [name] * len(passages)
     texts = [" ".join(passage.text.split()) for _, passages in files for passage in passages]

@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import os
+import textwrap
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -436,10 +437,22 @@ def zstd(content):
 
 def test_a_pointer_to_a_file_is_not_the_file(tmp_path, load):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-    for name in ("a.txt", "a.jsonl", "a.csv"):
-        (tmp_path / name).write_text(pointer)
-        with pytest.raises(UsageError, match=rf"^--train_file .*{name}: a pointer of git-lfs.*git lfs pull"):
-            load([str(tmp_path / name)])
+    write(tmp_path / "notes" / "a.md", documents(200))
+    for name in ("a.txt", "a.jsonl", "a.csv", "a.parquet", "a.arrow"):
+        path = tmp_path / "notes" / name
+        path.write_text(pointer)
+        for named in (path, path.parent):
+            with pytest.raises(UsageError, match=rf"^--train_file .*{name}: a pointer of git-lfs.*git lfs pull"):
+                load([str(named)])
+        path.unlink()
+
+
+def test_a_compressed_table_of_arrow_is_refused_by_name(tmp_path, load):
+    path = write(tmp_path / "a.parquet", documents(20))
+    packed = tmp_path / "b.parquet.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(UsageError, match=r"^--train_file .*b\.parquet\.gz: a compressed parquet file.*; unpack it"):
+        load([str(packed)])
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
@@ -538,15 +551,25 @@ def test_a_damaged_file_without_columns_is_named(new_folder, load, kind):
 
 
 def test_a_page_is_read_in_the_character_set_that_it_names(new_folder, load):
-    page = '<meta charset="{}"><p>Caf\xe9</p>'
-    for name, charset in (("a", "latin-1"), ("b", "cp1252"), ("c", "utf-8")):
-        (new_folder / f"{name}.html").write_bytes(page.format(charset).encode(charset))
-    (new_folder / "d.html").write_bytes("<p>Café</p>".encode())
+    page = '<meta charset="{}"><p>“Caf\xe9”</p>'
+    for name, charset in (("a", "latin-1"), ("b", "cp1252"), ("c", "utf-8"), ("d", "ascii"), ("f", "utf-16")):
+        # The HTML standard reads Latin-1 and ASCII as the character set of Windows, and UTF-16 as UTF-8.
+        content = page.format(charset).encode("utf-8" if charset.startswith("utf") else "cp1252")
+        (new_folder / f"{name}.html").write_bytes(content)
+    (new_folder / "g.html").write_bytes("<p>“Café”</p>".encode())
     corpus = load([str(new_folder)], [str(new_folder)], drop_repeats="none")
-    assert texts_of(corpus["train"]) == ["Café"] * 4
+    assert texts_of(corpus["train"]) == ["“Café”"] * 6
     (new_folder / "e.html").write_bytes(page.format("no-such").encode())
     with pytest.raises(UsageError, match=r"e\.html: unknown character set 'no-such'; convert"):
         load([str(new_folder / "e.html")])
+
+
+def test_pages_without_text_are_counted(new_folder, load, caplog):
+    script = "<html><body><div id=app></div><script>draw()</script></body></html>"
+    for number in range(5):
+        (new_folder / f"{number}.html").write_text(script if number == 2 else f"<p>Page {number}.</p>")
+    load([str(new_folder)])
+    assert "--train_file: no text in 1 of 5 files (2.html)" in caplog.text
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|", ","])
@@ -574,6 +597,15 @@ def test_a_long_file_is_divided_at_its_paragraphs(tmp_path, load):
     assert "\n\n".join(texts) == "\n\n".join(paragraphs)
     assert len(texts) > 1
     assert max(map(len, texts)) <= 2_048
+
+
+def test_a_long_file_is_read_in_parts_and_no_word_is_lost(tmp_path, load, monkeypatch):
+    monkeypatch.setattr("text_jepa.data.files._CHUNK", 500)
+    words = [f"word{number}" for number in range(2_000)]
+    path = tmp_path / "a.txt"
+    path.write_text(textwrap.fill(" ".join(words), 70))  # hard-wrapped, and without a blank line
+    texts = texts_of(load([str(path)], [str(path)])["train"])
+    assert " ".join(texts).split() == words
 
 
 def test_whole_files_are_held_out_where_there_are_enough(new_folder, load):
@@ -647,6 +679,19 @@ def test_near_copies_are_counted_with_an_example(new_folder, load, caplog):
     (new_folder / "new.txt").write_text(f"new\n\n{texts[3]} And some words more.")
     load([str(new_folder)])
     assert "1 of 18 documents are nearly copies of others, as new.txt of 3.txt" in caplog.text
+
+
+@pytest.mark.parametrize(("drop", "left"), [("none", 25), ("files", 25), ("documents", 20)])
+def test_equal_rows_of_a_dataset_are_left_out_if_asked_for(tmp_path_factory, drop, left, caplog):
+    caplog.set_level("INFO")
+    folder = tmp_path_factory.mktemp("corpus")  # the library looks for names of splits in the whole path
+    texts = [f"{number} {text}" for number, text in enumerate(documents(20))]
+    write(folder / "train.jsonl", [*texts, *texts[:5]])
+    write(folder / "test.jsonl", documents(3, seed=1))
+    arguments = CorpusArguments(dataset_name=str(folder), drop_repeats=drop)
+    corpus = load_corpus(arguments, cache_dir=str(tmp_path_factory.mktemp("cache")))
+    assert texts_of(corpus.splits["train"]) == [*texts, *texts[:5]][:left]
+    assert "5 of 25 documents are copies of others" in caplog.text
 
 
 # ---- columns --------------------------------------------------------------------------------------------------------
@@ -755,6 +800,18 @@ def test_a_dataset_has_fields_lists_and_several_columns_too(tmp_path_factory, st
 
 @STREAMS
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_field_that_the_first_row_of_a_dataset_lacks_is_found(tmp_path_factory, kind, streaming):
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = [{"a": None}, {"a": {"b": "one"}}, {"a": {"b": "two", "c": 1}}]
+    for split in ("train", "test"):
+        tables(folder / split, kind, rows)
+    arguments = CorpusArguments(dataset_name=str(folder), text_column="a.b", streaming=streaming)
+    corpus = load_corpus(arguments, cache_dir=str(tmp_path_factory.mktemp("cache")))
+    assert texts_of(corpus.splits["train"]) == [None, "one", "two"]
+
+
+@STREAMS
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("column", "message"),
     [
@@ -777,6 +834,34 @@ def test_a_file_without_the_column_is_named(tmp_path, load, kind, streaming):
     folder = tables(tmp_path / "set", kind, [{"text": "one"}], [{"body": "two"}])
     with pytest.raises(UsageError, match=rf"^--train_file .*1\.{kind}: no column 'text' \(its columns are body\)"):
         texts_of(load([folder], [folder], streaming=streaming)["train"])
+
+
+VALUES = {
+    "a deep object": ('{"a":' * 100_000 + "0" + "}" * 100_000, "nested too deeply"),
+    "a deep text": ('{"text": ' + "[" * 700 + '"one"' + "]" * 700 + "}", "nested too deeply"),
+    "a long number": ('{"text": "one", "n": ' + "1" * 5_000 + "}", r"a number of more than 4,300 digits; shorten it"),
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize(("value", "message"), VALUES.values(), ids=[name.replace(" ", "-") for name in VALUES])
+def test_a_value_that_python_cannot_hold_is_named(tmp_path, load, kind, value, message):
+    path = tmp_path / f"a.{kind}"
+    for content in (value, f"[{value}]"):
+        path.write_text(content)
+        with pytest.raises(UsageError, match=rf"^--train_file .*a\.{kind}(, line 1)?: .*{message}"):
+            load([str(path)])
+
+
+def test_objects_over_several_lines_are_rows_and_keep_their_line(tmp_path, load):
+    path = tmp_path / "a.json"
+    rows = [{"text": text} for text in documents(50)]
+    path.write_text("\n\n \t\n".join(json.dumps(row, indent=1) for row in rows))
+    assert texts_of(load([str(path)], [str(path)])["train"]) == [row["text"] for row in rows]
+    with open(path, "a") as file:
+        file.write('\n{"text":\n3}\n')
+    with pytest.raises(UsageError, match=r"a\.json, line 249: column 'text' holds int64, not text"):
+        load([str(path)])
 
 
 # ---- quotes ---------------------------------------------------------------------------------------------------------
@@ -829,6 +914,29 @@ def test_words_for_nothing_are_words(tmp_path, load):
     assert texts_of(load([str(path)], [str(path)])["train"]) == ["NA", "null", "nan"]
 
 
+# ---- flags ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text_column": "body"}, "--text_column body: goes with --train_file or --dataset_name"),
+        ({"text_column": ["title", "body"]}, "--text_column title body: goes with"),
+        ({"sample_by": "line"}, "--sample_by line: has no effect without --train_file"),
+        ({"dataset_name": "set", "sample_by": "line"}, "--sample_by line: has no effect without --train_file"),
+        ({"dataset_name": "set", "quoting": "none"}, "--quoting none: has no effect without --train_file"),
+        ({"train_file": ["a.txt"], "dataset_config_name": "x"}, "--dataset_config_name x: has .* --dataset_name"),
+        ({"train_file": ["a.txt"], "dataset_split": "test"}, "--dataset_split test: has no .* --dataset_name"),
+        ({"train_file": ["a.txt"], "streaming": True, "validation_split_percentage": 150}, "must be above 0 and"),
+        ({"train_file": ["a.txt"], "streaming": True, "drop_repeats": "documents"}, "a stream is not searched"),
+        ({"dataset_name": "set", "view_column": "b", "drop_repeats": "lines"}, "pairs of texts .*not searched"),
+    ],
+)
+def test_a_flag_that_nothing_reads_is_refused(load, fields, message):
+    with pytest.raises(UsageError, match=message):
+        load(**fields)
+
+
 # ---- loading --------------------------------------------------------------------------------------------------------
 
 
@@ -867,6 +975,21 @@ def test_a_text_file_is_lines_paragraphs_or_one_document(tmp_path, load, sample_
     path.write_text("one\ntwo\n\nthree\n\nfour")
     corpus = load([str(path)], [str(path)], sample_by=sample_by, streaming=streaming)
     assert texts_of(corpus["train"]) == texts_of(corpus["validation"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("sample_by", "expected"),
+    [
+        ("line", ["Boats", "One.", "Two."]),
+        ("paragraph", ["Boats\nOne.", "Two."]),
+        ("document", ["Boats\nOne.\n\nTwo."]),
+    ],
+)
+def test_a_page_is_the_lines_paragraphs_or_all_of_what_it_shows(tmp_path, load, sample_by, expected):
+    path = tmp_path / "a.html"
+    path.write_text(PAGE.replace("<p>One.", "<p>One.</p><p>Two."))
+    corpus = load([str(path)], [str(path)], sample_by=sample_by, drop_repeats="none")
+    assert texts_of(corpus["train"]) == expected
 
 
 def test_a_dataset_that_has_been_prepared_is_read_without_a_network(tmp_path, monkeypatch):

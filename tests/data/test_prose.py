@@ -14,7 +14,6 @@ from text_jepa.data.prose import (
     join_paragraphs,
     layout_of,
     markup_paragraphs,
-    paragraphs_of,
     plain_paragraphs,
 )
 
@@ -82,8 +81,9 @@ def test_a_text_in_each_line_stays_one(lines):
 def test_blank_lines_separate_paragraphs_that_are_not_wrapped():
     paragraphs = prose(5)
     text = "\n\n".join(paragraphs)
-    assert layout_of(text).kind == "blocks"
-    assert [paragraph.text for paragraph in paragraphs_of(text, ".txt")] == paragraphs
+    layout = layout_of(text)
+    assert layout.kind == "blocks"
+    assert [paragraph.text for paragraph in plain_paragraphs(text, layout)] == paragraphs
 
 
 def test_a_short_file_is_a_document_if_there_are_many():
@@ -95,8 +95,9 @@ def test_a_short_file_is_a_document_if_there_are_many():
 
 @pytest.mark.parametrize("text", ["", "\n", "\n \n\t\n", "one"])
 def test_next_to_nothing_is_a_list_of_lines(text):
-    assert layout_of(text).kind == "lines"
-    assert [paragraph.text for paragraph in paragraphs_of(text, ".txt")] == text.split()
+    layout = layout_of(text)
+    assert layout.kind == "lines"
+    assert [paragraph.text for paragraph in plain_paragraphs(text, layout)] == text.split()
 
 
 def test_items_and_short_lines_of_wrapped_text_keep_their_breaks():
@@ -124,6 +125,10 @@ MARKDOWN = {
         "````\n```\n\n```\n````\n\none",
         [(1, "````\n```\n\n```\n````", False), (7, "one", False)],
     ),
+    "lines of a fence within a fence": (
+        "````\n```\na\nb\n```\nc\nd\n````\none\ntwo",
+        [(1, "````\n```\na\nb\n```\nc\nd\n````\none two", False)],
+    ),
     "an open fence": ("```\na\n\nb", [(1, "```\na\n\nb", False)]),
     "a list": ("- one\n  more\n- two\n1. three", [(1, "- one   more\n- two\n1. three", False)]),
     "a table": ("| a | b |\n|---|---|\n| 1 | 2 |", [(1, "| a | b |\n|---|---|\n| 1 | 2 |", False)]),
@@ -139,6 +144,7 @@ def test_markdown_is_divided_into_sections_and_paragraphs(text, expected):
 RESTRUCTURED = {
     "a heading": ("A title\n=======\n\none\ntwo", [(1, "A title\n=======\none two", True)]),
     "a line above too": ("===\nA\n===\n\none", [(1, "===\nA\n===\none", True)]),
+    "an underline that looks like a fence": ("A title\n~~~~~~~\n\none\ntwo", [(1, "A title\n~~~~~~~\none two", True)]),
     "two levels": ("A\n===\n\nB\n---\none", [(1, "A\n===\nB\n---\none", True)]),
     "fields": (":a: 1\n:b: 2", [(1, ":a: 1\n:b: 2", False)]),
     "a table": ("=== ===\na   b\n1   2\n=== ===", [(1, "=== ===\na   b\n1   2\n=== ===", False)]),
@@ -162,11 +168,20 @@ PAGES = {
         [(1, "one", False)],
     ),
     "roles": ('<div role="navigation"><div>a</div>b</div><p>one</p>', [(1, "one", False)]),
+    "a head without an end": ("<head><title>T</title><style>x</style><body><p>one</p>", [(1, "one", False)]),
+    "a head that a text ends": ("<head><meta name=a><title>T</title>one", [(1, "one", False)]),
+    "no head": ("<!DOCTYPE html><title>T</title><p>one</p>", [(1, "one", False)]),
+    "a template in a head": ("<head><template><p>x</p></template></head><p>one</p>", [(1, "one", False)]),
+    "a page in a form": (
+        "<form>zero<p>one</p><select><option>x</select><textarea>y</textarea><button>z</button></form>two",
+        [(1, "zero", False), (1, "one", False), (1, "two", False)],
+    ),
     "the main part": ("<div>menu</div><main><p>one</p></main><div>footer</div>", [(1, "one", False)]),
     "code": ("<pre>a = 1\n\n  b = 2</pre>", [(1, "a = 1\n\n  b = 2", False)]),
     "a list": ("<ul><li>one<li>two</ul>", [(1, "one", False), (1, "two", False)]),
     "inline": ("<p>o<b>n</b>e <i>two</i><br>three</p>", [(1, "one two three", False)]),
     "an open nav": ("<div><nav>menu</div><p>one</p>", [(1, "one", False)]),
+    "an open nav before the main part": ("<nav><ul><li>menu<main><p>one</p></main>", [(1, "one", False)]),
     "ends of nothing": ("</div></p><p>one</span></p>", [(1, "one", False)]),
     "a heading alone": ("<p>one</p><h2>A</h2>", [(1, "one", False), (1, "A", True)]),
     "no markup": ("one", [(1, "one", False)]),

@@ -1,5 +1,11 @@
 """Files that fsspec opens, here those of its file system in memory."""
 
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import datasets
 import fsspec
 import pytest
 from corpora import documents
@@ -48,6 +54,30 @@ def test_a_copy_is_made_again_only_if_the_file_has_changed(memory):
         assert file.read() == "other"
 
 
+@pytest.fixture
+def web(memory, tmp_path):
+    """A folder, and the address at which a server has its files."""
+    (tmp_path / "web").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / "web", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("query", ["", "?download=true"])
+def test_a_file_on_the_web_is_copied_again_if_it_has_changed(web, query):
+    folder, address = web
+    name = f"{address}/a.jsonl{query}"
+    (folder / "a.jsonl").write_text("one")
+    (first,) = find_files([name], "train_file")
+    assert find_files([name], "train_file") == [first]
+    (folder / "a.jsonl").write_text("another")
+    (second,) = find_files([name], "train_file")
+    assert [Path(path).read_text() for path in (first, second)] == ["one", "another"]
+    assert [Path(path).name for path in (first, second)] == ["a.jsonl", "a.jsonl"]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_corpus_is_trained_on_and_held_out_wherever_it_is(memory, streaming, tmp_path):
     arguments = CorpusArguments(
@@ -59,6 +89,28 @@ def test_a_corpus_is_trained_on_and_held_out_wherever_it_is(memory, streaming, t
     corpus = load_corpus(arguments, cache_dir=str(tmp_path))
     assert [row["text"] for row in corpus.splits["train"]] == documents(20, seed=0) + documents(20, seed=1)
     assert [row["text"] for row in corpus.splits["validation"]] == documents(20, seed=2)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_splits_of_a_folder_are_known_wherever_it_is(memory, streaming, tmp_path):
+    texts = {"train": documents(20, seed=0), "validation": documents(20, seed=1), "test": documents(20, seed=2)}
+    for split, lines in texts.items():
+        memory.pipe(f"/texts/splits/{split}.txt", "\n".join(lines).encode())
+    arguments = CorpusArguments(train_file=["memory://texts/splits"], sample_by="line", streaming=streaming)
+    corpus = load_corpus(arguments, cache_dir=str(tmp_path))
+    assert corpus.name == "splits"
+    for split in ("train", "validation"):
+        assert [row["text"] for row in corpus.splits[split]] == texts[split]
+
+
+def test_the_splits_of_a_saved_dataset_are_known_wherever_it_is(memory, tmp_path):
+    texts = {"train": documents(20, seed=0), "test": documents(20, seed=1)}
+    parts = {split: datasets.Dataset.from_dict({"text": lines}) for split, lines in texts.items()}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    arguments = CorpusArguments(train_file=[f"file://{tmp_path / 'saved'}"])
+    corpus = load_corpus(arguments, cache_dir=str(tmp_path / "cache"))
+    assert [row["text"] for row in corpus.splits["train"]] == texts["train"]
+    assert [row["text"] for row in corpus.splits["validation"]] == texts["test"]
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,17 @@ def test_a_list_of_words_that_is_none_is_named(tmp_path, content, message):
     assert read_words(["one", "two", "one"]) == ["one", "two"]
 
 
+def test_each_value_is_a_file_of_words_or_a_word(tmp_path):
+    for name, content in (("a.txt", "one\ntwo\n"), ("b.txt", "two\nthree\n"), ("c.csv", "word,n\nfour,1\n")):
+        (tmp_path / name).write_text(content)
+    values = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    assert read_words([*values, "Node.js"]) == ["one", "two", "three", "Node.js"]
+    with pytest.raises(UsageError, match=r"--add_words .*d\.txt: no such file"):
+        read_words([*values, str(tmp_path / "d.txt")])
+    with pytest.raises(UsageError, match=r"--add_words .*c\.csv: a \.csv file; name a \.txt file with one word on"):
+        read_words([str(tmp_path / "c.csv")])
+
+
 @pytest.mark.parametrize("word", ["Node.js", "ASP.NET", "and/or", "U.S."])
 def test_a_word_with_a_dot_or_a_stroke_is_no_file(word):
     assert read_words([word]) == [word]

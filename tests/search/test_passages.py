@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from text_jepa.data.prose import Paragraph, paragraphs_of
+from text_jepa.data.prose import Paragraph, markup_paragraphs
 from text_jepa.search.passages import JOINED_WORDS, LONGEST_WORDS, count_words, passages_of, sentences_of
 
 
@@ -49,10 +49,8 @@ def test_a_long_paragraph_leaves_no_scrap():
 
 def test_a_section_begins_a_passage():
     text = "# One\n\nA few words.\n\n## Two\n\nOther words.\n\nMore of them.\n"
-    assert [(passage.line, passage.text.split("\n")[0]) for passage in passages_of(paragraphs_of(text, ".md"))] == [
-        (1, "# One"),
-        (5, "## Two"),
-    ]
+    passages = passages_of(markup_paragraphs(text, ".md"))
+    assert [(passage.line, passage.text.split("\n")[0]) for passage in passages] == [(1, "# One"), (5, "## Two")]
 
 
 def test_a_part_of_a_long_list_knows_its_line():

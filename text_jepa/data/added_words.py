@@ -10,23 +10,27 @@ from text_jepa.cli import UsageError
 from text_jepa.data.scripts import is_unspaced
 
 
-# How the name of a file of words ends. A word may have a dot as well, such as Node.js.
-_SUFFIXES = (".txt", ".csv", ".tsv", ".md", ".json", ".jsonl", ".yaml", ".yml", ".lst", ".list", ".dic", ".words")
+# Files of which a line is no word.
+_WITH_COLUMNS = (".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml")
+# How the name of a file ends. A word may have a dot as well, such as Node.js.
+_SUFFIXES = (".txt", ".md", ".lst", ".list", ".dic", ".words", *_WITH_COLUMNS)
 
 
 def read_words(values: Sequence[str]) -> list[str]:
-    """The words of `--add_words`, each once: those of a file, one on each line, or the values themselves.
+    """The words of `--add_words`, each once: those of files, one on each line, and values that are words themselves.
 
     Raises:
-        UsageError: There is no such file, it is not UTF-8, or it holds no word.
+        UsageError: There is no such file, it has columns or is not UTF-8, or there is no word.
     """
-    words = list(values)
-    if len(words) == 1:
-        path = Path(words[0])
+    words = []
+    for value in values:
+        path = Path(value)
         if path.is_file():
-            words = _read_file(path)
+            words += _read_file(path)
         elif _is_like_a_path(path):
             raise UsageError(f"--add_words {path}: no such file; name a file with one word on each line, or the words")
+        else:
+            words.append(value)
     words = list(dict.fromkeys(word.strip() for word in words if word.strip()))
     if not words:
         raise UsageError(f"--add_words {' '.join(values)}: no word there; name a file with one on each line")
@@ -34,12 +38,14 @@ def read_words(values: Sequence[str]) -> list[str]:
 
 
 def _is_like_a_path(path: Path) -> bool:
-    """Whether a single value names a file that is not there, and is no word such as `Node.js` or `and/or`."""
+    """Whether a value names a file that is not there, and is no word such as `Node.js` or `and/or`."""
     is_in_a_folder = len(path.parts) > 1 and path.parent.expanduser().is_dir()
     return path.is_absolute() or path.is_dir() or is_in_a_folder or path.suffix.lower() in _SUFFIXES
 
 
 def _read_file(path: Path) -> list[str]:
+    if path.suffix.lower() in _WITH_COLUMNS:
+        raise UsageError(f"--add_words {path}: a {path.suffix} file; name a .txt file with one word on each line")
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -219,7 +219,12 @@ def _paragraphs(lines: list[str]) -> Iterator[str]:
             current = []
         if field:
             kind, name, rest = field.groups()
-            text = "" if kind in ("type", "rtype") else f"{name.split()[-1]}: {rest}" if name else rest
+            if kind in ("type", "rtype"):
+                text = ""
+            elif name:
+                text = f"{name.split()[-1]}: {rest}"
+            else:
+                text = rest
         elif entry:
             name, _, gap, rest = entry.groups()
             is_type = gap and opens  # numpydoc: "name : type", the description below

@@ -33,8 +33,9 @@ from text_jepa.data.folders import (
     splits_of_saved,
 )
 from text_jepa.data.held_out import count_shared, hold_out, hold_out_of_stream, warn_of_shared
-from text_jepa.data.prose import HTML, PLAIN
+from text_jepa.data.prose import HTML, MARKUP, PLAIN
 from text_jepa.data.reading import Source, check_rows, reading
+from text_jepa.data.remote import local_names
 from text_jepa.data.repeats import boilerplate_lines, first_of_equals, near_copies, without_lines
 from text_jepa.data.rows import Quoting
 from text_jepa.data.texts_builder import read_texts
@@ -75,6 +76,13 @@ _LAYOUTS = {
 }
 
 
+# Flags that are read with another flag only.
+_GOES_WITH = {
+    "train_file": ("sample_by", "quoting"),
+    "dataset_name": ("dataset_config_name", "dataset_split"),
+}
+
+
 DropRepeats = Literal["none", "files", "documents", "lines"]
 
 
@@ -88,8 +96,8 @@ class CorpusArguments:
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Files, folders or globs: txt, md, rst, html, json, jsonl, parquet, csv, tsv, arrow (and .gz, "
-            ".bz2, .xz, .zst)."
+            "help": "Files, folders or globs: txt, md, rst, html, json, jsonl, csv, tsv (and .gz, .bz2, .xz, "
+            ".zst of these), parquet, arrow."
         },
     )
     validation_file: list[str] | None = field(
@@ -126,8 +134,8 @@ class CorpusArguments:
     quoting: Quoting = field(
         default="checked",
         metadata={
-            "help": "What a quote is in csv and tsv files: the end of a cell, unless it looks like a character of the "
-            "texts (checked); always the end of a cell (standard); always a character (none)."
+            "help": "How to read quotes in csv and tsv files: as cell delimiters after a plausibility check "
+            "(checked), always as delimiters (standard), or as ordinary characters (none)."
         },
     )
     streaming: bool = field(default=False, metadata={"help": "Read the corpus during training; needs --max_steps."})
@@ -277,6 +285,31 @@ def _check_arguments(arguments: CorpusArguments) -> None:
     is_builtin = not arguments.train_file and not arguments.dataset_name
     if is_builtin and view_column:
         raise UsageError(f"--view_column {view_column}: the built-in corpus has no second column; leave it out")
+    if is_builtin and arguments.text_column != "text":
+        column = " ".join(_names(arguments.text_column))
+        raise UsageError(
+            f"--text_column {column}: goes with --train_file or --dataset_name; name one, or leave it out"
+        )
+    defaults = CorpusArguments()
+    for owner, names in _GOES_WITH.items():
+        for name in names:
+            value = getattr(arguments, name)
+            if value != getattr(defaults, name) and not getattr(arguments, owner):
+                raise UsageError(f"--{name} {value}: has no effect without --{owner}; leave it out")
+    percentage = arguments.validation_split_percentage
+    if percentage is not None and not 0 < percentage < 100:
+        raise UsageError(f"--validation_split_percentage {percentage:g}: must be above 0 and below 100")
+    _check_drop_repeats(arguments)
+
+
+def _check_drop_repeats(arguments: CorpusArguments) -> None:
+    if arguments.drop_repeats not in ("documents", "lines"):
+        return
+    what = f"--drop_repeats {arguments.drop_repeats}"
+    if arguments.streaming:
+        raise UsageError(f"{what}: a stream is not searched for repeats; leave it out, or read without --streaming")
+    if arguments.view_column:
+        raise UsageError(f"{what}: pairs of texts (--view_column) are not searched for repeats; leave it out")
 
 
 def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
@@ -290,18 +323,23 @@ def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
 def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_length: int) -> Corpus:
     form = _form(arguments)
     find = partial(find_files, mixed=True, form=_of_mixed(form), streaming=arguments.streaming)
-    train_files = find(arguments.train_file, "train_file")
+    # The splits of a folder that is elsewhere are those of its copy.
+    names = [local for name in arguments.train_file for local in local_names(name, "train_file")]
+    train_files = find(names, "train_file")
     # All names are checked before anything is read.
-    held_out_names = arguments.validation_file or _held_out_splits(arguments.train_file)
+    held_out_names = arguments.validation_file or _held_out_splits(names)
     held_out_files = find(held_out_names, "validation_file", split="validation")
     train_files = _without_held_out(train_files, held_out_files)
-    train_files, held_out_files = _take_out_splits(train_files, held_out_files, arguments.train_file)
+    train_files, held_out_files = _take_out_splits(train_files, held_out_files, names)
     form = _fit_form(form, [*train_files, *held_out_files])
     form = form._replace(longest=_CHARACTERS_OF_TOKEN * max_document_length, with_file=not arguments.streaming)
     what = f"--train_file {arguments.train_file[0]}"
 
     def read(paths: Sequence[str], flag: str) -> Dataset | IterableDataset:
-        return _read_files(paths, flag, form, arguments.streaming, cache_dir)
+        documents = _read_files(paths, flag, form, arguments.streaming, cache_dir)
+        if form.with_file and form.sample_by == "auto":
+            _tell_empty(documents, paths, flag)
+        return documents
 
     train = read(train_files, "train_file")
     _tell_layouts(train_files, form, what)
@@ -313,12 +351,12 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
             warn_of_shared(count_shared(train, held_out), len(train))
     else:
         train, held_out = _split(train, arguments, what)
-    names = [os.path.basename(os.path.normpath(name)) for name in arguments.train_file]
+    last_parts = [os.path.basename(os.path.normpath(name)) for name in arguments.train_file]
     source = Source(_name_of_files("train_file", train_files), train_files)
     splits = _join_splits(train, held_out)
     if form.with_file:
         splits = splits.remove_columns("file")
-    return Corpus(splits, ", ".join(names), source)
+    return Corpus(splits, ", ".join(last_parts), source)
 
 
 def _count_kinds(paths: Sequence[str]) -> str:
@@ -352,6 +390,15 @@ def _tell_layouts(paths: Sequence[str], form: Form, what: str) -> None:
     if any(kind != "lines" for _, kind in counts):
         divided = f"; a file is a document, divided where it is longer than {form.longest:,} characters"
     logger.info(f"{what}: read as {listed}{looked_at}{divided}; --sample_by changes this")
+
+
+def _tell_empty(documents: Dataset, paths: Sequence[str], flag: str) -> None:
+    """Says which files with markup gave no document, as a page that is made by scripts."""
+    with_text = set(documents.unique("file"))
+    empty = [path for path in paths if path not in with_text and suffix_of(Path(path)) in MARKUP]
+    if empty:
+        count = f"{len(empty)} of {len(paths)} files"
+        logger.warning(f"--{flag}: no text in {count} ({list_names(empty)}); look at them, or leave them out")
 
 
 def _held_out_splits(names: Sequence[str]) -> list[str]:
@@ -398,7 +445,7 @@ def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list
 def _treat_repeats(documents: Dataset, drop: DropRepeats) -> Dataset:
     """Says what documents have in common, and leaves out what is asked for."""
     is_copy = ~first_of_equals(documents["text"])
-    is_row = np.array([file is None for file in documents["file"]])
+    is_row = np.array([file is None for file in _files_of(documents)])
     is_dropped = np.zeros_like(is_copy)
     if drop != "none":
         is_dropped = is_copy & ~is_row if drop == "files" else is_copy
@@ -414,6 +461,11 @@ def _treat_repeats(documents: Dataset, drop: DropRepeats) -> Dataset:
         documents = documents.map(without_lines, fn_kwargs={"lines": sorted(lines)}, desc="Leaving out lines")
     _tell_near_copies(documents)
     return documents
+
+
+def _files_of(documents: Dataset) -> Sequence[str | None]:
+    """The file that each document is a part of; `None` for a row of a table."""
+    return documents["file"] if "file" in documents.column_names else [None] * len(documents)
 
 
 def _copies(count: int, documents: np.ndarray) -> str:
@@ -445,7 +497,8 @@ def _tell_near_copies(documents: Dataset) -> None:
     if count < max(_SHARE_TO_TELL * len(texts), 1):
         return
     names = [f"'{_shorten(texts[row])}'" for row in (copies[0], originals[0])]
-    files = [sample["file"][int(row)] for row in (copies[0], originals[0])]
+    files_of_sample = _files_of(sample)
+    files = [files_of_sample[int(row)] for row in (copies[0], originals[0])]
     if all(files) and files[0] != files[1]:
         names = [os.path.relpath(file, os.path.commonpath(files)) for file in files]
     logger.info(
@@ -502,6 +555,8 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
         train = load(arguments.dataset_split)
         others = [split for split in ("validation", "test") if split in known and split != arguments.dataset_split]
         held_out = load(others[0]) if others else None
+    if not arguments.streaming and not arguments.view_column:
+        train = _treat_repeats(train, arguments.drop_repeats)
     if held_out is None:
         train, held_out = _split(train, arguments, source.name)
     name = f"{dataset} {config}" if config else dataset
@@ -610,13 +665,22 @@ def _select_text(dataset: Dataset | IterableDataset, sources: Sources, what: str
 def _check_column(dataset: Dataset, column: str, name: str, what: str) -> bool:
     """Whether a column is plain text, and not a field of a column or a list of texts."""
     names = dataset.column_names
-    if column in names:
-        feature = dataset.features[column]
-        if isinstance(feature, datasets.Value):
-            if feature.dtype not in ("string", "large_string"):
-                raise UsageError(f"{what}: {wrong_column(column, feature.dtype, name)}")
-            dataset.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
-            return True
-    elif not has_column(dataset[0], column):
-        raise UsageError(f"{what}: {missing_column(column, names, name)}")
-    return False
+    if column not in names:
+        if not _has_field(dataset, column):
+            raise UsageError(f"{what}: {missing_column(column, names, name)}")
+        return False
+    feature = dataset.features[column]
+    if not isinstance(feature, datasets.Value):
+        return False
+    if feature.dtype not in ("string", "large_string"):
+        raise UsageError(f"{what}: {wrong_column(column, feature.dtype, name)}")
+    dataset.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
+    return True
+
+
+def _has_field(dataset: Dataset, column: str) -> bool:
+    """Whether a row has this field within its columns; the first ones may lack it, and a schema of JSON has none."""
+    root = root_of(column, dataset.column_names)
+    if root not in dataset.column_names:
+        return False
+    return any(has_column(row, column) for row in dataset.select_columns([root]))

@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from text_jepa.data.columns import Sources, has_column, missing_column, pick, root_of, wrong_column
 from text_jepa.data.compressed import (
+    COMPRESSED,
     FileError,
     NoSuchColumn,
     NotFetched,
@@ -27,9 +28,8 @@ from text_jepa.data.compressed import (
 from text_jepa.data.prose import (
     BEGINNING,
     HTML,
-    MARKDOWN,
+    MARKUP,
     PLAIN,
-    RESTRUCTURED,
     Layout,
     Paragraph,
     html_paragraphs,
@@ -42,7 +42,7 @@ from text_jepa.data.rows import Quoting, Rows, csv_rows, delimiter_of, json_rows
 
 
 # File suffix -> builder of the datasets library and its options.
-PROSE = (*PLAIN, *MARKDOWN, *RESTRUCTURED, *HTML)
+PROSE = (*PLAIN, *MARKUP)
 BUILDERS = {
     **dict.fromkeys(PROSE, ("text", {})),
     ".json": ("json", {}),
@@ -62,6 +62,22 @@ _ROWS = 1_000
 # What a page says of its characters, near its beginning.
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 _CHARSET_WITHIN = 2_048
+# The HTML standard reads some character sets as others, mostly larger ones, in which pages of that name are written.
+_READ_AS = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "euc_kr": "cp949",
+    "shift_jis": "cp932",
+    "big5": "big5hkscs",
+    "utf-16": "utf-8",
+    "utf-16-le": "utf-8",
+    "utf-16-be": "utf-8",
+}
 
 _NUMBER = re.compile(r"[+-]?\d+")
 
@@ -162,6 +178,8 @@ def _naming(path: str) -> Iterator[None]:
         raise FileError(name_wrong_byte(path, error)) from error
     except csv.Error as error:
         raise FileError(f"{path}: cannot be read: {error}") from error
+    except RecursionError as error:
+        raise FileError(f"{path}: cannot be read: a value is nested too deeply; remove it") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException) as error:
         raise FileError(f"{path}: cannot be read: {error}; it may be incomplete") from error
 
@@ -291,7 +309,9 @@ def _read_text(path: str, form: Form) -> Iterator[pyarrow.Table]:
                 if column != "text":
                     raise FileError(f"{path}: {missing_column(column, ['text'], name)}")
     parts_of = None
-    if form.sample_by == "document":
+    if form.sample_by != "auto" and suffix_of(Path(path)) in HTML:
+        batches = iter([_sample_page(path, form.sample_by)])
+    elif form.sample_by == "document":
         batches = iter([[_read_whole(path)]])
     elif form.sample_by == "paragraph":
         batches = _blocks(path)
@@ -356,16 +376,29 @@ def _read_page(path: str) -> str:
     with open_binary(path) as file:
         content = file.read()
     named = _CHARSET.search(content, 0, _CHARSET_WITHIN)
-    charset = named[1].decode() if named and not content.startswith(codecs.BOM_UTF8) else "utf-8-sig"
+    charset = named[1].decode() if named and not content.startswith(codecs.BOM_UTF8) else "utf-8"
     try:
-        page = content.decode("utf-8-sig" if charset.lower() == "utf-8" else charset)
+        codec = codecs.lookup(charset).name
+        codec = _READ_AS.get(codec, codec)
+        page = content.decode("utf-8-sig" if codec == "utf-8" else codec)
     except LookupError as error:
         raise FileError(f"{path}: unknown character set '{charset}'; convert the file, e.g. with iconv") from error
     except UnicodeDecodeError as error:
-        if charset.lower() in ("utf-8", "utf-8-sig"):
+        if codec == "utf-8":
             raise
         raise FileError(f"{path}: not {charset}, as it says ({error.reason}); convert it, e.g. with iconv") from error
     return page.replace("\r\n", "\n")
+
+
+def _sample_page(path: str, sample_by: SampleBy) -> list[str]:
+    """The text that a page shows, as it is, or its paragraphs or lines."""
+    paragraphs = [paragraph.text for paragraph in html_paragraphs(_read_page(path))]
+    if sample_by == "paragraph":
+        return paragraphs
+    if sample_by == "document":
+        return ["\n\n".join(paragraphs)]
+    lines = [line for text in paragraphs for line in text.split("\n")]
+    return [line for line in lines if line and not line.isspace()]
 
 
 def _paragraphs_of_file(path: str, form: Form) -> Iterator[Paragraph]:
@@ -396,7 +429,7 @@ def _parts(path: str) -> Iterator[str]:
         while chunk := file.read(_CHUNK):
             lines = [chunk]
             size = 0
-            while (line := file.readline()) and size < _CHUNK:
+            while size < _CHUNK and (line := file.readline()):
                 lines.append(line)
                 size += len(line)
                 if line.isspace() and len(lines) > 2:  # the first of them is the end of a line
@@ -419,7 +452,9 @@ def _blocks(path: str) -> Iterator[list[str]]:
 
 def _read_arrow(path: str, builder: str, sources: Sources) -> Iterator[pyarrow.Table]:
     start = 1
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
+        if path.lower().endswith(COMPRESSED):
+            raise FileError(f"{path}: a compressed {builder} file is not read; unpack it")
         for batch in _read_parquet(path, file, sources) if builder == "parquet" else _read_ipc(path, file, sources):
             yield from _texts_of(path, batch, sources, start)
             start += batch.num_rows

@@ -62,10 +62,8 @@ def hold_out(
         what: The flag and its value, for error messages.
 
     Raises:
-        UsageError: There is a single document, or nothing would be left.
+        UsageError: There is a single document.
     """
-    if percentage is not None and not 0 < percentage < 100:
-        raise UsageError(f"--validation_split_percentage {percentage:g}: must be above 0 and below 100")
     if len(documents) < 2:
         raise UsageError(f"{what}: a single document; at least 2 are needed, one of them held out")
     share = round(len(documents) * (_PERCENTAGE if percentage is None else percentage) / 100)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 MARKDOWN = (".md", ".markdown")
 RESTRUCTURED = (".rst",)
 HTML = (".html", ".htm")
+MARKUP = (*MARKDOWN, *RESTRUCTURED, *HTML)
 PLAIN = (".txt", ".text")
 
 # A text file is known by its first characters.
@@ -162,23 +163,38 @@ def markup_paragraphs(text: str, suffix: str) -> Iterator[Paragraph]:
         suffix: `".md"` or `".rst"`.
     """
     lines = [line.rstrip() for line in text.split("\n")]
-    headings = _headings_of_markdown(lines) if suffix in MARKDOWN else _headings_of_rst(lines)
+    if suffix in MARKDOWN:
+        fenced = _fenced_lines(lines)
+        headings = _headings_of_markdown(lines, fenced)
+    else:
+        fenced = set()  # the same marks underline a title of reStructuredText
+        headings = _headings_of_rst(lines)
     block = {}
-    fence = None
     has_text = False
     for number, line in enumerate(lines, 1):
-        if suffix in MARKDOWN and (mark := _FENCE.match(line)):
-            fence = _next_fence(fence, mark)
-        is_border = not line and fence is None and has_text
+        is_border = not line and number not in fenced and has_text
         if block and (is_border or (number in headings and has_text)):
-            yield _make_paragraph(block, headings)
+            yield _make_paragraph(block, headings, fenced)
             block = {}
             has_text = False
-        if line or fence is not None:
+        if line or number in fenced:
             block[number] = line
             has_text = has_text or number not in headings
     if block:
-        yield _make_paragraph(block, headings)
+        yield _make_paragraph(block, headings, fenced)
+
+
+def _fenced_lines(lines: Sequence[str]) -> set[int]:
+    """The numbers of lines of code between fences, and of the fences themselves."""
+    fenced = set()
+    fence = None
+    for number, line in enumerate(lines, 1):
+        mark = _FENCE.match(line)
+        if mark or fence is not None:
+            fenced.add(number)
+        if mark:
+            fence = _next_fence(fence, mark)
+    return fenced
 
 
 def _next_fence(fence: str | None, mark: re.Match) -> str | None:
@@ -189,16 +205,15 @@ def _next_fence(fence: str | None, mark: re.Match) -> str | None:
     return None if closes else fence
 
 
-def _headings_of_markdown(lines: Sequence[str]) -> set[int]:
+def _headings_of_markdown(lines: Sequence[str], fenced: set[int]) -> set[int]:
     """The numbers of lines that are headings, or underline one."""
     headings = set()
-    fence = None
     for number, line in enumerate(lines, 1):
-        if mark := _FENCE.match(line):
-            fence = _next_fence(fence, mark)
-        elif fence is None and _HEADING.match(line):
+        if number in fenced:
+            continue
+        if _HEADING.match(line):
             headings.add(number)
-        elif fence is None and _MARKDOWN_UNDERLINE.fullmatch(line) and number > 1:
+        elif _MARKDOWN_UNDERLINE.fullmatch(line) and number > 1:
             above = lines[number - 2]
             starts = number == 2 or not lines[number - 3]
             if above and starts and not _ITEM.match(above):
@@ -220,20 +235,17 @@ def _headings_of_rst(lines: Sequence[str]) -> set[int]:
     return headings
 
 
-def _make_paragraph(block: dict[int, str], headings: set[int]) -> Paragraph:
+def _make_paragraph(block: dict[int, str], headings: set[int], fenced: set[int]) -> Paragraph:
     """A paragraph in which lines that go on in the next one are joined; code and tables stay as they are."""
     is_table = any(_BORDER.fullmatch(line) for number, line in block.items() if number not in headings)
     parts = []
-    is_code = False
     is_soft = False
     for number, line in block.items():
-        is_fence = bool(_FENCE.match(line))
-        is_own = is_fence or is_code or is_table or number in headings or bool(_ITEM.match(line))
+        is_own = number in fenced or number in headings or is_table or bool(_ITEM.match(line))
         if parts:
             parts.append("\n" if is_own or not is_soft else " ")
         parts.append(line)
-        is_code = is_code != is_fence
-        is_soft = bool(line) and not is_fence and not is_code and number not in headings
+        is_soft = bool(line) and number not in fenced and number not in headings
     start = next(iter(block))
     return Paragraph(start, "".join(parts).rstrip(), start in headings)
 
@@ -241,12 +253,17 @@ def _make_paragraph(block: dict[int, str], headings: set[int]) -> Paragraph:
 # ---- HTML -----------------------------------------------------------------------------------------------------------
 
 # Elements whose text is no text of the page; those between which a paragraph ends; those that have no end.
-_HIDDEN = re.compile("script|style|template|noscript|svg|math|head|nav|footer|aside|form|button|select|iframe|object")
+_HIDDEN = re.compile(
+    "script|style|template|noscript|svg|math|head|title|nav|footer|aside|button|select|textarea|datalist|iframe|object"
+)
 _HIDDEN_ROLES = ("navigation", "banner", "contentinfo", "search", "menu", "toolbar")
+# Elements of a head, which any other one ends; and those that never hold the main part of a page.
+_OF_HEAD = re.compile("base|link|meta|noscript|script|style|template|title")
+_BESIDE_MAIN = ("nav", "aside", "footer")
 _HEADINGS = re.compile("h[1-6]")
 _BLOCKS = re.compile(
-    "address|article|blockquote|body|caption|center|dd|details|div|dl|dt|fieldset|figcaption|figure|h[1-6]|header|hr|"
-    "html|li|main|ol|p|pre|section|summary|table|tbody|td|tfoot|th|thead|tr|ul"
+    "address|article|blockquote|body|caption|center|dd|details|div|dl|dt|fieldset|figcaption|figure|form|h[1-6]|"
+    "header|hr|html|li|main|ol|p|pre|section|summary|table|tbody|td|tfoot|th|thead|tr|ul"
 )
 _VOID = re.compile("area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr")
 _SPACES = re.compile(r"[ \t\r\n\f]+")
@@ -271,18 +288,24 @@ class _Blocks(HTMLParser):
         self.heading: Paragraph | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        role = values.get("role")
+        is_main = tag == "main" or role == "main"
+        # Pages may leave out the end of the head, and some forget that of the navigation.
+        if not _OF_HEAD.fullmatch(tag):
+            self._end_head()
+        if is_main:
+            for outer in _BESIDE_MAIN:
+                self.handle_endtag(outer)
         if _BLOCKS.fullmatch(tag):
             self.end_paragraph()
         if tag == "br":
             self.handle_data("\n" if self._is_in("pre") else " ")
         if _VOID.fullmatch(tag):
             return
-        values = dict(attrs)
-        role = values.get("role")
         above = self.open[-1] if self.open else _Element("", False, False)
         is_hidden = above.is_hidden or bool(_HIDDEN.fullmatch(tag)) or role in _HIDDEN_ROLES or "hidden" in values
-        is_main = above.is_main or tag == "main" or role == "main"
-        self.open.append(_Element(tag, is_hidden, is_main))
+        self.open.append(_Element(tag, is_hidden, above.is_main or is_main))
 
     def handle_endtag(self, tag: str) -> None:
         if not self._is_in(tag):
@@ -293,6 +316,8 @@ class _Blocks(HTMLParser):
             pass
 
     def handle_data(self, data: str) -> None:
+        if not data.isspace():
+            self._end_head()
         if self.open and self.open[-1].is_hidden:
             return
         if not self.parts:
@@ -300,6 +325,10 @@ class _Blocks(HTMLParser):
                 return
             self.line = self.getpos()[0]
         self.parts.append(data if self._is_in("pre") else _SPACES.sub(" ", data))
+
+    def _end_head(self) -> None:
+        if self.open and self.open[-1].tag == "head":
+            self.open.pop()
 
     def _is_in(self, tag: str) -> bool:
         return any(element.tag == tag for element in self.open)
@@ -325,7 +354,7 @@ class _Blocks(HTMLParser):
 
 
 def html_paragraphs(text: str) -> list[Paragraph]:
-    """The paragraphs of a page, without scripts, styles, forms and navigation; those of its main part if it has one.
+    """The paragraphs that a page shows, without controls and navigation; those of its main part if it has one.
 
     Args:
         text: The file.
@@ -343,21 +372,6 @@ def html_paragraphs(text: str) -> list[Paragraph]:
 
 
 # ---- documents ------------------------------------------------------------------------------------------------------
-
-
-def paragraphs_of(text: str, suffix: str, is_one_of_many: bool = False) -> Iterable[Paragraph]:
-    """The paragraphs of a file.
-
-    Args:
-        text: The file.
-        suffix: Its kind, as `".md"`.
-        is_one_of_many: See `layout_of`.
-    """
-    if suffix in HTML:
-        return html_paragraphs(text)
-    if suffix in PLAIN:
-        return plain_paragraphs(text, layout_of(text[:BEGINNING], is_one_of_many))
-    return markup_paragraphs(text, suffix)
 
 
 def join_paragraphs(paragraphs: Iterable[Paragraph], longest: int) -> Iterator[str]:

@@ -5,6 +5,7 @@ import logging
 import shutil
 import uuid
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import datasets
 import fsspec
@@ -15,6 +16,9 @@ from text_jepa.data.files import BUILDERS
 
 
 logger = logging.getLogger(__name__)
+
+# What a web server tells of the version of a file, whose `ukey` is always the same.
+_OF_VERSION = ("size", "ETag", "Last-Modified", "Content-MD5", "Digest")
 
 
 def local_names(pattern: str, flag: str) -> list[str]:
@@ -47,7 +51,8 @@ def local_names(pattern: str, flag: str) -> list[str]:
 
 def _copy(pattern: str, what: str) -> list[str]:
     file_system, place = fsspec.url_to_fs(pattern)
-    wildcards = [place.index(character) for character in "*?[" if character in place]
+    path_of_place = _without_query(place)
+    wildcards = [path_of_place.index(character) for character in "*?[" if character in path_of_place]
     is_glob = bool(wildcards)
     if is_glob:
         found = file_system.glob(place)
@@ -57,18 +62,19 @@ def _copy(pattern: str, what: str) -> list[str]:
         root = place
     else:
         found = [place]
-        root = place.rpartition("/")[0]
+        root = path_of_place.rpartition("/")[0]
     if is_glob or found != [place]:
-        found = [path for path in found if suffix_of(Path(path)) in BUILDERS and file_system.isfile(path)]
+        known = [path for path in found if suffix_of(Path(_without_query(path))) in BUILDERS]
+        found = [path for path in known if file_system.isfile(path)]
     # A name of an object store may have dots that would lead out of the cache.
     found = [path for path in found if ".." not in PurePosixPath(path).parts]
     if not found:
         raise UsageError(f"{what}: no {', '.join(BUILDERS)} file there")
-    versions = [(path, str(file_system.ukey(path))) for path in sorted(found)]
+    versions = [(path, _version_of(file_system, path)) for path in sorted(found)]
     key = hashlib.sha256(repr((pattern, versions)).encode()).hexdigest()[:16]
     # With the name of the folder, which messages show.
     folder = Path(datasets.config.HF_DATASETS_CACHE, "text_jepa_copies", key, PurePosixPath(root).name or "files")
-    targets = {path: folder / PurePosixPath(path).relative_to(root or ".") for path, _ in versions}
+    targets = {path: folder / PurePosixPath(_without_query(path)).relative_to(root or ".") for path, _ in versions}
     if not folder.is_dir():
         size = sum(file_system.size(path) or 0 for path in targets)
         logger.info(f"{what}: copying {len(targets)} files ({size:,} bytes) to {folder}")
@@ -84,3 +90,16 @@ def _copy(pattern: str, what: str) -> list[str]:
     if is_glob or len(targets) == 1:
         return [str(target) for target in targets.values()]
     return [str(folder)]
+
+
+def _without_query(place: str) -> str:
+    """An address on the web without its query, `?download=true`; elsewhere a question mark is a wildcard."""
+    if not place.startswith(("http://", "https://")):
+        return place
+    return urlsplit(place)._replace(query="", fragment="").geturl()
+
+
+def _version_of(file_system: fsspec.AbstractFileSystem, path: str) -> tuple[str, ...]:
+    """What changes when a file does."""
+    info = file_system.info(path)
+    return str(file_system.ukey(path)), *(str(info.get(name)) for name in _OF_VERSION)

@@ -1,5 +1,6 @@
 """Finds what a corpus says more than once: documents that are equal or nearly so, and lines of many documents."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -40,9 +41,11 @@ def first_of_equals(texts: Iterable[str | None]) -> np.ndarray:
     seen = set()
     is_first = []
     for text in texts:
-        text = (text or "").strip()
-        is_first.append(text not in seen)
-        seen.add(text)
+        content = (text or "").strip().encode("utf-8")
+        # The texts themselves may be larger than the memory.
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        is_first.append(digest not in seen)
+        seen.add(digest)
     return np.array(is_first, bool)
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -12,6 +14,7 @@ from text_jepa.data.compressed import FileError, open_binary, open_text, suffix_
 
 _DELIMITERS = (",", ";", "\t", "|")
 _LONGEST_CELL = 2**31 - 1
+_SPACES = re.compile(r"\s*")
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 """Number of a line and the row that ends there."""
@@ -64,8 +67,9 @@ class _TwinFields(ValueError):
     """An object has a field twice, of the name that is the message."""
 
 
-# What the decoder raises for a text that is not JSON, has a field twice, or is nested too deeply.
-_UNDECODABLE = (json.JSONDecodeError, _TwinFields, RecursionError)
+# What the decoder raises for a text that is not JSON, has a field twice or a number of too many digits, or is nested
+# too deeply.
+_UNDECODABLE = (ValueError, RecursionError)
 
 
 def _file_error(path: str, line: int | None, error: Exception) -> FileError:
@@ -75,6 +79,8 @@ def _file_error(path: str, line: int | None, error: Exception) -> FileError:
         return FileError(f"{place}: an object has the field '{error}' twice; remove one")
     if isinstance(error, RecursionError):
         return FileError(f"{place}: nested too deeply; remove it")
+    if not isinstance(error, json.JSONDecodeError):
+        return FileError(f"{place}: a number of more than {sys.get_int_max_str_digits():,} digits; shorten it")
     if line is None:
         reason = f"not JSON ({error.msg} in line {error.lineno}, column {error.colno}); it may be incomplete"
     else:
@@ -92,7 +98,7 @@ def _is_part(text: str, path: str, decoder: json.JSONDecoder) -> bool:
         decoder.decode(text)
     except json.JSONDecodeError:
         return True
-    except _TwinFields:
+    except _UNDECODABLE:
         return False
     return False
 
@@ -121,10 +127,9 @@ def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -
             if not isinstance(row, dict):
                 raise FileError(f"{path}, line {number}: no objects, '{{...}}'; mend or remove it")
             yield number, row
-        rest = text[end:]
-        skipped = len(rest) - len(rest.lstrip())
-        number += text.count("\n", place, end + skipped)
-        place = end + skipped
+        following = _SPACES.match(text, end).end()
+        number += text.count("\n", place, following)
+        place = following
 
 
 # ---- tables of text -------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Texts(datasets.ArrowBasedBuilder):
     """Documents of files; see `read_texts`."""
 
     BUILDER_CONFIG_CLASS = TextsConfig
-    VERSION = datasets.Version("2.0.0")  # another one where the readers give other texts
+    VERSION = datasets.Version("3.0.0")  # another one where the readers give other texts
 
     def _info(self) -> datasets.DatasetInfo:
         names = [*self.config.form.sources, *(["file"] if self.config.form.with_file else [])]

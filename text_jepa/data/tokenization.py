@@ -320,18 +320,20 @@ def tokenize_texts(
             return _to_columns(texts, repeated)
         return _to_columns(documents)
 
-    plan = _Plan(tokenize, tokenizer, min_length, view, num_proc, overwrite_cache)
     # "sentence" is in the names of existing caches, from when documents could be cut in another way too.
-    plan.settings = [max_length, "sentence"]
+    settings = [max_length, "sentence"]
     if view in DATA_VIEWS:
-        plan.settings.append(view)
+        settings.append(view)
     if min_length > 2:
-        plan.settings.append(min_length)
+        settings.append(min_length)
+    columns = ["text"]
+    wanted = _wanted_length(min_length)
     if view == "next_sentence":
-        plan.wanted = f"of more than one text of {max_length} tokens; lower --max_length"
+        wanted = f"of more than one text of {max_length} tokens; lower --max_length"
     elif view == "column":
-        plan.wanted += " with a view"
-        plan.columns.append("view")
+        columns.append("view")
+        wanted += " with a view"
+    plan = _Plan(tokenize, tokenizer, settings, columns, wanted, min_length, view, num_proc, overwrite_cache)
     return _tokenize_splits(splits, plan, count)
 
 
@@ -380,11 +382,12 @@ def tokenize_documents(
         columns["window"] = [number for windows in counts for number in range(windows)]
         return columns
 
-    plan = _Plan(tokenize, tokenizer, min_length, None, num_proc, overwrite_cache)
-    plan.settings = [window_length, "sentence"]
+    settings = [window_length, "sentence"]
     if min_length > 2:
-        plan.settings.append(min_length)
-    plan.settings += ["documents", max_document_length]
+        settings.append(min_length)
+    settings += ["documents", max_document_length]
+    wanted = _wanted_length(min_length)
+    plan = _Plan(tokenize, tokenizer, settings, ["text"], wanted, min_length, None, num_proc, overwrite_cache)
     examples = _tokenize_splits(splits, plan, count)
     if isinstance(examples, IterableDatasetDict):
         return examples.map(repeat_for_windows, batched=True)
@@ -556,29 +559,32 @@ def _to_columns(documents: list[list[list[int]]], views: list[list[list[int]]] |
     return columns
 
 
-@dataclass
+def _wanted_length(min_length: int) -> str:
+    return f"of at least {max(min_length, 2)} tokens"
+
+
+@dataclass(frozen=True)
 class _Plan:
     """How the documents of all splits become examples.
 
     Args:
         tokenize: Columns of documents -> columns of examples, see `_to_columns`.
-        tokenizer, min_length, view, num_proc, overwrite_cache: See `tokenize_texts`.
+        tokenizer: See `tokenize_texts`.
         settings: What tells the examples from others of the same corpus and tokenizer, for the cache.
         columns: Columns of the documents, which examples do not keep.
         wanted: What a document has to be, for an error.
+        min_length, view, num_proc, overwrite_cache: See `tokenize_texts`.
     """
 
     tokenize: Callable[[dict[str, list]], dict[str, list]]
     tokenizer: PreTrainedTokenizerBase
+    settings: list[int | str]
+    columns: list[str]
+    wanted: str
     min_length: int
     view: View | None
     num_proc: int | None
     overwrite_cache: bool
-
-    def __post_init__(self):
-        self.settings = []
-        self.columns = ["text"]
-        self.wanted = f"of at least {max(self.min_length, 2)} tokens"
 
     def fingerprint(self, documents: Dataset) -> str:
         # The library's own fingerprint pickles the tokenizer, whose state changes with use.

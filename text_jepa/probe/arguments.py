@@ -77,8 +77,8 @@ class ProbeArguments:
     quoting: Quoting = field(
         default="checked",
         metadata={
-            "help": "What a quote is in csv and tsv files: the end of a cell, unless it looks like a "
-            "character of the texts (checked); always the end of a cell (standard); always a character (none)."
+            "help": "How to read quotes in csv and tsv files: as cell delimiters after a plausibility check "
+            "(checked), always as delimiters (standard), or as ordinary characters (none)."
         },
     )
     pair_column: str | None = field(default=None, metadata={"help": "Column of the second texts in --task_file."})
@@ -116,7 +116,7 @@ class ProbeArguments:
         default=None,
         metadata={
             "help": "Window in tokens: longer texts are read in several windows, pairs are truncated. Default: what "
-            "the folder says, at most 512."
+            "the folder says, at most 512 and what the encoder has positions for."
         },
     )
     finetune_args: list[str] | None = field(

@@ -105,8 +105,8 @@ class ModelArguments:
     merge: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether to export a point between the initial and the final weights, chosen on held-out documents "
-            "by how well passages find the rest of theirs. Default: true if the loss is on vectors of texts; false "
+            "help": "Whether to export a point between the initial and the final weights, chosen by how well passages "
+            "of held-out documents find the rest of theirs. Default: true if the loss is on vectors of texts; false "
             "exports the final weights."
         },
     )
