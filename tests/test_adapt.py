@@ -118,6 +118,8 @@ def test_the_folder_of_a_run_is_new(tmp_path, monkeypatch):
         ([], "name an encoder and texts"),
         (["--max_steps", "3"], "name an encoder and texts"),
         (["{encoder}"], "name the texts after"),
+        (["{encoder}", "notes", "--train_file", "other"], "'notes' and --train_file say the same"),
+        (["{encoder}", "notes", "--model_name_or_path=other"], "--model_name_or_path say the same"),
         (["nowhere/at-all", "notes"], "nowhere/at-all: no encoder is there"),
         (["{whole}", "notes"], "is the complete model of a run"),
         (["{last}", "notes"], "pools by lasttoken, which no run trains"),

@@ -11,8 +11,8 @@ from configuration_text_jepa import OBJECTIVES
 from text_jepa.cli import UsageError, parse_arguments
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.share.model_card import describe_optimizer, describe_precision
-from text_jepa.train import checks
-from text_jepa.train.arguments import TextJepaTrainingArguments
+from text_jepa.train import build, checks
+from text_jepa.train.arguments import DataArguments, ModelArguments, TextJepaTrainingArguments
 from text_jepa.train.checks import _GOES_WITH, REFUSED, RENAMED
 
 
@@ -255,3 +255,17 @@ def test_flags_that_have_no_effect_on_the_model_are_told(make_model, caplog):
     caplog.clear()
     checks.warn_of_idle_flags(args, make_model(**OBJECTIVES["mlm"], mask_token_id=4))
     assert [record.message.split()[0] for record in caplog.records] == ["--ema_decay_start"]
+
+
+def test_flags_of_a_new_tokenizer_that_have_no_effect_on_an_existing_one_are_told(tokenizer, tmp_path, caplog):
+    tokenizer.save_pretrained(tmp_path / "words")
+    args = SimpleNamespace(output_dir=str(tmp_path / "run"))
+    plain = ModelArguments(tokenizer_name=str(tmp_path / "words"))
+    build.make_tokenizer(plain, DataArguments(), args, corpus=None)
+    assert not caplog.records
+    asked = ModelArguments(
+        tokenizer_name=str(tmp_path / "words"), vocab_size=500, tokenizer_type="bpe", lowercase=False
+    )
+    build.make_tokenizer(asked, DataArguments(), args, corpus=None)
+    told = [record.message.split()[0] for record in caplog.records]
+    assert told == ["--vocab_size", "--tokenizer_type", "--lowercase"]

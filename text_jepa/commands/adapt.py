@@ -51,7 +51,7 @@ def read_words(argv: Sequence[str], prog: str) -> tuple[str, list[str], list[str
     """Splits `ENCODER TEXTS … [--flag value …]`.
 
     Raises:
-        UsageError: The encoder or the texts are not named.
+        UsageError: The encoder or the texts are not named, or one of them twice.
     """
     words = list(takewhile(lambda word: not word.startswith("-"), argv))
     flags = list(argv[len(words) :])
@@ -60,6 +60,10 @@ def read_words(argv: Sequence[str], prog: str) -> tuple[str, list[str], list[str
     name, *texts = words
     if not texts and not _has(flags, "train_file") and not _has(flags, "dataset_name"):
         raise UsageError(f"name the texts after {name}: folders, files or globs, as in `{prog} {name} notes/`")
+    if texts and _has(flags, "train_file"):
+        raise UsageError(f"'{texts[0]}' and --train_file say the same; name all in one place")
+    if _has(flags, "model_name_or_path"):
+        raise UsageError(f"'{name}' and --model_name_or_path say the same; name the encoder in one place")
     return name, texts, flags
 
 

@@ -176,11 +176,21 @@ def make_tokenizer(
         name = str(kept)
     if name is None:
         return _train_tokenizer(model_args, data_args, corpus), True
+    if name != str(kept):
+        _warn_of_flags_of_new_tokenizers(model_args, name)
     options = {"cache_dir": model_args.cache_dir}
     if not model_args.tokenizer_name:
         options["revision"] = model_args.model_revision
     with readable(f"--{flag} {name}", "no tokenizer there"):
         return read_tokenizer(name, **options), False
+
+
+def _warn_of_flags_of_new_tokenizers(model_args: ModelArguments, name: str) -> None:
+    """Says which flags have no effect on an existing tokenizer; no error, as recipes have them for new ones."""
+    defaults = ModelArguments()
+    for flag in ("vocab_size", "tokenizer_type", "lowercase"):
+        if getattr(model_args, flag) != getattr(defaults, flag):
+            logger.warning(f"--{flag} has no effect: the tokenizer is that of {name}")
 
 
 def add_words_to(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) -> dict[int, list[int]]:
