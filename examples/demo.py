@@ -19,7 +19,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from text_jepa import DataCollatorForTextJepa, MaskStrategy, TextJepaConfig, load_builtin_corpus
 from text_jepa.cli import run_command
-from text_jepa.encoders.embeddings import Encoder, centre, cosine, embed_texts, open_encoder
+from text_jepa.commands.search import embeddings_of
+from text_jepa.encoders.embeddings import Encoder, centre, cosine, open_encoder
 from text_jepa.show import mask_gallery
 
 
@@ -50,10 +51,11 @@ def masks_of(encoder: Encoder, text: str, ratio: float, span: float, masks: int,
 
 def make_page(encoder: Encoder) -> gr.Blocks:
     """The page for an encoder."""
+    embeddings = embeddings_of(encoder)
 
     @lru_cache(maxsize=4)
     def vectors_of(texts):
-        return embed_texts(encoder, texts)
+        return embeddings.passage(texts)
 
     @lru_cache(maxsize=1)
     def builtin():
@@ -70,7 +72,7 @@ def make_page(encoder: Encoder) -> gr.Blocks:
         if not texts:
             texts = builtin()
         vectors = vectors_of(texts)
-        scores = cosine(centre(embed_texts(encoder, [query]), by=vectors), centre(vectors))
+        scores = cosine(centre(embeddings.query([query]), by=vectors), centre(vectors))
         items = []
         for row in np.argsort(-scores)[:10]:
             text = html.escape(textwrap.shorten(texts[row], 400))

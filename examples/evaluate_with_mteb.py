@@ -93,6 +93,8 @@ def main():
     parser.add_argument("--glue", help="Folder with stsb/.")
     parser.add_argument("--rerank", help="Folder with test.txt and text_tokenized.txt.gz.")
     args = parser.parse_args()
+    if not args.glue and not args.rerank:
+        parser.error("name --glue or --rerank")
     tasks = [sts_task(load_glue("stsb", args.glue))] if args.glue else []
     tasks += [reranking_task(load_reranking(args.rerank))] if args.rerank else []
     for name, scores in evaluate(args.encoder, tasks).items():

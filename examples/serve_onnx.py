@@ -7,10 +7,10 @@ import onnxruntime
 import tokenizers
 
 
-folder, *texts = sys.argv[1:]
-session = onnxruntime.InferenceSession(f"{folder}/onnx/model.onnx")
+texts = sys.argv[2:] or sys.exit("usage: python serve_onnx.py FOLDER TEXT ...")
+session = onnxruntime.InferenceSession(f"{sys.argv[1]}/onnx/model.onnx")
 settings = session.get_modelmeta().custom_metadata_map
-tokenizer = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
+tokenizer = tokenizers.Tokenizer.from_file(f"{sys.argv[1]}/tokenizer.json")
 tokenizer.enable_truncation(int(settings["max_length"]))
 tokenizer.enable_padding()
 batch = tokenizer.encode_batch([settings["prompt"] + text for text in texts])

@@ -224,6 +224,14 @@ def test_minilm_is_adapted_takes_its_own_place_and_is_served_without_torch(minil
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_the_example_of_serving_says_what_it_needs():
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    command = [sys.executable, str(EXAMPLES / "serve_onnx.py"), "folder"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "usage: python serve_onnx.py FOLDER TEXT ...\n"
+
+
 @pytest.mark.parametrize("name", ["search_a_folder.sh", "adapt.sh", "serve_onnx.py", "own_loss.py"])
 def test_an_example_has_at_most_15_lines_of_code(name):
     lines = (EXAMPLES / name).read_text().splitlines()

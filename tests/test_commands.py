@@ -125,6 +125,15 @@ def test_the_package_as_a_module_answers_without_torch():
     assert imported.isdisjoint({"torch", "transformers"})
 
 
+@pytest.mark.parametrize(("path", "reason"), [("file", "File exists"), ("file/new", "Not a directory")])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, path, reason):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: (tmp_path / path).mkdir(parents=True, exist_ok=True))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / path}: {reason}; name another path, or mend that\n"
+
+
 def test_other_words_reach_their_verb(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["text-jepa", "pretain"])
     with pytest.raises(SystemExit) as stop:

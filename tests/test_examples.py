@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -11,10 +12,13 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
+
+from text_jepa.encoders.embeddings import open_encoder
 
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +90,17 @@ def test_the_tour_runs_to_its_end():
 
 
 # ---- demo -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_puts_the_prompts_of_their_names_before_queries_and_texts(bag, tmp_path, texts, monkeypatch):
+    page = MagicMock()
+    monkeypatch.setitem(sys.modules, "gradio", page)
+    folder = shutil.copytree(bag, tmp_path / "mine")
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "flour water salt bread"}}')
+    runpy.run_path(str(EXAMPLES / "demo.py"))["make_page"](open_encoder(str(folder)))
+    search = page.on.call_args_list[0].args[1]
+    items = re.findall("<li>.*?</li>", search("and", "\n".join(texts), None))
+    assert texts[3] in items[0]
 
 
 @pytest.fixture

@@ -203,3 +203,12 @@ def test_all_three_agree_on_real_data(tmp_path):
     compare_reranking(encoder, load_reranking(questions))
     pytest.importorskip("mteb")
     compare_mteb(encoder, sts, load_reranking(questions))
+
+
+def test_the_example_without_a_task_is_one_line(monkeypatch, capsys):
+    pytest.importorskip("mteb", reason="needs the extra mteb")
+    monkeypatch.setattr("sys.argv", ["evaluate_with_mteb.py", "encoder"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(EXAMPLE))["main"]()
+    assert stop.value.code == 2
+    assert "name --glue or --rerank" in capsys.readouterr().err

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 
-# What the system answers for a path that is no bug of ours: too long, without permission, full, read-only …
+# What the system answers for a path that is no bug of ours: too long, without permission, full, in a file …
 _OF_THE_SYSTEM = {
     errno.EACCES,
     errno.EDQUOT,
+    errno.EEXIST,
     errno.EIO,
+    errno.EISDIR,
     errno.ELOOP,
     errno.EMFILE,
     errno.ENAMETOOLONG,
     errno.ENOSPC,
+    errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
     errno.ESTALE,

@@ -166,11 +166,29 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_found(index, fol
     ]
     assert hits_of_words(index, "flour") == []
     assert hits(index, "lamp")[0] in ("0.txt", "deep/page.md")
-    assert follow(index, folder) == ([], [])  # read once only
     (folder / "3.txt").write_text("flour and water")
     follow(index, folder)
     assert hits_of_words(index, "flour") == ["3.txt"]
     assert len(index.problems()) == 1
+    (folder / "rows.jsonl").unlink()
+    assert follow(index, folder) == ([], ["rows.jsonl"])
+    assert index.problems() == []
+
+
+def test_a_file_that_could_not_be_read_is_tried_again_and_written_once_it_can_be(index, folder, monkeypatch):
+    """Also one whose size and time are as they were, such as after a change of its permissions."""
+    path = folder / "3.txt"
+    path.write_bytes(b"flour \xff water")
+    time = path.stat().st_mtime_ns
+    follow(index, folder)
+    monkeypatch.setattr(index, "write", lambda *_: pytest.fail("written again"))
+    assert follow(index, folder) == (["3.txt"], [])
+    monkeypatch.undo()
+    path.write_bytes(b"flour - water")
+    os.utime(path, ns=(time, time))
+    assert follow(index, folder) == (["3.txt"], [])
+    assert hits_of_words(index, "flour") == ["3.txt"]
+    assert index.problems() == follow(index, folder)[0] == []
 
 
 def test_what_is_interrupted_keeps_whole_files_and_goes_on(index, folder, monkeypatch):

@@ -260,6 +260,7 @@ def test_the_index_may_lie_elsewhere(call, static, notes, tmp_path):
         (["{notes}/empty", "lamp", "--encoder", "{static}"], "holds no texts"),
         (["{notes}/blank", "lamp", "--encoder", "{static}"], "no text in its 1 files"),
         (["{notes}", "lamp", "--encoder", "{static}", "--index", "{notes}/one.txt"], "not the index of a search"),
+        (["{notes}", "lamp", "--encoder", "{static}", "--index", "{notes}/empty", "--rebuild"], "(Is a directory)"),
     ],
 )
 def test_a_mistake_is_one_line(call, static, notes, arguments, message):
@@ -272,10 +273,11 @@ def test_a_mistake_is_one_line(call, static, notes, arguments, message):
     assert (notes / "one.txt").read_text() == before
 
 
-def test_an_encoder_that_cannot_be_opened_leaves_the_index_as_it_was(call, static, notes, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--rebuild"]])
+def test_an_encoder_that_cannot_be_opened_leaves_the_index_as_it_was(call, static, notes, tmp_path, flags):
     first = call(notes, "lamp", "--encoder", static)
     with pytest.raises(UsageError):
-        call(notes, "lamp", "--encoder", tmp_path / "none")
+        call(notes, "lamp", "--encoder", tmp_path / "none", *flags)
     again = call(notes, "lamp")
     assert (again.out, again.err) == (first.out, "")
 
@@ -316,6 +318,16 @@ def test_an_index_with_foreign_values_is_one_line_and_can_be_made_anew(call, sta
     with pytest.raises(UsageError, match=r"the index is damaged .*--rebuild"):
         call(notes, "lamp")
     assert call(notes, "lamp", "--encoder", static, "--rebuild").out == first
+
+
+@pytest.mark.parametrize("start", [100, 4096])
+def test_an_index_with_foreign_bytes_can_be_made_anew(call, static, notes, start):
+    first = call(notes, "lamp", "--encoder", static).out
+    with (notes / search.INDEX).open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xff" * 60_000)
+    assert call(notes, "lamp", "--encoder", static, "--rebuild").out == first
+    assert call(notes, "lamp").out == first
 
 
 def test_a_file_whose_name_is_not_utf_8_is_left_out_aloud(call, static, notes, caplog):

@@ -119,7 +119,7 @@ def test_the_longest_text_can_be_chosen_within_what_the_encoder_has_positions_fo
 
 def test_nothing_is_written_over(run, export_command, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    for form in ("encoder", "sentence-transformers"):
+    for form in ("encoder", "sentence-transformers", "onnx"):
         with pytest.raises(UsageError, match="exists; name a new folder"):
             export_command(form, run / "pretraining", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
@@ -129,11 +129,16 @@ def test_nothing_is_written_over(run, export_command, tmp_path):
     ("arguments", "fragments"),
     [
         (["encoder", "nowhere", "{out}"], ["nowhere: no model can be read there"]),
+        (["encoder", "{run}/pretraining", "{run}/metrics.jsonl/out"], ["metrics.jsonl is a file; name a new folder"]),
         (["encoder", "{run}", "{out}"], ["is a plain encoder already", "pretraining/"]),
         (["sentence-transformers", "{run}", "{out}", "--which", "context"], ["--which", "has only one encoder"]),
         (["sentence-transformers", "{run}", "{out}", "--prompts", "query"], ["--prompts query", "NAME=TEXT"]),
         (["encoder", "{run}/pretraining", "{out}", "--max_length", "0"], ["--max_length", "at least 1"]),
         (["encoder", "{run}/pretraining", "{out}", "--wich", "target"], ["--wich"]),
+        (["sentence-transformers", "{run}", "{out}", "--quoting", "none"], ["--quoting goes with --center"]),
+        (["sentence-transformers", "{run}", "{out}", "--center", "no.txt"], ["--center no.txt: no such file"]),
+        (["onnx", "{run}", "{out}", "--text_column", "body"], ["--text_column goes with --texts"]),
+        (["merge", "{run}", "{run}", "{out}", "--quoting", "none"], ["--quoting goes with --texts"]),
         (["onnx", "some/name"], ["some/name is not a folder to write onnx/ into"]),
         (["weights", "nowhere", "{out}", "--texts", "x.txt"], ["nowhere: no such folder", "hf download"]),
         (["weights", "{run}", "{out}", "--texts", "nowhere.txt"], ["--texts nowhere.txt: no such file"]),
@@ -516,8 +521,9 @@ def test_an_onnx_file_that_is_there_stays(run, export_command, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*", "pretraining"))
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_text("mine")
-    with pytest.raises(UsageError, match=r"model.onnx exists"):
-        export_command("onnx", folder)
+    for output_dir in ([], [folder]):
+        with pytest.raises(UsageError, match=r"model.onnx exists"):
+            export_command("onnx", folder, *output_dir)
     assert (folder / "onnx" / "model.onnx").read_text() == "mine"
 
 

@@ -419,6 +419,7 @@ def test_a_terminal_gets_colour_unless_no_color_is_set(folder, capsys, monkeypat
     [
         (["--texts", "0"], ["--texts", "at least 1"]),
         (["--step", "-1"], ["--step", "at least 0"]),
+        (["--step", "3", "--max_steps", "3"], ["--step 3", "the last step of the run is 2"]),
         (["--step", "now"], ["--step", "now"]),
         (["--text", "3"], ["--text", "did you mean 'texts'"]),
         (["--html", "{dir}/notes.txt"], ["--html", "notes.txt", "name another"]),
@@ -440,6 +441,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(folder, argv, said, monkeypatch, 
     assert len(printed.err.splitlines()) == 1, printed.err
     assert all(words in printed.err for words in said), printed.err
     assert (folder / "notes.txt").read_text() == before
+
+
+def test_the_title_names_the_recipes_and_no_texts():
+    assert masks.name_of_run(["a/one.yaml", "notes/", "two.yml", "--train_file", "x.yaml"]) == "one.yaml with two.yml"
+    assert masks.name_of_run(["notes/"]) == "the run"
 
 
 def test_help_is_short_and_names_its_own_flags(capsys):

@@ -17,7 +17,7 @@ from text_jepa.cli import UsageError
 from text_jepa.commands import plot
 from text_jepa.encoders.embeddings import open_encoder
 from text_jepa.metrics import effective_rank
-from text_jepa.show.plots import Run, apart, collapsed_at, flat, plot_curves, plot_map, points, spectrum
+from text_jepa.show.plots import Run, apart, collapsed_at, flat, plot_curves, plot_map, points, short_names, spectrum
 from text_jepa.train.run_log import write_metrics
 
 
@@ -125,6 +125,28 @@ def test_the_first_map_is_that_of_the_two_widest_directions():
 def test_a_map_of_almost_nothing_is_a_map(vectors):
     for places in flat(vectors.astype(np.float32)).values():
         assert np.isfinite(places).all()
+
+
+def test_names_that_end_alike_stay_different():
+    names = ["runs/first/" + 30 * "x", "runs/other", "runs/second/" + 30 * "x"]
+    end = "…" + 27 * "x"
+    assert short_names(names) == [f"1: {end}", "runs/other", f"3: {end}"]
+
+
+def test_encoders_whose_names_end_alike_have_a_map_each(folder, tmp_path, monkeypatch, drawn):
+    end = 60 * "x"
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        (tmp_path / parent / end).symlink_to(folder / "encoder")
+    monkeypatch.chdir(tmp_path)
+    plot.main(["map", f"a/{end}", f"b/{end}", "--task", str(folder / "own.jsonl"), "-o", "unused.png"])
+    assert len(panels_of(drawn[0])) == 4
+
+
+def test_the_panels_of_spectra_name_what_is_in_them(folder, monkeypatch, drawn):
+    monkeypatch.chdir(folder)
+    plot.main(["spectra", "encoder", "--task", "own.jsonl", "-o", "unused.png"])
+    assert list(panels_of(drawn[0])) == ["states of tokens", "vectors of 12 texts"]
 
 
 def test_names_keep_their_distance_and_their_order():
@@ -280,6 +302,16 @@ def folder(tmp_path_factory, tokenizer):
     for name, records in logs.items():
         (folder / name).mkdir()
         write_metrics(folder / name, records)
+    foreign = {"stepless": '{"loss": 1.0}', "words": '{"step": 1, "loss": "abc"}', "list": "[1, 2]"}
+    for name, line in foreign.items():
+        (folder / name).mkdir()
+        (folder / name / "metrics.jsonl").write_text(line)
+    configurations = {"no_json": "{broken", "no_type": '{"model_type": "nothing"}', "no_width": '{"model_type": "t5"}'}
+    for name, content in configurations.items():
+        (folder / name).mkdir()
+        write_metrics(folder / name, log({}))
+        (folder / name / "config.json").write_text(content)
+    (folder / "picture.png").mkdir()
     with (folder / "torn" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "lo')
     return folder
@@ -301,6 +333,12 @@ def test_each_picture_is_a_file_that_a_page_can_show(folder, tmp_path, monkeypat
     height, width = matplotlib.image.imread(path).shape[:2]
     assert 900 <= width <= 2000
     assert 200 <= height <= 3000
+
+
+def test_a_log_with_a_part_of_our_measures_has_curves(tmp_path, drawn):
+    write_metrics(tmp_path, [{"step": 1, "loss": 1.0, "token_rank": 3.0}])
+    plot.main(["curves", str(tmp_path), "-o", str(tmp_path / "unused.png")])
+    assert set(panels_of(drawn[0])) == {"loss", "effective rank"}
 
 
 def test_an_interrupted_run_has_curves_and_the_width_of_its_checkpoint(folder, tmp_path, make_model):
@@ -342,6 +380,13 @@ def test_features_do_not_depend_on_the_batch(folder, texts):
         ("curves nowhere -o a.png", "nowhere: no metrics.jsonl there"),
         ("curves new -o a.png", "nothing was logged yet"),
         ("curves torn -o a.png", "torn/metrics.jsonl: not the log of a run"),
+        ("curves stepless -o a.png", "stepless/metrics.jsonl: not the log of a run"),
+        ("curves words -o a.png", "words/metrics.jsonl: not the log of a run (loss is no number)"),
+        ("curves list -o a.png", "list/metrics.jsonl: not the log of a run"),
+        ("curves no_json -o a.png", "no_json: no configuration there"),
+        ("curves no_type -o a.png", "no_type: no configuration there"),
+        ("curves no_width -o a.png", "no_width: t5 is an encoder with a decoder"),
+        ("curves run -o picture.png", "--output picture.png: a folder; name a picture"),
         ("curves run -o a.txt", "--output a.txt: name a picture with one of the suffixes .png"),
         ("curves run", "--output"),
         ("map nowhere --task own.jsonl -o a.png", "nowhere: no model can be read there"),

@@ -194,6 +194,7 @@ def test_from_python_a_run_has_three_passes():
         (["my notes/one.jsonl.gz", "other"], "one"),
         (["--dataset_name", "owner/corpus"], "corpus"),
         ([str(ROOT / "configs" / "compare" / "documents.yaml")], None),
+        (["--preset", "tiny"], "run"),
     ],
 )
 def test_a_run_has_the_name_of_its_texts(workspace, argv, name):

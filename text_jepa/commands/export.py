@@ -110,7 +110,7 @@ def _add_onnx(commands) -> None:
     help = "ONNX, checked against PyTorch: onnx/model.onnx in the folder."
     command = add_command(commands, "onnx", write_onnx, help)
     command.add_argument("source", help=_ANY)
-    command.add_argument("output_dir", nargs="?", help="Folder to write onnx/ into. Default: the source, if a folder.")
+    command.add_argument("output_dir", nargs="?", help="New folder. Default: the source, if a folder.")
     command.add_argument("--fp16", action="store_true", help="Also write onnx/model_fp16.onnx with 16-bit floats.")
     command.add_argument("--int8", action="store_true", help="Also write onnx/model_int8.onnx with 8-bit matrices.")
     help = "Files on whose documents the ONNX files are compared, by cosine and by finding the rest of a document."
@@ -186,12 +186,12 @@ def _add_which(command: argparse.ArgumentParser) -> None:
 
 def _add_text_column(command: argparse.ArgumentParser) -> None:
     help = "Column of the texts, a.b for a field within one; several are joined. Default: text."
-    command.add_argument("--text_column", nargs="+", default=["text"], metavar="NAME", help=help)
+    command.add_argument("--text_column", nargs="+", metavar="NAME", help=help)
     help = (
         "How to read quotes in csv and tsv files: as cell delimiters after a plausibility check (checked, the "
         "default), always as delimiters (standard), or as ordinary characters (none)."
     )
-    command.add_argument("--quoting", choices=get_args(Quoting), default="checked", help=help)
+    command.add_argument("--quoting", choices=get_args(Quoting), help=help)
 
 
 # ---- forms ----------------------------------------------------------------------------------------------------------
@@ -209,6 +209,7 @@ def write_encoder(args: argparse.Namespace) -> None:
 
 def write_sentence_transformer(args: argparse.Namespace) -> None:
     """Runs the sub-command `sentence-transformers`."""
+    check_reading(args, "center")
     output_dir = new_folder(args.output_dir)
     prompts = dict(read_prompt(prompt) for prompt in args.prompts)
     model, tokenizer = embeddings.load_trained(args.source)
@@ -236,7 +237,11 @@ def write_onnx(args: argparse.Namespace) -> None:
     """Runs the sub-command `onnx`."""
     if args.output_dir is None and not Path(args.source).is_dir():
         raise UsageError(f"{args.source} is not a folder to write onnx/ into; name an output folder after it")
-    folder = Path(args.output_dir or args.source, "onnx")
+    check_reading(args, "texts")
+    source = Path(args.source)
+    is_beside = args.output_dir is None or (source.is_dir() and Path(args.output_dir).resolve() == source.resolve())
+    output_dir = source if is_beside else new_folder(args.output_dir)
+    folder = output_dir / "onnx"
     full_path = folder / "model.onnx"
     paths = [full_path]
     if args.fp16:
@@ -254,12 +259,12 @@ def write_onnx(args: argparse.Namespace) -> None:
             pair_column="sentence2",
             kind="regression",
         )
-    texts = read_documents(args.texts, args) if args.texts else None
+    texts = read_documents("texts", args) if args.texts else None
     with tempfile.TemporaryDirectory() as plain:
         encoder = open_for_onnx(args, Path(plain))
         difference = onnx.export_onnx(encoder, full_path)
-        if args.output_dir is not None:
-            copy_files_beside(encoder, Path(args.output_dir))
+        if not is_beside:
+            copy_files_beside(encoder, output_dir)
     print(f"{full_path}: {size(full_path)}, largest difference from PyTorch {difference:.1e}")
     for path in paths[1:]:
         make_smaller = onnx.halve_onnx if path.stem.endswith("fp16") else onnx.quantize_onnx
@@ -273,7 +278,7 @@ def write_weights(args: argparse.Namespace) -> None:
     """Runs the sub-command `weights`."""
     output_dir = new_folder(args.output_dir)
     encoder = open_folder(args.source)
-    texts = load_texts(args.texts, "texts", args.text_column, quoting=args.quoting)
+    texts = load_named_texts("texts", args)
     recount = merging.recount_word_weights(encoder, output_dir, documents_of(texts))
     files = ", ".join(Path(name).name for name in args.texts)
     change = f"The word weights of {args.source} were counted again on {recount.texts:,} texts ({files})"
@@ -289,6 +294,7 @@ def write_merged(args: argparse.Namespace) -> None:
     """Runs the sub-command `merge`."""
     if args.share is not None and args.texts:
         raise UsageError("--share and --texts exclude each other; name one of them")
+    check_reading(args, "texts")
     output_dir = new_folder(args.output_dir)
     start = open_encoder(args.source)
     end = open_folder(args.end)
@@ -297,7 +303,7 @@ def write_merged(args: argparse.Namespace) -> None:
     last = merging.weights_of_vectors(end.model)
     share = 0.5 if args.share is None else args.share
     if args.texts:
-        texts = load_texts(args.texts, "texts", args.text_column, quoting=args.quoting)
+        texts = load_named_texts("texts", args)
         score = documents.score_on_documents(end, list(documents_of(texts)))
         share, scores = merging.choose_share(first, last, score)
         print_shares(scores, share)
@@ -364,6 +370,13 @@ def check_no_which(args: argparse.Namespace) -> None:
         raise UsageError(f"--which: {args.source} has only one encoder; name pretraining/ or a checkpoint of a run")
 
 
+def check_reading(args: argparse.Namespace, flag: str) -> None:
+    """Raises UsageError if flags say how to read the files of another flag, which names none."""
+    for name in ("text_column", "quoting"):
+        if getattr(args, name) is not None and not getattr(args, flag):
+            raise UsageError(f"--{name} goes with --{flag}; name files with --{flag}, or leave --{name} out")
+
+
 def copy_files_beside(encoder: Encoder, folder: Path) -> None:
     """Writes tokenizer, configuration and modules, but no weights, beside ONNX files that lie in another folder."""
     source = Path(encoder.name)
@@ -379,7 +392,7 @@ def copy_files_beside(encoder: Encoder, folder: Path) -> None:
 
 def mean_vector(encoder: Encoder, args: argparse.Namespace) -> np.ndarray:
     """The mean vector (D,) of the texts of `--center`."""
-    texts = read_documents(args.center, args)
+    texts = read_documents("center", args)
     rows = np.linspace(0, len(texts) - 1, min(len(texts), _TEXTS_OF_MEAN)).astype(int)
     beginnings = [" ".join(texts[row].split()[: encoder.max_length]) for row in rows]  # sentence-transformers cuts too
     vectors = embed_texts(encoder, beginnings)
@@ -387,15 +400,21 @@ def mean_vector(encoder: Encoder, args: argparse.Namespace) -> np.ndarray:
     return vectors.mean(axis=0)
 
 
-def read_documents(files: Sequence[str], args: argparse.Namespace) -> list[str]:
-    """The texts of files that are not blank.
+def load_named_texts(flag: str, args: argparse.Namespace) -> Dataset:
+    """The texts of the files that a flag names."""
+    columns = args.text_column or ["text"]
+    return load_texts(getattr(args, flag), flag, columns, quoting=args.quoting or "checked")
+
+
+def read_documents(flag: str, args: argparse.Namespace) -> list[str]:
+    """The texts that are not blank of the files that a flag names.
 
     Raises:
         UsageError: There is none.
     """
-    texts = list(documents_of(load_texts(files, "texts", args.text_column, quoting=args.quoting)))
+    texts = list(documents_of(load_named_texts(flag, args)))
     if not texts:
-        raise UsageError(f"{files[0]}: every text is blank; name files with text")
+        raise UsageError(f"{getattr(args, flag)[0]}: every text is blank; name files with text")
     return texts
 
 
@@ -502,11 +521,14 @@ def new_folder(name: str) -> Path:
     """The folder to write to.
 
     Raises:
-        UsageError: It exists and is not empty.
+        UsageError: It exists and is not empty, or it would lie in a file.
     """
     folder = Path(name)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(f"{folder} exists; name a new folder")
+    for parent in folder.parents:
+        if parent.is_file():
+            raise UsageError(f"{folder}: {parent} is a file; name a new folder")
     return folder
 
 

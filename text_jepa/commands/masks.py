@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from text_jepa.cli import HelpPage, UsageError
+from text_jepa.cli import HelpPage, UsageError, split_words
 from text_jepa.data.batching import DocumentWindows, EndlessStream, LengthGroupedSampler, TextsWithSteps
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.show import mask_gallery
@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa masks") -> None:
     argv = sys.argv[1:] if argv is None else argv
     show, model_args, data_args, objective_args, args = parse_run(argv, prog, __doc__, PAGE, more=(GalleryArguments,))
     set_up_logging(args)
+    if 0 < args.max_steps <= show.step:
+        raise UsageError(f"--step {show.step}: the last step of the run is {args.max_steps - 1}; name an earlier one")
     if show.html:
         check_page(Path(show.html))
     objective = objective_of(model_args, objective_args)
@@ -104,8 +106,8 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa masks") -> None:
 
 
 def name_of_run(argv: Sequence[str]) -> str:
-    """The YAML files of a command line, which stand before all flags, by name."""
-    files = [Path(word).name for word in itertools.takewhile(lambda word: not word.startswith("-"), argv)]
+    """The YAML files of a command line, by name."""
+    files = [Path(file).name for file in split_words(argv)[0]]
     return " with ".join(files) or "the run"
 
 

@@ -10,16 +10,19 @@ of an encoder, use `text-jepa probe ENCODER --layer_sweep --output_dir FOLDER`.
 
 import argparse
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, set_seed
+from transformers import AutoModel, set_seed
 
 from text_jepa.cli import UsageError, add_command, command_parser, mute_libraries
 from text_jepa.encoders.embeddings import Encoder, nearest_texts, open_encoder, pool_states
+from text_jepa.encoders.opening import read_config, readable
 from text_jepa.probe.catalog import load_task
-from text_jepa.show.plots import Run, flat, plot_curves, plot_map, plot_spectra, short, spectrum
+from text_jepa.show.plots import Run, flat, plot_curves, plot_map, plot_spectra, short_names, spectrum
 from text_jepa.train.run_log import read_metrics
 
 
@@ -34,6 +37,8 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa plot") -> None:
     mute_libraries()
     if args.output.suffix not in SUFFIXES:
         raise UsageError(f"--output {args.output}: name a picture with one of the suffixes {', '.join(SUFFIXES)}")
+    if args.output.is_dir():
+        raise UsageError(f"--output {args.output}: a folder; name a picture")
     args.sources = list(dict.fromkeys(args.sources))  # without repetitions
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.function(args)
@@ -83,7 +88,7 @@ def draw_map(args: argparse.Namespace) -> None:
     label_shares = np.bincount(labels) / len(labels)
     chance = label_shares @ label_shares
     maps = {}
-    for source in args.sources:
+    for source, name in zip(args.sources, short_names(args.sources, 50), strict=True):
         encoder = open_encoder(source)
         _, vectors = embed(encoder, texts)
         nearest, _ = nearest_texts(vectors, range(len(texts)))
@@ -94,7 +99,7 @@ def draw_map(args: argparse.Namespace) -> None:
             "t-SNE": f"{100 * share:.0f} % of nearest texts share the label (chance {100 * chance:.0f} %)",
         }
         for kind, places in flat(vectors).items():
-            title = f"{short(source, 50)}\n{kind}, {notes[kind]}"
+            title = f"{name}\n{kind}, {notes[kind]}"
             maps[title] = places
     plot_map(maps, labels, names, args.output)
 
@@ -108,7 +113,7 @@ def draw_spectra(args: argparse.Namespace) -> None:
         states[source], pooled[source] = embed(open_encoder(source), texts)
     control = untrained(open_encoder(args.sources[0]))
     states[control.name], pooled[control.name] = embed(control, texts)
-    panels = {"states of tokens": states, f"means of {len(texts):,} texts": pooled}
+    panels = {"states of tokens": states, f"vectors of {len(texts):,} texts": pooled}
     plot_spectra(panels, args.output)
 
 
@@ -119,10 +124,11 @@ def read_run(folder: Path) -> Run:
     """Reads the log of a run, and the width of its encoder if it has left a configuration.
 
     Raises:
-        UsageError: There is no log, it is damaged, or it is empty.
+        UsageError: There is no log, it is damaged, or it is empty, or the configuration cannot be read.
     """
     try:
         records = read_metrics(folder)
+        _check_numbers(records)
     except OSError as error:
         raise UsageError(f"{folder}: no metrics.jsonl there ({error.strerror}); name the folder of a run") from error
     except ValueError as error:
@@ -132,10 +138,17 @@ def read_run(folder: Path) -> Run:
     width = None
     for path in [folder / "config.json", *sorted(folder.glob("checkpoint-*/config.json"))]:
         if path.is_file():
-            config = AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
-            width = config.get_text_config().hidden_size
+            with readable(str(path.parent), "no configuration there"):
+                width = read_config(str(path.parent)).get_text_config().hidden_size
             break
     return Run(str(folder), records, width)
+
+
+def _check_numbers(records: Sequence[Mapping[str, Any]]) -> None:
+    for record in records:
+        for name, value in record.items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"{name} is no number")
 
 
 def labelled_texts(args: argparse.Namespace) -> tuple[list[str], np.ndarray, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from text_jepa.errors import UsageError, is_utf8
 from text_jepa.search.folder import Embed, compare, find_texts, update
-from text_jepa.search.index import FileState, Hit, Index, Snapshot, combine, describe_damage, remove_index
+from text_jepa.search.index import FileState, Hit, Index, Snapshot, combine, describe_damage, is_damaged, remove_index
 from text_jepa.search.passages import Span, sentences_of
 from text_jepa.search.static import StaticEmbedding, make_token_table
 
@@ -101,12 +101,16 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
         raise UsageError(f"--limit {args.limit}: at least 1")
     path = args.index or args.folder / INDEX
     texts = find_texts(args.folder)
+    encoder = None
     if args.rebuild:
         recall(args, path)
-        remove_index(path)
+        args.encoder = args.encoder or choose_encoder()
+        encoder = open_quietly(args.encoder)  # if there is none, the index stays
+        if is_damaged(path):
+            remove_index(path)
     index = Index(path)
     try:
-        embeddings = bring_up_to_date(index, texts, args)
+        embeddings = bring_up_to_date(index, texts, args, encoder)
         with index.snapshot() as passages:
             found = search(passages, args.query, embeddings, args.limit)
     finally:
@@ -122,9 +126,18 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
 # ---- index ----------------------------------------------------------------------------------------------------------
 
 
-def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argparse.Namespace) -> Embeddings:
-    """Updates an index, and returns what turns queries and passages into vectors."""
-    kept = index.settings()
+def bring_up_to_date(
+    index: Index, texts: Mapping[str, FileState], args: argparse.Namespace, encoder: "Encoder | None"
+) -> Embeddings:
+    """Updates an index, and returns what turns queries and passages into vectors.
+
+    Args:
+        index: The index.
+        texts: See `find_texts`.
+        args: The arguments of the command.
+        encoder: The encoder, if it is open already.
+    """
+    kept = {} if args.rebuild else index.settings()
     if kept and not index.is_older:
         check_settings(kept, index)
     name = args.encoder or kept.get("encoder") or choose_encoder()
@@ -132,9 +145,8 @@ def bring_up_to_date(index: Index, texts: Mapping[str, FileState], args: argpars
     column = json.dumps(args.text_column) if args.text_column else kept.get("text_column", '["text"]')
     columns = args.text_column or stored_columns(column, index)
     wanted = {"encoder": name, "encoder_state": state_of(name), "text_column": column}
-    encoder = None
     if any(kept.get(key) != value for key, value in wanted.items()):
-        encoder = open_quietly(name)
+        encoder = encoder or open_quietly(name)
         tell(reason_to_start(kept, wanted, index))
         kept = index.start(wanted, make_token_table(encoder))
         hide_from_git(index.path)

@@ -28,7 +28,7 @@ class Changes(NamedTuple):
     """What differs between a folder and its index.
 
     Args:
-        read: Paths, relative to the folder, and states of the files that are new or have changed.
+        read: Paths, relative to the folder, and states of the files that are new, have changed, or could not be read.
         gone: Paths of files that are in the index only.
     """
 
@@ -86,7 +86,7 @@ def update(
 ) -> None:
     """Brings an index up to date. What is interrupted goes on where it stopped.
 
-    A file that cannot be read is in the index without passages, with the reason, until it changes.
+    A file that cannot be read is in the index without passages, with the reason, until it can be read.
 
     Args:
         index: The index.
@@ -100,6 +100,7 @@ def update(
         UsageError: The index cannot be written, or vectors are not finite.
     """
     index.remove(changes.gone)
+    known_problems = set(index.problems())
     form = Form({"text": tuple(text_column)}, is_many=True)
     for group in _groups(_read_all(folder, changes.read, form)):
         texts = [" ".join(passage.text.split()) for file in group for passage in file.passages]
@@ -110,9 +111,11 @@ def update(
         start = 0
         for file in group:
             end = start + len(file.passages)
-            files.append(file._replace(vectors=vectors[start:end]))
+            if file.problem not in known_problems:
+                files.append(file._replace(vectors=vectors[start:end]))
             start = end
-        index.write(files, settings)
+        if files:
+            index.write(files, settings)
 
 
 def _read_all(folder: Path, states: Mapping[str, FileState], form: Form) -> Iterator[IndexedFile]:

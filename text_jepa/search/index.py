@@ -148,13 +148,16 @@ class Index:
                 return {name: settings[name] for name in _CHOSEN}
             return settings
 
-    def files(self) -> dict[str, FileState]:
-        """The files in the index by path, relative to the folder."""
+    def files(self) -> dict[str, FileState | None]:
+        """The files in the index by path, relative to the folder; without a state those that cannot be read."""
         with self._readable():
-            rows = self._database.execute("SELECT path, size, changed FROM files").fetchall()
-            if not all(isinstance(path, str) for path, _, _ in rows):
+            rows = self._database.execute("SELECT path, size, changed, problem FROM files").fetchall()
+            if not all(isinstance(path, str) for path, _, _, _ in rows):
                 raise sqlite3.DatabaseError("names of files that are no text")
-        return {path: FileState(size, changed) for path, size, changed in rows}
+        states = {}
+        for path, size, changed, problem in rows:
+            states[path] = FileState(size, changed) if problem is None else None
+        return states
 
     def problems(self) -> list[str]:
         """Why files cannot be read, a line for each of them."""
@@ -385,15 +388,33 @@ def as_written() -> Iterator[None]:
         raise sqlite3.DatabaseError(f"values that do not fit together: {error}") from error
 
 
+def is_damaged(path: Path) -> bool:
+    """Whether there is an index that cannot be read, so that only a new file can take its place.
+
+    Raises:
+        UsageError: The file is none of ours, or another process writes it.
+    """
+    try:
+        if not check_ownership(path):
+            return False
+        with contextlib.closing(sqlite3.connect(path, timeout=_PATIENCE)) as database:
+            database.execute("SELECT count(*) FROM words").fetchone()
+            return database.execute("PRAGMA quick_check").fetchone() != ("ok",)
+    except (sqlite3.Error, OSError) as error:
+        if isinstance(error, OSError) or "locked" in str(error):
+            raise UsageError(f"{path}: {_reason_and_remedy(error)}") from error
+        return True
+
+
 def remove_index(path: Path) -> None:
     """Deletes an index, if there is one, with what SQLite keeps beside it.
 
     Raises:
         UsageError: The file is none of ours, or cannot be deleted.
     """
-    if not check_ownership(path):
-        return
     try:
+        if not check_ownership(path):
+            return
         for name in (path.name, f"{path.name}-journal"):
             path.with_name(name).unlink(missing_ok=True)
     except OSError as error:

@@ -7,6 +7,7 @@ Shapes: N tokens or texts, D features.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,16 @@ def short(name: str, length: int = 28) -> str:
     if len(name) <= length:
         return name
     return f"…{name[1 - length :]}"
+
+
+def short_names(names: Sequence[str], length: int = 28) -> list[str]:
+    """Shortens names, all different, so that they stay different: those that end alike are numbered."""
+    shortened = [short(name, length) for name in names]
+    counts = Counter(shortened)
+    for number, name in enumerate(shortened):
+        if counts[name] > 1:
+            shortened[number] = f"{number + 1}: {name}"
+    return shortened
 
 
 def _legend_above(axes, handles, labels, columns):
@@ -289,8 +300,8 @@ def _common_handles(runs, logged, warnings) -> list[Any]:
 
     handles = []
     if len(runs) > 1:
-        for number, run in enumerate(runs):
-            handles.append(Line2D([], [], color=_color(number), label=short(run.name)))
+        for number, name in enumerate(short_names([run.name for run in runs])):
+            handles.append(Line2D([], [], color=_color(number), label=name))
     if any(name.startswith(_HELD_OUT) and not name.startswith(_PROBE) for name in logged):
         style = {
             "ls": "none",
@@ -328,7 +339,7 @@ def points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], 
 
 def collapsed_at(run: Run) -> int | None:
     """The step at which the collapse monitor warns: the second measurement in a row with a sign of collapse."""
-    measured = [record for record in run.records if "token_rank" in record]
+    measured = [record for record in run.records if record.keys() >= set(_WATCHED)]
     first = measured[0] if measured else None
     was_collapsed = False
     for record in measured:
@@ -481,13 +492,14 @@ def plot_spectra(features: Mapping[str, Mapping[str, np.ndarray]], path: str | P
     ) as (_, by_title):
         for title, axes in by_title.items():
             systems = features[title]
-            for number, (name, rows) in enumerate(systems.items()):
+            names = short_names(list(systems), 36)
+            for number, (name, rows) in enumerate(zip(names, systems.values(), strict=True)):
                 is_control = number == len(systems) - 1
                 color = _GREY if is_control else _color(number)
                 shares = spectrum(rows)
                 shares[shares < _ROUNDING] = np.nan
                 rank = metrics.effective_rank(torch.from_numpy(rows)).item()
-                label = f"{short(name, 36)}: rank {rank:.1f} of {min(rows.shape)}"
+                label = f"{name}: rank {rank:.1f} of {min(rows.shape)}"
                 directions = np.arange(1, len(shares) + 1)
                 axes.loglog(
                     directions,

@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from text_jepa.cli import HelpPage, UsageError, parse_arguments
+from text_jepa.cli import HelpPage, UsageError, parse_arguments, split_words
 from text_jepa.train.arguments import (
     MOST_PASSES,
     MOST_STEPS,
@@ -213,13 +213,14 @@ def choose_output_dir(data_args: DataArguments, argv: Sequence[str], args: TextJ
 
 
 def _name_of_texts(data_args: DataArguments, argv: Sequence[str]) -> str:
-    """The name of the first folder or file of the texts, of the dataset, or of the recipe."""
+    """The name of the first folder or file of the texts, of the dataset, or of the recipe; `run` without any."""
+    recipes, _, _ = split_words(argv)
     if data_args.train_file:
         named = data_args.train_file[0]
     elif data_args.dataset_name:
         named = data_args.dataset_name
     else:
-        named = argv[0]
+        named = recipes[0] if recipes else "run"
     # A glob has the name of the folder that it looks into.
     parts = [part for part in Path(named).absolute().parts if not set(part) & set("*?[")]
     name = parts[-1]

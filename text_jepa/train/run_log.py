@@ -346,7 +346,11 @@ def write_metrics(
 
 
 def read_metrics(output_dir: str | Path) -> list[dict[str, Any]]:
-    """Reads the records of `metrics.jsonl`, with NaN and infinities as numbers again."""
+    """Reads the records of `metrics.jsonl`, with NaN and infinities as numbers again.
+
+    Raises:
+        ValueError: A line is none of ours.
+    """
     content = metrics_file(output_dir).read_text()
     return [_from_line(line) for line in content.splitlines()]
 
@@ -369,6 +373,9 @@ def _to_line(record: Record) -> str:
 
 def _from_line(line: str) -> dict[str, Any]:
     record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError("a line is no object with a step")
     for name, value in record.items():
-        record[name] = _NON_FINITE.get(value, value)
+        if isinstance(value, str):
+            record[name] = _NON_FINITE.get(value, value)
     return record
