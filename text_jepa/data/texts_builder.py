@@ -72,6 +72,11 @@ class Texts(datasets.ArrowBasedBuilder):
         return [datasets.SplitGenerator(name="train", gen_kwargs={"paths": paths})]
 
     def _generate_tables(self, paths: list[str]) -> Iterator[tuple[Key, pyarrow.Table]]:
-        for shard, path in enumerate(paths):
+        shard = 0
+        for path in paths:
+            has_texts = False
             for number, table in enumerate(read_tables(path, self.config.form)):
                 yield Key(shard, number), table
+                has_texts = True
+            # A file without texts gets no number, for older versions of the library allow no gap between numbers.
+            shard += has_texts
