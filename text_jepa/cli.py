@@ -321,10 +321,14 @@ def _as_flag(words: list[str], positional: str | None, rest: Sequence[str], pars
     return [f"--{positional}", *words]
 
 
+def flag_of(word: str) -> str:
+    """The name of a flag without dashes, in its form with underscores; other words are empty."""
+    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""
+
+
 def _named(words: Sequence[str]) -> set[str]:
-    """The flags among words, without hyphens."""
-    flags = [word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")]
-    return {flag.replace("-", "_") for flag in flags}
+    """The flags among words."""
+    return {flag_of(word) for word in words}
 
 
 def _replaced(named: set[str], replaces: Mapping[str, Sequence[str]]) -> set[str]:

@@ -16,7 +16,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from text_jepa.cli import UsageError, own_recipe
+from text_jepa.cli import UsageError, flag_of, own_recipe
 from text_jepa.commands.main import command_of
 from text_jepa.encoders.opening import readable
 from text_jepa.encoders.sentence_head import SentenceHead, read_head, read_json
@@ -183,19 +183,14 @@ def _traits(source: str, head: SentenceHead) -> dict[str, Any]:
 
 
 def _has(flags: Sequence[str], name: str) -> bool:
-    return any(_flag_of(word) == name for word in flags)
+    return any(flag_of(word) == name for word in flags)
 
 
 def _value(flags: Sequence[str], name: str) -> str | None:
     """The value of a flag, `--name value` or `--name=value`; the last one counts."""
     value = None
     for place, word in enumerate(flags):
-        if _flag_of(word) == name:
+        if flag_of(word) == name:
             _, equals, value_beside = word.partition("=")
             value = value_beside if equals else next(iter(flags[place + 1 :]), None)
     return value
-
-
-def _flag_of(word: str) -> str:
-    """The name of a flag without dashes, in its form with underscores; other words are empty."""
-    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""

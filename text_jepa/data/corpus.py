@@ -394,8 +394,11 @@ def _tell_layouts(paths: Sequence[str], form: Form, what: str) -> None:
 
 def _tell_empty(documents: Dataset, paths: Sequence[str], flag: str) -> None:
     """Says which files with markup gave no document, as a page that is made by scripts."""
+    pages = [path for path in paths if suffix_of(Path(path)) in MARKUP]
+    if not pages:
+        return
     with_text = set(documents.unique("file"))
-    empty = [path for path in paths if path not in with_text and suffix_of(Path(path)) in MARKUP]
+    empty = [path for path in pages if path not in with_text]
     if empty:
         count = f"{len(empty)} of {len(paths)} files"
         logger.warning(f"--{flag}: no text in {count} ({list_names(empty)}); look at them, or leave them out")

@@ -9,13 +9,14 @@ from text_jepa.encoders.embeddings import Pooling
 
 MODES = ("linear", "knn", "attentive", "finetune")
 
-# Flags that have no effect without another one.
+# Flags that have no effect without one of others.
 _GOES_WITH = {
-    "title_column": "texts",
-    "task_test_file": "task_file",
-    "pair_column": "task_file",
-    "with_body": "rerank_dir",
-    "data_dir": "tasks",
+    "title_column": ("texts",),
+    "task_test_file": ("task_file",),
+    "pair_column": ("task_file",),
+    "with_body": ("rerank_dir",),
+    "data_dir": ("tasks",),
+    "split": ("tasks", "rerank_dir"),
 }
 
 
@@ -158,12 +159,9 @@ class ProbeArguments:
                 raise ValueError(f"--finetune_args {pair}: expected KEY=VALUE, such as learning_rate=1e-4")
         if self.finetune_args and "finetune" not in self.mode:
             raise ValueError("--finetune_args has no effect without --mode finetune")
-        for name, other in _GOES_WITH.items():
-            if getattr(self, name) and not getattr(self, other):
-                raise ValueError(f"--{name} goes with --{other}")
-        takes_split = self.tasks or self.rerank_dir
-        if self.split and not takes_split:
-            raise ValueError("--split goes with --tasks or --rerank_dir")
+        for name, others in _GOES_WITH.items():
+            if getattr(self, name) and not any(getattr(self, other) for other in others):
+                raise ValueError(f"--{name} goes with --{' or --'.join(others)}")
         if self.layer_sweep and not self.output_dir:
             raise ValueError("--layer_sweep draws a picture: it needs --output_dir")
         if self.do_predict and not self.output_dir:
