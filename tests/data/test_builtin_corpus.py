@@ -1,4 +1,4 @@
-"""The built-in corpus: what is taken out of docstrings, and which documents end up where."""
+"""Tests the built-in corpus: what is removed from docstrings, and which documents are held out."""
 
 import textwrap
 from pathlib import Path

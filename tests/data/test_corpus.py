@@ -1,4 +1,4 @@
-"""Corpora: the files that are found, what is loaded of them, and what is held out.
+"""Tests corpora: the files that are found, the documents that are loaded, and those that are held out.
 
 Run: python -m pytest -q tests/data/test_corpus.py
 """
@@ -26,6 +26,7 @@ from text_jepa.data.compressed import suffix_of
 from text_jepa.data.corpus import CorpusArguments, load_corpus
 from text_jepa.data.files import PROSE, Form
 from text_jepa.data.folders import find_files
+from text_jepa.data.repeats import near_copies
 from text_jepa.data.tokenization import (
     tokenize_texts,
     train_tokenizer,
@@ -38,7 +39,7 @@ def texts_of(part):
 
 @pytest.fixture
 def load(tmp_path):
-    """The splits that `load_corpus` gives, with a cache of its own."""
+    """Calls `load_corpus` with a separate cache, and returns its splits."""
     return partial(load_splits, tmp_path / "cache")
 
 
@@ -118,7 +119,7 @@ def test_tables_of_other_columns_among_prose_are_counted_and_not_read(tmp_path, 
     assert f"1 file is not read ({os.path.basename(name)}; {len(content)} bytes)" in caplog.text
     assert "1 table has no column 'text'; --text_column names it" in caplog.text
     (notes / "a.md").unlink()
-    (notes / "README.md").write_text("About.")  # which describes a table, and is none of the texts
+    (notes / "README.md").write_text("About.")  # describes a table, and is not a text
     assert find_files([str(notes)], "train_file", mixed=True, form=form) == [str(notes / name)]
 
 
@@ -154,13 +155,13 @@ def test_a_damaged_file_among_notes_is_counted_named_and_not_read(tmp_path, load
     assert texts_of(corpus["train"]) == [texts[number] for number in sorted(range(1, 20), key=str)]
     assert f"1 file is not read ({path.name}; {len(content)} bytes). " in caplog.text
     assert reason in caplog.text
-    # A file that is named has to be whole, as has each one of a folder of tables.
+    # A damaged file is an error if it is named, or if its folder has only tables.
     with pytest.raises(UsageError, match=r"^--train_file "):
         load([str(tmp_path / "notes"), str(path)])
 
 
 def test_no_file_is_read_to_its_end_before_a_stream_begins(tmp_path, load, caplog):
-    """Only the beginnings of tables are looked into; what is damaged beyond is named when it comes."""
+    """Only the beginnings of tables are checked; damage after that is reported when it is read."""
     notes = tmp_path / "notes"
     write(notes / "a.md", documents(200))
     write(notes / "rows.jsonl", documents(1_000))
@@ -179,7 +180,7 @@ def test_no_file_is_read_to_its_end_before_a_stream_begins(tmp_path, load, caplo
 
 
 def test_files_are_read_to_their_end_first_up_to_a_bound(tmp_path, monkeypatch):
-    """Of tables only small ones, and of all files the shortest ones until it is enough."""
+    """Only small tables are checked, and the shortest files up to a total size."""
     damaged = {
         "note.txt": "x" * 100 + "é\n",
         "small.txt": "é\n",
@@ -553,7 +554,7 @@ def test_a_damaged_file_without_columns_is_named(new_folder, load, kind):
 def test_a_page_is_read_in_the_character_set_that_it_names(new_folder, load):
     page = '<meta charset="{}"><p>“Caf\xe9”</p>'
     for name, charset in (("a", "latin-1"), ("b", "cp1252"), ("c", "utf-8"), ("d", "ascii"), ("f", "utf-16")):
-        # The HTML standard reads Latin-1 and ASCII as the character set of Windows, and UTF-16 as UTF-8.
+        # The HTML standard reads Latin-1 and ASCII as Windows-1252, and UTF-16 as UTF-8.
         content = page.format(charset).encode("utf-8" if charset.startswith("utf") else "cp1252")
         (new_folder / f"{name}.html").write_bytes(content)
     (new_folder / "g.html").write_bytes("<p>“Café”</p>".encode())
@@ -681,10 +682,25 @@ def test_near_copies_are_counted_with_an_example(new_folder, load, caplog):
     assert "1 of 18 documents are nearly copies of others, as new.txt of 3.txt" in caplog.text
 
 
+def test_a_near_copy_is_found_though_its_original_shares_a_half_with_an_earlier_document():
+    first, second, third = (" ".join(documents(60, seed=number)) for number in range(3))
+    texts = [f"{first} {third}", f"{second} {first}", f"new {second} {first}"]
+    copies, originals = near_copies(texts)
+    assert list(zip(copies.tolist(), originals.tolist(), strict=True)) == [(2, 1)]
+
+
+def test_a_near_copy_is_found_behind_many_documents_with_the_same_half():
+    shared, *others = (" ".join(documents(60, seed=number)) for number in range(20))
+    texts = [f"{shared} {other}" for other in others]
+    copies, originals = near_copies([*texts, f"new {texts[0]}", f"new {texts[-1]}"])
+    last = len(texts)
+    assert list(zip(copies.tolist(), originals.tolist(), strict=True)) == [(last, 0), (last + 1, last - 1)]
+
+
 @pytest.mark.parametrize(("drop", "left"), [("none", 25), ("files", 25), ("documents", 20)])
 def test_equal_rows_of_a_dataset_are_left_out_if_asked_for(tmp_path_factory, drop, left, caplog):
     caplog.set_level("INFO")
-    folder = tmp_path_factory.mktemp("corpus")  # the library looks for names of splits in the whole path
+    folder = tmp_path_factory.mktemp("corpus")  # the library searches the whole path for names of splits
     texts = [f"{number} {text}" for number, text in enumerate(documents(20))]
     write(folder / "train.jsonl", [*texts, *texts[:5]])
     write(folder / "test.jsonl", documents(3, seed=1))
@@ -993,7 +1009,7 @@ def test_a_page_is_the_lines_paragraphs_or_all_of_what_it_shows(tmp_path, load, 
 
 
 def test_a_dataset_that_has_been_prepared_is_read_without_a_network(tmp_path, monkeypatch):
-    """Out of the cache that is named, also beside a folder of its owner, by the name that the library gives it."""
+    """From the given cache, also if a local folder has the name of the owner."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
     cache = tmp_path / "cache"
@@ -1075,7 +1091,7 @@ def test_equal_documents_of_a_stream_are_held_out_together(tmp_path, load):
 @pytest.mark.parametrize("row", ["null", "3", "{"])
 @pytest.mark.parametrize("name", ["train.jsonl", "data/train.json"])
 def test_a_row_of_a_dataset_that_is_no_object_is_named_by_its_file(tmp_path, load, name, row):
-    """At a row that is null the reader of pyarrow ends the process."""
+    """The reader of pyarrow ends the process at a null row."""
     (tmp_path / "set" / name).parent.mkdir(parents=True)
     (tmp_path / "set" / name).write_text(f'{row}\n{{"text": "a"}}\n')
     with pytest.raises(UsageError, match=rf"--dataset_name .*{name}(, line 1)?: (no|cannot)"):
@@ -1105,8 +1121,8 @@ def test_rows_without_text_and_odd_characters_are_read(tmp_path, load):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_dataset_of_the_hub_is_read_by_split_and_column_with_its_own_held_out_part(tmp_path_factory, streaming):
-    """Here a folder, which the datasets library reads as it reads a repository of the Hub."""
-    folder = tmp_path_factory.mktemp("corpus")  # the library looks for names of splits in the whole path
+    """With a folder, which the datasets library reads like a repository on the Hub."""
+    folder = tmp_path_factory.mktemp("corpus")  # the library searches the whole path for names of splits
     for split, count in (("train", 6), ("test", 3)):
         rows = [{"body": f"{split} document {i}", "id": i} for i in range(count)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""Every text exactly once in a pass, however many processes and workers share the work."""
+"""Tests that every text is used exactly once in an epoch, for any number of processes and workers."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ TEXTS = 64
 
 
 def spelled(number):
-    """A text of its own for every number below 128, in words that the tiny tokenizer knows."""
+    """A different text for every number below 128, in words of the tiny tokenizer."""
     return " ".join("river" if digit == "1" else "bridge" for digit in f"{number:07b}")
 
 
@@ -39,7 +39,7 @@ def examples_of(files, tokenizer, tmp_path, streaming=False):
 
 
 def texts_in(batches):
-    """How often each text stands in the batches, by its token ids without padding."""
+    """Counts the occurrences of each text in the batches, by its token ids without padding."""
     rows = [row[row > 0] for batch in batches for row in batch["input_ids"]]
     return Counter(tuple(row.tolist()) for row in rows)
 
@@ -48,7 +48,7 @@ def texts_in(batches):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_each_text_once_for_ranks_and_workers(files, tokenizer, tmp_path, ranks, workers, streaming):
-    """Neither repeated nor lost, and not sharded twice; in each of two passes, whose orders differ."""
+    """No text is repeated, lost or sharded twice, in two epochs with different orders."""
     train = examples_of(files, tokenizer, tmp_path, streaming)["train"]
     sampler = None if streaming else LengthGroupedSampler(train["length"], batch_size=4, seed=1)
     collator = DataCollatorForTextJepa(tokenizer)

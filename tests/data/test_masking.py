@@ -1,4 +1,4 @@
-"""The collator against plain loops over every token, and its statistics against binomial errors and scipy.
+"""Compares the collator with plain loops over every token, and its statistics with binomial errors and scipy.
 
 Run: python -m pytest -q tests/data/test_masking.py
 """
@@ -49,7 +49,7 @@ TOKENIZER = word_piece_tokenizer()
 
 
 def collator(**options):
-    """The collator of the strategies given, or of the one strategy whose fields stand among the options."""
+    """Makes a collator with these strategies, or with one strategy whose fields are among the options."""
     fields = {name: options.pop(name) for name in STRATEGY_FIELDS & set(options)}
     options.setdefault("strategies", MaskStrategy(**fields))
     return DataCollatorForTextJepa(TOKENIZER, **options)
@@ -71,7 +71,7 @@ def masks_of(batch, row):
 
 
 def words_of(ids, whole_words=True):
-    """Positions of each word of a text, by a plain loop."""
+    """Finds the positions of each word of a text by a plain loop."""
     words = []
     for position, token in enumerate(ids):
         if token in NEVER_HIDDEN:
@@ -81,13 +81,13 @@ def words_of(ids, whole_words=True):
             words[-1].append(position)
         else:
             words.append([position])
-    # More than ten tokens are no word, but a run that lacks blanks; nor is a text that would be a single word.
+    # Words of more than ten tokens are split, and a word that is the whole text.
     parts = [[word] if len(word) <= 10 and len(words) > 1 else [[position] for position in word] for word in words]
     return [word for group in parts for word in group]
 
 
 def random_words(generator, tokens):
-    """A text of words of 1 to 4 tokens, cut to the length asked for."""
+    """Makes a text of words of 1 to 4 tokens with the given length."""
     sizes = generator.choice([1, 2, 3, 4], p=[0.6, 0.25, 0.1, 0.05], size=tokens)
     begins = np.concatenate([np.arange(size) == 0 for size in [*sizes, 1]])[:tokens]
     return np.where(begins, generator.choice(BEGINNINGS, tokens), generator.choice(CONTINUATIONS, tokens))
@@ -98,7 +98,7 @@ def random_text(tokens=200, seed=0):
 
 
 def hidden_share(collate_texts, texts, usable, **more):
-    """Share of the usable tokens that is hidden, over all texts and masks."""
+    """Share of hidden tokens among the usable tokens of all texts and masks."""
     batch = collate_texts([{"input_ids": ids, **more} for ids in texts])
     return int((batch["target_positions"] >= 0).sum()) / (usable * collate_texts.num_masks)
 
@@ -382,7 +382,7 @@ def test_hidden_share_of_every_kind_is_the_one_asked_for_within_one_percent(corp
 
 
 def hidden_of(fields, texts=SINGLE_WORDS, **options):
-    """(texts · masks, tokens) boolean: what is hidden, and the spans, of texts of one length without padding."""
+    """Hidden tokens (boolean) and spans, both (texts · masks, tokens), of texts of one length without padding."""
     batch = collate(texts, **fields, **options)
     spans = np.full((batch["target_positions"].shape[0] * batch["target_positions"].shape[1], len(texts[0])), -1)
     row, column = np.nonzero(batch["target_positions"].flatten(0, 1).numpy() >= 0)
@@ -652,7 +652,7 @@ def texts_in(batch):
 
 
 def split_words(ids):
-    """The words of a text as tuples of tokens, special tokens left out."""
+    """The words of a text as tuples of tokens, without special tokens."""
     return [tuple(ids[position] for position in word) for word in words_of(ids)]
 
 
@@ -808,7 +808,7 @@ def test_masks_and_views_in_words_name_every_strategy_and_number():
 # ---- loaders --------------------------------------------------------------------------------------------------------
 
 
-# What a loader's collator makes of its examples: masks of texts, or windows of documents.
+# Kinds of examples of a data loader: masks of texts, or windows of documents.
 LOADED = {
     "masks": {},
     "rest": {"view": ViewStrategy("rest", window_length=12), "ratio": 0.0},
@@ -819,7 +819,7 @@ every_kind = pytest.mark.parametrize("kind", LOADED)
 
 @pytest.fixture(scope="module")
 def loader_examples():
-    """By kind, texts, or all windows of documents."""
+    """Examples of each kind: texts, or all windows of documents."""
     generator = np.random.default_rng(0)
     texts = [{"input_ids": random_words(generator, length).tolist()} for length in generator.integers(0, 60, 40)]
     windows = []
@@ -877,7 +877,7 @@ def test_what_is_made_of_an_example_depends_on_no_other_one_nor_on_their_order_n
 
 
 def rows_of(batch):
-    """Of each row the text, its view if there are views, and its masks."""
+    """Text, view (if there is one) and masks of each row."""
     texts = texts_in(batch)
     views = views_of(batch) if "view_input_ids" in batch else [None] * len(texts)
     masks = [masks_of(batch, row) for row in range(len(texts))]
@@ -926,7 +926,7 @@ def test_every_position_is_hidden_equally_often(distribution, whole_words):
 
 
 def scipy_lengths(distribution, mean, max_length):
-    """The stated distribution by scipy: the length at a quantile, before clipping to 1 … `max_length`."""
+    """Length at a quantile of the distribution in scipy, before clipping to 1 … `max_length`."""
     return {
         "fixed": lambda u: np.full(np.shape(u), round(mean)),
         "uniform": stats.randint(1, round(2 * mean)).ppf,
@@ -955,7 +955,7 @@ def test_extreme_draws_give_lengths_in_range(distribution):
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("mean", [2.0, 4.0])
 def test_spans_of_single_token_words_have_the_mean_length_asked_for(distribution, mean):
-    """Over 100,000 tokens, in texts so long that the last span of each, which is cut, hardly counts."""
+    """Over 100,000 tokens, in texts so long that the last span, which is shortened, has little effect."""
     generator = np.random.default_rng(3)
     texts = [generator.choice(BEGINNINGS, 2_000) for _ in range(64)]
     batch = collate(
@@ -994,7 +994,7 @@ def test_more_python_is_not_executed_for_longer_texts():
 
 
 def draws_by_neighbouring(what):
-    """(keys, 8) draws whose keys differ as little as they can in one respect."""
+    """Draws (keys, 8) for keys that differ in one argument only."""
     text = np.array([5, 6, 7])
     numbers = range(8_000)
     make_keys = {
@@ -1070,7 +1070,7 @@ def metaspace_bpe(vocab_size=75):
 
 
 def words_by_table(tokenizer, text):
-    """The text cut where the table lets a word begin."""
+    """Splits a text at the tokens that begin a word."""
     table = word_start_table(tokenizer)
     words = []
     for token in tokenizer(text, add_special_tokens=False)["input_ids"]:

@@ -1,4 +1,4 @@
-"""Files without columns: how lines belong together, sections, and what a page shows.
+"""Tests files without columns: layouts, sections, and the visible text of pages.
 
 Run: python -m pytest -q tests/data/test_prose.py
 """
@@ -38,14 +38,16 @@ def prose(count, seed=0):
 @pytest.mark.parametrize("indent", ["", "  "], ids=["blank lines", "indents"])
 @pytest.mark.parametrize("width", [50, 72, 80, 100])
 def test_hard_wrapped_paragraphs_are_found_and_joined(width, indent):
-    paragraphs = prose(12)
-    wrapped = [textwrap.fill(text, width, initial_indent=indent) for text in paragraphs]
+    # No last line of these paragraphs is full, which would look as if the paragraph continued.
+    paragraphs = [indent + text for text in prose(12, seed=2)]
+    wrapped = [textwrap.fill(text, width) for text in paragraphs]
     text = ("\n" if indent else "\n\n").join(wrapped)
     layout = layout_of(text)
     assert layout.kind == "wrapped"
     joined = [paragraph.text for paragraph in plain_paragraphs(text, layout)]
-    if not indent:
-        assert joined == paragraphs
+    # Without blank lines, indented paragraphs stay one, in which each begins a line.
+    expected = ["\n".join(paragraphs)] if indent else paragraphs
+    assert joined == expected
 
 
 @pytest.mark.parametrize("width", [60, 80])

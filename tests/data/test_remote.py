@@ -1,4 +1,4 @@
-"""Files that fsspec opens, here those of its file system in memory."""
+"""Tests remote files, with the in-memory file system of fsspec."""
 
 import threading
 from functools import partial
@@ -56,7 +56,7 @@ def test_a_copy_is_made_again_only_if_the_file_has_changed(memory):
 
 @pytest.fixture
 def web(memory, tmp_path):
-    """A folder, and the address at which a server has its files."""
+    """A folder, and the address of a server with its files."""
     (tmp_path / "web").mkdir()
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -1,4 +1,4 @@
-"""Texts of all scripts: tokenizers that know them, words that are none, sentences that end, and what a run says.
+"""Tests texts in all scripts: tokenizers, words without spaces, ends of sentences, and the messages of a run.
 
 Run: python -m pytest -q tests/data/test_scripts.py
 """
@@ -27,7 +27,7 @@ from text_jepa.data.tokenization import (
 )
 
 
-# Words, and what stands between them.
+# Words, and the separator between them.
 WORDS = {
     "chinese": ("我们 学习 河流 学校 今天 天气 城市 漂亮", ""),
     "japanese": ("私は 学校 に ガラス の データ を 読んで カタカナ", ""),
@@ -46,7 +46,7 @@ def texts_of(script, count=60, most_words=40):
 
 
 def unigrams(texts):
-    """As SentencePiece makes them."""
+    """Makes a vocabulary like SentencePiece."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -59,7 +59,7 @@ def unigrams(texts):
 TOKENIZERS = {
     "wordpiece": lambda texts: train_tokenizer(texts, 300),
     "bpe": lambda texts: train_tokenizer(texts, 350, kind="bpe"),
-    "bytes": lambda texts: train_tokenizer(["abc"], 270, kind="bpe"),  # which knows no character as a whole
+    "bytes": lambda texts: train_tokenizer(["abc"], 270, kind="bpe"),  # has no character as one token
     "unigrams": unigrams,
 }
 
@@ -232,7 +232,7 @@ def test_added_special_tokens_are_one_token_in_training_as_in_use(kind, token):
     tokenizer.add_special_tokens({"additional_special_tokens": [token]})
     text = f"hello {token} hello {token}"
     assert _WholeTokens(tokenizer).tokenize([text])[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
-    if kind != "unigrams":  # of which it is a piece like others
+    if kind != "unigrams":  # where it is an ordinary token
         assert tokenizer.pad_token_id not in _WholeTokens(tokenizer).tokenize([f"hello {tokenizer.pad_token}"])[0]
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers trained on a corpus, and documents that are cut, paired with views and cached.
+"""Tests trained tokenizers, and documents that are divided, paired with views and cached.
 
 Run: python -m pytest -q tests/data/test_tokenization.py
 """
@@ -37,7 +37,7 @@ def ids_of(part):
 
 @pytest.fixture
 def load(tmp_path):
-    """The splits that `load_corpus` gives, with a cache of its own."""
+    """Calls `load_corpus` with a separate cache, and returns its splits."""
     return partial(load_splits, tmp_path / "cache")
 
 
@@ -104,7 +104,7 @@ def test_cuts_are_monotone_and_no_piece_is_too_long_or_a_single_token(room, leng
     for start, stop in pairwise(cuts[:-1]):
         fitting = [end for end in ends if room // 2 < end - start <= room]
         wanted = fitting[-1] if fitting else start + room
-        assert stop == (wanted - 1 if wanted == length - 1 else wanted)  # a single token is not left behind
+        assert stop == (wanted - 1 if wanted == length - 1 else wanted)  # no piece is a single token
 
 
 def test_pieces_end_at_the_last_sentence_that_fits(load, tmp_path):
@@ -164,7 +164,7 @@ def test_a_stream_gives_the_examples_of_the_map_style_corpus_in_its_order(tmp_pa
 
 
 def test_a_stream_of_documents_gives_the_windows_of_the_map_style_corpus_in_its_order(tmp_path, load):
-    """Documents of one window, of several, and such as are split into parts before."""
+    """Documents of one window, of several windows, and of several parts."""
     path = str(write(tmp_path / "a.jsonl", documents(300)))
     stream, whole = (
         tokenize_documents(load([path], [path], streaming=streaming), word_tokenizer(), 16, max_document_length=40)
@@ -200,7 +200,7 @@ def test_a_length_without_room_for_text_and_a_tokenizer_without_padding_are_erro
 
 
 def parts_of(texts, max_length):
-    """The examples of each document, by the word tokenizer."""
+    """The examples of each document with the word tokenizer."""
     corpus = DatasetDict({"train": Dataset.from_dict({"text": texts})})
     pieces = ids_of(tokenize_texts(corpus, word_tokenizer(), max_length)["train"])
     lengths = [len(ids) for ids in word_tokenizer()(texts, add_special_tokens=False)["input_ids"]]
@@ -244,7 +244,7 @@ def test_documents_without_a_view_are_left_out(tmp_path, load):
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
 def test_the_next_sentence_is_the_following_part_of_the_same_document(tmp_path, load, streaming):
-    """More documents of a single part than the library reads at once come first."""
+    """The first documents have a single part, and are more than the library reads at once."""
     texts = ["the river ."] * 1_200 + documents(60, most_words=60)
     path = str(write(tmp_path / "a.jsonl", texts))
     examples = tokenize_texts(load([path], [path], streaming=streaming), word_tokenizer(), 12, view="next_sentence")
@@ -346,7 +346,7 @@ def test_byte_level_bpe_knows_every_character_and_finds_it_again(tmp_path):
 
 
 def test_columns_are_read_at_once_and_not_row_by_row(tokenizer, monkeypatch):
-    """numpy takes a column of the datasets library for a sequence and asks for each row, which costs 50 µs."""
+    """numpy treats a column of the datasets library as a sequence and reads every row, at 50 µs each."""
     corpus = DatasetDict({"train": Dataset.from_dict({"text": ["a b c"] * 100})})
     asked = []
     take = datasets.arrow_dataset.Column.__getitem__

@@ -1,4 +1,4 @@
-"""Windows of documents: every token in one of them, other borders in another pass, and the rest of the document."""
+"""Tests windows of documents: every token is in one window, and borders differ between epochs."""
 
 import zlib
 
@@ -144,7 +144,7 @@ def test_windows_of_a_pass_are_the_whole_document(tokenizer, documents):
 
 
 def test_a_document_is_read_once_for_its_borders_and_its_number(tokenizer, documents, monkeypatch):
-    """And the window once more, for its masks."""
+    """Once for the document, and once for the window, which its masks depend on."""
     read, crc32 = [], zlib.crc32
     monkeypatch.setattr(zlib, "crc32", lambda content: (read.append(content), crc32(content))[1])
     collator(tokenizer)([DocumentWindows(documents, WINDOW_LENGTH, 2)[number] for number in (0, 1, 2)])

@@ -1,4 +1,4 @@
-"""Weights of words: what they are, and that sentence-transformers reads them as we do."""
+"""Tests the weights of words, and that sentence-transformers reads them correctly."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Exports: plain encoder, sentence-transformers, ONNX and int8, by the command as a user types it.
+"""Tests exports through the command line: plain encoder, sentence-transformers, ONNX and int8.
 
 Run: python -m pytest -q tests/share/test_exports.py
 """
@@ -38,7 +38,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What a run of three steps has left, with checkpoints at 2 and 3 and two encoders that differ."""
+    """Output folder of a run of three steps, with checkpoints at 2 and 3 and two different encoders."""
     folder = tmp_path_factory.mktemp("exports")
     lines = [f"The keeper of lighthouse number {i} climbed down to the harbour.\n" for i in range(60)]
     (folder / "train.txt").write_text("".join(lines))
@@ -82,7 +82,7 @@ def test_the_export_of_the_complete_model_is_what_the_run_has_left(run, export_c
     export_command("encoder", run / "pretraining", tmp_path / "out")
     for path in (tmp_path / "out").rglob("*"):
         own = run / path.relative_to(tmp_path / "out")
-        if path.name == "tokenizer_config.json":  # tells whether the tokenizer came from files, too
+        if path.name == "tokenizer_config.json":  # also records whether the tokenizer was loaded from files
             expected = json.loads(path.read_text()) | {"is_local": True}
             assert json.loads(own.read_text()).items() <= expected.items()
         elif path.is_file() and path.name not in ("README.md", "curves.png"):
@@ -90,7 +90,7 @@ def test_the_export_of_the_complete_model_is_what_the_run_has_left(run, export_c
     own, exported = (folder / "README.md" for folder in (run, tmp_path / "out"))
     renamed = own.read_text().replace(f'"{run}"', f'"{tmp_path / "out"}"')
     renamed = renamed.replace("name: run\n", "name: out\n").replace("\n# run\n", "\n# out\n")
-    # Only the run judges what it leaves, for the complete model has weights that are not merged.
+    # Only the run has a verdict, because the weights of the complete model are not merged.
     renamed = re.sub(r"## Is it better on these texts\?.*?(?=## What this run measured)", "", renamed, flags=re.DOTALL)
     assert "## What this run measured" in renamed
     assert exported.read_text() == renamed
@@ -193,7 +193,7 @@ def test_help_fits_a_screen(form, capsys):
 
 
 def test_the_files_written_by_hand_mean_what_the_library_writes(run, tmp_path):
-    """The library's own export of the same encoder opens as the same modules with the same vectors."""
+    """The export by the library itself has the same modules and gives the same vectors."""
     st = pytest.importorskip("sentence_transformers")
     from sentence_transformers.models import Pooling, Transformer
 
@@ -213,7 +213,7 @@ def test_pooling_by_the_first_token_is_exported_where_it_was_trained(make_model,
     trained = make_model(pooling="cls", **{term: 1.0})
     length = tokenizer.model_max_length
     export_encoder(trained, tokenizer, tmp_path / "cls", 32)
-    assert tokenizer.model_max_length == length  # the caller's stays as it was
+    assert tokenizer.model_max_length == length  # the tokenizer of the caller is unchanged
     states, _ = states_of(AutoModel.from_pretrained(tmp_path / "cls"), tokenizer)
     found = st.SentenceTransformer(str(tmp_path / "cls"), device="cpu").encode(SENTENCES)
     np.testing.assert_allclose(found, states[:, 0].numpy(), atol=1e-5)
@@ -221,7 +221,7 @@ def test_pooling_by_the_first_token_is_exported_where_it_was_trained(make_model,
 
 @pytest.fixture(scope="module")
 def weighted(make_model, tokenizer, tmp_path_factory):
-    """An exported encoder with weights of words, and with more embeddings than there are tokens."""
+    """An exported encoder with word weights, and with more embeddings than tokens."""
     shape = {
         "model_type": "distilbert",
         "dim": 32,
@@ -242,7 +242,7 @@ def weighted(make_model, tokenizer, tmp_path_factory):
 
 @pytest.mark.parametrize("objective", ["mlm", "jepa"])
 def test_weights_of_words_are_counted_kept_and_exported_whatever_the_objective(run, tmp_path, objective):
-    """Also where no term of the loss pools, as in masked language modelling: the export was a plain mean."""
+    """Also if no term of the loss pools, as in masked language modelling."""
     shape = '{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
     usual = (
         f"--objective {objective} --pooling idf --sentence_loss_weight 0 --preset tiny --max_length 16 --max_steps 1"
@@ -257,7 +257,7 @@ def test_weights_of_words_are_counted_kept_and_exported_whatever_the_objective(r
     assert '"pooling": "idf"' in (folder / "pretraining" / "config.json").read_text()
 
 
-WEIGHTED = [*SENTENCES, "harbour", ", ,"]  # of the last one no token weighs anything
+WEIGHTED = [*SENTENCES, "harbour", ", ,"]  # the tokens of the last text have no weight
 
 
 def test_words_weigh_in_sentence_transformers_as_in_our_own_pooling(weighted):
@@ -375,7 +375,7 @@ def onnxruntime():
 @pytest.mark.slow
 @pytest.mark.parametrize("text_config", [None, {"model_type": "bert", "pad_token_id": 0, **BERT}])
 def test_onnx_equals_pytorch_at_every_shape(make_model, onnxruntime, tmp_path, text_config):
-    """Also at one text and one token, neither of which the check of the export itself looks at."""
+    """Also for one text and one token, which the check of the export does not cover."""
     encoder = make_model(text_config).encoder_of_targets
     assert export_onnx(encoder, tmp_path / "model.onnx") <= ONNX_TOLERANCE
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
@@ -395,7 +395,7 @@ def test_onnx_equals_pytorch_at_every_shape(make_model, onnxruntime, tmp_path, t
 
 @pytest.mark.slow
 def test_an_encoder_without_a_layer_is_exported_to_onnx(onnxruntime, tmp_path):
-    """The other architecture that makes one is exported in the next test."""
+    """An encoder of another architecture without a layer is exported in the next test."""
     encoder = BertModel(BertConfig(**BERT | {"num_hidden_layers": 0}), add_pooling_layer=False)
     assert export_onnx(encoder, tmp_path / "model.onnx") <= ONNX_TOLERANCE
 
@@ -452,7 +452,7 @@ def test_vectors_of_unit_length_are_not_normalized_again(weighted, export_comman
 
 @pytest.mark.slow
 def test_all_of_an_encoder_is_where_its_onnx_file_is_compared(weighted, onnxruntime, tmp_path):
-    """Its layers too, which for this test are in another precision as they may be on another device."""
+    """Including its layers, which have another precision in this test, as they might be on another device."""
     dense = torch.nn.Linear(32, 8).half()
     encoder = replace(open_encoder(str(weighted)), layers_after=(dense,))
     assert export_onnx(encoder, tmp_path / "model.onnx") <= ONNX_TOLERANCE
@@ -528,7 +528,7 @@ def test_an_onnx_file_that_is_there_stays(run, export_command, tmp_path):
 
 
 def pairs():
-    """Two texts and a score, again and again."""
+    """A task of equal rows: two texts and a score."""
     words = ["harbour", "lighthouse", "keeper", "number", "climbed", "down"]
     for i in range(12):
         yield f"The {words[i % 6]} of the {words[(i + 1) % 6]}"

@@ -1,4 +1,4 @@
-"""Publishing and loading again, by the real client against a Hub in memory; what loads runs in fresh processes.
+"""Tests publishing with the real client and a Hub in memory, and loading in new processes.
 
 Run: python -m pytest -q tests/share/test_hub.py
 """
@@ -50,14 +50,14 @@ EXPORTED = {
 
 @pytest.fixture(scope="module")
 def patch():
-    """Restores what it has changed at the end of the module."""
+    """A `MonkeyPatch` for the whole module."""
     with pytest.MonkeyPatch.context() as patch:
         yield patch
 
 
 @pytest.fixture(scope="module")
 def server(patch):
-    """The Hub, which the client of this process talks to as `me`."""
+    """The Hub, with the client of this process logged in as `me`."""
     with HubServer() as server:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -65,14 +65,14 @@ def server(patch):
         patch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
-        patch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # made once, for the endpoint of then
+        patch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # cached, with the previous endpoint
         patch.setenv("HF_TOKEN", server.token)
         yield server
 
 
 @pytest.fixture
 def hub(server):
-    """The same, in order at the beginning of each test."""
+    """The Hub, reset before each test."""
     server.failures.clear()
     return server
 
@@ -86,7 +86,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def command(corpus):
-    """The arguments of a run of three steps of a tiny model, whose two encoders part at once."""
+    """Arguments of a run of three steps with a tiny model, whose two encoders differ from the first step on."""
 
     def arguments(output_dir, *more):
         shape = '{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}'
@@ -104,7 +104,7 @@ def command(corpus):
 
 @pytest.fixture(scope="module")
 def run(server, command, tmp_path_factory):
-    """A run that has published every checkpoint's encoder and the last one."""
+    """A run that has published the encoder of every checkpoint and the last encoder."""
     publish = ["--push_to_hub", "--hub_model_id", "me/harbour", "--hub_strategy", "every_save", "--hub_always_push"]
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     return run_pretraining.main(command(folder, *publish, "--license", "cc-by-sa-4.0"))
@@ -112,7 +112,7 @@ def run(server, command, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def token_run(server, command, tmp_path_factory):
-    """The same of a run with two encoders, which differ."""
+    """Like `run`, but with two different encoders."""
     publish = ["--push_to_hub", "--hub_model_id", "me/tokens", "--hub_strategy", "every_save", "--hub_always_push"]
     folder = tmp_path_factory.mktemp("token_runs") / "tiny"
     return run_pretraining.main(command(folder, *publish, "--objective", "jepa", "--merge", "false"))
@@ -120,7 +120,7 @@ def token_run(server, command, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vectors(token_run):
-    """(2, D) mean-pooled states of the encoder that the run has left, and of the context encoder of its model."""
+    """Mean-pooled states (2, D) of the exported encoder of a run, and of the context encoder of its model."""
     tokenizer, found = AutoTokenizer.from_pretrained(token_run), []
     batch = tokenizer(SENTENCES, padding=True, truncation=True, return_tensors="pt")
     complete = TextJepaForPreTraining.from_pretrained(token_run / "pretraining")
@@ -132,7 +132,7 @@ def vectors(token_run):
 
 
 def fresh_process(code, folder, server):
-    """Runs code in a new process, as if our package were not installed."""
+    """Runs code in a new process without this package."""
     hidden = "import sys\nfor name in ('text_jepa', 'configuration_text_jepa', 'modeling_text_jepa'):\n"
     code = f"{hidden}    sys.modules[name] = None\n{code}"
     environment = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": server.token, "HF_HOME": str(folder / "home")}
@@ -175,7 +175,7 @@ def test_the_card_goes_under_the_name_of_the_repository(run, hub):
 
 
 def test_the_token_is_in_no_file(run, hub):
-    """Neither in what the run has left nor in what it has published."""
+    """Neither in the output folder nor in the published files."""
     secret = hub.token.encode()
     assert not [path for path in run.rglob("*") if path.is_file() and secret in path.read_bytes()]
     for repository in hub.repositories.values():
@@ -322,7 +322,7 @@ def test_a_second_push_changes_only_what_has_changed(run, hub, tmp_path):
     push_folder(folder, "me/again")
     uploads = len(hub.asked("^/lfs/"))
     push_folder(folder, "me/again")
-    assert len(hub.repositories["me/again"].commits) == 2  # nothing has changed: no commit
+    assert len(hub.repositories["me/again"].commits) == 2  # nothing has changed, so there is no commit
     assert len(hub.asked("^/lfs/")) == uploads
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
     push_folder(folder, "me/again")
@@ -358,7 +358,7 @@ def test_a_card_that_the_hub_refuses_stops_the_upload(run, hub, tmp_path):
 
 @pytest.fixture
 def finished(run, tmp_path):
-    """A copy of the run's folder, to which a test adds files."""
+    """A copy of the folder of the run, to which tests add files."""
     folder = tmp_path / "finished"
     return shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoint-*", "pretraining"))
 
@@ -417,7 +417,8 @@ def test_onnx_files_of_every_precision_are_published(finished):
 def test_files_of_every_module_are_published(finished, kinds, files):
     add_modules(finished, **kinds)
     more = add_files(finished, *files)
-    add_files(finished, "4_Dense/config.json", "3_Dense/optimizer.pt", "3_Dense/.secret.json")  # not named, or no part
+    # A module that is not listed, and files that are not part of a module.
+    add_files(finished, "4_Dense/config.json", "3_Dense/optimizer.pt", "3_Dense/.secret.json")
     assert set(files_to_publish(finished)) == EXPORTED | more
 
 
@@ -497,7 +498,7 @@ def test_the_server_says_what_is_missing_as_the_hub_does(run, hub):
 
 @pytest.fixture
 def trainer(hub, tokenizer, texts, tmp_path):
-    """A trainer as a script of one's own makes it, after its only step."""
+    """A trainer as in a custom script, after its only step."""
     ids = tokenizer(texts, truncation=True, max_length=24)["input_ids"]
     examples = Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids]})
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -1,4 +1,4 @@
-"""Encoders made of encoders: word weights counted again, and points between two encoders, also by the command.
+"""Tests new word weights and interpolation of encoders, as functions and through the command line.
 
 Run: python -m pytest -q tests/share/test_merging.py
 """
@@ -27,7 +27,7 @@ SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 NEW_TEXTS = ["beans and beans", "a bridge, a boat", "beans in the summer"]
 
 
-# With a figure in its metadata and one in its text.
+# A card with a result in its metadata and one in its text.
 CARD = """---
 license: mit
 model-index:
@@ -46,7 +46,7 @@ An encoder, with a loss of 0.25.
 
 
 def assert_told(folder, note):
-    """Below the title stands what was done and whose the figures are; in the metadata are no figures."""
+    """Checks the note below the title, and that the metadata has no results."""
     card = (folder / "README.md").read_text()
     whose = "The rest of this card describes the encoder before that change, its figures included."
     assert f"# words\n\n{note} {whose}\n\nAn encoder, with a loss of 0.25." in card
@@ -55,7 +55,7 @@ def assert_told(folder, note):
 
 
 def left_out(source, folder):
-    """The line about ONNX files, which hold the weights of before."""
+    """The message about ONNX files, which contain the old weights."""
     what = f"The ONNX files of {source} hold the old weights and were left out"
     return f"{what}; `text-jepa export onnx {folder}` makes them anew\n"
 
@@ -70,7 +70,7 @@ def write_encoder(folder, tokenizer, seed=0, pooler=True, **shape):
 
 @pytest.fixture(scope="module")
 def folders(tokenizer, texts, tmp_path_factory):
-    """Two plain encoders of one shape, `start` with a pooler and `end` without; `words` is `end` with word weights."""
+    """Two plain encoders of equal shape, `start` with a pooler, `end` without; `words` is `end` with word weights."""
     root = tmp_path_factory.mktemp("merging")
     write_encoder(root / "start", tokenizer, seed=1)
     write_encoder(root / "end", tokenizer, seed=2, pooler=False)
@@ -82,7 +82,7 @@ def folders(tokenizer, texts, tmp_path_factory):
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Runs `text-jepa export` with a mistake; gives the one line that it says."""
+    """Runs `text-jepa export` with a mistake, and returns the message of one line."""
 
     def call(*arguments):
         monkeypatch.setattr("sys.argv", ["text-jepa", "export", *map(str, arguments)])
@@ -148,7 +148,7 @@ def test_a_plain_encoder_gets_weights_of_words_that_sentence_transformers_reads(
     st = pytest.importorskip("sentence_transformers")
     arguments = ("--texts", folders / "new.jsonl", "--text_column", "body")
     printed = export_command("weights", folders / "start", tmp_path / "out", *arguments)
-    assert printed.startswith("Counted 3 texts. ")  # nothing to blend with
+    assert printed.startswith("Counted 3 texts. ")  # there are no old weights
     expected = word_weights(count_words(NEW_TEXTS, tokenizer), tokenizer)
     np.testing.assert_array_equal(load_word_weights(tmp_path / "out"), expected)
     plain = replace(open_encoder(str(folders / "start")), word_weights=expected)
@@ -256,7 +256,7 @@ def test_of_equal_shares_the_one_near_the_start_is_chosen_but_for_random_starts(
 
 @pytest.mark.parametrize(("gain", "chosen"), [(0.2, 0.5), (5.0, 1.0)])
 def test_a_share_within_a_standard_error_of_the_best_is_preferred_where_it_is_nearer_the_start(gain, chosen):
-    """Half of the way scores much better than the start; the whole of it by more, measurably or not."""
+    """The share 0.5 is much better than the start; 1 is better still, significantly or not."""
     start, end = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
     noise = np.random.default_rng(0).normal(0, 3, 200)
     noise -= noise.mean()
@@ -275,7 +275,7 @@ SUBJECTS = [f"{first}{second}" for first in "bdfklmnprst" for second in ("onar",
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
-    """Documents each with a word of its own, and two bags of words: `good` tells these words apart, `bad` does not."""
+    """Documents with different words, and two bags of words: `good` distinguishes these words, `bad` does not."""
     folder = tmp_path_factory.mktemp("subjects")
     documents = [" ".join([subject, "is", "the", "name", "of"] * 8) for subject in SUBJECTS]
     (folder / "texts.txt").write_text("\n".join(documents))
@@ -337,7 +337,7 @@ def test_a_merged_folder_lies_half_way_and_keeps_the_modules_of_the_end(folders,
     assert set(before) - set(after) == {"onnx/model.onnx"}
     changed = {name for name in after if before[name] != after[name]}
     assert changed <= {"model.safetensors", "config.json", "README.md"}
-    # What may be published names no place.
+    # Published files contain no local paths.
     way = "0.5 of the way from start to end"
     assert_told(tmp_path / "out", f"> The weights are {way}, by `text-jepa export merge`.")
 

@@ -1,4 +1,4 @@
-"""Exports in transformers 4.57: fields under the names of both versions, and the same states in its own environment.
+"""Tests exports in transformers 4.57: fields of both versions, and equal states in a separate environment.
 
 Run: python -m pytest -q tests/share/test_transformers4.py
 """
@@ -40,7 +40,7 @@ def modernbert(layers=None, **fields):
     return {"model_type": "modernbert", "local_attention": 16, **SHAPE, **fields}
 
 
-# Encoders that 4.57 knows, by architecture and by what has another name there.
+# Encoders that 4.57 supports, by architecture and by the field that has another name there.
 SAME_STATES = {
     "static": STATIC,
     "distilbert": {**STATIC, "n_layers": 2},
@@ -67,7 +67,7 @@ SAME_STATES = {
 for name in ("bert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta-v2", "albert", "roformer"):
     SAME_STATES[name] = {"model_type": name, "embedding_size": 32, **SHAPE}
 
-# Encoders that 4.57 cannot compute, and says so.
+# Encoders that 4.57 refuses because it does not support them.
 REFUSED = {
     "modernbert in another order": modernbert("sliding sliding full full"),
     "modernbert with scaled positions": modernbert(
@@ -157,7 +157,7 @@ def test_a_configuration_of_version_4_is_left_alone(tmp_path):
 
 
 def test_an_encoder_takes_all_that_the_tokenizer_beside_it_makes(tmp_path):
-    """A tokenizer of BERT makes token types, which DistilBERT does not take and BERT does."""
+    """The tokenizer of BERT returns token types, which BERT accepts and DistilBERT does not."""
     own = own_tokenizers()["bert"]
     for name, text_config in {"static": STATIC, "bert": {"model_type": "bert", **SHAPE}}.items():
         export(tmp_path / name, text_config, own)
@@ -171,7 +171,7 @@ def test_an_encoder_takes_all_that_the_tokenizer_beside_it_makes(tmp_path):
 
 
 def own_tokenizers():
-    """Tokenizers with a class of their own, of both versions, and one with an added special token."""
+    """Tokenizers with their own class, of both versions, and one with an added special token."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "lamp", "##s", "a", "b"]
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"abcdefghijklmnopqrstuvwxyz", "Ġt", "Ġth"]
     bert = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
@@ -205,7 +205,7 @@ for folder in sorted(Path("exports").iterdir()):
 
 @pytest.fixture(scope="module")
 def transformers4(tmp_path_factory):
-    """A folder with transformers 4.57 and what it needs beside the packages of this environment."""
+    """A folder with transformers 4.57 and its dependencies that are not in this environment."""
     folder = tmp_path_factory.mktemp("transformers4")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *PACKAGES]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)

@@ -1,4 +1,4 @@
-"""The mask gallery: what it shows is what the trainer's batch hides, in words that are the text's own."""
+"""Tests that the mask gallery shows the masks of the trainer's batches in the original words of the text."""
 
 import html.parser
 import itertools
@@ -73,7 +73,7 @@ def per_token(mask, field):
 
 
 class Reader(html.parser.HTMLParser):
-    """Tags and text of a page as a browser has them."""
+    """Collects the tags and the text of a page."""
 
     def __init__(self, page):
         super().__init__()
@@ -142,7 +142,7 @@ def test_subwords_close_up_and_bytes_of_one_character_stay_together(any_tokenize
     ids = any_tokenizer("🙂 lighthouses", add_special_tokens=False)["input_ids"]
     pieces = mask_gallery.token_texts(ids, any_tokenizer)
     assert len(pieces) == len(ids)
-    assert pieces[-1].strip() == pieces[-1]  # the end of a word, without a blank or ## before it
+    assert pieces[-1].strip() == pieces[-1]  # the end of a word, without a space or ## before it
     assert "##" not in "".join(pieces)
     assert "".join(pieces).strip() == any_tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
 
@@ -176,7 +176,7 @@ def test_neighbouring_spans_differ_in_colour_and_every_line_ends_plain(tokenizer
         codes = re.findall(r"\x1b\[[\d;]*m", line)
         assert codes[1::2] == ["\x1b[0m"] * (len(codes) // 2)
         assert len(codes) % 2 == 0
-    # In order of reading, the spans of a mask take turns.
+    # The hues of a mask alternate in reading order.
     body = page.split("Mask 1")[1]
     hues = re.findall(r"48;5;(\d+)m([⁰¹²³⁴⁵⁶⁷⁸⁹]+)", body)
     assert len(hues) > 2
@@ -295,7 +295,7 @@ def folder(tmp_path, texts):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """The batches that the command shows."""
+    """Collects the batches that the command shows."""
     batches = []
     original = mask_gallery.read_batch
 
@@ -308,7 +308,7 @@ def shown(monkeypatch):
 
 
 def trainers_batches(folder, count, more):
-    """The first batches that a run of these arguments trains on."""
+    """Collects the first batches of a run with these arguments."""
     classes = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
     argv = [
         str(folder / "run.yaml"),
@@ -337,7 +337,7 @@ def trainers_batches(folder, count, more):
     return seen
 
 
-# Step to batch, of 29 texts or 58 windows in batches of four: the second pass begins with the fifth or ninth step.
+# Step -> index of its first batch, for 29 texts or 58 windows in batches of four; step 4 or 8 begins the second epoch.
 STEPS = {"jepa": {0: 0, 1: 2, 4: 8, 5: 10}, "documents": {0: 0, 1: 2, 8: 15}}
 
 

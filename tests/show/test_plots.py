@@ -1,8 +1,9 @@
-"""Pictures: the arithmetic behind them, what is drawn of a log, and the command as a user types it.
+"""Tests pictures: the computations, the curves of a log, and the command line.
 
 Run: python -m pytest -q tests/show/test_plots.py
 """
 
+import dataclasses
 import json
 
 import matplotlib
@@ -12,12 +13,21 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from text_jepa import metrics
 from text_jepa.cli import UsageError
 from text_jepa.commands import plot
 from text_jepa.encoders.embeddings import open_encoder
-from text_jepa.metrics import effective_rank
-from text_jepa.show.plots import Run, apart, collapsed_at, flat, plot_curves, plot_map, points, short_names, spectrum
+from text_jepa.show.plots import (
+    Run,
+    apart,
+    collapsed_at,
+    flat,
+    plot_curves,
+    plot_map,
+    plot_spectra,
+    points,
+    short_names,
+    spectrum,
+)
 from text_jepa.train.run_log import write_metrics
 
 
@@ -35,7 +45,7 @@ INF = float("inf")
 
 
 def log(*measures):
-    """Records of a run, ten steps apart."""
+    """Makes the records of a run, ten steps apart."""
     records = []
     for number, own in enumerate(measures, 1):
         record = {"step": 10 * number, "loss": 1 / number}
@@ -53,7 +63,7 @@ def panels_of(figure):
 
 
 def labels_of(figure):
-    """The words of the legend below all panels."""
+    """Labels of the legend below all panels."""
     (legend,) = figure.legends
     return {text.get_text() for text in legend.get_texts()}
 
@@ -70,11 +80,13 @@ def features(request):
 
 def test_a_spectrum_holds_the_shares_of_the_variance_in_falling_order(features):
     shares = spectrum(features)
-    centred = features - features.mean(0)
-    variances = np.linalg.svd(centred, compute_uv=False) ** 2
+    variances = np.linalg.eigvalsh(np.cov(features, rowvar=False))
+    descending = variances[::-1]
+    expected = descending / descending.sum()
+    assert len(shares) == min(features.shape)
     assert shares.sum() == pytest.approx(1)
     assert (np.diff(shares) <= 0).all()
-    np.testing.assert_allclose(shares, variances / variances.sum(), atol=1e-12)
+    np.testing.assert_allclose(shares, expected[: len(shares)], atol=1e-12)
 
 
 def test_a_spectrum_knows_neither_shift_nor_scale_nor_rotation(features):
@@ -84,12 +96,15 @@ def test_a_spectrum_knows_neither_shift_nor_scale_nor_rotation(features):
     np.testing.assert_allclose(spectrum(moved), spectrum(features), atol=1e-10)
 
 
-def test_the_rank_in_the_legend_is_that_of_the_spectrum(features):
-    values = np.sqrt(spectrum(features))
-    shares = values[values > 1e-9] / values.sum()
+def test_the_rank_in_the_legend_is_that_of_the_spectrum(features, drawn):
+    plot_spectra({"states": {"mine": features, "control": features[:, :1]}}, "unused.png")
+    legend = panels_of(drawn[0])["states"].get_legend()
+    variances = np.linalg.eigvalsh(np.cov(features, rowvar=False))
+    values = np.sqrt(variances[variances > 1e-9])
+    shares = values / values.sum()
     rank = np.exp(-(shares * np.log(shares)).sum())
-    expected = effective_rank(torch.from_numpy(features)).item()
-    assert rank == pytest.approx(expected, rel=1e-5)
+    expected = [f"mine: rank {rank:.1f} of {min(features.shape)}", "control: rank 1.0 of 1"]
+    assert [text.get_text() for text in legend.get_texts()] == expected
 
 
 def test_features_that_do_not_vary_have_no_spectrum():
@@ -156,7 +171,7 @@ def test_names_keep_their_distance_and_their_order():
     assert gaps.min() >= 0.5 - 1e-9
     assert moved.argsort().tolist() == heights.argsort().tolist()
     assert moved.mean() == pytest.approx(heights.mean())
-    np.testing.assert_allclose(apart(heights * 9, 0.1), heights * 9)  # room enough
+    np.testing.assert_allclose(apart(heights * 9, 0.1), heights * 9)  # far enough apart
 
 
 def test_the_commonest_labels_are_named_and_no_point_is_lost(drawn):
@@ -220,7 +235,7 @@ def test_what_is_not_finite_is_a_gap(tmp_path, drawn):
     steps, values = points(records, "loss")
     assert steps == [10, 20, 30, 40]
     assert np.isfinite(values).tolist() == is_shown
-    write_metrics(tmp_path, records)  # in the file they are words
+    write_metrics(tmp_path, records)  # the file has them as strings
     plot_curves([plot.read_run(tmp_path)], "unused.png")
     curve = panels_of(drawn[0])["loss"].lines[0]
     assert np.isfinite(curve.get_ydata()).tolist() == is_shown
@@ -235,37 +250,28 @@ def test_a_run_that_diverged_from_the_first_step_can_be_drawn(tmp_path, pictures
 # ---- warnings -------------------------------------------------------------------------------------------------------
 
 
-def warned_at(records):
-    return collapsed_at(Run("a", records, width=64))
-
-
-@pytest.mark.parametrize("rank", [6.3, 6.5, NAN])
-@pytest.mark.parametrize("cosine", [0.97, 0.99, INF])
-@pytest.mark.parametrize("spread", [9e-4, 2e-3, NAN])
-def test_a_warning_is_marked_where_the_collapse_monitor_gives_it(rank, cosine, spread):
-    values = HEALTHY | {"token_rank": rank, "cosine_other_text": cosine, "spread": spread}
-    expected = 30 if metrics.collapse_signs(values, 64) else None
-    assert warned_at(log({}, values, values, {})) == expected
-
-
-@pytest.mark.parametrize(("rank", "expected"), [(4.4, 30), (4.6, None)])
-def test_a_fall_of_the_pooled_rank_to_less_than_half_is_marked(rank, expected):
-    fallen = {"pooled_rank": rank}
-    assert warned_at(log({}, fallen, fallen)) == expected
-
-
-def test_a_single_odd_measurement_is_no_warning():
-    odd = {"spread": 0.0}
-    assert warned_at(log(odd, {}, odd, {})) is None
-    assert warned_at([{"step": 1, "loss": 1.0}]) is None
+def test_the_warning_is_the_one_in_the_log():
+    """Only the monitor knows how many tokens it measures, which bounds their rank as well as the width does."""
+    low = {"token_rank": 3.0}
+    assert collapsed_at(log({}, low, low)) is None
+    assert collapsed_at(log({}, {"collapsed_at": 15}, {"collapsed_at": 15})) == 15
+    assert collapsed_at([{"step": 1, "loss": 1.0}]) is None
 
 
 def test_the_warning_is_a_line_in_every_panel(drawn):
-    collapsed = {"spread": 0.0}
-    draw(log({}, collapsed, collapsed))
-    for axes in panels_of(drawn[0]).values():
+    draw(log({}, {"collapsed_at": 15}, {"collapsed_at": 15}))
+    panels = panels_of(drawn[0])
+    assert "effective rank" in panels
+    for axes in panels.values():
         (line,) = [line for line in axes.lines if line.get_linestyle() == ":"]
-        assert list(line.get_xdata()) == [30, 30]
+        assert list(line.get_xdata()) == [15, 15]
+    assert "collapse warning" in labels_of(drawn[0])
+
+
+def test_a_run_without_a_warning_has_no_line(drawn):
+    draw(log({}, {}, {}))
+    for axes in panels_of(drawn[0]).values():
+        assert not [line for line in axes.lines if line.get_linestyle() == ":"]
 
 
 # ---- command --------------------------------------------------------------------------------------------------------
@@ -277,7 +283,7 @@ def write_rows(path, rows):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-    """Two encoders, one of them broken, a set with labels, one of pairs, and runs that ended or did not."""
+    """Two encoders, one of them broken, a dataset with labels, one of pairs, and complete and incomplete runs."""
     folder = tmp_path_factory.mktemp("pictures")
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -285,7 +291,7 @@ def folder(tmp_path_factory, tokenizer):
     for name in ("encoder", "broken"):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-        # Finite, unlike what is computed with it.
+        # These weights are finite, but the states are not.
         model.embeddings.word_embeddings.weight.data.fill_(3e38)
     rows = []
     for number in range(30):
@@ -350,17 +356,24 @@ def test_an_interrupted_run_has_curves_and_the_width_of_its_checkpoint(folder, t
     assert plot.read_run(folder / "run").width is None
 
 
-def test_a_checkpoint_is_drawn_by_the_encoder_that_makes_the_targets(tmp_path, make_model, tokenizer, texts):
+def test_a_checkpoint_is_drawn_by_the_encoder_that_makes_the_targets(folder, tmp_path, make_model, tokenizer, drawn):
     shape = make_model().config.text_config.to_dict()
     model = make_model({**shape, "vocab_size": len(tokenizer)})
     for parameter in model.target_encoder.parameters():
-        parameter.data.mul_(1.5)
+        torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    opened = open_encoder(str(tmp_path)).model.parameters()
-    expected = model.encoder_of_targets.parameters()
-    for mine, other in zip(opened, expected, strict=True):
-        assert torch.equal(mine, other)
+    command = ["spectra", str(tmp_path), "--task", str(folder / "own.jsonl"), "-o", "unused.png"]
+    plot.main(command)
+    curve = panels_of(drawn[0])["states of tokens"].lines[0]
+
+    texts, _, _ = plot.labelled_texts(plot.make_parser().parse_args(command))
+    opened = open_encoder(str(tmp_path))
+    of_targets, _ = plot.embed(dataclasses.replace(opened, model=model.encoder_of_targets), texts)
+    of_context, _ = plot.embed(dataclasses.replace(opened, model=model.model), texts)
+    shown = curve.get_ydata()[:8]
+    np.testing.assert_allclose(shown, spectrum(of_targets)[:8], rtol=1e-4)
+    assert not np.allclose(shown, spectrum(of_context)[:8], rtol=1e-1)
 
 
 def test_features_do_not_depend_on_the_batch(folder, texts):

@@ -1,1 +1,1 @@
-"""From files to batches: corpora, tokenizers, masks and windows."""
+"""Prepares batches from files: corpora, tokenizers, masks and windows."""

@@ -1,4 +1,4 @@
-"""Words of a field that a tokenizer gets as tokens of their own, and the embeddings that they begin with."""
+"""Adds words to a tokenizer as single tokens, and initializes their embeddings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +10,17 @@ from text_jepa.cli import UsageError
 from text_jepa.data.scripts import is_unspaced
 
 
-# Files of which a line is no word.
+# Suffixes of files whose lines are not words.
 _WITH_COLUMNS = (".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml")
-# How the name of a file ends. A word may have a dot as well, such as Node.js.
+# Suffixes of files, as opposed to words with a dot, such as Node.js.
 _SUFFIXES = (".txt", ".md", ".lst", ".list", ".dic", ".words", *_WITH_COLUMNS)
 
 
 def read_words(values: Sequence[str]) -> list[str]:
-    """The words of `--add_words`, each once: those of files, one on each line, and values that are words themselves.
+    """Reads the words of `--add_words` without duplicates. A value is a word, or a file with one word on each line.
 
     Raises:
-        UsageError: There is no such file, it has columns or is not UTF-8, or there is no word.
+        UsageError: A file is missing, has columns or is not UTF-8, or there is no word.
     """
     words = []
     for value in values:
@@ -38,7 +38,7 @@ def read_words(values: Sequence[str]) -> list[str]:
 
 
 def _is_like_a_path(path: Path) -> bool:
-    """Whether a value names a file that is not there, and is no word such as `Node.js` or `and/or`."""
+    """Whether a value names a missing file, as opposed to a word such as `Node.js` or `and/or`."""
     is_in_a_folder = len(path.parts) > 1 and path.parent.expanduser().is_dir()
     return path.is_absolute() or path.is_dir() or is_in_a_folder or path.suffix.lower() in _SUFFIXES
 
@@ -56,14 +56,14 @@ def add_words(
     tokenizer: PreTrainedTokenizerBase,
     words: Sequence[str],
 ) -> dict[int, list[int]]:
-    """Adds words to a tokenizer, which changes it; those that are one token already stay as they are.
+    """Adds words to a tokenizer in place, except words that are a single token already.
 
     Args:
         tokenizer: Any tokenizer.
         words: The words.
 
     Returns:
-        For the id of each new token the ids of the pieces that the word had.
+        Id of each new token -> ids of the tokens that the word consisted of before.
     """
     known = tokenizer.get_vocab()
     added = {}
@@ -87,8 +87,8 @@ def _added_token(
     tokenizer: PreTrainedTokenizerBase,
     word: str,
 ) -> AddedToken:
-    # Not inside of other words. Scripts without blanks do not show where these end, and a blank that the tokenizer
-    # puts before each text belongs to the word, which then begins inside of nothing.
+    # The word is not found inside of other words, except in scripts without spaces, and if the tokenizer puts a space
+    # before each text: that space then belongs to the word and marks its beginning.
     begins_with_blank = False
     if tokenizer.is_fast and tokenizer.backend_tokenizer.normalizer is not None:
         normalized = tokenizer.backend_tokenizer.normalizer.normalize_str(word)
@@ -102,12 +102,12 @@ def add_rows(
     encoders: Sequence[PreTrainedModel],
     added: dict[int, list[int]],
 ) -> None:
-    """Makes room for added words, whose embeddings begin as the mean of those of their pieces.
+    """Adds rows for added words to the embeddings, initialized with the mean embedding of their pieces.
 
     Args:
-        model: The model, which resizes all its encoders alike.
+        model: The model, which resizes the embeddings of all its encoders.
         encoders: The encoders.
-        added: See `add_words`.
+        added: Result of `add_words`.
     """
     if not added:
         return
@@ -119,6 +119,6 @@ def add_rows(
         for encoder in encoders:
             weight = encoder.get_input_embeddings().weight
             for index, pieces in added.items():
-                # A word of which no piece is known begins as the mean of all words.
+                # A word without known pieces is initialized with the mean of all words.
                 known = weight[pieces] if pieces else weight[:first]
                 weight[index] = known.mean(dim=0)

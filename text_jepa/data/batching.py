@@ -1,4 +1,4 @@
-"""The order in which texts, windows of documents and streams reach the collator."""
+"""Orders and batches texts, windows of documents and streams for the collator."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -19,21 +19,22 @@ _UNNAMED_STREAM = Source("the stream")
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler):
-    """Order of one epoch in which the texts of a batch are about equally long and batches come at random.
+    """Samples texts so that those of a batch have similar lengths and batches come in random order.
 
-    Texts are shuffled, cut into pools of `pool_batches` batches, sorted by length within each pool, cut into batches,
-    and the batches shuffled; the texts that fill no batch come last. The order is a pure function of (seed, epoch,
-    `batch_size`): unlike the sampler of transformers of the same name it draws from no running generator, so that a
-    resumed run sees the same order. A batch is all that an optimizer step sees, however many processes and accumulated
-    batches share it, see [`BatchesOfProcesses`]: their number does not change the order.
+    Texts are shuffled, divided into pools of `pool_batches` batches, sorted by length within each pool, divided into
+    batches, and the batches shuffled. Texts that fill no batch come last. The order is a pure function of (seed,
+    epoch, `batch_size`): unlike the sampler of the same name in transformers, this one has no running generator, so a
+    resumed run sees the same order. A batch is everything that an optimizer step sees. The number of processes and of
+    accumulated batches that share it, see [`BatchesOfProcesses`], does not change the order.
 
     Args:
-        lengths: Tokens of each text.
-        batch_size: Texts of an optimizer step.
+        lengths: Number of tokens of each text.
+        batch_size: Number of texts in an optimizer step.
         seed: Seed of the order.
-        pool_batches: Batches that are sorted together: more pad less and are less random.
-        with_steps: Whether to yield (step, row) for [`TextsWithSteps`] instead of rows. The step follows from epoch
-            and place, so that workers, ranks and a resume see the same.
+        pool_batches: Number of batches that are sorted together. A larger number means less padding and less
+            randomness.
+        with_steps: Whether to yield (step, row) for [`TextsWithSteps`] instead of rows. The step is computed from
+            epoch and position, so that it is the same for all workers and ranks and after a resume.
         drop_last: Whether to leave out the texts that fill no batch.
     """
 
@@ -46,8 +47,8 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         with_steps: bool = False,
         drop_last: bool = False,
     ):
-        self.lengths = np.asarray(lengths[:])  # a column of the datasets library would be asked row by row
-        self.batch_size = min(batch_size, len(lengths) + 1)  # NumPy has no number as large as a flag may be
+        self.lengths = np.asarray(lengths[:])  # a whole column of the datasets library, instead of row by row
+        self.batch_size = min(batch_size, len(lengths) + 1)  # the flag may exceed the integers of NumPy
         self.seed = seed
         self.pool_batches = pool_batches
         self.with_steps = with_steps
@@ -55,7 +56,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch; called by the data loader."""
+        """Sets the epoch; called by the data loader."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -65,8 +66,9 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
 
     @property
     def _in_batches(self) -> int:
-        """Number of texts that fill batches."""
-        return len(self.lengths) // self.batch_size * self.batch_size
+        """Number of texts in full batches."""
+        num_batches = len(self.lengths) // self.batch_size
+        return num_batches * self.batch_size
 
     def __iter__(self) -> Iterator[int] | Iterator[tuple[int, int]]:
         rows = self._order()[: len(self)].tolist()
@@ -75,17 +77,20 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         return self._with_steps(rows)
 
     def _order(self) -> np.ndarray:
-        """(N,) row of each place."""
+        """Rows in the order of the epoch: (N,)."""
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))
         pool_size = self.batch_size * self.pool_batches
         pool = np.arange(len(order)) // pool_size
         by_pool_and_length = np.lexsort((self.lengths[order], pool))
         order = order[by_pool_and_length]
+
         in_batches = self._in_batches
         batches = order[:in_batches].reshape(-1, self.batch_size)
-        shuffled = batches[generator.permutation(len(batches))]
-        return np.concatenate([shuffled.flatten(), order[in_batches:]])
+        rest = order[in_batches:]
+        order_of_batches = generator.permutation(len(batches))
+        shuffled = batches[order_of_batches]
+        return np.concatenate([shuffled.flatten(), rest])
 
     def _with_steps(self, rows: list[int]) -> Iterator[tuple[int, int]]:
         steps_per_epoch = -(-len(rows) // self.batch_size)  # rounded up
@@ -95,16 +100,16 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
 
 
 class BatchesOfProcesses(torch.utils.data.Sampler):
-    """Cuts an order of texts into the batches of several processes, in turn: one of each, then the next of each.
+    """Splits an order of texts into batches, assigned to processes round-robin.
 
-    No text is repeated to fill a batch. The texts that are left for the last step of a pass are divided as evenly as
-    they can be; only a process for which none is left repeats one.
+    No text is repeated to fill a batch. The remaining texts of an epoch are divided as evenly as possible; only a
+    process that would get none repeats one.
 
     Args:
         order: Keys of the texts, in order.
-        batch_size: Texts of a batch of one process.
+        batch_size: Number of texts in a batch of one process.
         num_processes: Number of processes.
-        batches_per_step: Batches that a process accumulates.
+        batches_per_step: Number of batches that a process accumulates.
     """
 
     def __init__(
@@ -120,13 +125,14 @@ class BatchesOfProcesses(torch.utils.data.Sampler):
         self.texts_per_step = batch_size * num_processes * batches_per_step
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch; called by the data loader."""
+        """Sets the epoch; called by the data loader."""
         if hasattr(self.order, "set_epoch"):
             self.order.set_epoch(epoch)
 
     def __len__(self) -> int:
-        steps, left = divmod(len(self.order), self.texts_per_step)
-        return steps * self._num_batches(self.texts_per_step) + self._num_batches(left)
+        steps, rest = divmod(len(self.order), self.texts_per_step)
+        in_full_steps = steps * self._num_batches(self.texts_per_step)
+        return in_full_steps + self._num_batches(rest)
 
     def __iter__(self) -> Iterator[list]:
         keys = iter(self.order)
@@ -134,25 +140,27 @@ class BatchesOfProcesses(torch.utils.data.Sampler):
             yield from self._cut(texts)
 
     def _num_batches(self, texts: int) -> int:
-        """Batches of all processes that so many texts of a step make: a whole number for each."""
+        """Number of batches of all processes for the texts of a step: the same number for each process."""
         rounds = -(-texts // (self.batch_size * self.num_processes))  # rounded up
         return rounds * self.num_processes
 
     def _cut(self, texts: list) -> Iterator[list]:
+        """Splits the texts of a step into batches of about equal size."""
         num_batches = self._num_batches(len(texts))
-        ends = [len(texts) * (number + 1) // num_batches for number in range(num_batches)]
         start = 0
-        for number, end in enumerate(ends):
-            yield texts[start:end] or [texts[number % len(texts)]]
+        for number in range(num_batches):
+            end = len(texts) * (number + 1) // num_batches
+            repeated = texts[number % len(texts)]
+            yield texts[start:end] or [repeated]
             start = end
 
 
 def share_without_repeats(shard: BatchSamplerShard, batches_per_step: int) -> None:
-    """Lets processes share texts by [`BatchesOfProcesses`]; accelerate by itself repeats texts to fill batches.
+    """Makes processes share texts by [`BatchesOfProcesses`], because accelerate would repeat texts to fill batches.
 
     Args:
-        shard: The sampler of a process's share of all batches, which is changed.
-        batches_per_step: Batches that a process accumulates.
+        shard: The batch sampler of a process, modified in place.
+        batches_per_step: Number of batches that a process accumulates.
     """
     batches = shard.batch_sampler
     shard.batch_sampler = BatchesOfProcesses(
@@ -161,13 +169,13 @@ def share_without_repeats(shard: BatchSamplerShard, batches_per_step: int) -> No
         shard.num_processes,
         batches_per_step,
     )
-    # Batches may differ in size; every process gets the same number.
+    # Batches may differ in size, but every process gets the same number of them.
     shard.batch_size = None
     shard.even_batches = False
 
 
 def lengths_of(dataset: Dataset) -> Sequence[int]:
-    """The number of tokens of each example: the column `length`, or counted if there is none."""
+    """Number of tokens of each example: the column `length`, or counted if the dataset has none."""
     try:
         return dataset["length"]
     except (KeyError, TypeError, ValueError):
@@ -175,10 +183,10 @@ def lengths_of(dataset: Dataset) -> Sequence[int]:
 
 
 class TextsWithSteps(torch.utils.data.Dataset):
-    """A dataset with keys (step, row) beside its own: the example of such a key carries its `step`.
+    """Wraps a dataset so that the keys (step, row) are valid, too: their examples have a field `step`.
 
     Args:
-        dataset: Map-style.
+        dataset: A map-style dataset.
     """
 
     def __init__(self, dataset: Dataset):
@@ -198,16 +206,15 @@ class TextsWithSteps(torch.utils.data.Dataset):
 
 
 class DocumentWindows(torch.utils.data.Dataset):
-    """The windows of tokenized documents: each example has the whole document and the number of the window.
+    """Windows of tokenized documents: each example has the whole document and the index of the window.
 
-    The tokens of a document lie where the dataset has them in memory or on the disk; they are not copied for each of
-    its windows.
+    The tokens of a document are read from the dataset, in memory or on disk, and not copied for each window.
 
     Args:
         documents: Examples of whole documents with `input_ids` and `length`, see `tokenize_documents`.
-        window_length: Longest window in tokens, special tokens included.
+        window_length: Longest window in tokens, including special tokens.
         special_tokens: Number of special tokens around a text.
-        max_windows: Number of windows to keep; all by default.
+        max_windows: Number of windows to keep. Default: all.
     """
 
     def __init__(
@@ -218,14 +225,13 @@ class DocumentWindows(torch.utils.data.Dataset):
         max_windows: int | None = None,
     ):
         self.documents = documents
-        lengths = np.asarray(documents["length"][:])
-        counts = count_windows(lengths, window_length - special_tokens)
+        self._lengths = np.asarray(documents["length"][:])
+        counts = count_windows(self._lengths, window_length - special_tokens)
         first = np.cumsum(counts) - counts
         document = np.repeat(np.arange(len(counts)), counts)
         window = np.arange(len(document)) - first[document]
         self._document = document[:max_windows]
         self._window = window[:max_windows]
-        self._length = lengths[self._document]
         self._tokens = _TokenLists(documents)
 
     def __len__(self) -> int:
@@ -233,29 +239,29 @@ class DocumentWindows(torch.utils.data.Dataset):
 
     @property
     def num_documents(self) -> int:
-        """Number of documents that the windows belong to."""
+        """Number of documents with at least one window."""
         if len(self) == 0:
             return 0
         return int(self._document[-1]) + 1
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of these documents: in each pass, each is in one window."""
-        return int(sum(self.documents["length"][: self.num_documents]))
+        """Number of tokens of these documents; in each epoch, every token is in exactly one window."""
+        return int(self._lengths[: self.num_documents].sum())
 
     def __iter__(self) -> Iterator[Example]:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, key: int | str) -> Any:
-        """An example by its number; `"length"` gives the tokens of the document of each, (N,)."""
+        """Returns the example of an index; for `"length"` the number of tokens of each example's document, (N,)."""
         if key == "length":
-            return self._length
+            return self._lengths[self._document]
         input_ids = self._tokens[self._document[key]]
         return {"input_ids": input_ids, "window": int(self._window[key])}
 
 
 class _TokenLists:
-    """The column `input_ids` of a dataset as arrays, without the cost of a whole example for each."""
+    """The column `input_ids` of a dataset as arrays, which are read without the cost of a whole example."""
 
     def __init__(self, dataset: Dataset):
         column = dataset.with_format("arrow")["input_ids"][:]
@@ -275,26 +281,25 @@ class _TokenLists:
 
 
 class EndlessStream(torch.utils.data.IterableDataset):
-    """A stream that begins again when it ends, in steps of texts of similar length that come at random.
+    """Repeats a stream without end, in optimizer steps of texts of similar length that come in random order.
 
-    Texts are drawn into pools of `pool_batches` optimizer steps, sorted by length within each, cut into steps, and the
-    steps shuffled. What is left of an epoch, less than a step, waits for the first pool of the next one, so that
-    all steps stay whole. The order is a pure function of seed, epoch, worker and what the stream gives: without
-    workers, neither the number of processes nor accumulation changes what a step sees. Every process reads the whole
-    stream, of which accelerate hands it its part of each batch.
+    Texts are read into pools of `pool_batches` optimizer steps, sorted by length within each pool, divided into steps,
+    and the steps shuffled. Texts that fill no step are carried over to the next epoch, so that all steps are full. The
+    order is a pure function of seed, epoch, worker and the order of the stream: without workers, neither the number of
+    processes nor accumulation changes the texts of a step. Every process reads the whole stream, and accelerate gives
+    it its part of each batch.
 
-    The Trainer does not know where an epoch of a stream ends: here each example carries the number of its `epoch`, so
-    that masks change from epoch to epoch, and a resumed run that skips what it has seen arrives at the same place. It
-    carries its `step` too, which is exact with workers, whose batches take turns, as long as all of them have a share
-    of the files.
+    The Trainer does not know where an epoch of a stream ends. Each example therefore has a field `epoch`, so that
+    masks change from epoch to epoch, and a resumed run that skips examples continues with the same ones. It also has a
+    field `step`, which is exact with several workers, too, as long as each of them has a share of the files.
 
     Args:
-        stream: Examples; its `set_epoch` chooses the order of an epoch.
-        batch_size: Texts of a batch of all processes together; each has a part of similar length.
-        batches_per_step: Such batches of one optimizer step: gradient accumulation.
+        stream: Examples; its `set_epoch` sets the order of an epoch.
+        batch_size: Number of texts in a batch of all processes together.
+        batches_per_step: Number of these batches in an optimizer step: gradient accumulation.
         source: Where the texts are read from, for error messages.
         seed: Seed of the order of the steps.
-        pool_batches: Steps that are sorted together.
+        pool_batches: Number of steps that are sorted together.
     """
 
     def __init__(
@@ -318,29 +323,30 @@ class EndlessStream(torch.utils.data.IterableDataset):
         worker, num_workers = self._place_among_workers()
         batch_numbers = itertools.count(worker, num_workers)
         rest = []
-        # All workers share the number of the epoch of a stream, and are not in the same one: each makes its own.
+        # Workers share the epoch of a stream but are not always in the same one: each has a copy of its own.
         stream = self.stream.with_format(None)
         for epoch in itertools.count():
             stream.set_epoch(epoch)
             texts = self._read_epoch(stream, epoch)
             first = next(texts, None)
-            if first is None:  # a worker without a share of the files would search for ever
+            if first is None:  # a worker without a share of the files would search forever
                 return
             generator = np.random.default_rng([self.seed, epoch, worker])
             waiting = itertools.chain(rest, [first], texts)
             for pool in self._pools(waiting):
                 steps, rest = self._cut_into_steps(pool, generator)
-                for place, text in enumerate(itertools.chain.from_iterable(steps)):
+                ordered = itertools.chain.from_iterable(steps)
+                for place, text in enumerate(ordered):
                     if place % self.batch_size == 0:
                         step = next(batch_numbers) // self.batches_per_step
                     yield {**text, "step": step}
 
     def _place_among_workers(self) -> tuple[int, int]:
-        """The number of this worker and of all workers that have something to read."""
+        """Index of this worker, and the number of workers that have files to read."""
         info = torch.utils.data.get_worker_info()
         if info is None:
             return 0, 1
-        # Workers beyond the number of files have nothing to read and drop out.
+        # Workers beyond the number of files have nothing to read.
         return info.id, min(info.num_workers, self.stream.num_shards)
 
     def _read_epoch(self, stream: IterableDataset, epoch: int) -> Iterator[Example]:
@@ -359,7 +365,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
         pool: list[Example],
         generator: np.random.Generator,
     ) -> tuple[list[list[Example]], list[Example]]:
-        """Steps of texts of similar length in random order, and the texts at the end of the pool that fill none."""
+        """Divides a pool into steps of similar length, in random order, and the texts that fill no step."""
         num_steps = len(pool) // self._texts_per_step
         in_steps = num_steps * self._texts_per_step
         lengths = [len(text["input_ids"]) for text in pool[:in_steps]]

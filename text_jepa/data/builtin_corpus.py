@@ -1,11 +1,11 @@
-"""A corpus of English prose that every installation already has: the documentation inside Python packages.
+"""Builds a corpus of English prose that every installation already has: the documentation of Python packages.
 
-The docstrings of the standard library and of the packages that Text-JEPA brings with it, together with the help
-texts of ``pydoc_data.topics``, are harvested by parsing source files. Nothing is imported or executed. What is no
-prose (code, doctests, tables, formulas, markup, boilerplate) is taken out, and what remains is cached.
+The docstrings of the standard library and of the packages that Text-JEPA depends on, together with the help texts of
+`pydoc_data.topics`, are extracted by parsing source files. Nothing is imported or executed. Everything that is not
+prose (code, doctests, tables, formulas, markup, boilerplate) is removed, and the rest is cached.
 
-Two machines get the same corpus when they have the same Python version and the same versions of the harvested
-distributions; another version of any of them gives another corpus, in another cache folder.
+Two machines build the same corpus if they have the same versions of Python and of the harvested distributions. Another
+version of any of them gives another corpus, in another cache folder.
 """
 
 import ast
@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 
 logger = logging.getLogger(__name__)
-HARVESTER_VERSION = 1  # part of the cache's fingerprint: raise it whenever the harvest gives other documents
+HARVESTER_VERSION = 1  # part of the cache's fingerprint: increase it whenever the harvest gives other documents
 
-# Distribution -> package folder: direct dependencies and what each of those brings with it.
+# Distribution -> package folder: direct dependencies and their dependencies.
 DISTRIBUTIONS = {
     "torch": "torch",
     "transformers": "transformers",
@@ -79,7 +79,7 @@ DISTRIBUTIONS = {
     "dill": "dill",
 }
 
-# Tests, vendored copies, generated tables, and what some distributors leave out of the standard library.
+# Tests, vendored copies, generated tables, and parts of the standard library that some distributors leave out.
 SKIPPED_FOLDERS = re.compile(
     r"tests?|testing|_?vendor|vendored|externs?|externals|third_party|site-packages|dist-packages|lib-dynload|"
     r"idlelib|lib2to3|distutils|ensurepip|tkinter|turtledemo|encodings|__pycache__"
@@ -87,13 +87,13 @@ SKIPPED_FOLDERS = re.compile(
 
 # transformers generates its modeling files from the modular ones.
 SKIPPED_PREFIXES = ("test_", "modular_")
-STANDALONE_WORDS = 50  # a shorter docstring joins that of the scope around it
+STANDALONE_WORDS = 50  # a shorter docstring is appended to that of its scope
 MINIMUM_WORDS = 20
 HELD_OUT_PER_MILLE = 50
 
 
 class Root(NamedTuple):
-    """A folder to harvest: the `package` label of its documents, and what sources are named relative to."""
+    """A folder to harvest: the `package` label of its documents, and the folder that paths are relative to."""
 
     package: str
     folder: Path
@@ -101,7 +101,7 @@ class Root(NamedTuple):
 
 
 class Harvest(NamedTuple):
-    """The documents found (dicts of `text`, `package`, `source`) and how many files were read or could not be."""
+    """The documents (dicts of `text`, `package`, `source`), and the number of files read and of unparsable files."""
 
     documents: list[dict[str, str]]
     files: int
@@ -137,7 +137,7 @@ def _indent(line: str) -> int:
 
 
 def _after_body(lines: list[str], start: int, indent: int) -> int:
-    """Index of the first line from `start` on that is neither blank nor deeper than `indent`."""
+    """Index of the first line from `start` on that is neither blank nor indented more than `indent`."""
     while start < len(lines) and (not lines[start].strip() or _indent(lines[start]) > indent):
         start += 1
     return start
@@ -150,41 +150,55 @@ def _after_text(lines: list[str], start: int) -> int:
     return start
 
 
+def _after_fence(lines: list[str], start: int) -> int:
+    """Index of the line after the fence that ends a code block, from `start` on."""
+    while start < len(lines) and not lines[start].strip().startswith("```"):
+        start += 1
+    return start + 1
+
+
+def _after_section(lines: list[str], start: int) -> int:
+    """Index of the next underlined heading from `start` on."""
+    for index in range(start, len(lines)):
+        is_underline = bool(_UNDERLINE.match(lines[index].strip()))
+        if is_underline and lines[index - 1].strip():
+            return index - 1
+    return len(lines)
+
+
 def _strip_blocks(lines: list[str]) -> list[str]:
-    """Take out code, doctests, directives that are not prose, tables and headings, whole lines at a time."""
+    """Removes whole lines of code, doctests, directives that are not prose, tables and headings."""
     kept: list[str] = []
     i = 0
     while i < len(lines):
-        line, text = lines[i], lines[i].strip()
+        line = lines[i]
+        text = line.strip()
         indent = _indent(line)
-        following = lines[i + 1].strip() if i + 1 < len(lines) else ""
         i += 1
+        following = lines[i].strip() if i < len(lines) else ""
+        is_prompt = text.startswith((">>>", "In [", "$ ", "@"))
+        is_underlined = bool(_UNDERLINE.match(following)) and len(following) >= min(len(text), 4)
         if not text:
             kept.append(line)
         elif text.startswith("```"):
-            while i < len(lines) and not lines[i].strip().startswith("```"):
-                i += 1
-            i += 1
-        elif text.startswith((">>>", "In [", "$ ", "@")) and not _FIELD.match(text):
+            i = _after_fence(lines, i)
+        elif is_prompt and not _FIELD.match(text):
             i = _after_text(lines, i)
         elif match := _DIRECTIVE.match(text):
-            name, argument = match.groups()
             end = _after_body(lines, i, indent)
-            if name and _PROSE_DIRECTIVE.fullmatch(name):
-                argument = re.sub(r"^v?\d[\w.]*:?\s*", "", argument) if name != "admonition" else ""
-                body = _dedent(lines[i:end], indent)
-                kept += ["", *_strip_blocks([" " * indent + argument, *body]), ""]
+            kept += _strip_directive(*match.groups(), lines[i:end], indent)
             i = end
-        elif text.endswith("::"):
-            kept += [line.rstrip()[:-1], ""] if text != "::" else [""]
+        elif text == "::":
+            kept.append("")
             i = _after_body(lines, i, indent)
-        elif _UNDERLINE.match(following) and len(following) >= min(len(text), 4):
+        elif text.endswith("::"):
+            kept += [line.rstrip()[:-1], ""]
+            i = _after_body(lines, i, indent)
+        elif is_underlined:
             kept.append("")
             i += 1
             if text.lower().rstrip(":") in _DROPPED_SECTIONS:
-                while i < len(lines) and not (_UNDERLINE.match(lines[i].strip()) and lines[i - 1].strip()):
-                    i += 1
-                i = i - 1 if i < len(lines) else i
+                i = _after_section(lines, i)
         elif _BORDER.match(text):
             i = _after_text(lines, i)
             kept.append("")
@@ -193,18 +207,30 @@ def _strip_blocks(lines: list[str]) -> list[str]:
     return kept
 
 
+def _strip_directive(name: str | None, argument: str | None, body: list[str], indent: int) -> list[str]:
+    """The prose of a directive; none if it is not a directive for prose."""
+    if not name or not _PROSE_DIRECTIVE.fullmatch(name):
+        return []
+    if name == "admonition":
+        argument = ""
+    argument = re.sub(r"^v?\d[\w.]*:?\s*", "", argument)
+    first = " " * indent + argument
+    return ["", *_strip_blocks([first, *_dedent(body, indent)]), ""]
+
+
 def _dedent(lines: list[str], indent: int) -> list[str]:
-    """Move a directive's body to the indentation of the directive."""
+    """Moves the body of a directive to the indentation of the directive."""
     depth = min((_indent(line) for line in lines if line.strip()), default=indent) - indent
     return [line[depth:] for line in lines]
 
 
 def _paragraphs(lines: list[str]) -> Iterator[str]:
-    """Rejoin hard-wrapped lines; a list item or a parameter with its description is a paragraph of its own."""
+    """Joins hard-wrapped lines; a list item or a parameter with its description is a paragraph of its own."""
     current: list[str] = []
     depth = 0
     for i, line in enumerate(lines):
-        text, indent = line.strip(), _indent(line)
+        text = line.strip()
+        indent = _indent(line)
         following = lines[i + 1] if i + 1 < len(lines) else ""
         opens = bool(following.strip()) and _indent(following) > indent
         if not text or _SECTION.match(text):
@@ -212,35 +238,56 @@ def _paragraphs(lines: list[str]) -> Iterator[str]:
             current = []
             continue
         bullet = _BULLET.match(text)
-        entry = _ENTRY.match(text) if not bullet or text[0] == "*" else None
+        may_be_entry = not bullet or text[0] == "*"
+        entry = _ENTRY.match(text) if may_be_entry else None
         field = _FIELD.match(text)
         if bullet or entry or field or indent < depth:
             yield " ".join(current)
             current = []
         if field:
-            kind, name, rest = field.groups()
-            if kind in ("type", "rtype"):
-                text = ""
-            elif name:
-                text = f"{name.split()[-1]}: {rest}"
-            else:
-                text = rest
+            text = _text_of_field(field)
         elif entry:
-            name, _, gap, rest = entry.groups()
-            is_type = gap and opens  # numpydoc: "name : type", the description below
-            text = f"{name}: {'' if is_type else rest}".strip()
+            text = _text_of_entry(entry, opens)
         elif bullet:
-            text = text[bullet.end() :]
-            entry = _ENTRY.match(text)
-            text = f"{entry[1]}: {entry[4]}" if entry else text
-        elif opens and not current and len(text.split()) <= 4 and text[-1] not in ".,:;":
+            text = _text_of_item(text[bullet.end() :])
+        elif opens and not current and _is_short_label(text):
             text += ":"
         current.append(text)
         depth = indent
     yield " ".join(current)
 
 
-_MARKUP = [  # (what a text must hold for the pattern to be worth trying, pattern, replacement)
+def _text_of_field(field: re.Match) -> str:
+    """The text of a reST field, such as `:param name: description`."""
+    kind, name, description = field.groups()
+    if kind in ("type", "rtype"):
+        return ""
+    if name:
+        return f"{name.split()[-1]}: {description}"
+    return description
+
+
+def _text_of_entry(entry: re.Match, opens: bool) -> str:
+    """The text of a parameter, such as `name: description`; in numpydoc, `name : type` opens a description."""
+    name, _, gap, description = entry.groups()
+    is_type = gap and opens
+    return f"{name}: {'' if is_type else description}".strip()
+
+
+def _text_of_item(text: str) -> str:
+    """The text of a list item, which may be a parameter."""
+    entry = _ENTRY.match(text)
+    if entry is None:
+        return text
+    name, _, _, description = entry.groups()
+    return f"{name}: {description}"
+
+
+def _is_short_label(text: str) -> bool:
+    return len(text.split()) <= 4 and text[-1] not in ".,:;"
+
+
+_MARKUP = [  # (string that a text must contain for the pattern to match, pattern, replacement)
     (trigger, re.compile(pattern), replacement)
     for trigger, pattern, replacement in (
         (":`", r":(?:issue|gh|pr|doi|arxiv|user|cite(?::\w+)?|footcite\w*):`[^`]*`", ""),
@@ -266,14 +313,15 @@ _NO_PROSE = re.compile(r"://|www\.|[\\$`{}]|>>>|%\(\w|@@")
 
 
 def _strip_markup(text: str) -> str:
-    """Unwrap inline reST and markdown, then drop the sentences that hold an address, a formula or a placeholder."""
+    """Removes inline reST and Markdown, and sentences that contain an address, a formula or a placeholder."""
     for trigger, pattern, replacement in _MARKUP:
         if trigger in text:
             text = pattern.sub(replacement, text)
     text = text.strip()
-    if _NO_PROSE.search(text):
-        text = " ".join(sentence for sentence in _SENTENCE_END.split(text) if not _NO_PROSE.search(sentence))
-    return text
+    if not _NO_PROSE.search(text):
+        return text
+    sentences = _SENTENCE_END.split(text)
+    return " ".join(sentence for sentence in sentences if not _NO_PROSE.search(sentence))
 
 
 _WORD = re.compile(r"[(\"'\[]*[A-Za-z][a-z]*(?:['’/-][A-Za-z]+)*[)\"'\]]*[.,:;!?]*[)\"']?$")
@@ -285,30 +333,33 @@ _FUNCTION_WORD = re.compile(
 
 
 def _reads_as_prose(paragraph: str) -> bool:
-    """Whether most tokens are plain words, some of them the function words that English cannot do without."""
+    """Whether most tokens are plain words, and some of these are English function words."""
     tokens = paragraph.split()
-    if (
-        len(tokens) < 4
-        or (len(tokens) < 8 and paragraph[-1] not in ".!?)")
-        or (paragraph[-1] == ":" and len(tokens) < 12)
-    ):
+    if len(tokens) < 4:
+        return False
+    if len(tokens) < 8 and paragraph[-1] not in ".!?)":
+        return False
+    if len(tokens) < 12 and paragraph[-1] == ":":
         return False
     words = sum(1 for token in tokens if _WORD.match(token))
-    grammar = sum(1 for token in tokens if _FUNCTION_WORD.match(token))
-    return words >= 0.75 * len(tokens) and grammar >= 0.12 * len(tokens)
+    function_words = sum(1 for token in tokens if _FUNCTION_WORD.match(token))
+    return words >= 0.75 * len(tokens) and function_words >= 0.12 * len(tokens)
 
 
 def clean(docstring: str) -> list[str]:
-    """The prose of a docstring, in whatever markup it is written.
+    """Extracts the prose of a docstring in any of the common markup languages.
 
     Args:
-        docstring: raw text in reST, numpydoc, Google style or markdown, indentation included.
+        docstring: Raw text in reST, numpydoc, Google style or Markdown, including indentation.
 
     Returns:
-        Its paragraphs, each one line without markup; empty when nothing in it is English prose.
+        The paragraphs, each on one line and without markup; empty if there is no English prose.
     """
-    lines = _strip_blocks(_QUOTE.sub(r"\1", inspect.cleandoc(docstring)).splitlines())
-    return [text for text in map(_strip_markup, _paragraphs(lines)) if _reads_as_prose(text)]
+    dedented = inspect.cleandoc(docstring)
+    unquoted = _QUOTE.sub(r"\1", dedented)
+    lines = _strip_blocks(unquoted.splitlines())
+    paragraphs = [_strip_markup(paragraph) for paragraph in _paragraphs(lines)]
+    return [paragraph for paragraph in paragraphs if _reads_as_prose(paragraph)]
 
 
 def _words(paragraphs: Iterable[str]) -> int:
@@ -321,8 +372,15 @@ def _long_strings(node: ast.AST) -> Iterator[str]:
             yield child.value
 
 
+def _clean_long_strings(node: ast.AST) -> list[str]:
+    paragraphs = []
+    for text in _long_strings(node):
+        paragraphs += clean(text)
+    return paragraphs
+
+
 def _label(statement: ast.Expr | ast.Assign) -> str:
-    """A name for documentation that a statement attaches: ``add_docstr(torch.abs, "...")`` or ``NAME = "..."``."""
+    """Name of the object that a statement documents: `add_docstr(torch.abs, "...")` or `NAME = "..."`."""
     if isinstance(statement, ast.Assign):
         return ast.unparse(statement.targets[0])
     names = [node for node in statement.value.args if not any(_long_strings(node))]
@@ -330,33 +388,33 @@ def _label(statement: ast.Expr | ast.Assign) -> str:
 
 
 def _scope_documents(node: ast.AST, name: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """What a module, class or function documents.
+    """Extracts the documentation of a module, class or function.
 
     Returns:
-        The paragraphs of the scope itself, those of its members that are too short to stand alone behind them; and
-        the (qualified name, paragraphs) of the members that do stand alone, in the order of the source.
+        The paragraphs of the scope itself, followed by those of members that are too short for a document; and the
+        (qualified name, paragraphs) of all other members, in the order of the source.
     """
-    introductions = [text for decorator in getattr(node, "decorator_list", ()) for text in _long_strings(decorator)]
-    own = [
-        paragraph for text in (*introductions, ast.get_docstring(node, clean=False) or "") for paragraph in clean(text)
-    ]
+    own = []
+    for decorator in getattr(node, "decorator_list", ()):
+        own += _clean_long_strings(decorator)
+    own += clean(ast.get_docstring(node, clean=False) or "")
     members = []
     statements = [] if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else list(node.body)
     while statements:
         statement = statements.pop(0)
+        is_call = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
         if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             member = f"{name}.{statement.name}".lstrip(".")
             paragraphs, nested = _scope_documents(statement, member)
         elif isinstance(statement, ast.If | ast.Try | ast.With):
             statements[:0] = [*statement.body, *getattr(statement, "orelse", ())]
             continue
-        elif isinstance(statement, ast.Assign) or (
-            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
-        ):
-            paragraphs = [paragraph for text in _long_strings(statement) for paragraph in clean(text)]
+        elif isinstance(statement, ast.Assign) or is_call:
+            paragraphs = _clean_long_strings(statement)
+            nested = []
             if not paragraphs:
                 continue
-            member, nested = f"{name}.{_label(statement)}".lstrip("."), []
+            member = f"{name}.{_label(statement)}".lstrip(".")
         else:
             continue
         if _words(paragraphs) < STANDALONE_WORDS:
@@ -368,14 +426,14 @@ def _scope_documents(node: ast.AST, name: str) -> tuple[list[str], list[tuple[st
 
 
 def _topic_documents(tree: ast.Module) -> list[tuple[str, list[str]]]:
-    """The help texts of ``pydoc_data.topics``: a module that is one assignment of a dict of strings."""
+    """The help texts of `pydoc_data.topics`, a module that assigns a dict of strings."""
     topics = next(statement.value for statement in tree.body if isinstance(statement, ast.Assign))
     return [(topic, clean(text)) for topic, text in ast.literal_eval(topics).items()]
 
 
 def _file_documents(path: Path, source: str) -> list[tuple[str, list[str]]]:
     with tokenize.open(path) as stream, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a source's invalid escapes are not our user's business
+        warnings.simplefilter("ignore")  # of invalid escapes in the source
         tree = ast.parse(stream.read())
     if source == "pydoc_data/topics.py":
         return _topic_documents(tree)
@@ -384,13 +442,13 @@ def _file_documents(path: Path, source: str) -> list[tuple[str, list[str]]]:
 
 
 def _source_files(root: Root) -> list[Path]:
-    """All Python sources below a root, in an order that does not depend on the file system."""
+    """All Python source files of a root, in an order that does not depend on the file system."""
     found = []
     for folder, folders, files in os.walk(root.folder):
         folders[:] = [name for name in folders if not SKIPPED_FOLDERS.fullmatch(name)]
-        found += [
-            Path(folder, name) for name in files if name.endswith(".py") and not name.startswith(SKIPPED_PREFIXES)
-        ]
+        for name in files:
+            if name.endswith(".py") and not name.startswith(SKIPPED_PREFIXES):
+                found.append(Path(folder, name))
     return sorted(found, key=lambda path: path.relative_to(root.base).as_posix())
 
 
@@ -401,15 +459,15 @@ _PLAIN = re.compile(r"\b[a-z]+\b")
 
 
 def _key(paragraph: str) -> str:
-    """What copies of a paragraph share: names and numbers differ between them, lower-case words do not."""
+    """Key of a paragraph and its copies, which share their lower-case words but not their names and numbers."""
     words = [word for word in paragraph.split() if _PLAIN.match(word) and "_" not in word]
     return " ".join(words) if len(words) >= 5 else paragraph
 
 
 def _without_repeats(documents: Iterable[tuple[dict[str, str], list[str]]]) -> Iterator[dict[str, str]]:
-    """Keep the first copy of every paragraph in file order, then the documents of which enough is left.
+    """Keeps the first copy of every paragraph in file order, and the documents that are then long enough.
 
-    Boilerplate and copied documents go this way, and no paragraph of the held-out part is one of the training part.
+    This removes boilerplate and copied documents, and no paragraph is in both the training and the held-out part.
     """
     seen = set()
     for labels, paragraphs in documents:
@@ -425,7 +483,7 @@ def _without_repeats(documents: Iterable[tuple[dict[str, str], list[str]]]) -> I
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Syntax trees are many objects without cycles: looking for some would nearly double the time of the harvest."""
+    """Disables the search for reference cycles, which syntax trees lack: it would nearly double the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -437,13 +495,13 @@ def _without_garbage_collection() -> Iterator[None]:
 
 @_without_garbage_collection()
 def harvest(roots: Iterable[Root]) -> Harvest:
-    """Read the documentation in the Python sources below some folders, without importing or executing any.
+    """Extracts the documentation of the Python source files in some folders, without importing or executing any.
 
     Args:
-        roots: the folders, in the order in which the first copies of a repeated paragraph are kept.
+        roots: The folders. The first copy of a repeated paragraph is kept.
 
     Returns:
-        The documents in order of root and path, and the numbers of files read and of files that do not parse.
+        The documents in order of root and path, and the numbers of files read and of unparsable files.
     """
     found = []
     unparsable = 0
@@ -461,7 +519,7 @@ def harvest(roots: Iterable[Root]) -> Harvest:
 
 
 def _installed() -> tuple[list[Root], dict[str, str]]:
-    """The roots to harvest on this machine, and the versions that decide what is in them."""
+    """The roots to harvest on this machine, and the versions that determine their content."""
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     roots = [Root("stdlib", stdlib, stdlib)]
     versions = {"python": platform.python_version()}
@@ -480,14 +538,16 @@ def is_held_out(source: str) -> bool:
     """Whether a document belongs to the held-out part: about 5 % of the files, each with all of its documents.
 
     Args:
-        source: the path of its file relative to its root, with or without ``:name``.
+        source: Path of the file relative to its root, with or without `:name`.
     """
-    digest = blake2b(source.partition(":")[0].encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % 1000 < HELD_OUT_PER_MILLE
+    file, _, _ = source.partition(":")
+    digest = blake2b(file.encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "big")
+    return number % 1000 < HELD_OUT_PER_MILLE
 
 
 def _write(folder: Path, documents: list[dict[str, str]]) -> None:
-    """Write both splits beside `folder` and rename: other processes see all of the corpus or none of it."""
+    """Writes both splits to a temporary folder and renames it, so that other processes see all files or none."""
     from datasets import Dataset
 
     partial = folder.with_name(f"{folder.name}.{uuid4().hex}")
@@ -497,23 +557,23 @@ def _write(folder: Path, documents: list[dict[str, str]]) -> None:
         Dataset.from_list(rows).to_parquet(partial / f"{split}.parquet")
     try:
         partial.rename(folder)
-    except OSError:  # another process was faster; what it wrote is the same
+    except OSError:  # another process was faster and wrote the same files
         shutil.rmtree(partial)
 
 
 def load_builtin_corpus(cache_dir: str | os.PathLike | None = None) -> "datasets.DatasetDict":  # noqa: F821
-    """The documentation of this Python and of the packages that Text-JEPA brings with it, as English prose.
+    """Loads the documentation of this Python and of the packages that Text-JEPA depends on, as English prose.
 
-    The first call harvests it (under a minute) and caches it; later calls read the cache. Equal versions of Python
-    and of the harvested distributions give an equal corpus.
+    The first call harvests the corpus (under a minute) and caches it; later calls read the cache. Equal versions of
+    Python and of the harvested distributions give an equal corpus.
 
     Args:
-        cache_dir: where to keep the corpus, by default ``$HF_HOME/text_jepa``.
+        cache_dir: Folder for the corpus. Default: `$HF_HOME/text_jepa`.
 
     Returns:
-        Splits ``train`` and ``validation`` (about 5 % of the source files, none of which is in ``train``) with the
-        columns ``text`` (a document: paragraphs separated by newlines), ``package`` (the distribution documented,
-        or "stdlib") and ``source`` ("torch/nn/modules/linear.py:Linear").
+        Splits `train` and `validation` (about 5 % of the source files, none of which is in `train`) with the columns
+        `text` (a document: paragraphs separated by newlines), `package` (the documented distribution, or "stdlib")
+        and `source` ("torch/nn/modules/linear.py:Linear").
     """
     from datasets import load_dataset
 

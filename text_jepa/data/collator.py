@@ -1,4 +1,4 @@
-"""Batches for pretraining: texts, their views and their masks, as padded tensors.
+"""Makes batches for pretraining: texts, views and masks as padded tensors.
 
 Shapes: B texts, S tokens, M masks, C context positions, T target positions; R = B · M rows, one for each mask.
 """
@@ -17,44 +17,45 @@ from text_jepa.data.tokenization import word_start_table
 from text_jepa.data.views import DocumentCutter, choose_words, split_rows
 
 
-# Longer words are split. By default this is the length of the longest span.
+# Longer words are split. Equal to the default length of the longest span.
 _LONGEST_WORD = 10
 
-# The tensors of a batch that have a dimension for masks, (B, M, …).
+# Tensors of a batch with a dimension for masks, (B, M, …).
 _MASK_TENSORS = ("context_positions", "target_positions", "target_spans", "mask_strategies")
 
 
 class DataCollatorForTextJepa:
-    """Makes the batches that [`TextJepaForPreTraining`] takes: padded texts, M masks of each and optionally a view.
+    """Data collator for [`TextJepaForPreTraining`]: pads texts, samples M masks for each and optionally makes a view.
 
-    Masks are a pure function of (`seed`, `epoch`, token ids of the text, number of the mask), and of the example's
-    `step` if a strategy has a schedule; views of (`seed`, `epoch`, token ids). The trainer sets `epoch` before each
-    epoch, also for worker processes; examples of a stream have their own.
+    Masks are a pure function of (`seed`, `epoch`, token ids of the text, index of the mask), and of the example's
+    `step` if a strategy has a schedule; views are a pure function of (`seed`, `epoch`, token ids). The trainer sets
+    `epoch` before each epoch, also for worker processes; examples of a stream have their own.
 
-    In a text with fewer than two usable tokens (neither special nor padding) nothing is hidden: it has no targets and
-    adds nothing to token-level losses.
+    Nothing is hidden in a text with fewer than two usable tokens (neither special nor padding): it has no targets and
+    does not contribute to token-level losses.
 
     Args:
-        tokenizer: Any tokenizer with a padding token; it knows special tokens and word borders.
-        strategies: How a mask hides: one strategy, or several with different names, of which each mask draws one by
-            weight. Default: `MaskStrategy()`.
-        num_masks: M, masks drawn per text.
-        view: How a text gets its second text. Default: it has none. For a view of documents, an example consists of
-            the `input_ids` of a whole document without special tokens, and the number of a `window`.
+        tokenizer: Any tokenizer with a padding token. It provides special tokens and word boundaries.
+        strategies: One mask strategy, or several with different names, of which one is drawn by weight for each mask.
+            Default: `MaskStrategy()`.
+        num_masks: M, number of masks per text.
+        view: How the view of a text is made. Default: no view. For a view of documents, an example consists of the
+            `input_ids` of a whole document without special tokens, and the index of a `window`.
         seed: Seed of masks and views.
-        equal_counts: Cut all masks of a batch to the same number of context tokens, the smallest, and likewise their
-            targets, as I-JEPA does to avoid padding. Tokens are dropped at random, special tokens last, so that spans
-            may have holes, and a mask depends on its batch. Texts without targets may have less context.
-        complement_masks: Draw masks in pairs with context and targets swapped.
-        pad_to_multiple_of: Pad texts to a multiple of this length, which some kernels are faster with.
+        equal_counts: Whether to cut all masks of a batch to the same number of context tokens, the smallest, and to
+            the same number of targets, as in I-JEPA, which avoids padding. Tokens are dropped at random, special
+            tokens last, so spans may have gaps, and a mask depends on its batch. Texts without targets may have less
+            context.
+        complement_masks: Whether to draw masks in pairs with context and targets swapped.
+        pad_to_multiple_of: Pad texts to a multiple of this length, which is faster with some kernels.
 
     Attributes:
         strategies: Tuple of [`MaskStrategy`].
-        strategy_names: Their names, in the order of `mask_strategies`.
-        follows_steps: Whether masks depend on the step: examples then carry `step`, see [`LengthGroupedSampler`].
+        strategy_names: Names of the strategies; `mask_strategies` of a batch has their indices.
+        follows_steps: Whether masks depend on the step. Examples then need a `step`, see [`LengthGroupedSampler`].
 
     Raises:
-        ValueError: The tokenizer has no padding token, or arguments are out of range or do not go together.
+        ValueError: The tokenizer has no padding token, or arguments are out of range or cannot be combined.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class DataCollatorForTextJepa:
             raise ValueError("complement_masks needs an even num_masks, and strategies without context_ratio")
 
     def _read_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Keeps what masks need of a tokenizer as arrays, which are sent to worker processes faster."""
+        """Stores the required properties of the tokenizer as arrays, which are sent to worker processes faster."""
         self._pad_token_id = tokenizer.pad_token_id
         self._words = word_start_table(tokenizer)
         self._is_special = np.zeros(len(self._words.joins), bool)
@@ -112,9 +113,9 @@ class DataCollatorForTextJepa:
 
     @property
     def epoch(self) -> int:
-        """The epoch that masks are drawn for, in shared memory: worker processes see a change at once.
+        """Epoch for which masks are drawn, in shared memory, so that worker processes see a change at once.
 
-        -1 is for evaluation, which has fixed masks of its own and schedules at their end.
+        -1 is for evaluation, with fixed masks and with schedules at their end.
         """
         return int(self._epoch)
 
@@ -123,14 +124,14 @@ class DataCollatorForTextJepa:
         self._epoch.fill_(int(value))
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch of examples with `input_ids` and optionally `epoch`, `step`, `view_input_ids` and `window`.
+        """Makes a batch from examples with `input_ids` and optionally `epoch`, `step`, `view_input_ids` and `window`.
 
         Returns:
-            int64 tensors, positions and spans -1 where unused:
+            int64 tensors, in which unused positions and spans are -1:
 
             - `input_ids` and `attention_mask` (B, S),
             - `context_positions` (B, M, C), `target_positions` and `target_spans` (B, M, T),
-            - with several strategies, `mask_strategies` (B, M), the number of the strategy of each mask,
+            - with several strategies, `mask_strategies` (B, M), the index of the strategy of each mask,
             - with a view, `view_input_ids` and `view_attention_mask` (B, S'),
             - with a view of documents, `document_ids` (B,), equal for windows of the same document.
         """
@@ -156,7 +157,7 @@ class DataCollatorForTextJepa:
         return {name: torch.from_numpy(value) for name, value in batch.items()}
 
     def describe_masks(self) -> str:
-        """What is hidden from the context encoder, and what the view is, in sentences."""
+        """Describes the masks and the view in sentences."""
         if len(self.strategies) == 1:
             hidden = self.strategies[0].describe()
         else:
@@ -180,7 +181,7 @@ class DataCollatorForTextJepa:
     # ---- texts ----
 
     def _pad(self, texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (B, S), padded on the right, and (B, S) boolean, False for padding."""
+        """Pads token ids on the right: token ids (B, S), and (B, S) boolean, False for padding."""
         lengths = np.array([len(ids) for ids in texts])
         width = max(1, int(lengths.max()))
         if self.pad_to_multiple_of:
@@ -192,7 +193,7 @@ class DataCollatorForTextJepa:
         return input_ids, present
 
     def find_words(self, input_ids: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Two arrays (B, S) boolean: tokens that may be hidden, and tokens that begin a word."""
+        """Finds the tokens that may be hidden and the tokens that begin a word: two boolean arrays (B, S)."""
         usable = present & ~self._is_special[input_ids]
         left = input_ids[:, :-1]
         right = input_ids[:, 1:]
@@ -202,7 +203,7 @@ class DataCollatorForTextJepa:
         return usable, split_words(usable, word_starts, may_start, _LONGEST_WORD)
 
     def _steps(self, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """(B,) optimizer steps done; 0 if masks do not depend on them."""
+        """(B,) number of completed optimizer steps; 0 if masks do not depend on it."""
         if not self.follows_steps:
             return np.zeros(len(examples))
         if self.epoch < 0:
@@ -221,7 +222,7 @@ class DataCollatorForTextJepa:
         texts: list[np.ndarray],
         epochs: list[int],
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The texts, of which the view may shorten each, and their views."""
+        """The texts, which some views shorten, and their views."""
         kind = self.view.kind
         if kind == "same":
             return texts, texts
@@ -246,7 +247,7 @@ class DataCollatorForTextJepa:
         input_ids: np.ndarray,
         present: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Positions and spans of M masks for each text, and the strategy of each mask if there are several."""
+        """Draws M masks for each text: positions, spans and, with several strategies, the strategy of each mask."""
         usable, word_starts = self.find_words(input_ids, present)
         rows = _Rows(
             present=np.repeat(present, self.num_masks, axis=0),
@@ -277,7 +278,7 @@ class DataCollatorForTextJepa:
         return batch
 
     def _draw_strategies(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(R,) number of each mask's strategy, and (R, 1 + N) draws for the shares of the context and of N blocks."""
+        """(R,) index of each mask's strategy, and (R, 1 + N) draws for the shares of the context and of N blocks."""
         blocks = [strategy.num_spans for strategy in self.strategies if strategy.kind == "blocks"]
         draws = counter_uniforms(keys ^ FOR_STRATEGY, 2 + max(blocks, default=1))
         cumulative = np.cumsum([strategy.weight for strategy in self.strategies])
@@ -291,37 +292,38 @@ class DataCollatorForTextJepa:
         chosen: np.ndarray,
         share_draws: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(R, S) span of each token, -1 where not hidden, and (R, S) boolean, usable tokens that may be visible."""
+        """(R, S) span of each token, -1 if it is not hidden, and (R, S) boolean, usable tokens that may be visible."""
         spans = np.full(rows.usable.shape, -1)
         visible = rows.usable.copy()
         for number, strategy in enumerate(self.strategies):
             own_rows = np.flatnonzero(chosen == number)
             usable = rows.usable[own_rows]
-            # Unless whole words are hidden, every token counts as a word.
+            # Without whole words, every token is treated as a word.
             word_starts = rows.word_starts[own_rows] if strategy.whole_words else usable
             keys = rows.keys[own_rows]
             steps = rows.steps[own_rows]
             context_draws = share_draws[own_rows, 0]
             ratio_draws = share_draws[own_rows, 1:]
             ratio = draw_share(strategy.ratio, ratio_draws, steps)
-            spans[own_rows] = _sample(strategy, usable, word_starts, keys, ratio)
+            own_spans = _sample(strategy, usable, word_starts, keys, ratio)
+            spans[own_rows] = own_spans
             if strategy.context_ratio is not None:
                 share = draw_share(strategy.context_ratio, context_draws, steps)
-                is_hidden = spans[own_rows] >= 0
+                is_hidden = own_spans >= 0
                 context_keys = keys ^ FOR_CONTEXT
                 visible[own_rows] = context_block(usable, word_starts, is_hidden, context_keys, share)
         return spans, visible
 
 
 class _Rows(NamedTuple):
-    """What masks are drawn from: texts repeated for their masks, R = B · M rows with texts outermost.
+    """Texts repeated for each of their masks: R = B · M rows, in which the masks of a text are adjacent.
 
     Args:
         present: (R, S) boolean, False for padding.
         usable: (R, S) boolean, False for special tokens and padding.
         word_starts: (R, S) boolean, True where a token begins a word.
         keys: (R,) uint64.
-        steps: (R, 1) optimizer steps done.
+        steps: (R, 1) number of completed optimizer steps.
     """
 
     present: np.ndarray
@@ -332,7 +334,7 @@ class _Rows(NamedTuple):
 
 
 def split_masks(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Splits a batch with M masks of each text (B, M, …) into M batches of the same texts with one mask (B, 1, …)."""
+    """Splits a batch with M masks per text (B, M, …) into M batches of the same texts with one mask each (B, 1, …)."""
     names = [name for name in _MASK_TENSORS if name in batch]
     num_masks = batch[names[0]].shape[1]
     parts = []
@@ -351,7 +353,7 @@ def _sample(
     keys: np.ndarray,
     ratio: np.ndarray,
 ) -> np.ndarray:
-    """The spans (R, S) that a strategy hides, see `sample_spans`, by `ratio` (R, N), with N at least its blocks."""
+    """Samples the spans (R, S) of a strategy, see `sample_spans`; `ratio` is (R, N), N at least its `num_spans`."""
     if strategy.kind == "spans" and strategy.num_spans is None:
         return sample_spans(
             usable,
@@ -367,11 +369,12 @@ def _sample(
 
 
 def _complement(usable: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Spans (R, S) in which every other row hides the usable tokens that the row before sees."""
+    """Replaces every second row of spans (R, S): it hides the usable tokens that are visible in the row before."""
     first = spans[0::2]
-    sees = usable[0::2] & (first < 0)
-    hides_some = (first >= 0).any(axis=1, keepdims=True)
-    second = np.where(sees & hides_some, 0, -1)
+    is_hidden = first >= 0
+    is_visible = usable[0::2] & ~is_hidden
+    hides_some = is_hidden.any(axis=1, keepdims=True)
+    second = np.where(is_visible & hides_some, 0, -1)
     paired = spans.copy()
     paired[1::2] = number_spans(second)
     return paired
@@ -382,7 +385,7 @@ def _equalize(
     context: np.ndarray,
     spans: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Context (R, S) and spans (R, S) with the same number of tokens in all rows; see `equal_counts`."""
+    """Cuts context (R, S) and spans (R, S) to the same number of tokens in all rows, see `equal_counts`."""
     keys = rows.keys ^ FOR_CUT
     hidden = spans >= 0
     has_targets = hidden.any(axis=1)
@@ -402,26 +405,33 @@ def cut_to_least(
     Args:
         chosen: (R, S) boolean, tokens to choose from.
         keys: (R,) uint64.
-        counted: (R,) boolean, rows among which the fewest is looked for; the others may have even less.
+        counted: (R,) boolean, rows among which the fewest tokens are searched; other rows may have even fewer.
         keep: (R, S) boolean, tokens that are dropped last; but one of the other tokens always stays.
 
     Returns:
         (R, S) boolean.
     """
-    least = int(chosen.sum(axis=1)[counted].min())
+    counts = chosen.sum(axis=1)
+    least = int(counts[counted].min())
+    # Tokens with the smallest numbers stay: one of the other tokens, those to keep, then the others at random.
     order = np.where(keep, -1.0, counter_uniforms(keys, chosen.shape[1]))
     order_of_others = np.where(chosen & ~keep, order, 2.0)
     first_other = order_of_others.argmin(axis=1)[:, None]
     np.put_along_axis(order, first_other, -2.0, axis=1)
     order = np.where(chosen, order, 2.0)
-    stay = order.argsort(axis=1, kind="stable")[:, :least]
+    in_order = order.argsort(axis=1, kind="stable")
+    stays = in_order[:, :least]
     kept = np.zeros_like(chosen)
-    np.put_along_axis(kept, stay, True, axis=1)
+    np.put_along_axis(kept, stays, True, axis=1)
     return kept & chosen
 
 
 def pack_positions(chosen: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-    """Columns (or values) of the True entries, moved to the left: (R, S) -> (R, K), -1 where unused, K the most."""
+    """Packs the column indices (or values) of the True entries of each row to the left.
+
+    Returns:
+        (R, K) integers, with K the largest number of entries in a row and -1 where unused.
+    """
     row, column = np.nonzero(chosen)
     counts = chosen.sum(axis=1)
     first = np.cumsum(counts) - counts
@@ -433,9 +443,9 @@ def pack_positions(chosen: np.ndarray, values: np.ndarray | None = None) -> np.n
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of tokens that are never hidden: special tokens but the unknown one, which stands for a word of the text.
+    """Ids of tokens that are never hidden: special tokens except the unknown token, which stands for a word.
 
-    Where the unknown token also serves as another special token (GPT-2), it is never hidden either.
+    An unknown token that is another special token as well (GPT-2) is never hidden, either.
     """
     named = tokenizer.special_tokens_map.items()
     names = {name: token for name, token in named if isinstance(token, str)}

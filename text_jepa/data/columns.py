@@ -1,4 +1,4 @@
-"""Finds texts in the columns of a row, and says what is wrong with a column."""
+"""Selects texts from the columns of a row, and describes errors in columns."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,23 +11,23 @@ from text_jepa.errors import nearest
 Sources = Mapping[str, tuple[str, ...]]
 """New name (`text`, `view`, `title` or `label`) -> the columns that it is made of."""
 
-# A table of a hundred columns is told in a line all the same.
+# Largest number of columns listed in an error message.
 _MOST_LISTED = 10
 
 
 def pick(row: Mapping[str, Any], sources: Sources, where: str) -> dict[str, str | None]:
-    """The texts of a row under their new names.
+    """Selects the texts of a row under new names.
 
     A source is a column, or a field within columns (`a.b`). Several sources, and the strings of a list, are joined by
-    blank lines. Labels are JSON, so that 1 and "1" stay two classes.
+    blank lines. Labels are converted to JSON, so that 1 and "1" are different classes.
 
     Args:
         row: A row with any columns.
-        sources: The columns asked for.
+        sources: The columns to select.
         where: File and line, for error messages.
 
     Raises:
-        FileError: A column holds something else than text.
+        FileError: A column does not contain text.
     """
     picked = {}
     for name, columns in sources.items():
@@ -44,13 +44,13 @@ def pick(row: Mapping[str, Any], sources: Sources, where: str) -> dict[str, str 
 
 
 def wrong_column(column: str, kind: str, name: str) -> str:
-    """Says that a column holds another kind of values than text, and the flag to name another with."""
+    """Error message for a column without text, with the flag that names another column."""
     wanted = "classes" if name == "label" else "text"
     return f"column '{column}' holds {kind}, not {wanted}; name another with --{name}_column"
 
 
 def missing_column(column: str, names: Sequence[str], name: str) -> str:
-    """Says that there is no such column, which ones there are, and the flag to name another with."""
+    """Error message for a missing column, with the existing columns and the flag that names another column."""
     listed = list(names[:_MOST_LISTED])
     if len(names) > _MOST_LISTED:
         listed.append(f"and {len(names) - _MOST_LISTED} more")
@@ -59,12 +59,12 @@ def missing_column(column: str, names: Sequence[str], name: str) -> str:
 
 
 def root_of(column: str, names: Sequence[str]) -> str:
-    """The column of a table that holds `column`: itself, or the one that it is a field of."""
+    """The column of a table that contains `column`: itself, or the column that it is a field of."""
     return column if column in names else column.split(".")[0]
 
 
 def has_column(row: Mapping[str, Any], column: str) -> bool:
-    """Whether a row has this column, or this field within its columns."""
+    """Whether a row has this column, or this field within a column."""
     if column in row:
         return True
     value = row
@@ -87,7 +87,7 @@ def _look_up(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _field_of(value: Any, field: str) -> Any:
-    """The field of an object, or of each object of a list."""
+    """The field of an object, or of each object in a list."""
     if isinstance(value, Mapping):
         return value.get(field)
     if isinstance(value, list):
@@ -96,7 +96,7 @@ def _field_of(value: Any, field: str) -> Any:
 
 
 def _wrong_kind(value: Any, name: str) -> str | None:
-    """The kind of a value that is no text (or no class); `None` if it is one."""
+    """The kind of a value that is not text (or not a class); `None` if it is valid."""
     if value is None or isinstance(value, str):
         return None
     if name == "label":
@@ -112,7 +112,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _join(value: Any) -> str | None:
-    """A text, or the texts of a list, joined by blank lines; `None` if there is none."""
+    """Joins the texts of a list by blank lines, a single text unchanged; `None` if there is no text."""
     if not isinstance(value, list):
         return value
     if len(value) == 1:

@@ -1,4 +1,4 @@
-"""Opens files as they are or compressed, by what they begin with."""
+"""Opens files, compressed or not, by their first bytes."""
 
 import bz2
 import gzip
@@ -13,7 +13,7 @@ import pyarrow
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
-# How compressed files begin, whatever their name.
+# First bytes of compressed files.
 _GZIP = b"\x1f\x8b"
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _XZ = b"\xfd7zXZ\x00"
@@ -22,19 +22,19 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 class FileError(ValueError):
-    """What is wrong in a file, and the remedy; the message begins with the path."""
+    """An error in a file, with its remedy; the message begins with the path."""
 
 
 class NotFetched(FileError):
-    """A file is a pointer of git-lfs to the one that it stands for."""
+    """A file is a git-lfs pointer to the actual file."""
 
 
 class NoSuchColumn(FileError):
-    """A file is whole, and lacks a column that is asked for."""
+    """A file is intact but lacks a requested column."""
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that tells the kind of a file, in lower case and without `.gz` and the like."""
+    """The suffix for the kind of a file, in lower case and without that of a compression such as `.gz`."""
     name = path.name.lower()
     for suffix in COMPRESSED:
         name = name.removesuffix(suffix)
@@ -42,10 +42,10 @@ def suffix_of(path: Path) -> str:
 
 
 def open_binary(path: str) -> IO[bytes]:
-    """Opens a file, compressed or not, for its bytes.
+    """Opens a file, compressed or not, for reading bytes.
 
     Raises:
-        NotFetched: It is a pointer of git-lfs.
+        NotFetched: The file is a git-lfs pointer.
     """
     with open(path, "rb") as file:
         start = file.read(len(LFS_POINTER))
@@ -63,12 +63,12 @@ def open_binary(path: str) -> IO[bytes]:
 
 
 def open_text(path: str, newline: str | None = None) -> IO[str]:
-    """Opens a file, compressed or not, for its text, which is UTF-8."""
+    """Opens a file, compressed or not, for reading text in UTF-8."""
     return io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline=newline)
 
 
 def name_wrong_byte(path: str, error: UnicodeDecodeError) -> str:
-    """Says where in a file the first byte is that is not UTF-8."""
+    """Error message with the position of the first byte that is not UTF-8."""
     number = 0
     try:
         with open_binary(path) as file:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,29 +44,29 @@ from text_jepa.names import check_name
 
 logger = logging.getLogger(__name__)
 
-# The datasets library would tell a server of each folder and file that it opens.
+# Otherwise the datasets library reports each folder and file that it opens to a server.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
-# Rows of a stream from which its columns are known.
+# Number of rows of a stream that are read to find its columns.
 _STREAM_ROWS_TO_CHECK = 100
 
-# Of so many text files, a short one is a document rather than a few.
+# With at least this many text files, a short file is one document.
 _MANY_FILES = 20
-# Files of which the layout is looked at before they are read.
+# Largest number of files whose layout is looked at for the log.
 _FILES_TO_LOOK_AT = 200
-# A document of a file without columns has about so many characters for each token of the longest document.
+# Characters per token, for the length at which files without columns are divided.
 _CHARACTERS_OF_TOKEN = 4
 
-# Characters of a corpus in which lines of many documents, and near copies, are looked for.
+# Number of characters in which boilerplate lines and near copies are searched for.
 _TEXT_FOR_LINES = 64_000_000
 _TEXT_FOR_NEAR_COPIES = 8_000_000
-# Documents that are looked at together: near copies are often neighbours.
+# Number of adjacent documents in a run of a sample, because near copies are often neighbours.
 _NEIGHBOURS = 100
-# A share of the text, or of the documents, that is worth a line.
-_SHARE_TO_TELL = 0.01
+# Smallest share that is reported in the log.
+_SHARE_TO_REPORT = 0.01
 _SHOWN_CHARACTERS = 60
 
-# What a reader takes files of a kind for.
+# Descriptions of file layouts for the log.
 _LAYOUTS = {
     "lines": "a text in each line",
     "wrapped": "hard-wrapped paragraphs",
@@ -76,7 +76,7 @@ _LAYOUTS = {
 }
 
 
-# Flags that are read with another flag only.
+# Flags that have no effect without another flag.
 _GOES_WITH = {
     "train_file": ("sample_by", "quoting"),
     "dataset_name": ("dataset_config_name", "dataset_split"),
@@ -91,7 +91,7 @@ DropRepeats = Literal["none", "files", "documents", "lines"]
 
 @dataclass
 class CorpusArguments:
-    """Where the texts come from; the built-in corpus if neither files nor a dataset are named."""
+    """Source of the texts: files, a dataset, or by default the built-in corpus."""
 
     train_file: list[str] | None = field(
         default=None,
@@ -160,8 +160,8 @@ class Corpus:
     """Raw documents and where they come from.
 
     Args:
-        splits: `train` and `validation`, with a column `text` (one document per row) and perhaps a column `view`.
-        name: The corpus in words, for the model card.
+        splits: `train` and `validation`, with a column `text` (one document per row) and optionally a column `view`.
+        name: Description of the corpus for the model card.
         source: Where the training documents are read from, for error messages.
     """
 
@@ -170,9 +170,9 @@ class Corpus:
     source: Source
 
     def describe_files(self) -> str:
-        """The number of its files by kind, in words."""
-        count = len(self.source.files)
-        return f"{_count_kinds(self.source.files)} {'file' if count == 1 else 'files'}"
+        """Describes how many files of each kind the corpus has."""
+        noun = "file" if len(self.source.files) == 1 else "files"
+        return f"{_count_kinds(self.source.files)} {noun}"
 
 
 def load_corpus(
@@ -182,13 +182,14 @@ def load_corpus(
 ) -> Corpus:
     """Loads the training and held-out documents of a corpus.
 
-    The held-out split is `validation_file`, the dataset's own `validation` (or `test`) split, or a share of the
-    documents; of a stream without any, 200 documents of its first shuffle buffer. It is the same in every run.
+    The held-out split is `validation_file`, the `validation` (or `test`) split of the dataset, or a share of the
+    documents. For a stream without a held-out split, it is 200 documents of the first shuffle buffer. It is the same
+    in every run.
 
     Args:
         arguments: Where the texts come from.
         cache_dir: Cache of the datasets library and of the built-in corpus.
-        max_document_length: Longest document in tokens, by which long files are divided.
+        max_document_length: Longest document in tokens. Longer files are divided.
 
     Raises:
         UsageError: A file, split or column is missing, a file cannot be read, or there is no text.
@@ -215,7 +216,7 @@ def load_texts(
         flag: The flag that names them, for error messages.
         text_column: The column that holds the text, or several that are joined.
         cache_dir: Cache of the datasets library.
-        quoting: What a quote is in csv and tsv files.
+        quoting: How quotes in csv and tsv files are read.
 
     Raises:
         UsageError: A file or the column is missing, a file cannot be read, or there is no text.
@@ -230,14 +231,14 @@ def load_columns(
     cache_dir: str | None = None,
     quoting: Quoting = "checked",
 ) -> Dataset:
-    """Loads columns of local files under new names, one document per row; otherwise as `load_texts`.
+    """Loads columns of local files under new names, one document per row; otherwise like `load_texts`.
 
     Args:
         files: Paths, folders and globs, see `find_files`.
         flag: The flag that names them, for error messages.
-        columns: New name (`text`, `title` or `label`) -> column or columns of the files. Labels come as JSON.
+        columns: New name (`text`, `title` or `label`) -> column or columns of the files. Labels are returned as JSON.
         cache_dir: Cache of the datasets library.
-        quoting: What a quote is in csv and tsv files.
+        quoting: How quotes in csv and tsv files are read.
 
     Raises:
         UsageError: A file or column is missing, a file cannot be read, or there is no text.
@@ -261,16 +262,19 @@ def _form(arguments: CorpusArguments) -> Form:
 
 
 def _of_mixed(form: Form) -> Form | None:
-    """How tables are read that may lie among files without columns, which have no second text; or `None`."""
+    """The form for reading tables among files without columns; `None` if columns besides `text` are asked for."""
     return form._replace(is_mixed=True) if list(form.sources) == ["text"] else None
 
 
 def _fit_form(form: Form, paths: Sequence[str]) -> Form:
-    """How files are read together."""
+    """Adapts a form to the files that are read together."""
     suffixes = Counter(suffix_of(Path(path)) for path in paths)
+    num_plain = sum(suffixes[suffix] for suffix in PLAIN)
+    has_tables = not TABLES.isdisjoint(suffixes)
+    wants_text_only = list(form.sources) == ["text"]
     return form._replace(
-        is_many=sum(suffixes[suffix] for suffix in PLAIN) >= _MANY_FILES,
-        is_mixed=list(form.sources) == ["text"] and not TABLES.isdisjoint(suffixes),
+        is_many=num_plain >= _MANY_FILES,
+        is_mixed=wants_text_only and has_tables,
     )
 
 
@@ -323,10 +327,10 @@ def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
 def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_length: int) -> Corpus:
     form = _form(arguments)
     find = partial(find_files, mixed=True, form=_of_mixed(form), streaming=arguments.streaming)
-    # The splits of a folder that is elsewhere are those of its copy.
+    # Splits of a remote folder are found in its local copy.
     names = [local for name in arguments.train_file for local in local_names(name, "train_file")]
     train_files = find(names, "train_file")
-    # All names are checked before anything is read.
+    # Check all names before reading any file.
     held_out_names = arguments.validation_file or _held_out_splits(names)
     held_out_files = find(held_out_names, "validation_file", split="validation")
     train_files = _without_held_out(train_files, held_out_files)
@@ -338,11 +342,11 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
     def read(paths: Sequence[str], flag: str) -> Dataset | IterableDataset:
         documents = _read_files(paths, flag, form, arguments.streaming, cache_dir)
         if form.with_file and form.sample_by == "auto":
-            _tell_empty(documents, paths, flag)
+            _warn_of_empty_files(documents, paths, flag)
         return documents
 
     train = read(train_files, "train_file")
-    _tell_layouts(train_files, form, what)
+    _log_layouts(train_files, form, what)
     if not arguments.streaming and not arguments.view_column:
         train = _treat_repeats(train, arguments.drop_repeats)
     if held_out_files:
@@ -360,40 +364,48 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
 
 
 def _count_kinds(paths: Sequence[str]) -> str:
-    """Numbers of files by kind, as in "12 .md and 3 .txt"."""
+    """Number of files of each kind, for example "12 .md and 3 .txt"."""
     counts = Counter(suffix_of(Path(path)) for path in paths)
-    return _enumerate(f"{count:,} {suffix}" for suffix, count in sorted(counts.items()))
+    return _enumerate([f"{count:,} {suffix}" for suffix, count in sorted(counts.items())])
 
 
-def _enumerate(parts: Iterable[str]) -> str:
+def _enumerate(parts: Sequence[str]) -> str:
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _tell_layouts(paths: Sequence[str], form: Form, what: str) -> None:
-    """Says what files without columns are taken for, and the flag that changes it."""
+def _log_layouts(paths: Sequence[str], form: Form, what: str) -> None:
+    """Logs how files without columns are read, and the flag that changes it."""
     prose = [path for path in paths if suffix_of(Path(path)) in PROSE and os.path.getsize(path)]
     if not prose or form.sample_by != "auto":
         return
-    step = -(-len(prose) // _FILES_TO_LOOK_AT)
+    step = -(-len(prose) // _FILES_TO_LOOK_AT)  # rounded up
     counts = Counter()
     for path in prose[::step]:
         suffix = suffix_of(Path(path))
-        kind = "pages" if suffix in HTML else "sections"
-        if suffix in PLAIN:
-            with reading(what, [path]):
-                kind = look_at_layout(path, form).kind
-        counts[suffix, kind] += 1
-    listed = _enumerate(f"{count:,} {suffix} ({_LAYOUTS[kind]})" for (suffix, kind), count in sorted(counts.items()))
-    looked_at = f" (of {len(prose):,} such files, {sum(counts.values()):,} were looked at)" if step > 1 else ""
-    divided = ""
+        counts[suffix, _kind_of_layout(path, form, what)] += 1
+    parts = [f"{count:,} {suffix} ({_LAYOUTS[kind]})" for (suffix, kind), count in sorted(counts.items())]
+    line = f"{what}: read as {_enumerate(parts)}"
+    if step > 1:
+        line += f" (of {len(prose):,} such files, {counts.total():,} were looked at)"
     if any(kind != "lines" for _, kind in counts):
-        divided = f"; a file is a document, divided where it is longer than {form.longest:,} characters"
-    logger.info(f"{what}: read as {listed}{looked_at}{divided}; --sample_by changes this")
+        line += f"; a file is a document, divided where it is longer than {form.longest:,} characters"
+    logger.info(f"{line}; --sample_by changes this")
 
 
-def _tell_empty(documents: Dataset, paths: Sequence[str], flag: str) -> None:
-    """Says which files with markup gave no document, as a page that is made by scripts."""
+def _kind_of_layout(path: str, form: Form, what: str) -> str:
+    """The key of a file's layout in `_LAYOUTS`."""
+    suffix = suffix_of(Path(path))
+    if suffix in HTML:
+        return "pages"
+    if suffix not in PLAIN:
+        return "sections"
+    with reading(what, [path]):
+        return look_at_layout(path, form).kind
+
+
+def _warn_of_empty_files(documents: Dataset, paths: Sequence[str], flag: str) -> None:
+    """Warns of files with markup but without text, for example pages that are built by scripts."""
     pages = [path for path in paths if suffix_of(Path(path)) in MARKUP]
     if not pages:
         return
@@ -405,7 +417,7 @@ def _tell_empty(documents: Dataset, paths: Sequence[str], flag: str) -> None:
 
 
 def _held_out_splits(names: Sequence[str]) -> list[str]:
-    """The held-out splits of folders that `DatasetDict.save_to_disk` wrote."""
+    """The held-out splits of folders written by `DatasetDict.save_to_disk`."""
     folders = [Path(name).expanduser() for name in names]
     return [str(folder) for folder in folders if saved_splits(folder, "validation")]
 
@@ -413,7 +425,16 @@ def _held_out_splits(names: Sequence[str]) -> list[str]:
 def _take_out_splits(
     train_files: list[str], held_out_files: list[str], names: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """The files to train on and those held out, where files of folders are named as splits: no test is trained on."""
+    """Removes files that are named as validation or test splits from the training files.
+
+    Args:
+        train_files: Training files.
+        held_out_files: Held-out files. If there are none, the removed files are held out.
+        names: Names given by the user. Only files in folders are removed.
+
+    Returns:
+        Training files and held-out files.
+    """
     folders = [Path(name).expanduser() for name in names]
     folders = [folder for folder in folders if folder.is_dir()]
     in_folders = [path for path in train_files if any(Path(path).is_relative_to(folder) for folder in folders)]
@@ -430,7 +451,7 @@ def _take_out_splits(
 
 
 def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list[str]:
-    """The files to train on without those that are held out."""
+    """The training files without those that are held out."""
     held_out = {identity_of(path) for path in held_out_files}
     rest = [path for path in train_files if identity_of(path) not in held_out]
     if not rest:
@@ -446,41 +467,57 @@ def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list
 
 
 def _treat_repeats(documents: Dataset, drop: DropRepeats) -> Dataset:
-    """Says what documents have in common, and leaves out what is asked for."""
-    is_copy = ~first_of_equals(documents["text"])
-    is_row = np.array([file is None for file in _files_of(documents)])
-    is_dropped = np.zeros_like(is_copy)
-    if drop != "none":
-        is_dropped = is_copy & ~is_row if drop == "files" else is_copy
-    count = int(is_dropped.sum())
-    if count:
-        documents = documents.select(np.flatnonzero(~is_dropped))
-        logger.info(f"{_copies(count, is_copy)} and left out; --drop_repeats none keeps them")
-    kept = int(is_copy.sum()) - count
-    if kept > _SHARE_TO_TELL * len(is_copy):
-        logger.info(f"{_copies(kept, is_copy)}; --drop_repeats documents leaves them out")
-    lines = _tell_lines(documents, drop == "lines")
+    """Logs the copies, boilerplate lines and near copies of a corpus, and leaves out those that `drop` names."""
+    documents = _treat_copies(documents, drop)
+    lines = _log_lines(documents, drop == "lines")
     if lines and drop == "lines":
         documents = documents.map(without_lines, fn_kwargs={"lines": sorted(lines)}, desc="Leaving out lines")
-    _tell_near_copies(documents)
+    _log_near_copies(documents)
+    return documents
+
+
+def _treat_copies(documents: Dataset, drop: DropRepeats) -> Dataset:
+    """Logs the number of copies, and leaves out those that `drop` names."""
+    is_copy = ~first_of_equals(documents["text"])
+    is_row = np.array([file is None for file in _files_of(documents)])
+    if drop == "none":
+        is_dropped = np.zeros_like(is_copy)
+    elif drop == "files":
+        is_dropped = is_copy & ~is_row
+    else:
+        is_dropped = is_copy
+    total = len(documents)
+    num_dropped = int(is_dropped.sum())
+    num_kept = int(is_copy.sum()) - num_dropped
+    if num_dropped:
+        documents = documents.select(np.flatnonzero(~is_dropped))
+        logger.info(f"{_describe_copies(num_dropped, total)} and left out; --drop_repeats none keeps them")
+    if num_kept > _SHARE_TO_REPORT * total:
+        logger.info(f"{_describe_copies(num_kept, total)}; --drop_repeats documents leaves them out")
     return documents
 
 
 def _files_of(documents: Dataset) -> Sequence[str | None]:
-    """The file that each document is a part of; `None` for a row of a table."""
-    return documents["file"] if "file" in documents.column_names else [None] * len(documents)
+    """The file of each document; `None` for a row of a table."""
+    if "file" in documents.column_names:
+        return documents["file"]
+    return [None] * len(documents)
 
 
-def _copies(count: int, documents: np.ndarray) -> str:
-    return f"{count:,} of {len(documents):,} documents {'is a copy' if count == 1 else 'are copies'} of others"
+def _describe_copies(count: int, total: int) -> str:
+    verb = "is a copy" if count == 1 else "are copies"
+    return f"{count:,} of {total:,} documents {verb} of others"
 
 
-def _tell_lines(documents: Dataset, is_dropped: bool) -> Counter:
-    """Says which lines many documents have in common, if they are a part of the text worth a line."""
-    texts = [text or "" for text in _sample(documents, _TEXT_FOR_LINES)["text"]]
+def _log_lines(documents: Dataset, is_dropped: bool) -> Counter:
+    """Logs the share of boilerplate lines; returns them, or none if their share is too small to be reported."""
+    sample = _sample(documents, _TEXT_FOR_LINES)
+    texts = [text or "" for text in sample["text"]]
     lines = boilerplate_lines(texts)
-    share = sum(len(line) * count for line, count in lines.items()) / max(sum(map(len, texts)), 1)
-    if share < _SHARE_TO_TELL:
+    characters = sum(len(text) for text in texts)
+    characters_of_lines = sum(len(line) * count for line, count in lines.items())
+    share = characters_of_lines / max(characters, 1)
+    if share < _SHARE_TO_REPORT:
         return Counter()
     line, count = max(lines.items(), key=lambda item: (len(item[0]) * item[1], item[0]))
     fate = "left out" if is_dropped else "kept; --drop_repeats lines leaves them out"
@@ -491,17 +528,18 @@ def _tell_lines(documents: Dataset, is_dropped: bool) -> Counter:
     return lines
 
 
-def _tell_near_copies(documents: Dataset) -> None:
-    """Says how many documents are nearly others, if they are worth a line."""
+def _log_near_copies(documents: Dataset) -> None:
+    """Logs the number of near copies with an example, unless their share is too small to be reported."""
     sample = _sample(documents, _TEXT_FOR_NEAR_COPIES)
     texts = [text or "" for text in sample["text"]]
     copies, originals = near_copies(texts)
-    count = len(set(copies.tolist()))
-    if count < max(_SHARE_TO_TELL * len(texts), 1):
+    count = len(np.unique(copies))
+    if count < max(_SHARE_TO_REPORT * len(texts), 1):
         return
-    names = [f"'{_shorten(texts[row])}'" for row in (copies[0], originals[0])]
+    example = (int(copies[0]), int(originals[0]))
+    names = [f"'{_shorten(texts[row])}'" for row in example]
     files_of_sample = _files_of(sample)
-    files = [files_of_sample[int(row)] for row in (copies[0], originals[0])]
+    files = [files_of_sample[row] for row in example]
     if all(files) and files[0] != files[1]:
         names = [os.path.relpath(file, os.path.commonpath(files)) for file in files]
     logger.info(
@@ -511,27 +549,32 @@ def _tell_near_copies(documents: Dataset) -> None:
 
 
 def _sample(documents: Dataset, characters: int) -> Dataset:
-    """Runs of neighbouring documents out of all parts of a corpus, of about so many characters together."""
-    lengths = pyarrow.compute.utf8_length(documents.with_format("arrow")[:].column("text"))
+    """Samples runs of adjacent documents from all parts of a corpus, with about this many characters in total."""
+    column = documents.with_format("arrow")[:].column("text")
+    lengths = pyarrow.compute.utf8_length(column)
     total = pyarrow.compute.sum(lengths).as_py() or 0
-    step = -(-total // characters)
+    step = -(-total // characters)  # rounded up
     if step <= 1:
         return documents
-    runs = range(0, len(documents), _NEIGHBOURS * step)
-    rows = [row for run in runs for row in range(run, min(run + _NEIGHBOURS, len(documents)))]
-    return documents.select(rows)
+    run = np.arange(len(documents)) // _NEIGHBOURS
+    is_sampled = run % step == 0
+    return documents.select(np.flatnonzero(is_sampled))
 
 
 def _shorten(text: str) -> str:
-    words = " ".join(text[: 2 * _SHOWN_CHARACTERS].split())
-    return words if len(words) <= _SHOWN_CHARACTERS else f"{words[:_SHOWN_CHARACTERS]}…"
+    beginning = text[: 2 * _SHOWN_CHARACTERS]
+    words = " ".join(beginning.split())
+    if len(words) <= _SHOWN_CHARACTERS:
+        return words
+    return f"{words[:_SHOWN_CHARACTERS]}…"
 
 
 # ---- datasets ------------------------------------------------------------------------------------------------------
 
 
 def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
-    dataset, config = arguments.dataset_name, arguments.dataset_config_name
+    dataset = arguments.dataset_name
+    config = arguments.dataset_config_name
     source = Source(f"--dataset_name {dataset}")
     sources = _form(arguments).sources
     on_disk = is_saved(Path(dataset))
@@ -567,11 +610,11 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
 
 
 def _check_dataset_name(dataset: str, cache_dir: str | None) -> None:
-    """Raises UsageError for a path where no folder is, before the Hub is asked for it again and again."""
+    """Raises UsageError for a path that does not exist, before the Hub is asked for it repeatedly."""
     if Path(dataset).is_file():
         raise UsageError(f"--dataset_name {dataset}: a file; --train_file reads files")
     *owner, name = dataset.split("/")
-    folder = "___".join([*owner, camelcase_to_snakecase(name)])  # as the datasets library calls it
+    folder = "___".join([*owner, camelcase_to_snakecase(name)])  # its name in the cache of the datasets library
     prepared = Path(cache_dir or datasets.config.HF_DATASETS_CACHE, folder)
     try:
         check_name(dataset, kind="dataset", known=[prepared])
@@ -582,7 +625,7 @@ def _check_dataset_name(dataset: str, cache_dir: str | None) -> None:
 def _split(
     documents: Dataset | IterableDataset, arguments: CorpusArguments, what: str
 ) -> tuple[Dataset, Dataset] | tuple[IterableDataset, IterableDataset]:
-    """Splits documents into those to train on and those held out."""
+    """Splits documents into training and held-out documents."""
     if arguments.streaming:
         return hold_out_of_stream(documents, arguments.shuffle_buffer, what)
     return hold_out(documents, arguments.validation_split_percentage, what)
@@ -628,19 +671,19 @@ def _load_saved(dataset: str, split: str, streaming: bool) -> Dataset | Iterable
 
 
 def _known_rows(dataset: Dataset | IterableDataset, what: str) -> Dataset:
-    """A dataset, or the first rows of a stream, whose columns are known only when some of it has been read."""
-    known = dataset
+    """A dataset, or the first rows of a stream, whose columns are unknown before some rows have been read."""
+    rows = dataset
     if isinstance(dataset, IterableDataset):
-        known = list(dataset.take(_STREAM_ROWS_TO_CHECK))
-    if not len(known):
+        rows = list(dataset.take(_STREAM_ROWS_TO_CHECK))
+    if not len(rows):
         raise UsageError(f"{what}: holds no document")
-    if isinstance(known, list):
-        known = Dataset.from_list(known, features=dataset.features)
-    return known
+    if isinstance(dataset, IterableDataset):
+        return Dataset.from_list(rows, features=dataset.features)
+    return dataset
 
 
 def _select_text(dataset: Dataset | IterableDataset, sources: Sources, what: str) -> Dataset | IterableDataset:
-    """Keeps the columns of a dataset that hold text, under new names.
+    """Selects the columns of a dataset that hold text, under new names.
 
     Args:
         dataset: Any dataset.
@@ -648,17 +691,21 @@ def _select_text(dataset: Dataset | IterableDataset, sources: Sources, what: str
         what: The flag and its value, for error messages.
     """
     known = _known_rows(dataset, what)
-    is_plain = True
+    are_plain = []
+    roots = []
     for name, columns in sources.items():
         for column in columns:
-            is_plain = _check_column(known, column, name, what) and is_plain
-    roots = list(dict.fromkeys(root_of(c, known.column_names) for columns in sources.values() for c in columns))
+            are_plain.append(_check_column(known, column, name, what))
+            roots.append(root_of(column, known.column_names))
+    roots = list(dict.fromkeys(roots))  # without repetitions
+    are_joined = any(len(columns) > 1 for columns in sources.values())
     dataset = dataset.select_columns(roots)
-    if not is_plain or any(len(columns) > 1 for columns in sources.values()):
+    if are_joined or not all(are_plain):
         features = datasets.Features({name: datasets.Value("string") for name in sources})
         where = what.split(maxsplit=1)[-1]
-        return dataset.map(partial(pick, sources=sources, where=where), remove_columns=roots, features=features)
-    # The view first, for its column may be called text.
+        take = partial(pick, sources=sources, where=where)
+        return dataset.map(take, remove_columns=roots, features=features)
+    # The view is renamed first, because its column may be called `text`.
     for name, (column,) in reversed(sources.items()):
         if column != name:
             dataset = dataset.rename_column(column, name)
@@ -666,7 +713,7 @@ def _select_text(dataset: Dataset | IterableDataset, sources: Sources, what: str
 
 
 def _check_column(dataset: Dataset, column: str, name: str, what: str) -> bool:
-    """Whether a column is plain text, and not a field of a column or a list of texts."""
+    """Whether a column is plain text, as opposed to a field of a column or a list of texts."""
     names = dataset.column_names
     if column not in names:
         if not _has_field(dataset, column):
@@ -677,12 +724,12 @@ def _check_column(dataset: Dataset, column: str, name: str, what: str) -> bool:
         return False
     if feature.dtype not in ("string", "large_string"):
         raise UsageError(f"{what}: {wrong_column(column, feature.dtype, name)}")
-    dataset.data.column(column).validate(full=True)  # json and parquet files may hold what is not UTF-8
+    dataset.data.column(column).validate(full=True)  # json and parquet files may not be UTF-8
     return True
 
 
 def _has_field(dataset: Dataset, column: str) -> bool:
-    """Whether a row has this field within its columns; the first ones may lack it, and a schema of JSON has none."""
+    """Whether any row has this field within a column; the first rows may lack it, and JSON schemas list no fields."""
     root = root_of(column, dataset.column_names)
     if root not in dataset.column_names:
         return False

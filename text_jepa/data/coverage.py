@@ -1,4 +1,4 @@
-"""How well a tokenizer knows the texts of a run, and whether masks find something in them to hide."""
+"""Measures how well a tokenizer covers the texts of a run, and whether masks hide anything in them."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from text_jepa.cli import UsageError
 from text_jepa.data.collator import DataCollatorForTextJepa
 
 
-# Texts that are looked at.
+# Number of texts that are measured.
 SAMPLE_SIZE = 1_000
 
-# Above these a run is warned of.
+# Bounds above which a warning is logged.
 _MANY_UNKNOWN = 0.01
 _LONG_WORDS = 4.0
 _MANY_WITHOUT_TARGET = 0.05
 
-# A tokenizer that knows less than half of a text is none for it.
+# A tokenizer with a larger share of unknown tokens is refused.
 _UNKNOWN_TEXT = 0.5
 
 _BATCH_SIZE = 100
@@ -28,16 +28,16 @@ _BATCH_SIZE = 100
 
 @dataclass
 class Coverage:
-    """What a tokenizer makes of texts, and masks of its tokens.
+    """Counts of tokens, words and targets in a sample of texts.
 
     Args:
-        tokens: Tokens that are part of the text.
-        unknown: How many of them stand for something unknown.
-        words: Words that they form; in scripts without blanks a token is one.
-        masks: Masks drawn.
-        without_target: Masks that hide nothing.
-        hidden: Tokens hidden.
-        spans: Spans hidden.
+        tokens: Number of tokens of the texts, without special tokens.
+        unknown: Number of unknown tokens.
+        words: Number of words; in scripts without spaces, every token is a word.
+        masks: Number of masks.
+        without_target: Number of masks that hide nothing.
+        hidden: Number of hidden tokens.
+        spans: Number of hidden spans.
     """
 
     tokens: int = 0
@@ -65,14 +65,14 @@ class Coverage:
         return self.hidden / max(self.spans, 1)
 
     def describe(self, hides: bool) -> str:
-        """One line about the texts; `hides` says whether masks are to hide something of them."""
+        """Describes the texts in one line; `hides` is whether masks are supposed to hide anything."""
         line = f"{self.unknown_share:.2%} unknown tokens, {self.tokens_per_word:.1f} tokens per word"
         if hides:
             line += f", {self.share_without_target:.1%} of the masks without a target"
         return line
 
     def warnings(self, hides: bool) -> list[str]:
-        """What is above its bound, each with the remedy."""
+        """A warning with its remedy for each measure above its bound."""
         found = []
         if self.unknown_share > _MANY_UNKNOWN:
             found.append(
@@ -91,7 +91,7 @@ class Coverage:
         return found
 
     def check(self, hides: bool) -> None:
-        """Raises UsageError if the tokenizer does not know the texts, or masks hide nothing at all."""
+        """Raises UsageError if most tokens are unknown, or if no mask hides anything."""
         if self.unknown_share > _UNKNOWN_TEXT:
             raise UsageError(
                 f"the tokenizer does not know {self.unknown_share:.0%} of the tokens of the texts; name one for their "
@@ -109,16 +109,16 @@ def measure_coverage(
     tokenizer: PreTrainedTokenizerBase,
     collator: DataCollatorForTextJepa,
 ) -> Coverage:
-    """Counts tokens, words and targets of examples, as the collator makes batches of them.
+    """Counts tokens, words and targets of examples.
 
     Args:
         examples: Examples for the collator.
-        tokenizer: Their tokenizer.
-        collator: The collator of the run, which makes the masks.
+        tokenizer: Tokenizer of the examples.
+        collator: Collator of the run, which draws the masks.
     """
     coverage = Coverage()
     for start in range(0, len(examples), _BATCH_SIZE):
-        # At the end of a schedule, which may begin with nothing hidden.
+        # At the end of a schedule, because it may begin with nothing hidden.
         chosen = [{"epoch": 0, **example, "step": math.inf} for example in examples[start : start + _BATCH_SIZE]]
         batch = {name: tensor.numpy() for name, tensor in collator(chosen).items()}
         _count(coverage, batch, tokenizer, collator)

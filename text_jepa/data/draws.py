@@ -1,7 +1,7 @@
-"""Random draws that are a pure function of (seed, epoch, text).
+"""Makes random draws that are a pure function of (seed, epoch, text).
 
-They come from a counter-based hash instead of a running generator, so that a mask, a view or a window depends neither
-on workers and processes, nor on the rest of the batch, nor on resuming.
+Draws come from a counter-based hash instead of a running generator, so that a mask, a view or a window does not depend
+on the number of workers and processes, on the rest of the batch, or on resuming.
 """
 
 import zlib
@@ -14,7 +14,7 @@ _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 _PURPOSE = np.uint64(0x0D6E8FEB86659FD9)
 _MASK_NUMBER = np.uint64(0xD1342543DE82EF95)
 
-# XORed into a key, these make draws for one purpose independent of those for another.
+# XORed into a key, these constants make the draws for different purposes independent.
 FOR_STRATEGY = np.uint64(1) * _PURPOSE
 FOR_CONTEXT = np.uint64(2) * _PURPOSE
 FOR_CUT = np.uint64(3) * _PURPOSE
@@ -24,7 +24,7 @@ FOR_WINDOW = np.uint64(6) * _PURPOSE
 
 
 def counter_uniforms(keys: np.ndarray, count: int) -> np.ndarray:
-    """Uniform draws in [0, 1) that depend on nothing but the key and the column.
+    """Makes uniform draws in [0, 1) that depend only on the key and the column.
 
     The hash is the finalizer of SplitMix64 (Steele, Lea and Flood 2014) of key + column · golden ratio.
 
@@ -53,16 +53,16 @@ def mask_keys(
     seed: int,
     epochs: int | Sequence[int],
 ) -> np.ndarray:
-    """One key for each mask of each text, from the seed, the epoch and the token ids of the text.
+    """Makes a key for each mask of each text from the seed, the epoch and the token ids of the text.
 
     Args:
         texts: B texts, each an array of token ids.
         num_masks: M.
         seed: Any integer.
-        epochs: An integer, or B of them.
+        epochs: One integer, or one for each text.
 
     Returns:
-        (B · M,) uint64, texts outermost.
+        (B · M,) uint64; the keys of a text are adjacent.
     """
     return keys_of_checksums(text_checksums(texts), num_masks, seed, epochs)
 
@@ -79,7 +79,7 @@ def keys_of_checksums(
     seed: int,
     epochs: int | Sequence[int],
 ) -> np.ndarray:
-    """As `mask_keys`, from the `text_checksums` (B,) of the texts: (B · M,) uint64."""
+    """Like `mask_keys`, but from the `text_checksums` (B,) of the texts: (B · M,) uint64."""
     seed_bits = _spread_bits(np.array([seed]), column=0)
     epoch_bits = _spread_bits(np.atleast_1d(epochs), column=1)
     text_bits = checksums << np.uint64(20)

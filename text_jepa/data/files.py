@@ -1,4 +1,4 @@
-"""Reads columns of text out of files of every kind: only those asked for, and each mistake with its file and line."""
+"""Reads columns of text from files of all kinds, and reports errors with file and line."""
 
 import codecs
 import contextlib
@@ -55,14 +55,14 @@ BUILDERS = {
 }
 
 
-# Characters that are read at once, and rows of a table of the result.
+# Number of characters that are read at once, and number of rows in a table of the result.
 _CHUNK = 10 << 20
 _ROWS = 1_000
 
-# What a page says of its characters, near its beginning.
+# Declaration of the character set, near the beginning of a page.
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 _CHARSET_WITHIN = 2_048
-# The HTML standard reads some character sets as others, mostly larger ones, in which pages of that name are written.
+# Character sets that the HTML standard reads as others, mostly as larger ones.
 _READ_AS = {
     "ascii": "cp1252",
     "iso8859-1": "cp1252",
@@ -89,13 +89,13 @@ class Form(NamedTuple):
     """How files are read.
 
     Args:
-        sources: The columns asked for.
+        sources: The columns to read.
         sample_by: What a document is in a file without columns.
-        quoting: What a quote is in a table of text.
-        longest: Longest document that `"auto"` makes of a file without columns, in characters.
-        is_many: Whether there are many text files, of which a short one is a document rather than a few.
-        is_mixed: Whether the columns are those of other files; those without columns give their text.
-        with_file: Whether a column `file` tells which documents are parts of one file.
+        quoting: How quotes in csv and tsv files are read.
+        longest: Longest document in characters that `"auto"` reads from a file without columns.
+        is_many: Whether there are many text files. A short one is then a single document.
+        is_mixed: Whether files with and without columns are read together. The columns are then those of the former.
+        with_file: Whether to add a column `file` with the file that a document is a part of.
     """
 
     sources: Sources
@@ -111,17 +111,17 @@ class Form(NamedTuple):
 
 
 def read_tables(path: str, form: Form) -> Iterator[pyarrow.Table]:
-    """The documents of a file, of which only the columns asked for are read.
+    """Reads the documents of a file; only the requested columns are read.
 
     Args:
         path: A file of a known kind, compressed or not.
-        form: How it is read.
+        form: How the file is read.
 
     Yields:
-        Tables with one column of strings for each source, and perhaps `file`.
+        Tables with one column of strings for each source, and optionally `file`.
 
     Raises:
-        FileError: The file is damaged, or a column is missing or holds something else than text.
+        FileError: The file is damaged, or a column is missing or does not contain text.
     """
     builder, _ = BUILDERS[suffix_of(Path(path))]
     with _naming(path):
@@ -138,14 +138,14 @@ def read_tables(path: str, form: Form) -> Iterator[pyarrow.Table]:
 
 
 def read_paragraphs(path: str, form: Form) -> Iterator[Paragraph]:
-    """The paragraphs of a file, or the texts of a table, each with the number of its line.
+    """Reads the paragraphs of a file, or the texts of a table, with their line numbers.
 
     Args:
         path: A file of a known kind, compressed or not.
-        form: How it is read; of its sources, the first one.
+        form: How the file is read; only the first source is read.
 
     Raises:
-        FileError: As `read_tables`.
+        FileError: See `read_tables`.
     """
     builder, _ = BUILDERS[suffix_of(Path(path))]
     name = next(iter(form.sources))
@@ -171,7 +171,7 @@ def read_paragraphs(path: str, form: Form) -> Iterator[Paragraph]:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Names the file in what is raised while it is read."""
+    """Converts errors while a file is read to errors that name the file."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -185,17 +185,17 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def check_table(path: str, quoting: Quoting) -> str:
-    """Reads a csv or tsv file from its beginning to its end, to see that its quotes are what they are taken for.
+    """Checks a whole csv or tsv file, including its quotes.
 
     Args:
         path: The file, compressed or not.
-        quoting: What a quote is.
+        quoting: How quotes are read.
 
     Returns:
-        What is between its cells.
+        The delimiter of cells.
 
     Raises:
-        FileError: It is damaged, or its quotes are something else.
+        FileError: The file is damaged, or its quotes are not delimiters of cells.
     """
     _, options = BUILDERS[suffix_of(Path(path))]
     with _naming(path):
@@ -206,7 +206,7 @@ def check_table(path: str, quoting: Quoting) -> str:
 
 
 def _rows(path: str, form: Form) -> Rows:
-    """The rows of a file of objects or a table of text."""
+    """Reads the rows of a json, csv or tsv file."""
     builder, options = BUILDERS[suffix_of(Path(path))]
     if builder == "json":
         return json_rows(path, form.sources)
@@ -217,13 +217,13 @@ def _rows(path: str, form: Form) -> Rows:
 
 
 def _tables(path: str, rows: Rows, sources: Sources, is_text: bool = False) -> Iterator[pyarrow.Table]:
-    """Gathers rows into tables.
+    """Collects rows in tables.
 
     Args:
         path: The file, for error messages.
-        rows: Its rows.
-        sources: The columns asked for.
-        is_text: Whether its values are text that may stand for numbers, as in a csv file.
+        rows: Rows of the file.
+        sources: The columns to read.
+        is_text: Whether all values are strings, which may stand for numbers, as in a csv file.
     """
     picked = {name: [] for name in sources}
     numbers = []
@@ -247,7 +247,7 @@ def _tables(path: str, rows: Rows, sources: Sources, is_text: bool = False) -> I
 
 
 class _SeenColumns:
-    """The columns of the first rows of a file: those asked for have to be among them."""
+    """Checks that the requested columns are among those of the first rows of a file."""
 
     def __init__(self, path: str, sources: Sources):
         self.path = path
@@ -274,7 +274,7 @@ class _SeenColumns:
 
 
 def _kind_of_numbers(values: Sequence[str | None]) -> str | None:
-    """The kind of numbers that all of these texts stand for; `None` if one of them does not."""
+    """The kind of number that all of these texts stand for; `None` if any of them is not a number."""
     values = [value.strip('" ') for value in values if value]
     if not values:
         return None
@@ -329,12 +329,12 @@ def _read_text(path: str, form: Form) -> Iterator[pyarrow.Table]:
 
 
 def find_problem(path: str, form: Form, to_its_end: bool = True) -> FileError | None:
-    """Why a file cannot be read; `None` if it can, or if it has not been fetched, which is no reason to do without it.
+    """Finds the reason why a file cannot be read; `None` if it can be read, or if it is a git-lfs pointer.
 
     Args:
         path: A file of a known kind, compressed or not.
-        form: How it is read.
-        to_its_end: Whether all of it is read; else the beginning of a table, and nothing of other files.
+        form: How the file is read.
+        to_its_end: Whether to read the whole file. Otherwise only the beginning of a table is read.
     """
     try:
         if suffix_of(Path(path)) not in PROSE:
@@ -351,10 +351,10 @@ def find_problem(path: str, form: Form, to_its_end: bool = True) -> FileError | 
 
 
 def look_at_layout(path: str, form: Form) -> Layout:
-    """How the lines of a file of plain text belong together, by its first ones.
+    """Recognizes the layout of a plain text file by its beginning.
 
     Raises:
-        FileError: As `read_tables`.
+        FileError: See `read_tables`.
     """
     with _naming(path), open_text(path) as file:
         return layout_of(file.read(BEGINNING), form.is_many)
@@ -372,7 +372,7 @@ def _read_whole(path: str) -> str:
 
 
 def _read_page(path: str) -> str:
-    """A page in the character set that it names."""
+    """Reads a page in the character set that it declares."""
     with open_binary(path) as file:
         content = file.read()
     named = _CHARSET.search(content, 0, _CHARSET_WITHIN)
@@ -391,7 +391,7 @@ def _read_page(path: str) -> str:
 
 
 def _sample_page(path: str, sample_by: SampleBy) -> list[str]:
-    """The text that a page shows, as it is, or its paragraphs or lines."""
+    """The visible text of a page as documents: the whole text, its paragraphs or its lines."""
     paragraphs = [paragraph.text for paragraph in html_paragraphs(_read_page(path))]
     if sample_by == "paragraph":
         return paragraphs
@@ -416,7 +416,7 @@ def _paragraphs_of_file(path: str, form: Form) -> Iterator[Paragraph]:
 
 
 def _lines(path: str) -> Iterator[list[str]]:
-    """Lines with text, many at a time."""
+    """Reads lines with text, many at a time."""
     with open_text(path) as file:
         while chunk := file.read(_CHUNK):
             chunk += file.readline()  # to the end of the line
@@ -424,7 +424,7 @@ def _lines(path: str) -> Iterator[list[str]]:
 
 
 def _parts(path: str) -> Iterator[str]:
-    """A file in parts that end at blank lines, or at any line if blank ones are far."""
+    """Reads a file in parts that end at a blank line, or at any line if the next blank line is far away."""
     with open_text(path) as file:
         while chunk := file.read(_CHUNK):
             lines = [chunk]
@@ -432,7 +432,7 @@ def _parts(path: str) -> Iterator[str]:
             while size < _CHUNK and (line := file.readline()):
                 lines.append(line)
                 size += len(line)
-                if line.isspace() and len(lines) > 2:  # the first of them is the end of a line
+                if line.isspace() and len(lines) > 2:  # the first one is the end of a line
                     break
             yield "".join(lines)
 
@@ -455,7 +455,8 @@ def _read_arrow(path: str, builder: str, sources: Sources) -> Iterator[pyarrow.T
     with open_binary(path) as file:
         if path.lower().endswith(COMPRESSED):
             raise FileError(f"{path}: a compressed {builder} file is not read; unpack it")
-        for batch in _read_parquet(path, file, sources) if builder == "parquet" else _read_ipc(path, file, sources):
+        read = _read_parquet if builder == "parquet" else _read_ipc
+        for batch in read(path, file, sources):
             yield from _texts_of(path, batch, sources, start)
             start += batch.num_rows
 
@@ -480,7 +481,7 @@ def _read_ipc(path: str, file: IO[bytes], sources: Sources) -> Iterator[pyarrow.
 
 
 def _check_schema(path: str, schema: pyarrow.Schema, sources: Sources) -> list[str]:
-    """The columns of a table to read."""
+    """Checks that a table has the requested columns with text, and returns the top-level columns to read."""
     roots = {}
     for name, columns in sources.items():
         for column in columns:
@@ -522,7 +523,7 @@ def _texts_of(path: str, batch: pyarrow.RecordBatch, sources: Sources, start: in
     if is_plain:
         texts = {name: batch.column(column).cast(pyarrow.string()) for name, (column,) in sources.items()}
         for column in texts.values():
-            column.validate(full=True)  # a file may hold what is not UTF-8
+            column.validate(full=True)  # a file may not be UTF-8
         yield pyarrow.table(texts)
     else:
         picked = {name: [] for name in sources}
@@ -536,9 +537,7 @@ def _texts_of(path: str, batch: pyarrow.RecordBatch, sources: Sources, start: in
 def _is_string(kind: pyarrow.DataType | None) -> bool:
     if kind is None:
         return False
-    if pyarrow.types.is_dictionary(kind):
+    types = pyarrow.types
+    if types.is_dictionary(kind):
         kind = kind.value_type
-    return any(
-        is_kind(kind)
-        for is_kind in (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
-    )
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)

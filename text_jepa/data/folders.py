@@ -1,4 +1,4 @@
-"""Finds the files that paths, folders and globs stand for."""
+"""Finds the files of paths, folders and globs."""
 
 import glob
 import json
@@ -18,11 +18,11 @@ from text_jepa.errors import is_utf8
 
 logger = logging.getLogger(__name__)
 
-# Kinds of files with columns, and files beside them in a folder that describe them.
+# Kinds of files with columns, and names of files in the same folder that describe them.
 TABLES = set(BUILDERS) - set(PROSE)
 _DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing")
 
-# How files of splits are called, as the datasets library writes and reads them: validation-00000-of-00002.parquet.
+# Names of the files of a split, as in the datasets library: validation-00000-of-00002.parquet.
 _SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(-\d+-of-\d+)?")
 _HELD_OUT = {
     "validation": "validation",
@@ -32,11 +32,11 @@ _HELD_OUT = {
     "test": "test",
 }
 
-# Names of files that are shown of many.
+# Number of file names shown in a message.
 SHOWN_NAMES = 3
 
-# Longest files of a folder of texts that are read to see whether they can be, and how much is read of all, in bytes:
-# rows take their time. A longer file has to be whole.
+# Sizes in bytes up to which files of a folder are checked by reading them: a text file, a table, whose rows are slower
+# to read, and all files together. A larger file that is damaged is an error.
 _LONGEST_NOTE = 16 << 20
 _LONGEST_TABLE = 1 << 20
 _READ_FIRST = 256 << 20
@@ -50,24 +50,24 @@ def find_files(
     form: Form | None = None,
     streaming: bool = False,
 ) -> list[str]:
-    """Files named by paths, folders and globs, each sorted and each file once.
+    """Finds the files of paths, folders and globs; those of each name are sorted, and no file is listed twice.
 
-    A folder stands for all files of a known kind in it, however deep, but not for hidden ones and copies, nor for the
-    readme of a table. Among files without columns, it does not stand for what cannot be read either: tables without
-    the columns asked for, such as settings of programs, and damaged files. What else it holds is counted in one line
-    of the log, with the reasons.
+    A folder stands for all files of a known kind in it and its subfolders, except hidden files, backup copies and the
+    readme of a table. In a folder with files without columns, files that cannot be read are excluded, too: tables
+    without the requested columns, such as settings of programs, and damaged files. One line of the log counts the
+    excluded files, with the reasons.
 
     Args:
-        patterns: Paths, folders and globs, or what fsspec opens, see `local_names`.
+        patterns: Paths, folders and globs, or names for fsspec, see `local_names`.
         flag: The flag that names them, for error messages.
         mixed: Whether files may be of different kinds.
-        split: The split that the folder of a saved `DatasetDict` stands for.
-        form: How files are read. Default: no file is looked into.
-        streaming: Whether nothing is read to its end before the run starts: of files among those without columns, only
-            the beginnings of tables are looked into.
+        split: The split that is read from the folder of a saved `DatasetDict`.
+        form: How files are read. Default: files are not checked.
+        streaming: Whether the run should start without reading whole files. Only the beginnings of tables are then
+            checked.
 
     Raises:
-        UsageError: A name matches no file, the kinds of files are mixed or unknown, or most of a folder is not read.
+        UsageError: A name matches no file, the kinds of files are mixed or unknown, or most of a folder is excluded.
     """
     found = {}
     for pattern in patterns:
@@ -85,7 +85,7 @@ def find_files(
 
 
 def files_of_splits(paths: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The files for validation and for tests, by their names, of folders with a file of the split `train`, too."""
+    """Finds the validation and the test files by their names, in folders that also have a `train` file."""
     by_folder = {}
     for path in paths:
         folder, name = os.path.split(path)
@@ -103,7 +103,7 @@ def files_of_splits(paths: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def identity_of(path: str) -> tuple[int, int]:
-    """What a file has in common with all links to it."""
+    """Identity of a file, which is the same for all links to it."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
@@ -123,7 +123,7 @@ def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None, s
 
 
 def _is_copy(name: str) -> bool:
-    """Whether a file is one that a system or an editor made of another one."""
+    """Whether a file is a copy made by an operating system or an editor."""
     return name.startswith((".", "~", "#", "__MACOSX")) or name.endswith(("~", "#"))
 
 
@@ -131,12 +131,14 @@ def _files_of_folder(folder: Path, what: str, form: Form | None, streaming: bool
     known = []
     others = []
     for path in _walk(folder, what):
-        is_known = suffix_of(Path(path)) in BUILDERS and os.path.isfile(path) and is_utf8(path)
-        (known if is_known else others).append(path)
+        if suffix_of(Path(path)) in BUILDERS and os.path.isfile(path) and is_utf8(path):
+            known.append(path)
+        else:
+            others.append(path)
     if not known:
         raise UsageError(f"{what}: no {', '.join(BUILDERS)} file in this folder")
     are_texts = any(not _is_table(path) and not _is_description(path) for path in known)
-    # Where there are tables alone, all have to be whole.
+    # In a folder of tables only, a damaged table is an error.
     problems = _find_problems(known, form, streaming) if form is not None and are_texts else {}
     described = {os.path.dirname(path) for path in known if _is_table(path) and path not in problems}
     names = set(known) - problems.keys()
@@ -148,7 +150,7 @@ def _files_of_folder(folder: Path, what: str, form: Form | None, streaming: bool
         else:
             read.append(path)
     if others:
-        _tell_others(read, sorted(others), what, _reasons(problems, form))
+        _report_others(read, sorted(others), what, _reasons(problems, form))
     return read
 
 
@@ -161,13 +163,14 @@ def _is_description(path: str) -> bool:
 
 
 def _find_problems(paths: Sequence[str], form: Form, streaming: bool) -> dict[str, FileError]:
-    """Files that cannot be read, as far as that is known by the beginnings of tables and all of short files."""
+    """Finds files that cannot be read. Short files are read completely, of other tables only the beginning."""
     problems = {}
     rest = 0 if streaming else _READ_FIRST
     for size, path in sorted((_size(path), path) for path in paths):
         if size == 0:
             continue
-        to_its_end = size <= min(rest, _LONGEST_TABLE if _is_table(path) else _LONGEST_NOTE)
+        longest = _LONGEST_TABLE if _is_table(path) else _LONGEST_NOTE
+        to_its_end = size <= min(rest, longest)
         if to_its_end:
             rest -= size
         problem = find_problem(path, form, to_its_end)
@@ -177,7 +180,7 @@ def _find_problems(paths: Sequence[str], form: Form, streaming: bool) -> dict[st
 
 
 def _reasons(problems: Mapping[str, FileError], form: Form | None) -> str:
-    """Sentences that say why files cannot be read, and what helps."""
+    """Sentences with the reasons why files cannot be read, and the remedies."""
     foreign = [path for path, problem in problems.items() if isinstance(problem, NoSuchColumn)]
     damaged = [str(problem) for problem in problems.values() if not isinstance(problem, NoSuchColumn)]
     sentences = ""
@@ -192,7 +195,7 @@ def _reasons(problems: Mapping[str, FileError], form: Form | None) -> str:
 
 
 def _walk(folder: Path, what: str) -> Iterator[str]:
-    """All files of a folder, through links too, but each folder once and nothing hidden."""
+    """All files of a folder except hidden ones; links are followed, but no folder is visited twice."""
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"{what}: {error.filename}: {error.strerror}")
@@ -205,7 +208,8 @@ def _walk(folder: Path, what: str) -> Iterator[str]:
         yield from (os.path.join(parent, name) for name in names if not _is_copy(name))
 
 
-def _tell_others(read: Sequence[str], others: Sequence[str], what: str, reasons: str) -> None:
+def _report_others(read: Sequence[str], others: Sequence[str], what: str, reasons: str) -> None:
+    """Logs the excluded files of a folder; it is an error if they hold more than the files that are read."""
     size = sum(_size(path) for path in others)
     size_of_texts = sum(_size(path) for path in others if not _is_no_text(path))
     counts = f"{len(others)} {'file is' if len(others) == 1 else 'files are'} not read"
@@ -222,7 +226,7 @@ def _tell_others(read: Sequence[str], others: Sequence[str], what: str, reasons:
 
 
 def _is_no_text(path: str) -> bool:
-    """Whether a file is one of those that lie beside texts: a picture, a sound, or the style of a page."""
+    """Whether a file is a picture, a sound or the style of a page, which are common beside texts."""
     kind, _ = mimetypes.guess_type(path)
     return kind is not None and kind.startswith(("image/", "audio/", "video/", "font/", "text/css", "text/javascript"))
 
@@ -232,7 +236,7 @@ def _size(path: str) -> int:
 
 
 def list_names(paths: Sequence[str]) -> str:
-    """The names of the first files, and how many more there are."""
+    """Lists the names of the first files, and counts the others."""
     names = [os.path.basename(path) for path in paths[:SHOWN_NAMES]]
     names = [name if is_utf8(name) else f"{name!a} (not UTF-8)" for name in names]
     more = len(paths) - len(names)
@@ -243,19 +247,19 @@ def list_names(paths: Sequence[str]) -> str:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of the datasets library wrote a folder."""
+    """Whether a folder was written by `save_to_disk` of the datasets library."""
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def splits_of_saved(folder: Path) -> list[str]:
-    """The splits of a folder of `save_to_disk`."""
+    """The splits in a folder of `save_to_disk`."""
     if (folder / "dataset_dict.json").is_file():
         return json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
     return ["train"]
 
 
 def saved_splits(folder: Path, split: str) -> list[str]:
-    """The splits of a saved `DatasetDict` that serve as this one; none if the folder is another one."""
+    """The split of a saved `DatasetDict` that serves as this one, if any; none for any other folder."""
     if not (folder / "dataset_dict.json").is_file():
         return []
     wanted = ("validation", "test") if split == "validation" else (split,)

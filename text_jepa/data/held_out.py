@@ -1,4 +1,4 @@
-"""Holds out documents: a share of a corpus, whole files of it, or some of the first documents of a stream."""
+"""Holds out documents: a share of a corpus, whole files, or some of the first documents of a stream."""
 
 import logging
 from collections import Counter
@@ -15,25 +15,25 @@ from text_jepa.data.reading import reading
 
 logger = logging.getLogger(__name__)
 
-# Not that of the run: with every --seed the same documents are held out, so that runs can be compared, and the cache
-# has their tokens.
+# Independent of --seed: all runs hold out the same documents, so that runs can be compared and use the same cache.
 _SEED = 0
 
-# Percentage of the documents that is held out, and the least number of those of files without columns.
+# Percentage of the documents that is held out, and smallest number of documents for files without columns.
 _PERCENTAGE = 5
 _LEAST_OF_FILES = 50
-# Whole files are held out if there are at least so many of them.
+# Whole files are held out if that makes at least this many of them.
 _LEAST_FILES = 10
 
-# Documents that a stream sets aside; the least number of those that they are drawn from, also where --shuffle_buffer
-# is smaller; and the most shards.
+# Number of documents that are held out of a stream.
 _OF_STREAM = 200
+# Smallest number of documents that they are drawn from, even if --shuffle_buffer is smaller.
 _LEAST_BUFFER = 2_000
+# Largest number of shards that they are drawn from.
 _SHARDS = 8
 
 
 def count_shared(documents: Dataset, held_out: Dataset) -> int:
-    """The number of documents that are held-out documents word for word."""
+    """Counts the documents that are equal to a held-out document."""
     texts = [text for text in held_out["text"] if text and not text.isspace()]
     known = pyarrow.array(texts, pyarrow.string())
     is_shared = pyarrow.compute.is_in(documents.with_format("arrow")[:].column("text"), value_set=known)
@@ -41,7 +41,7 @@ def count_shared(documents: Dataset, held_out: Dataset) -> int:
 
 
 def warn_of_shared(shared: int, count: int) -> None:
-    """Warns if some of `count` training documents are held out, too."""
+    """Warns if some of the `count` training documents are also held out."""
     if shared:
         logger.warning(
             f"{shared} of {count} training documents are held out too, word for word, which flatters held-out "
@@ -54,10 +54,10 @@ def hold_out(
     percentage: float | None,
     what: str,
 ) -> tuple[Dataset, Dataset]:
-    """Splits documents into those to train on and those held out, whole files where there are many.
+    """Splits documents into training and held-out documents, by whole files if there are many.
 
     Args:
-        documents: A column `text`, and perhaps `file`.
+        documents: A dataset with a column `text`, and optionally `file`.
         percentage: The share held out. Default: 5; of files without columns at least 50 documents.
         what: The flag and its value, for error messages.
 
@@ -66,10 +66,12 @@ def hold_out(
     """
     if len(documents) < 2:
         raise UsageError(f"{what}: a single document; at least 2 are needed, one of them held out")
-    share = round(len(documents) * (_PERCENTAGE if percentage is None else percentage) / 100)
+    wanted = _PERCENTAGE if percentage is None else percentage
+    count = round(len(documents) * wanted / 100)
     if percentage is None and "file" in documents.column_names and any(documents["file"]):
-        share = max(share, min(_LEAST_OF_FILES, len(documents) // 5))
-    count = min(max(share, 1), len(documents) - 1)
+        fewest = min(_LEAST_OF_FILES, len(documents) // 5)
+        count = max(count, fewest)
+    count = min(max(count, 1), len(documents) - 1)
     split = _split_by_file(documents, count) or documents.train_test_split(test_size=count, seed=_SEED)
     with_text = sum(1 for text in split["test"]["text"] if text and not text.isspace())
     warn_of_shared(count_shared(documents, split["test"]) - with_text, len(split["train"]))
@@ -77,11 +79,11 @@ def hold_out(
 
 
 def _split_by_file(documents: Dataset, count: int) -> DatasetDict | None:
-    """Holds out at least `count` documents, and of each file all or none; `None` if that would be few files."""
+    """Holds out at least `count` documents in whole files; `None` if that would be too few files."""
     if "file" not in documents.column_names:
         return None
     files = documents["file"]
-    # What is no part of a file is a document of its own.
+    # A row of a table is a group of its own.
     groups = [row if file is None else file for row, file in enumerate(files)]
     sizes = Counter(groups)
     order = np.random.default_rng(_SEED).permutation(len(sizes))
@@ -102,15 +104,15 @@ def _split_by_file(documents: Dataset, count: int) -> DatasetDict | None:
 def hold_out_of_stream(
     documents: IterableDataset, buffer_size: int, what: str
 ) -> tuple[IterableDataset, IterableDataset]:
-    """Splits a stream into texts that are held out, and all others.
+    """Splits a stream into training and held-out documents.
 
-    The first documents of a sorted stream are of one kind. Held-out texts are drawn at random from a shuffle buffer
-    that is filled from several shards. They are known by their words: workers, processes and epochs read shards in
-    different orders, and leave out the same documents.
+    The first documents of a sorted stream are alike, so the held-out documents are drawn at random from a shuffle
+    buffer that is filled from several shards. They are recognized by their text, because workers, processes and epochs
+    read shards in different orders.
 
     Args:
         documents: A stream of rows with a column `text`.
-        buffer_size: Documents to draw from; at least 2,000 are.
+        buffer_size: Number of documents to draw from, increased to at least 2,000.
         what: The flag and its value, for error messages.
 
     Raises:

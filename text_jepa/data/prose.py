@@ -1,7 +1,7 @@
-"""Paragraphs and documents of files without columns: plain text, Markdown, reStructuredText and HTML.
+"""Divides files without columns into paragraphs and documents: plain text, Markdown, reStructuredText and HTML.
 
-A hard-wrapped line goes on in the next one, a heading belongs to what follows it, and code between fences is one
-piece. Markup stays as it stands, except that of HTML.
+Hard-wrapped lines are joined, a heading belongs to the paragraph after it, and fenced code is one paragraph. Markup is
+kept, except that of HTML.
 """
 
 import re
@@ -17,18 +17,19 @@ HTML = (".html", ".htm")
 MARKUP = (*MARKDOWN, *RESTRUCTURED, *HTML)
 PLAIN = (".txt", ".text")
 
-# A text file is known by its first characters.
+# Number of characters at the beginning of a text file by which its layout is recognized.
 BEGINNING = 1 << 18
 
-# Lines are hard-wrapped at widths between these, and a word is at most so long.
+# Widths at which lines may be hard-wrapped, in characters.
 _WIDTHS = range(40, 141)
+# Length to which the first word of the next line is limited.
 _LONGEST_WORD = 20
-# A file is hard-wrapped if so many of its lines go on in the next one; a few may do so by chance.
+# A file is hard-wrapped if this share of its lines continues in the next line, with a few more for chance.
 _WRAPPED_SHARE = 0.25
 _BY_CHANCE = 2
-# Blank lines separate paragraphs if there are so many to a line of text.
+# Blank lines separate paragraphs if there are at least this many per line of text.
 _BLANK_SHARE = 0.05
-# Of many files, one with fewer lines is one document.
+# One of many files is a single document if it has fewer lines.
 _FEW_LINES = 100
 
 _SENTENCE_MARKS = (".", "!", "?", ":", ";", "。", "！", "？", "：", "；", "।", "؟", "۔")
@@ -44,9 +45,9 @@ class Paragraph(NamedTuple):
     """A paragraph of a file.
 
     Args:
-        line: The number of its first line in the file, from 1.
-        text: Its text; hard-wrapped lines are joined.
-        opens: Whether a section begins here.
+        line: Number of the first line in the file, counted from 1.
+        text: The text, in which hard-wrapped lines are joined.
+        opens: Whether a section begins with this paragraph.
     """
 
     line: int
@@ -55,12 +56,12 @@ class Paragraph(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the lines of a text file belong together.
+    """Layout of a text file.
 
     Args:
-        kind: Each line is a text of its own (`"lines"`), goes on in the next one (`"wrapped"`), or is a paragraph or a
-            line of one, between blank lines (`"blocks"`).
-        width: The width at which lines are wrapped, in characters.
+        kind: `"lines"`: one text per line; `"wrapped"`: hard-wrapped paragraphs; `"blocks"`: paragraphs between blank
+            lines.
+        width: Width at which lines are wrapped, in characters.
     """
 
     kind: Literal["lines", "wrapped", "blocks"]
@@ -71,11 +72,11 @@ class Layout(NamedTuple):
 
 
 def layout_of(beginning: str, is_one_of_many: bool = False) -> Layout:
-    """How the lines of a text file belong together, by the lengths of its lines, their beginnings and their ends.
+    """Recognizes the layout of a text file by the lengths, beginnings and ends of its lines.
 
     Args:
         beginning: The first characters of the file.
-        is_one_of_many: Whether the file is one of many, of which a short one is a document rather than a few.
+        is_one_of_many: Whether the file is one of many. A short one is then a single document.
     """
     lines = [line.rstrip() for line in beginning.split("\n")]
     while lines and not lines[-1]:
@@ -83,37 +84,49 @@ def layout_of(beginning: str, is_one_of_many: bool = False) -> Layout:
     lengths = sorted(len(line) for line in lines if line)
     if not lengths:
         return Layout("lines")
-    width = lengths[int(0.95 * (len(lengths) - 1))]
-    pairs = [(line, following) for line, following in pairwise(lines) if line and following]
-    if width in _WIDTHS:
-        wrapped = sum(_fills(line, following, width) and _goes_on(line, following) for line, following in pairs)
-        if wrapped > _BY_CHANCE + _WRAPPED_SHARE * len(pairs):
-            return Layout("wrapped", width)
-    borders = sum(bool(line) and not following for line, following in pairwise(lines))
-    if borders > _BLANK_SHARE * len(lengths) or (is_one_of_many and len(lengths) < _FEW_LINES):
+    last = len(lengths) - 1
+    width = lengths[int(0.95 * last)]
+    if width in _WIDTHS and _is_wrapped(lines, width):
+        return Layout("wrapped", width)
+    num_breaks = sum(bool(line) and not following for line, following in pairwise(lines))
+    has_blocks = num_breaks > _BLANK_SHARE * len(lengths)
+    is_short = len(lengths) < _FEW_LINES
+    if has_blocks or (is_one_of_many and is_short):
         return Layout("blocks")
     return Layout("lines")
 
 
+def _is_wrapped(lines: Sequence[str], width: int) -> bool:
+    """Whether many lines are full at this width and continue in the next line."""
+    num_pairs = 0
+    num_wrapped = 0
+    for line, following in pairwise(lines):
+        if line and following:
+            num_pairs += 1
+            num_wrapped += _fills(line, following, width) and _continues(line, following)
+    return num_wrapped > _BY_CHANCE + _WRAPPED_SHARE * num_pairs
+
+
 def _fills(line: str, following: str, width: int) -> bool:
-    """Whether the first word of the next line has no room in a line."""
+    """Whether the first word of the next line does not fit into this line."""
     word = following.split(maxsplit=1)[0]
-    return len(line) + 1 + min(len(word), _LONGEST_WORD) > width
+    needed = 1 + min(len(word), _LONGEST_WORD)
+    return len(line) + needed > width
 
 
-def _goes_on(line: str, following: str) -> bool:
-    """Whether a sentence seems to go on in the next line."""
+def _continues(line: str, following: str) -> bool:
+    """Whether the sentence at the end of a line seems to continue in the next line."""
     first = following.lstrip()[0]
     return first.isalpha() and not first.isupper() and not line.endswith(_SENTENCE_MARKS)
 
 
 def plain_paragraphs(text: str, layout: Layout, line: int = 1) -> Iterator[Paragraph]:
-    """The paragraphs of a text file, which blank lines separate; those of `"lines"` are its lines.
+    """Divides a text file into paragraphs at blank lines; with the layout `"lines"`, each line is a paragraph.
 
     Args:
-        text: The file, or a part of it.
-        layout: How its lines belong together.
-        line: The number of its first line.
+        text: The content of the file, or a part of it.
+        layout: The layout of the file.
+        line: Number of the first line.
     """
     block = []
     start = line
@@ -133,11 +146,11 @@ def plain_paragraphs(text: str, layout: Layout, line: int = 1) -> Iterator[Parag
 
 
 def join_lines(lines: Sequence[str], width: int) -> str:
-    """The lines of a paragraph, of which those that fill the width go on in the next one.
+    """Joins the lines of a paragraph: a line that is as long as the width continues in the next one.
 
     Args:
-        lines: Lines without blank ones.
-        width: The width at which they are wrapped, in characters; 0 joins none.
+        lines: Lines, none of them blank.
+        width: Width at which lines are wrapped, in characters; 0 joins no lines.
     """
     if not width:
         return "\n".join(lines)
@@ -156,10 +169,10 @@ def join_lines(lines: Sequence[str], width: int) -> str:
 
 
 def markup_paragraphs(text: str, suffix: str) -> Iterator[Paragraph]:
-    """The paragraphs of Markdown or reStructuredText; a heading is the beginning of the first one below it.
+    """Divides Markdown or reStructuredText into paragraphs; a heading belongs to the paragraph after it.
 
     Args:
-        text: The file.
+        text: The content of the file.
         suffix: `".md"` or `".rst"`.
     """
     lines = [line.rstrip() for line in text.split("\n")]
@@ -167,7 +180,7 @@ def markup_paragraphs(text: str, suffix: str) -> Iterator[Paragraph]:
         fenced = _fenced_lines(lines)
         headings = _headings_of_markdown(lines, fenced)
     else:
-        fenced = set()  # the same marks underline a title of reStructuredText
+        fenced = set()  # in reStructuredText, the marks of a fence underline titles
         headings = _headings_of_rst(lines)
     block = {}
     has_text = False
@@ -185,7 +198,7 @@ def markup_paragraphs(text: str, suffix: str) -> Iterator[Paragraph]:
 
 
 def _fenced_lines(lines: Sequence[str]) -> set[int]:
-    """The numbers of lines of code between fences, and of the fences themselves."""
+    """Numbers of the lines of fenced code, including the fences."""
     fenced = set()
     fence = None
     for number, line in enumerate(lines, 1):
@@ -198,7 +211,7 @@ def _fenced_lines(lines: Sequence[str]) -> set[int]:
 
 
 def _next_fence(fence: str | None, mark: re.Match) -> str | None:
-    """The fence that is open behind a line with one."""
+    """The fence that is open after a line with a fence."""
     if fence is None:
         return mark[1]
     closes = mark[1].startswith(fence) and not mark[2].strip()
@@ -206,7 +219,7 @@ def _next_fence(fence: str | None, mark: re.Match) -> str | None:
 
 
 def _headings_of_markdown(lines: Sequence[str], fenced: set[int]) -> set[int]:
-    """The numbers of lines that are headings, or underline one."""
+    """Numbers of the lines that are headings or underline one."""
     headings = set()
     for number, line in enumerate(lines, 1):
         if number in fenced:
@@ -222,12 +235,15 @@ def _headings_of_markdown(lines: Sequence[str], fenced: set[int]) -> set[int]:
 
 
 def _headings_of_rst(lines: Sequence[str]) -> set[int]:
+    """Numbers of the lines that are headings, underline one or overline one."""
     headings = set()
     for number, line in enumerate(lines, 1):
         if not _UNDERLINE.fullmatch(line) or number == 1:
             continue
         above = lines[number - 2]
-        if not above or above[0].isspace() or _UNDERLINE.fullmatch(above) or len(line) < len(above) - 2:
+        is_title = bool(above) and not above[0].isspace() and not _UNDERLINE.fullmatch(above)
+        is_long_enough = len(line) >= len(above) - 2
+        if not is_title or not is_long_enough:
             continue
         headings |= {number - 1, number}
         if number > 2 and lines[number - 3] == line:
@@ -236,35 +252,40 @@ def _headings_of_rst(lines: Sequence[str]) -> set[int]:
 
 
 def _make_paragraph(block: dict[int, str], headings: set[int], fenced: set[int]) -> Paragraph:
-    """A paragraph in which lines that go on in the next one are joined; code and tables stay as they are."""
+    """Makes a paragraph in which hard-wrapped lines are joined; code and tables are kept unchanged."""
     is_table = any(_BORDER.fullmatch(line) for number, line in block.items() if number not in headings)
     parts = []
-    is_soft = False
+    may_continue = False
     for number, line in block.items():
-        is_own = number in fenced or number in headings or is_table or bool(_ITEM.match(line))
+        is_fixed = number in fenced or number in headings
+        starts_line = is_fixed or is_table or bool(_ITEM.match(line))
         if parts:
-            parts.append("\n" if is_own or not is_soft else " ")
+            parts.append(" " if may_continue and not starts_line else "\n")
         parts.append(line)
-        is_soft = bool(line) and number not in fenced and number not in headings
+        may_continue = bool(line) and not is_fixed
     start = next(iter(block))
-    return Paragraph(start, "".join(parts).rstrip(), start in headings)
+    text = "".join(parts).rstrip()
+    return Paragraph(start, text, opens=start in headings)
 
 
 # ---- HTML -----------------------------------------------------------------------------------------------------------
 
-# Elements whose text is no text of the page; those between which a paragraph ends; those that have no end.
+# Hidden elements, whose text a page does not show or which are not part of its content.
 _HIDDEN = re.compile(
     "script|style|template|noscript|svg|math|head|title|nav|footer|aside|button|select|textarea|datalist|iframe|object"
 )
 _HIDDEN_ROLES = ("navigation", "banner", "contentinfo", "search", "menu", "toolbar")
-# Elements of a head, which any other one ends; and those that never hold the main part of a page.
+# Elements of a head. Any other element ends it.
 _OF_HEAD = re.compile("base|link|meta|noscript|script|style|template|title")
+# Elements that never contain the main part of a page.
 _BESIDE_MAIN = ("nav", "aside", "footer")
 _HEADINGS = re.compile("h[1-6]")
+# Block elements, which start a paragraph.
 _BLOCKS = re.compile(
     "address|article|blockquote|body|caption|center|dd|details|div|dl|dt|fieldset|figcaption|figure|form|h[1-6]|"
     "header|hr|html|li|main|ol|p|pre|section|summary|table|tbody|td|tfoot|th|thead|tr|ul"
 )
+# Void elements, which have no end tag.
 _VOID = re.compile("area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr")
 _SPACES = re.compile(r"[ \t\r\n\f]+")
 
@@ -276,7 +297,7 @@ class _Element(NamedTuple):
 
 
 class _Blocks(HTMLParser):
-    """Gathers the visible text of a page: paragraphs, and whether each is in the main part of it."""
+    """Collects the paragraphs that a page shows, and whether each is in the main part of the page."""
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
@@ -291,7 +312,7 @@ class _Blocks(HTMLParser):
         values = dict(attrs)
         role = values.get("role")
         is_main = tag == "main" or role == "main"
-        # Pages may leave out the end of the head, and some forget that of the navigation.
+        # The end tag of the head is optional, and some pages lack that of the navigation.
         if not _OF_HEAD.fullmatch(tag):
             self._end_head()
         if is_main:
@@ -303,9 +324,11 @@ class _Blocks(HTMLParser):
             self.handle_data("\n" if self._is_in("pre") else " ")
         if _VOID.fullmatch(tag):
             return
-        above = self.open[-1] if self.open else _Element("", False, False)
-        is_hidden = above.is_hidden or bool(_HIDDEN.fullmatch(tag)) or role in _HIDDEN_ROLES or "hidden" in values
-        self.open.append(_Element(tag, is_hidden, above.is_main or is_main))
+        parent = self.open[-1] if self.open else _Element("", False, False)
+        hides_content = bool(_HIDDEN.fullmatch(tag)) or role in _HIDDEN_ROLES or "hidden" in values
+        is_hidden = parent.is_hidden or hides_content
+        is_in_main = parent.is_main or is_main
+        self.open.append(_Element(tag, is_hidden, is_in_main))
 
     def handle_endtag(self, tag: str) -> None:
         if not self._is_in(tag):
@@ -334,18 +357,21 @@ class _Blocks(HTMLParser):
         return any(element.tag == tag for element in self.open)
 
     def end_paragraph(self, is_heading: bool = False) -> None:
+        """Ends the current paragraph; a heading is kept for the next one."""
         text = "".join(self.parts).strip().removesuffix("¶").rstrip()
         self.parts = []
         if not text:
             return
-        if is_heading:
-            above = f"{self.heading.text}\n" if self.heading else ""
-            line = self.heading.line if self.heading else self.line
-            self.heading = Paragraph(line, above + text, True)
-            return
-        self.add(Paragraph(self.line, text))
+        paragraph = Paragraph(self.line, text)
+        if not is_heading:
+            self.add(paragraph)
+        elif self.heading:
+            self.heading = Paragraph(self.heading.line, f"{self.heading.text}\n{text}", True)
+        else:
+            self.heading = paragraph._replace(opens=True)
 
     def add(self, paragraph: Paragraph) -> None:
+        """Adds a paragraph, with the headings before it."""
         if self.heading:
             paragraph = Paragraph(self.heading.line, f"{self.heading.text}\n{paragraph.text}", True)
             self.heading = None
@@ -354,10 +380,10 @@ class _Blocks(HTMLParser):
 
 
 def html_paragraphs(text: str) -> list[Paragraph]:
-    """The paragraphs that a page shows, without controls and navigation; those of its main part if it has one.
+    """Divides a page into the paragraphs that it shows, without controls and navigation.
 
     Args:
-        text: The file.
+        text: The content of the file. If the page has a main part, only that is read.
     """
     parser = _Blocks()
     parser.feed(text)
@@ -375,18 +401,18 @@ def html_paragraphs(text: str) -> list[Paragraph]:
 
 
 def join_paragraphs(paragraphs: Iterable[Paragraph], longest: int) -> Iterator[str]:
-    """The documents of a file: it is one, unless it is longer, and then is divided at sections and paragraphs.
+    """Joins the paragraphs of a file into documents: one, or several if the file is longer than `longest`.
 
     Args:
-        paragraphs: Its paragraphs.
-        longest: Longest document in characters; a longer paragraph is one.
+        paragraphs: The paragraphs of the file.
+        longest: Longest document in characters. A longer paragraph is a document of its own.
     """
     parts = []
     size = 0
     for paragraph in paragraphs:
         is_full = size + len(paragraph.text) > longest
-        is_section = paragraph.opens and size > longest // 2
-        if parts and (is_full or is_section):
+        ends_section = paragraph.opens and size > longest // 2
+        if parts and (is_full or ends_section):
             yield "\n\n".join(parts)
             parts = []
             size = 0

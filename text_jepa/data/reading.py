@@ -1,4 +1,4 @@
-"""Names the file and the line where texts cannot be read."""
+"""Reports the file and the line where texts cannot be read."""
 
 import contextlib
 import zlib
@@ -15,7 +15,7 @@ from text_jepa.data.compressed import FileError, suffix_of
 from text_jepa.data.files import BUILDERS, Form, read_tables
 
 
-# What the datasets library and its readers raise for data that are not what they seem.
+# Errors that the datasets library and its readers raise for invalid data.
 _UNREADABLE = (
     DatasetGenerationError,
     ArrowException,
@@ -33,7 +33,7 @@ class Source(NamedTuple):
 
     Args:
         name: The flag and its value, as in `"--train_file notes.txt"`.
-        files: Local files, in which a damaged line is searched for.
+        files: Local files in which a damaged line is searched for.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Source(NamedTuple):
 
 @contextlib.contextmanager
 def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
-    """Turns errors of the datasets library into one line that names file and line.
+    """Converts errors of the datasets library to a message of one line that names file and line.
 
     Args:
         what: The flag and its value.
-        paths: Files, in which the damage is searched for.
+        paths: Files in which the damage is searched for.
 
     Raises:
-        UsageError: The body could not read something.
+        UsageError: Reading failed in the body.
     """
     flag = what.split()[0]
     verbosity = datasets.logging.get_verbosity()
@@ -64,26 +64,24 @@ def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
         if damage is not None:
             raise UsageError(f"{flag} {damage}") from error
         if isinstance(error, TypeError):
-            raise  # datasets 5.0 raises it for a line of JSON that is no object; otherwise it is a bug of ours
+            raise  # datasets 5.0 raises it for a line of JSON that is not an object; otherwise it is a bug
         raise UsageError(f"{what}: cannot be read: {cause}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 
 
 def read_rows(rows: Iterable[dict], source: Source) -> Iterator[dict]:
-    """The rows of a stream, which may turn out to be damaged far behind its beginning; see `reading`."""
+    """Yields the rows of a stream and converts its errors, see `reading`."""
     with reading(*source):
         yield from rows
 
 
 def check_rows(paths: Sequence[str | Path], what: str) -> None:
-    """Checks the JSON files among these before the datasets library reads them.
-
-    The reader of pyarrow ends the process at a row that is null.
+    """Checks JSON files before the datasets library reads them, because pyarrow ends the process at a null row.
 
     Args:
-        paths: Files of any kind.
-        what: The flag, for error messages; or nothing.
+        paths: Files of any kind; only JSON files are checked.
+        what: The flag for error messages, or an empty string.
 
     Raises:
         UsageError: A row is damaged.
@@ -95,7 +93,7 @@ def check_rows(paths: Sequence[str | Path], what: str) -> None:
 
 
 def _find_damage(paths: Sequence[str]) -> str | None:
-    """File and line (counted from 1) of the first damage in files, and its remedy; `None` if they are sound."""
+    """Finds the first damage in files: file, line (counted from 1) and remedy; `None` if there is none."""
     nothing = Form(sources={})
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""Files that are elsewhere: copies of what fsspec opens (`hf://`, `s3://` …), in the cache of the datasets library."""
+"""Copies remote files that fsspec can open (`hf://`, `s3://` …) to the cache of the datasets library."""
 
 import hashlib
 import logging
@@ -17,18 +17,18 @@ from text_jepa.data.files import BUILDERS
 
 logger = logging.getLogger(__name__)
 
-# What a web server tells of the version of a file, whose `ukey` is always the same.
+# Fields by which a web server identifies the version of a file, because its `ukey` never changes.
 _OF_VERSION = ("size", "ETag", "Last-Modified", "Content-MD5", "Digest")
 
 
 def local_names(pattern: str, flag: str) -> list[str]:
-    """The paths on this machine that a name stands for.
+    """Resolves a name to local paths.
 
-    A name with a protocol is copied first, unless that was done before and nothing has changed; of a folder or glob
-    those files whose kind is known. Any other name stands for itself.
+    Files of a name with a protocol are copied first, unless an up-to-date copy exists; of a folder or glob, only files
+    of a known kind are copied. Any other name is returned unchanged.
 
     Args:
-        pattern: A path, folder or glob, or one with a protocol in front.
+        pattern: A path, folder or glob, optionally with a protocol.
         flag: The flag that names it, for error messages.
 
     Raises:
@@ -66,13 +66,13 @@ def _copy(pattern: str, what: str) -> list[str]:
     if is_glob or found != [place]:
         known = [path for path in found if suffix_of(Path(_without_query(path))) in BUILDERS]
         found = [path for path in known if file_system.isfile(path)]
-    # A name of an object store may have dots that would lead out of the cache.
+    # Names in an object store may contain `..`, which would leave the cache.
     found = [path for path in found if ".." not in PurePosixPath(path).parts]
     if not found:
         raise UsageError(f"{what}: no {', '.join(BUILDERS)} file there")
     versions = [(path, _version_of(file_system, path)) for path in sorted(found)]
     key = hashlib.sha256(repr((pattern, versions)).encode()).hexdigest()[:16]
-    # With the name of the folder, which messages show.
+    # Ends with the name of the remote folder, which messages show.
     folder = Path(datasets.config.HF_DATASETS_CACHE, "text_jepa_copies", key, PurePosixPath(root).name or "files")
     targets = {path: folder / PurePosixPath(_without_query(path)).relative_to(root or ".") for path, _ in versions}
     if not folder.is_dir():
@@ -93,13 +93,13 @@ def _copy(pattern: str, what: str) -> list[str]:
 
 
 def _without_query(place: str) -> str:
-    """An address on the web without its query, `?download=true`; elsewhere a question mark is a wildcard."""
+    """Removes the query of a URL, such as `?download=true`; in other names, a question mark is a wildcard."""
     if not place.startswith(("http://", "https://")):
         return place
     return urlsplit(place)._replace(query="", fragment="").geturl()
 
 
 def _version_of(file_system: fsspec.AbstractFileSystem, path: str) -> tuple[str, ...]:
-    """What changes when a file does."""
+    """Values that change whenever the file changes."""
     info = file_system.info(path)
     return str(file_system.ukey(path)), *(str(info.get(name)) for name in _OF_VERSION)

@@ -1,4 +1,4 @@
-"""Finds what a corpus says more than once: documents that are equal or nearly so, and lines of many documents."""
+"""Finds duplicates, near duplicates and boilerplate lines in a corpus."""
 
 import hashlib
 import re
@@ -9,15 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-# Two documents share a passage if they share this many bytes, of which one in so many is looked at.
+# Length of a passage in bytes; one passage in `_ONE_IN` is sampled.
 _PASSAGE = 64
 _ONE_IN = 16
-# A document is nearly a copy if so many of its passages are in one before it, of at least so many that are looked at.
+# A document is a near copy if it shares this part of its sampled passages with one earlier document.
 _COPIED_SHARE = 0.8
+# Documents with fewer sampled passages are never near copies.
 _FEWEST_PASSAGES = 8
+# Each passage of a document is compared with this number of earlier documents that have it, the nearest ones.
+_EARLIER_OWNERS = 8
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
-# A line is boilerplate if it is in so many documents, and in such a share of them.
+# A line is boilerplate if it occurs in at least this number and this share of the documents.
 _FEWEST_DOCUMENTS = 5
 _BOILERPLATE_SHARE = 0.005
 _SHORTEST_LINE = 20
@@ -25,11 +28,11 @@ _WORD = re.compile(r"[^\W\d_]{2}")
 
 
 class NearCopies(NamedTuple):
-    """Documents of which most is in one before them.
+    """Pairs of documents of which the later one is mostly contained in the earlier one.
 
     Args:
-        copies: Their numbers.
-        originals: The numbers of the documents before them.
+        copies: Indices of the later documents.
+        originals: Indices of the earlier documents.
     """
 
     copies: np.ndarray
@@ -37,12 +40,12 @@ class NearCopies(NamedTuple):
 
 
 def first_of_equals(texts: Iterable[str | None]) -> np.ndarray:
-    """For each text whether no text before it is equal: boolean (N,). Spaces around it do not matter."""
+    """Marks the first of equal texts: boolean (N,). Whitespace around a text is ignored."""
     seen = set()
     is_first = []
     for text in texts:
         content = (text or "").strip().encode("utf-8")
-        # The texts themselves may be larger than the memory.
+        # The texts themselves may not fit into memory.
         digest = hashlib.blake2b(content, digest_size=16).digest()
         is_first.append(digest not in seen)
         seen.add(digest)
@@ -50,10 +53,13 @@ def first_of_equals(texts: Iterable[str | None]) -> np.ndarray:
 
 
 def boilerplate_lines(texts: Sequence[str]) -> Counter:
-    """Lines that many documents have in common -> the number of these documents.
+    """Counts the documents of each line that many documents share.
 
     Args:
-        texts: Documents; those of a single line have none.
+        texts: Documents. Those of a single line are not counted.
+
+    Returns:
+        Line to number of documents.
     """
     counts = Counter()
     for text in texts:
@@ -65,41 +71,68 @@ def boilerplate_lines(texts: Sequence[str]) -> Counter:
 
 
 def without_lines(row: dict[str, Any], lines: Collection[str]) -> dict[str, Any]:
-    """A document, in `text`, without some of its lines; a document of a single line stays as it is."""
-    kept = [line for line in (row["text"] or "").split("\n") if line.strip() not in lines]
-    text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip("\n")
-    return row | {"text": text} if "\n" in (row["text"] or "") else row
+    """Removes some lines from a document, the column `text`; a document of a single line is returned unchanged."""
+    text = row["text"] or ""
+    if "\n" not in text:
+        return row
+    kept = [line for line in text.split("\n") if line.strip() not in lines]
+    shortened = re.sub(r"\n{3,}", "\n\n", "\n".join(kept))
+    return row | {"text": shortened.strip("\n")}
 
 
 def near_copies(texts: Sequence[str]) -> NearCopies:
-    """Documents of which most passages are in one document before them.
+    """Finds documents that share most of their passages with one earlier document.
 
-    Passages are compared by a hash, and looked at where the hash itself says so: at the same places of equal texts.
+    Passages are compared by their hashes. The hash decides which passages are sampled, so equal texts are sampled at
+    the same positions. Each passage is compared with the nearest earlier documents that contain it and with the first
+    one, which keeps the time linear: a near copy may be missed if many documents between it and its original share a
+    part of their text.
 
     Args:
-        texts: Documents, equal ones left out.
+        texts: Documents, without duplicates.
     """
-    hashes = [_passages(text) for text in texts]
-    counts = np.array([len(values) for values in hashes])
-    values = np.concatenate([np.zeros(0, np.uint64), *hashes])
-    documents = np.repeat(np.arange(len(texts)), counts)
-    _, firsts, groups = np.unique(values, return_index=True, return_inverse=True)
-    owners = documents[firsts][groups]
-    is_shared = owners != documents
-    pairs, shared = np.unique(documents[is_shared] * len(texts) + owners[is_shared], return_counts=True)
+    passages = [_passages(text) for text in texts]
+    counts = np.array([len(hashes) for hashes in passages])
+    hashes = np.concatenate([np.zeros(0, np.uint64), *passages])
+    owners = np.repeat(np.arange(len(texts)), counts)
+
+    # Equal passages become neighbours, in the order of their documents.
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    owners = owners[order]
+    _, starts, groups = np.unique(hashes, return_index=True, return_inverse=True)
+    first = starts[groups]
+    rows = np.arange(len(owners))
+    num_earlier = rows - first
+
+    pairs = []
+    for lag in range(1, _EARLIER_OWNERS + 1):
+        later = rows[num_earlier >= lag]
+        pairs.append(owners[later] * len(texts) + owners[later - lag])
+    later = rows[num_earlier > _EARLIER_OWNERS]
+    pairs.append(owners[later] * len(texts) + owners[first[later]])
+
+    pairs, shared = np.unique(np.concatenate(pairs), return_counts=True)
     copies, originals = np.divmod(pairs, len(texts))
-    is_copy = (shared >= _COPIED_SHARE * counts[copies]) & (counts[copies] >= _FEWEST_PASSAGES)
+    is_long = counts[copies] >= _FEWEST_PASSAGES
+    is_copied = shared >= _COPIED_SHARE * counts[copies]
+    is_copy = is_long & is_copied
     return NearCopies(copies[is_copy], originals[is_copy])
 
 
 def _passages(text: str) -> np.ndarray:
-    """Hashes of some of the passages of a text, each once: unsigned (P,)."""
-    hashes = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.uint64)
+    """Hashes of the sampled passages of a text, without duplicates: (P,) uint64."""
+    encoded = text.encode("utf-8", "replace")
+    hashes = np.frombuffer(encoded, np.uint8).astype(np.uint64)
+    # Hashes of 1, 2, 4, … bytes: each is computed from those of the two halves.
     factor = _MULTIPLIER
     length = 1
     while length < _PASSAGE and length < len(hashes):
-        hashes = hashes[:-length] * np.uint64(factor) + hashes[length:]
+        left = hashes[:-length]
+        right = hashes[length:]
+        hashes = left * np.uint64(factor) + right
         factor = factor * factor % 2**64
         length *= 2
-    chosen = (hashes * np.uint64(_MULTIPLIER)) >> np.uint64(40)
-    return np.unique(hashes[chosen % np.uint64(_ONE_IN) == 0])
+    mixed = (hashes * np.uint64(_MULTIPLIER)) >> np.uint64(40)
+    is_sampled = mixed % np.uint64(_ONE_IN) == 0
+    return np.unique(hashes[is_sampled])

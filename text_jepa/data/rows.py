@@ -1,4 +1,4 @@
-"""Reads the rows of files of objects (json) and of tables of text (csv, tsv), each mistake with its line."""
+"""Reads the rows of json, csv and tsv files, and reports errors with their line."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ _LONGEST_CELL = 2**31 - 1
 _SPACES = re.compile(r"\s*")
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
-"""Number of a line and the row that ends there."""
+"""Pairs of a line number and the row that ends in that line."""
 
 Quoting = Literal["checked", "standard", "none"]
 
@@ -26,14 +26,14 @@ Quoting = Literal["checked", "standard", "none"]
 
 
 def json_rows(path: str, sources: Sources) -> Rows:
-    """The rows of a file of objects: one per line, a list of them, or some over several lines each.
+    """Reads the rows of a json file: one object per line, a list of objects, or objects that span several lines.
 
     Args:
         path: The file, compressed or not.
-        sources: The columns asked for, of which none may occur twice in an object.
+        sources: The columns to read, none of which may occur twice in an object.
 
     Raises:
-        FileError: A line is no JSON or no object, or has a field twice.
+        FileError: A line is not JSON or not an object, or has a field twice.
     """
     fields = set()
     for columns in sources.values():
@@ -53,27 +53,29 @@ def json_rows(path: str, sources: Sources) -> Rows:
     with open_binary(path) as file:
         is_first = True
         for number, line in enumerate(file, 1):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
+            text = line.decode(encoding).strip()
             if not text:
                 continue
             if is_first and _is_part(text, path, decoder):
-                yield from _json_values(path, number, text + "\n" + file.read().decode("utf-8"), decoder)
+                rest = file.read().decode("utf-8")
+                yield from _json_values(path, number, f"{text}\n{rest}", decoder)
                 return
             is_first = False
             yield number, _parse(path, number, text, decoder)
 
 
 class _TwinFields(ValueError):
-    """An object has a field twice, of the name that is the message."""
+    """An object has a field twice; the message is its name."""
 
 
-# What the decoder raises for a text that is not JSON, has a field twice or a number of too many digits, or is nested
-# too deeply.
+# Errors of the decoder: the text is not JSON, has a field twice, has a number with too many digits, or is nested too
+# deeply.
 _UNDECODABLE = (ValueError, RecursionError)
 
 
 def _file_error(path: str, line: int | None, error: Exception) -> FileError:
-    """What the decoder raised, with the file; `line` is `None` if a value extends over several lines."""
+    """Converts an error of the decoder to one that names the file; `line` is `None` for a value of several lines."""
     place = f"{path}: cannot be read" if line is None else f"{path}, line {line}"
     if isinstance(error, _TwinFields):
         return FileError(f"{place}: an object has the field '{error}' twice; remove one")
@@ -89,7 +91,7 @@ def _file_error(path: str, line: int | None, error: Exception) -> FileError:
 
 
 def _is_part(text: str, path: str, decoder: json.JSONDecoder) -> bool:
-    """Whether the first line of a file is only the beginning of a value."""
+    """Whether the first line of a file is only a part of a value."""
     if text.startswith("["):
         return True
     if suffix_of(Path(path)) != ".json":
@@ -114,7 +116,7 @@ def _parse(path: str, number: int, text: str, decoder: json.JSONDecoder) -> dict
 
 
 def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -> Rows:
-    """The objects in values, one after the other, that extend over several lines; `number` is their first line."""
+    """Reads the objects of consecutive values that span several lines; `number` is the first line."""
     place = 0
     while place < len(text):
         try:
@@ -136,15 +138,15 @@ def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -
 
 
 def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
-    """The rows of a table of text, by the names in its first row.
+    """Reads the rows of a csv or tsv file, whose first row has the names of the columns.
 
     Args:
         path: The file, compressed or not.
-        delimiter: What is between the cells. Default: what its header looks like.
-        quoting: What a quote is.
+        delimiter: Delimiter of cells. Default: found in the header.
+        quoting: How quotes are read.
 
     Raises:
-        FileError: A row has too many cells, a name occurs twice, or quotes are not what they are taken for.
+        FileError: A row has too many cells, a name occurs twice, or quotes are not delimiters of cells.
     """
     csv.field_size_limit(_LONGEST_CELL)
     delimiter = delimiter or delimiter_of(path)
@@ -162,10 +164,10 @@ def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
             except StopIteration:
                 break
             except csv.Error as error:
-                line = reader.line_num - len(lines.lines) + 1
+                first_line = reader.line_num - len(lines.lines) + 1
                 raise FileError(
-                    f"{path}: cannot be read: row {row + 1} (line {line}): {error}; mend its quotes, or read quotes "
-                    "as characters of the texts with --quoting none"
+                    f"{path}: cannot be read: row {row + 1} (line {first_line}): {error}; mend its quotes, or read "
+                    "quotes as characters of the texts with --quoting none"
                 ) from error
             if not cells:
                 continue
@@ -181,14 +183,14 @@ def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
 
 
 def delimiter_of(path: str) -> str:
-    """What is between the names of the columns: a comma, unless another delimiter is more frequent there."""
+    """The delimiter of cells: a comma, unless another delimiter is more frequent in the header."""
     with open_text(path, newline="") as file:
         header = file.readline()
     return max(_DELIMITERS, key=header.count)
 
 
 class _LinesOfRow:
-    """The lines of a file, of which those of the row at hand are kept."""
+    """Iterates over the lines of a file and keeps those of the current row."""
 
     def __init__(self, file: IO[str]):
         self.file = file
@@ -207,11 +209,11 @@ class _LinesOfRow:
 
 
 class _Quotes:
-    """Finds quotes that are characters of the texts and swallow the lines up to the next one.
+    """Finds quotes that are characters of the texts and are misread as delimiters of a cell of several lines.
 
-    What a quote spans are such lines if each of them looks like a row, or if the table has quotes that stand for
-    themselves elsewhere: what quotes its cells would have doubled them. Prose may have the commas of a row by chance,
-    so in a table with commas most of the spans have to look like rows.
+    A quoted cell of several lines is such an error if each of its lines looks like a row, or if the table has single
+    quotes inside of cells elsewhere, which a writer that quotes cells would have doubled. Prose may look like a row by
+    chance if the delimiter is a comma, so most quoted cells must look like rows in that case.
     """
 
     def __init__(self, path: str, delimiter: str):
@@ -224,19 +226,22 @@ class _Quotes:
         self.spans_of_rows = 0
 
     def check(self, lines: Sequence[str], cells: Sequence[str], num_columns: int, end: int) -> None:
-        """Looks at one row.
+        """Checks one row.
 
         Raises:
-            FileError: A quote in it is a character of the text.
+            FileError: A quote in the row is a character of the text.
         """
         if len(lines) == 1:
-            if not self.has_bare_quotes and '"' in lines[0] and '""' not in lines[0]:
+            (line,) = lines
+            if not self.has_bare_quotes and '"' in line and '""' not in line:
                 self.has_bare_quotes = any('"' in cell for cell in cells)
         else:
             start = end - len(lines) + 1
             self.spans += 1
             self.first_span = self.first_span or start
-            if num_columns > 1 and all(line.count(self.delimiter) == num_columns - 1 for line in lines):
+            num_delimiters = num_columns - 1
+            are_rows = num_columns > 1 and all(line.count(self.delimiter) == num_delimiters for line in lines)
+            if are_rows:
                 self.spans_of_rows += 1
                 self.first_rows = self.first_rows or start
         if self.has_bare_quotes and self.first_span:
@@ -245,7 +250,7 @@ class _Quotes:
             self._refuse(self.first_rows)
 
     def check_all(self) -> None:
-        """Looks at all rows together.
+        """Checks all rows together, after the last one.
 
         Raises:
             FileError: A quote is a character of the text.
@@ -261,6 +266,7 @@ class _Quotes:
 
 
 def _named_cells(path: str, line: int, header: Sequence[str], cells: Sequence[str]) -> dict[str, str | None]:
+    """Maps names of columns to cells; missing cells are `None`, and surplus empty ones are dropped."""
     while len(cells) > len(header) and not cells[-1]:
         cells = cells[:-1]
     if len(cells) > len(header):

@@ -1,17 +1,17 @@
-"""What characters mean to a word or a sentence in the scripts of the world: pure functions of text and bytes."""
+"""Classifies characters of all scripts: the boundaries of words and sentences, as pure functions of text and bytes."""
 
 import bisect
 import re
 import unicodedata
 
 
-# Behind these a sentence may end; a comma of any script is none of them.
+# Marks after which a sentence may end.
 SENTENCE_MARKS = ".!?…。！？｡．؟۔।॥։።፧၊။។៕།༎᠃᱿꓿꘎‼⁇⁈⁉؞܀܁܂߹"
 
-# What may close a quotation or a bracket behind the end of a sentence.
+# Marks that may close a quotation or a bracket after the end of a sentence.
 _CLOSERS = "\"')]}»”’›」』）】》〉"
 
-# First and last code point of scripts and blocks that are written without blanks between words.
+# First and last code point of scripts and blocks that are written without spaces between words.
 _UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x0F00, 0x109F),  # Tibetan, Myanmar
@@ -34,10 +34,10 @@ _UNSPACED = (
 )
 _UNSPACED_STARTS = [start for start, _ in _UNSPACED]
 
-# Letters that belong to the one before: long vowels of kana, and Thai vowels and signs written behind a consonant.
+# Letters that belong to the previous one: long vowels of kana, and Thai vowels and signs written after a consonant.
 _NEVER_FIRST = frozenset("ーｰะาำๅๆ\u200c\u200d")
 
-# Completes the bytes of a character that a token has only the beginning of, to one that stands for all of them.
+# Completes the first bytes of a character to one of the characters that begin with them.
 _REMAINING_BYTES = b"\xa4\x84\x84"
 
 _SENTENCE_END = re.compile(
@@ -50,28 +50,28 @@ _SENTENCE_END = re.compile(
 
 
 def is_unspaced(character: str) -> bool:
-    """Whether a character belongs to a script without blanks between words."""
+    """Whether a character belongs to a script without spaces between words."""
     code = ord(character)
     number = bisect.bisect_right(_UNSPACED_STARTS, code) - 1
     return number >= 0 and code <= _UNSPACED[number][1]
 
 
 def belongs_to_the_one_before(character: str) -> bool:
-    """Whether a character is a mark or a sign that no word begins with."""
+    """Whether a character is a mark or a sign that never begins a word."""
     return character in _NEVER_FIRST or unicodedata.category(character).startswith("M")
 
 
 def may_be_inside_word(character: str) -> bool:
-    """Whether words of a script with blanks hold the character."""
+    """Whether words of a script with spaces may contain the character."""
     if is_unspaced(character):
         return False
     return character.isalnum() or belongs_to_the_one_before(character)
 
 
 def first_character(token: bytes) -> str | None:
-    """The character that the bytes of a token begin with; `None` if they begin inside of one, or are none.
+    """The first character in the bytes of a token; `None` if they begin inside of a character, or are empty.
 
-    A token with only the first bytes of a character gives one of the characters that begin so.
+    A token with only the first bytes of a character gives one of the characters that begin with these bytes.
     """
     if not token or token[0] & 0xC0 == 0x80:
         return None
@@ -82,7 +82,7 @@ def first_character(token: bytes) -> str | None:
 
 
 def last_character(token: bytes) -> str | None:
-    """The character that the bytes of a token end with; `None` if they hold only a part of it."""
+    """The last character in the bytes of a token; `None` if it is incomplete."""
     text = token[-4:].decode(errors="replace")
     if not text or text[-1] == "\ufffd":
         return None
@@ -90,7 +90,7 @@ def last_character(token: bytes) -> str | None:
 
 
 def _length_of_character(first_byte: int) -> int:
-    """Bytes of a character in UTF-8."""
+    """Number of bytes of a character in UTF-8."""
     if first_byte >= 0xF0:
         return 4
     if first_byte >= 0xE0:
@@ -99,7 +99,7 @@ def _length_of_character(first_byte: int) -> int:
 
 
 def sentence_ends(text: bytes) -> list[int]:
-    """Numbers of bytes behind which a sentence may end: behind its mark, and behind what closes a quotation."""
+    """Numbers of bytes after which a sentence may end: after its mark, and after the marks that close a quotation."""
     ends = []
     for match in _SENTENCE_END.finditer(text):
         mark = len(match[0].decode()[0].encode())

@@ -1,4 +1,4 @@
-"""Mask strategies and views as a user configures them, and the shares of a text that they hide or keep."""
+"""Configures mask strategies and views, and draws the shares of a text that they hide or keep."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ SpanLengthDistribution = Literal["fixed", "uniform", "geometric", "poisson"]
 MaskKind = Literal["spans", "suffix", "keep_block", "blocks"]
 View = Literal["rest", "neighbour", "same", "crop", "crop_both", "deletion", "column", "next_sentence"]
 
-# Views of documents: an example is a window of one.
+# Views of documents: an example is a window of a document.
 DOCUMENT_VIEWS = ("rest", "neighbour")
 
-# Views for which every example brings a second text.
+# Views that are a field of the example.
 DATA_VIEWS = ("column", "next_sentence")
 
 # A share of a text: a number, an interval to draw from, or the schedule {"start": …, "end": …, "steps": …}.
@@ -23,13 +23,14 @@ Share = float | Sequence[float] | Mapping[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class MaskStrategy:
-    """One way to hide a part of a text.
+    """A strategy for hiding a part of a text.
 
     `kind` is one of:
 
-    - `"spans"`: hides spans whose lengths follow a distribution, `ratio` of the text in all, every position equally
-      often (single random tokens are spans of the fixed length 1 without whole words). With `num_spans`: that number
-      of spans of `min_span_length` to `max_span_length` tokens, shortened if they would hide more than `ratio`.
+    - `"spans"`: hides spans whose lengths follow a distribution, `ratio` of the text in total, with equal probability
+      at every position (single random tokens are spans of the fixed length 1 without whole words). With `num_spans`:
+      this number of spans of `min_span_length` to `max_span_length` tokens, shortened if they would hide more than
+      `ratio`.
     - `"suffix"`: hides the end of the text (UL2's S-denoiser, arXiv 2205.05131).
     - `"keep_block"`: hides all but one block (the inverse block masks of data2vec 2.0, arXiv 2212.07525).
     - `"blocks"`: hides `num_spans` disjoint blocks, each of the share `ratio` (I-JEPA's targets, arXiv 2301.08243).
@@ -43,13 +44,13 @@ class MaskStrategy:
         min_span_length: With `num_spans`: shortest span in tokens; lengths are uniform up to `max_span_length`.
         num_spans: Number of spans or blocks.
         context_ratio: Length of the block that visible tokens are restricted to, as a share of the text above 0: a
-            number or an interval (I-JEPA's context). Default: all that is not hidden is visible.
-        whole_words: Whether to hide whole words; otherwise every token counts as a word.
+            number or an interval (I-JEPA's context). Default: all tokens that are not hidden are visible.
+        whole_words: Whether to hide whole words. Otherwise every token is treated as a word.
         weight: How often the strategy is drawn, relative to the weights of the others.
-        name: For logs and errors. Default: the kind.
+        name: Name in logs and errors. Default: the kind.
 
     Raises:
-        ValueError: A field is out of range, or not used by this kind.
+        ValueError: A field is out of range, or this kind does not use it.
     """
 
     kind: MaskKind = "spans"
@@ -126,7 +127,7 @@ class MaskStrategy:
         return {"num_spans", "min_span_length", "max_span_length"}
 
     def describe(self) -> str:
-        """What is hidden, as a part of a sentence."""
+        """Describes what is hidden, as part of a sentence."""
         hidden = self._describe_hidden()
         if self.context_ratio is None:
             return hidden
@@ -158,12 +159,12 @@ class MaskStrategy:
 
 @dataclasses.dataclass(frozen=True)
 class ViewStrategy:
-    """How an example gets its second text, the view.
+    """A strategy for making the view, the second text of an example.
 
     `kind` is one of:
 
-    - `"rest"`: all of the document outside of the window, see `cut_windows`.
-    - `"neighbour"`: the next window of the document; for the last one, the window before it.
+    - `"rest"`: the document outside of the window, see `cut_windows`.
+    - `"neighbour"`: the next window of the document; for the last window, the one before it.
     - `"same"`: the text itself.
     - `"crop"`: a run of its words. `"crop_both"`: two runs, one of which replaces the text.
     - `"deletion"`: the text without some of its words (TSDAE, arXiv 2104.06979).
@@ -172,11 +173,11 @@ class ViewStrategy:
     Args:
         kind: See above.
         ratio: Share of the words that a crop or a deletion keeps: a number or an interval to draw from.
-        window_length: Longest window of a document in tokens, special tokens included, for `"rest"` and
+        window_length: Longest window of a document in tokens, including special tokens, for `"rest"` and
             `"neighbour"`.
 
     Raises:
-        ValueError: The kind is unknown, or the ratio out of range.
+        ValueError: The kind is unknown, or the ratio is out of range.
     """
 
     kind: View
@@ -195,7 +196,7 @@ class ViewStrategy:
         return self.kind in DOCUMENT_VIEWS
 
     def describe(self) -> str:
-        """What the view is, as a part of a sentence."""
+        """Describes the view, as part of a sentence."""
         share = describe_share(self.ratio)
         descriptions = {
             "rest": "the rest of its document",
@@ -214,7 +215,7 @@ class ViewStrategy:
 
 
 def check_share(name: str, share: Share) -> None:
-    """Raises ValueError, with the name of the argument, unless such a share may be hidden: 0 ≤ share < 1."""
+    """Raises ValueError, with the name of the argument, unless 0 ≤ share < 1, so that it can be hidden."""
     if isinstance(share, Mapping):
         if set(share) != {"start", "end", "steps"}:
             raise ValueError(f"{name}: a schedule has start, end and steps, got {', '.join(map(str, share))}")
@@ -230,7 +231,7 @@ def check_share(name: str, share: Share) -> None:
 
 
 def check_visible_share(name: str, share: float | Sequence[float]) -> None:
-    """Raises ValueError, with the name of the argument, unless such a share may stay visible: 0 < share ≤ 1."""
+    """Raises ValueError, with the name of the argument, unless 0 < share ≤ 1, so that it can stay visible."""
     for bound in _bounds(name, share):
         if not isinstance(bound, (int, float)) or not 0 < bound <= 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {bound}")
@@ -254,12 +255,12 @@ def draw_share(
     uniforms: np.ndarray,
     steps: np.ndarray,
 ) -> np.ndarray:
-    """The share of each row: the number itself, a draw from the interval, or the schedule's value at the step.
+    """Draws the share of each row: the number itself, a draw from the interval, or the schedule's value at the step.
 
     Args:
         share: See `MaskStrategy.ratio`.
         uniforms: (R, N) draws in [0, 1).
-        steps: (R, 1) optimizer steps done.
+        steps: (R, 1) number of completed optimizer steps.
 
     Returns:
         (R, N), or (R, 1) from a schedule.
@@ -272,7 +273,7 @@ def draw_share(
 
 
 def describe_share(share: Share) -> str:
-    """A share in percent."""
+    """Describes a share in percent."""
     if isinstance(share, Mapping):
         start = describe_share(share["start"])
         end = describe_share(share["end"])

@@ -1,6 +1,6 @@
-"""Hands the documents of files to the datasets library, which caches them or streams them.
+"""Passes the documents of files to the datasets library, which caches or streams them.
 
-It stands apart from the readers, because the library replaces `open` and others in the module of a streamed builder.
+This is a separate module because the library replaces `open` and other functions in the module of a streamed builder.
 """
 
 import os
@@ -22,16 +22,16 @@ def read_texts(
     streaming: bool,
     cache_dir: str | None = None,
 ) -> Dataset | IterableDataset:
-    """The documents of files, one per row.
+    """Reads the documents of files, one per row.
 
     Args:
-        paths: Files, of any known kinds.
-        form: The columns asked for, and how they are read.
-        streaming: Whether files are read while the dataset is; each of them is a shard.
-        cache_dir: Cache of the datasets library; files that change in size or time are read again.
+        paths: Files of any known kind.
+        form: The columns to read, and how files are read.
+        streaming: Whether to read files lazily; each file is a shard.
+        cache_dir: Cache of the datasets library. Files whose size or modification time changes are read again.
 
     Raises:
-        DatasetGenerationError: Of what `read_tables` raises; in a stream that itself.
+        DatasetGenerationError: `read_tables` raised an error, which is its cause. A stream raises the error itself.
         FileError: There is no row.
     """
     stamps = [_stamp(path) for path in paths]
@@ -51,7 +51,7 @@ def _stamp(path: str) -> tuple[str, int, int]:
 
 @dataclass
 class TextsConfig(datasets.BuilderConfig):
-    """Files, by which the cache knows them, and how they are read."""
+    """The identity of the files, which the cache depends on, and how they are read."""
 
     stamps: Sequence[tuple[str, int, int]] = ()
     form: Form | None = None
@@ -61,11 +61,14 @@ class Texts(datasets.ArrowBasedBuilder):
     """Documents of files; see `read_texts`."""
 
     BUILDER_CONFIG_CLASS = TextsConfig
-    VERSION = datasets.Version("3.0.0")  # another one where the readers give other texts
+    VERSION = datasets.Version("3.0.0")  # change it whenever the readers give other texts
 
     def _info(self) -> datasets.DatasetInfo:
-        names = [*self.config.form.sources, *(["file"] if self.config.form.with_file else [])]
-        return datasets.DatasetInfo(features=datasets.Features({name: datasets.Value("string") for name in names}))
+        names = list(self.config.form.sources)
+        if self.config.form.with_file:
+            names.append("file")
+        features = datasets.Features({name: datasets.Value("string") for name in names})
+        return datasets.DatasetInfo(features=features)
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         paths = [path for path, _, _ in self.config.stamps]
@@ -78,6 +81,6 @@ class Texts(datasets.ArrowBasedBuilder):
             for number, table in enumerate(read_tables(path, self.config.form)):
                 yield Key(shard, number), table
                 has_texts = True
-            # A file without texts gets no number, for older versions of the library allow no gap between numbers.
+            # A file without texts gets no number, because older versions of the library allow no gaps.
             if has_texts:
                 shard += 1

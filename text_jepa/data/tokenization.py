@@ -1,4 +1,4 @@
-"""Tokenizers trained on a corpus, documents turned into token ids, and what the tokens of a tokenizer are."""
+"""Trains tokenizers, tokenizes documents, and analyses the tokens of a vocabulary."""
 
 import itertools
 import json
@@ -33,39 +33,39 @@ from text_jepa.data.windows import count_windows
 
 logger = logging.getLogger(__name__)
 
-# Enough text for a stable vocabulary of some ten thousand pieces; more only costs time.
+# Enough text for a stable vocabulary of about ten thousand tokens; more text only takes more time.
 _TOKENIZER_TRAINING_CHARACTERS = 40_000_000
 
-# A trained tokenizer knows so many characters, as BERT's does, and more where they leave out a larger share than this:
-# of 1,000 characters English uses a fraction, Chinese needs several thousand.
+# Number of characters in the alphabet of a trained tokenizer, as for BERT, unless the share of all other characters in
+# the texts is larger than `_RARE_CHARACTERS`: English uses fewer than 1,000 characters, Chinese several thousand.
 _ALPHABET_SIZE = 1_000
 _RARE_CHARACTERS = 0.0005
 
-# WordPiece gives up on longer words. What is longer, such as DNA or a clause without blanks, is split beforehand.
+# WordPiece does not tokenize longer words. Longer runs, such as DNA or a clause without spaces, are split beforehand.
 _LONGEST_WORD = 120
 _WORD_PARTS = Regex(r".{1,100}\p{M}{0,20}")
 
-# Runs that are words of their own: emoji, kana, and scripts without blanks among others.
+# Runs that are separate words: emoji, kana, and scripts without spaces, among others.
 _RUNS = Regex(
     r"\p{So}[\p{So}\x{1F3FB}-\x{1F3FF}\x{200D}\x{FE0F}\x{20E3}]*"
     r"|[\p{Katakana}ー]+|\p{Hiragana}+|\p{Thai}+|\p{Lao}+|\p{Khmer}+|\p{Myanmar}+|\p{Tibetan}+"
 )
 
-# Control and format characters mean nothing, but for the two joiners, which tell words of Persian and Hindi apart.
+# Control and format characters, except for the two joiners, which distinguish words in Persian and Hindi.
 _MEANINGLESS = Regex(r"[\p{Cc}\p{Cf}\x{FFFD}&&[^\t\n\r\x{200C}\x{200D}]]")
 
-# GPT-2's division into words, which knows letters but not the marks that belong to them: vowels of Hindi and Thai.
+# The word pattern of GPT-2, extended by the marks that belong to letters, such as vowels in Hindi and Thai.
 _BPE_WORDS = Regex(
     r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}\x{200C}\x{200D}]+| ?\p{N}+"
     r"| ?[^\s\p{L}\p{M}\p{N}\x{200C}\x{200D}]+|\s+(?!\S)|\s+"
 )
 
-# Hook, horn and dot below, of which European languages have none. Where they are frequent, as in Vietnamese and
-# Yoruba, the marks of Latin letters are tones and letters, and tell words apart.
+# Hook, horn and dot below, which European languages do not use. Where they are frequent, as in Vietnamese and Yoruba,
+# the marks on Latin letters are tones and distinguish words.
 _TONE_MARKS = frozenset("\u0309\u031b\u0323")
 _FREQUENT_TONES = 0.01
 
-# Part of the cache's fingerprint: raise it whenever the same settings give other examples.
+# Part of the cache's fingerprint: increase it whenever the same settings give other examples.
 _TOKENIZATION_VERSION = 3
 
 _SPECIAL_TOKENS = {
@@ -87,17 +87,19 @@ def train_tokenizer(
     max_length: int = 512,
     kind: Literal["wordpiece", "bpe"] = "wordpiece",
 ) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer with BERT's special tokens on texts; the same texts give the same tokenizer.
+    """Trains a tokenizer with BERT's special tokens; the same texts give the same tokenizer.
 
     Args:
-        texts: Documents; reading stops after 40 million characters.
-        vocab_size: Number of tokens, special ones included; more if the alphabet needs them.
-        lowercase: Fold case; for WordPiece accents of Latin, Greek and Cyrillic letters too, unless they are tones.
+        texts: Documents. Only the first 40 million characters are read.
+        vocab_size: Number of tokens, including special tokens. It is increased if the alphabet needs more.
+        lowercase: Whether to fold case. WordPiece also removes accents of Latin, Greek and Cyrillic letters, unless
+            they are tones.
         max_length: `model_max_length` of the tokenizer.
-        kind: `"wordpiece"` (BERT's, knows all but the rarest characters) or `"bpe"` (byte-level, GPT-2's: knows all).
+        kind: `"wordpiece"` (as in BERT, without the rarest characters) or `"bpe"` (byte-level, as in GPT-2, with all
+            characters).
 
     Raises:
-        UsageError: There is no text, or `vocab_size` leaves no room for it.
+        UsageError: There is no text, or `vocab_size` is too small.
     """
     special = list(_SPECIAL_TOKENS.values())
     if vocab_size <= len(special):
@@ -126,8 +128,8 @@ def _train_wordpiece(texts: list[str], vocab_size: int, special: list[str], lowe
         ]
     )
     alphabet = _alphabet_of(trained.normalizer.normalize_str(text) for text in texts)
-    # The trainer numbers the inner characters in the order of a hash table, and breaks ties by number: naming them
-    # beforehand, and never cutting the alphabet between equals, makes the vocabulary the same in every run.
+    # The trainer numbers the inner characters in the order of a hash table and breaks ties by number. Listing them
+    # beforehand, and including all or none of equally frequent characters, makes the vocabulary deterministic.
     inner = [f"##{character}" for character in alphabet if not _is_ideograph(character)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(special) + len(alphabet) + len(inner)),
@@ -137,7 +139,7 @@ def _train_wordpiece(texts: list[str], vocab_size: int, special: list[str], lowe
         min_frequency=2,
     )
     trained.train_from_iterator(texts, trainer)
-    # In a second tokenizer with the same vocabulary, the characters are ordinary tokens again.
+    # The characters were special tokens; in a new tokenizer with the same vocabulary they are ordinary tokens.
     vocab = trained.get_vocab()
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD))
     tokenizer.normalizer = trained.normalizer
@@ -147,22 +149,37 @@ def _train_wordpiece(texts: list[str], vocab_size: int, special: list[str], lowe
 
 
 def _wordpiece_normalizer(texts: list[str], lowercase: bool) -> normalizers.Normalizer:
-    """BERT's, whose accents are those of Latin, Greek and Cyrillic letters alone."""
+    """BERT's normalizer, except that only accents of Latin, Greek and Cyrillic letters are removed."""
     steps = [normalizers.Replace(_MEANINGLESS, ""), normalizers.NFC()]
     if lowercase:
-        # Cyrillic letters stay composed, for short i is a letter; what is left are marks of stress.
-        steps += [normalizers.Replace("ё", "е"), normalizers.Replace("Ё", "Е")]
-        steps.append(normalizers.Replace(Regex(r"(?<=\p{Cyrillic})\p{Mn}+"), ""))
-        scripts = r"\p{Greek}" if _has_tones(texts) else r"[\p{Latin}\p{Greek}]"
-        folded = normalizers.Replace(Regex(rf"(?<={scripts})\p{{Mn}}+"), "")
-        steps += [normalizers.NFD(), folded, normalizers.NFC()]
-    options = {"clean_text": False, "handle_chinese_chars": True, "strip_accents": False}
-    steps.append(normalizers.BertNormalizer(lowercase=lowercase, **options))
-    return normalizers.Sequence(steps)
+        steps += _accent_steps(texts)
+    bert = normalizers.BertNormalizer(
+        clean_text=False,
+        handle_chinese_chars=True,
+        strip_accents=False,
+        lowercase=lowercase,
+    )
+    return normalizers.Sequence([*steps, bert])
+
+
+def _accent_steps(texts: list[str]) -> list[normalizers.Normalizer]:
+    """Steps that remove accents from composed text."""
+    # Cyrillic letters stay composed, because й is a letter; the remaining marks are marks of stress.
+    stress = normalizers.Replace(Regex(r"(?<=\p{Cyrillic})\p{Mn}+"), "")
+    scripts = r"\p{Greek}" if _has_tones(texts) else r"[\p{Latin}\p{Greek}]"
+    accents = normalizers.Replace(Regex(rf"(?<={scripts})\p{{Mn}}+"), "")
+    return [
+        normalizers.Replace("ё", "е"),
+        normalizers.Replace("Ё", "Е"),
+        stress,
+        normalizers.NFD(),
+        accents,
+        normalizers.NFC(),
+    ]
 
 
 def _has_tones(texts: list[str]) -> bool:
-    """Whether marks on Latin letters are tones, see `_TONE_MARKS`."""
+    """Whether the marks on Latin letters are tones, see `_TONE_MARKS`."""
     characters = Counter(itertools.chain.from_iterable(texts))
     letters = 0
     tones = 0
@@ -176,30 +193,31 @@ def _has_tones(texts: list[str]) -> bool:
 
 
 def _is_ideograph(character: str) -> bool:
-    """Whether BERT's normalizer makes the character a word of its own."""
+    """Whether BERT's normalizer puts spaces around the character."""
     normalizer = normalizers.BertNormalizer(False, True, False, False)
     return normalizer.normalize_str(character) != character
 
 
 def _alphabet_of(texts: Iterable[str]) -> list[str]:
-    """The most frequent characters, sorted; all that are equally frequent are in or out."""
+    """The most frequent characters, sorted; equally frequent characters are all included or all excluded."""
     counted = Counter(itertools.chain.from_iterable(texts))
     characters = {character: count for character, count in counted.items() if not character.isspace()}
-    counts = Counter(characters.values())
-    may_leave_out = _RARE_CHARACTERS * sum(characters.values())
-    known = len(characters)
-    least = 0
-    for count, number in sorted(counts.items()):
-        may_leave_out -= count * number
-        known -= number
-        if may_leave_out < 0 or known < _ALPHABET_SIZE:
+    num_with_count = Counter(characters.values())
+    most_excluded = _RARE_CHARACTERS * sum(characters.values())
+    excluded = 0
+    included = len(characters)
+    highest_excluded = 0
+    for count, number in sorted(num_with_count.items()):
+        excluded += count * number
+        included -= number
+        if excluded > most_excluded or included < _ALPHABET_SIZE:
             break
-        least = count
-    return sorted(character for character, count in characters.items() if count > least)
+        highest_excluded = count
+    return sorted(character for character, count in characters.items() if count > highest_excluded)
 
 
 def _train_bpe(texts: list[str], vocab_size: int, special: list[str], lowercase: bool) -> Tokenizer:
-    # A word at the beginning of a text is the same token as behind a blank.
+    # A word at the beginning of a text is the same token as after a space.
     steps = [normalizers.NFC(), normalizers.Prepend(" ")]
     if lowercase:
         steps.append(normalizers.Lowercase())
@@ -234,7 +252,7 @@ def _limit_characters(texts: Iterable[str | None], characters: int) -> Iterator[
 
 
 def _check_text(text: Any) -> str:
-    """The text of a document, "" for `None`; a stream may hold anything else in its place, which is an error."""
+    """Returns the text of a document, "" for `None`; any other value, which a stream may contain, is an error."""
     if text is None:
         return ""
     if not isinstance(text, str):
@@ -248,9 +266,9 @@ def _check_text(text: Any) -> str:
 
 
 class DocumentCount:
-    """Documents that a stream has read, and those that were left out, in this process and its workers together.
+    """Counts the documents of a stream that were read and those that were left out, including worker processes.
 
-    A stream is read ahead of training, and again in each epoch: a document that comes twice counts twice.
+    A stream is read ahead of training, and again in each epoch: a document that is read twice counts twice.
     """
 
     def __init__(self):
@@ -280,25 +298,26 @@ def tokenize_texts(
     overwrite_cache: bool = False,
     count: DocumentCount | None = None,
 ) -> DatasetDict | IterableDatasetDict:
-    """Cuts documents into texts: examples with `input_ids` and `length`, special tokens included.
+    """Tokenizes documents and divides them into texts: examples with `input_ids` and `length`.
 
-    Documents of fewer than two tokens hold nothing to learn and are left out, as are those shorter than `min_length`
-    and those without a view. The result is cached by corpus, tokenizer and settings.
+    Documents with fewer than two tokens are left out, as are those shorter than `min_length` and those without a view.
+    The result is cached by corpus, tokenizer and settings.
 
     Args:
         splits: Splits with a column `text`, and `view` for the view `"column"`.
         tokenizer: Any tokenizer with a padding token.
-        max_length: Longest example in tokens, special tokens included; longer documents are cut, see `cut_points`.
-        view: `"column"`: every text of a document has the whole column as its `view_input_ids`, cut at `max_length`.
-            `"next_sentence"`: the view of a text is the text that follows in its document; the last text has none and
-            is left out. Other views are made by the collator.
-        min_length: Least number of tokens of a document.
-        num_proc: Processes; the tokenizers library uses all cores with one.
-        overwrite_cache: Tokenize again.
+        max_length: Longest example in tokens, including special tokens. Longer documents are divided, see
+            `cut_points`.
+        view: `"column"`: every text of a document has the whole column as its `view_input_ids`, truncated to
+            `max_length`. `"next_sentence"`: the view of a text is the next text of its document; the last text has no
+            view and is left out. Other views are made by the collator.
+        min_length: Smallest number of tokens of a document.
+        num_proc: Number of processes. With one process, the tokenizers library already uses all cores.
+        overwrite_cache: Whether to ignore the cache.
         count: Counts the training documents of a stream while it is read; those of other corpora are logged at once.
 
     Raises:
-        UsageError: The tokenizer has no padding token, `max_length` has no room, or no document is left.
+        UsageError: The tokenizer has no padding token, `max_length` is too small, or no document is left.
     """
     _check_padding_token(tokenizer)
     before, after = special_tokens_around(tokenizer)
@@ -320,7 +339,7 @@ def tokenize_texts(
             return _to_columns(texts, repeated)
         return _to_columns(documents)
 
-    # "sentence" is in the names of existing caches, from when documents could be cut in another way too.
+    # "sentence" keeps existing caches valid: documents could once be divided in another way, too.
     settings = [max_length, "sentence"]
     if view in DATA_VIEWS:
         settings.append(view)
@@ -349,18 +368,18 @@ def tokenize_documents(
 ) -> DatasetDict | IterableDatasetDict:
     """Tokenizes whole documents: examples with `input_ids` and `length`, without special tokens.
 
-    [`DocumentWindows`] and the collator make windows of them. A stream, which has no length, has one example for each
-    window: the document and the number of the `window`.
+    [`DocumentWindows`] and the collator divide them into windows. A stream has no length; it has one example for each
+    window instead: the document and the index of the `window`.
 
     Args:
         splits: Splits with a column `text`.
         tokenizer: Any tokenizer with a padding token.
-        window_length: Longest window in tokens, special tokens included.
-        max_document_length: Longest document in tokens; longer ones are cut at the ends of sentences.
+        window_length: Longest window in tokens, including special tokens.
+        max_document_length: Longest document in tokens. Longer documents are divided at the ends of sentences.
         min_length, num_proc, overwrite_cache, count: See `tokenize_texts`.
 
     Raises:
-        UsageError: The tokenizer has no padding token, `window_length` has no room, or no document is left.
+        UsageError: The tokenizer has no padding token, `window_length` is too small, or no document is left.
     """
     _check_padding_token(tokenizer)
     before, after = special_tokens_around(tokenizer)
@@ -407,14 +426,15 @@ def log_skipped_documents(split: str, skipped: int, documents: int, min_length: 
 
 
 def cut_points(length: int, room: int, sentence_ends: np.ndarray) -> list[int]:
-    """Where to cut a document: [0, …, length], no piece longer than `room`, none of a single token.
+    """Computes the borders of the pieces of a document: [0, …, length].
 
-    A piece ends behind the last sentence that fits, or at full length if that would leave it less than half full.
+    No piece is longer than `room`, and none is a single token. A piece ends after the last sentence that fits, or at
+    full length if it would otherwise be less than half full.
 
     Args:
-        length: Tokens of the document, at least 2.
-        room: Longest piece, at least 3.
-        sentence_ends: Sorted positions behind which a sentence ends; empty to cut at full length only.
+        length: Number of tokens of the document, at least 2.
+        room: Longest piece in tokens, at least 3.
+        sentence_ends: Sorted positions after which a sentence ends; empty to divide at full length only.
     """
     cuts = [0]
     while length - cuts[-1] > room:
@@ -430,14 +450,14 @@ def cut_points(length: int, room: int, sentence_ends: np.ndarray) -> list[int]:
 
 
 class _Cutter:
-    """Tokenizes documents and cuts them into pieces of limited length.
+    """Tokenizes documents and divides them into pieces of limited length.
 
     Args:
         tokenizer: Any tokenizer.
         room: Longest piece in tokens, without special tokens.
         before: Special tokens before each piece.
-        after: Special tokens behind each piece.
-        min_length: Documents of fewer tokens have no piece.
+        after: Special tokens after each piece.
+        min_length: Smallest number of tokens of a document; shorter documents have no pieces.
     """
 
     def __init__(
@@ -461,7 +481,7 @@ class _Cutter:
         return [self._cut_document(ids) for ids in self._tokenize(texts)]
 
     def cut_ends(self, texts: Sequence[str | None]) -> list[list[int] | None]:
-        """Each text with its end cut off, if it is too long for one piece; `None` for an empty one."""
+        """Each text as one piece, truncated at the end; `None` for an empty text."""
         pieces = []
         for ids in self._tokenize(texts):
             pieces.append(self._add_special_tokens(ids[: self.room]) if ids else None)
@@ -483,9 +503,9 @@ class _Cutter:
 
 
 class _WholeTokens:
-    """Tokenizes texts, in which special tokens that the user has added are tokens, as they are in use.
+    """Tokenizes texts so that special tokens added by the user are single tokens.
 
-    What looks like the tokenizer's own special tokens, as a literal "[MASK]", is text.
+    The tokenizer's own special tokens, such as a literal "[MASK]" in a text, are tokenized as text.
 
     Args:
         tokenizer: Any tokenizer.
@@ -505,7 +525,8 @@ class _WholeTokens:
             self.tokenizer = _with_ordinary_tokens(tokenizer, self.added)
         else:
             longest_first = sorted(self.added, key=len, reverse=True)
-            self.pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+            alternatives = "|".join(re.escape(token) for token in longest_first)
+            self.pattern = re.compile(f"({alternatives})")
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """The token ids of each text, without special tokens around it."""
@@ -534,7 +555,7 @@ class _WholeTokens:
 
 
 def _with_ordinary_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> PreTrainedTokenizerBase:
-    """A copy of a fast tokenizer, in which some special tokens are ordinary added ones and are never split."""
+    """A copy of a fast tokenizer in which some special tokens are ordinary added tokens, which are never split."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in content["added_tokens"]:
         token["special"] = token["special"] and token["content"] not in tokens
@@ -544,9 +565,9 @@ def _with_ordinary_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[s
 
 
 def _to_columns(documents: list[list[list[int]]], views: list[list[list[int]]] | None = None) -> dict[str, list]:
-    """Pieces of documents, and perhaps the view of each, as columns of examples.
+    """Converts pieces of documents, and optionally their views, to columns of examples.
 
-    The column `begins` marks the first example of each document, so that those left out can be counted.
+    The column `begins` marks the first example of each document, so that documents left out can be counted.
     """
     texts = list(itertools.chain.from_iterable(documents))
     columns = {
@@ -565,14 +586,14 @@ def _wanted_length(min_length: int) -> str:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the documents of all splits become examples.
+    """How the documents of all splits are converted to examples.
 
     Args:
-        tokenize: Columns of documents -> columns of examples, see `_to_columns`.
+        tokenize: Converts columns of documents to columns of examples, see `_to_columns`.
         tokenizer: See `tokenize_texts`.
-        settings: What tells the examples from others of the same corpus and tokenizer, for the cache.
-        columns: Columns of the documents, which examples do not keep.
-        wanted: What a document has to be, for an error.
+        settings: Settings that determine the examples beside corpus and tokenizer, for the cache.
+        columns: Columns of the documents, which are removed.
+        wanted: Description of the documents that are kept, for an error message.
         min_length, view, num_proc, overwrite_cache: See `tokenize_texts`.
     """
 
@@ -587,7 +608,7 @@ class _Plan:
     overwrite_cache: bool
 
     def fingerprint(self, documents: Dataset) -> str:
-        # The library's own fingerprint pickles the tokenizer, whose state changes with use.
+        # The fingerprint of the library pickles the tokenizer, whose state changes with use.
         identity = _tokenizer_identity(self.tokenizer)
         return Hasher.hash([documents._fingerprint, _TOKENIZATION_VERSION, identity, *self.settings])
 
@@ -632,7 +653,7 @@ def _tokenize_stream(
 
     examples = documents.map(plan.tokenize, batched=True, remove_columns=plan.columns)
     _check_examples(split, examples, plan)
-    if count is not None:  # not before, for the check reads documents too
+    if count is not None:  # only now, because the check reads documents, too
         examples = documents.map(tokenize_and_count, batched=True, remove_columns=plan.columns)
     return examples.remove_columns("begins")
 
@@ -648,23 +669,23 @@ def _check_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """What decides on the token ids of a text."""
+    """The state of a tokenizer that determines the token ids of a text."""
     if not tokenizer.is_fast:
         return [type(tokenizer).__name__, str(tokenizer.init_kwargs), sorted(tokenizer.get_vocab().items())]
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     return {key: value for key, value in content.items() if key not in ("padding", "truncation")}
 
 
-# ---- what the tokens of a tokenizer are -----------------------------------------------------------------------------
+# ---- tokens of a vocabulary -----------------------------------------------------------------------------------------
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids that the tokenizer puts before and after a single text.
+    """Finds the ids that the tokenizer adds before and after a single text.
 
     Raises:
-        UsageError: The tokenizer finds none of its own tokens in a text again.
+        UsageError: The tokenizer recognizes none of its own tokens in a text.
     """
-    # Not every tokenizer knows the letter "a": it is asked for tokens of its own.
+    # Not every vocabulary has the letter "a": the tokens of the vocabulary are tried next.
     own = (tokenizer.convert_tokens_to_string([token]) for token in vocabulary(tokenizer) if token)
     for text in itertools.chain(["a"], own):
         bare = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -672,8 +693,9 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
             continue
         full = tokenizer(text)["input_ids"]
         for start in range(len(full) - len(bare) + 1):
-            if full[start : start + len(bare)] == bare:
-                return full[:start], full[start + len(bare) :]
+            end = start + len(bare)
+            if full[start:end] == bare:
+                return full[:start], full[end:]
     raise UsageError("the tokenizer finds none of its tokens in a text; name another with --tokenizer_name")
 
 
@@ -687,13 +709,13 @@ def vocabulary(tokenizer: Any) -> list[str]:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """What each token of the vocabulary stands for in a text, as UTF-8, of which it may hold a part of a character."""
+    """The UTF-8 bytes that each token of the vocabulary stands for, which may be a part of a character."""
     mark = _word_mark(tokenizer)
     return [_bytes_of_token(token, mark) for token in vocabulary(tokenizer)]
 
 
 def find_sentence_ends(ids: Sequence[int], bytes_of_token: Sequence[bytes]) -> np.ndarray:
-    """Sorted numbers of tokens behind which a sentence may end, whether its mark is one token or several."""
+    """Finds the positions (sorted, in tokens) after which a sentence may end; its mark may be several tokens."""
     parts = [bytes_of_token[index] for index in ids]
     borders = np.cumsum([len(part) for part in parts])
     ends = sentence_ends(b"".join(parts))
@@ -701,14 +723,14 @@ def find_sentence_ends(ids: Sequence[int], bytes_of_token: Sequence[bytes]) -> n
 
 
 class WordTable(NamedTuple):
-    """How each token of a vocabulary goes together with the one before it: boolean arrays (V,).
+    """Whether each token of a vocabulary continues a word: boolean arrays (V,).
 
     Args:
-        joins: Continues the word of the token before it, if that one can be continued.
-        is_joined: Can be continued.
-        clings: Continues it in any case: a mark, or the rest of a character.
-        unspaced: Begins with a letter of a script without blanks.
-        is_blank: Is the mark of a blank and nothing else.
+        joins: The token continues the word of the previous token, if that can be continued.
+        is_joined: The token can be continued.
+        clings: The token always continues the word: it is a mark, or the rest of a character.
+        unspaced: The token begins with a letter of a script without spaces.
+        is_blank: The token is nothing but the mark of a space.
     """
 
     joins: np.ndarray
@@ -718,19 +740,19 @@ class WordTable(NamedTuple):
     is_blank: np.ndarray
 
     def continues(self, before: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Whether tokens are of one word with those before them: two arrays of ids -> boolean, of the same shape."""
+        """Whether tokens `ids` belong to the same word as the tokens `before` them; all arrays have the same shape."""
         joined = self.joins[ids] & self.is_joined[before]
         behind_blank = self.unspaced[ids] & self.is_blank[before]
         return self.clings[ids] | joined | behind_blank
 
 
 def word_start_table(tokenizer: PreTrainedTokenizerBase) -> WordTable:
-    """Which tokens of the vocabulary continue a word.
+    """Finds the tokens of a vocabulary that continue a word.
 
-    WordPiece marks a continuation by `##`. Byte-level BPE (`Ġ`) and SentencePiece (`▁`) mark the beginning after a
-    blank instead; there a token without the mark continues a word where letters or digits meet. Others mark a token
-    that is continued (`@@`, PhoBERT) or is not (`</w>`, CLIP). In a vocabulary with no mark every token is a word; so
-    is every token of a script without blanks, where a clause would count as a word.
+    WordPiece marks a continuation by `##`. Byte-level BPE (`Ġ`) and SentencePiece (`▁`) mark the beginning of a word
+    after a space instead; a token without the mark continues a word where letters or digits meet. Other tokenizers
+    mark tokens that are continued (`@@`, PhoBERT) or are not (`</w>`, CLIP). Every token is a word in a vocabulary
+    without marks, and in scripts without spaces, where otherwise a clause would be one word.
     """
     tokens = vocabulary(tokenizer)
     mark = _word_mark(tokenizer)
@@ -740,33 +762,52 @@ def word_start_table(tokenizer: PreTrainedTokenizerBase) -> WordTable:
     texts = [_bytes_of_token(token, mark) for token in tokens]
     first = [first_character(text) for text in texts]
     last = [last_character(text) for text in texts]
-    clings = np.array([bool(text) and _clings(character) for text, character in zip(texts, first, strict=True)])
-    unspaced = np.array([character is not None and is_unspaced(character) for character in first])
-    ends_unspaced = np.array([character is not None and is_unspaced(character) for character in last])
+    starts_unspaced = np.array([_is_unspaced(character) for character in first])
+    ends_unspaced = np.array([_is_unspaced(character) for character in last])
+    has_text = np.array([bool(text) for text in texts])
+    clings = has_text & np.array([character is None or belongs_to_the_one_before(character) for character in first])
     if mark == "##":
         is_marked = np.array([token.startswith(mark) for token in tokens])
-        return WordTable(is_marked & ~unspaced, ~ends_unspaced, clings & is_marked, none, none)
+        return WordTable(
+            joins=is_marked & ~starts_unspaced,
+            is_joined=~ends_unspaced,
+            clings=clings & is_marked,
+            unspaced=none,
+            is_blank=none,
+        )
     if mark in ("@@", "</w>"):
         is_marked = np.array([token.endswith(mark) for token in tokens])
-        is_joined = is_marked if mark == "@@" else ~is_marked
-        return WordTable(~unspaced, is_joined & ~ends_unspaced, none, none, none)
-    joins = np.array([character is not None and may_be_inside_word(character) for character in first])
+        is_continued = is_marked if mark == "@@" else ~is_marked
+        return WordTable(
+            joins=~starts_unspaced,
+            is_joined=is_continued & ~ends_unspaced,
+            clings=none,
+            unspaced=none,
+            is_blank=none,
+        )
     is_blank = np.array(tokens) == mark
-    is_joined = is_blank | np.array([character is None or may_be_inside_word(character) for character in last])
-    return WordTable(joins, is_joined, clings, unspaced, is_blank)
+    starts_inside = np.array([character is not None and may_be_inside_word(character) for character in first])
+    ends_inside = np.array([character is None or may_be_inside_word(character) for character in last])
+    return WordTable(
+        joins=starts_inside,
+        is_joined=is_blank | ends_inside,
+        clings=clings,
+        unspaced=starts_unspaced,
+        is_blank=is_blank,
+    )
 
 
-def _clings(first: str | None) -> bool:
-    return first is None or belongs_to_the_one_before(first)
+def _is_unspaced(character: str | None) -> bool:
+    return character is not None and is_unspaced(character)
 
 
-# Bytes that byte-level BPE writes as themselves; it writes the others as the characters behind Latin-1.
+# Bytes that byte-level BPE writes unchanged; it writes the others as the characters after Latin-1.
 _PRINTABLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE_BYTES}
 for _number, _byte in enumerate(sorted(set(range(0x100)) - set(_PRINTABLE_BYTES))):
     _BYTE_OF_CHARACTER[chr(0x100 + _number)] = _byte
 
-# A byte that SentencePiece has no character for.
+# A byte for which SentencePiece has no character.
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -786,7 +827,7 @@ def _bytes_of_token(token: str, mark: str | None) -> bytes:
 
 
 def _word_mark(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """How a vocabulary marks words, see `word_start_table`; `None` if it does not."""
+    """The mark of words in a vocabulary, see `word_start_table`; `None` if it has no mark."""
     if getattr(tokenizer, "is_fast", False):
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         steps = json.dumps([content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")])

@@ -1,6 +1,6 @@
-"""Makes views, the second text of an example: the rest or another window of its document, or fewer of its words.
+"""Makes views, the second text of an example: the rest or another window of its document, or some of its words.
 
-Shapes: B texts or documents, S tokens of a padded text; functions of single words call the rows of texts R.
+Shapes: B texts or documents, S tokens of a padded text, R rows.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from text_jepa.data.windows import count_windows, cut_windows
 
 
 class DocumentCutter:
-    """Cuts windows and their views out of documents: the rest of the document, or the neighbouring window.
+    """Extracts windows and their views from documents. A view is the rest of the document or a neighbouring window.
 
     Args:
-        tokenizer: The tokenizer, for the special tokens around a text.
+        tokenizer: Tokenizer, for the special tokens around a text.
         view: A view of documents.
-        seed: Seed of the borders.
+        seed: Seed of the borders of windows.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class DocumentCutter:
         checksums: np.ndarray,
         epochs: Sequence[int],
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Cuts one window out of each document.
+        """Extracts one window from each document.
 
         Args:
             documents: Token ids of B documents, without special tokens.
-            numbers: The number of the window of each document, from 0.
+            numbers: Index of the window of each document.
             checksums: (B,), see `text_checksums`.
-            epochs: The epoch of each document.
+            epochs: Epoch of each document.
 
         Returns:
             Token ids of the B windows and of their views, with special tokens.
@@ -89,16 +89,16 @@ def choose_words(
     word_starts: np.ndarray,
     keys: np.ndarray,
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Chooses the words of padded texts that stay in a view with fewer words.
+    """Chooses the words of padded texts that are kept in a view.
 
     Args:
         view: `deletion`, `crop` or `crop_both`.
-        usable: (B, S) boolean, tokens of words; all others stay.
+        usable: (B, S) boolean, tokens of words; all other tokens are kept.
         word_starts: (B, S) boolean, tokens that begin a word.
         keys: (B,) uint64.
 
     Returns:
-        (B, S) boolean, tokens that stay in the text, or `None` if all do; (B, S) boolean, those that stay in its view.
+        (B, S) boolean, tokens kept in the text, or `None` for all; and (B, S) boolean, tokens kept in the view.
     """
     choose = delete_words if view.kind == "deletion" else crop_words
     of_view = choose(usable, word_starts, keys ^ FOR_VIEW, view.ratio)
@@ -113,7 +113,7 @@ def crop_words(
     keys: np.ndarray,
     share: Share,
 ) -> np.ndarray:
-    """Keeps a run of whole words at a random place, at least one word, and all tokens that are not usable.
+    """Keeps a run of whole words at a random place, at least one, and all tokens that are not usable.
 
     Args:
         usable, word_starts, keys: See `sample_spans`.
@@ -135,10 +135,10 @@ def delete_words(
     keys: np.ndarray,
     share: Share,
 ) -> np.ndarray:
-    """Keeps random words, at least one, in their order (TSDAE, arXiv 2104.06979); arguments as for `crop_words`."""
+    """Keeps random words in their order, at least one (TSDAE, arXiv 2104.06979); arguments as for `crop_words`."""
     word, words = _number_words(usable, word_starts)
     starts_of_row = (usable & word_starts).sum(axis=1)
-    most = int(starts_of_row.max(initial=0)) + 1  # the first usable token begins a word too
+    most = int(starts_of_row.max(initial=0)) + 1  # the first usable token always begins a word
     draws = counter_uniforms(keys, 2 + most)
     kept = _words_to_keep(words, share, draws)
     is_word = np.arange(most) < words[:, None]
@@ -150,7 +150,7 @@ def delete_words(
 
 
 def _number_words(usable: np.ndarray, word_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(R, S) number of the word of each usable token, from 0, and (R,) number of words in each row."""
+    """(R, S) index of the word of each usable token, and (R,) number of words in each row."""
     words = Words.of(usable, word_starts)
     begins = usable & (words.rank == words.first)
     number = np.cumsum(begins, axis=1) - 1
@@ -162,7 +162,7 @@ def _words_to_keep(
     share: Share,
     draws: np.ndarray,
 ) -> np.ndarray:
-    """(R,) number of words that stay, at least one, by the first two columns of the draws."""
+    """(R,) number of words to keep, at least one, by the first two columns of the draws."""
     shares = draw_share(share, draws[:, 0], np.zeros(1))
     kept = np.floor(shares * words + draws[:, 1])
     return np.clip(kept, 1, np.maximum(words, 1))
@@ -179,7 +179,7 @@ def _split_at(
     borders: np.ndarray,
     number: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tokens before a window of a document, those of the window, and those behind it."""
+    """The tokens before a window of a document, in the window, and after it."""
     start = borders[number]
     end = borders[number + 1]
     return document[:start], document[start:end], document[end:]

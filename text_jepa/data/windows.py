@@ -1,4 +1,4 @@
-"""Where a document is cut into windows: pure functions of its length and a key."""
+"""Divides documents into windows, as a pure function of length and key."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from text_jepa.data.draws import counter_uniforms
 
 
 def count_windows(lengths: np.ndarray, room: int) -> np.ndarray:
-    """Number of windows of each document: their mean length is at most two thirds of the longest window.
+    """Computes the number of windows of each document, so that their mean length is at most 2/3 of the longest window.
 
-    There are at least two, so that the rest of the document is never empty.
+    Every document has at least two windows, so that the rest of the document is never empty.
 
     Args:
-        lengths: (N,) tokens of each document, at least 2.
+        lengths: (N,) number of tokens of each document, at least 2.
         room: Longest window in tokens.
 
     Returns:
@@ -27,18 +27,19 @@ def cut_windows(
     counts: np.ndarray,
     keys: np.ndarray,
 ) -> np.ndarray:
-    """Cuts each document into its windows; every token is in exactly one.
+    """Divides each document into windows, so that every token is in exactly one.
 
-    Each border of equally long windows is moved at random by up to a quarter of a window in either direction, so a
-    window has half to one and a half times the mean length. Keys, and with them windows, differ between epochs.
+    Starting from windows of equal length, each border is moved at random by up to a quarter of a window in either
+    direction, so the length of a window is between 0.5 and 1.5 times the mean. Keys, and therefore windows, differ
+    between epochs.
 
     Args:
-        lengths: (N,) tokens of each document, at least 2.
-        counts: (N,) windows of each, from `count_windows`.
+        lengths: (N,) number of tokens of each document, at least 2.
+        counts: (N,) number of windows of each document, from `count_windows`.
         keys: (N,) uint64, one for each document and epoch.
 
     Returns:
-        (N, max(counts) + 1) borders, strictly increasing from 0 to the length, which fills the columns after it.
+        (N, max(counts) + 1) borders, strictly increasing from 0 to the length; unused columns hold the length.
     """
     lengths = np.asarray(lengths)[:, None]
     counts = np.asarray(counts)[:, None]
@@ -46,7 +47,7 @@ def cut_windows(
     shift = (counter_uniforms(keys, len(number)) - 0.5) / 2
     borders = lengths * (number + shift) / counts
     borders = np.floor(borders).astype(np.int64)
-    # In a short document borders may coincide, or fall on an end.
+    # In a short document, borders may coincide with each other or with an end.
     last_place = lengths - counts + number
     borders = np.clip(borders, number, last_place)
     borders[:, 0] = 0

@@ -1,7 +1,7 @@
-"""Weights of words by inverse document frequency: how much each token counts in the vector of a text.
+"""Computes weights of words by inverse document frequency, for the mean of token states that is the vector of a text.
 
-A plain mean of token states gives "the" the weight of "mitochondrion". Weighting by inverse document frequency is the
-cheapest known remedy; it needs one pass over tokenized texts and no training.
+A plain mean gives "the" the same weight as "mitochondrion". Weighting by inverse document frequency is the cheapest
+known remedy: it needs one pass over tokenized texts and no training.
 
 Shapes: V tokens of the vocabulary.
 """
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from text_jepa.data.tokenization import vocabulary
 
 
-# The folder of the module `WordWeights` beside an exported encoder, which sentence-transformers opens by itself.
+# Folder of the module `WordWeights` in an exported encoder, which sentence-transformers loads by itself.
 WORD_WEIGHTS_FOLDER = "1_WordWeights"
 
 
@@ -31,8 +31,8 @@ class DocumentFrequency:
         vocab_size: V.
 
     Attributes:
-        documents: Documents counted so far.
-        counts: (V,) int64, in how many of them each token occurs.
+        documents: Number of documents counted so far.
+        counts: (V,) int64, number of documents in which each token occurs.
     """
 
     def __init__(self, vocab_size: int):
@@ -40,20 +40,20 @@ class DocumentFrequency:
         self.counts = np.zeros(vocab_size, np.int64)
 
     def add(self, documents: Iterable[Sequence[int]]) -> None:
-        """Counts documents, each given by its token ids."""
+        """Adds documents, each given by its token ids."""
         for ids in documents:
             tokens = np.unique(np.asarray(ids, dtype=np.int64))
             self.counts[tokens] += 1
             self.documents += 1
 
     def inverse(self) -> np.ndarray:
-        """Inverse document frequency, ln((N + 1) / (df + 1)) + 1, at least 1 (scikit-learn's `smooth_idf`): (V,)."""
+        """Inverse document frequency ln((N + 1) / (df + 1)) + 1, at least 1 (`smooth_idf` of scikit-learn): (V,)."""
         ratio = (self.documents + 1) / (self.counts + 1)
         return np.log(ratio) + 1
 
 
 def is_weightless(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """(V,) boolean: special tokens and punctuation, which say nothing about the subject of a text."""
+    """Marks tokens without weight: special tokens and punctuation, boolean (V,)."""
     texts = [_token_to_text(tokenizer, token) for token in vocabulary(tokenizer)]
     weightless = np.array([all(map(_is_punctuation, text)) for text in texts])
     weightless[tokenizer.all_special_ids] = True
@@ -61,7 +61,7 @@ def is_weightless(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def _token_to_text(tokenizer: PreTrainedTokenizerBase, token: str) -> str:
-    # Byte-level BPE writes blanks and bytes as letters of its own.
+    # Byte-level BPE writes spaces and bytes as other letters.
     text = tokenizer.convert_tokens_to_string([token])
     return text.removeprefix("##").strip()
 
@@ -73,7 +73,11 @@ def _is_punctuation(character: str) -> bool:
 
 
 def word_weights(frequency: DocumentFrequency, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Inverse document frequencies, 0 for special tokens and punctuation: (V,) float32."""
+    """Computes the weight of each token: inverse document frequency, 0 for special tokens and punctuation.
+
+    Returns:
+        (V,) float32.
+    """
     weights = np.where(is_weightless(tokenizer), 0.0, frequency.inverse())
     return weights.astype(np.float32)
 
@@ -83,7 +87,7 @@ def count_words(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int = 1_000,
 ) -> DocumentFrequency:
-    """Document frequencies of the tokens of raw texts, which are tokenized in batches of `batch_size`."""
+    """Counts the document frequencies of tokens in raw texts, which are tokenized in batches of `batch_size`."""
     frequency = DocumentFrequency(len(vocabulary(tokenizer)))
     texts = iter(texts)
     batch = list(itertools.islice(texts, batch_size))
@@ -100,7 +104,7 @@ def count_words(
 
 
 def save_word_weights(folder: str | Path, weights: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes weights (V,) as sentence-transformers' module `WordWeights`, into `1_WordWeights/` of a folder."""
+    """Writes weights (V,) to `1_WordWeights/` in a folder, as the module `WordWeights` of sentence-transformers."""
     folder = Path(folder, WORD_WEIGHTS_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     tokens = vocabulary(tokenizer)
@@ -117,7 +121,7 @@ def save_word_weights(folder: str | Path, weights: np.ndarray, tokenizer: PreTra
 
 
 def load_word_weights(folder: str | Path) -> np.ndarray | None:
-    """The weights (V,) float32 that `save_word_weights` left in a folder; `None` if there are none."""
+    """Reads the weights (V,) float32 written by `save_word_weights`; `None` if there are none."""
     path = Path(folder, WORD_WEIGHTS_FOLDER, "model.safetensors")
     if not path.is_file():
         return None

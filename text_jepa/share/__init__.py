@@ -1,1 +1,1 @@
-"""Trained encoders for others: exports, model cards, the Hub."""
+"""Shares trained encoders: exports, model cards and the Hub."""

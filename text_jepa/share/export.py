@@ -1,4 +1,4 @@
-"""Exports a trained encoder as an ordinary checkpoint, which opens without remote code and without this package."""
+"""Exports trained encoders as ordinary checkpoints, which need neither remote code nor this package."""
 
 import contextlib
 import copy
@@ -39,7 +39,7 @@ from text_jepa.share.onnx import require
 from text_jepa.share.transformers4 import make_readable_in_4
 
 
-# The files of an encoder and its tokenizer that may name Python code.
+# Files of an encoder and its tokenizer that may refer to Python code.
 CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 
 
@@ -54,34 +54,35 @@ def export_encoder(
     """Writes an encoder, its tokenizer and the files of sentence-transformers.
 
     `AutoModel`, `AutoTokenizer`, `pipeline("feature-extraction")`, the `AutoModelFor…` classes and
-    `SentenceTransformer` open the folder as it is, with transformers 4.57 as well as 5. The predictor and the other
-    encoder are left out. If the model pools by `"idf"`, `1_WordWeights/` has the word weights.
+    `SentenceTransformer` can load the folder, with transformers 4.57 as well as 5. The predictor and the other encoder
+    are not exported. If the model pools by `"idf"`, `1_WordWeights/` has the word weights.
 
     Args:
         model: The pretraining model.
-        tokenizer: The tokenizer that it was trained with.
+        tokenizer: The tokenizer of the model.
         output_dir: Folder to write to, created if missing.
         max_length: Longest text in tokens, for sentence-transformers and the tokenizer.
         which: The encoder to export, see `trained_encoder`.
-        head: The head that the encoder had before and keeps; by default the vectors are pooled as in training.
+        head: The original head of the encoder, if it is kept. Default: vectors are pooled as in training.
 
     Raises:
-        UsageError: A module of the head is gone.
+        UsageError: A module of the head is missing.
     """
     if head is not None:
         check_modules(head, model.word_weights is not None)
     encoder = trained_encoder(model, which)
     output_dir = Path(output_dir)
+    state = None
     pooler = {} if head is None else _pooler_of(head.source, **head.options)
-    encoder.save_pretrained(output_dir, state_dict={**encoder.state_dict(), **pooler} if pooler else None)
-    tokenizer = copy.copy(tokenizer)  # the caller's keeps its length
-    tokenizer.model_max_length = max_length
-    tokenizer.model_input_names = _shared_inputs(encoder, tokenizer)
-    tokenizer.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": None}  # so that they are written
-    tokenizer.save_pretrained(output_dir)
-    _forget_code(output_dir)
+    if pooler:
+        state = encoder.state_dict() | pooler
+    encoder.save_pretrained(output_dir, state_dict=state)
+    _save_tokenizer(tokenizer, encoder, output_dir, max_length)
+    _remove_missing_code(output_dir)
     make_readable_in_4(output_dir)
-    _write_json(output_dir / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    sentence_config = {"max_seq_length": max_length, "do_lower_case": False}
+    _write_json(output_dir / "sentence_bert_config.json", sentence_config)
+
     weights = trained_word_weights(model, tokenizer)
     modules = [TRANSFORMER_MODULE]
     if weights is not None:
@@ -97,10 +98,24 @@ def export_encoder(
     write_modules(output_dir, modules)
 
 
-def _pooler_of(source: str, **options: Any) -> dict[str, torch.Tensor]:
-    """The weights of the pooler of an encoder by name, which no run trains; none if it has no pooler, or is gone.
+def _save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: PreTrainedModel,
+    output_dir: Path,
+    max_length: int,
+) -> None:
+    """Saves a copy of a tokenizer with the longest length and the inputs of an encoder."""
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.model_max_length = max_length
+    tokenizer.model_input_names = _shared_inputs(encoder, tokenizer)
+    tokenizer.init_kwargs = {**tokenizer.init_kwargs, "model_input_names": None}  # so that the inputs are saved
+    tokenizer.save_pretrained(output_dir)
 
-    An export without them is an encoder as well, but `AutoModel` would make up a pooler and say so at every opening.
+
+def _pooler_of(source: str, **options: Any) -> dict[str, torch.Tensor]:
+    """Weights of the pooler of an encoder, which are not trained; none if it has no pooler or cannot be found.
+
+    An export without them would be complete, but `AutoModel` would initialize a pooler and warn about it.
     """
     try:
         model, report = AutoModel.from_pretrained(source, trust_remote_code=False, output_loading_info=True, **options)
@@ -113,18 +128,21 @@ def _pooler_of(source: str, **options: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _forget_code(folder: Path) -> None:
-    """Removes from an exported folder what names Python code that is not in it, as the folder it started from did.
+def _remove_missing_code(folder: Path) -> None:
+    """Removes references to Python code that is not in an exported folder.
 
-    Encoder and tokenizer were opened without that code, and whoever opens the export would look for it in vain.
+    The original folder may have such code. Encoder and tokenizer were loaded without it, and loading the export would
+    fail to find it.
     """
     for name in CONFIGURATIONS:
         path = folder / name
-        named = code_in(path)
-        gone = [entry for entry, files in named.items() if not all((folder / file).is_file() for file in files)]
-        if gone:
+        missing = []
+        for entry, files in code_in(path).items():
+            if not all((folder / file).is_file() for file in files):
+                missing.append(entry)
+        if missing:
             config = json.loads(path.read_text(encoding="utf-8"))
-            for entry in gone:
+            for entry in missing:
                 del config["auto_map"][entry]
             if not config["auto_map"]:
                 del config["auto_map"]
@@ -132,10 +150,10 @@ def _forget_code(folder: Path) -> None:
 
 
 def code_in(path: Path) -> dict[str, list[str]]:
-    """The files of Python code that a JSON file names (`auto_map`), by entry; none without the file.
+    """Finds the files of Python code that a JSON file refers to (`auto_map`), by entry; none without the file.
 
     Raises:
-        UsageError: It cannot be read.
+        UsageError: The file cannot be read.
     """
     if not path.is_file():
         return {}
@@ -145,25 +163,25 @@ def code_in(path: Path) -> dict[str, list[str]]:
         raise UsageError(f"{path} cannot be read ({first_line(error)}); mend it first") from error
     files = {}
     for entry, value in named:
-        classes = value if isinstance(value, list) else [value]  # those of a tokenizer are two, with gaps
+        classes = value if isinstance(value, list) else [value]  # two for a tokenizer, one of which may be missing
         files[entry] = [f"{str(reference).partition('.')[0]}.py" for reference in classes if reference]
     return files
 
 
 def _shared_inputs(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What a tokenizer makes and its encoder takes: not all take the token types of a tokenizer of BERT."""
+    """Inputs that a tokenizer returns and the encoder accepts, because not all encoders accept token types."""
     taken = inspect.signature(encoder.forward).parameters
     return [name for name in tokenizer.model_input_names if name in taken]
 
 
 def write_head(head: SentenceHead, folder: Path, hidden_size: int, has_word_weights: bool = False) -> None:
-    """Writes the modules of a head, with their list, beside an encoder.
+    """Writes the modules of a head, with their list, to the folder of an encoder.
 
     Args:
         head: The head.
-        folder: The encoder's folder.
-        hidden_size: Features of a state.
-        has_word_weights: Whether the folder has word weights of its own.
+        folder: Folder of the encoder.
+        hidden_size: Number of features of a state.
+        has_word_weights: Whether the folder has word weights.
     """
     kept = copy_modules(head, folder, has_word_weights)
     write_modules(folder, [TRANSFORMER_MODULE, *kept])
@@ -173,11 +191,11 @@ def write_head(head: SentenceHead, folder: Path, hidden_size: int, has_word_weig
 
 
 def write_modules(folder: Path, modules: Sequence[tuple[str, str]]) -> None:
-    """Writes `modules.json`, the list of sentence-transformers' modules.
+    """Writes `modules.json`, the list of modules for sentence-transformers.
 
     Args:
-        folder: The encoder's folder.
-        modules: Subfolder and type of each module, in the order in which they run.
+        folder: Folder of the encoder.
+        modules: Subfolder and type of each module, in order of execution.
     """
     listed = []
     for index, (path, kind) in enumerate(modules):
@@ -195,7 +213,7 @@ def write_pooling(folder: Path, subfolder: str, hidden_size: int, pooling: str) 
     """Writes the pooling module of sentence-transformers.
 
     Returns:
-        Its subfolder and type, as `write_modules` takes them.
+        Subfolder and type of the module, for `write_modules`.
     """
     config = {
         "word_embedding_dimension": hidden_size,
@@ -214,7 +232,7 @@ def save_for_continuing(
     tokenizer: PreTrainedTokenizerBase,
     output_dir: str | Path,
 ) -> None:
-    """Writes the complete pretraining model for continued training: encoders, predictor, heads, code and tokenizer."""
+    """Saves the complete pretraining model for continued training: encoders, predictor, heads, code and tokenizer."""
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
 
@@ -226,7 +244,7 @@ def _write_json(path: Path, content: dict | list) -> None:
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """Numbers of trainable parameters and of all parameters."""
+    """Counts the trainable parameters and all parameters."""
     trainable = 0
     total = 0
     for parameter in model.parameters():
@@ -239,19 +257,19 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def staged(output_dir: str | Path) -> Iterator[Path]:
-    """Opens a new folder for an encoder, which becomes `output_dir` at the end, or vanishes if the block fails."""
+    """Creates a temporary folder for an encoder; it becomes `output_dir` at the end, or is deleted after an error."""
     output_dir = Path(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix="_") as folder:
         staging = Path(folder, output_dir.name)
         staging.mkdir()
         yield staging
-        _forget_code(staging)
+        _remove_missing_code(staging)
         make_readable_in_4(staging)
         staging.replace(output_dir)
 
 
-# Files that tell of a run: those of its weights and no others.
+# Files of a run, which describe its weights and no others.
 _OF_A_RUN = (
     "arguments.yaml",
     "changed.yaml",
@@ -262,16 +280,16 @@ _OF_A_RUN = (
 
 
 def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) -> None:
-    """Copies the files of an encoder's folder: its own, and those of its modules.
+    """Copies the files of an encoder and its modules.
 
-    ONNX files are not copied: they hold the weights, word weights included, of the folder that they were made in.
-    Neither are other folders of a run, such as its checkpoints and the complete model, nor its log, comparison and
-    arguments, which would be taken for those of the copy.
+    ONNX files are not copied, because they contain the old weights, including word weights. Other folders of a run,
+    such as checkpoints and the complete model, and its log, comparison and arguments are not copied either, because
+    they do not describe the copy.
 
     Args:
         source: Folder to copy from.
         output_dir: Folder to copy to.
-        with_model: Whether to copy the encoder's weights.
+        with_model: Whether to copy the weights of the encoder.
     """
     subfolders = {path for path, _ in read_modules(source)}
     subfolders.add("")
@@ -282,10 +300,12 @@ def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) 
         destination = output_dir / subfolder
         destination.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
-            is_model = subfolder == "" and file.name.startswith(("model", "pytorch_model"))
-            is_of_run = subfolder == "" and file.name in _OF_A_RUN
+            is_at_root = subfolder == ""
+            is_model = is_at_root and file.name.startswith(("model", "pytorch_model"))
+            is_of_run = is_at_root and file.name in _OF_A_RUN
             is_onnx = ".onnx" in file.name  # also model.onnx.data
-            if file.is_file() and not is_of_run and not is_onnx and (with_model or not is_model):
+            is_left_out = is_of_run or is_onnx or (is_model and not with_model)
+            if file.is_file() and not is_left_out:
                 shutil.copy(file, destination / file.name)
 
 
@@ -297,15 +317,15 @@ def export_sentence_transformer(
     center: np.ndarray | None = None,
     normalize: bool = False,
 ) -> None:
-    """Saves an encoder by sentence-transformers itself, with prompts and what is done with its vectors.
+    """Saves an encoder with sentence-transformers, with prompts and modules for centring and normalization.
 
     Args:
-        encoder_dir: A folder from `export_encoder`, or an encoder of any architecture, which is pooled by the mean.
+        encoder_dir: A folder of `export_encoder`, or an encoder of any architecture, which gets mean pooling.
         output_dir: New folder.
         max_length: Longest text in tokens. Default: unchanged.
-        prompts: Prefix of a text by kind of text, such as `{"query": "query: "}`, beside those of the folder.
-        center: (D,) mean vector of texts, which a stock `Dense` module of identity weights subtracts.
-        normalize: Whether vectors get unit length by a stock `Normalize` module at the end.
+        prompts: Prefixes of texts by kind of text, such as `{"query": "query: "}`, in addition to those of the folder.
+        center: (D,) mean vector of texts, subtracted by a `Dense` module with identity weights.
+        normalize: Whether to append a `Normalize` module, which gives vectors unit length.
 
     Raises:
         UsageError: sentence-transformers is not installed, or cannot read the folder.
@@ -325,11 +345,11 @@ def export_sentence_transformer(
         model.max_seq_length = max_length
     _append_modules(model, center, normalize)
     with staged(output_dir) as staging:
-        model.save_pretrained(str(staging), create_model_card=False)  # the run's own card says more
+        model.save_pretrained(str(staging), create_model_card=False)  # the card of the run has more information
 
 
 def _append_modules(model, center: np.ndarray | None, normalize: bool) -> None:
-    """Appends `Dense` and `Normalize` to a `SentenceTransformer`, unless it normalizes at its end already."""
+    """Appends `Dense` and `Normalize` to a `SentenceTransformer`, the latter unless it is the last module already."""
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
     if center is not None:

@@ -1,4 +1,4 @@
-"""Publishes a finished folder on the Hub: its known files and no others, in one commit."""
+"""Publishes the known files of a finished folder on the Hub, in one commit."""
 
 import itertools
 import logging
@@ -23,8 +23,8 @@ from text_jepa.share.model_card import renamed_card
 
 logger = logging.getLogger(__name__)
 
-# Files of a folder that are published, beside those that its tokenizer and its modules name. Anything else stays:
-# checkpoints, optimizers, arguments, other logs.
+# Files of a folder that are published, beside those of its tokenizer and its modules. Checkpoints, optimizers,
+# arguments and other logs are not.
 PUBLISHED = [
     "README.md",
     "curves.png",
@@ -53,16 +53,16 @@ PUBLISHED = [
     "onnx/model_int8.onnx",
 ]
 
-# Files of a module of sentence-transformers that are published. Weights in other forms are pickles, which run code.
+# Files of a sentence-transformers module that are published. Weights in other formats are pickles, which run code.
 _SUFFIXES_OF_A_MODULE = (".json", ".safetensors", ".model")
 
 
 def files_to_publish(folder: str | Path) -> list[str]:
-    """Names of the files that `push_folder` would upload, sorted.
+    """Finds the files that `push_folder` uploads; returns their names, sorted.
 
     Raises:
-        UsageError: The folder is not finished: it lacks configuration, weights, card, or what its tokenizer and its
-            modules need.
+        UsageError: The folder is not finished: configuration, weights, card, or files of its tokenizer or modules are
+            missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -84,7 +84,7 @@ def files_to_publish(folder: str | Path) -> list[str]:
 
 
 def _refuse_code(folder: Path) -> None:
-    """Raises UsageError if the encoder, its tokenizer or a module needs Python code that is not ours."""
+    """Raises UsageError if the encoder, its tokenizer or a module needs Python code of others."""
     for name in CONFIGURATIONS:
         for file in itertools.chain(*code_in(folder / name).values()):
             if file not in PUBLISHED:
@@ -95,24 +95,24 @@ def _refuse_code(folder: Path) -> None:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a path matches a pattern whose star stands for no slash, unlike that of `fnmatch`."""
+    """Whether a path matches a pattern in which, unlike in `fnmatch`, a star does not match a slash."""
     return fnmatch(name, pattern) and name.count("/") == pattern.count("/")
 
 
 def _files_of_tokenizer(folder: Path) -> list[str]:
-    """Names of the files that the tokenizer's class reads, such as `bpe.codes`; none if there is no tokenizer."""
+    """Names of the files that the class of the tokenizer reads, such as `bpe.codes`; none without a tokenizer."""
     if not (folder / "tokenizer_config.json").is_file():
         return []
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # The tokenizers library raises errors without a type.
+    # The tokenizers library raises plain exceptions.
     except Exception as error:
         raise UsageError(f"{folder}: its tokenizer cannot be read ({first_line(error)}); mend it first") from error
     return list(tokenizer.vocab_files_names.values())
 
 
 def _files_of_modules(folder: Path) -> Iterator[Path]:
-    """All files of sentence-transformers' modules, except the encoder, which is in no subfolder."""
+    """All files of the sentence-transformers modules in subfolders, that is, of all modules except the encoder."""
     for subfolder, kind in read_modules(folder):
         module = folder / subfolder
         if not module.resolve().is_relative_to(folder.resolve()):
@@ -127,7 +127,7 @@ def _files_of_modules(folder: Path) -> Iterator[Path]:
                 f"{pickles[0]}: weights in a pickle are not published; `text-jepa export sentence-transformers` "
                 "writes them as safetensors"
             )
-        # Normalize has no settings, and a repository no empty folders.
+        # Normalize has no files, and a repository has no empty folders.
         if not published and not kind.endswith("Normalize"):
             raise UsageError(f"{folder}/modules.json names the module '{subfolder}', which is not there; add it")
         yield from published
@@ -137,7 +137,7 @@ def create_repository(name: str, private: bool | None = None, token: str | None 
     """Creates a model repository on the Hub unless it exists.
 
     Args:
-        name: `owner/name`, or `name` for one of your own.
+        name: `owner/name`, or `name` for a repository of your own.
         private: Visibility of a new repository. Default: the owner's setting.
         token: Access token. Default: from the variable HF_TOKEN or `hf auth login`.
 
@@ -145,7 +145,7 @@ def create_repository(name: str, private: bool | None = None, token: str | None 
         The full name, `owner/name`.
 
     Raises:
-        UsageError: The Hub cannot be reached, or refuses.
+        UsageError: The Hub cannot be reached, or refuses the request.
     """
     try:
         return HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
@@ -163,7 +163,7 @@ def push_folder(
 ) -> str:
     """Uploads the files of `files_to_publish` in one commit, so that the repository has all of them or none.
 
-    The uploaded card has the repository's name, so that its snippets work. The folder itself stays unchanged.
+    The uploaded card has the name of the repository, so that its snippets work. The folder itself is unchanged.
 
     Args:
         folder: An exported encoder, or `pretraining/` of a run.
@@ -177,13 +177,14 @@ def push_folder(
         The URL of the commit.
 
     Raises:
-        UsageError: The folder is not finished, the Hub cannot be reached, or it refuses. Nothing is published then.
+        UsageError: The folder is not finished, or the Hub cannot be reached or refuses the request. Nothing is
+            published.
     """
     if not sys.stderr.isatty():
         disable_progress_bars()  # here, because the Trainer enables them again
     folder = Path(folder)
     files = files_to_publish(folder)
-    _read_card(folder / "README.md", name)  # before a repository is made
+    _read_card(folder / "README.md", name)  # fails before a repository is created
     name = create_repository(name, private, token)
     operations = []
     for file in files:
@@ -195,7 +196,7 @@ def push_folder(
             api.create_branch(name, branch=revision, exist_ok=True)
         # Not upload_folder, which may split an upload into several commits.
         commit = api.create_commit(name, operations, commit_message=message, revision=revision)
-    # Errors of many types, some from the HTTP library: none of them may end a run in a traceback.
+    # Errors of any type, some from the HTTP library, must not end a run with a traceback.
     except Exception as error:
         raise UsageError(f"{name} was not published: {_reason(error)}") from error
     return commit.commit_url
@@ -208,7 +209,7 @@ def push_in_background(
     revision: str | None = None,
     token: str | None = None,
 ) -> PushInProgress:
-    """Uploads a temporary folder in a thread of its own, and deletes it. A failed upload is a warning.
+    """Uploads a temporary folder in a separate thread, and deletes it. A failed upload is logged as a warning.
 
     Args:
         folder: An exported encoder.
@@ -218,7 +219,7 @@ def push_in_background(
         token: See `create_repository`.
 
     Returns:
-        The upload, which the Trainer waits for at the end of a run.
+        The upload, for which the Trainer waits at the end of a run.
     """
     upload = HfApi().run_as_future(_push_and_delete, folder, name, message, revision, token)
     return PushInProgress([upload])
@@ -240,7 +241,7 @@ def _push_and_delete(
 
 
 def _read_card(path: Path, name: str) -> bytes:
-    """The card under the name of the repository."""
+    """Reads a card and renames it for the repository."""
     try:
         card = renamed_card(path.read_text(encoding="utf-8"), name)
     except UnicodeDecodeError as error:
@@ -251,7 +252,8 @@ def _read_card(path: Path, name: str) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    cause = error.__cause__ or error  # a failed upload says what failed in its cause only
+    """Describes an error of the Hub in one line."""
+    cause = error.__cause__ or error  # the message of a failed upload is in its cause
     response = getattr(cause, "response", None)
     status = getattr(response, "status_code", None)
     if status in (401, 403):

@@ -1,4 +1,4 @@
-"""Makes encoders from encoders without training: new word weights, and a point between two encoders."""
+"""Makes encoders from other encoders without training: new word weights, and interpolation of two encoders."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,19 +15,19 @@ from text_jepa.encoders.sentence_head import read_modules
 from text_jepa.share.export import copy_encoder_files, staged, write_modules, write_pooling
 
 
-# With fewer texts than this, half of the log-frequencies remain the old ones.
+# With fewer texts than this, new word weights are averaged with the old ones.
 TEXTS_TO_TRUST = 2_000
 
-# Shares of the way from start to end to try: 0 is the start, 1 the end.
+# Interpolation shares to try: 0 is the start, 1 is the end.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Recount(NamedTuple):
-    """What `recount_word_weights` did.
+    """Result of `recount_word_weights`.
 
     Attributes:
         texts: Number of texts that were counted.
-        blended: Whether the weights are the mean of the old and the new ones.
+        blended: Whether the weights are the mean of the old and the new weights.
     """
 
     texts: int
@@ -35,24 +35,24 @@ class Recount(NamedTuple):
 
 
 def recount_word_weights(encoder: Encoder, output_dir: str | Path, texts: Iterable[str]) -> Recount:
-    """Writes a copy of an encoder whose word weights are counted on other texts; nothing else changes.
+    """Writes a copy of an encoder with word weights from other texts; nothing else changes.
 
-    ONNX files hold the old word weights and are not copied.
+    ONNX files contain the old word weights and are not copied.
 
-    An encoder without word weights, of any architecture and origin, gets them: the module `WordWeights` comes between
-    its encoder and its pooling. Below `TEXTS_TO_TRUST` texts the weights are the mean of the old and the new ones, if
-    there are old ones.
+    An encoder without word weights, of any architecture and origin, gets the module `WordWeights` between its encoder
+    and its pooling. With fewer than `TEXTS_TO_TRUST` texts, the weights are the mean of the old weights, if there are
+    any, and the new weights.
 
     Args:
-        encoder: The encoder, opened from the folder that is its name.
+        encoder: The encoder. Its name is the folder that it was opened from.
         output_dir: New folder.
         texts: Documents, none of them blank.
 
     Returns:
-        The number of texts, and whether the old weights were blended in.
+        The number of texts, and whether the weights are a mean with the old ones.
 
     Raises:
-        UsageError: The encoder does not pool by the mean, or there is no text. Nothing is written then.
+        UsageError: The encoder does not pool by the mean, or there is no text. Nothing is written.
     """
     if encoder.pooling != "mean":
         raise UsageError(
@@ -88,12 +88,12 @@ def interpolate(
     """Interpolates linearly between the weights of two models (LM-Cocktail, arXiv 2311.13534).
 
     Args:
-        start: Weights by name, such as those of `state_dict()`.
-        end: Weights of the same names and shapes.
-        share: Share of the way from start to end: 0 gives the start, 1 the end.
+        start: Weights by name, as in `state_dict()`.
+        end: Weights with the same names and shapes.
+        share: 0 gives the start, 1 gives the end.
 
     Returns:
-        `start + share * (end - start)` of every floating-point tensor, computed in float32, in the dtype of `end`.
+        `start + share * (end - start)` for every floating-point tensor, computed in float32, in the dtype of `end`.
         Other tensors are those of `end`.
 
     Raises:
@@ -131,19 +131,19 @@ def choose_share(
     shares: Sequence[float] = SHARES,
     near_start: bool = True,
 ) -> tuple[float, dict[float, float]]:
-    """Chooses the share of the way from start to end that scores best, or the first one that is as good.
+    """Chooses the interpolation share with the best score, or a smaller one that is about as good.
 
-    What an encoder knew before a run fades on the way. So of the shares whose score is within one standard error of
-    the best one's (the rule of Breiman et al., Classification and Regression Trees, 1984), the smallest is chosen.
+    Interpolation towards the end loses knowledge of the start. Therefore, the smallest share is chosen whose score is
+    within one standard error of the best (Breiman et al., Classification and Regression Trees, 1984).
 
     Args:
         start: Weights by name.
-        end: Weights of the same names and shapes.
+        end: Weights with the same names and shapes.
         score: Scores weights on the same N examples each time: an array (N,), higher is better.
-        shares: Shares to try. If 0 and 1 are among them, the result scores no worse than start and end, but for that
+        shares: Shares to try. If they include 0 and 1, the result is no worse than start and end, except for the
             standard error.
-        near_start: `False` takes the best share, the largest of equally good ones: for a start of random weights, or
-            where a similarity loss keeps what the encoder knew.
+        near_start: Whether to prefer small shares. `False` chooses the best share, and the largest of equal ones: for
+            a start with random weights, or if a similarity loss preserves the knowledge of the encoder.
 
     Returns:
         The chosen share, and the mean score of each share.
@@ -168,7 +168,7 @@ def check_mergeable(start: Encoder, end: Encoder) -> None:
     """Checks that two encoders have the same architecture and vocabulary.
 
     Raises:
-        UsageError: They differ.
+        UsageError: The encoders differ.
     """
     names = f"{start.name} and {end.name}"
     first_type = start.model.config.model_type
@@ -180,22 +180,22 @@ def check_mergeable(start: Encoder, end: Encoder) -> None:
 
 
 def weights_of_vectors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Weights by name, without those of a pooler, which no vector of a text depends on and some folders lack."""
+    """Weights by name, except those of the pooler, which vectors of texts do not depend on and some folders lack."""
     weights = model.state_dict()
     return {name: value for name, value in weights.items() if not name.startswith("pooler.")}
 
 
 def save_merged(end: Encoder, weights: Mapping[str, torch.Tensor], output_dir: str | Path) -> None:
-    """Writes a copy of an encoder with other weights; tokenizer, word weights and modules stay.
+    """Writes a copy of an encoder with other weights; tokenizer, word weights and modules are unchanged.
 
-    ONNX files hold the old weights and are not copied.
+    ONNX files contain the old weights and are not copied.
 
     Args:
-        end: The encoder, opened from the folder that is its name.
+        end: The encoder. Its name is the folder that it was opened from.
         weights: Result of `interpolate` for weights from `weights_of_vectors`.
         output_dir: New folder.
     """
-    # A pooler that the folder lacks is random in the opened model, and stays out of the copy.
+    # A pooler that is missing in the folder is random in the model, and is not saved.
     _, report = AutoModel.from_pretrained(end.name, trust_remote_code=False, output_loading_info=True)
     state = {}
     for name, value in end.model.state_dict().items():

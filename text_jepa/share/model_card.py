@@ -1,4 +1,4 @@
-"""The model card of a run: every figure comes from its log, everything else from its model, arguments and data."""
+"""Writes the model card of a run: figures come from its log, everything else from model, arguments and data."""
 
 import importlib.metadata
 import json
@@ -27,13 +27,13 @@ from text_jepa.show.plots import Run, loss_terms, loss_title, plot_curves
 
 _CARD_INFO = "card.json"
 
-# Folders that name a user, or that those lie in.
+# Folders that are named for a user, or that contain such folders.
 _PARTS_OF_USERS = {"home", "Users", os.path.basename(os.path.expanduser("~"))}
 _HELD_OUT = "eval_"
 _PROBE = "eval_probe_"
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
-# Titles of the measures that are not terms of the loss, in the order of the card's table.
+# Titles of measures that are not terms of the loss, in the order of the table in the card.
 _MEASURES = {
     "relative_loss": "relative loss",
     "copy_relative_loss": "relative loss of copying the nearest visible token",
@@ -57,14 +57,14 @@ def write_model_card(
     card_info: Mapping[str, Any],
     exported: str | None,
 ) -> None:
-    """Writes `README.md` and `curves.png`, complete without editing.
+    """Writes `README.md` and `curves.png`, which need no editing.
 
     Args:
-        output_dir: The exported folder; its name becomes the title.
+        output_dir: The exported folder. Its name becomes the title.
         model: The pretraining model.
-        records: The run's log.
-        card_info: Card information, from `describe_run`.
-        exported: What the folder holds: the `"target"` or `"context"` encoder, or the complete model (`None`).
+        records: Records of the run's log.
+        card_info: Card information, see `describe_run`.
+        exported: Content of the folder: the `"target"` or `"context"` encoder, or the complete model (`None`).
     """
     output_dir = Path(output_dir)
     title = output_dir.resolve().name
@@ -75,28 +75,30 @@ def write_model_card(
     for name, title_of_figure in titles.items():
         value, step = last_values[name]
         figures.append((title_of_figure, f"{value:.4g}", step))
-    card = ModelCard.from_template(
-        _make_metadata(title, card_info, exported),
-        template_path=str(_TEMPLATE),
-        title=title,
-        name=str(output_dir),
-        exported=exported,
-        figures=figures,
-        is_relative="relative_loss" in titles,
-        incomparable=describe_difference(model, card_info) if "eval_loss" in titles else "",
-        collapse_note=describe_collapse_of_run(card_info),
-        version=text_jepa.__version__,
-        **(_describe_model(model, exported, last_values) | _describe_head(card_info)),
-        **_describe_effort(records),
-        **(dict(card_info) | {"head": _published_head(card_info)}),
-    )
-    (output_dir / "README.md").write_text(card.content + "\n", encoding="utf-8")
+
+    fields = dict(card_info)
+    fields["head"] = _published_head(card_info)
+    fields |= _describe_model(model, exported, last_values)
+    fields |= _describe_head(card_info)
+    fields |= _describe_effort(records)
+    fields["title"] = title
+    fields["name"] = str(output_dir)
+    fields["exported"] = exported
+    fields["figures"] = figures
+    fields["is_relative"] = "relative_loss" in titles
+    fields["incomparable"] = describe_difference(model, card_info) if "eval_loss" in titles else ""
+    fields["collapse_note"] = describe_collapse_of_run(card_info)
+    fields["version"] = text_jepa.__version__
+    metadata = _make_metadata(title, card_info, exported)
+    card = ModelCard.from_template(metadata, template_path=str(_TEMPLATE), **fields)
+    content = card.content + "\n"
+    (output_dir / "README.md").write_text(content, encoding="utf-8")
     run = Run(title, records, model.config.hidden_size)
     plot_curves([run], output_dir / "curves.png")
 
 
 def final_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
-    """The last value of each measure in a log, and the step of its record."""
+    """Finds the last value of each measure in a log, and its step."""
     figures = {}
     for record in records:
         for name, value in record.items():
@@ -105,7 +107,7 @@ def final_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float
 
 
 def _titles_of(measures: Collection[str]) -> dict[str, str]:
-    """Measure to title, in the order of the card's table, for those measures that a card shows."""
+    """Titles of the measures that a card shows, by measure, in the order of the table in the card."""
     titles = {"eval_loss": "held-out loss"}
     for term in loss_terms(measures):
         titles[_HELD_OUT + term] = loss_title(term)
@@ -118,10 +120,10 @@ def _titles_of(measures: Collection[str]) -> dict[str, str]:
 
 
 def _make_metadata(title, card_info, exported) -> ModelCardData:
-    """The card's YAML header, as the Hub reads it.
+    """Makes the YAML header of the card for the Hub.
 
-    It has no results: what a run measures on held-out texts is its loss and its health, not what an encoder can do. A
-    probe adds its scores.
+    It has no evaluation results, because the measures of a run are losses and signs of collapse, not the quality of an
+    encoder. A probe adds its scores.
     """
     library = "custom_code" if exported is None else "sentence-transformers"
     tags = ["text-jepa", "self-supervised", library]
@@ -140,7 +142,7 @@ def _make_metadata(title, card_info, exported) -> ModelCardData:
 
 
 def _describe_model(model, exported, logged) -> dict[str, Any]:
-    """Fields of the template that describe the model."""
+    """Template fields that describe the model."""
     config = model.config
     encoder = model.model if exported is None else trained_encoder(model, exported)
     _, parameters = parameter_counts(encoder)
@@ -160,13 +162,13 @@ def _describe_model(model, exported, logged) -> dict[str, Any]:
 
 
 def _published_head(card_info) -> dict[str, str] | None:
-    """What a card says of the head of the encoder that the run started from."""
+    """Template field that describes the head of the encoder that the run started from, if it had one."""
     head = card_info.get("head")
     return head and {"sentence": without_places(head["sentence"])}
 
 
 def _describe_head(card_info) -> dict[str, Any]:
-    """Fields of the template that a head which the encoder had before takes the place of."""
+    """Template fields that describe the original pooling head, if it is kept."""
     head = kept_head(card_info)
     if head is None:
         return {}
@@ -177,7 +179,7 @@ def _describe_head(card_info) -> dict[str, Any]:
 
 
 def _describe_effort(records) -> dict[str, Any]:
-    """Fields of the template that say how long the whole run took, and until which step that was counted."""
+    """Template fields for tokens and time of the whole run, and the step until which they were counted."""
     last_values = final_figures(records)
     if "tokens_seen" not in last_values:
         return {"tokens": None, "duration": None, "counted_until": None}
@@ -191,14 +193,14 @@ def _describe_effort(records) -> dict[str, Any]:
 
 
 def describe_duration(seconds: float) -> str:
-    """Seconds as they are below two minutes, then minutes."""
+    """Describes a duration in seconds below two minutes, then in minutes."""
     if seconds < 120:
         return f"{seconds:.1f} seconds"
     return f"{seconds / 60:,.1f} minutes"
 
 
 def describe_collapse_of_run(card_info: Mapping[str, Any]) -> str | None:
-    """What the collapse monitor saw in a run, for its card and its last line; `None` if it saw no collapse."""
+    """Describes a collapse for the card and the last line of a run; `None` without a collapse."""
     collapse = card_info.get("collapse")
     if not collapse:
         return None
@@ -216,13 +218,13 @@ def describe_collapse_of_run(card_info: Mapping[str, Any]) -> str | None:
 
 
 def write_card_info(folder: str | Path, card_info: Mapping[str, Any]) -> None:
-    """Writes card information beside weights, so that later exports of them have a card too."""
+    """Writes card information to a folder with weights, so that later exports of these have a card, too."""
     content = json.dumps(card_info, indent=2) + "\n"
     Path(folder, _CARD_INFO).write_text(content, encoding="utf-8")
 
 
 def read_card_info(folder: str | Path) -> dict[str, Any] | None:
-    """Reads what `write_card_info` wrote; `None` if the folder has no card information."""
+    """Reads card information from `write_card_info`; `None` if the folder has none."""
     path = Path(folder, _CARD_INFO)
     if not path.is_file():
         return None
@@ -230,11 +232,11 @@ def read_card_info(folder: str | Path) -> dict[str, Any] | None:
 
 
 def describe_run(trainer) -> dict[str, Any]:
-    """Card information of a run: what is neither in its log nor in its model. JSON can hold it.
+    """Collects card information that is neither in the log nor in the model of a run, as JSON values.
 
     Args:
-        trainer: The [`TextJepaTrainer`]. Its `card_info` overrides the defaults here: only the script knows `data`,
-            `start`, `command`, `max_length`, `license`, `language`, `base_model` and `datasets`.
+        trainer: The [`TextJepaTrainer`]. Its `card_info` overrides the defaults: `data`, `start`, `command`,
+            `max_length`, `license`, `language`, `base_model` and `datasets` are only known to the script.
     """
     args = trainer.args
     config = trainer.model.config
@@ -264,14 +266,14 @@ def describe_run(trainer) -> dict[str, Any]:
 
 
 def _collapse_of(monitor) -> dict[str, Any] | None:
-    """Step and signs of the warning of a collapse monitor, and whether the last look still saw signs."""
+    """Step and signs of the warning of a collapse monitor, and whether the last measurement still had signs."""
     if monitor is None or not monitor.collapsed:
         return None
     return {**monitor.warning, "lasts": bool(monitor.signs)}
 
 
 def _held_out_batches(trainer) -> dict[str, int] | None:
-    """The texts of a batch of training, and how many held-out texts are cut into such batches."""
+    """Batch size of training and number of held-out texts; `None` if held-out batches are not cut like that."""
     args = trainer.args
     held_out = trainer.eval_dataset
     if args.dataloader_drop_last or isinstance(held_out, dict) or not hasattr(held_out, "__len__"):
@@ -280,7 +282,7 @@ def _held_out_batches(trainer) -> dict[str, int] | None:
 
 
 def describe_settings(trainer) -> dict[str, str]:
-    """Hyperparameters of a run of a [`TextJepaTrainer`], by the name of their row in the card's table."""
+    """Describes the hyperparameters of a [`TextJepaTrainer`], by the names of their rows in the card's table."""
     args = trainer.args
     config = trainer.model.config
     steps = trainer.state.global_step
@@ -309,12 +311,12 @@ def describe_settings(trainer) -> dict[str, str]:
 
 
 def describe_optimizer(trainer) -> str:
-    """The optimizer that a trainer really has, with its settings; before the first step the one that is asked for."""
+    """Describes the actual optimizer of a trainer with its settings; before the first step, the requested one."""
     args = trainer.args
     optimizer = trainer.optimizer
     if optimizer is None:
         return f"{OptimizerNames(args.optim).value}, gradients clipped at {args.max_grad_norm:g}"
-    # accelerate wraps it.
+    # accelerate wraps the optimizer.
     optimizer = getattr(optimizer, "optimizer", optimizer)
     kind = type(optimizer).__name__
     parts = [kind]
@@ -332,7 +334,7 @@ def describe_optimizer(trainer) -> str:
 
 
 def describe_precision(trainer) -> str:
-    """The precision of a trainer's passes and weights, as accelerate and the model have it, not the flags."""
+    """Describes the actual precision of a trainer's computation and weights, which may differ from the flags."""
     mixed = trainer.accelerator.mixed_precision
     weights = str(next(trainer.model.parameters()).dtype).removeprefix("torch.")
     names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -343,13 +345,13 @@ def describe_precision(trainer) -> str:
 
 
 def describe_sizes(train, held_out) -> str:
-    """Sizes of the training and held-out data; for documents cut into windows, their parts and windows.
+    """Describes the sizes of the training and held-out data; for windows of documents, their parts and windows.
 
-    A part is a document, or as much of a long one as fits in the longest sequence.
+    A part is a document, or a piece of a document that is too long for one sequence.
 
     Args:
         train: The training dataset.
-        held_out: The held-out dataset, several of them by name, or `None`.
+        held_out: The held-out dataset, several datasets by name, or `None`.
     """
     if isinstance(train, DocumentWindows):
         training = f"{train.num_documents:,} parts of documents in {len(train):,} windows"
@@ -365,7 +367,7 @@ def describe_sizes(train, held_out) -> str:
 
 
 def describe_count(texts) -> str:
-    """The number of texts of a dataset as it precedes the word "texts"."""
+    """Describes the number of texts of a dataset, to be followed by the word "texts"."""
     if texts is None:
         return "no"
     if not hasattr(texts, "__len__"):
@@ -374,7 +376,7 @@ def describe_count(texts) -> str:
 
 
 def describe_hardware(args: TrainingArguments) -> str:
-    """The accelerators of a run, or how many of the cores of a machine each of its processes computes on."""
+    """Describes the accelerators of a run, or the number of CPU cores that each process uses."""
     if args.device.type != "cpu":
         name = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type
         return f"{args.world_size} × {name}"
@@ -390,7 +392,7 @@ def describe_hardware(args: TrainingArguments) -> str:
 
 
 def describe_idea(config: TextJepaConfig) -> str:
-    """What a configuration trains by, in a few words."""
+    """Describes the training objective of a configuration in a few words."""
     if config.latent_loss_weight:
         return "predicting latent representations of hidden text (JEPA)"
     if config.document_loss_weight:
@@ -401,12 +403,12 @@ def describe_idea(config: TextJepaConfig) -> str:
 
 
 def describe_objective(config: TextJepaConfig, logged: Sequence[str] = ()) -> str:
-    """The objective of a configuration as a sentence: every term of the loss with its weight.
+    """Describes the objective of a configuration in a sentence: every term of the loss with its weight.
 
     Args:
         config: The configuration.
-        logged: Names of the terms in a log, such as `latent_loss`. Those that the configuration does not know are
-            named without a weight.
+        logged: Names of the terms in a log, such as `latent_loss`. Terms that are not in the configuration are listed
+            without a weight.
     """
     descriptions = _describe_terms(config)
     described = []
@@ -422,12 +424,13 @@ def describe_objective(config: TextJepaConfig, logged: Sequence[str] = ()) -> st
 
 
 def describe_difference(model: TextJepaForPreTraining, card_info: Mapping[str, Any]) -> str:
-    """Why held-out losses are not to be compared with those of training; empty if they are comparable."""
+    """Explains why held-out and training losses are not comparable; empty if they are."""
     sentences = [_describe_candidates(model.config), _describe_batches(model, card_info)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _describe_candidates(config: TextJepaConfig) -> str:
+    """How the loss of hidden tokens differs if training samples candidates from the vocabulary."""
     candidates = config.token_loss_candidates
     words = config.text_config.vocab_size
     if config.token_loss_weight > 0 and candidates is not None and candidates < words:
@@ -439,7 +442,7 @@ def _describe_candidates(config: TextJepaConfig) -> str:
 
 
 def _describe_batches(model: TextJepaForPreTraining, card_info: Mapping[str, Any]) -> str:
-    """What a batch of held-out texts lacks to one of training, where the texts of a batch are compared."""
+    """How held-out batches differ in size from training batches, for losses that compare texts."""
     batches = card_info.get("held_out_batches")
     if not model.compares_texts or not batches:
         return ""
@@ -459,7 +462,7 @@ def _describe_batches(model: TextJepaForPreTraining, card_info: Mapping[str, Any
 
 
 def _describe_terms(config) -> dict[str, str]:
-    """A description of each term that we know more of than its name."""
+    """Descriptions of the terms of the loss, by term."""
     sources = {"ema": "a moving average of the encoder", "frozen": "a frozen copy of the initial encoder"}
     source = sources.get(config.target_encoder_type, "the encoder itself, with gradient")
     seen = "the hidden tokens alone" if config.target_input == "spans" else "the whole text"
@@ -499,13 +502,13 @@ def _describe_terms(config) -> dict[str, str]:
     }
 
 
-# ---- what is published names no place on a machine ------------------------------------------------------------------
+# ---- no local paths in published texts ------------------------------------------------------------------------------
 
 
 def public_name(name: str) -> str:
-    """An encoder or a file as a published text names it: a path by its last part, a name on the Hub as it is.
+    """Converts an encoder or a file for a published text: a path to its last part, a name on the Hub unchanged.
 
-    A path below the working directory says nothing of the machine and stands as it is, unless it names a user.
+    A path below the working directory reveals nothing about the machine and is unchanged, unless it names a user.
     """
     path = os.path.normpath(os.path.expanduser(name))
     parts = Path(path).parts
@@ -517,7 +520,7 @@ def public_name(name: str) -> str:
 
 
 def public_command(words: Sequence[str]) -> str:
-    """A command line as a published text shows it, see `public_name`."""
+    """Converts a command line for a published text, see `public_name`."""
     shown = []
     for word in words:
         flag, equals, value = word.partition("=")
@@ -529,7 +532,7 @@ def public_command(words: Sequence[str]) -> str:
 
 
 def without_places(text: str) -> str:
-    """A published text in which absolute paths are their last parts; addresses of the web stay."""
+    """Replaces absolute paths in a text by their last parts; URLs are unchanged."""
     return re.sub(r"(?<![\w:/.~])~?/(?:[\w.-]+/)*([\w.-]+)/?", r"\1", text)
 
 
@@ -540,7 +543,7 @@ def renamed_card(card: str, name: str) -> str:
     """Renames a card for a repository on the Hub: its title, its metadata and the name in its snippets.
 
     Args:
-        card: Content of a `README.md` of ours. In any other card only the metadata's name changes, if it has one.
+        card: Content of a `README.md` of this package. In any other card, only the name in the metadata changes.
         name: `owner/name` on the Hub.
     """
     card = ModelCard(card, ignore_metadata_errors=True)
@@ -555,11 +558,11 @@ def renamed_card(card: str, name: str) -> str:
 
 
 def note_change(folder: str | Path, change: str) -> None:
-    """Notes at the top of a card how the encoder was changed, and removes its figures from the metadata.
+    """Adds a note about a change of the encoder at the top of a card, and removes its results from the metadata.
 
     Args:
-        folder: A copy of an encoder's folder with other weights. Without a card nothing happens.
-        change: A sentence without its full stop.
+        folder: A copy of an encoder's folder with other weights. Nothing happens if it has no card.
+        change: A sentence without full stop.
     """
     path = Path(folder, "README.md")
     if not path.is_file():

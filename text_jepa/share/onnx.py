@@ -1,4 +1,4 @@
-"""Exports encoders to ONNX, checks them against PyTorch, quantizes and runs them.
+"""Exports encoders to ONNX, compares the files with PyTorch, quantizes them and runs them.
 
 Shapes: B texts, S tokens, D features.
 """
@@ -21,18 +21,18 @@ from text_jepa.cli import UsageError
 from text_jepa.encoders.embeddings import Encoder, pool_states
 
 
-# Largest difference of a hidden state between ONNX and PyTorch that counts as rounding.
+# Largest difference between the outputs of ONNX and PyTorch that is attributed to rounding.
 ONNX_TOLERANCE = 1e-4
 
 # Names of the outputs.
 STATES = "last_hidden_state"
 VECTORS = "sentence_embedding"
 
-# Texts and tokens (B, S) that an ONNX file is traced with, and the other shapes that it is checked with.
+# Shape (B, S) with which an encoder is traced, and the other shapes with which the file is checked.
 _TRACED = (2, 11)
 _CHECKED = ((1, 4), (3, 7), (5, 16))
 
-# Protocol buffers end at 2 GB. Larger weights go to a file of their own.
+# Protocol buffers are limited to 2 GB. Larger weights are stored in a separate file.
 _LARGEST_FILE = 1.9e9  # bytes
 
 
@@ -44,7 +44,7 @@ def require(*modules: str, extra: str) -> None:
         extra: The extra of this package that installs them.
 
     Raises:
-        UsageError: One is missing.
+        UsageError: A module is missing.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -52,14 +52,14 @@ def require(*modules: str, extra: str) -> None:
 
 
 class _Graph(torch.nn.Module):
-    """What an ONNX file computes: the states of the tokens and, if it is known how the encoder pools, the vectors."""
+    """The computation of an ONNX file: token states and, for an [`Encoder`] with known pooling, vectors of texts."""
 
     def __init__(self, encoder: PreTrainedModel | Encoder):
         super().__init__()
         self.model = _model_of(encoder)
         self.pooled = encoder if isinstance(encoder, Encoder) else None
         layers = () if self.pooled is None else self.pooled.layers_after
-        self.layers_after = torch.nn.ModuleList(layers)  # so that the file has their weights under this name
+        self.layers_after = torch.nn.ModuleList(layers)  # registers their weights under this name
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -74,16 +74,17 @@ def _model_of(encoder: PreTrainedModel | Encoder) -> PreTrainedModel:
 
 
 def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
-    """Writes an encoder as ONNX and checks it against PyTorch on other shapes than it was traced with.
+    """Exports an encoder to ONNX and compares the file with PyTorch on other shapes than it was traced with.
 
-    Its inputs are `input_ids` and `attention_mask` (B, S), int64, its output `last_hidden_state` (B, S, D), float32,
-    with any B and S. An [`Encoder`] has `sentence_embedding` (B, D) as well: the vectors after its pooling and the
-    layers behind it. What is left to whoever makes the tokens stands in the file's metadata: `max_length`, the longest
-    text in tokens, and `prompt`, what comes before every text.
+    The inputs are `input_ids` and `attention_mask` (B, S), int64, the output is `last_hidden_state` (B, S, D),
+    float32, for any B and S. An [`Encoder`] has a second output, `sentence_embedding` (B, D): the vectors after its
+    pooling and the layers after that. Tokenization settings are stored in the file's metadata: `max_length`, the
+    longest text in tokens, and `prompt`, the prefix of every text.
 
     Args:
-        encoder: Any model with `last_hidden_state`, or one with its pooling from `open_encoder`.
-        path: File to write; not written if the check fails.
+        encoder: Any model with `last_hidden_state`, or a result of `open_encoder`. It is converted in place to float32
+            on the CPU, in evaluation mode.
+        path: File to write. It is not written if the comparison fails.
 
     Returns:
         The largest difference between the outputs, at most `ONNX_TOLERANCE`.
@@ -94,8 +95,8 @@ def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
     require("onnx", "onnxscript", "onnxruntime", extra="onnx")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In place, so that the encoder can be compared with the file afterwards.
-    model = _Graph(encoder).float().cpu().eval().model
+    model = _model_of(encoder)
+    _convert_in_place(encoder)
     architecture = type(model).__name__
     program = _trace(encoder)
     if isinstance(encoder, Encoder):
@@ -105,7 +106,7 @@ def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
         unchecked = Path(staging, path.name)
         program.save(str(unchecked), external_data=size > _LARGEST_FILE)
         difference = onnx_difference(encoder, unchecked)
-        if not difference <= ONNX_TOLERANCE:  # NaN is not, either
+        if not difference <= ONNX_TOLERANCE:  # also true for NaN
             raise UsageError(
                 f"{architecture}: the ONNX file differs from PyTorch by {difference:.1e} (at most "
                 f"{ONNX_TOLERANCE:.0e} is rounding); it was not kept"
@@ -115,7 +116,16 @@ def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
     return difference
 
 
+def _convert_in_place(encoder: PreTrainedModel | Encoder) -> None:
+    """Converts an encoder to float32 on the CPU in evaluation mode, in which it is traced and compared."""
+    graph = _Graph(encoder)
+    graph.float()
+    graph.cpu()
+    graph.eval()
+
+
 def _trace(encoder: PreTrainedModel | Encoder) -> torch.onnx.ONNXProgram:
+    """Traces an encoder; failures of any kind are a UsageError."""
     model = _model_of(encoder)
     dynamic_shape = {0: "batch", 1: "length"}
     outputs = [STATES, VECTORS] if isinstance(encoder, Encoder) else [STATES]
@@ -130,7 +140,7 @@ def _trace(encoder: PreTrainedModel | Encoder) -> torch.onnx.ONNXProgram:
                 output_names=outputs,
                 verbose=False,
             )
-    except Exception as error:  # of many types: tracing runs the architecture's own code
+    except Exception as error:  # of any type, because tracing runs the code of the architecture
         message = str(error.__cause__ or error).strip()
         reason = message.splitlines()[0] if message else type(error).__name__
         architecture = type(model).__name__
@@ -138,7 +148,7 @@ def _trace(encoder: PreTrainedModel | Encoder) -> torch.onnx.ONNXProgram:
 
 
 def onnx_difference(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
-    """Largest difference of an output between PyTorch and an ONNX file, on padded batches of several shapes.
+    """Computes the largest difference between the outputs of PyTorch and an ONNX file, on batches of several shapes.
 
     Returns:
         The difference; NaN if an output is not finite.
@@ -151,10 +161,13 @@ def onnx_difference(encoder: PreTrainedModel | Encoder, path: str | Path) -> flo
         with torch.no_grad():
             expected = graph(**batch)
         outputs = [STATES, VECTORS][: len(expected)]
-        found = session.run(outputs, {name: value.numpy() for name, value in batch.items()})
+        inputs = {name: value.numpy() for name, value in batch.items()}
+        found = session.run(outputs, inputs)
+        differences = []
+        for values, expected_values in zip(found, expected, strict=True):
+            differences.append(np.abs(values - expected_values.numpy()))
         is_token = batch["attention_mask"].bool().numpy()
-        differences = [np.abs(found[0] - expected[0].numpy())[is_token]]
-        differences += [np.abs(ours - theirs.numpy()) for ours, theirs in zip(found[1:], expected[1:], strict=True)]
+        differences[0] = differences[0][is_token]
         for values in differences:
             if not np.isfinite(values).all():
                 return float("nan")
@@ -163,10 +176,10 @@ def onnx_difference(encoder: PreTrainedModel | Encoder, path: str | Path) -> flo
 
 
 def halve_onnx(path: str | Path, output_path: str | Path) -> None:
-    """Writes an ONNX file whose weights and operations are in float16; its outputs stay float32.
+    """Converts the weights and operations of an ONNX file to float16; the outputs stay float32.
 
     Args:
-        path: A file from `export_onnx` below 2 GB.
+        path: A file of `export_onnx` below 2 GB.
         output_path: File to write.
     """
     import onnx
@@ -178,15 +191,16 @@ def halve_onnx(path: str | Path, output_path: str | Path) -> None:
 
 
 def random_batches(encoder: PreTrainedModel | Encoder) -> list[dict[str, torch.Tensor]]:
-    """Batches of random tokens, to compare files without texts."""
+    """Makes batches of random tokens, to compare files without texts."""
     return [_inputs(encoder, texts, tokens) for texts, tokens in ((8, 12), (8, 24), (8, 48))]
 
 
 def batches_of(encoder: Encoder, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict[str, torch.Tensor]]:
-    """Token ids and masks (B, S) of texts with the encoder's prompt, each cut at its length."""
+    """Tokenizes texts in batches: ids and masks (B, S), with the prompt and the longest length of the encoder."""
     for start in range(0, len(texts), batch_size):
+        prompted = [encoder.prompt + text for text in texts[start : start + batch_size]]
         batch = encoder.tokenizer(
-            [encoder.prompt + text for text in texts[start : start + batch_size]],
+            prompted,
             padding=True,
             truncation=True,
             max_length=encoder.max_length,
@@ -196,7 +210,7 @@ def batches_of(encoder: Encoder, texts: Sequence[str], batch_size: int = 32) -> 
 
 
 def run_onnx(path: str | Path, batches: Iterable[Mapping[str, torch.Tensor]]) -> np.ndarray:
-    """Vectors (N, D) of the texts of all batches by a file from `export_onnx` with `sentence_embedding`."""
+    """Computes the vectors (N, D) of all batches with a file of `export_onnx` that has `sentence_embedding`."""
     session = _session(path)
     vectors = []
     for batch in batches:
@@ -207,10 +221,10 @@ def run_onnx(path: str | Path, batches: Iterable[Mapping[str, torch.Tensor]]) ->
 
 
 def quantize_onnx(path: str | Path, output_path: str | Path) -> None:
-    """Writes an ONNX file with 8-bit integer matrices; activations are quantized at run time.
+    """Quantizes the matrices of an ONNX file to 8-bit integers; activations are quantized at run time.
 
     Args:
-        path: A file from `export_onnx`.
+        path: A file of `export_onnx`.
         output_path: File to write.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -218,16 +232,16 @@ def quantize_onnx(path: str | Path, output_path: str | Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder, _silence():
         prepared = Path(folder, "prepared.onnx")
-        # Inferring the symbolic shapes again fails on some architectures; those of the exporter stay.
+        # Symbolic shape inference fails for some architectures, and the exporter has done it already.
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
         quantize_dynamic(str(prepared), str(output_path), weight_type=QuantType.QInt8, per_channel=True)
 
 
 class OnnxEncoder(torch.nn.Module):
-    """Runs an ONNX file on the CPU in place of the encoder that it was exported from.
+    """Runs an ONNX file on the CPU, with the interface of the encoder that was exported.
 
     Args:
-        path: A file from `export_onnx` or `quantize_onnx`.
+        path: A file of `export_onnx` or `quantize_onnx`.
     """
 
     def __init__(self, path: str | Path):
@@ -241,7 +255,7 @@ class OnnxEncoder(torch.nn.Module):
         attention_mask: torch.Tensor,
         output_hidden_states: bool = False,
     ) -> BaseModelOutput:
-        """Computes `last_hidden_state` (B, S, D) of texts (B, S); the file has no other hidden states."""
+        """Computes `last_hidden_state` (B, S, D) of texts (B, S); other hidden states are not in the file."""
         inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
         (states,) = self.session.run([STATES], inputs)
         return BaseModelOutput(last_hidden_state=torch.from_numpy(states))
@@ -257,23 +271,28 @@ def _session(path: str | Path) -> Any:
 
 
 def _inputs(encoder: PreTrainedModel | Encoder, texts: int, tokens: int) -> dict[str, torch.Tensor]:
-    """Random ids (B, S) without the padding token, and a mask that pads each text by one token more than the last."""
+    """Makes a batch of random ids (B, S); each text is one token shorter than the one before, and padded."""
     config = _model_of(encoder).config
-    words = config.vocab_size
+    vocab_size = config.vocab_size
     if isinstance(encoder, Encoder) and encoder.word_weights is not None:
-        words = len(encoder.word_weights)  # there may be more embeddings than tokens
+        vocab_size = len(encoder.word_weights)  # there may be more embeddings than tokens
+    padding = 0 if config.pad_token_id is None else config.pad_token_id
     generator = torch.Generator().manual_seed(texts * tokens)
-    ids = torch.randint(0, words, (texts, tokens), generator=generator)
-    padding = config.pad_token_id if config.pad_token_id is not None else 0
-    ids[ids == padding] = (padding + 1) % words
-    lengths = torch.arange(tokens, 0, -1)[:texts].clamp(min=1)
-    mask = (torch.arange(tokens) < lengths[:, None]).long()
-    return {"input_ids": ids.masked_fill(mask == 0, padding), "attention_mask": mask}
+    ids = torch.randint(0, vocab_size, (texts, tokens), generator=generator)
+    is_padding_id = ids == padding
+    ids[is_padding_id] = (padding + 1) % vocab_size
+
+    lengths = torch.arange(tokens, 0, -1)[:texts]
+    present = torch.arange(tokens) < lengths[:, None]
+    return {
+        "input_ids": ids.masked_fill(~present, padding),
+        "attention_mask": present.long(),
+    }
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Mutes the exporters' warnings about themselves."""
+    """Mutes the log messages and warnings of the exporters."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""Makes exports readable by transformers 4.57: names that version 5 has changed are written under both.
+"""Makes exports readable by transformers 4.57: fields that were renamed in version 5 are written under both names.
 
-What 4.57 does not know, it replaces by a default without a word. So a test opens an export of each architecture there
-and compares the states.
+Version 4.57 silently uses defaults for missing fields, so a test loads an export of each architecture there and
+compares the states.
 """
 
 import copy
@@ -14,11 +14,11 @@ from transformers import TokenizersBackend
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 
-# The class of a tokenizer that is nothing but its tokenizer.json: that of version 5, and the name that both know.
+# Class of a tokenizer that consists only of its tokenizer.json: in version 5, and the name for both versions.
 _CLASS_OF_5 = TokenizersBackend.__name__
 _CLASS_OF_BOTH = "PreTrainedTokenizerFast"
 
-# Where 4.57 has the base of rotary positions if it depends on the kind of layer.
+# Fields of 4.57 for the base of rotary positions, if it depends on the kind of layer.
 _BASES_BY_LAYER = {
     "modernbert": {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"},
     "gemma3_text": {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"},
@@ -28,9 +28,9 @@ Content = dict[str, Any]
 
 
 def make_readable_in_4(folder: Path) -> None:
-    """Adds the names of transformers 4.57 to the configuration and the tokenizer of an exported encoder.
+    """Adds the fields of transformers 4.57 to the configuration and the tokenizer of an exported encoder.
 
-    Version 5 reads the folder as before. An encoder that 4.57 cannot compute is an error there.
+    Nothing changes for version 5. An encoder that 4.57 does not support is an error there.
     """
     _rewrite(folder / "config.json", _add_old_fields)
     _rewrite(folder / "tokenizer_config.json", _name_tokenizer)
@@ -52,7 +52,7 @@ def _rewrite(path: Path, change: Callable[[Content], None]) -> None:
 
 def _add_old_fields(config: Content) -> None:
     rope = config.get("rope_parameters")
-    if not rope:  # no rotary positions, or a file that 4.x has written
+    if not rope:  # no rotary positions, or a file of 4.x
         return
     model_type = config.get("model_type")
     _add_rope_fields(config, rope, _BASES_BY_LAYER.get(model_type))
@@ -61,7 +61,7 @@ def _add_old_fields(config: Content) -> None:
 
 
 def _add_rope_fields(config: Content, rope: Content, bases: dict[str, str] | None) -> None:
-    """Rotary positions: `rope_parameters` of version 5, `rope_theta` and `rope_scaling` of 4.57."""
+    """Adds `rope_theta` and `rope_scaling` of 4.57 for the `rope_parameters` of version 5."""
     if bases is not None:
         for layer_type, name in bases.items():
             config[name] = rope[layer_type]["rope_theta"]
@@ -74,16 +74,17 @@ def _add_rope_fields(config: Content, rope: Content, bases: dict[str, str] | Non
 
 
 def _full_attention_every(config: Content) -> int | None:
-    """Layers from one with full attention to the next, which is all that 4.57 knows; `None` is an error there.
+    """Distance between layers with full attention; `None`, which is an error in 4.57, if it does not support them.
 
-    It cannot have layers in another order, nor scale the positions of one kind of layer alone.
+    It does not support another order of layers, nor scaled positions for only one kind of layer.
     """
     rope = config["rope_parameters"]
     kinds = {parameters["rope_type"] for parameters in rope.values()}
     layer_types = config["layer_types"]
+    is_full = [kind == "full_attention" for kind in layer_types]
     for period in range(1, len(layer_types) + 1):
-        is_full = [layer % period == 0 for layer in range(len(layer_types))]
-        if is_full == [kind == "full_attention" for kind in layer_types] and kinds == {"default"}:
+        expected = [layer % period == 0 for layer in range(len(layer_types))]
+        if is_full == expected and kinds == {"default"}:
             return period
     return None
 
@@ -95,9 +96,9 @@ def _name_tokenizer(config: Content) -> None:
     name = config.get("tokenizer_class")
     tokenizer_class = tokenizer_class_from_name(name) if name else None
     if tokenizer_class is not None:
-        # 4.57 would give token types as well, which not every encoder takes.
+        # Otherwise, 4.57 also returns token types, which not every encoder accepts.
         config.setdefault("model_input_names", tokenizer_class.model_input_names)
     if name == _CLASS_OF_5:
         config["tokenizer_class"] = _CLASS_OF_BOTH
-    if isinstance(config.get("extra_special_tokens"), list):  # a dict in 4.57, and something else
+    if isinstance(config.get("extra_special_tokens"), list):  # in 4.57, a dict with another meaning
         config["additional_special_tokens"] = config.pop("extra_special_tokens")

@@ -1,1 +1,1 @@
-"""Pictures: masks, curves, maps."""
+"""Draws masks, curves and maps."""

@@ -1,6 +1,6 @@
-"""Shows what a batch hides: real texts with their spans marked, for the terminal and as an HTML page.
+"""Renders the masks of a batch for the terminal and as an HTML page: texts with their hidden spans marked.
 
-Pure functions: a batch of the collator goes in, a string comes out.
+All functions are pure: they convert a batch of the collator to a string.
 
 Shapes: B texts, S tokens, M masks, C context positions, T target positions.
 """
@@ -16,8 +16,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 
-# Spans take turns in four hues of Okabe and Ito, which colour-blind readers can tell apart; numbers say the same.
-# In the terminal they are backgrounds of the 256 colours under black letters, legible on light and dark screens.
+# Spans alternate between four hues of Okabe and Ito, which are distinguishable for colour-blind readers, and are
+# numbered. In the terminal, hues are backgrounds (of the 256 colours) of black letters, legible on any screen.
 _TERMINAL_HUES = (74, 214, 36, 175)
 _RESET = "\x1b[0m"
 _BOLD = "\x1b[1m"
@@ -25,7 +25,7 @@ _DIM = "\x1b[2m"
 _STRUCK = "\x1b[2;9m"
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-# The states of a token with their explanations, in the order in which a caption counts them.
+# States of a token with their explanations, in the order of the legend.
 STATES = {
     "visible": "visible to the context encoder",
     "hidden": "hidden: a span to be predicted, with its number",
@@ -38,12 +38,12 @@ STATES = {
 
 
 class Run(NamedTuple):
-    """Neighbouring tokens of one state and one span.
+    """A run of tokens with the same state and span.
 
     Attributes:
         text: Decoded text of the tokens.
         state: One of `STATES`.
-        span: Number of the span in `target_spans`, -1 if the tokens are not hidden.
+        span: Index of the span in `target_spans`, -1 if the tokens are not hidden.
         tokens: Number of tokens.
     """
 
@@ -54,7 +54,7 @@ class Run(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """One mask of a text: the name of its strategy, empty if there is only one, and the runs in reading order."""
+    """A mask of a text: the name of its strategy, empty if there is only one, and the runs in reading order."""
 
     strategy: str
     runs: list[Run]
@@ -70,7 +70,7 @@ class Mask(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One text of a batch: its masks, its view if there is one, and the number of padding tokens."""
+    """A text of a batch: its masks, its view if there is one, and the number of padding tokens."""
 
     masks: list[Mask]
     view: list[Run] | None
@@ -86,19 +86,19 @@ def read_batch(
     """Reads the first texts of a batch with all their masks.
 
     Args:
-        batch: From [`DataCollatorForTextJepa`].
-        tokenizer: The collator's tokenizer.
-        strategy_names: Names of the collator's mask strategies.
+        batch: Batch of [`DataCollatorForTextJepa`].
+        tokenizer: Tokenizer of the collator.
+        strategy_names: Names of the mask strategies of the collator.
         limit: Number of texts.
     """
     rows = {name: value[:limit].numpy() for name, value in batch.items()}
-    # An unknown word is a word, as it is for the collator.
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    # The unknown token is a word, as in the collator.
+    special = list(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
     texts = []
     for number, padded_ids in enumerate(rows["input_ids"]):
         ids = padded_ids[rows["attention_mask"][number] == 1]
         pieces = token_texts(ids, tokenizer)
-        is_special = np.isin(ids, list(special))
+        is_special = np.isin(ids, special)
         masks = []
         for mask in range(rows["target_positions"].shape[1]):
             name = ""
@@ -108,8 +108,9 @@ def read_batch(
             masks.append(Mask(name, runs))
         view = None
         if "view_input_ids" in rows:
-            view_ids = rows["view_input_ids"][number][rows["view_attention_mask"][number] == 1]
-            states = np.where(np.isin(view_ids, list(special)), "special", "visible")
+            is_token = rows["view_attention_mask"][number] == 1
+            view_ids = rows["view_input_ids"][number][is_token]
+            states = np.where(np.isin(view_ids, special), "special", "visible")
             no_spans = np.full(len(view_ids), -1)
             view = _group(token_texts(view_ids, tokenizer), states, no_spans)
         padding = len(padded_ids) - len(ids)
@@ -118,9 +119,9 @@ def read_batch(
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What each token adds to the decoded text; joined they are that text.
+    """Splits the decoded text into the part that each token adds.
 
-    Of several tokens that share one character (byte-level BPE) the last has it and the others are empty.
+    If several tokens share one character (byte-level BPE), the last one has it and the others are empty.
     """
     if not len(ids):
         return []
@@ -136,7 +137,7 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def _runs_of_mask(rows, number, mask, pieces, is_special) -> list[Run]:
-    """The runs of one mask of one text; `rows` are the tensors of the batch as arrays."""
+    """The runs of one mask of one text; `rows` has the tensors of the batch as arrays."""
     context = rows["context_positions"][number, mask]
     targets = rows["target_positions"][number, mask]
     is_target = targets >= 0
@@ -150,12 +151,14 @@ def _runs_of_mask(rows, number, mask, pieces, is_special) -> list[Run]:
 
 
 def _group(pieces, states, spans) -> list[Run]:
-    """Joins neighbouring tokens of one state and one span."""
-    tokens = zip(pieces, map(str, states), map(int, spans), strict=True)
+    """Joins adjacent tokens with the same state and span."""
     runs = []
-    for (state, span), group in itertools.groupby(tokens, key=lambda token: token[1:]):
-        members = [piece for piece, _, _ in group]
-        runs.append(Run("".join(members), state, span, len(members)))
+    for piece, state, span in zip(pieces, states, spans, strict=True):
+        last = runs[-1] if runs else None
+        if last is not None and last.state == state and last.span == span:
+            runs[-1] = Run(last.text + piece, last.state, last.span, last.tokens + 1)
+        else:
+            runs.append(Run(piece, str(state), int(span), 1))
     return runs
 
 
@@ -163,11 +166,11 @@ def _group(pieces, states, spans) -> list[Run]:
 
 
 def describe_question(objective: Any, has_view: bool) -> str:
-    """Describes what the model has to predict, in a sentence or two.
+    """Describes what the model has to predict.
 
     Args:
-        objective: Anything with the fields of `TextJepaConfig` that weight the losses.
-        has_view: Whether each text comes with a second one.
+        objective: An object with the loss weights of `TextJepaConfig`.
+        has_view: Whether each text has a view.
     """
     encoder = "the encoder itself" if objective.target_encoder_type == "online" else "the target encoder"
     seen = "only the hidden words" if objective.target_input == "spans" else "the whole text"
@@ -189,9 +192,9 @@ def describe_question(objective: Any, has_view: bool) -> str:
 
 
 def caption(mask: Mask, padding: int) -> str:
-    """Counts the tokens of a mask by state.
+    """Describes the number of tokens of a mask in each state.
 
-    The hidden share is that of all tokens that are neither special nor padding.
+    The hidden share refers to all tokens that are neither special nor padding.
     """
     hidden = mask.count("hidden")
     usable = mask.count("visible", "hidden", "left out")
@@ -215,13 +218,26 @@ def _mask_title(number: int, mask: Mask) -> str:
 
 
 def _states_of(texts: Iterable[Text]) -> list[str]:
-    """The states that occur in some text, for the legend."""
-    found = {run.state for text in texts for mask in text.masks for run in mask.runs}
+    """The states that occur in any text, for the legend."""
+    found = set()
+    for text in texts:
+        for mask in text.masks:
+            found.update(run.state for run in mask.runs)
     return [state for state in STATES if state in found]
 
 
+def _sample_run(state: str) -> Run:
+    """An example of a state for the legend."""
+    return Run(
+        text="[CLS]" if state == "special" else "words",
+        state=state,
+        span=0 if state == "hidden" else -1,
+        tokens=1,
+    )
+
+
 def _split(run: Run) -> tuple[str, str]:
-    """The blank before a run, which is not marked, and its text; never empty, since hidden tokens must be seen."""
+    """The whitespace before a run, which is not marked, and its text, which is never empty."""
     text = run.text.lstrip()
     blank = run.text[: len(run.text) - len(text)]
     if not text:
@@ -230,7 +246,7 @@ def _split(run: Run) -> tuple[str, str]:
 
 
 def _harmless(text: str) -> str:
-    """Replaces control characters: a text must not steer a terminal."""
+    """Replaces control characters, so that a text cannot control the terminal."""
     shown = []
     for character in text.replace("\t", "  "):
         is_control = unicodedata.category(character) == "Cc" and character != "\n"
@@ -240,7 +256,7 @@ def _harmless(text: str) -> str:
 
 # ---- terminal -------------------------------------------------------------------------------------------------------
 
-# A character with its style, an escape code or nothing.
+# A character with its style: an escape code, or an empty string.
 _Cell = tuple[str, str]
 
 
@@ -254,10 +270,10 @@ def to_terminal(
     """Renders the gallery for a terminal.
 
     Args:
-        texts: From `read_batch`.
+        texts: Result of `read_batch`.
         title: First line.
         notes: Sentences below the title.
-        colour: Whether to mark by escape codes; otherwise by brackets.
+        colour: Whether to mark tokens by colours (escape codes) instead of brackets.
         width: Longest line in characters.
     """
     lines = []
@@ -271,13 +287,8 @@ def to_terminal(
         add(_styled(note))
     lines.append("")
     for state in _states_of(texts):
-        sample = Run(
-            text="[CLS]" if state == "special" else "words",
-            state=state,
-            span=3 if state == "hidden" else -1,
-            tokens=1,
-        )
-        add(_cells([sample], colour) + _styled(f"  {STATES[state]}"), indent="  ")
+        sample = _cells([_sample_run(state)], colour)
+        add(sample + _styled(f"  {STATES[state]}"), indent="  ")
     for number, text in enumerate(texts, 1):
         lines.append("")
         add(_styled(f"Text {number}", _BOLD))
@@ -298,7 +309,7 @@ def _styled(text: str, style: str = "") -> list[_Cell]:
 
 
 def _cells(runs: Sequence[Run], colour: bool) -> list[_Cell]:
-    """Characters with their style; brackets mark the states where there is no colour."""
+    """Converts runs to characters with their style; without colour, brackets mark the states."""
     cells = []
     for run in runs:
         blank, text = _split(run)
@@ -319,7 +330,7 @@ def _cells(runs: Sequence[Run], colour: bool) -> list[_Cell]:
 
 
 def _wrapped(cells: Sequence[_Cell], width: int) -> list[list[_Cell]]:
-    """Breaks cells into lines, at blanks and line breaks."""
+    """Breaks cells into lines, at spaces and line breaks."""
     lines = []
     line = []
     word = []
@@ -412,13 +423,13 @@ _PAGE = """<!doctype html>
 
 
 def to_html(texts: Sequence[Text], title: str, question: str, notes: Sequence[str]) -> str:
-    """Renders the gallery as a page that needs no other file and no script.
+    """Renders the gallery as an HTML page without other files and scripts.
 
     Args:
-        texts: From `read_batch`.
+        texts: Result of `read_batch`.
         title: Heading of the page.
-        question: What the model is asked.
-        notes: Sentences below it.
+        question: What the model has to predict.
+        notes: Sentences below the question.
     """
     states = _states_of(texts)
     heading = html.escape(title)
@@ -441,10 +452,8 @@ def to_html(texts: Sequence[Text], title: str, question: str, notes: Sequence[st
 
 
 def _legend_entry(state: str) -> str:
-    if state == "special":
-        return f"<li><small>[CLS]</small> — {STATES[state]}</li>"
-    sample = Run("words", state, 0 if state == "hidden" else -1, 1)
-    return f"<li>{_html_runs([sample])} — {STATES[state]}</li>"
+    sample = _html_runs([_sample_run(state)])
+    return f"<li>{sample} — {STATES[state]}</li>"
 
 
 def _figure(name: str, counts: str, strip: str, runs: Sequence[Run]) -> str:
@@ -455,7 +464,7 @@ def _figure(name: str, counts: str, strip: str, runs: Sequence[Run]) -> str:
 
 
 def _strip(runs: Sequence[Run]) -> str:
-    """A bar on which every token has the same width."""
+    """A bar in which every token has the same width."""
     parts = []
     for run in runs:
         kind = f"h {_hue(run)}" if run.state == "hidden" else run.state.removeprefix("left ")

@@ -1,7 +1,7 @@
-"""Pictures of runs and encoders in one style: curves of a log, maps of texts, spectra of features.
+"""Draws curves of runs, maps of texts and spectra of features in one style.
 
-Each function draws what it is given; none reads a run or a model. The colours are those of Okabe and Ito (2008), which
-colour-blind readers can tell apart, and a picture stays readable at 900 pixels.
+No function reads a run or a model; all data are arguments. The colours are those of Okabe and Ito (2008), which are
+distinguishable for colour-blind readers, and pictures are readable at a width of 900 pixels.
 
 Shapes: N tokens or texts, D features.
 """
@@ -22,7 +22,7 @@ from text_jepa import metrics
 
 # ---- style ----------------------------------------------------------------------------------------------------------
 
-# Without the yellow of Okabe and Ito, which is too pale for lines.
+# The colours of Okabe and Ito without yellow, which is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
 WIDTH = 9.0  # inches
@@ -56,13 +56,13 @@ def panels(
     width: float = WIDTH,
     **options: Any,
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Opens a figure with one panel per title and writes it when the block ends.
+    """Opens a figure with one panel per title, and saves it when the block ends.
 
     Args:
         path: Picture to write; its suffix selects the format.
         titles: Titles of the panels, row by row, all different.
         height: Height of a row in inches, without the legend below all rows.
-        columns: Panels in a row.
+        columns: Number of panels in a row.
         width: Width of the picture in inches.
         options: Passed to `Figure.subplots`.
 
@@ -86,14 +86,14 @@ def panels(
 
 
 def short(name: str, length: int = 28) -> str:
-    """Shortens a name to fit beside a picture. The end stays: folders usually differ there."""
+    """Shortens a name for a picture. The end is kept, because folders usually differ there."""
     if len(name) <= length:
         return name
     return f"…{name[1 - length :]}"
 
 
 def short_names(names: Sequence[str], length: int = 28) -> list[str]:
-    """Shortens names, all different, so that they stay different: those that end alike are numbered."""
+    """Shortens different names so that they stay different: names with the same end are numbered."""
     shortened = [short(name, length) for name in names]
     counts = Counter(shortened)
     for number, name in enumerate(shortened):
@@ -103,7 +103,7 @@ def short_names(names: Sequence[str], length: int = 28) -> list[str]:
 
 
 def _legend_above(axes, handles, labels, columns):
-    """Places a legend between the title and the axes, where it hides nothing."""
+    """Places a legend between the title and the axes."""
     axes.legend(
         handles,
         labels,
@@ -120,12 +120,12 @@ def _legend_above(axes, handles, labels, columns):
 
 
 class Run(NamedTuple):
-    """A run to draw curves of.
+    """A run whose curves are drawn.
 
     Attributes:
         name: Name in the legend.
-        records: The log; every record has `step`.
-        width: Width of the encoder, which bounds its rank; `None` if unknown.
+        records: Records of the log, each with a `step`.
+        width: Width of the encoder, by which a collapse of tokens is judged; `None` if unknown.
     """
 
     name: str
@@ -133,10 +133,10 @@ class Run(NamedTuple):
     width: int | None = None
 
 
-# Terms of the loss that share one panel, with their labels in it. Every other term has a panel of its own.
+# Terms of the loss that share one panel, with their labels. Every other term has its own panel.
 _REGULARIZERS = {"variance_loss": "variance", "covariance_loss": "covariance", "sigreg_loss": "SIGReg"}
 
-# Panels below those of the loss: title -> measure in the log -> label.
+# Panels after those of the loss: title -> measure in the log -> label.
 _MEASURES = {
     "relative loss": {"relative_loss": "prediction", "copy_relative_loss": "copying"},
     "retrieval of the right target": {"retrieval_accuracy": "nearest of 1,024", "retrieval_margin": "cosine margin"},
@@ -150,27 +150,33 @@ _MEASURES = {
 _HELD_OUT = "eval_"
 _PROBE = "eval_probe_"
 
-# Measures that the collapse monitor watches.
-_WATCHED = ("token_rank", "pooled_rank", "cosine_other_text", "spread")
-
 
 def loss_terms(logged: Collection[str]) -> list[str]:
-    """Names of the terms of the loss in a log, such as `latent_loss`: those of `LOSS_TERMS`, then any others.
+    """Finds the terms of the loss in a log, such as `latent_loss`: those of `LOSS_TERMS`, then any others.
 
-    A model that subclasses ours may add a term of its own, which the log knows by its name.
+    Others are terms that a subclass of the model adds.
 
     Args:
         logged: Names of all measures in a log, with or without the prefix of held-out texts.
     """
-    measures = {name for names in _MEASURES.values() for name in names}
-    own = [f"{term}_loss" for term in LOSS_TERMS]
-    found = {name.removeprefix(_HELD_OUT) for name in logged if not name.startswith(_PROBE)}
-    others = [name for name in sorted(found) if name.endswith("_loss") and name not in measures]
-    return [name for name in dict.fromkeys([*own, *others]) if name in found]
+    found = set()
+    for name in logged:
+        if not name.startswith(_PROBE):
+            found.add(name.removeprefix(_HELD_OUT))
+    measures = set()
+    for curves in _MEASURES.values():
+        measures.update(curves)
+
+    known = [f"{term}_loss" for term in LOSS_TERMS]
+    terms = [name for name in known if name in found]
+    for name in sorted(found - measures):
+        if name.endswith("_loss") and name not in known:
+            terms.append(name)
+    return terms
 
 
 def loss_title(name: str) -> str:
-    """The title of a term of the loss: `document_loss` is "document loss"."""
+    """The title of a term of the loss, for example "document loss" for `document_loss`."""
     if name == "token_loss":
         return "loss of hidden tokens"
     if name in _REGULARIZERS:
@@ -179,29 +185,29 @@ def loss_title(name: str) -> str:
 
 
 def _panels_of(logged: Collection[str]) -> dict[str, dict[str, str]]:
-    """The panels that a log needs: title -> measure -> label."""
-    found = {"loss": {"loss": ""}}
+    """The panels for a log: title -> measure -> label."""
+    known = {"loss": {"loss": ""}}
     for name in loss_terms(logged):
         if name not in _REGULARIZERS:
-            found[loss_title(name)] = {name: ""}
-    found["regularizers"] = _REGULARIZERS
-    found |= _MEASURES
+            known[loss_title(name)] = {name: ""}
+    known["regularizers"] = _REGULARIZERS
+    known |= _MEASURES
     probes = sorted(name for name in logged if name.startswith(_PROBE))
-    found["online probe (%)"] = {name: name.removeprefix(_PROBE).replace("_", " ") for name in probes}
+    known["online probe (%)"] = {name: name.removeprefix(_PROBE).replace("_", " ") for name in probes}
 
     shown = {}
-    for title, curves in found.items():
-        of_the_log = {name: label for name, label in curves.items() if name in logged or _HELD_OUT + name in logged}
-        if of_the_log:
-            shown[title] = of_the_log
+    for title, curves in known.items():
+        for name, label in curves.items():
+            if name in logged or _HELD_OUT + name in logged:
+                shown.setdefault(title, {})[name] = label
     return shown
 
 
 def plot_curves(runs: Sequence[Run], path: str | Path) -> None:
-    """Draws the course of runs: one panel per logged quantity, with the values on held-out texts as circles.
+    """Draws the curves of runs: one panel per logged quantity, with values on held-out texts as circles.
 
-    In the picture of a single run each curve has its colour, in that of several each run has. Values that are not
-    finite are left out. A dotted line marks the step at which the collapse monitor warns.
+    With one run, colours distinguish curves; with several, they distinguish runs. Values that are not finite are left
+    out. A dotted line marks the step of a collapse warning.
 
     Args:
         runs: One or more runs.
@@ -209,7 +215,7 @@ def plot_curves(runs: Sequence[Run], path: str | Path) -> None:
     """
     logged = {name for run in runs for record in run.records for name in record}
     shown = _panels_of(logged)
-    warnings = [collapsed_at(run) for run in runs]
+    warnings = [collapsed_at(run.records) for run in runs]
     last_step = max((record["step"] for run in runs for record in run.records), default=1)
     with panels(path, list(shown), height=2.2) as (figure, by_title):
         for title, curves in shown.items():
@@ -232,7 +238,7 @@ def _color(number: int) -> str:
 
 
 def _draw_measures(axes, runs, curves) -> dict[str, Any]:
-    """Draws each measure of a panel for each run; returns the handles of its legend by label."""
+    """Draws each measure of a panel for each run, and returns the handles of the legend by label."""
     from matplotlib.lines import Line2D
 
     is_alone = len(runs) == 1
@@ -273,7 +279,7 @@ def _draw_warnings(axes, warnings):
 
 
 def _draw_bounds(axes, title, runs) -> dict[str, Any]:
-    """Draws the level that a panel's curves are read against; returns the handles of its legend by label."""
+    """Draws the reference level of a panel, and returns the handles of the legend by label."""
     from matplotlib.lines import Line2D
 
     label = "collapse"
@@ -284,7 +290,7 @@ def _draw_bounds(axes, title, runs) -> dict[str, Any]:
     elif title == "cosine of two tokens":
         levels = {metrics.COLLAPSED_COSINE}
     elif title == "effective rank":
-        # Texts have fewer dimensions than tokens, and a bound of their own: half of their first rank.
+        # The bound for texts is not drawn: it is half of their first rank, which differs between runs.
         label = "collapse of tokens"
         levels = {metrics.COLLAPSED_RANK_SHARE * run.width for run in runs if run.width}
     for level in levels:
@@ -326,7 +332,7 @@ def _common_handles(runs, logged, warnings) -> list[Any]:
 
 
 def points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a measure. A value that is not finite becomes NaN, a gap in the line."""
+    """Steps and values of a measure. A value that is not finite is replaced by NaN, which leaves a gap in the line."""
     steps = []
     values = []
     for record in records:
@@ -337,30 +343,24 @@ def points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], 
     return steps, values
 
 
-def collapsed_at(run: Run) -> int | None:
-    """The step at which the collapse monitor warns: the second measurement in a row with a sign of collapse."""
-    measured = [record for record in run.records if record.keys() >= set(_WATCHED)]
-    first = measured[0] if measured else None
-    was_collapsed = False
-    for record in measured:
-        watched = {name: record[name] for name in _WATCHED}
-        signs = metrics.collapse_signs(watched, run.width or 0, first)
-        if was_collapsed and signs:
-            return record["step"]
-        was_collapsed = bool(signs)
+def collapsed_at(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """Step of the warning of the collapse monitor, which is logged in all later records; `None` without a warning."""
+    for record in records:
+        if "collapsed_at" in record:
+            return record["collapsed_at"]
     return None
 
 
 # ---- maps of texts --------------------------------------------------------------------------------------------------
 
-# This many classes have a colour and a marker of their own; the rarer ones are pale grey.
+# Number of classes with their own colour and marker; rarer ones are pale grey.
 _CLASSES = 12
 
 
 def flat(vectors: np.ndarray) -> dict[str, np.ndarray]:
-    """Projects vectors to two dimensions: `"PCA"`, and `"t-SNE"` of the centred cosines, which starts from it.
+    """Projects vectors to two dimensions by PCA, and by t-SNE of the centred cosines with PCA as initialization.
 
-    On a t-SNE map only neighbourhoods can be read: sizes of groups and distances between them mean nothing.
+    A t-SNE map shows neighbourhoods only: sizes of groups and distances between them have no meaning.
 
     Source: van der Maaten and Hinton (2008), "Visualizing data using t-SNE".
 
@@ -368,7 +368,7 @@ def flat(vectors: np.ndarray) -> dict[str, np.ndarray]:
         vectors: (N, D), N of at least 5.
 
     Returns:
-        Title to points (N, 2).
+        `"PCA"` and `"t-SNE"`, each with points (N, 2).
     """
     from sklearn.manifold import TSNE
 
@@ -383,10 +383,10 @@ def flat(vectors: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def plot_map(maps: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], path: str | Path) -> None:
-    """Draws points in the colours of their labels, each label's name at the median of its points.
+    """Draws points in the colours of their labels, with the name of each label at the median of its points.
 
     Args:
-        maps: Title to points (N, 2), two maps in a row.
+        maps: Title to points (N, 2); two maps in a row.
         labels: Indices into `names` (N,).
         names: Names of the labels.
         path: Picture to write.
@@ -417,7 +417,7 @@ def plot_map(maps: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence
 
 
 def _draw_classes(axes, places, labels, common, names):
-    """Draws the points of each common class and its name."""
+    """Draws the points and the name of each common class."""
     import matplotlib.patheffects as effects
 
     halo = [effects.withStroke(linewidth=2.5, foreground="white")]
@@ -448,7 +448,7 @@ def _draw_classes(axes, places, labels, common, names):
 
 
 def apart(heights: np.ndarray, gap: float) -> np.ndarray:
-    """Moves heights (N,) until no two are nearer than `gap`; their order and mean stay."""
+    """Moves heights (N,) so that they are at least `gap` apart, without changing their order and mean."""
     order = np.argsort(heights, kind="stable")
     offsets = gap * np.arange(len(heights))
     moved = np.empty(len(heights))
@@ -463,24 +463,26 @@ _ROUNDING = 1e-12
 
 
 def spectrum(features: np.ndarray) -> np.ndarray:
-    """Eigenvalues of the covariance of features as shares of the variance, in descending order.
+    """Computes the eigenvalues of the covariance of features as shares of the variance, in descending order.
 
     Args:
         features: (N, D).
 
     Returns:
-        (min(N, D),) float64 with the sum 1; zeros if no feature varies.
+        (min(N, D),) float64 with the sum 1; zeros if all features are constant.
     """
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
-    energy = np.linalg.svd(centred, compute_uv=False) ** 2
-    return energy / max(energy.sum(), np.finfo(np.float64).tiny)
+    variances = np.linalg.svd(centred, compute_uv=False) ** 2
+    smallest = np.finfo(np.float64).tiny
+    total = max(variances.sum(), smallest)
+    return variances / total
 
 
 def plot_spectra(features: Mapping[str, Mapping[str, np.ndarray]], path: str | Path) -> None:
     """Draws spectra on logarithmic axes, with the effective rank in the legend.
 
     Args:
-        features: Title of a panel to name of an encoder to features (N, D); the last encoder is the control.
+        features: Title of a panel -> name of an encoder -> features (N, D); the last encoder is the control.
         path: Picture to write.
     """
     with panels(
