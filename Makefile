@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN ?= runs/tiny_cpu$(if $(wildcard runs/tiny_cpu),-$(shell date +%Y%m%d-%H%M%S))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup pretrain probe test test-oldest test-all docs check fix
+.PHONY: help setup pretrain probe test test-oldest test-all docs check fix .venv-oldest
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,14 +36,16 @@ OLDEST := tests/data/test_batching.py tests/data/test_corpus.py tests/data/test_
 	tests/test_end_to_end.py tests/test_integration.py tests/test_modeling.py \
 	tests/test_objectives.py tests/test_own_loss.py tests/train
 
-test-oldest: .venv-oldest  ## Run the fast tests of models, data and runs with the oldest supported versions
+test-oldest: .venv-oldest/installed  ## Run the fast tests of models, data and runs with the oldest supported versions
 	.venv-oldest/bin/python -m pytest -n auto --dist loadfile -m 'not slow and not distributed' $(OLDEST)
 
-.venv-oldest: pyproject.toml constraints-oldest.txt
+.venv-oldest: .venv-oldest/installed
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet -c constraints-oldest.txt torch
 	.venv-oldest/bin/pip install --quiet -c constraints-oldest.txt -e '.[dev,st]'
-	touch .venv-oldest
+	@touch $@
 
 test-all: setup  ## Run all tests
 	$(BIN)/python -m pytest

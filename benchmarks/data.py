@@ -1,33 +1,53 @@
-"""The way of a text into the step, beside the least that it could cost.
+"""Measures tokenization, collation, padding, the Trainer's loop and start-up against a lower bound for each.
 
     python benchmarks/data.py [--train_file FILE …] [--parts tokenization collator padding loop startup] [--json FILE]
 
-Parts: tokenization, ours against the bare call of the tokenizers library, and a second call that finds the cache; the
-collator, against that of transformers for masked language modelling and the step it feeds; padding, the useful tokens
-of a second of the bare step on texts as long as they are, against as many tokens in full-length texts; the loop, the
-Trainer's step with logging and collapse monitor against the bare step on the same batches; start-up, in processes of
-their own. Arms take turns; a ratio compares medians. Without `--train_file` the texts are Wikipedia's short articles
-where TEXT_JEPA_DATA names the shared data, else the built-in corpus.
+Parts:
+
+- tokenization: `tokenize_texts` against the bare call of the tokenizers library, and a second call that finds the
+  cache.
+- collator: our collator against that of transformers for masked language modelling, and against the step it feeds.
+- padding: useful tokens per second of the bare step on texts of their own lengths, against full-length texts.
+- loop: the Trainer's step against the bare step on the same batches, with a log and a measurement of the collapse
+  monitor every 50 steps, which is the default, and without evaluation and saving.
+- startup: imports and the launch of a run, in processes of their own.
+
+Arms take turns; ratios compare medians. Without `--train_file` the texts are the short Wikipedia articles in the
+folder TEXT_JEPA_DATA, or the built-in corpus if that variable is not set.
 """
 
+import argparse
 import contextlib
 import inspect
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
-from datasets import DatasetDict
-from step import TextJepaStep, bert_config, now, shape_parser, take_turns, threads
-from transformers import DataCollatorForLanguageModeling, TrainerCallback
+import torch
+from datasets import Dataset, DatasetDict
+from step import (
+    Batch,
+    TextJepaStep,
+    bert_config,
+    measure_in_turn,
+    medians,
+    now,
+    seconds_of,
+    shape_parser,
+    time_in_turn,
+)
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, TrainerCallback
 
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaTrainer, TextJepaTrainingArguments
 from text_jepa.data.batching import LengthGroupedSampler
@@ -39,17 +59,19 @@ from text_jepa.data.tokenization import tokenize_texts, train_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 POOL = inspect.signature(LengthGroupedSampler).parameters["pool_batches"].default
 
+Figures = dict[str, Any]
 
-def main():
+
+def main() -> None:
     args = arguments()
     datasets.disable_progress_bars()
     corpus = load_corpus(CorpusArguments(train_file=args.train_file or default_files())).splits
     documents = min(args.documents, len(corpus["train"]))
     corpus["train"] = corpus["train"].take(documents)
     tokenizer = train_tokenizer(corpus["train"]["text"], args.vocab_size, max_length=args.length)
-    args.vocab_size = len(tokenizer)  # which a small corpus does not fill, and an alphabet may exceed
+    args.vocab_size = len(tokenizer)  # a small corpus has fewer tokens than asked for, a large alphabet more
     settings = {name: vars(args)[name] for name in SETTINGS}
-    settings["threads"] = threads()
+    settings["threads"] = torch.get_num_threads()
     results = {"settings": settings}
     for name in args.parts:
         results[name] = PARTS[name](args, corpus, tokenizer)
@@ -62,16 +84,18 @@ def main():
 SETTINGS = ("vocab_size", "width", "layers", "texts", "length", "device", "dtype", "documents", "steps", "repeats")
 
 
-def arguments():
+def arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = shape_parser(__doc__)
     parser.add_argument("--train_file", nargs="+", help="texts, as for run_pretraining.py")
-    parser.add_argument("--documents", type=int, default=10_000, help="first documents of the corpus")
-    parser.add_argument("--steps", type=int, default=20, help="batches of the parts padding and loop")
+    parser.add_argument("--documents", type=int, default=10_000, help="number of documents of the corpus to use")
+    parser.add_argument("--steps", type=int, default=20, help="least number of batches of the parts padding and loop")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     return parser.parse_args()
 
 
-def default_files():
+def default_files() -> list[str] | None:
+    """The short articles of Wikipedia, where there are shared data."""
     data = os.environ.get("TEXT_JEPA_DATA")
     return [str(Path(data, "pretrain", "wikipedia_short", "train.parquet"))] if data else None
 
@@ -79,8 +103,8 @@ def default_files():
 # ---- tokenization ---------------------------------------------------------------------------------------------------
 
 
-def tokenization(args, corpus, tokenizer):
-    """Documents and tokens per second of each way."""
+def tokenization(args: argparse.Namespace, corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> Figures:
+    """Documents and tokens per second of each way to tokenize."""
     part = DatasetDict(train=corpus["train"])
     texts = list(part["train"]["text"])
     bare = tokenizer.backend_tokenizer
@@ -91,7 +115,7 @@ def tokenization(args, corpus, tokenizer):
         "tokenizer(texts)": lambda: tokenizer(texts, verbose=False, **plain),
         "encode_batch_fast": lambda: bare.encode_batch_fast(texts, add_special_tokens=False),
     }
-    seconds = take_turns(arms, args.repeats)
+    seconds = time_in_turn(arms, args.repeats, args.device)
     middle = medians(seconds)
     encodings = bare.encode_batch_fast(texts, add_special_tokens=False)
     tokens = sum(len(encoding.ids) for encoding in encodings)
@@ -106,8 +130,8 @@ def tokenization(args, corpus, tokenizer):
 # ---- collator -------------------------------------------------------------------------------------------------------
 
 
-def collator(args, corpus, tokenizer):
-    """Seconds per batch of both collators, and their share of a step on this batch."""
+def collator(args: argparse.Namespace, corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> Figures:
+    """Seconds per batch of both collators, and their share of a step on the batch."""
     examples = list(examples_of(args, corpus, tokenizer, args.texts))
     lists = [{"input_ids": example["input_ids"].tolist()} for example in examples]
     ours = DataCollatorForTextJepa(tokenizer)
@@ -118,7 +142,7 @@ def collator(args, corpus, tokenizer):
         "masked_lm": lambda: theirs(lists),
         "step": step,
     }
-    seconds = take_turns(arms, args.repeats)
+    seconds = time_in_turn(arms, args.repeats, args.device)
     middle = medians(seconds)
     return {
         "seconds_per_batch": middle,
@@ -131,11 +155,11 @@ def collator(args, corpus, tokenizer):
 # ---- padding --------------------------------------------------------------------------------------------------------
 
 
-def padding(args, corpus, tokenizer):
-    """Slots that hold a token, and useful tokens per second, of orders of the texts and of full-length texts.
+def padding(args: argparse.Namespace, corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> Figures:
+    """Filled slots and useful tokens per second, for several orders of the texts and for full-length texts.
 
-    Each order shows the same texts in as many batches; the full-length ones hold the same tokens, joined. There are
-    texts enough for a whole pool of the sampler: of a part of one its batches would pad more than those of a run.
+    All orders have the same texts and the same number of batches; the full-length texts hold the same tokens. There
+    are enough texts for a whole pool of the sampler, because batches of a part of it are padded more than in a run.
     """
     rows = args.texts * max(args.steps, POOL)
     texts = [example["input_ids"] for example in examples_of(args, corpus, tokenizer, rows)]
@@ -145,7 +169,7 @@ def padding(args, corpus, tokenizer):
     plain = DataCollatorForTextJepa(tokenizer)
     to_limit = DataCollatorForTextJepa(tokenizer, pad_to_multiple_of=args.length)
 
-    def batches(order, collate):
+    def batches(order: Sequence[int], collate: Callable[..., Batch]) -> list[Batch]:
         found = []
         for start in range(0, len(texts), args.texts):
             rows = order[start : start + args.texts]
@@ -163,7 +187,7 @@ def padding(args, corpus, tokenizer):
         "full length": full,
     }
     step = TextJepaStep(TextJepaConfig(text_config=bert_config(args)), full[0], args)
-    seconds = take_turns({name: over(step, found) for name, found in arms.items()}, args.repeats)
+    seconds = time_in_turn({name: over(step, found) for name, found in arms.items()}, args.repeats, args.device)
     middle = medians(seconds)
     tokens = {name: tokens_in(found) for name, found in arms.items()}
     speed = {name: tokens[name] / middle[name] for name in arms}
@@ -177,30 +201,37 @@ def padding(args, corpus, tokenizer):
     }
 
 
-def examples_of(args, corpus, tokenizer, count):
-    """The first `count` examples of the corpus in random order."""
+def examples_of(
+    args: argparse.Namespace,
+    corpus: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+) -> Dataset:
+    """At most `count` random examples of the corpus."""
     examples = tokenize_texts(corpus, tokenizer, args.length)["train"].shuffle(seed=0)
     return examples.take(min(count, len(examples)))
 
 
-def tokens_in(batches):
+def tokens_in(batches: Sequence[Batch]) -> int:
+    """Number of tokens, without padding."""
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
-def slots_in(batches):
+def slots_in(batches: Sequence[Batch]) -> int:
+    """Number of tokens, padding included."""
     return sum(batch["attention_mask"].numel() for batch in batches)
 
 
-def full_length(texts, length):
-    """The tokens of all texts, joined and cut into texts of one length; the remainder is dropped."""
+def full_length(texts: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Joins the tokens of all texts and cuts them into texts of one length; the remainder is dropped."""
     joined = np.concatenate(texts)
     return joined[: len(joined) // length * length].reshape(-1, length)
 
 
-def over(step, batches):
-    """A function that makes the step on each of the batches."""
+def over(step: TextJepaStep, batches: Sequence[Batch]) -> Callable[[], None]:
+    """A function that makes a step on each batch."""
 
-    def run():
+    def run() -> None:
         for batch in batches:
             step.take(batch)
             step()
@@ -211,16 +242,17 @@ def over(step, batches):
 # ---- loop -----------------------------------------------------------------------------------------------------------
 
 
-def loop(args, corpus, tokenizer):
-    """Seconds of the same steps by the Trainer and bare; of the Trainer those between its first and its last step."""
+def loop(args: argparse.Namespace, corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> Figures:
+    """Seconds of the same steps by the Trainer and bare; its first and last steps, which always log, do not count."""
     examples = tokenize_texts(corpus, tokenizer, args.length)
     held_out = examples["validation"].take(min(64, len(examples["validation"])))
+    steps = max(args.steps, TextJepaTrainingArguments.logging_steps)  # a log and the collapse monitor are among them
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
 
-        def make_trainer():
+        def make_trainer() -> TextJepaTrainer:
             settings = TextJepaTrainingArguments(
                 folder,
-                max_steps=args.steps + 1,
+                max_steps=steps + 2,
                 per_device_train_batch_size=args.texts,
                 save_strategy="no",
                 report_to="none",
@@ -232,23 +264,20 @@ def loop(args, corpus, tokenizer):
             collate = DataCollatorForTextJepa(tokenizer)
             return TextJepaTrainer(model, settings, collate, examples["train"], held_out, processing_class=tokenizer)
 
-        batches = list(islice(make_trainer().get_train_dataloader(), 1, args.steps + 1))
+        batches = list(islice(make_trainer().get_train_dataloader(), 1, steps + 1))
         step = TextJepaStep(TextJepaConfig(text_config=bert_config(args)), batches[0], args)
         if args.compile:
             step.compile()
 
-        def bare():
-            started = now()
-            over(step, batches)()
-            return now() - started
-
-        def trained():
-            clock, trainer = Clock(), make_trainer()
+        def trained() -> float:
+            clock = Clock(args.device)
+            trainer = make_trainer()
             trainer.add_callback(clock)
             trainer.train()
             return clock.times[len(batches)] - clock.times[0]
 
-        seconds = in_turn({"bare step": bare, "trainer": trained}, args.repeats)
+        bare = partial(seconds_of, over(step, batches), args.device)
+        seconds = measure_in_turn({"bare step": bare, "trainer": trained}, args.repeats)
     middle = medians(seconds)
     return {
         "tokens_per_second": {name: tokens_in(batches) / middle[name] for name in seconds},
@@ -258,31 +287,23 @@ def loop(args, corpus, tokenizer):
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """Records when each step ends."""
 
-    def __init__(self):
+    def __init__(self, device: str):
+        self.device = device
         self.times = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.times.append(now())
-
-
-def in_turn(measures, repeats):
-    """As `take_turns`, for functions that return their seconds."""
-    seconds = {name: [] for name in measures}
-    for _ in range(repeats + 1):
-        for name, measure in measures.items():
-            seconds[name].append(measure())
-    return {name: times[1:] for name, times in seconds.items()}
+        self.times.append(now(self.device))
 
 
 # ---- start-up -------------------------------------------------------------------------------------------------------
 
 
-def startup(args, corpus, tokenizer):
-    """Seconds to import, beside what any model of transformers imports, and from launch to the line of the first step.
+def startup(args: argparse.Namespace, corpus: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> Figures:
+    """Seconds to import what transformers does not import itself, and from the launch to the log of the first step.
 
-    Each in a process of its own. The first round, which does not count, leaves the corpus in the cache.
+    Each is measured in a process of its own. The first round, which is not counted, fills the cache of the corpus.
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(Path(folder, "tokenizer"))
@@ -291,7 +312,7 @@ def startup(args, corpus, tokenizer):
             "text_jepa": lambda: seconds_to_run("from text_jepa import TextJepaModel"),
             "launch to first step": lambda: seconds_to_first_step(args, folder),
         }
-        seconds = in_turn(measures, args.repeats)
+        seconds = measure_in_turn(measures, args.repeats)
     middle = medians(seconds)
     return {
         "import_beyond_transformers": middle["text_jepa"] - middle["transformers"],
@@ -300,15 +321,15 @@ def startup(args, corpus, tokenizer):
     }
 
 
-def seconds_to_run(line):
-    """Seconds that a line of Python takes in a fresh process, without the start of the interpreter."""
+def seconds_to_run(line: str) -> float:
+    """Seconds that a line of Python takes in a new process, without the start of the interpreter."""
     code = f"import time; started = time.perf_counter(); {line}; print(time.perf_counter() - started)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT)
     return float(run.stdout)
 
 
-def seconds_to_first_step(args, folder):
-    """Seconds from the launch of a pretraining run to what it prints of its first step."""
+def seconds_to_first_step(args: argparse.Namespace, folder: str) -> float:
+    """Seconds from the launch of a pretraining run to the log of its first step."""
     flags = {
         "tokenizer_name": f"{folder}/tokenizer",
         "output_dir": tempfile.mkdtemp(dir=folder),
@@ -348,12 +369,8 @@ PARTS = {
 }
 
 
-def medians(seconds):
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def print_results(results):
-    """A table of each part: a row for each arm where figures have arms, else one of a single figure."""
+def print_results(results: Mapping[str, Any]) -> None:
+    """Prints a table per part, with a row per arm, and the figures that are not by arm."""
     parts = dict(results)
     settings = parts.pop("settings")
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -372,7 +389,8 @@ def print_results(results):
                 print(f"{name}: {shown(value)}")
 
 
-def shown(value):
+def shown(value: float | None) -> str:
+    """A cell of a table."""
     if value is None:
         return ""
     if value >= 100:

@@ -3,10 +3,11 @@
     python benchmarks/faults.py --kills 30                              # on the documents of this repository
     python benchmarks/faults.py --kills 200 --train_file notes.txt      # before a release
 
-Each time the run is started again with `--resume_from_checkpoint auto`. Most of the kills wait for a save and strike
-during it. Nothing may be lost, and every bit must be the same: weights, optimizer, schedule, random states, log and
-exported encoder. Prints the number of kills, of those during a save, of refused starts and of differences; the exit
-code is 1 if there are any of the latter two.
+After each kill, the run is started again with `--resume_from_checkpoint auto`. Most kills wait for a save and strike
+during it. No checkpoint may be lost, and every bit must be the same: weights, optimizer, schedule, random states, log,
+and all files of the exported encoder except those that state times or paths, see `NOT_COMPARED`. Prints the number of
+kills, of kills during a save, of refused starts and of differences; the exit code is 1 if a start was refused, a
+checkpoint was lost, or anything differs.
 """
 
 import argparse
@@ -35,7 +36,18 @@ from text_jepa.train.checkpointing import STAGING, checkpoints, find_damage
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Figures that differ between any two runs.
+# Files that state times or paths, or sums over such files.
+NOT_COMPARED = {
+    "README.md",
+    "arguments.yaml",
+    "card.json",
+    "changed.yaml",
+    "curves.png",
+    "manifest.json",
+    "training_args.bin",
+}
+
+# Values that differ between any two runs.
 TIMES = {
     "tokens_per_second",
     "train_seconds",
@@ -46,7 +58,10 @@ TIMES = {
     "eval_model_preparation_time",
 }
 
-# A tiny model, with dropout so that random states matter.
+# How a tokenizer was opened, which transformers writes into the configuration of those that come from a folder.
+OPENED = {"is_local", "local_files_only"}
+
+# A tiny model with dropout, so that random states matter.
 SHAPE = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -72,7 +87,7 @@ SETTINGS = {
     "use_cpu": True,
 }
 
-# The seconds in which a run loads its data and its checkpoint and makes a few steps, roughly.
+# Roughly the seconds in which a run loads its data and its checkpoint and makes a few steps.
 LONGEST_WAIT = 3.0
 
 # The number of differences that are listed.
@@ -83,7 +98,7 @@ LISTED = 20
 
 
 def differences(first: Path, second: Path, pattern: str = "*") -> list[str]:
-    """Compares the files of two folders bit by bit, except for times.
+    """Compares the files of two folders bit by bit, except for `TIMES`, `OPENED` and the files in `NOT_COMPARED`.
 
     Args:
         first: A folder.
@@ -91,7 +106,7 @@ def differences(first: Path, second: Path, pattern: str = "*") -> list[str]:
         pattern: A glob of the files to compare.
 
     Returns:
-        What differs: `file:name` of a tensor or value, or a file that only one folder has.
+        What differs: `file:name` of a tensor or value, `file:bytes`, or the name of a file that only one folder has.
     """
     names = file_names(first, pattern)
     other_names = file_names(second, pattern)
@@ -111,22 +126,24 @@ def file_names(folder: Path, pattern: str) -> set[Path]:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The tensors and values of a saved file by name, without times; nothing for other kinds of files."""
+    """The tensors and values of a file by name, without times; the bytes of a file of another kind."""
+    if path.name in NOT_COMPARED:
+        return {}
     if path.suffix == ".safetensors":
         return load_file(path)
     if path.suffix in (".pt", ".pth"):
         with safe_globals():
             return flatten(torch.load(path, weights_only=True))
-    if path.name == "trainer_state.json":
+    if path.suffix == ".json":
         return flatten(json.loads(path.read_text()))
     if path.suffix == ".jsonl":
         lines = path.read_text().splitlines()
         return flatten([json.loads(line) for line in lines])
-    return {}
+    return {"bytes": path.read_bytes()}
 
 
 def flatten(value: Any) -> dict[str, Any]:
-    """The leaves of nested containers by their path, without times."""
+    """The leaves of nested containers by path, without times."""
     return dict(_leaves(value, ""))
 
 
@@ -140,7 +157,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, torch.as_tensor(value) if is_array else value
         return
     for key, part in items:
-        if key not in TIMES:
+        if key not in TIMES | OPENED:
             yield from _leaves(part, f"{name}/{key}")
 
 
@@ -155,7 +172,7 @@ def is_same(one: Any, two: Any) -> bool:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Runs the command in a forked process, which need not import everything again."""
+    """Runs the command in a forked process, which does not have to import everything again."""
     os.setpgid(0, 0)
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_WRONLY)
@@ -210,7 +227,7 @@ def wait_for_save(process: BaseProcess, staging: Path) -> None:
 
 @dataclass
 class Outcome:
-    """What has happened so far.
+    """Counts of what has happened so far.
 
     Args:
         kills: Number of kills.
@@ -230,7 +247,7 @@ class Outcome:
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> Outcome:
-    """Makes an undisturbed run and kills others, all inside a folder."""
+    """Makes an undisturbed run and kills others, all in one folder."""
     settings = make_settings(folder, arguments)
     chance = random.Random(arguments.seed)
     undisturbed = folder / "undisturbed"
@@ -294,7 +311,7 @@ def make_corpus(path: Path) -> None:
 
 
 def has_lost_checkpoints(before: Sequence[Path], output_dir: Path) -> bool:
-    """Whether something incomplete is called a checkpoint after a kill, or none is left of those before."""
+    """Whether a checkpoint is incomplete after a kill, or none is left although there were some."""
     after = checkpoints(output_dir)
     damaged = [folder for folder in after if find_damage(folder) is not None]
     has_none_left = len(damaged) == len(after)
@@ -302,11 +319,12 @@ def has_lost_checkpoints(before: Sequence[Path], output_dir: Path) -> bool:
 
 
 def compare_ends(first: Path, second: Path) -> list[str]:
-    """Compares the last checkpoint and the results of two runs."""
-    last = checkpoints(first)[0].name
-    found = differences(first / last, second / last)
-    found += differences(first, second, "*.*")
-    found += differences(first / "pretraining", second / "pretraining")
+    """Compares the last checkpoint and the results of two runs, subfolders included."""
+    older = checkpoints(first)[1:]
+    found = differences(first, second)
+    for folder in sorted(path for path in first.iterdir() if path.is_dir()):
+        if folder not in older:
+            found += [f"{folder.name}/{name}" for name in differences(folder, second / folder.name, "**/*")]
     return found
 
 
@@ -319,7 +337,7 @@ def main() -> int:
     parser.add_argument(
         "--train_file", help="a text file, one document per line; default: this repository's documents"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed that draws the moments of the kills")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         outcome = compare(Path(folder), arguments)

@@ -1,11 +1,11 @@
-"""Makes the pictures of docs/gallery.md, and what docs/reading-the-curves.md says of a run that collapses.
+"""Makes the pictures of docs/gallery.md, and the part of docs/reading-the-curves.md about a run that collapses.
 
     python benchmarks/gallery.py runs/tiny_cpu
 
-The folder is that of `make pretrain`: its curves, a map of texts as its encoder sees them, and the spectra of its
-features. Two small runs are made here, one healthy and one that collapses, on texts that every installation has.
-Chromium takes the picture of a page of masks. The recipes of all runs are kept beside the pictures, and a test fails
-when today's are others.
+The folder is that of `make pretrain`. Its curves are drawn, a map of texts as its encoder embeds them, and the spectra
+of its features. Two small runs are made here on the built-in corpus, a healthy one and one that collapses. Chromium
+photographs a page of masks. The recipes of all runs are stored beside the pictures, and a test fails if today's
+differ.
 """
 
 import argparse
@@ -38,15 +38,15 @@ HEALTHY = (
 COLLAPSING = (
     "--learning_rate 1e-2 --ema_schedule constant --ema_decay_start 0 --token_loss_weight 0 --sentence_loss_weight 0"
 )
-# What is logged, and how often, which is no recipe.
+# Flags of the log, which are not part of a recipe.
 LOGS = "--logging_steps 10 --eval_steps 50 --max_eval_samples 256 --save_strategy no --use_cpu"
-# Whose texts are drawn in map and spectra.
+# The task whose texts are shown in the map and the spectra.
 TASK = "packages"
 MASKS = "configs/t-jepa-ul2.yaml --texts 1"
 
-# Name of the place in docs/reading-the-curves.md.
+# The place in docs/reading-the-curves.md.
 COLLAPSE = "collapse"
-# A page is this wide and at most so high in pixels; what lies below is cut off.
+# Width and height of a photographed page in pixels; the rest is cut off.
 PAGE = (820, 1000)
 
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
 
 @contextlib.contextmanager
 def working_folder(run: Path) -> Iterator[Path]:
-    """A folder to work in, where the run has the name that readers know: pictures show names of folders."""
+    """A working folder in which the run is `runs/tiny_cpu`, because pictures show the names of folders."""
     run = run.resolve()
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
@@ -86,7 +86,7 @@ def working_folder(run: Path) -> Iterator[Path]:
 
 
 def train_both(assets: Path) -> str:
-    """Makes the two runs, keeps their logs, and returns the warning of the one that collapses."""
+    """Makes both runs, stores their logs, and returns the warning of the one that collapses."""
     train(HEALTHY, "runs/healthy")
     store(Path("runs/healthy"), assets / "gallery-healthy", [HEALTHY], kept=["metrics.jsonl"])
     words = f"{HEALTHY} {COLLAPSING}"
@@ -99,7 +99,7 @@ def train_both(assets: Path) -> str:
 
 
 def train(words: str, folder: str) -> str:
-    """Makes a run of this command line into a folder; returns what it wrote to stderr."""
+    """Runs a command line with an output folder; returns what it wrote to stderr."""
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
         run_pretraining.main(words_of(f"{words} {LOGS} --output_dir {folder}"))
@@ -107,16 +107,16 @@ def train(words: str, folder: str) -> str:
 
 
 def draw(kind: str, words: Sequence[str], path: Path) -> None:
-    """Draws a picture as `text-jepa plot` does, and makes it small."""
+    """Draws a picture with `text-jepa plot` and reduces its size."""
     plot.main([kind, *words, "-o", str(path)])
     shrink(path)
 
 
 def photograph_masks(page: Path, path: Path) -> None:
-    """Takes the picture of a page of masks.
+    """Photographs a page of masks.
 
     Raises:
-        UsageError: There is no chromium.
+        UsageError: Chromium is not installed.
     """
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
@@ -132,16 +132,16 @@ def photograph_masks(page: Path, path: Path) -> None:
 
 
 def shrink(path: Path) -> None:
-    """Makes a picture small enough for a repository: 64 colours, which are more than it has but for smooth edges."""
+    """Reduces a picture to 64 colours; it has more only at smooth edges."""
     image = Image.open(path).convert("RGB")
     image.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def describe(healthy: Path, collapsed: Path) -> str:
-    """What the loss of both runs says, and what the cosine of two tokens of different texts does.
+    """A paragraph about the losses of both runs, and the cosines of tokens of different texts.
 
     Raises:
-        UsageError: The loss of the run that collapses is not the lower one.
+        UsageError: The run that collapses does not have the lower loss.
     """
     good, bad = (last_figures(run) for run in (healthy, collapsed))
     if bad["latent_loss"] >= good["latent_loss"]:

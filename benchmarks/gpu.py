@@ -1,16 +1,16 @@
-"""All that is to be known of a GPU, in one command that ends when it is told to.
+"""Runs every GPU check and benchmark within a time limit.
 
     python benchmarks/gpu.py --minutes 12 --device cuda --pack build/gpu-pack --out build/gpu
     TEXT_JEPA_DATA=FOLDER python benchmarks/gpu.py --minutes 3 --device cpu --out build/gpu-rehearsal
 
-Parts, in order of worth: `checks` (numbers, skipped steps, resuming, compiling, NCCL: benchmarks/gpu_checks.py),
-`step` (benchmarks/step.py beside BERT and ModernBERT, with a profile), `training` (configs/compare/gpu.yaml, arm by
-arm), `finetuning` of the arms on GLUE, and `encoder` (the default recipe as it is). `prepare`, the texts of a pack and
-their tokens, runs beside the checks. Each part is a process with a JSON of its own in --out, which is written after
-each of its items. The same command later makes what is missing; items that failed or took too long stay as they are.
-What a part does not use of its share of the minutes goes to those behind it. Texts, caches and encoders are in --work,
-all output is in log.txt. Where `datasets` and `evaluate` are missing they come from the wheels of the pack. On a CPU
-shapes are tiny: a rehearsal, whose figures mean nothing.
+The parts, the most important first, are `checks` (numbers, skipped steps, resuming, compiling, NCCL, by
+benchmarks/gpu_checks.py), `step` (benchmarks/step.py beside BERT and ModernBERT, with a profile), `training`
+(configs/compare/gpu.yaml, arm by arm), `finetuning` of the arms on GLUE, and `encoder` (the default recipe). `prepare`
+unpacks and tokenizes the texts while the checks run. Each part is a process with a JSON file in --out, which is
+written after each item. Run the same command again to make what is missing; items that failed or took too long are not
+repeated. The time that a part does not use goes to later ones. Texts, caches and encoders are in --work, and all
+output is in log.txt. If `datasets` or `evaluate` are missing, they are installed from the wheels of the pack. On a
+CPU, shapes are tiny: a rehearsal whose figures have no meaning.
 """
 
 import argparse
@@ -39,41 +39,42 @@ ROOT = Path(__file__).resolve().parents[1]
 PLAN = ROOT / "configs/compare/gpu.yaml"
 RECIPE = ROOT / "configs/default.yaml"
 
-# Shares of the minutes, in order of worth.
+# Shares of the minutes, the most important part first.
 PARTS = {"checks": 0.2, "step": 0.2, "training": 0.35, "finetuning": 0.15, "encoder": 0.1}
 NEED_TEXTS = ("training", "finetuning", "encoder")
 
-# The share after which the others no longer wait for texts and tokens.
+# Share of the minutes after which the other parts no longer wait for texts and tokens.
 LONGEST_PREPARATION = 0.4
 
-# Seconds after which a check is given up; it may hang, as NCCL does where processes disagree.
+# Seconds after which a check is ended; NCCL hangs if processes disagree.
 LONGEST_CHECK = {"cuda": 120, "cpu": 300}
 
-# Steps that are measured: (layers, width, texts, length), eager; and those that are compiled too.
+# Steps to measure in eager mode, (layers, width, texts, length).
 STEPS = {
     "cuda": {"base": (12, 768, 256, 512), "small": (12, 384, 512, 256), "mini": (4, 256, 1024, 128)},
     "cpu": {"micro": (1, 64, 4, 16)},
 }
-# Gigabytes for which the texts are meant; a smaller GPU takes fewer.
+# Gigabytes that the texts are meant for; a smaller GPU takes fewer texts.
 FULL_MEMORY = 140
+# Steps to measure compiled too.
 COMPILED = {"cuda": ("base", "small"), "cpu": ()}
 ARMS = ("bert_mlm", "bert_mlm_sparse", "modernbert_mlm", "modernbert_mlm_sparse", "text_jepa_m1")
 COMPILED_ARMS = ("bert_mlm", "modernbert_mlm_sparse", "text_jepa_m1")
 
-# Seconds that an arm takes beside its training (start of three processes, pilot, probes), a guess, and the least that
-# an arm is trained. Fewer arms are trained where they would get less.
-BESIDE_TRAINING = {"cuda": 100, "cpu": 50}
+# Estimated seconds of an arm beside its training (five processes: three pilots, the run, the probe), and the least and
+# the most seconds of training. Fewer arms are trained if each would get less than the least.
+BESIDE_TRAINING = {"cuda": 140, "cpu": 80}
 LEAST_TRAINING = {"cuda": 40, "cpu": 2}
 MOST_TRAINING = {"cuda": math.inf, "cpu": 3}
 
 FINETUNED_TASKS = ("mrpc", "rte", "stsb", "sst2")
 FINETUNED_ARMS = 4
 FINETUNING = ("learning_rate=1e-4", "per_device_train_batch_size=32")
-# SST-2 has as many rows as the others have in three epochs and more.
+# An epoch of SST-2 has more rows than three epochs of the others.
 EPOCHS = {"sst2": 1}
 OTHER_EPOCHS = 3
 
-# What makes the training of configs/compare/gpu.yaml a rehearsal.
+# Flags that turn the training of configs/compare/gpu.yaml into a rehearsal.
 ON_A_CPU = {
     "preset": "tiny",
     "max_length": 32,
@@ -86,18 +87,23 @@ ON_A_CPU = {
 
 
 class Later(Exception):
-    """The item cannot be made yet, and is for the next call."""
+    """The item cannot be made yet; the next call makes it."""
 
 
 class Item(NamedTuple):
-    """A function of the seconds that are left, which returns figures, and the seconds that it may take at most."""
+    """An item of a part.
+
+    Attributes:
+        run: Function of the seconds that are left, which returns figures.
+        limit: Seconds that it may take at most.
+    """
 
     run: Callable[[float], dict[str, Any]]
     limit: float = math.inf
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs all parts; with `--part`, which the command calls itself with, that part."""
+    """Runs all parts, each by calling this command with `--part`."""
     args = make_parser().parse_args(argv)
     args.out = Path(args.out).absolute()
     args.work = Path(args.work).absolute() if args.work else args.out.with_name(f"{args.out.name}-work")
@@ -112,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     preparing = start("prepare", args, environment, until)
     parts = [part for part in PARTS if part in args.parts]
     for number, part in enumerate(parts):
-        if part != "checks":  # a step wants the machine for itself, the parts behind it the texts
+        if part != "checks":  # a step needs the machine for itself, later parts need the texts
             finish(preparing, "prepare", args, started + LONGEST_PREPARATION * 60 * args.minutes)
         if part in NEED_TEXTS and not read(args, "prepare").get("done"):
             continue
@@ -128,20 +134,22 @@ def make_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--minutes", type=float, default=12, help="after which the command has ended")
+    parser.add_argument("--minutes", type=float, default=12, help="time limit of the whole command")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--out", default="build/gpu", help="folder of the figures")
-    parser.add_argument("--work", help="folder of texts, caches and encoders; default: beside --out")
-    parser.add_argument("--pack", help="folder of benchmarks/gpu_pack.py; else TEXT_JEPA_DATA names the data")
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="these alone")
-    parser.add_argument("--most_arms", type=int, help="arms to train at most")
+    parser.add_argument("--out", default="build/gpu", help="folder for the figures")
+    parser.add_argument("--work", help="folder for texts, caches and encoders (default: beside --out)")
+    parser.add_argument("--pack", help="folder of benchmarks/gpu_pack.py, in place of TEXT_JEPA_DATA")
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run (default: all)"
+    )
+    parser.add_argument("--most_arms", type=int, help="largest number of arms to train")
     parser.add_argument("--part", choices=["prepare", *PARTS], help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     return parser
 
 
 def set_up(args: argparse.Namespace) -> dict[str, str]:
-    """Makes the folders, installs what is missing, and returns the environment of all processes."""
+    """Creates the folders, installs missing packages, and returns the environment of all processes."""
     args.out.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)
     site = args.work / "site"
@@ -165,7 +173,7 @@ def set_up(args: argparse.Namespace) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(args.work / "cache"),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        # One GPU: of several the Trainer would make a DataParallel.
+        # With several GPUs, the Trainer would use DataParallel.
         "CUDA_VISIBLE_DEVICES": "0" if args.device == "cuda" else "",
     }
 
@@ -180,7 +188,7 @@ def install(args: argparse.Namespace, site: Path, missing: Sequence[str]) -> Non
 
 
 def write_metadata(site: Path) -> None:
-    """Cards and comparisons state the version of this package, which is not installed on a borrowed machine."""
+    """Writes the version of this package, which cards and comparisons state, if the package is not installed."""
     try:
         importlib.metadata.version("text-jepa")
     except importlib.metadata.PackageNotFoundError:
@@ -197,7 +205,7 @@ def write_metadata(site: Path) -> None:
 def start(
     part: str, args: argparse.Namespace, environment: Mapping[str, str], until: float
 ) -> subprocess.Popen | None:
-    """Starts a part in a session of its own; `None` if it is done."""
+    """Starts a part in a session of its own, unless it is done."""
     if read(args, part).get("done"):
         return None
     command = [sys.executable, __file__, "--part", part, "--until", str(until), "--device", args.device]
@@ -213,11 +221,11 @@ def start(
 
 
 def finish(process: subprocess.Popen | None, part: str, args: argparse.Namespace, until: float) -> bool:
-    """Waits for a part, and ends it with all that it has started when its time is over.
+    """Waits for a part, and kills it with all processes that it has started when its time is over.
 
     Returns:
-        Whether it ended by itself. An item that took it along has failed; one that the end of the time has cut off is
-        forgotten, and made by the next call.
+        Whether it ended by itself. An item that ended the process has failed; an item that was killed at the end of
+        the time is removed, so that the next call makes it.
     """
     if process is None or process.returncode is not None:
         return True
@@ -242,7 +250,7 @@ def finish(process: subprocess.Popen | None, part: str, args: argparse.Namespace
 
 
 def run_until_done(part: str, args: argparse.Namespace, environment: Mapping[str, str], until: float) -> None:
-    """Runs a part; again, from its next item on, if an item has taken its process along."""
+    """Runs a part; if an item ends the process, the part is started again and continues with the next item."""
     while time.time() < until:
         before = len(read(args, part)["items"])
         ended = finish(start(part, args, environment, until), part, args, until)
@@ -252,7 +260,7 @@ def run_until_done(part: str, args: argparse.Namespace, environment: Mapping[str
 
 
 def read(args: argparse.Namespace, part: str) -> dict[str, Any]:
-    """What a part has left so far."""
+    """The figures of a part so far."""
     path = args.out / f"{part}.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -260,14 +268,14 @@ def read(args: argparse.Namespace, part: str) -> dict[str, Any]:
 
 
 def write(args: argparse.Namespace, part: str, found: Mapping[str, Any]) -> None:
-    """Writes what a part has found, all of it or nothing."""
+    """Writes the figures of a part in one piece."""
     unfinished = args.out / f"{part}.json.new"
     unfinished.write_text(json.dumps(found, indent=1) + "\n")
     unfinished.rename(args.out / f"{part}.json")
 
 
 def run_part(args: argparse.Namespace) -> None:
-    """Runs the items of a part that are not there yet, while there is time."""
+    """Runs the missing items of a part while there is time."""
     items = ITEMS[args.part](args)
     found = read(args, args.part)
     for name, item in items.items():
@@ -280,7 +288,7 @@ def run_part(args: argparse.Namespace) -> None:
         found["items"][name] = {"running": True}
         write(args, args.part, found)
         if item.limit < left:
-            signal.alarm(math.ceil(item.limit))  # ends the process, also one that hangs inside a library
+            signal.alarm(math.ceil(item.limit))  # ends the process even if it hangs inside a library
         started = time.time()
         outcome = outcome_of(item, left)
         signal.alarm(0)
@@ -292,19 +300,19 @@ def run_part(args: argparse.Namespace) -> None:
         write(args, args.part, found)
         print(f"-- {args.part}: {name}: {json.dumps(outcome)[:2000]}", flush=True)
         if "CUDA error" in outcome.get("error", ""):
-            sys.exit(1)  # nothing works in this process any more
+            sys.exit(1)  # CUDA no longer works in this process
     found["done"] = True
     write(args, args.part, found)
 
 
 def outcome_of(item: Item, left: float) -> dict[str, Any] | None:
-    """What an item returns, or its error; `None` if it is for the next call, as its time was over."""
+    """The figures of an item or its error; `None` if the next call has to make it."""
     try:
         return item.run(left)
     except (Later, subprocess.TimeoutExpired) as reason:
         print(f"later: {reason}", flush=True)
         return None
-    except Exception as error:  # whatever is wrong with one item, the others go on
+    except Exception as error:  # an error of one item must not end the others
         traceback.print_exc()
         if type(error).__name__ == "NotHere":
             return {"skipped": str(error)}
@@ -315,8 +323,8 @@ def call(command: Sequence[Any], left: float) -> str:
     """Runs a Python command from the root of the repository and returns what it prints.
 
     Raises:
-        TimeoutExpired: It took longer than `left` seconds.
-        RuntimeError: It failed; the error is its last line.
+        TimeoutExpired: The command took longer than `left` seconds.
+        RuntimeError: The command failed; the message is its last line.
     """
     words = [str(word) for word in command]
     print(f"$ python {shlex.join(words)}", flush=True)
@@ -332,7 +340,7 @@ def call(command: Sequence[Any], left: float) -> str:
 
 
 def prepare_items(args: argparse.Namespace) -> dict[str, Item]:
-    """Unpacks the pack, and fills the caches of documents and of texts, which all arms read."""
+    """Unpacks the pack and fills the caches of documents and texts that all arms read."""
     items = {}
     if args.pack:
         items["unpack"] = Item(partial(unpack, args))
@@ -342,7 +350,7 @@ def prepare_items(args: argparse.Namespace) -> dict[str, Item]:
 
 
 def unpack(args: argparse.Namespace, left: float) -> dict[str, Any]:
-    """Makes texts of the tokens of a pack, in the folders of the data that the pack was made of."""
+    """Turns the token ids of a pack into texts, in the same folders as in the data of the pack."""
     import pyarrow
     from gpu_pack import decompress, texts_from
     from pyarrow import parquet
@@ -366,8 +374,10 @@ def unpack(args: argparse.Namespace, left: float) -> dict[str, Any]:
 
 def fill_cache(args: argparse.Namespace, name: str, recipe: Path, left: float) -> dict[str, Any]:
     """Tokenizes all corpora as a run with this recipe does."""
+    from compare import as_argv
+
     flags = {**common_flags(args), "prepare_only": True, "output_dir": args.work / f"prepared-{name}"}
-    call(["run_pretraining.py", recipe, *as_words(flags)], left)
+    call(["run_pretraining.py", recipe, *as_argv(flags)], left)
     return {}
 
 
@@ -377,14 +387,14 @@ def data_folder() -> Path:
 
 
 def common_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """Flags of all arms, with the corpora by their paths."""
+    """Flags of all arms, with the paths of the corpora."""
     plan = read_plan(args)
     files = [os.path.expandvars(name) for name in plan["common"]["train_file"]]
     return {**plan["common"], "train_file": files}
 
 
 def read_plan(args: argparse.Namespace) -> dict[str, Any]:
-    """configs/compare/gpu.yaml, with what the data has, and smaller on a CPU."""
+    """Reads configs/compare/gpu.yaml, without the tasks that the data lacks, and smaller on a CPU."""
     import yaml
 
     plan = yaml.safe_load(PLAN.read_text())
@@ -402,17 +412,8 @@ def read_plan(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def tasks_there(tasks: Sequence[str]) -> list[str]:
-    """Those of the tasks of GLUE that the data has."""
+    """The GLUE tasks among these that the data has."""
     return [task for task in tasks if (data_folder() / "glue" / task).is_dir()]
-
-
-def as_words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags as on a command line."""
-    words = []
-    for name, value in flags.items():
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(str(one) for one in values)]
-    return words
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
@@ -429,7 +430,7 @@ def check_items(args: argparse.Namespace) -> dict[str, Item]:
 
 
 def machine(args: argparse.Namespace, left: float) -> dict[str, Any]:
-    """Which machine and which versions the figures are of."""
+    """The machine and the versions of packages."""
     import torch
 
     about = {
@@ -453,7 +454,7 @@ def machine(args: argparse.Namespace, left: float) -> dict[str, Any]:
 
 
 def step_items(args: argparse.Namespace) -> dict[str, Item]:
-    """A step of each size, as Python runs it, and compiled."""
+    """A step of each size, eager and compiled."""
     items = {}
     for name, shape in STEPS[args.device].items():
         items[name] = Item(partial(step, args, name, shape, ARMS, False))
@@ -472,6 +473,8 @@ def step(
     left: float,
 ) -> dict[str, Any]:
     """Figures of benchmarks/step.py, without the seconds of each round."""
+    from compare import as_argv
+
     layers, width, texts, length = shape
     memory = read(args, "checks")["items"].get("machine", {}).get("gpu_memory_gb", FULL_MEMORY)
     texts = max(1, int(texts * min(1, memory / FULL_MEMORY)))
@@ -480,7 +483,7 @@ def step(
     flags |= {"device": args.device, "dtype": "bfloat16", "repeats": 15 if args.device == "cuda" else 1}
     if args.device == "cpu":
         flags["vocab_size"] = 300
-    command = ["benchmarks/step.py", *as_words(flags)]
+    command = ["benchmarks/step.py", *as_argv(flags)]
     if compiled:
         command.append("--compile")
     else:
@@ -495,7 +498,7 @@ def step(
 
 
 def training_items(args: argparse.Namespace) -> dict[str, Item]:
-    """The arms of the comparison, one after another; how many, and for how long, the first call decides."""
+    """The arms of the comparison, one after another; the first call decides how many, and for how long."""
     import yaml
 
     plan = read_plan(args)
@@ -515,7 +518,7 @@ def training_items(args: argparse.Namespace) -> dict[str, Item]:
 
 
 def budget_of(left: float, arms: int, device: str) -> tuple[int, int]:
-    """How many arms can be trained in `left` seconds, and for how many seconds each."""
+    """Number of arms that can be trained in `left` seconds, and seconds of training for each."""
     beside = BESIDE_TRAINING[device]
     least = LEAST_TRAINING[device]
     count = max(1, min(arms, int(left / (beside + least))))
@@ -523,25 +526,47 @@ def budget_of(left: float, arms: int, device: str) -> tuple[int, int]:
 
 
 def train_arm(args: argparse.Namespace, arms: Sequence[str], seconds: int, left: float) -> dict[str, Any]:
-    """Trains and probes the last of the arms, and compares it with the first; the others are there already."""
+    """Trains and probes the last of the arms, and compares it with the first one; the others have been trained."""
+    first, last = arms[0], arms[-1]
     out = args.work / "training"
     command = ["benchmarks/compare.py", args.work / "plan.yaml", "--seconds", seconds, "--output_dir", out]
     call([*command, "--arms", *arms], left)
     results = json.loads((out / "results.json").read_text())
-    run = next(run for run in results["runs"] if run["arm"] == arms[-1])
-    figures = {name: value for name, value in run.items() if name != "curves"}
-    figures["scores"] = {}
-    for score in results["scores"]:
-        if score["system"] == arms[-1]:
-            figures["scores"][column_of(score)] = [round(score[end], 2) for end in ("score", "low", "high")]
-        elif len(arms) == 1:  # the controls, which are probed beside the first arm
-            name = f"{score['system']}, {column_of(score)}"
-            figures["scores"][name] = [round(score[end], 2) for end in ("score", "low", "high")]
-    figures["reference_ahead"] = {}
-    for pair in results["pairs"]:
-        if pair["of"] == arms[0] and pair["system"] == arms[-1]:
-            figures["reference_ahead"][column_of(pair)] = [round(pair[end], 2) for end in ("ahead", "low", "high")]
+
+    (run,) = (run for run in results["runs"] if run["arm"] == last)
+    figures = {name: value for name, value in run.items() if name not in ("curves", "origins")}
+    figures["scores"] = scores_of(results, last)
+    if len(arms) == 1:  # controls are probed with the first arm
+        figures["scores"] |= scores_of_controls(results, last)
+    figures["reference_ahead"] = lead_over(results, first, last)
     return figures
+
+
+def scores_of(results: Mapping[str, Any], system: str) -> dict[str, list[float]]:
+    """Score, low and high end of its interval, by column."""
+    scores = [score for score in results["scores"] if score["system"] == system]
+    return {column_of(score): rounded(score, ("score", "low", "high")) for score in scores}
+
+
+def scores_of_controls(results: Mapping[str, Any], arm: str) -> dict[str, list[float]]:
+    """The same for all systems but one, by system and column."""
+    found = {}
+    for score in results["scores"]:
+        if score["system"] != arm:
+            name = f"{score['system']}, {column_of(score)}"
+            found[name] = rounded(score, ("score", "low", "high"))
+    return found
+
+
+def lead_over(results: Mapping[str, Any], first: str, second: str) -> dict[str, list[float]]:
+    """Lead of the first system over the second, low and high end of its interval, by column."""
+    pairs = [pair for pair in results["pairs"] if pair["of"] == first and pair["system"] == second]
+    return {column_of(pair): rounded(pair, ("ahead", "low", "high")) for pair in pairs}
+
+
+def rounded(values: Mapping[str, Any], names: Sequence[str]) -> list[float]:
+    """Values by their names, rounded for a JSON file."""
+    return [round(values[name], 2) for name in names]
 
 
 def column_of(score: Mapping[str, Any]) -> str:
@@ -553,7 +578,7 @@ def column_of(score: Mapping[str, Any]) -> str:
 
 
 def finetuning_items(args: argparse.Namespace) -> dict[str, Item]:
-    """The tasks, shortest first; each fine-tunes the encoders that were trained."""
+    """Fine-tuning of the trained encoders, one item per task."""
     return {task: Item(partial(finetune, args, task)) for task in tasks_there(FINETUNED_TASKS)}
 
 
@@ -577,7 +602,7 @@ def finetune(args: argparse.Namespace, task: str, left: float) -> dict[str, Any]
 
 
 def scores_in(folder: Path, name_of: Mapping[str, str]) -> dict[str, Any]:
-    """Score, low and high end of its interval by system, task, mode and metric, from a folder of run_probe.py."""
+    """Score, low and high end of its interval by system and column, from a folder of run_probe.py."""
     found = {}
     for score in json.loads((folder / "results.json").read_text())["scores"]:
         system = name_of.get(score["system"], score["system"])
@@ -589,12 +614,14 @@ def scores_in(folder: Path, name_of: Mapping[str, str]) -> dict[str, Any]:
 
 
 def encoder_items(args: argparse.Namespace) -> dict[str, Item]:
-    """The default recipe as it is, on short articles of Wikipedia, and what its encoder is worth."""
+    """The default recipe on short articles of Wikipedia, and the scores of its encoder."""
     return {"train": Item(partial(train_default, args)), "probe": Item(partial(probe_default, args))}
 
 
 def train_default(args: argparse.Namespace, left: float) -> dict[str, Any]:
-    """The recipe that takes ten minutes on two cores of a CPU."""
+    """Trains with the default recipe, without changes."""
+    from compare import as_argv
+
     corpora = data_folder() / "pretrain"
     name = "wikipedia_short"
     if not (corpora / name).is_dir():
@@ -605,7 +632,7 @@ def train_default(args: argparse.Namespace, left: float) -> dict[str, Any]:
     if args.device == "cpu":
         flags |= {"max_steps": 8, "logging_steps": 4, "eval_strategy": "no", "save_strategy": "no", "use_cpu": True}
         flags |= {"max_eval_samples": 32, "vocab_size": 300, "per_device_train_batch_size": 8}
-    printed = call(["run_pretraining.py", RECIPE, *as_words(flags)], left)
+    printed = call(["run_pretraining.py", RECIPE, *as_argv(flags)], left)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [record for record in records if "train_seconds" in record][-1]
     verdict = folder / "verdict.json"
@@ -618,7 +645,7 @@ def train_default(args: argparse.Namespace, left: float) -> dict[str, Any]:
 
 
 def probe_default(args: argparse.Namespace, left: float) -> dict[str, Any]:
-    """Its scores, with controls."""
+    """Scores of the encoder, with controls."""
     plan = read_plan(args)
     out = args.work / "encoder-probe"
     command = ["run_probe.py", args.work / "encoder", "--tasks", *plan["probe"]["tasks"], "--mode", "linear"]
@@ -643,7 +670,7 @@ ITEMS = {
 
 
 def in_words(args: argparse.Namespace) -> str:
-    """A line for each item: that it is there, or why it is not."""
+    """A line for each item: whether it succeeded, and its error if not."""
     lines = []
     for part in ("prepare", *PARTS):
         found = read(args, part)

@@ -1,8 +1,8 @@
-"""What has to hold on a GPU: the same losses and gradients as on a CPU, skipped steps, resuming, compiling, NCCL.
+"""Checks on a GPU: losses and gradients as on a CPU, skipped steps, resuming, compiling, waits of the host, NCCL.
 
-`benchmarks/gpu.py` runs all checks on `--device cuda` or `cpu`; so does `pytest -m gpu`, on the GPU if there is one.
-A check is a function of the device. It returns figures, raises `AssertionError` where something is wrong, and
-`NotHere` where it makes no sense on this device. Models are a few layers of 64, unless memory is measured.
+`benchmarks/gpu.py` runs all checks on `--device cuda` or `cpu`, and `pytest -m gpu` on the GPU if there is one. A
+check is a function of the device that returns figures. It raises `AssertionError` if something is wrong, and `NotHere`
+if it is not meaningful on the device. Models have a few layers of width 64, unless memory is measured.
 """
 
 import copy
@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import torch
 import torch.distributed as dist
-from step import MASKED, Step, texts_of
+from step import MASKED, Batch, Step, on, texts_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,10 +37,8 @@ from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 
 
-# cuBLAS gives the same bits again only with a workspace of its own, which it asks for when it starts.
+# cuBLAS is deterministic only with a fixed workspace, which it reads from the environment when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-Batch = dict[str, torch.Tensor]
 
 VOCABULARY = 500
 LENGTH = 64
@@ -60,25 +58,29 @@ TOLERANCES = {
     torch.bfloat16: (5e-3, 3e-2),
     torch.float16: (1e-3, 5e-3),
 }
-# What keeps gradients of float16 in its range.
+# Keeps gradients in the range of float16.
 LOSS_SCALE = 2.0**10
 
-# Where transformers asks whether a batch is padded, to leave the mask out. The host waits for the answer.
+# Where transformers looks for padding to leave the mask out; the host waits for the answer.
 KNOWN_LOOKS = ("transformers/masking_utils.py",)
 
-# Operators that hand a value to the host, or whose shape depends on values.
+# Operators that copy a value to the host, or whose shape depends on values.
 _LOOKS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2")
 
 
+# What sdpa says where the only kernel that it may use does not take its inputs.
+REFUSALS = ("No available kernel", "No viable backend")
+
+
 class NotHere(Exception):
-    """The check makes no sense on this device."""
+    """The check is not meaningful on this device."""
 
 
 # ---- models and batches ---------------------------------------------------------------------------------------------
 
 
 def model_of(objective: str, shape: Mapping[str, Any] | None = None, **fields) -> TextJepaForPreTraining:
-    """A small model in training mode with the weights of seed 0; of `objective`, all candidates, nothing drawn."""
+    """A small model of an objective, in training mode, with the weights of seed 0 and all candidates."""
     torch.manual_seed(0)
     own = {"initializer_range": 0.1, "token_loss_candidates": None, "mask_token_id": MASKED}
     fields = {**own, **OBJECTIVES[objective], **fields}
@@ -87,7 +89,7 @@ def model_of(objective: str, shape: Mapping[str, Any] | None = None, **fields) -
 
 
 def examples_of(objective: str, texts: int = 16, length: int = LENGTH) -> Any:
-    """Texts of random words, from half as long as `length` to as long, or the windows of such documents."""
+    """Texts of random words, between half of `length` and `length` long, or windows of such documents."""
     rows, tokenizer = texts_of(SimpleNamespace(vocab_size=VOCABULARY, texts=texts, length=length))
     ids = []
     for number, row in enumerate(rows):
@@ -98,7 +100,7 @@ def examples_of(objective: str, texts: int = 16, length: int = LENGTH) -> Any:
         ids = [words[1:-1] for words in ids]
     dataset = datasets.Dataset.from_dict({"input_ids": ids, "length": [len(words) for words in ids]})
     if objective == "documents":
-        return DocumentWindows(dataset, length // 2, special_tokens=0)  # the tokenizer puts none around a text
+        return DocumentWindows(dataset, length // 2, special_tokens=0)  # the tokenizer adds none
     return dataset
 
 
@@ -117,18 +119,13 @@ def batch_of(objective: str, texts: int = 16, length: int = LENGTH, **settings) 
     return collator_of(objective, length, **settings)([examples[number] for number in range(len(examples))])
 
 
-def on(device: str, batch: Batch) -> Batch:
-    """The batch on a device."""
-    return {name: value.to(device) for name, value in batch.items()}
-
-
 def loss_and_gradients(
     model: torch.nn.Module,
     batch: Batch,
     device: str,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients (float64, on the CPU, by name) of a copy of the model, under autocast unless in float32."""
+    """Loss and gradients of a copy of the model, by name in float64 on the CPU; autocast unless in float32."""
     model = copy.deepcopy(model).to(device)
     scale = LOSS_SCALE if dtype == torch.float16 else 1.0
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -144,7 +141,7 @@ def gradients_of(model: torch.nn.Module, scale: float = 1.0) -> dict[str, torch.
         gradient = parameter.grad
         if gradient is None:
             continue
-        if hasattr(gradient, "full_tensor"):  # FSDP2's, in shards
+        if hasattr(gradient, "full_tensor"):  # a shard of FSDP2
             gradient = gradient.full_tensor()
         found[name.removeprefix("module.")] = gradient.detach().cpu().double() / scale
     return found
@@ -166,7 +163,7 @@ def differences(
 
 
 def assert_close(found: Mapping[str, float], dtype: torch.dtype, what: str) -> None:
-    """Raises `AssertionError` unless the differences are within the tolerances of the type."""
+    """Raises `AssertionError` unless the differences are within the tolerances of the data type."""
     loss, gradient = TOLERANCES[dtype]
     is_close = found["loss"] <= loss and found["gradient"] <= gradient  # False for NaN
     assert is_close, f"{what}: {found}, at most {loss} and {gradient}"
@@ -176,9 +173,9 @@ def assert_close(found: Mapping[str, float], dtype: torch.dtype, what: str) -> N
 
 
 def precision(device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Loss and gradients of a step in `dtype` equal those of float32 on a CPU."""
+    """Loss and gradients of a step in `dtype` equal those in float32 on a CPU."""
     if device == "cpu" and dtype == torch.float32:
-        raise NotHere("it is what the others are compared with")
+        raise NotHere("the other precisions are compared with this one")
     found = {}
     for objective in ("jepa", "documents", "mlm"):
         model = model_of(objective)
@@ -191,15 +188,17 @@ def precision(device: str, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def attention(device: str) -> dict[str, Any]:
-    """Every kind of attention that runs agrees with eager attention; which ones run, with padding and without."""
+    """Every kind of attention that runs agrees with eager attention, with padding and without."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    kinds = ["sdpa", *(["flash_attention_2"] if device == "cuda" and is_flash_attn_2_available() else [])]
+    kinds = ["sdpa"]
     backends = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
     if device == "cuda":
         backends += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+        if is_flash_attn_2_available():
+            kinds.append("flash_attention_2")
     found = {}
     for kind in kinds:
-        # A batch with padding, and one of the same lengths without, each with dropped tokens.
+        # A batch with padding, and one without, both with dropped tokens.
         for name, batch in {"padded": batch_of("jepa"), "full": full_batch()}.items():
             expected = loss_and_gradients(attending("jepa", "eager"), batch, "cpu")
             ours = loss_and_gradients(attending("jepa", kind), batch, device, dtype)
@@ -212,6 +211,8 @@ def attention(device: str) -> dict[str, Any]:
                 with sdpa_kernel(backend):
                     ours = loss_and_gradients(attending("mlm", "sdpa"), batch, device, dtype)
             except RuntimeError as error:
+                if not is_refusal(error, backend):
+                    raise
                 found[f"{backend.name}, {name}"] = {"does not run": str(error).split("\n")[0]}
             else:
                 found[f"{backend.name}, {name}"] = differences(ours, expected)
@@ -221,15 +222,21 @@ def attention(device: str) -> dict[str, Any]:
     return found
 
 
+def is_refusal(error: RuntimeError, backend: SDPBackend) -> bool:
+    """Whether sdpa says that a kernel does not take these inputs; the math kernel takes all."""
+    is_said = any(refusal in str(error) for refusal in REFUSALS)
+    return is_said and backend != SDPBackend.MATH
+
+
 def attending(objective: str, kind: str) -> TextJepaForPreTraining:
-    """The small model with a kind of attention in both encoders."""
+    """The small model with one kind of attention in both encoders."""
     model = model_of(objective, attn_implementation=kind)
     assert model.model.encoder.config._attn_implementation == kind
     return model
 
 
 def full_batch() -> Batch:
-    """A batch in which no text is padded and all masks see and hide equally many tokens."""
+    """A batch without padding in which all masks hide the same number of tokens."""
     rows, tokenizer = texts_of(SimpleNamespace(vocab_size=VOCABULARY, texts=8, length=LENGTH))
     collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=0.5), equal_counts=True)
     return collator(rows)
@@ -239,7 +246,7 @@ def full_batch() -> Batch:
 
 
 def trainer_of(device: str, folder: str, objective: str = "jepa", shape=None, **arguments) -> TextJepaTrainer:
-    """A trainer of the small model for six steps of four texts."""
+    """A trainer for six steps of the small model on four texts each."""
     arguments = {
         "max_steps": 6,
         "per_device_train_batch_size": 4,
@@ -256,7 +263,7 @@ def trainer_of(device: str, folder: str, objective: str = "jepa", shape=None, **
 
 
 def training(device: str) -> dict[str, Any]:
-    """A few steps of the Trainer in bfloat16: losses are finite, both encoders move."""
+    """In a few steps of the Trainer in bfloat16, losses are finite and both encoders change."""
     found = {}
     for objective in ("jepa", "documents"):
         with tempfile.TemporaryDirectory() as folder:
@@ -285,7 +292,7 @@ def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 class _Overflow(TrainerCallback):
-    """Lets the first step overflow, and keeps the state before it, after it and after the second."""
+    """Makes the first step overflow, and keeps the states before it, after it and after the second step."""
 
     def __init__(self, trainer: TextJepaTrainer):
         self.trainer = trainer
@@ -303,7 +310,7 @@ class _Overflow(TrainerCallback):
 
 
 def scaler(device: str) -> dict[str, Any]:
-    """A step of float16 that overflows moves neither weights nor averages; the next one moves both."""
+    """A float16 step that overflows changes neither weights nor averages; the next one changes both."""
     if device == "cpu":
         raise NotHere("float16 in the Trainer needs a GPU")
     with tempfile.TemporaryDirectory() as folder:
@@ -312,7 +319,7 @@ def scaler(device: str) -> dict[str, Any]:
         trainer.add_callback(overflow)
         trainer.train()
     before, skipped, after = overflow.states
-    # Statistics of the batches move with each forward pass; weights and averages of weights do not.
+    # Statistics of batches change with each forward pass; weights and averages of weights do not.
     weights = [name for name in before if not name.startswith("running.")]
     moved = [name for name in weights if not torch.equal(before[name], skipped[name])]
     assert not moved, f"moved by a skipped step: {moved}"
@@ -322,7 +329,7 @@ def scaler(device: str) -> dict[str, Any]:
 
 
 def resuming(device: str) -> dict[str, Any]:
-    """A run that goes on from a checkpoint ends with the bits of one that was not stopped, dropout included."""
+    """A run resumed from a checkpoint ends with the same bits as one without a stop, dropout included."""
     with tempfile.TemporaryDirectory() as folder, deterministic():
         whole = trainer_of(device, f"{folder}/run", shape=DROPOUT, save_strategy="steps", save_steps=3)
         whole.train()
@@ -340,7 +347,7 @@ def resuming(device: str) -> dict[str, Any]:
 
 @contextmanager
 def deterministic():
-    """Kernels that give the same bits again, where there are such."""
+    """Uses deterministic kernels where there are any."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -353,10 +360,10 @@ def deterministic():
 
 
 def compiling(device: str) -> dict[str, Any]:
-    """The step compiles into whole graphs, a few for all lengths of a bucketed run, and its losses are the same."""
+    """The step compiles without graph breaks, into few graphs for all lengths of a bucketed run, with equal losses."""
     backend, objectives, lengths = "inductor", ("jepa", "documents"), (32, 40, 48, 56, 64)
     if device == "cpu":
-        # Only traced: graphs and breaks are the same, and no compiler is needed.
+        # Only traced, with the same graphs and breaks and without a compiler.
         backend, objectives, lengths = "eager", ("jepa",), (32, 48, 64)
     found = {}
     for objective in objectives:
@@ -367,7 +374,7 @@ def compiling(device: str) -> dict[str, Any]:
         apart = 0.0
         for length in lengths:
             batch = on(device, batch_of(objective, length=length, pad_to_multiple_of=8))
-            state = copy.deepcopy(model.state_dict())  # running statistics move with each pass
+            state = copy.deepcopy(model.state_dict())  # running statistics change with each pass
             expected = model(**batch).loss
             model.load_state_dict(state)
             loss = compiled(batch)
@@ -384,7 +391,7 @@ def compiling(device: str) -> dict[str, Any]:
 
 
 def host_looks(device: str) -> dict[str, Any]:
-    """In a step of the model the host waits for the device nowhere but where transformers looks for padding."""
+    """In a step, the host waits for the device only where transformers looks for padding."""
     found = {}
     for objective in ("jepa", "documents", "mlm"):
         batch = on(device, batch_of(objective))
@@ -397,7 +404,7 @@ def host_looks(device: str) -> dict[str, Any]:
             if model.config.target_encoder_type == "ema" and model.target_encoder is not None:
                 model.update_target_encoder(0.99)
 
-        whole_step()  # the first one makes the optimizer's states
+        whole_step()  # the first one creates the states of the optimizer
         found[objective] = looks_of(whole_step, device)
     for objective, looks in found.items():
         unknown = [place for place in looks if not any(known in place for known in KNOWN_LOOKS)]
@@ -406,9 +413,9 @@ def host_looks(device: str) -> dict[str, Any]:
 
 
 def looks_of(function: Callable[[], Any], device: str) -> dict[str, int]:
-    """Where the host waits for the device while the function runs, `file:line` to times.
+    """Counts the waits of the host for the device while the function runs, by `file:line`.
 
-    On a GPU CUDA tells. On a CPU, operators count that would wait on a GPU.
+    On a GPU, CUDA reports them. On a CPU, operators that would wait on a GPU are counted.
     """
     if device == "cpu":
         with _Looks() as mode:
@@ -423,13 +430,13 @@ def looks_of(function: Callable[[], Any], device: str) -> dict[str, int]:
             torch.cuda.set_sync_debug_mode("default")
     places = Counter()
     for warning in caught:
-        if "called a synchronizing" in str(warning.message):  # not torch's word that the mode is a prototype
+        if "called a synchronizing" in str(warning.message):  # torch also warns that the mode is a prototype
             places[f"{_short(warning.filename)}:{warning.lineno}"] += 1
     return dict(places)
 
 
 class _Looks(TorchDispatchMode):
-    """Counts operators that hand a value to the host, by the line that calls them."""
+    """Counts operators that copy a value to the host, by the line that calls them."""
 
     def __init__(self):
         super().__init__()
@@ -444,7 +451,7 @@ class _Looks(TorchDispatchMode):
 
 
 def _indexes_by_truth(name: str, args: Sequence[Any]) -> bool:
-    """Whether a tensor is indexed by a boolean one, whose true values the host has to count."""
+    """Whether a tensor is indexed by a boolean tensor, whose true values the host has to count."""
     if name not in ("aten.index", "aten.index_put", "aten.index_put_"):
         return False
     return any(index is not None and index.dtype == torch.bool for index in args[1])
@@ -456,9 +463,9 @@ def _short(path: str) -> str:
 
 
 def memory(device: str) -> dict[str, Any]:
-    """Peak memory of a base encoder on texts of 512 tokens in bfloat16, against the arithmetic of the recipes."""
+    """Peak memory of a base encoder on texts of 512 tokens in bfloat16, beside the computed one of the recipes."""
     if device == "cpu":
-        raise NotHere("it is the memory of a GPU that is computed")
+        raise NotHere("the computed memory is that of a GPU")
     shape = {"vocab_size": 30_528, "max_position_embeddings": 512}
     torch.manual_seed(0)
     fields = {**OBJECTIVES["jepa"], "sentence_loss_weight": 0.0}
@@ -503,8 +510,8 @@ def computed_memory(
         shards: GPUs over which FSDP2 divides weights and states.
 
     Returns:
-        `states` of weights, gradients, AdamW and target encoder; `per_text` and `texts`, what is kept for the backward
-        pass; `sum` with 1 GB for CUDA itself.
+        `states` of weights, gradients, AdamW and target encoder; `per_text` and `texts`, which are kept for the
+        backward pass; `sum`, with 1 GB for CUDA itself.
     """
     encoder = words * width + layers * (4 * width**2 + 8 * width**2)
     narrow = width // 2
@@ -535,10 +542,10 @@ def parallel(device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group(backend, store=dist.FileStore(f"{folder}/store", 1), rank=0, world_size=1)
         try:
-            for name, wrap in (("DDP", wrapped), ("FSDP2", sharded)):
+            for name, wrap in (("DDP", DistributedDataParallel), ("FSDP2", partial(sharded, device=device))):
                 twin = copy.deepcopy(model)
-                around = wrap(twin, device)
-                loss = around(**batch).loss
+                wrapped = wrap(twin)
+                loss = wrapped(**batch).loss
                 loss.backward()
                 found[name] = differences((loss.item(), gradients_of(twin)), expected)
                 twin.update_target_encoder(0.5)
@@ -549,13 +556,8 @@ def parallel(device: str) -> dict[str, Any]:
     return {"backend": backend, **found}
 
 
-def wrapped(model: TextJepaForPreTraining, device: str) -> torch.nn.Module:
-    """The model in DDP."""
-    return DistributedDataParallel(model)
-
-
 def sharded(model: TextJepaForPreTraining, device: str) -> torch.nn.Module:
-    """The model in FSDP2, every layer and the embeddings by themselves, as accelerate wraps them."""
+    """The model in FSDP2, with each layer and the embeddings wrapped separately, as accelerate does."""
     mesh = init_device_mesh(device, (1,))
     names = {*model._no_split_modules, *model.model.encoder._no_split_modules}
     for module in list(model.modules()):

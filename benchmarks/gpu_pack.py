@@ -1,11 +1,12 @@
-"""What a GPU machine without network lacks, in one small folder: corpora as tokens, labelled sets, wheels.
+"""Packs corpora (as token ids), labelled datasets and wheels for a machine without network.
 
     python benchmarks/gpu_pack.py --data FOLDER [--out build/gpu-pack] [--megabytes 45] [--vocab_size 16384]
 
-The folder of data has `pretrain/NAME/train.parquet` with a column `text`, tasks of GLUE in `glue/NAME`, and perhaps
-`qqp_rerank` and `pretrain/wikipedia_short/validation.parquet`. Corpora are tokenized by one tokenizer, trained on
-them, and compressed as 16-bit numbers, smallest first; what does not fit is left out by whole documents and named.
-`benchmarks/gpu.py --pack` makes texts of them again: lower-cased, blanks between words, and the same tokens.
+The data folder has `pretrain/NAME/train.parquet` with a column `text`, GLUE tasks in `glue/NAME`, and optionally
+`qqp_rerank` and `pretrain/wikipedia_short/validation.parquet`. All corpora are tokenized by one tokenizer that is
+trained on them, and compressed as 16-bit numbers, the smallest corpus first. Documents that do not fit are left out
+and reported. `benchmarks/gpu.py --pack` turns the ids back into texts, which are lower-cased, have spaces between
+words, and give the same ids.
 """
 
 import argparse
@@ -25,16 +26,16 @@ GLUE_TASKS = ("sst2", "mrpc", "rte", "stsb")
 WHEELS = ("datasets", "evaluate", "dill", "multiprocess")
 
 END_OF_DOCUMENT = 65_535
-UNKNOWN = "\ue000"  # in no vocabulary: a character for private use
+UNKNOWN = "\ue000"  # a character for private use, which is in no vocabulary
 
 MEGABYTE = 2**20
-# LZMA for 16-bit numbers: positions and contexts by their parity.
+# LZMA for 16-bit numbers, with contexts by the parity of the position.
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**26, "lc": 0, "lp": 1, "pb": 1}]
-# The last corpus is cut by the rate of its whole, which its beginning may miss.
+# A corpus is cut by the mean size of its documents; the first ones may be larger.
 _SAFETY = 0.97
-# For pack.json, which is written last.
+# Bytes for pack.json, which is written last.
 _RESERVED = 8_192
-# Documents of a corpus whose tokens are compared after the way there and back.
+# Number of documents per corpus for which the round trip from ids to texts and back is checked.
 _CHECKED = 200
 
 
@@ -74,13 +75,18 @@ def make_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--data", required=True, help="the folder of corpora and labelled sets")
-    parser.add_argument("--out", default="build/gpu-pack", help="the pack; what is there is replaced")
-    parser.add_argument("--megabytes", type=float, default=45, help="most that the pack may have")
+    parser.add_argument("--data", required=True, help="folder of corpora and labelled datasets")
+    parser.add_argument("--out", default="build/gpu-pack", help="folder of the pack; it is replaced if it exists")
+    parser.add_argument("--megabytes", type=float, default=45, help="largest size of the pack")
     parser.add_argument("--vocab_size", type=int, default=16_384)
-    parser.add_argument("--tokenizer_documents", type=int, default=2_000, help="of each corpus, for the tokenizer")
-    parser.add_argument("--python_version", default="3.12", help="of the other machine, for wheels")
-    parser.add_argument("--no_wheels", action="store_true", help="the other machine has datasets and evaluate")
+    parser.add_argument(
+        "--tokenizer_documents",
+        type=int,
+        default=2_000,
+        help="documents of each corpus that the tokenizer is trained on",
+    )
+    parser.add_argument("--python_version", default="3.12", help="Python version of the other machine, for the wheels")
+    parser.add_argument("--no_wheels", action="store_true", help="leave out the wheels")
     return parser
 
 
@@ -88,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def download_wheels(folder: Path, python_version: str) -> list[str]:
-    """Downloads what an image with PyTorch and transformers tends to lack; returns the names of the files."""
+    """Downloads packages that images with PyTorch and transformers often lack; returns the names of the files."""
     platforms = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", python_version, "--implementation", "cp", "--dest", str(folder)]
@@ -100,15 +106,15 @@ def download_wheels(folder: Path, python_version: str) -> list[str]:
 
 
 def copy_labelled(data: Path, out: Path) -> None:
-    """Copies the labelled sets that are there."""
+    """Copies the labelled datasets of the data folder."""
     for name in (*(f"glue/{task}" for task in GLUE_TASKS), "qqp_rerank"):
         if (data / name).is_dir():
             folder = shutil.copytree(data / name, out / name, copy_function=shutil.copyfile)
-            folder.chmod(0o755)  # that of the data may be read-only
+            folder.chmod(0o755)  # the data folder may be read-only
 
 
 def tokenizer_of(files: Sequence[Path], vocab_size: int, documents: int):
-    """A tokenizer of the first documents of all corpora, read in turn."""
+    """Trains a tokenizer on the first documents of all corpora, taken in turn."""
     from text_jepa.data.tokenization import train_tokenizer
 
     corpora = [texts_of(path)[:documents] for path in files]
@@ -117,17 +123,17 @@ def tokenizer_of(files: Sequence[Path], vocab_size: int, documents: int):
 
 
 def pack_corpus(path: Path, tokenizer, out: Path, room: int) -> dict[str, float]:
-    """Writes the tokens of as many documents as fit.
+    """Writes the token ids of as many documents as fit.
 
     Args:
         path: A parquet file with a column `text`.
         tokenizer: The tokenizer.
-        out: The file to write; none if not a single document fits.
-        room: Bytes that are left for it.
+        out: The file to write, unless not a single document fits.
+        room: Number of bytes that are left.
 
     Returns:
-        Documents, tokens and bytes written, documents left out, and the share of checked documents whose tokens are
-        the same after the way to texts and back.
+        Documents, tokens and bytes written, documents left out, and the share of checked documents that have the same
+        ids after the round trip.
     """
     documents = tokens_of(texts_of(path), tokenizer)
     kept = len(documents)
@@ -158,7 +164,7 @@ def texts_of(path: Path) -> list[str]:
 
 
 def print_summary(out: Path, data: Path, about: dict) -> None:
-    """Says what the pack holds, what it has left out, and how to take it along."""
+    """Prints what the pack contains and what was left out."""
     tokens = sum(one["tokens"] for one in about["corpora"].values())
     print(f"\n{out}: {size_of(out) / MEGABYTE:.1f} MiB, {tokens:,} tokens of {about['vocab_size']:,} words")
     for name, one in about["corpora"].items():
@@ -172,10 +178,10 @@ def print_summary(out: Path, data: Path, about: dict) -> None:
 
 
 def in_words(packed: dict[str, float]) -> str:
-    """One corpus in a line."""
+    """A corpus in one line."""
     return (
         f"{packed['documents']:,} documents, {packed['tokens']:,} tokens, {packed['bytes'] / MEGABYTE:.2f} MiB, "
-        f"{packed['documents_left_out']:,} left out; the same tokens after the way there and back: "
+        f"{packed['documents_left_out']:,} left out; the same ids after the round trip: "
         f"{packed['same_after_round_trip']:.1%}"
     )
 
@@ -195,7 +201,7 @@ def tokens_of(texts: Sequence[str], tokenizer) -> list[list[int]]:
 
 
 def texts_from(documents: Iterable[Sequence[int]], tokenizer) -> Iterator[str]:
-    """Texts that a WordPiece tokenizer splits into these tokens: pieces are joined, words have blanks between them."""
+    """Yields texts that a WordPiece tokenizer splits into these ids: joined pieces, with spaces between words."""
     from text_jepa.data.tokenization import vocabulary
 
     pieces = []
@@ -208,7 +214,7 @@ def texts_from(documents: Iterable[Sequence[int]], tokenizer) -> Iterator[str]:
 
 
 def compress(documents: Sequence[Sequence[int]]) -> bytes:
-    """Documents as 16-bit numbers with an end after each, compressed."""
+    """Compresses documents as 16-bit numbers, with an end mark after each."""
     ids = np.fromiter(chain.from_iterable((*ids, END_OF_DOCUMENT) for ids in documents), np.dtype("<u2"))
     return lzma.compress(ids.tobytes(), format=lzma.FORMAT_XZ, filters=_FILTERS)
 
@@ -217,7 +223,7 @@ def decompress(packed: bytes) -> list[list[int]]:
     """The documents of `compress`."""
     ids = np.frombuffer(lzma.decompress(packed), np.dtype("<u2"))
     ends = np.flatnonzero(ids == END_OF_DOCUMENT)
-    documents = np.split(ids, ends + 1)[:-1]  # behind the last end is nothing
+    documents = np.split(ids, ends + 1)[:-1]  # nothing follows the last end mark
     return [document[:-1].tolist() for document in documents]
 
 

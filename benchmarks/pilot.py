@@ -1,9 +1,10 @@
-"""The first steps of a training, for its speed: the flags of run_pretraining.py, of whose files only the log is left.
+"""Runs the first steps of a training run to measure its speed.
 
     python benchmarks/pilot.py configs/default.yaml --train_file TEXTS --max_steps 80 --logging_steps 40
 
-benchmarks/compare.py reads the seconds of a step from it. What comes after the last step of a run (held-out losses,
-merging, the comparison, exports) takes longer than these steps do, and is left out.
+Takes the flags of run_pretraining.py and writes only the log and the arguments. benchmarks/compare.py reads the
+seconds of a step from the log. Held-out losses, merging, the comparison and exports, which follow the last step of a
+run and take longer than these steps, are left out.
 """
 
 import sys
@@ -20,7 +21,7 @@ from text_jepa.train.pretraining import make_card_info, make_trainer, prepare_pa
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains, and leaves the log and, when all steps are done, the arguments in the output folder."""
+    """Trains, and writes the log and, after the last step, the arguments to the output folder."""
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, objective_args, args = parse_run(argv, "benchmarks/pilot.py")
     set_up_logging(args)

@@ -1,4 +1,4 @@
-"""Writes docs/results.md, its pictures and tables, and the results of README.md, from stored comparisons.
+"""Writes docs/results.md, its pictures and tables, and the results in README.md, from stored comparisons.
 
     python benchmarks/report.py
     python benchmarks/report.py --add runs/compare-documents
@@ -6,15 +6,16 @@
     python benchmarks/report.py --released runs/wikipedia-short
     python benchmarks/report.py --card runs/compare-documents/seed1/default
 
-docs/results.yaml lists the questions of the page. Each names a comparison, which is the file of the same name in
-docs/assets, and says which systems and which scores of it are shown, under which names. Sentences take their figures
-from the comparison as well: `{lead:mlm:STS-B}` is how far the reference is ahead of `mlm`, `{lead:mlm:STS-B:simcse}`
-how far `simcse` is, and `{score:mlm:STS-B}` is the score of `mlm`. Beside each question stand a picture with the
-intervals of all systems, a table, and a CSV file with all figures by seed. README.md has the table of the first
-question, the claim of one and the summaries of those that have one. --add takes the figures of a folder that
-benchmarks/compare.py has filled. --pretrained takes log and recipe of a run of `make pretrain`, of which the lines of
-the log in README.md and docs/quickstart.md are made. --released shows the card of a run of the default recipe in
-docs/released-encoder.md. A run of another recipe than today's is refused.
+docs/results.yaml lists the questions of the page. Each question names a comparison, stored under this name in
+docs/assets, and the systems and scores to show, with their labels. Sentences take their figures from the comparison
+too: `{lead:mlm:STS-B}` is the lead of the reference over `mlm`, `{lead:mlm:STS-B:simcse}` the lead of `simcse` over
+`mlm`, and `{score:mlm:STS-B}` the score of `mlm`. Every question gets a picture with the intervals of all systems, a
+table with the measured seconds of training, and a CSV file with all figures by seed. README.md gets the table of the
+first question, the claim of one question, and the summaries of those that have one.
+
+--add stores the results of a folder of benchmarks/compare.py. --pretrained stores the log and the recipe of a run of
+`make pretrain`, from which the lines of the log in README.md and docs/quickstart.md are written. --released shows the
+card of a run of the default recipe in docs/released-encoder.md. A run of another recipe than today's is refused.
 """
 
 import argparse
@@ -28,22 +29,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from compare import against, as_markdown, source_of
+from compare import (
+    against,
+    as_markdown,
+    marked_seconds,
+    mean_seconds,
+    note_on_seconds,
+    plot_quality,
+    seconds_header,
+    source_of,
+)
 from stored_run import health_lines, store
 
 from text_jepa.cli import UsageError, run_command
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# Names of places in README.md: comments mark where they begin and end.
+# Places in README.md, marked by comments at their beginning and end.
 CLAIM = "claim"
 RESULTS = "results"
 SUMMARY = "summary"
 LOG = "log"
-# The run of `make pretrain`: its name in docs/assets, and the recipe of it and of longer runs.
+# The run of `make pretrain`: its name in docs/assets, its recipe, and that of longer runs.
 PRETRAINED = "make-pretrain"
 RECIPES = ("configs/tiny_cpu.yaml", "configs/default.yaml")
-# The encoder whose card is shown: its name in docs and docs/assets, and the place of the card.
+# The encoder whose card is shown: its name in docs and docs/assets, and the place for the card.
 RELEASED = "released-encoder"
 CARD = "card"
 
@@ -55,14 +65,14 @@ class Question(NamedTuple):
 
     Attributes:
         title: The question.
-        answer: One sentence or two, with placeholders for figures.
-        comparison: Name of the comparison that answers it.
-        systems: Names of the systems that are shown, the reference first, and what the page calls them.
-        columns: What the page calls a score, and its task and mode in the comparison.
-        note: What else a reader has to know.
-        claim: The claim at the top of README.md and docs/index.md, with placeholders; of one question.
-        summary: What README.md says of it, with placeholders for figures; nothing if it is empty.
-        over_time: Whether a picture shows the first score over seconds of training.
+        answer: One or two sentences, with placeholders for figures.
+        comparison: Name of the comparison that answers the question.
+        systems: Labels of the systems to show, by their names in the comparison; the reference comes first.
+        columns: Task and mode of each score to show, by its label.
+        note: Further text below the table.
+        claim: The claim at the top of README.md and docs/index.md, with placeholders; one question has it.
+        summary: A line of README.md, with placeholders, or nothing.
+        over_time: Whether to draw the first score over seconds of training.
     """
 
     title: str
@@ -77,7 +87,7 @@ class Question(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What docs/results.yaml holds: the first words, the questions and the last words."""
+    """The content of docs/results.yaml: text before the questions, the questions, and text after them."""
 
     intro: str
     questions: Sequence[Question]
@@ -85,12 +95,14 @@ class Page(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
-    """Writes the page, its pictures and files, and the results of README.md."""
+    """Writes the page, its pictures and files, and the results in README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--add", nargs="+", type=Path, default=[], metavar="FOLDER", help="filled by compare.py")
+    parser.add_argument(
+        "--add", nargs="+", type=Path, default=[], metavar="FOLDER", help="folders of compare.py to store"
+    )
     parser.add_argument("--pretrained", type=Path, metavar="RUN", help="folder of `make pretrain`")
     parser.add_argument("--released", type=Path, metavar="RUN", help="folder of a run of configs/default.yaml")
-    parser.add_argument("--card", type=Path, metavar="ENCODER", help="folder whose README.md gets the first table")
+    parser.add_argument("--card", type=Path, metavar="ENCODER", help="encoder whose README.md gets the first table")
     args = parser.parse_args(argv)
     assets = root / "docs/assets"
     for folder in args.add:
@@ -105,7 +117,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     page = read_page(root / "docs/results.yaml")
     first = page.questions[0]
     table = table_of(first, read(assets, first.comparison))
-    # The file that is most likely missing comes first, so that nothing is half written.
+    # The file that is most likely to be missing comes first, so that nothing is half written.
     if args.card:
         source = source_of(read(assets, first.comparison))
         put(f"## {first.title}\n\n{source}\n\n{table}", args.card / "README.md", RESULTS, may_be_added=True)
@@ -133,16 +145,16 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> None:
     (root / "docs/results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-# ---- what is read ---------------------------------------------------------------------------------------------------
+# ---- input ----------------------------------------------------------------------------------------------------------
 
 
 def add(folder: Path, assets: Path) -> None:
-    """Copies the figures of a comparison."""
+    """Stores the results of a comparison."""
     copy(folder / "results.json", assets / f"results-{folder.name}.json", "run benchmarks/compare.py")
 
 
 def copy(source: Path, target: Path, remedy: str) -> None:
-    """Copies a file of figures.
+    """Copies a file.
 
     Raises:
         UsageError: There is no such file.
@@ -153,7 +165,7 @@ def copy(source: Path, target: Path, remedy: str) -> None:
 
 
 def read_page(path: Path) -> Page:
-    """The page as it was asked for.
+    """Reads docs/results.yaml.
 
     Raises:
         UsageError: A question has an unknown or a missing field.
@@ -176,11 +188,11 @@ def read(assets: Path, comparison: str) -> Results:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# ---- what is written ------------------------------------------------------------------------------------------------
+# ---- output ---------------------------------------------------------------------------------------------------------
 
 
 def as_code(lines: Sequence[str]) -> str:
-    """Lines as a block of code."""
+    """Lines as a code block of Markdown."""
     return "\n".join(["```", *lines, "```"])
 
 
@@ -200,13 +212,13 @@ def part_of(question: Question, results: Results) -> str:
 
 
 def picture_of(question: Question) -> str:
-    """Name of the picture with the intervals: of the question, as two may share a comparison."""
+    """Name of the picture with the intervals, after the question: several questions may share a comparison."""
     words = re.findall(r"[a-z0-9]+", question.title.lower())
     return f"answer-{'-'.join(words[:6])}.png"
 
 
 def with_figures(text: str, question: Question, results: Results) -> str:
-    """The text, with figures in place of `{score:SYSTEM:COLUMN}` and `{lead:SYSTEM:COLUMN}`, or `{lead:…:AHEAD}`.
+    """Replaces `{score:SYSTEM:COLUMN}`, `{lead:SYSTEM:COLUMN}` and `{lead:SYSTEM:COLUMN:AHEAD}` by their figures.
 
     Raises:
         UsageError: The comparison has no such figure.
@@ -234,9 +246,9 @@ def figures_of(
     """Scores of the systems, and leads of the reference over them, by system and column of the page.
 
     Args:
-        question: The question, which says what is shown.
+        question: The question.
         results: Its comparison.
-        reference: Name of a system; the first one of the question by default.
+        reference: Name of a system. Defaults to the first one of the question.
     """
     reference = reference or next(iter(question.systems))
     column_of = {tuple(where): name for name, where in question.columns.items()}
@@ -253,19 +265,24 @@ def figures_of(
 
 
 def table_of(question: Question, results: Results) -> str:
-    """A row per system: scores with half of their interval, and how far the reference is ahead."""
+    """A table with a row per system: scores with half of their interval, the lead of the reference, and seconds."""
     scores, leads = figures_of(question, results)
+    seconds_of = mean_seconds(results)
+    budget = results["budget"]["seconds"]
     rows = []
     for system, name in question.systems.items():
         row = [name]
         for column in question.columns:
             row.append(cell_of(scores.get((system, column)), leads.get((system, column))))
+        row.append(marked_seconds(seconds_of[system], budget) if system in seconds_of else "")
         rows.append(row)
-    return as_markdown(["", *question.columns], rows)
+    table = as_markdown(["", *question.columns, seconds_header(budget)], rows)
+    note = note_on_seconds(table)
+    return f"{table}\n\n{note}" if note else table
 
 
 def cell_of(score: Mapping[str, Any] | None, lead: Mapping[str, Any] | None) -> str:
-    """A score, and the lead over it: bold where the interval of the lead excludes 0."""
+    """A score and the lead over it, in bold where the interval of the lead excludes zero."""
     if score is None:
         return ""
     half = (score["high"] - score["low"]) / 2
@@ -279,7 +296,7 @@ def cell_of(score: Mapping[str, Any] | None, lead: Mapping[str, Any] | None) -> 
 
 
 def as_csv(results: Results) -> str:
-    """All scores of a comparison: intervals, leads of the reference, and a column for each seed."""
+    """All scores of a comparison as CSV: intervals, leads of the reference, and a column per seed."""
     reference = results["plan"]["reference"]
     leads = {}
     for pair in against(reference, results["pairs"]):
@@ -304,7 +321,7 @@ def as_csv(results: Results) -> str:
 
 
 def draw_intervals(question: Question, results: Results, path: Path) -> None:
-    """Draws a panel per column: a point with its 95 % interval per system, the reference on top and in colour."""
+    """Draws a panel per column, with a point and its 95 % interval per system; the reference is on top, in colour."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -331,38 +348,27 @@ def draw_intervals(question: Question, results: Results, path: Path) -> None:
 
 
 def draw_over_time(question: Question, results: Results, path: Path) -> None:
-    """Draws the first score over seconds of training: a line per trained system, a level line per other one."""
+    """Draws the first score over seconds of training, with a thicker line for the reference."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator, ScalarFormatter
 
-    column, (task, _) = next(iter(question.columns.items()))
-    quality = next(found for name, found in results["quality"].items() if name.startswith(f"{task}, "))
+    label, (task, _) = next(iter(question.columns.items()))
+    column = next(found for name, found in results["quality"].items() if name.startswith(f"{task}, "))
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    budgets = []
-    for number, (system, name) in enumerate(question.systems.items()):
-        if system in quality["arms"]:
-            budgets, scores, lows, highs = zip(*quality["arms"][system], strict=True)
-            axes.plot(budgets, scores, color=f"C{number}", marker="o", linewidth=3 if number == 0 else 1.5, label=name)
-            axes.fill_between(budgets, lows, highs, color=f"C{number}", alpha=0.12, linewidth=0)
-        elif system in quality["controls"]:
-            axes.axhline(quality["controls"][system], color=f"C{number}", linestyle="--", linewidth=1.5, label=name)
-    axes.set_xscale("log")
-    axes.set_xticks(budgets)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("seconds of training, one CPU core")
-    axes.set_ylabel(f"{column}, %")
-    axes.grid(alpha=0.3)
+    lines = plot_quality(axes, column, question.systems)
+    reference = next(iter(question.systems))
+    lines[reference].set_linewidth(3)
+    axes.set_xlabel(f"{results['quality_axis']}\n{results['machine']}")
+    axes.set_ylabel(f"{label}, %")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize=9)
+    figure.legend(handles=list(lines.values()), loc="outside right upper", fontsize=9)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def as_section(card: str, assets: str) -> str:
-    """A model card as a part of a page: without its metadata, headings one level lower, pictures from `assets`."""
+    """A model card as a section of a page: no metadata, headings one level lower, pictures from `assets`."""
     _, _, body = card.partition("\n---\n")
     body = body.strip().replace("(curves.png)", f"({assets}/curves.png)")
     lines = []
@@ -380,13 +386,13 @@ def put(
     place: str,
     may_be_added: bool = False,
 ) -> None:
-    """Replaces the text between the two comments of a file that mark a place.
+    """Replaces the text between the two comments that mark a place in a file.
 
     Args:
         text: The new text.
         path: The file.
         place: Name of the place.
-        may_be_added: Whether both comments are added at the end of the file if they are missing.
+        may_be_added: Whether to add both comments at the end of the file if they are missing.
 
     Raises:
         UsageError: There is no such file, or it does not contain the comments exactly once.

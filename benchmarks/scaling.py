@@ -1,23 +1,26 @@
-"""What a step of Text-JEPA costs as one thing grows: length, hidden share, masks, width, texts, processes.
+"""Measures how the cost of a Text-JEPA step grows with length, hidden share, masks, width, texts and processes.
 
     python benchmarks/scaling.py [--axes length hidden masks width mask_batching batch processes] [--json FILE]
     python benchmarks/scaling.py --axes batch --device cuda --dtype bfloat16 --width 768 --layers 12 --length 512
 
-Every point is a process of its own: full-length texts of random tokens, forward, backward, clipping, fused AdamW and
-the move of the target encoder, as in `benchmarks/step.py`. The matrix product takes turns with the step, so that
-points of different minutes compare by their share of the peak. What is not on the axis is as the flags say.
+Every point is measured in a process of its own: full-length texts of random tokens, forward pass, backward pass,
+clipping, fused AdamW and the update of the target encoder, as in `benchmarks/step.py`. The matrix product takes turns
+with the step, so that points of different minutes can be compared by their share of the peak. The flags set what is
+not on the axis.
 
-`batch` doubles the number of texts while there is room and it pays, and names the fastest; `mask_batching` has four
-masks and the Trainer's own passes; `processes` exchange gradients by gloo (NCCL on GPUs), with one thread and
-`--texts` texts each. Memory is the growth of a process's peak.
+`batch` doubles the number of texts while there is memory and throughput grows, and names the fastest. `mask_batching`
+uses four masks and the passes of the Trainer. `processes` exchange gradients by gloo (NCCL on GPUs), each with one
+thread and `--texts` texts. Memory is the growth of a process's peak.
 """
 
+import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import psutil
 import torch
@@ -28,10 +31,11 @@ from step import (
     bert_config,
     flops_of,
     matrix_product,
+    medians,
     peak_memory,
     shape_parser,
-    take_turns,
     texts_of,
+    time_in_turn,
 )
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,7 +44,10 @@ from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.strategies import MaskStrategy
 
 
-# The points of each axis.
+Point = dict[str, Any]
+"""Figures of a step, see `measure`."""
+
+# The points of each axis; of processes, those for which there are devices.
 AXES = {
     "length": [64, 128, 256, 512],
     "hidden": [0.15, 0.3, 0.5, 0.7],
@@ -48,13 +55,13 @@ AXES = {
     "width": [128, 256, 512, 768],
     "mask_batching": ["joint", "sequential"],
     "batch": [2**i for i in range(3, 13)],
-    "processes": [2**i for i in range(8) if 2**i <= (torch.cuda.device_count() or os.cpu_count() or 1)],
+    "processes": [2**i for i in range(8)],
 }
 
 SHAPE = ("vocab_size", "width", "layers", "texts", "length", "device", "dtype", "attention", "hidden", "masks")
 
 
-def main():
+def main() -> None:
     args = arguments()
     if args.point:
         found = measure(args)
@@ -65,7 +72,7 @@ def main():
     settings["compile"] = args.compile
     axes = {}
     for axis in args.axes:
-        axes[axis] = sweep(args, axis, args.values or AXES[axis])
+        axes[axis] = sweep(args, axis, args.values or points_of(axis, args.device))
     results = {"settings": settings, "axes": axes}
     if "batch" in results["axes"]:
         points = results["axes"]["batch"]
@@ -78,23 +85,32 @@ def main():
         plot(results, args.plot)
 
 
-def arguments():
+def arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = shape_parser(__doc__)
-    parser.add_argument("--hidden", type=float, default=0.5, help="share of the tokens that is hidden")
-    parser.add_argument("--masks", type=int, default=1, help="masks of each text")
-    parser.add_argument("--mask_batching", choices=AXES["mask_batching"], help="by the Trainer's passes, not bare")
+    parser.add_argument("--hidden", type=float, default=0.5, help="share of hidden tokens")
+    parser.add_argument("--masks", type=int, default=1, help="number of masks per text")
+    parser.add_argument("--mask_batching", choices=AXES["mask_batching"], help="use the passes of the Trainer")
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
-    parser.add_argument("--values", nargs="+", help="points of the axis instead of the usual ones")
-    parser.add_argument("--plot", help="draw the figures into this file")
-    parser.add_argument("--point", action="store_true", help="measure what the flags say, in this process")
+    parser.add_argument("--values", nargs="+", help="points of the axis, in place of the usual ones")
+    parser.add_argument("--plot", help="file for a picture of the figures")
+    parser.add_argument("--point", action="store_true", help="measure a single point in this process")
     return parser.parse_args()
+
+
+def points_of(axis: str, device: str) -> list[Any]:
+    """The usual points of an axis."""
+    if axis != "processes":
+        return AXES[axis]
+    most = torch.cuda.device_count() if device == "cuda" else os.cpu_count()
+    return [count for count in AXES[axis] if count <= most]
 
 
 # ---- sweep ----------------------------------------------------------------------------------------------------------
 
 
-def sweep(args, axis, values):
-    """Value -> its figures. Of batches no more than have room or pay."""
+def sweep(args: argparse.Namespace, axis: str, values: Sequence[Any]) -> dict[str, Point]:
+    """Measures the points of an axis; batches only as long as it is worth doubling them."""
     points = {}
     for value in values:
         if axis == "batch" and not worth_doubling(list(points.values()), room(args)):
@@ -106,8 +122,8 @@ def sweep(args, axis, values):
     return points
 
 
-def worth_doubling(points, megabytes):
-    """Whether twice the memory of the last batch is there, and one of the last two was the fastest so far."""
+def worth_doubling(points: Sequence[Point], megabytes: float) -> bool:
+    """Whether there is twice the memory of the last batch, and one of the last two was the fastest so far."""
     if not points:
         return True
     speeds = [point["tokens_per_second"] for point in points]
@@ -115,8 +131,8 @@ def worth_doubling(points, megabytes):
     return 2 * last_memory < megabytes and max(speeds) in speeds[-2:]
 
 
-def room(args):
-    """Free megabytes of the device."""
+def room(args: argparse.Namespace) -> float:
+    """Free memory of the device in megabytes."""
     if args.device == "cuda":
         free, _ = torch.cuda.mem_get_info()
     else:
@@ -124,30 +140,40 @@ def room(args):
     return free / 2**20
 
 
-def figures(args, axis, value):
+def figures(args: argparse.Namespace, axis: str, value: Any) -> Point:
     """Measures a point in a process of its own, or in several."""
-    flags = {name: vars(args)[name] for name in (*SHAPE, "repeats")}
     command = [sys.executable]
-    environment = {}
+    environment = dict(os.environ)
     if axis == "processes":
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={value}"]
-        environment = {"OMP_NUM_THREADS": "1"}
-    else:
-        flags["texts" if axis == "batch" else axis] = value
-        flags |= {"masks": 4} if axis == "mask_batching" else {}
-    command += [__file__, "--point", *(f"--{name}={given}" for name, given in flags.items())]
-    command += ["--compile"] if args.compile else []
-    output = subprocess.run(
-        command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ | environment
-    ).stdout
-    return json.loads(output.splitlines()[-1])
+        environment["OMP_NUM_THREADS"] = "1"
+    command += [__file__, "--point", *point_flags(args, axis, value)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def point_flags(args: argparse.Namespace, axis: str, value: Any) -> list[str]:
+    """The command line of a point: the flags of the whole, with the value of the axis in place of its own."""
+    flags = {name: vars(args)[name] for name in (*SHAPE, "repeats")}
+    if args.mask_batching is not None:
+        flags["mask_batching"] = args.mask_batching
+    if axis == "batch":
+        flags["texts"] = value
+    elif axis == "mask_batching":
+        flags |= {"mask_batching": value, "masks": 4}
+    elif axis != "processes":
+        flags[axis] = value
+    words = [f"--{name}={given}" for name, given in flags.items()]
+    if args.compile:
+        words.append("--compile")
+    return words
 
 
 # ---- point ----------------------------------------------------------------------------------------------------------
 
 
-def measure(args):
-    """Seconds, speed and memory of a step in this process, and in those beside it if it was started by torchrun."""
+def measure(args: argparse.Namespace) -> Point:
+    """Seconds, speed and memory of a step, in this process and in those that torchrun started with it."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
@@ -157,16 +183,16 @@ def measure(args):
     step = step_of(args)
     if processes > 1:
         step.forward = DistributedDataParallel(step.model)
-    before = peak_memory()
+    before = peak_memory(args.device)
     step()
     flops = flops_of(step)
-    memory = peak_memory() - before
+    memory = peak_memory(args.device) - before
     if args.compile:
         step.compile()
-    seconds = take_turns({"step": step, "matmul": matrix_product(args)}, args.repeats)
+    seconds = time_in_turn({"step": step, "matmul": matrix_product(args)}, args.repeats, args.device)
     if processes > 1:
         dist.destroy_process_group()
-    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    middle = medians(seconds)
     peak = 2 * PEAK[args.device] ** 3 / middle["matmul"]
     return {
         "seconds_per_step": middle["step"],
@@ -177,7 +203,8 @@ def measure(args):
     }
 
 
-def step_of(args):
+def step_of(args: argparse.Namespace) -> TextJepaStep:
+    """The step of a point."""
     examples, tokenizer = texts_of(args)
     collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=args.hidden), num_masks=args.masks)
     config = TextJepaConfig(text_config=bert_config(args))
@@ -188,7 +215,7 @@ def step_of(args):
 
 
 class TrainerStep(TextJepaStep):
-    """The same step with the passes of the Trainer: one for all masks, or one for each."""
+    """The same step with the passes of the Trainer: one for all masks, or one per mask."""
 
     def __init__(self, config, batch, args, collator, examples):
         super().__init__(config, batch, args)
@@ -203,7 +230,7 @@ class TrainerStep(TextJepaStep):
         self.trainer = TextJepaTrainer(self.model, settings, collator, examples)
         self.forward = self.trainer.accelerator.prepare_model(self.model)
 
-    def backward(self):
+    def backward(self) -> None:
         count = (self.batch["target_positions"] >= 0).sum()
         self.trainer.training_step(self.forward, self.batch, count)
 
@@ -211,7 +238,8 @@ class TrainerStep(TextJepaStep):
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 
-def print_tables(results):
+def print_tables(results: Mapping[str, Any]) -> None:
+    """Prints a table per axis."""
     print(", ".join(f"{name} {value}" for name, value in results["settings"].items()))
     for axis, points in results["axes"].items():
         print(f"\n| {axis} | seconds per step | ratio to the first | tokens/s | memory, MB | share of the peak |")
@@ -224,7 +252,8 @@ def print_tables(results):
         print(f"\nfastest: --per_device_train_batch_size {results['fastest_batch']}")
 
 
-def plot(results, path):
+def plot(results: Mapping[str, Any], path: str) -> None:
+    """Draws a panel per axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

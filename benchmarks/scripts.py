@@ -1,13 +1,13 @@
-"""What tokenizers and masks make of the scripts of the world.
+"""Measures how tokenizers and masks handle the scripts of the world.
 
     python benchmarks/scripts.py
 
-Twelve kinds of text, all made up of words drawn at random, and four kinds of tokenizers, trained on them: our
-WordPiece and byte-level BPE, SentencePiece's unigrams, and a BPE that marks the last token of a
-word, where PhoBERT's marks the others. For each: the share
-of unknown tokens, the mean length of hidden spans (3 tokens are asked for) before words are kept whole and as made,
-the share of masks without a target, and the share of texts that come back from their tokens, but for case, accents of
-Latin, Greek and Cyrillic, and blanks.
+There are twelve kinds of text, all made of randomly drawn words, and four kinds of tokenizers that are trained on
+them: our WordPiece and byte-level BPE, unigrams as in SentencePiece, and a BPE that marks the last token of a word
+(that of PhoBERT marks the others). For each pair the table shows the share of unknown tokens, the mean length of
+hidden spans (3 tokens are asked for) as drawn and after words are kept whole, the share of masks without a target, and
+the share of texts that are restored from their tokens, except for case, spaces and the accents of Latin, Greek and
+Cyrillic.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from text_jepa.data.strategies import MaskStrategy
 from text_jepa.data.tokenization import train_tokenizer
 
 
-# Words of each script, what stands between them, and what ends a sentence.
+# Words of each script, the separator between them, and the end of a sentence.
 SCRIPTS = {
     "Chinese": (
         "我们 学习 河流 学校 今天 天气 城市 漂亮 图书馆 老师 喜欢 读书 火车 晚上 回家 苹果 朋友 电影 音乐 工作",
@@ -74,7 +74,7 @@ TEXTS = 400
 WORDS = 40
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     print("| script | tokenizer | unknown | span asked | span made | no target | round trip |")
@@ -86,7 +86,7 @@ def main():
 
 
 def make_texts(script: str) -> list[str]:
-    """Texts of words drawn at random."""
+    """Texts of randomly drawn words."""
     words, blank, end = SCRIPTS[script]
     draw = random.Random(script)
     words = words.split()
@@ -117,7 +117,7 @@ def measure(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def bare(text: str) -> str:
-    """A text without blanks, case, and accents of the scripts that have some."""
+    """A text without case, spaces and the accents of Latin, Greek and Cyrillic."""
     letters = []
     for character in unicodedata.normalize("NFC", text.lower()):
         name = unicodedata.name(character, "")
@@ -137,7 +137,7 @@ def byte_level(texts: list[str]) -> PreTrainedTokenizerBase:
 
 
 def unigrams(texts: list[str]) -> PreTrainedTokenizerBase:
-    """As SentencePiece makes them for T5 and XLM-R."""
+    """A tokenizer like those of SentencePiece for T5 and XLM-R."""
     special = ["<s>", "</s>", "<pad>", "<unk>"]
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
@@ -149,7 +149,7 @@ def unigrams(texts: list[str]) -> PreTrainedTokenizerBase:
 
 
 def continued(texts: list[str]) -> PreTrainedTokenizerBase:
-    """As subword-nmt makes them for PhoBERT, whose marks are on all tokens of a word but the last, not on the last."""
+    """A tokenizer like those of subword-nmt, which mark the last token of a word; that of PhoBERT marks the others."""
     end = "</w>"
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=end, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

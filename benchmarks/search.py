@@ -1,12 +1,13 @@
-"""How often a search finds the document that a question belongs to: words, vectors, and both.
+"""Measures how often a search finds the document that a question belongs to, by words, by vectors, and by both.
 
     python benchmarks/search.py ENCODER --titles textbooks.parquet              # columns title and text
     python benchmarks/search.py ENCODER --pairs qqp/test.parquet                # question1, question2, label
     python benchmarks/search.py ENCODER --titles textbooks.parquet --shares 0.3 0.4 0.5 0.6 0.7 --half first
 
-Titles are asked, and a first line that is the title is removed from the text. Of pairs, the first question of each
-paraphrase is asked, and has to find another one of its group among all questions of the file. One half of the
-questions is for choosing, the other one, the default, for telling. A document ranks by its best passage.
+With --titles, the questions are the titles; a first line that repeats the title is removed from the text. With
+--pairs, one question of each group of paraphrases is asked, and has to find another one of its group among all
+questions of the file. The first half of the questions is for choosing settings, the second half, the default, for
+reporting. A document is ranked by its best passage.
 """
 
 import argparse
@@ -32,11 +33,21 @@ from text_jepa.search.passages import passages_of
 from text_jepa.search.static import StaticEmbedding, make_token_table
 
 
-METRICS = ("r@10", "r@1", "mrr")
+# Functions of ranks, by the name of the metric.
+METRICS = {
+    "r@10": lambda ranks: (ranks <= 10).astype(float),
+    "r@1": lambda ranks: (ranks == 1).astype(float),
+    "mrr": lambda ranks: 1 / ranks,
+}
 
 
 class Questions(NamedTuple):
-    """Documents by name, and questions with the names of the documents that answer them."""
+    """Documents and questions.
+
+    Attributes:
+        documents: Texts by name.
+        asked: Questions, with the names of the documents that answer them.
+    """
 
     documents: dict[str, str]
     asked: list[tuple[str, set[str]]]
@@ -46,7 +57,10 @@ class Questions(NamedTuple):
 
 
 def read_titles(path: str, limit: int | None) -> Questions:
-    """Documents that have to be found by their titles of at least two words, unless two have the same."""
+    """Documents to find by their titles: those of at least two words that no other document has.
+
+    A document without a text beside its title is left out.
+    """
     rows = parquet.read_table(path, columns=["title", "text"]).to_pylist()
     random.Random(0).shuffle(rows)
     rows = rows[:limit]
@@ -55,14 +69,25 @@ def read_titles(path: str, limit: int | None) -> Questions:
     asked = []
     for number, row in enumerate(rows):
         title = row["title"].strip()
-        documents[str(number)] = row["text"].strip().removeprefix(title).strip()
+        text = without_title(row["text"].strip(), title)
+        if not text:
+            continue
+        documents[str(number)] = text
         if counts[row["title"]] == 1 and len(title.split()) > 1:
             asked.append((title, {str(number)}))
     return Questions(documents, asked)
 
 
+def without_title(text: str, title: str) -> str:
+    """The text without a first line that is the title."""
+    first, _, rest = text.partition("\n")
+    if first.strip() == title:
+        return rest.strip()
+    return text
+
+
 def read_pairs(path: str, limit: int | None) -> Questions:
-    """Questions, of which paraphrases have to find each other."""
+    """Questions that have to find their paraphrases."""
     rows = parquet.read_table(path, columns=["question1", "question2", "label"]).to_pylist()[:limit]
     group_of = {}
     members = {}
@@ -83,19 +108,18 @@ def read_pairs(path: str, limit: int | None) -> Questions:
 
 
 def half_of(questions: Questions, half: str) -> Questions:
-    """The documents, and every second one of the questions in random order, or all."""
+    """The documents, with every second question in random order, or with all."""
     asked = sorted(questions.asked)
     random.Random(0).shuffle(asked)
-    if half != "both":
-        asked = asked[half == "second" :: 2]
-    return Questions(questions.documents, asked)
+    halves = {"first": asked[::2], "second": asked[1::2], "both": asked}
+    return Questions(questions.documents, halves[half])
 
 
 # ---- search ---------------------------------------------------------------------------------------------------------
 
 
 def embedding_of(encoder: Encoder) -> Embed:
-    """What the command would embed texts with, but for prompts of queries and passages."""
+    """The function that `text-jepa search` embeds texts with, without prompts of queries and passages."""
     table = make_token_table(encoder)
     if table is None:
         return lambda texts: embed_texts(encoder, texts)
@@ -103,7 +127,7 @@ def embedding_of(encoder: Encoder) -> Embed:
 
 
 def fill(index: Index, documents: Mapping[str, str], embed: Embed) -> np.ndarray:
-    """Puts documents into an index; returns the name (P,) of the document of each passage, in the index's order."""
+    """Writes documents to an index; returns the document's name of each passage (P,), in the order of the index."""
     files = []
     names = []
     for name in sorted(documents):
@@ -129,30 +153,46 @@ def ranks(
     vectors: np.ndarray,
     shares: Sequence[float],
 ) -> dict[float, np.ndarray]:
-    """Rank (Q,) of the first right document for each question, by share; others with the same score come first."""
+    """Ranks (Q,) of the first right document for each question, by share.
+
+    Args:
+        passages: The index.
+        names: (P,), the document of each passage.
+        questions: Q questions.
+        vectors: (Q, D), the vectors of the questions.
+        shares: Shares of the vectors in the score; the rest is that of the words.
+    """
     found = {share: [] for share in shares}
     for (query, right), vector in zip(questions.asked, vectors, strict=True):
         cosines, words = passages.scores(query, vector)
         is_right = np.isin(names, list(right))
-        is_wrong = ~is_right & (names != query)
+        is_query = names == query
+        is_wrong = ~is_right & ~is_query
         for share in shares:
             scores = combine(cosines, words, share)
-            ahead = names[is_wrong & (scores >= scores[is_right].max())]
-            found[share].append(1 + len(np.unique(ahead)))
+            found[share].append(rank_of(scores, names, is_right, is_wrong))
     return {share: np.array(ranks) for share, ranks in found.items()}
 
 
+def rank_of(
+    scores: np.ndarray,
+    names: np.ndarray,
+    is_right: np.ndarray,
+    is_wrong: np.ndarray,
+) -> int:
+    """Rank of the best right document; wrong ones with the same score come first."""
+    best = scores[is_right].max()
+    is_ahead = is_wrong & (scores >= best)
+    documents_ahead = np.unique(names[is_ahead])
+    return 1 + len(documents_ahead)
+
+
 def score(by_system: Mapping[str, np.ndarray], name: str) -> list[Score]:
-    """Scores of systems, the first one's lead over each other one with them."""
-    values = {
-        "r@10": lambda ranks: (ranks <= 10).astype(float),
-        "r@1": lambda ranks: (ranks == 1).astype(float),
-        "mrr": lambda ranks: 1 / ranks,
-    }
+    """Scores of systems by their ranks, with the lead of the first system over each other one."""
     scores = []
-    for metric in METRICS:
-        rows = {system: values[metric](ranks)[None] for system, ranks in by_system.items()}
-        scores += compare_systems(name, "search", metric, np.mean, rows)
+    for metric, function in METRICS.items():
+        values = {system: function(ranks)[None] for system, ranks in by_system.items()}
+        scores += compare_systems(name, "search", metric, np.mean, values)
     return scores
 
 
@@ -160,7 +200,7 @@ def score(by_system: Mapping[str, np.ndarray], name: str) -> list[Score]:
 
 
 def search_questions(encoder: str, questions: Questions, shares: Sequence[float]) -> list[Score]:
-    """Scores of an encoder's search: vectors and words together by their shares, then each alone."""
+    """Scores of a search with an encoder: by each share of vectors, by words alone, and by vectors alone."""
     embed = embedding_of(open_encoder(encoder))
     vectors = embed([query for query, _ in questions.asked])
     with tempfile.TemporaryDirectory() as folder:
@@ -188,9 +228,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("encoder", help="Folder or Hub name.")
     parser.add_argument("--titles", help="Parquet file with the columns title and text.")
     parser.add_argument("--pairs", help="Parquet file with the columns question1, question2 and label.")
-    parser.add_argument("--limit", type=int, help="Documents, or pairs, that are taken.")
+    parser.add_argument("--limit", type=int, help="Number of documents or pairs to read.")
     parser.add_argument("--half", choices=("first", "second", "both"), default="second", help="Questions to ask.")
-    parser.add_argument("--shares", type=float, nargs="+", default=[VECTOR_SHARE], help="Shares of the vectors.")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[VECTOR_SHARE], help="Shares of the vectors in the score."
+    )
     parser.add_argument("--json", help="File to write the scores to.")
     args = parser.parse_args(argv)
     if (args.titles is None) == (args.pairs is None):

@@ -1,21 +1,22 @@
-"""One optimizer step, side by side with other ways to train the same encoder.
+"""Times one optimizer step beside other ways to train the same encoder.
 
     python benchmarks/step.py [--vocab_size 30522] [--width 256] [--layers 4] [--repeats 7] [--json FILE] [--plot FILE]
     python benchmarks/step.py --device cuda --dtype bfloat16 --compile --width 768 --layers 12 --length 512 --memory
     python benchmarks/step.py --arms bert_mlm text_jepa_m1 --profile profile.txt
 
-Each arm does forward, backward, clipping, fused AdamW and, where it has one, the update of the target encoder, on the
-same 32 texts of 128 random tokens, dropout off. Arms take turns in one process, and so does the matrix product that
-stands for the machine's peak; a ratio compares medians. Half the tokens are hidden from a Text-JEPA; 15 % are to be
-predicted by a masked language model, which computes logits for every token, as transformers does, or (`sparse`) for
-these alone; 35 % by the data2vec-style step. `text_jepa_default` is the default recipe, without layers and 1,536 wide
-whatever the flags say: as many windows, each of which predicts the other window of its document. It is held against
-what the copies and products of the same rounds allow: see `least_traffic`.
+Each arm makes a forward pass, a backward pass, gradient clipping, fused AdamW and, if it has one, the update of the
+target encoder, on the same 32 texts of 128 random tokens without dropout. Arms take turns in one process, together
+with a matrix product that measures the machine's peak; ratios compare medians. Text-JEPA hides half of the tokens. A
+masked language model predicts 15 % of them and computes logits for every token, as transformers does, or (`sparse`)
+for the predicted ones only. The data2vec-style step predicts 35 %. `text_jepa_default` is the default recipe, which
+has no layers and a width of 1,536 whatever the flags say: the same number of windows, each of which predicts the other
+window of its document. It is compared with the least time of its products and its memory traffic, see
+`least_traffic`.
 
-FLOPs are counted by `torch.utils.flop_counter`; memory is the growth of the peak of a process of its own over two
-steps. `--compile` is for the times: FLOPs, memory and the split are those of the same step as Python runs it, and
-flash attention's own FLOPs are not counted. `--profile` writes torch's table of the kernels of text_jepa_m1, adds the
-share of each kind, and says what they suggest.
+FLOPs are counted by `torch.utils.flop_counter`; memory is the growth of the peak over two steps in a process of its
+own. `--compile` affects the times only: FLOPs, memory and the split are those of the eager step, and the FLOPs of
+flash attention are not counted. `--profile` writes torch's table of the kernels of text_jepa_m1, and prints the share
+of each kind and what the shares suggest.
 """
 
 import argparse
@@ -25,9 +26,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -53,17 +56,19 @@ from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 
 
-PEAK = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrix product that is the peak
-COPIED = 2**26  # numbers of the copy whose speed is that of the memory
+PEAK = {"cpu": 1024, "cuda": 8192}  # size of the square matrix product whose speed is taken as the machine's peak
+COPIED = 2**26  # length of the copy whose speed is taken as that of the memory
 FLOAT32 = 4  # bytes
-MASKED = 3  # stands in for the tokenizer's mask token
+MASKED = 3  # token id of the mask token
+
+Batch = dict[str, torch.Tensor]
 
 
-def main():
+def main() -> None:
     args = arguments()
     if args.memory_of:
         build = arms_of(args)[args.memory_of]
-        print(json.dumps(peak_of_two_steps(build)))
+        print(json.dumps(peak_of_two_steps(build, args.device)))
         return
     arms = {name: build() for name, build in arms_of(args).items() if name in args.arms}
     examples, tokenizer = texts_of(args)
@@ -76,18 +81,18 @@ def main():
         "copy": copy(args),
     }
     flops = {name: flops_of(arm) for name, arm in arms.items()}
-    split = split_of(jepa, args.repeats)
+    split = split_of(jepa, args.repeats, args.device)
     profiled = profile_of(jepa, args) if args.profile else {}
     if args.compile:
         for arm in arms.values():
             arm.compile()
-    seconds = take_turns({**arms, **parts}, args.repeats)
-    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    seconds = time_in_turn({**arms, **parts}, args.repeats, args.device)
+    middle = medians(seconds)
     peak = 2 * PEAK[args.device] ** 3 / middle["matmul"]
     base = middle["bert_mlm"]
     step = middle["text_jepa_m1"]
     settings = {name: value for name, value in vars(args).items() if name in SHAPE}
-    settings["threads"] = threads()
+    settings["threads"] = torch.get_num_threads()
     results = {
         "settings": settings,
         "ratio_to_bert_mlm": {name: middle[name] / base for name in arms if name != "bert_mlm"},
@@ -131,22 +136,25 @@ ARMS = (
 SHAPE = ("vocab_size", "width", "layers", "texts", "length", "device", "dtype", "attention", "compile")
 
 
-def arguments():
+def arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = shape_parser(__doc__)
-    parser.add_argument("--memory", action="store_true", help="measure the peak of memory of each arm too")
-    parser.add_argument("--plot", help="draw the figures into this file")
-    parser.add_argument("--profile", help="write the profile of text_jepa_m1 into this file")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="these alone; two are always there")
+    parser.add_argument("--memory", action="store_true", help="also measure the peak memory of each arm")
+    parser.add_argument("--plot", help="file for a picture of the figures")
+    parser.add_argument("--profile", help="file for the profile of text_jepa_m1")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=ARMS, help="arms to run, besides two that always run"
+    )
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    # What others are compared with, and what is split and profiled.
+    # The arm that others are compared with, and the one that is split and profiled.
     wanted = {"bert_mlm", "text_jepa_m1", *args.arms}
     args.arms = [name for name in ARMS if name in wanted]
     return args
 
 
-def shape_parser(doc):
-    """The flags that all benchmarks of a step share."""
+def shape_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser with the flags that all benchmarks of a step share."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--vocab_size", type=int, default=30_522)
     parser.add_argument("--width", type=int, default=256)
@@ -155,22 +163,18 @@ def shape_parser(doc):
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", choices=list(PEAK), default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: by autocast")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 uses autocast")
     parser.add_argument("--attention", choices=["sdpa", "eager", "flash_attention_2"], default="sdpa")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the loss of each arm")
-    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--compile", action="store_true", help="compile the loss of each arm")
+    parser.add_argument("--json", help="file for the figures")
     return parser
-
-
-def threads():
-    return torch.get_num_threads()
 
 
 # ---- arms -----------------------------------------------------------------------------------------------------------
 
 
-def texts_of(args):
-    """The same random texts for all, and a tokenizer of single-token words."""
+def texts_of(args: Any) -> tuple[list[dict[str, np.ndarray]], PreTrainedTokenizerFast]:
+    """Random texts, the same for all arms, and a tokenizer of single-token words."""
     special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
     words = [f"w{i}" for i in range(args.vocab_size - len(special))]
     vocabulary = [*special.values(), *words]
@@ -184,8 +188,8 @@ def texts_of(args):
     return [{"input_ids": row} for row in ids], tokenizer
 
 
-def shape_of(args):
-    """What encoders of all kinds have in common."""
+def shape_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Configuration fields that all kinds of encoders share."""
     return {
         "vocab_size": args.vocab_size,
         "hidden_size": args.width,
@@ -196,18 +200,18 @@ def shape_of(args):
     }
 
 
-def bert_config(args):
-    """BERT without dropout."""
+def bert_config(args: argparse.Namespace) -> BertConfig:
+    """Configuration of a BERT without dropout."""
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return BertConfig(**shape_of(args), intermediate_size=4 * args.width, **dropout)
 
 
-def arms_of(args):
-    """Functions that build the steps, by name."""
+def arms_of(args: argparse.Namespace) -> dict[str, Callable[[], "Step"]]:
+    """Functions that build the step of each arm."""
     torch.manual_seed(0)
     modern = {
         **shape_of(args),
-        # In all three matrices as many weights as BERT has in two; GPUs are slow at widths that are no multiple of 64.
+        # Three matrices with as many weights as the two of BERT; GPUs are slow unless widths are multiples of 64.
         "intermediate_size": math.ceil(8 * args.width / 3 / 64) * 64,
         "pad_token_id": 0,
         "reference_compile": False,
@@ -250,113 +254,134 @@ def arms_of(args):
 
 
 class Step:
-    """The loss, its backward, clipping and AdamW, the same for every arm."""
+    """Loss, backward pass, clipping and AdamW, the same for every arm.
 
-    def __init__(self, model, loss, args):
+    Args:
+        model: The model to train.
+        loss: Function that returns the loss of the next step.
+        args: Arguments of the benchmark; `device` and `dtype` are used.
+    """
+
+    def __init__(self, model: torch.nn.Module, loss: Callable[[], torch.Tensor], args: Any):
         self.model = model.to(args.device).train()
         autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
         self.loss = autocast(loss)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
 
-    def __call__(self):
+    def __call__(self) -> None:
         self.backward()
         self.clip()
         self.update()
 
-    def backward(self):
+    def backward(self) -> None:
         self.loss().backward()
 
-    def clip(self):
+    def clip(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
 
-    def update(self):
+    def update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def compile(self):
+    def compile(self) -> None:
         self.loss = torch.compile(self.loss)
 
 
 class TextJepaStep(Step):
-    """A step of Text-JEPA on a collated batch, with the move of the target encoder."""
+    """A step of Text-JEPA on a collated batch, with the update of the target encoder."""
 
-    def __init__(self, config, batch, args):
+    def __init__(self, config: TextJepaConfig, batch: Batch, args: Any):
         super().__init__(TextJepaForPreTraining(config), lambda: self.forward(**self.batch).loss, args)
         self.forward = self.model
         self.take(batch)
 
-    def __call__(self):
+    def __call__(self) -> None:
         super().__call__()
         self.ema()
 
-    def take(self, batch):
-        """The batch of the next steps."""
-        self.batch = {name: value.to(self.model.device) for name, value in batch.items()}
+    def take(self, batch: Batch) -> None:
+        """Sets the batch of the next steps."""
+        self.batch = on(self.model.device, batch)
 
-    def ema(self):
+    def ema(self) -> None:
         self.model.update_target_encoder(0.999)
 
 
-def default_step(tokenizer, args):
-    """A step of the default recipe on windows of documents of two windows."""
-    rng = np.random.default_rng(0)
-    ids = rng.integers(MASKED + 1, args.vocab_size, (args.texts, 2 * args.length))
-    documents = Dataset.from_dict({"input_ids": ids, "length": [2 * args.length] * args.texts})
-    windows = DocumentWindows(documents, args.length, special_tokens=0)
-    view = ViewStrategy("rest", window_length=args.length)
-    collate = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=0.0), view=view)
-    batch = collate([windows[2 * row] for row in range(args.texts)])
-    batch = {name: value.to(args.device) for name, value in batch.items()}
+def on(device: str | torch.device, batch: Batch) -> Batch:
+    """The batch on a device."""
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def default_step(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> Step:
+    """A step of the default recipe on documents of two windows each."""
+    batch = on(args.device, default_batch(tokenizer, args))
+    shape = {"vocab_size": args.vocab_size}
     fields = {**OBJECTIVES["documents"], "mask_token_id": MASKED}
-    model = TextJepaForPreTraining(TextJepaConfig.preset("static", {"vocab_size": args.vocab_size}, **fields))
+    config = TextJepaConfig.preset("static", shape, **fields)
+    model = TextJepaForPreTraining(config)
     return Step(model, lambda: model(**batch).loss, args)
 
 
-def least_traffic(step, args):
-    """Bytes that a step of the default moves at least.
+def default_batch(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> Batch:
+    """The first window of each document, and the rest of the document that it predicts."""
+    document_length = 2 * args.length
+    rng = np.random.default_rng(0)
+    ids = rng.integers(MASKED + 1, args.vocab_size, (args.texts, document_length))
+    columns = {"input_ids": ids, "length": [document_length] * args.texts}
+    documents = Dataset.from_dict(columns)
+    windows = DocumentWindows(documents, args.length, special_tokens=0)
+    first_windows = [windows[2 * row] for row in range(args.texts)]
+    view = ViewStrategy("rest", window_length=args.length)
+    collate = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=0.0), view=view)
+    return collate(first_windows)
 
-    The embeddings of the window and the fixed vectors of the rest are read, and the gradients of the former written,
-    once for each token; the gradient of each weight is written and read, and AdamW reads and writes the weight and its
-    two averages.
+
+def least_traffic(step: Step, args: argparse.Namespace) -> int:
+    """Bytes that a step of the default reads and writes at least.
+
+    For each token, the embedding of the window is read, its gradient written, and the fixed vector of the rest read.
+    For each weight, the gradient is written and read, and AdamW reads and writes the weight and its two averages.
     """
-    of_tokens = 3 * args.texts * args.length * step.model.config.hidden_size
+    config = step.model.config
+    tokens = args.texts * args.length
+    of_tokens = tokens * (2 * config.hidden_size + config.document_target_size)
     of_weights = 8 * sum(parameter.numel() for parameter in step.parameters)
     return FLOAT32 * (of_tokens + of_weights)
 
 
-def masked_language_model(model, ids, args):
-    """A step of transformers' masked language model with 15 % of the tokens to predict."""
+def masked_language_model(model: torch.nn.Module, ids: torch.Tensor, args: argparse.Namespace) -> Step:
+    """A step of a masked language model of transformers that predicts 15 % of the tokens."""
     masked = torch.rand(ids.shape, device=ids.device) < 0.15
     inputs = {"input_ids": ids.masked_fill(masked, MASKED), "attention_mask": torch.ones_like(ids)}
     labels = ids.masked_fill(~masked, -100)
     return Step(model, lambda: model(**inputs, labels=labels).loss, args)
 
 
-def sparse_masked_language_model(model, ids, args):
-    """The same with logits for the masked tokens alone."""
+def sparse_masked_language_model(model: BertForMaskedLM, ids: torch.Tensor, args: argparse.Namespace) -> Step:
+    """The same with logits for the masked tokens only."""
     masked = torch.rand(ids.shape, device=ids.device) < 0.15
     inputs = {"input_ids": ids.masked_fill(masked, MASKED), "attention_mask": torch.ones_like(ids)}
     labels = ids[masked]
     places = masked.flatten().nonzero().squeeze(1)
 
-    def loss():
+    def loss() -> torch.Tensor:
         states = model.bert(**inputs).last_hidden_state.flatten(0, 1)
         return F.cross_entropy(model.cls(states[places]), labels)
 
     return Step(model, loss, args)
 
 
-def matrix_product(args):
-    """The product of two square matrices that stands for the peak of the machine in this precision."""
+def matrix_product(args: argparse.Namespace) -> Callable[[], torch.Tensor]:
+    """The product of two square matrices, whose speed is taken as the machine's peak in this precision."""
     size = PEAK[args.device]
     dtype = getattr(torch, args.dtype)
     left, right = torch.randn(2, size, size, device=args.device).to(dtype)
     return lambda: left @ right
 
 
-def copy(args):
-    """A copy that is too long for any cache, read and written once."""
+def copy(args: argparse.Namespace) -> Callable[[], torch.Tensor]:
+    """A copy that does not fit into any cache; each number is read and written once."""
     source = torch.zeros(COPIED, device=args.device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
@@ -365,41 +390,57 @@ def copy(args):
 # ---- measures -------------------------------------------------------------------------------------------------------
 
 
-def now():
-    """Seconds, when all that was started is done."""
-    if torch.cuda.is_available():
+def now(device: str) -> float:
+    """Seconds on the clock when the device has finished its work."""
+    if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def take_turns(arms, repeats):
-    """Seconds of each arm, `repeats` times in turn after one round that does not count."""
-    seconds = {name: [] for name in arms}
+def seconds_of(function: Callable[[], Any], device: str) -> float:
+    """Seconds that a call takes."""
+    started = now(device)
+    function()
+    return now(device) - started
+
+
+def time_in_turn(functions: Mapping[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each function, see `measure_in_turn`."""
+    measures = {name: partial(seconds_of, function, device) for name, function in functions.items()}
+    return measure_in_turn(measures, repeats)
+
+
+def measure_in_turn(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Calls the measures in turn, `repeats` times after one round of warm-up; returns the values of each."""
+    found = {name: [] for name in measures}
     for _ in range(repeats + 1):
-        for name, arm in arms.items():
-            started = now()
-            arm()
-            seconds[name].append(now() - started)
-    return {name: times[1:] for name, times in seconds.items()}
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return {name: values[1:] for name, values in found.items()}
 
 
-def flops_of(arm):
+def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The median of each list of values."""
+    return {name: statistics.median(found) for name, found in values.items()}
+
+
+def flops_of(arm: Step) -> int:
     """Floating-point operations of the matrix products and attentions of one step."""
     with FlopCounterMode(display=False) as counter:
         arm()
     return counter.get_total_flops()
 
 
-def split_of(step, repeats):
-    """Shares of a Text-JEPA step, by the clock."""
+def split_of(step: TextJepaStep, repeats: int, device: str) -> dict[str, float]:
+    """Shares of the parts of a Text-JEPA step in its time."""
     model = step.model
     clock = {}
 
     @contextmanager
     def part(name):
-        started = now()
+        started = now(device)
         yield
-        clock[name] = clock.get(name, 0.0) + now() - started
+        clock[name] = clock.get(name, 0.0) + now(device) - started
 
     def timed(name, function):
         def run(*args, **kwargs):
@@ -435,26 +476,27 @@ def split_of(step, repeats):
     return {name: seconds / whole for name, seconds in clock.items()}
 
 
-def memory_of(name):
-    """Megabytes that the peak of a process grows by in two steps of an arm."""
+def memory_of(name: str) -> float:
+    """Megabytes by which the peak memory of a process grows in two steps of an arm."""
     command = [sys.executable, *sys.argv, "--memory_of", name]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(run.stdout)
 
 
-def peak_of_two_steps(build):
+def peak_of_two_steps(build: Callable[[], Step], device: str) -> float:
+    """The same in this process."""
     arm = build()
-    before = peak_memory()
+    before = peak_memory(device)
     for _ in range(2):
         arm()
-    return peak_memory() - before
+    return peak_memory(device) - before
 
 
-def peak_memory():
-    """Peak memory of this process in megabytes: of the GPU if there is one, else as Linux reports it."""
-    if torch.cuda.is_available():
+def peak_memory(device: str) -> float:
+    """Peak memory of this process in megabytes: on the GPU, or on the CPU as Linux reports it."""
+    if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    # Not getrusage, which includes what the parent process held.
+    # Not getrusage, which includes the memory of the parent process.
     words = Path("/proc/self/status").read_text().split()
     kilobytes = words[words.index("VmHWM:") + 1]
     return int(kilobytes) / 1024
@@ -462,7 +504,8 @@ def peak_memory():
 
 # ---- profile --------------------------------------------------------------------------------------------------------
 
-# The first whose part is in the name of a kernel is its kind. The rest is elementwise: norms, activations, rotations.
+# The kind of a kernel is the first one with a part of its name. All others are elementwise: norms, activations,
+# rotations.
 KINDS = {
     "attention": ("flash", "fmha", "attention", "softmax"),
     "matrix products": ("gemm", "cutlass", "nvjet", "mm", "linear"),
@@ -473,27 +516,28 @@ KINDS = {
 PROFILED_STEPS = 3
 
 
-def profile_of(step, args):
-    """Shares of the kinds of kernels in a step, how long the device works in it, and what that suggests.
+def profile_of(step: Step, args: argparse.Namespace) -> dict[str, Any]:
+    """Profiles a step and writes the table of its kernels to the file `args.profile`.
 
-    The table by kernel is written into the file.
+    Returns:
+        `shares` of the kinds of kernels, `busy`, the share of time in which the device works, and `suggestions`.
     """
     activities = [ProfilerActivity.CPU]
     if args.device == "cuda":
         activities.append(ProfilerActivity.CUDA)
     step()
-    started = now()
+    started = now(args.device)
     with profile(activities=activities) as recorded:
         for _ in range(PROFILED_STEPS):
             step()
-        seconds = now() - started
+        seconds = now(args.device) - started
     events = recorded.key_averages()
     time_of = "self_device_time_total" if args.device == "cuda" else "self_cpu_time_total"
     table = events.table(sort_by=time_of, row_limit=30, max_name_column_width=70)
     Path(args.profile).write_text(f"{table}\n")
     times = {}
     for event in events:
-        # On a GPU, operators and named ranges have the times of their kernels too.
+        # On a GPU, operators and named ranges include the times of their kernels.
         is_on_device = args.device == "cpu" or str(event.device_type).endswith("CUDA")
         if is_on_device and not event.is_user_annotation:
             times[event.key] = times.get(event.key, 0) + getattr(event, time_of)
@@ -503,7 +547,7 @@ def profile_of(step, args):
 
 
 def shares_of(times: Mapping[str, float]) -> dict[str, float]:
-    """Shares of the kinds of kernels, the largest first, from the time of each kernel by its name."""
+    """Shares of the kinds of kernels, the largest first, from the times of kernels by name."""
     sums = {}
     for name, spent in times.items():
         kind = kind_of(name)
@@ -522,7 +566,7 @@ def kind_of(kernel: str) -> str:
 
 
 def suggestions(shares: Mapping[str, float], busy: float) -> list[str]:
-    """What the shares of a profile suggest, by rules of thumb; to be tried, not to be believed."""
+    """What to try, by rules of thumb, given the shares of a profile."""
     found = []
     if busy < 0.9:
         found.append(f"the device waits {1 - busy:.0%} of the time for launches: more texts, --compile, CUDA graphs")
@@ -540,7 +584,8 @@ def suggestions(shares: Mapping[str, float], busy: float) -> list[str]:
 # ---- output ---------------------------------------------------------------------------------------------------------
 
 
-def print_table(results, arms):
+def print_table(results: Mapping[str, Any], arms: Sequence[str]) -> None:
+    """Prints a row per arm, and the split and the profile of text_jepa_m1."""
     shape = results["settings"]
     print(f"{shape['layers']} × {shape['width']}, {shape['texts']} × {shape['length']} tokens, ", end="")
     print(f"{shape['vocab_size']:,} words, {shape['dtype']}, {shape['threads']} threads; ", end="")
@@ -564,11 +609,9 @@ def print_table(results, arms):
     if "ratio_to_data2vec" in results:
         print(f"text_jepa_m1 is {results['ratio_to_data2vec']:.2f} of data2vec_style")
     if "default_ratio_to_limit" in results:
-        print(
-            f"text_jepa_default takes {results['default_ratio_to_limit']:.2f} of what its products and its least ",
-            end="",
-        )
-        print(f"traffic take, at {results['gigabytes_per_second']:.1f} GB/s")
+        ratio = results["default_ratio_to_limit"]
+        speed = results["gigabytes_per_second"]
+        print(f"text_jepa_default takes {ratio:.2f} of the least time of products and copies, at {speed:.1f} GB/s")
     if results["profile"]:
         kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in results["profile"]["shares"].items())
         print(f"its kernels: {kinds}; the device works {results['profile']['busy']:.0%} of the time")
@@ -576,7 +619,8 @@ def print_table(results, arms):
             print(f"- {line}")
 
 
-def plot(results, path):
+def plot(results: Mapping[str, Any], path: str) -> None:
+    """Draws the ratios of the arms and the split of text_jepa_m1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""Runs whose figures the pages show: their logs and recipes in docs/assets, and whether these are today's.
+"""Stores the runs whose figures the pages show, and checks that their recipes are still today's.
 
-A page must not show the log of an older default. Beside the log of a run therefore stand the values of its recipe, and
-a test compares them with those that the same command line has now.
+A page must not show the log of an older default. Beside the log of a run, docs/assets therefore has the values of its
+recipe, and a test compares them with those of the same command line today.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from text_jepa.train.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Training arguments that decide what a run learns. The rest of them is about the machine, logs and folders.
+# Training arguments that decide what a run learns. All others are about the machine, logs and folders.
 _OF_TRAINING = (
     "learning_rate",
     "lr_scheduler_type",
@@ -37,7 +37,7 @@ _OF_TRAINING = (
     "warmup_steps",
     "weight_decay",
 )
-# Arguments of the model and the data that are about the machine or about what the card says.
+# Arguments of the model and the data that are about the machine or the model card.
 _OF_NO_RECIPE = (
     "allow_remote_code",
     "base_model",
@@ -56,7 +56,7 @@ _OF_NO_RECIPE = (
 
 
 def words_of(command: str) -> list[str]:
-    """The words of a command line that names files of `configs/`, from wherever it is given."""
+    """The words of a command line, with absolute paths of the YAML files that it names."""
     return [str(ROOT / word) if word.endswith(".yaml") else word for word in shlex.split(command)]
 
 
@@ -66,40 +66,50 @@ def recipe_of(command: str) -> dict[str, Any]:
     Args:
         command: The command line of the run, without the program.
     """
-    model_args, data_args, objective_args, args = parse_run([*words_of(command), "--use_cpu"], "")
+    words = [*words_of(command), "--use_cpu"]
+    model_args, data_args, objective_args, args = parse_run(words, "")
     objective = objective_of(model_args, objective_args)
     set_dependent_defaults(data_args, objective)
-    of_training = args.to_dict()
-    values = vars(model_args) | vars(data_args)
-    values |= {name: getattr(objective, name) for name in vars(objective_args)}
-    values |= {name: of_training[name] for name in _OF_TRAINING}
-    # Which texts there are, and how their files are read, is no recipe.
-    left_out = {*_OF_NO_RECIPE, *(field.name for field in dataclasses.fields(CorpusArguments))}
-    values = {name: value for name, value in values.items() if name not in left_out}
+
+    of_objective = {name: getattr(objective, name) for name in vars(objective_args)}
+    all_of_training = args.to_dict()
+    of_training = {name: all_of_training[name] for name in _OF_TRAINING}
+    values = {**vars(model_args), **vars(data_args), **of_objective, **of_training}
+
+    # Which texts there are, and how their files are read, is not part of a recipe.
+    of_corpus = {field.name for field in dataclasses.fields(CorpusArguments)}
+    left_out = of_corpus.union(_OF_NO_RECIPE)
+    recipe = {name: value for name, value in values.items() if name not in left_out}
+    return as_read_back(recipe)
+
+
+def as_read_back(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as they are read from a JSON file, for a comparison with such a file."""
     return json.loads(json.dumps(values))
 
 
 def differences(then: Mapping[str, Any], today: Mapping[str, Any]) -> list[str]:
-    """What of a recipe is no longer so, as `name: then → today`. Flags that one of them lacks do not count."""
-    return [f"{name}: {then[name]} → {today[name]}" for name in then if name in today and then[name] != today[name]]
+    """Values of a recipe that have changed, as `name: then → today`, for the flags that both have."""
+    changed = [name for name in then if name in today and then[name] != today[name]]
+    return [f"{name}: {then[name]} → {today[name]}" for name in changed]
 
 
 def store(run: Path, folder: Path, commands: Sequence[str], kept: Sequence[str]) -> None:
-    """Keeps files of a run, its width, and the recipe that it was made by.
+    """Stores files of a run, its width and its recipe.
 
     Args:
         run: Folder of the run.
-        folder: Where they are kept.
-        commands: Command lines without the program whose recipes are kept; the run was made by the first of them.
+        folder: Folder to store them in.
+        commands: Command lines, without the program, whose recipes are stored; the run was made by the first one.
         kept: Names of the files.
 
     Raises:
-        UsageError: The run has not ended, or was made by another recipe than the first one is today.
+        UsageError: The run has not ended, or was made by another recipe than that of the first command today.
     """
     for name in (*kept, "arguments.yaml", "config.json"):
         if not (run / name).is_file():
             raise UsageError(f"{run / name}: does not exist; name the folder of a run that has ended")
-    # What a flag leaves open, a run fills in, for example from the width of its encoder.
+    # A run fills in flags that are not set, for example by the width of its encoder.
     today = {flag: value for flag, value in recipe_of(commands[0]).items() if value is not None}
     arguments = yaml.safe_load((run / "arguments.yaml").read_text(encoding="utf-8"))
     changed = differences(arguments, today)
@@ -115,7 +125,7 @@ def store(run: Path, folder: Path, commands: Sequence[str], kept: Sequence[str])
 
 
 def health_lines(folder: Path) -> list[str]:
-    """What a stored run printed at its first log, in its middle and at its end."""
+    """The lines that a stored run printed at its first log, in its middle and at its end."""
     width = read_recipe(folder)["width"]
     records = [record for record in read_metrics(folder) if "tokens_per_second" in record]
     last = records[-1]["step"]

@@ -1,12 +1,12 @@
-"""TSDAE, the denoising autoencoder of sentence-transformers, with the flags and files of run_pretraining.py.
+"""Trains TSDAE, the denoising autoencoder of sentence-transformers, with the flags of run_pretraining.py.
 
     python benchmarks/tsdae.py --model_name_or_path ENCODER --train_file TEXTS --learning_rate 3e-5 --max_steps 1000
 
-Wang et al. (2021): 60 % of the words are deleted, and a decoder that sees one pooled vector writes the text again. It
-shares the encoder's weights where that architecture has a causal form, and else is a new BERT of the same size; what
-the encoder lacks learns at --predictor_learning_rate. The encoder's own pooling stands in for the first token. Texts
-and their order are those of run_pretraining.py. Without --model_name_or_path the encoder is a new one, of the --preset
-and with the plain mean.
+60 % of the words are deleted, and a decoder reconstructs the text from one pooled vector (Wang et al., 2021). The
+decoder shares the weights of the encoder if its architecture has a causal form; otherwise it is a new BERT of the same
+size. Weights that the encoder does not have learn at --predictor_learning_rate. The encoder's own pooling replaces the
+first token. Texts and their order are those of run_pretraining.py. Without --model_name_or_path the encoder is a new
+one of the size --preset, pooled by the plain mean.
 """
 
 import random
@@ -35,12 +35,12 @@ from text_jepa.train.build import make_examples, make_model, make_tokenizer
 from text_jepa.train.run_log import write_metrics
 
 
-# Share of the words that a damaged text lacks.
+# Share of the words that are deleted.
 DELETED = 0.6
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains an encoder and writes it, its log and its arguments to the output folder."""
+    """Trains, and writes encoder, log and arguments to the output folder."""
     argv = sys.argv[1:] if argv is None else argv
     classes = (ModelArguments, DataArguments, TextJepaTrainingArguments)
     model_args, data_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
@@ -99,7 +99,7 @@ def make_optimizer(
     loss: DenoisingAutoEncoderLoss,
     args: TextJepaTrainingArguments,
 ) -> torch.optim.Optimizer:
-    """AdamW with a learning rate of its own for the parameters around the encoder, those of the decoder."""
+    """AdamW with a learning rate of its own for the parameters outside of the encoder, those of the decoder."""
     inside = {id(parameter) for parameter in encoder.parameters()}
     around = [parameter for parameter in loss.parameters() if id(parameter) not in inside]
     around_rate = args.predictor_learning_rate or args.learning_rate
@@ -120,7 +120,7 @@ def new_encoder(model_args, data_args, args, corpus) -> str:
 
 
 def batches(examples, args) -> Iterator[list[int]]:
-    """Yields the rows of one step after another, pass by pass."""
+    """Yields the rows of each step, endlessly, pass by pass."""
     size = args.per_device_train_batch_size
     sampler = LengthGroupedSampler(examples["length"], size, args.seed)
     while True:
@@ -131,14 +131,14 @@ def batches(examples, args) -> Iterator[list[int]]:
 
 
 def damaged(text: str, chance: random.Random) -> str:
-    """The text without most of its words; at least one stays."""
+    """The text with most of its words deleted; at least one is kept."""
     words = text.split()
     kept = [word for word in words if chance.random() >= DELETED]
     return " ".join(kept or words[:1])
 
 
 def decoder_for(encoder: SentenceTransformer, folder: Path) -> dict:
-    """Nothing if the encoder's own architecture can decode; else the folder of a new BERT of its size."""
+    """Arguments for the decoder: none if the encoder's architecture can decode, else a new BERT of its size."""
     config = encoder.transformers_model.config
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return {}

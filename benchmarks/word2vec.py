@@ -1,17 +1,17 @@
-"""word2vec with weighted words, what people do with raw text today, with the flags and files of run_pretraining.py.
+"""Trains word2vec with IDF-weighted words, a common baseline on raw text, with the flags of run_pretraining.py.
 
     python benchmarks/word2vec.py --preset static --tokenizer_name TOKENIZER --train_file TEXTS --max_steps 1000
 
-Skip-gram with negative samples (Mikolov et al., 2013) by gensim, with gensim's own settings: window 5, 5 negatives,
-rate 0.025 falling to 0.0001. The words are the pieces of the run's tokenizer, so that nothing but the training tells
-this encoder from ours. What is left behind is an encoder without layers whose embeddings are the vectors of the pieces
-(random ones for pieces that are too rare to train), with the inverse document frequencies of the training texts as
-weights of words: run_probe.py and sentence-transformers open it as any other. The norm of that encoder makes all
-vectors equally long, and takes the mean over the features from each.
+Skip-gram with negative sampling (Mikolov et al., 2013) by gensim, with its defaults: window 5, 5 negatives, and a
+learning rate that falls from 0.025 to 0.0001. Words are the pieces of the run's tokenizer, so this encoder differs
+from ours only in its training. The result is an encoder without layers. Its embeddings are the vectors of the pieces,
+random for pieces that do not occur, and its word weights are the inverse document frequencies in the training texts.
+run_probe.py and sentence-transformers open it like any other encoder. The norm of that encoder gives all embeddings
+the same length and subtracts their mean over the features.
 
-A step is a run of documents of 20,000 pieces or more per thread. Documents are whole, whatever --max_length says, and
-each pass over them has an order of its own. With more than one thread a seed does not fix the result, for gensim's
-threads write to the same matrix.
+A step is a run of documents with at least 20,000 pieces per thread. Documents are read as a whole, whatever
+--max_length says, in a new order in each pass. With several threads the result is not deterministic, because the
+threads of gensim write to the same matrix.
 """
 
 import sys
@@ -44,11 +44,11 @@ from text_jepa.train.run_log import write_metrics
 WINDOW = 5
 RATES = (0.025, 0.0001)  # at the first and at the last step
 PIECES_PER_STEP = 20_000  # of each thread
-LONGEST_DOCUMENT = 10_000  # in pieces, what gensim reads of one
+LONGEST_DOCUMENT = 10_000  # in pieces; gensim reads no more of a document
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Trains and leaves encoder, log and arguments in the output folder."""
+    """Trains, and writes encoder, log and arguments to the output folder."""
     argv = sys.argv[1:] if argv is None else argv
     classes = (ModelArguments, DataArguments, TextJepaTrainingArguments)
     model_args, data_args, args = parse_arguments(classes, argv, __doc__.split("\n")[0])
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def piece_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    """The pieces of each document by number, without special tokens; long documents are cut into several."""
+    """The token ids of each document, without special tokens; long documents are cut into several."""
     documents = []
     for start in range(0, len(texts), 1_000):
         batch = tokenizer(list(texts[start : start + 1_000]), add_special_tokens=False, verbose=False)["input_ids"]
@@ -87,7 +87,7 @@ def piece_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def new_word2vec(documents: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, width: int, seed: int):
-    """A model of gensim with the pieces that occur, before any training.
+    """An untrained model of gensim with the pieces that occur.
 
     Raises:
         UsageError: gensim is not installed.
@@ -135,7 +135,7 @@ def train(word2vec, documents: Sequence[np.ndarray], tokenizer: PreTrainedTokeni
 
 
 def runs_of_documents(documents: Sequence[np.ndarray], pieces: int, seed: int) -> Iterator[list[np.ndarray]]:
-    """Runs of so many pieces or more, pass by pass, without end; each pass has an order of its own."""
+    """Yields runs of documents with at least so many pieces, endlessly, in a new order in each pass."""
     generator = np.random.default_rng(seed)
     run = []
     length = 0
@@ -151,7 +151,7 @@ def runs_of_documents(documents: Sequence[np.ndarray], pieces: int, seed: int) -
 
 @torch.no_grad()
 def take_over(model: TextJepaForPreTraining, vectors, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
-    """Makes the vectors of pieces the embeddings of an encoder without layers; unknown pieces get random ones."""
+    """Sets the embeddings of an encoder without layers to the vectors of pieces; unknown pieces get random ones."""
     embeddings = trained_encoder(model).get_input_embeddings().weight
     generator = torch.Generator().manual_seed(seed)
     embeddings.copy_(torch.randn(embeddings.shape, generator=generator))

@@ -2,24 +2,30 @@
 
 import contextlib
 import importlib
+import itertools
 import json
 import math
 import os
 import shutil
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import BertConfig
 
 from benchmarks import compare
-from text_jepa.cli import UsageError, run_command
+from text_jepa.cli import UsageError, parse_arguments, run_command
 from text_jepa.commands.main import dispatch
 from text_jepa.probe.bootstrap import interval_of, score_answers
 from text_jepa.probe.glue import FUNCTIONS
 from text_jepa.probe.report import macro_averages
+from text_jepa.train.arguments import DataArguments, ModelArguments, TextJepaTrainingArguments
+from text_jepa.train.build import objective_of, set_dependent_defaults
+from text_jepa.train.command import parse_run
 
 
 ROOT = Path(__file__).parents[1]
@@ -37,18 +43,58 @@ PILOT = [
 
 
 def test_seconds_become_steps_at_the_rate_after_the_warm_up():
-    assert compare.steps_for(PILOT, seconds=100, tokens=None) == 200
+    assert compare.steps_for([PILOT], seconds=100, tokens=None) == 200
+
+
+def slower(factor):
+    """The pilot on a machine that is busy."""
+    return [{**record, "train_seconds": factor * record.get("train_seconds", 0)} for record in PILOT[:3]]
+
+
+def test_a_single_slow_pilot_changes_nothing():
+    assert compare.steps_for([PILOT, slower(9), PILOT], seconds=100, tokens=None) == 200
+    assert compare.steps_for([PILOT, slower(2), slower(3)], seconds=100, tokens=None) == 100
 
 
 def test_tokens_become_steps_whatever_the_speed():
-    slow = [
-        {
-            **record,
-            "train_seconds": 7 * record.get("train_seconds", 0),
-        }
-        for record in PILOT[:3]
-    ]
-    assert compare.steps_for(PILOT, None, 50_000) == compare.steps_for(slow, None, 50_000) == 500
+    assert compare.steps_for([PILOT], None, 50_000) == compare.steps_for([slower(7)], None, 50_000) == 500
+
+
+def test_arms_that_differ_after_training_share_their_pilots():
+    """They are the same training, so they must get the same number of steps."""
+    arms = {
+        "default": {"pooling": "idf"},
+        "unmerged": {"pooling": "idf", "merge": False},
+        "context": {"export_encoder": "context", "pooling": "idf"},
+        "mean": {"pooling": "mean"},
+        "before": {"trainer": "none"},
+    }
+    shared = compare.shared_pilots({"arms": arms})
+    assert shared == {"default": "default", "unmerged": "default", "context": "default", "mean": "mean"}
+
+
+def test_pilots_of_the_arms_take_turns_until_one_fails(tmp_path, monkeypatch):
+    called = []
+
+    def pilot(plan, out, environment, arm, name):
+        called.append((name, arm))
+        if arm == "bad":
+            raise UsageError("no")
+
+    monkeypatch.setattr(compare, "pilot", pilot)
+    failures = compare.run_pilots({"arms": {"good": {"a": 1}, "bad": {"a": 2}}}, tmp_path, {}, 1)
+    first, *others = compare.PILOTS
+    assert called == [(first, "good"), (first, "bad"), *((name, "good") for name in others)]
+    assert failures == {("bad", first): "no"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no affinity")
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3})
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(compare.torch.cuda, "is_available", lambda: False)
+    assert compare.available_cores() == 1
+    assert compare.hardware().startswith("1 CPU core (")
 
 
 # ---- intervals ------------------------------------------------------------------------------------------------------
@@ -232,6 +278,56 @@ def test_every_recipe_of_a_comparison_exists(path, monkeypatch):
     assert all((ROOT / flags["recipe"]).is_file() for flags in plan["arms"].values() if "recipe" in flags)
 
 
+def resolved(flags, folder):
+    """All values that decide about the encoder of an arm, as its trainer reads the command line."""
+    flags = {**flags, "output_dir": str(folder), "use_cpu": True}
+    flags.pop("bf16", None)  # needs a GPU
+    trainer = flags.pop("trainer", None)
+    recipe = flags.pop("recipe", None)
+    argv = compare.as_argv(flags)
+    if trainer == "none":
+        return {"trainer": "none"}
+    if trainer in ("tsdae", "word2vec"):
+        groups = parse_arguments((ModelArguments, DataArguments, TextJepaTrainingArguments), argv, "")
+        return {"trainer": trainer, **values_of(groups)}
+    argv = [str(ROOT / recipe), *argv] if recipe else argv
+    model_args, data_args, objective_args, args = parse_run(argv, "")
+    objective = objective_of(model_args, objective_args)
+    set_dependent_defaults(data_args, objective)
+    return values_of((model_args, data_args, args, objective))
+
+
+def values_of(groups):
+    values = {}
+    for group in groups:
+        values |= vars(group)
+    return {name: str(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_arm_is_understood_and_no_two_arms_are_the_same(path, monkeypatch, tmp_path, bert):
+    """With the parser of its trainer, and after defaults that follow from others."""
+    (tmp_path / "train.txt").write_text("a text\n")
+    monkeypatch.setenv("TEXT_JEPA_DATA", "data")
+    monkeypatch.setenv("ENCODER", str(bert))
+    plan = compare.read_plan(str(path))
+    found = {}
+    for arm, flags in plan["arms"].items():
+        if path.stem == "from_encoder":
+            flags = {**flags, "model_name_or_path": str(bert)}
+        found[arm] = resolved({**flags, "train_file": str(tmp_path / "train.txt")}, tmp_path / "run")
+    for one, other in itertools.combinations(found, 2):
+        assert found[one] != found[other], f"{one} and {other}"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """Folder with the configuration of an encoder, which is all that the parser reads."""
+    folder = tmp_path_factory.mktemp("bert")
+    BertConfig(hidden_size=32, num_attention_heads=2).save_pretrained(folder)
+    return folder
+
+
 def test_arms_share_a_tokenizer_but_encoders_keep_their_own(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(compare, "train", lambda *_, **__: trained.append(True))
@@ -324,41 +420,114 @@ def budget_of(seconds, ours):
         for seed in (1, 3)
     ]
     return {
+        "machine": "one core",
         "budget": {"seconds": seconds, "tokens": None},
         "scores": scores,
         "runs": [*runs, {"arm": "before", "seed": 1}],
     }
 
 
-def test_quality_is_over_the_seconds_of_the_budget_and_of_controls_a_level():
+def test_quality_is_over_the_measured_seconds_and_of_controls_a_level():
+    """Runs of both seeds took 1 and 3 seconds longer than the budget."""
     longest = budget_of(60, 70.0)
     longest["scores"].append(longest["scores"][0] | {"task": "title to text"})  # asked of the longest alone
     quality = compare.quality_of([budget_of(15, 50.0), longest])
     assert quality == {
         "rest of the document, r@10": {
-            "arms": {"ours": [[15, 50.0, 49.0, 51.0], [60, 70.0, 69.0, 71.0]]},
+            "arms": {"ours": [[17, 50.0, 49.0, 51.0], [62, 70.0, 69.0, 71.0]]},
             "controls": {"TF-IDF (training texts)": 60.0},
         }
     }
 
 
-def test_picture_of_quality_has_a_log_axis_with_the_budgets_and_a_level_line(drawn, tmp_path):
-    quality = compare.quality_of([budget_of(15, 50.0), budget_of(60, 70.0)])
-    compare.draw_quality(
-        quality | {"stsb, spearmanr": quality["rest of the document, r@10"]},
-        [15, 60],
-        tmp_path,
+def test_picture_of_quality_is_over_the_measured_seconds_and_names_the_machine(drawn, tmp_path):
+    results = compare.add_quality(
+        [budget_of(15, 50.0) | {"failures": []}, budget_of(60, 70.0) | {"failures": []}], tmp_path
     )
+    results["quality"]["stsb, spearmanr"] = results["quality"]["rest of the document, r@10"]
+    drawn.clear()
+    compare.draw_quality(results, tmp_path / "quality.png")
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes] == ["rest of the document, r@10", "stsb, spearmanr"]
     for axes in figure.axes:
         assert axes.get_xscale() == "log"
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["15", "60"]
+        assert "one core" in axes.get_xlabel()
         drawn_lines = {line.get_label(): line for line in axes.lines}
         assert list(drawn_lines["TF-IDF (training texts)"].get_ydata()) == [60, 60]
-        assert list(drawn_lines["ours"].get_xdata()) == [15, 60]
+        assert list(drawn_lines["ours"].get_xdata()) == [17, 62]
         assert list(drawn_lines["ours"].get_ydata()) == [50, 70]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["TF-IDF (training texts)", "ours"]
+
+
+# ---- runs in words --------------------------------------------------------------------------------------------------
+
+
+def test_seconds_that_miss_the_budget_are_marked_and_explained():
+    marked = [compare.marked_seconds(seconds, 100) for seconds in (80, 86, 114, 116)]
+    assert marked == ["80 †", "86", "114", "116 †"]
+    assert compare.marked_seconds(80, None) == "80"  # of tokens
+    assert compare.note_on_seconds("| 86 |") == ""
+    assert "15 %" in compare.note_on_seconds("| 80 † |")
+
+
+def test_collapse_keeps_its_step():
+    """The monitor writes thousands with a comma."""
+    assert compare.health_of("WARNING: collapse at step 1,500: all alike.", True) == "collapse at step 1,500"
+    assert compare.health_of("step 10", True) == "healthy"
+    assert compare.health_of("step 10", False) == "not watched"
+
+
+def test_scores_over_time_have_metrics_of_rows_too(tmp_path, monkeypatch):
+    """Of retrieval and reranking the answers are scores already."""
+    answers = {}
+    for step, value in (("checkpoint-10", 0.25), ("checkpoint-20", 0.75)):
+        answers["rest of the document", "cosine raw", "r@10", step] = np.full((1, 4), value)
+        answers["sst2", "linear", "accuracy", step] = np.array([[1, 1, 0, 0]])
+    gold = {"sst2": np.array([1, 0, 0, 0])}
+    monkeypatch.setattr(compare, "read_answers", lambda folder: (answers, gold))
+    records = [{"step": 10, "train_seconds": 1.0}, {"step": 20, "train_seconds": 3.0}]
+    assert compare.curves_over_time(tmp_path, records) == {
+        "rest of the document, cosine raw": [(1.0, 25.0), (3.0, 75.0)],
+        "sst2, linear": [(1.0, 75.0), (3.0, 75.0)],
+    }
+
+
+def test_runs_keep_the_date_commit_and_versions_of_the_code_that_made_them(tmp_path, monkeypatch):
+    """A later call that finds a run there does not claim it."""
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    for commit, log in (("aaa", first), ("bbb", first), ("bbb", second)):
+        monkeypatch.setattr(compare, "current_commit", lambda commit=commit: commit)
+        made = log.with_suffix(".made")
+        compare.call(["-c", f"open({str(made)!r}, 'x')"], log, made, os.environ)
+    origins = compare.origins_of([first, second, tmp_path / "older.log"])
+    assert [origin["commit"] for origin in origins] == ["aaa", "bbb"]
+    words = compare.origins_in_words({"runs": [{"origins": origins}, {"origins": origins[1:]}]})
+    assert [line.rpartition(" ")[2] for line in words] == ["aaa", "bbb"]
+    assert all("torch" in line for line in words)
+
+
+def test_a_checkout_names_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    assert compare.current_commit() == "unknown"
+    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c", "--allow-empty"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    run = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(compare.current_commit())
+
+
+@pytest.mark.parametrize(("probe", "arm", "expected"), [({}, "ours", True), ({"controls": False}, "ours", False)])
+def test_controls_are_those_of_the_reference_unless_the_file_says_no(probe, arm, expected, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compare, "call", lambda command, *_: asked.append(command))
+    plan = {
+        "arms": {"ours": {"trainer": "none", "model_name_or_path": "encoder"}},
+        "probe": probe,
+        "over_time": None,
+        "reference": "ours",
+    }
+    compare.run(plan, tmp_path, {}, {}, 1, arm, 1)
+    (command,) = asked
+    assert command[command.index("--controls") + 1] == str(expected)
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
@@ -459,6 +628,9 @@ def test_the_page_answers_questions_with_figures_of_the_comparison(found, report
     assert "| Theirs | " in page
     assert "`made up`" in page
     assert "(assets/answer-is-it-better.png)" in page
+    assert "seconds of training (budget 5)" in page
+    (row,) = (line for line in page.splitlines() if line.startswith("| Theirs | "))
+    assert row.endswith(" | 4 † |")
     assert (root / "docs/assets/answer-is-it-better.png").read_bytes().startswith(b"\x89PNG")
     table = (root / "docs/assets/results-pair.csv").read_text().splitlines()
     assert len(table) == 1 + len(results["scores"])
@@ -610,6 +782,7 @@ def run_comparison(tmp_path, monkeypatch):
 
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run_here))
+    monkeypatch.setattr(compare, "current_commit", lambda: "abc")
     # Runs take signals, which only the main thread can.
     monkeypatch.setattr(compare, "ThreadPoolExecutor", lambda jobs: contextlib.nullcontext(SimpleNamespace(map=map)))
     return run
@@ -686,7 +859,7 @@ def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve
         "arms": {"mlm": {"objective": "mlm", "mask_ratio": 0.3}},
         "probe": {**task, "mode": ["linear"]},
         "over_time": {**task, "mode": ["linear"]},
-        "curve": {**task, "mode": ["knn"]},
+        "curve": {**task, "mode": ["knn"], "controls": False},
         "reference": "mlm",
     }
     assert run_comparison(plan, "--seconds", "2", "1") == 0
@@ -698,10 +871,15 @@ def test_several_budgets_share_their_pilots_and_end_with_the_longest_and_a_curve
         steps[name] = results["runs"][0]["step"]
         modes = {score["mode"] for score in results["scores"] if score["system"] == "mlm"}
         assert modes & {"knn", "linear"} == {mode}
+        systems = {score["system"] for score in results["scores"]}
+        assert ("TF-IDF" in systems) == (name != "seconds-1")
     assert steps["seconds-2"] == pytest.approx(2 * steps["seconds-1"], abs=12)  # whole logs
     assert steps["."] == steps["seconds-2"]
-    assert len(list(out.rglob("pilot"))) == 1
+    assert len(list(out.rglob("pilot1"))) == len(list(out.rglob("pilot3"))) == 1
+    assert [run["origins"][0]["commit"] for run in results["runs"]] == ["abc"]
     (column,) = results["quality"].values()
     assert len(column["arms"]["mlm"]) == 2
+    assert column["arms"]["mlm"][1][0] == results["runs"][0]["train_seconds"]
+    assert "TF-IDF" in column["controls"]
     assert (out / "quality.png").is_file()
     assert {"token_rank", "task, linear"} <= results["runs"][0]["curves"].keys()

@@ -3,6 +3,7 @@
 On a machine with CUDA: python -m pytest -m gpu
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -19,6 +20,9 @@ import pytest
 import torch
 import yaml
 from pyarrow import parquet
+
+from configuration_text_jepa import OBJECTIVES
+from text_jepa import TextJepaConfig, TextJepaForPreTraining
 
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +85,32 @@ def test_a_wrong_gradient_is_no_pass(wrong, benchmark):
     found = (1.0, {"weight": torch.tensor([1.0, 1.0, 1.0 + wrong])})
     with pytest.raises(AssertionError, match="weight of"):
         checks.assert_close(checks.differences(found, expected), torch.float32, "weight of")
+
+
+@pytest.mark.parametrize(
+    ("backend", "message", "is_refused"),
+    [
+        ("FLASH_ATTENTION", "No available kernel. Aborting execution.", True),
+        ("FLASH_ATTENTION", "CUDA error: an illegal memory access was encountered", False),
+        ("MATH", "No available kernel. Aborting execution.", False),
+    ],
+)
+def test_only_a_kernel_that_does_not_take_its_inputs_does_not_run(
+    backend, message, is_refused, benchmark, monkeypatch
+):
+    """Other errors, and all of the kernel that takes everything, are errors of the check."""
+    checks = benchmark("gpu_checks")
+
+    def kernel(wanted):
+        if wanted.name == backend:
+            raise RuntimeError(message)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(checks, "sdpa_kernel", kernel)
+    expected = contextlib.nullcontext() if is_refused else pytest.raises(RuntimeError, match=message)
+    with expected:
+        found = checks.attention("cpu")
+        assert found[f"{backend}, padded"] == {"does not run": message}
 
 
 # ---- profile --------------------------------------------------------------------------------------------------------
@@ -211,8 +241,8 @@ def test_what_the_end_cuts_off_is_made_again_and_what_kills_its_process_is_not(i
 
 def test_arms_share_the_seconds_and_are_fewer_where_each_would_get_too_little(benchmark):
     budget_of = benchmark("gpu").budget_of
-    assert budget_of(7 * 200, 7, "cuda") == (7, 100)
-    assert budget_of(290, 7, "cuda") == (2, 45)
+    assert budget_of(7 * 240, 7, "cuda") == (7, 100)
+    assert budget_of(370, 7, "cuda") == (2, 45)
     assert budget_of(10, 7, "cuda") == (1, 40)
     assert budget_of(10_000, 2, "cpu") == (2, 3)
 
@@ -276,11 +306,31 @@ def test_all_parts_run_on_a_cpu(benchmark, data, tmp_path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_header_of_a_recipe_states_the_memory_that_is_computed(name, benchmark):
+def test_header_of_a_recipe_states_the_memory_that_is_computed_and_that_was_measured(name, benchmark):
     flags = yaml.safe_load(RECIPES[name].read_text())
     computed = benchmark("gpu_checks").computed_memory(flags["per_device_train_batch_size"])
+    measured = json.loads((ROOT / "docs/assets/gpu/checks.json").read_text())["items"]["memory"]["MB per text"]
     header = " ".join(line[1:].strip() for line in RECIPES[name].read_text().splitlines() if line.startswith("#"))
+    header = " ".join(header.split())
     for part in ("states", "texts", "sum"):
         assert f"{computed[part] / 1e9:.1f} GB" in header, (part, computed[part])
-    assert "computed, not measured" in header
-    assert np.isclose(computed["sum"], computed["states"] + computed["texts"] + 1e9)
+    assert f"{measured:.0f} MB per text" in header
+
+
+def test_computed_memory_of_weights_is_that_of_the_parameters(benchmark):
+    """Of encoder, target encoder and predictor: 16 bytes of a trained weight, 4 of one of the target encoder."""
+    shape = {"vocab_size": 30_528, "max_position_embeddings": 512}
+    fields = {**OBJECTIVES["jepa"], "sentence_loss_weight": 0.0}
+    with torch.device("meta"):
+        model = TextJepaForPreTraining(TextJepaConfig.preset("base", shape, **fields))
+    copied = sum(parameter.numel() for parameter in model.target_encoder.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters()) - copied
+    computed = benchmark("gpu_checks").computed_memory(texts=1)
+    assert computed["states"] == pytest.approx(16 * trained + 4 * copied, rel=0.01)
+
+
+def test_shards_divide_the_weights_and_not_the_texts(benchmark):
+    computed_memory = benchmark("gpu_checks").computed_memory
+    whole, sharded = computed_memory(texts=8), computed_memory(texts=8, shards=4)
+    assert sharded["states"] == pytest.approx(whole["states"] / 4)
+    assert sharded["texts"] == whole["texts"] == pytest.approx(2 * computed_memory(texts=4)["texts"])
