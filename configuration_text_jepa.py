@@ -7,6 +7,7 @@ torch, transformers, huggingface_hub and the standard library.
 
 import dataclasses
 import difflib
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -207,7 +208,7 @@ class TextJepaConfig(PreTrainedConfig):
         pred_num_mask_tokens (`int`, *optional*, defaults to 1):
             Mask tokens of the predictor, one for each mask strategy of a mixture (UL2, arXiv 2205.05131).
         pred_dropout (`float`, *optional*, defaults to 0.0):
-            Dropout of the inputs of the predictor's layers.
+            Dropout of the predictor's input.
         pred_pooled_context (`bool`, *optional*):
             Whether to add the pooled context to every query. Defaults to `True` for an `"mlp"` that has no other
             input, otherwise to `False`.
@@ -233,9 +234,10 @@ class TextJepaConfig(PreTrainedConfig):
             K: the targets are the mean of the last K layers of the target encoder. Defaults to all layers.
         target_normalization (`str`, *optional*, defaults to `"layer"`):
             Normalization of each of the K layers before the mean: `"none"`; `"layer"`, over the features of a token;
-            or per feature over the tokens of a text (`"instance"`, data2vec 2.0), of the batch of all processes
-            (`"batch"`), or of all batches so far (`"running"`, for encoders with outlier dimensions). A layer norm
-            without parameters follows the mean in every case.
+            or per feature over the tokens of a text (`"instance"`, data2vec 2.0; refused with `target_input="spans"`,
+            where a single token would have the target 0), of the batch of all processes (`"batch"`), or of all batches
+            so far (`"running"`, for encoders with outlier dimensions). A layer norm without parameters follows the
+            mean in every case.
         target_momentum (`float`, *optional*, defaults to 0.99):
             Momentum of the running statistics of targets.
         loss_type (`"smooth_l1"`, `"mse"`, `"l1"`, `"cosine"` or `"infonce"`, *optional*, defaults to `"smooth_l1"`):
@@ -251,9 +253,10 @@ class TextJepaConfig(PreTrainedConfig):
             Weight of token grounding: the cross-entropy of the hidden token, predicted from the predictor's features
             through the tied input embedding. 0 is a pure JEPA.
         token_loss_candidates (`int`, *optional*, defaults to 1024):
-            Number of candidates of the softmax in training (sampled softmax): the tokens of the batch, then random
-            ones. `None` takes the whole vocabulary, as evaluation always does. Candidates are drawn per batch and
-            process, so this term depends a little on how a batch is split.
+            Number of candidates of the softmax in training (sampled softmax): the tokens of the batch, the most
+            frequent first, then random ones. A hidden token that is no candidate is left out of the term. `None`
+            takes the whole vocabulary, as evaluation always does. Candidates are drawn per batch and process, so this
+            term depends a little on how a batch is split.
         document_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the document loss: from the pooled context, a predictor of its own predicts the vector of the
             rest of its document (or of a neighbouring window), which the collator gives as the view.
@@ -305,7 +308,8 @@ class TextJepaConfig(PreTrainedConfig):
         regularizer_level (`"sentence"` or `"token"`, *optional*, defaults to `"sentence"`):
             Vectors that variance, covariance and SIGReg are computed from, over the batches of all processes: pooled
             contexts (with an online target, both sides of the sentence loss behind the head), or the states of the
-            context tokens.
+            context tokens. The latter keep online targets of the sentence loss from no collapse, and are refused
+            there unless it is InfoNCE.
         classifier_pooling (`"mean"` or `"cls"`, *optional*, defaults to `"mean"`):
             Input of the classifier of [`TextJepaForSequenceClassification`]: the mean of the tokens or the first one.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
@@ -417,10 +421,13 @@ class TextJepaConfig(PreTrainedConfig):
         if self.target_num_layers is None:
             self.target_num_layers = max(self.text_config.num_hidden_layers, 1)
         if self.sentence_hidden_size is None:
-            has_no_head = self.sentence_loss_type == "infonce" and self.target_encoder_type != "online"
-            self.sentence_hidden_size = 0 if has_no_head else 2 * self.text_config.hidden_size
+            self.sentence_hidden_size = self._default_sentence_hidden_size()
         if self.document_hidden_size is None:
             self.document_hidden_size = 2 * self.text_config.hidden_size
+
+    def _default_sentence_hidden_size(self):
+        has_no_head = self.sentence_loss_type == "infonce" and self.target_encoder_type != "online"
+        return 0 if has_no_head else 2 * self.text_config.hidden_size
 
     def __init_subclass__(cls, *args, **kwargs) -> None:
         # transformers cannot save the code of a class that a script defines, and would say so at every saving.
@@ -452,13 +459,18 @@ class TextJepaConfig(PreTrainedConfig):
         """As `PreTrainedConfig.from_dict`; keys that other tools or later versions have written are kept.
 
         An unknown key becomes an attribute, with one warning, and is saved again. To [`TextJepaConfig`] itself an
-        unknown keyword argument is an error.
+        unknown keyword argument is an error. A `sentence_hidden_size` that was the default follows the fields that
+        are given here.
         """
         known_keys = cls._known_keys()
         known = {key: value for key, value in config_dict.items() if key in known_keys}
         unknown = {key: value for key, value in config_dict.items() if key not in known_keys}
         result = super().from_dict(known, **kwargs)
         config = result[0] if kwargs.get("return_unused_kwargs") else result
+        if "sentence_hidden_size" not in kwargs:
+            saved = super().from_dict(known)
+            if saved.sentence_hidden_size == saved._default_sentence_hidden_size():
+                config.sentence_hidden_size = config._default_sentence_hidden_size()
         for key, value in unknown.items():
             setattr(config, key, value)
         if unknown:
@@ -520,13 +532,14 @@ class TextJepaConfig(PreTrainedConfig):
 
         A term in `loss_terms` that a subclass adds is taken for one that does.
         """
-        contrasts = [
+        reasons = [
             self.latent_loss_weight > 0 and self.loss_type == "infonce",
+            self.latent_loss_weight > 0 and self.target_normalization == "batch",
             self.sentence_loss_weight > 0 and self.sentence_loss_type == "infonce",
             self.similarity_loss_weight > 0,
         ]
         own_terms = set(self.loss_terms) - set(LOSS_TERMS)
-        return any(contrasts) or bool(self.regularizers) or bool(own_terms)
+        return any(reasons) or bool(self.regularizers) or bool(own_terms)
 
     @property
     def running_statistics(self) -> list[str]:
@@ -618,6 +631,11 @@ class TextJepaConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    def _check_positive(self, *names):
+        for name in names:
+            if not 0 < getattr(self, name) < math.inf:  # also for NaN
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+
     def _validate_matryoshka_sizes(self):
         width = self.text_config.hidden_size
         for size in self.matryoshka_sizes or []:
@@ -630,17 +648,26 @@ class TextJepaConfig(PreTrainedConfig):
             )
 
     def validate_predictor(self):
-        """Raises ValueError if the predictor cannot be built."""
+        """Raises ValueError if the predictor of tokens, where there is one, or that of documents cannot be built."""
+        if self.pred_hidden_act not in ACT2CLS:
+            raise ValueError(
+                f"unknown pred_hidden_act '{self.pred_hidden_act}'{_nearest(self.pred_hidden_act, ACT2CLS)}"
+            )
+        if not self.predicts_tokens:
+            return
         self._check_at_least_one(
             "pred_hidden_size",
             "pred_num_hidden_layers",
             "pred_num_attention_heads",
             "pred_conv_groups",
+            "pred_conv_kernel_size",
             "pred_num_mask_tokens",
         )
-        if self.pred_hidden_act not in ACT2CLS:
+        self._check_positive("pred_mlp_ratio", "pred_layer_norm_eps", "pred_rope_theta")
+        if int(self.pred_hidden_size * self.pred_mlp_ratio) < 1:
             raise ValueError(
-                f"unknown pred_hidden_act '{self.pred_hidden_act}'{_nearest(self.pred_hidden_act, ACT2CLS)}"
+                f"pred_mlp_ratio times pred_hidden_size must be at least 1, got {self.pred_mlp_ratio} times "
+                f"{self.pred_hidden_size}"
             )
         if self.predictor_type == "transformer":
             self._validate_heads()
@@ -678,8 +705,9 @@ class TextJepaConfig(PreTrainedConfig):
         if not 1 <= self.target_num_layers <= max(layers, 1):
             raise ValueError(f"target_num_layers must be 1 to {layers} for this encoder, got {self.target_num_layers}")
         for name in self.loss_terms:
-            if not getattr(self, f"{name}_loss_weight") >= 0:  # also for NaN
-                raise ValueError(f"{name}_loss_weight must be at least 0, got {getattr(self, f'{name}_loss_weight')}")
+            weight = getattr(self, f"{name}_loss_weight")
+            if not 0 <= weight < math.inf:  # also for NaN
+                raise ValueError(f"{name}_loss_weight must be at least 0 and finite, got {weight}")
         if not (self.predicts_tokens or self.document_loss_weight or self.sentence_loss_weight):
             raise ValueError(
                 "latent_loss_weight, token_loss_weight, document_loss_weight or sentence_loss_weight must be above 0"
@@ -694,12 +722,15 @@ class TextJepaConfig(PreTrainedConfig):
         if self.similarity_loss_weight > 0 and self.pooling == "attention":
             raise ValueError("the similarity loss needs a pooling that does not learn: 'mean', 'cls' or 'idf'")
         self._validate_matryoshka_sizes()
-        for name in ("smooth_l1_beta", "infonce_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        self._check_positive("smooth_l1_beta", "infonce_temperature")
         if not 0 <= self.target_momentum < 1:
             raise ValueError(f"target_momentum must be at least 0 and below 1, got {self.target_momentum}")
         self._validate_online_targets()
+        if self.latent_loss_weight > 0 and self.target_input == "spans" and self.target_normalization == "instance":
+            raise ValueError(
+                "target_normalization 'instance' needs target_input 'text': the target of a single hidden token would "
+                "be 0"
+            )
         if self.context_mode == "mask_token" and self.mask_token_id is None:
             raise ValueError("context_mode 'mask_token' needs mask_token_id, the tokenizer's mask token")
         if self.context_mode == "drop" and not self.drop_is_exact:
@@ -723,6 +754,12 @@ class TextJepaConfig(PreTrainedConfig):
             raise ValueError(
                 "online targets collapse without a regularizer: set sigreg_loss_weight or variance_loss_weight, or "
                 "use 'infonce'"
+            )
+        compares_heads = self.sentence_loss_weight > 0 and self.sentence_loss_type != "infonce"
+        if compares_heads and self.regularizer_level == "token":
+            raise ValueError(
+                "online targets of the sentence loss collapse with a regularizer of tokens: set regularizer_level to "
+                "'sentence', or sentence_loss_type to 'infonce'"
             )
 
 

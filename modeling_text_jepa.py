@@ -57,7 +57,7 @@ class TextJepaForPreTrainingOutput(ModelOutput):
         latent_loss (`torch.FloatTensor`):
             Distance between predictions and targets, mean over target tokens.
         token_loss (`torch.FloatTensor`):
-            Cross-entropy of the hidden tokens, mean over target tokens.
+            Cross-entropy of the hidden tokens, mean over target tokens; in training, over those that are candidates.
         document_loss (`torch.FloatTensor`):
             Distance between the predicted and the true vector of the rest of a document.
         sentence_loss (`torch.FloatTensor`):
@@ -224,11 +224,17 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None =
     return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
+def weighted_sum_of_tokens(hidden_states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of tokens (B, S, D) by weights (B, S) -> (B, D), in the precision of the states."""
+    # A matrix product, because weighting the states first would copy all of them; autocast would round it.
+    with torch.autocast(hidden_states.device.type, enabled=False):
+        return torch.bmm(weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
+
+
 def weighted_mean_pool(hidden_states: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
     """Mean of tokens (B, S, D) by weights (B, S), 0 for padding -> (B, D), zeros if all weights are 0."""
     weights = token_weights.to(hidden_states.dtype)
-    # A matrix product, because weighting the states first would copy all of them.
-    summed = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)
+    summed = weighted_sum_of_tokens(hidden_states, weights)
     return summed / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
 
@@ -248,6 +254,10 @@ def gather_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Ten
 
 
 # ---- targets --------------------------------------------------------------------------------------------------------
+
+
+def _sum_of_processes(values: torch.Tensor) -> torch.Tensor:
+    return _SumOfProcesses.apply(values) if _world_size() > 1 else values
 
 
 def moments(
@@ -274,8 +284,8 @@ def _weighted_average(
     dims: tuple[int, ...],
 ) -> torch.Tensor:
     sums = torch.cat([weights * values, weights], dim=-1).sum(dims, keepdim=True)
-    if 0 in dims and _world_size() > 1:
-        sums = _SumOfProcesses.apply(sums)
+    if 0 in dims:
+        sums = _sum_of_processes(sums)
     total_weight = sums[..., -1:].clamp(min=1)
     return sums[..., :-1] / total_weight
 
@@ -322,8 +332,10 @@ def _standardize(values: torch.Tensor, mean: torch.Tensor, variance: torch.Tenso
 def whitening(covariance: torch.Tensor) -> torch.Tensor:
     """The ZCA matrix (D, D), covariance^(-1/2), that decorrelates vectors of a covariance (D, D) (arXiv 1512.00809).
 
-    A ridge of a tenth of the mean variance limits the amplification of noise. Twelve Newton-Schulz iterations need
-    only matrix products; eigendecompositions are slow or missing on some accelerators.
+    A ridge of a tenth of the mean variance limits the amplification of noise. Newton-Schulz iterations need only
+    matrix products; eigendecompositions are slow or missing on some accelerators. Each iteration multiplies the root
+    of the smallest eigenvalue, which is at least that of 0.1 / D, by one and a half: 18 are enough for a D of 4,096
+    and one direction with all of the variance.
     """
     identity = torch.eye(len(covariance), device=covariance.device)
     ridge = 0.1 * covariance.trace() / len(covariance) + 1e-6
@@ -331,7 +343,7 @@ def whitening(covariance: torch.Tensor) -> torch.Tensor:
     scale = regularized.norm()
     root = regularized / scale  # the iteration converges for norms below 1
     inverse_root = identity
-    for _ in range(12):
+    for _ in range(18):
         step = 1.5 * identity - 0.5 * inverse_root @ root
         root = root @ step
         inverse_root = step @ inverse_root
@@ -460,9 +472,9 @@ def sample_candidates(
     vocab_size: int,
     count: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The candidates of a sampled softmax: the tokens of the batch, then random ones.
+    """The candidates of a sampled softmax: the tokens of the batch, the most frequent first, then random ones.
 
-    If the batch has more distinct tokens than `count`, the labels of the others become -100. Shapes are fixed and
+    If the batch has more distinct tokens than `count`, the labels of the rarest become -100. Shapes are fixed and
     nothing is copied to the host.
 
     Args:
@@ -475,8 +487,10 @@ def sample_candidates(
     """
     is_used = labels >= 0
     ids = labels.clamp(min=0)
-    scores = torch.rand(vocab_size, device=labels.device)
-    scores.scatter_reduce_(0, ids.flatten(), 2.0 * is_used.flatten(), reduce="amax")
+    frequencies = torch.zeros(vocab_size, device=labels.device)
+    frequencies.scatter_add_(0, ids.flatten(), is_used.flatten().float())
+    # Among equally frequent tokens, such as those that the batch does not have, chance decides.
+    scores = frequencies + torch.rand(vocab_size, device=labels.device)
     candidates = scores.topk(count).indices
     slots = torch.full((vocab_size,), -100, device=labels.device)
     slots[candidates] = torch.arange(count, device=labels.device)
@@ -492,13 +506,16 @@ def packed_attention_mask(context_positions: torch.Tensor, target_spans: torch.T
     (R, C) and (R, T), -1 where unused -> (R, 1, N, N) boolean. Unused slots attend to themselves, for a softmax over
     nothing is NaN.
     """
-    is_context = context_positions >= 0
-    spans = F.pad(target_spans, (context_positions.shape[1], 0), value=-1)
-    is_same_span = spans.unsqueeze(-1) == spans.unsqueeze(-2)
-    is_span = (spans >= 0).unsqueeze(-2)
-    sees_context = F.pad(is_context, (0, target_spans.shape[1])).unsqueeze(-2)
-    sees_itself = torch.eye(spans.shape[1], dtype=torch.bool, device=spans.device)
-    return (is_same_span & is_span | sees_context | sees_itself).unsqueeze(1)
+    no_spans = torch.full_like(context_positions, -1)
+    spans = torch.cat([no_spans, target_spans], dim=1)
+    is_target = spans >= 0
+    is_context = torch.cat([context_positions >= 0, torch.zeros_like(target_spans, dtype=torch.bool)], dim=1)
+    # Rows are the places that attend, columns those that are attended to.
+    is_same_span = spans.unsqueeze(2) == spans.unsqueeze(1)
+    is_own_span = is_same_span & is_target.unsqueeze(1)
+    is_itself = torch.eye(spans.shape[1], dtype=torch.bool, device=spans.device)
+    attends = is_own_span | is_context.unsqueeze(1) | is_itself
+    return attends.unsqueeze(1)
 
 
 def rotary_tables(
@@ -614,7 +631,6 @@ class TextJepaPredictor(nn.Module):
             self.position_embeddings = nn.Embedding(config.max_text_length, width)
         self.layers = nn.ModuleList(self.layer_class(config) for _ in range(config.pred_num_hidden_layers))
         self.norm = nn.LayerNorm(width, eps=config.pred_layer_norm_eps)
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -796,11 +812,11 @@ class TextJepaPooler(nn.Module):
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(R, N, D), (R, N) -> (R, D)."""
-        products = states @ self.query.to(states.dtype)
+        with torch.autocast(states.device.type, enabled=False):
+            products = states @ self.query.to(states.dtype)
         scores = (products * states.shape[-1] ** -0.5).float()
         scores = scores.masked_fill(~mask.bool(), torch.finfo(torch.float32).min)
-        weights = scores.softmax(dim=1).to(states.dtype)
-        return (weights.unsqueeze(1) @ states).squeeze(1)
+        return weighted_sum_of_tokens(states, scores.softmax(dim=1))
 
 
 class TextJepaWordWeights(nn.Module):
@@ -825,9 +841,14 @@ class TextJepaLexicalSpace(nn.Module):
     def __init__(self, config: TextJepaConfig):
         super().__init__()
         self.register_buffer("vectors", torch.empty(config.text_config.vocab_size, config.document_target_size))
+        self.is_shared = False
 
     def forward(self, input_ids: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
         """Ids (B, S) and weights (B, S), 0 for padding -> (B, F)."""
+        # Processes may have drawn other vectors, which DDP does not synchronize.
+        if _world_size() > 1 and self.training and not self.is_shared:
+            dist.broadcast(self.vectors, 0)
+            self.is_shared = True
         return weighted_mean_of_rows(self.vectors, input_ids, token_weights)
 
 
@@ -877,6 +898,9 @@ class RunningMoments(RunningAverages):
         if self.training:
             all_but_features = tuple(range(values.dim() - 1))
             mean, variance = moments(values, weights, all_but_features)
+            # Nothing has no mean: `update` leaves it out.
+            has_values = _sum_of_processes(weights.sum()) > 0
+            mean = mean.where(has_values, torch.nan)
             self.update(mean=mean.flatten(), variance=variance.flatten())
         return self.mean, self.variance
 
@@ -943,7 +967,13 @@ def _without_pooler(config_class: type[PreTrainedConfig]) -> dict[str, bool]:
 
 
 def _build_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
-    return AutoModel.from_config(text_config, trust_remote_code=False, **_without_pooler(type(text_config)))
+    """A new encoder, in the precision of what is built around it and not that of the files of its configuration."""
+    return AutoModel.from_config(
+        text_config,
+        dtype=torch.get_default_dtype(),
+        trust_remote_code=False,
+        **_without_pooler(type(text_config)),
+    )
 
 
 def _read_model_type(name_or_path: str, **kwargs) -> str | None:
@@ -952,9 +982,8 @@ def _read_model_type(name_or_path: str, **kwargs) -> str | None:
     return config_dict.get("model_type")
 
 
-def _load_encoder(name_or_path: str, output_loading_info: bool = False, **kwargs) -> Any:
-    """The encoder in a plain checkpoint or in a Text-JEPA, without pooler, in float32 unless asked otherwise."""
-    kwargs.setdefault("dtype", torch.float32)
+def _load_encoder(name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The encoder in a plain checkpoint or in a Text-JEPA, without pooler, and the report of its loading."""
     kwargs.pop("trust_remote_code", None)  # third-party code is never run, even if the caller trusts it
     model_type = _read_model_type(name_or_path, **kwargs)
     kwargs["output_loading_info"] = True
@@ -967,7 +996,7 @@ def _load_encoder(name_or_path: str, output_loading_info: bool = False, **kwargs
     else:
         raise ValueError(f"{name_or_path}: model_type '{model_type}' is not an architecture of transformers")
     check_weights(name_or_path, encoder, loading_info)
-    return (encoder, loading_info) if output_loading_info else encoder
+    return encoder, loading_info
 
 
 def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mapping[str, Any]):
@@ -992,12 +1021,21 @@ def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mappi
             f"{name_or_path}: {len(missing)} weights of the encoder are missing, such as {missing[0]}{instead}, and "
             "would be random; save the encoder by save_pretrained, without wrappers, or name another folder"
         )
+    _check_finite(name_or_path, model)
+    _check_number_of_layers(name_or_path, model, unexpected)
+
+
+def _check_finite(name_or_path: str, model: PreTrainedModel):
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(
                 f"{name_or_path}: {name} holds numbers that are not finite, so its weights are broken; name another "
                 "folder"
             )
+
+
+def _check_number_of_layers(name_or_path: str, model: PreTrainedModel, unexpected: Sequence[str]):
+    """Of the weights that only the files have, none may be of a layer such as those of the model."""
     prefix = f"{model.base_model_prefix}."
     kinds = {_without_numbers(key.removeprefix(prefix)) for key in model.state_dict()}
     for key in unexpected:
@@ -1050,9 +1088,9 @@ def encode_visible(
         **kwargs: Passed to the encoder.
 
     Returns:
-        The encoder's output with `last_hidden_state` and, if asked for, `hidden_states` (R, K, D); its other fields
-        have length S unless tokens are dropped. And, with `"mask_token"`, the states (R, T, D) at the target
-        positions, otherwise `None`.
+        The encoder's output with `last_hidden_state` and, if asked for, `hidden_states` (R, K, D); `attentions` have
+        length S unless tokens are dropped. And, with `"mask_token"`, the states (R, T, D) at the target positions,
+        otherwise `None`.
     """
     rows = positions.flatten(0, 1)
     if mode == "drop":
@@ -1069,13 +1107,22 @@ def encode_visible(
         ids = ids.masked_fill(~is_visible, config.mask_token_id)
     output = encoder(input_ids=ids, attention_mask=mask, return_dict=True, **kwargs)
     output = _complete_hidden_states(output)
-    text_states = output.last_hidden_state
-    output.last_hidden_state = gather_positions(text_states, rows)
+    query_states = None
+    if mode == "mask_token":
+        query_states = gather_positions(output.last_hidden_state, target_positions.flatten(0, 1))
+    return _output_at(output, rows), query_states
+
+
+def _output_at(output: BaseModelOutput, positions: torch.Tensor) -> BaseModelOutput:
+    """The output of an encoder (R, S, …) with the states at positions (R, K) alone; attentions are as they were."""
+    hidden_states = None
     if output.hidden_states is not None:
-        output.hidden_states = tuple(gather_positions(layer, rows) for layer in output.hidden_states)
-    if mode == "attention_mask":
-        return output, None
-    return output, gather_positions(text_states, target_positions.flatten(0, 1))
+        hidden_states = tuple(gather_positions(layer, positions) for layer in output.hidden_states)
+    return BaseModelOutput(
+        last_hidden_state=gather_positions(output.last_hidden_state, positions),
+        hidden_states=hidden_states,
+        attentions=output.attentions,
+    )
 
 
 def _encode_gathered(
@@ -1131,6 +1178,12 @@ def _complete_hidden_states(output: BaseModelOutput) -> BaseModelOutput:
     if output.hidden_states is not None and len(output.hidden_states) == 0:
         output.hidden_states = (output.last_hidden_state,)
     return output
+
+
+def _outputs_asked_for(config: TextJepaConfig) -> dict[str, bool]:
+    """The further outputs that a configuration asks for, as keyword arguments: the encoder has one of its own."""
+    names = ("output_hidden_states", "output_attentions")
+    return {name: True for name in names if getattr(config, name)}
 
 
 def _states_of(output: BaseModelOutput) -> dict[str, Any]:
@@ -1327,12 +1380,14 @@ class TextJepaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def initialize_weights(self):
         super().initialize_weights()
-        encoder = self.base_model.encoder
         if self.config.text_config.num_hidden_layers == 0:
-            # Without layers, positions would add the same vector to every text of a length.
-            positions = encoder.embeddings.position_embeddings.weight
-            init.zeros_(positions)
-            positions.requires_grad_(False)
+            init.zeros_(self.base_model.encoder.embeddings.position_embeddings.weight)
+        self._freeze_idle_positions()
+
+    def _freeze_idle_positions(self):
+        """Keeps an encoder without layers from learning positions, which would add the same to every text."""
+        if self.config.text_config.num_hidden_layers == 0:
+            self.base_model.encoder.embeddings.position_embeddings.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.encoder.get_input_embeddings()
@@ -1340,15 +1395,21 @@ class TextJepaPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.base_model.encoder.set_input_embeddings(value)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs,
+    ):
         """Saves weights, configuration and this code, so that every Auto class opens the folder.
 
         Adapters of PEFT are merged into the weights unless a `state_dict` is given.
         """
-        if kwargs.get("state_dict") is None and has_adapters(self):
+        if state_dict is None and has_adapters(self):
             with torch.device("meta"):
                 names = type(self)(self.config).state_dict().keys()
-            kwargs["state_dict"] = {name: weight for name, weight in plain_weights(self).items() if name in names}
+            state_dict = {name: weight for name, weight in plain_weights(self).items() if name in names}
         # transformers would register the class being saved alone, but the folder opens as any of them.
         self.config.auto_map = {
             "AutoConfig": "configuration_text_jepa.TextJepaConfig",
@@ -1356,10 +1417,23 @@ class TextJepaPreTrainedModel(PreTrainedModel):
             "AutoModelForPreTraining": "modeling_text_jepa.TextJepaForPreTraining",
             "AutoModelForSequenceClassification": "modeling_text_jepa.TextJepaForSequenceClassification",
         }
-        super().save_pretrained(save_directory, **kwargs)
-        # It saves the code of the class alone: of one that a script defines none, of one elsewhere that file.
-        for code in (__file__, inspect.getfile(TextJepaConfig)):
-            shutil.copyfile(code, os.path.join(save_directory, os.path.basename(code)))
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if is_main_process:
+            _copy_code(save_directory)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        # Where `save_pretrained` publishes, this is before its end.
+        _copy_code(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+
+def _copy_code(folder: str | os.PathLike):
+    """Copies this file and that of the configuration into a folder.
+
+    transformers saves the code of a class alone: of one that a script defines none, of one elsewhere that file.
+    """
+    for code in (__file__, inspect.getfile(TextJepaConfig)):
+        shutil.copyfile(code, os.path.join(folder, os.path.basename(code)))
 
 
 class TextJepaModel(TextJepaPreTrainedModel):
@@ -1382,10 +1456,11 @@ class TextJepaModel(TextJepaPreTrainedModel):
         **kwargs,
     ):
         fields = _pop_own_fields(kwargs)
-        encoder, loading_info = _load_encoder(name_or_path, output_loading_info=True, **kwargs)
+        encoder, loading_info = _load_encoder(name_or_path, **kwargs)
         with torch.device("meta"):
             model = cls(_config_around(encoder, **fields)).eval()
         model.encoder = encoder
+        model._freeze_idle_positions()
         return (model, loading_info) if output_loading_info else model
 
     @can_return_tuple
@@ -1396,6 +1471,7 @@ class TextJepaModel(TextJepaPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutput:
         """(B, S) -> the stock encoder's output, `last_hidden_state` (B, S, D) first; other arguments pass through."""
+        kwargs = _outputs_asked_for(self.config) | kwargs
         output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         return _complete_hidden_states(output)
 
@@ -1469,7 +1545,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     # In bfloat16 an average with decay 0.999 would not move.
     _keep_in_fp32_modules_strict = ["target_encoder", "running", "pooler", "lexical_space"]
 
-    # Constant buffers, the same on all processes: DDP need not broadcast them at every step.
+    # Constant buffers: DDP need not broadcast them at every step.
     _ddp_params_and_buffers_to_ignore = ["lexical_space.vectors", "pooler.word_weights"]
 
     def __init__(self, config: TextJepaConfig):
@@ -1494,31 +1570,44 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         self.sentence_head = _build_sentence_head(config)
         self.running = _build_running_statistics(config)
         self._update_watch = _UpdateWatch()
+        self._keep_targets_in_float32()
         self.post_init()
 
     # ---- loading and saving ----
 
     @classmethod
-    def from_encoder(cls, name_or_path: str, **kwargs) -> "TextJepaForPreTraining":
+    def from_encoder(
+        cls,
+        name_or_path: str,
+        output_loading_info: bool = False,
+        **kwargs,
+    ) -> "TextJepaForPreTraining | tuple[TextJepaForPreTraining, dict[str, Any]]":
         """A JEPA around an existing encoder: BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, ModernBERT, DeBERTa …
 
         Both encoders start from the checkpoint's weights, the predictor is new. The model is returned in eval mode.
 
         Args:
             name_or_path (`str`): Folder or Hub name of an encoder checkpoint, or of a Text-JEPA.
+            output_loading_info (`bool`, *optional*, defaults to `False`):
+                Whether to return the report of loading the encoder beside the model.
             **kwargs: Fields of [`TextJepaConfig`]; all others (`revision`, `token`, `attn_implementation` …) are
-                passed to `AutoModel.from_pretrained`.
+                passed to `AutoModel.from_pretrained`. `dtype` is float32 by default.
         """
         fields = _pop_own_fields(kwargs)
-        encoder = _load_encoder(name_or_path, **kwargs)
-        model = cls(_config_around(encoder, **fields)).to(encoder.dtype)
+        kwargs.setdefault("dtype", torch.float32)
+        encoder, loading_info = _load_encoder(name_or_path, **kwargs)
+        model = cls(_config_around(encoder, **fields)).to(encoder.device, encoder.dtype)
+        model._keep_targets_in_float32()
         model.model.encoder.load_state_dict(encoder.state_dict())
-        for module in (model.running, model.pooler, model.lexical_space):
+        if model.target_encoder is not None:
+            model.target_encoder.load_state_dict(encoder.state_dict())
+        model.eval()
+        return (model, loading_info) if output_loading_info else model
+
+    def _keep_targets_in_float32(self):
+        for module in (self.target_encoder, self.running, self.pooler, self.lexical_space):
             if module is not None:
                 module.float()
-        if model.target_encoder is not None:
-            model.target_encoder.float().load_state_dict(encoder.state_dict())
-        return model.eval()
 
     @torch.no_grad()
     def initialize_weights(self):
@@ -1526,6 +1615,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         super().initialize_weights()
         if self.target_encoder is None:
             return
+        _warn_of_missing_weights(self.target_encoder)
         source = dict(self.model.encoder.named_parameters())
         source |= dict(self.model.encoder.named_buffers())
         for name, tensor in [*self.target_encoder.named_parameters(), *self.target_encoder.named_buffers()]:
@@ -1539,9 +1629,15 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return self
 
     def _resize_token_embeddings(self, *args, **kwargs):
+        num_words_before = self.get_input_embeddings().num_embeddings
         if self.target_encoder is not None:
             self.target_encoder._resize_token_embeddings(*args, **kwargs)
         embeddings = super()._resize_token_embeddings(*args, **kwargs)
+        if self.target_encoder is not None:
+            # New rows are random.
+            target_embeddings = self.target_encoder.get_input_embeddings()
+            with torch.no_grad():
+                target_embeddings.weight[num_words_before:] = embeddings.weight[num_words_before:]
         self._resize_word_tables(embeddings.num_embeddings)
         return embeddings
 
@@ -1586,10 +1682,18 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         Adapters of PEFT in the context encoder count as merged into it.
 
         Raises:
-            ValueError: The context encoder makes the targets itself.
+            ValueError: The target encoder is no moving average, is in half precision, or there is none.
         """
-        if self.config.target_encoder_type == "online":
-            raise ValueError("there is no moving average to update: target_encoder_type is 'online'")
+        if not self.config.has_moving_average:
+            raise ValueError(
+                "there is no moving average to update: target_encoder_type is not 'ema', or no term of the loss has "
+                "targets of an encoder"
+            )
+        if self.target_encoder.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"the target encoder is in {self.target_encoder.dtype}, in which its small steps would be lost: call "
+                "model.target_encoder.float()"
+            )
         self._update_watch.stop()
         parameters, buffers = _pair_tensors(self.target_encoder, self.model.encoder)
         sources = []
@@ -1616,6 +1720,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         positions: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
     ) -> BaseModelOutput:
         """Runs the target encoder on whole texts (B, S), or on nothing but the tokens at `positions` (B, M, T).
 
@@ -1626,7 +1731,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                 output = self.encoder_of_targets(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
-                    output_hidden_states=True,
+                    output_hidden_states=output_hidden_states,
                     return_dict=True,
                 )
                 output = _complete_hidden_states(output)
@@ -1639,7 +1744,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
                     input_ids,
                     attention_mask,
                     positions,
-                    output_hidden_states=True,
+                    output_hidden_states=output_hidden_states,
                 )
         return output
 
@@ -1673,30 +1778,27 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             view_input_ids = input_ids
             view_attention_mask = attention_mask
 
+        targets = {}
         encoded = None
-        tokens = None
         pooled = None
-        sentences = None
-        documents = None
-        beginnings = None
         with self._grad_mode_of_targets():
             if config.latent_loss_weight > 0 and config.target_input == "text":
-                encoded = self.encode_targets(input_ids, attention_mask)
-                tokens = self.token_targets(encoded.hidden_states, attention_mask)
+                encoded = self.encode_targets(input_ids, attention_mask, output_hidden_states=True)
+                targets["tokens"] = self.token_targets(encoded.hidden_states, attention_mask)
             if config.sentence_loss_weight > 0 or config.encodes_documents:
                 if encoded is None or has_views:
                     pooled = self._pooled_targets(view_input_ids, view_attention_mask)
                 else:
                     pooled = self.pool(encoded.last_hidden_state, attention_mask, input_ids)
             if config.sentence_loss_weight > 0:
-                sentences = self._sentence_targets(pooled)
+                targets["sentences"] = self._sentence_targets(pooled)
             if config.document_loss_weight > 0:
                 vectors = self.document_vectors(pooled, view_input_ids, view_attention_mask)
-                documents = self._document_targets(vectors)
+                targets["documents"] = self._document_targets(vectors)
         if config.similarity_loss_weight > 0:
             with torch.no_grad():
-                beginnings = self._pool_beginnings(self.target_encoder, input_ids, attention_mask)
-        return TextTargets(tokens, sentences, documents, beginnings)
+                targets["beginnings"] = self._pool_beginnings(self.target_encoder, input_ids, attention_mask)
+        return TextTargets(**targets)
 
     def _pooled_targets(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Texts (B, S) -> vectors (B, D) of the encoder that makes the targets."""
@@ -1750,9 +1852,11 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return self.lexical_space(input_ids, self.token_weights(input_ids, attention_mask))
 
     def _document_targets(self, targets: torch.Tensor) -> torch.Tensor:
-        """Vectors of documents (B, F) minus their running mean."""
-        mean, _ = self.running["documents"](targets, torch.ones_like(targets[:, :1]))
-        return targets - mean
+        """Vectors of documents (B, F) minus their running mean; zeros, from which nothing is learned, stay zeros."""
+        # The lexical vector of a text without a word that counts.
+        has_words = targets.any(dim=-1, keepdim=True).to(targets.dtype)
+        mean, _ = self.running["documents"](targets, has_words)
+        return (targets - mean) * has_words
 
     # ---- context encoder and predictor ----
 
@@ -1831,7 +1935,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     ) -> torch.Tensor:
         """Vectors (R, D) of texts (R, N), as `pool` gives them; each distinct word is encoded once."""
         words, rows = input_ids.unique(return_inverse=True)
-        word_states = encoder(words.unsqueeze(1)).last_hidden_state.squeeze(1)
+        word_states = encoder(words.unsqueeze(1), return_dict=True).last_hidden_state.squeeze(1)
         return weighted_mean_of_rows(word_states, rows, self.token_weights(input_ids, mask))
 
     def predict_tokens(
@@ -1899,9 +2003,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             text_targets (`TextTargets`, *optional*):
                 `text_targets` of an output for the same texts with other masks. Saves computing them again.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Number of target tokens of the optimizer step, over all its batches and processes, as the Trainer
-                gives it. Losses are then scaled by this batch's share of them; by default they are means over the
-                batch.
+                What `num_items` gives for all batches and processes of the optimizer step together, as the Trainer
+                does. Losses are then scaled by this batch's share; by default they are means over the batch.
             return_loss (`bool`, *optional*, defaults to `True`): Whether to compute the losses.
 
         Raises:
@@ -1909,9 +2012,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        kwargs = _outputs_asked_for(self.config) | kwargs
         given = [positions is not None for positions in (context_positions, target_positions, target_spans)]
         if not any(given):
-            output = self.model(input_ids, attention_mask, **kwargs)
+            output = self.model(input_ids, attention_mask, return_dict=True, **kwargs)
             return self.output_class(**_states_of(output))
         if not all(given):
             raise ValueError("context_positions, target_positions and target_spans belong together")
@@ -1935,10 +2039,24 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if return_loss:
             losses = self.compute_losses(context, tokens, text_targets, masks, input_ids, document_ids)
             if num_items_in_batch is not None:
-                share_of_step = masks.num_targets / num_items_in_batch
+                share_of_step = self.num_items(target_positions) / num_items_in_batch
                 losses = {name: value * share_of_step for name, value in losses.items()}
             loss = self.weighted_sum(losses)
         return self._make_output(loss, losses, context, tokens, text_targets)
+
+    def num_items(self, target_positions: torch.Tensor) -> torch.Tensor:
+        """What the losses of a batch are weighted by in an optimizer step of several.
+
+        Args:
+            target_positions: (B, M, T), -1 where unused.
+
+        Returns:
+            The number of target tokens, at least 1; without a loss of tokens the number of masks, B·M.
+        """
+        if self.config.predicts_tokens:
+            return (target_positions >= 0).sum().clamp(min=1)
+        num_masks = target_positions.shape[0] * target_positions.shape[1]
+        return torch.full((), num_masks, device=target_positions.device)
 
     def _watch_for_updates(self):
         """Warns after a few optimizer steps of training without an update of the target encoder."""
@@ -2034,7 +2152,12 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """Token-level targets at the target positions: (B, M, T, D)."""
         if self.config.target_input == "text":
             return gather_positions(text_targets.tokens, masks.target_positions)
-        encoded = self.encode_targets(input_ids, attention_mask, masks.target_positions)
+        encoded = self.encode_targets(
+            input_ids,
+            attention_mask,
+            masks.target_positions,
+            output_hidden_states=True,
+        )
         targets = self.token_targets(encoded.hidden_states, masks.is_target.flatten(0, 1))
         return targets.unflatten(0, masks.target_positions.shape[:2])
 
@@ -2064,7 +2187,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         input_ids: torch.Tensor,
         masks: TokenMasks,
     ) -> torch.Tensor:
-        """Mean cross-entropy of the hidden tokens from features (R, T, P) through the tied input embedding."""
+        """Mean cross-entropy of the hidden tokens from features (R, T, P) through the tied input embedding.
+
+        In training, the mean is over those that are candidates.
+        """
         labels = gather_positions(input_ids, masks.target_positions)
         labels = labels.masked_fill(~masks.is_target, -100).flatten(0, 1)
         embedding = self.get_input_embeddings().weight
@@ -2079,7 +2205,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             embedding = embedding[candidates]
         logits = F.linear(self.token_head(features), embedding.to(features.dtype)).float()
         total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-        return total / masks.num_targets
+        num_labels = (labels >= 0).sum()
+        return total / num_labels.clamp(min=1)
 
     def _document_loss(self, pooled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean distance between what pooled contexts (R, D) predict and the targets (B, F) of their documents."""
@@ -2164,16 +2291,16 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if len(vector_sets[0]) < 2:
             return {name: vector_sets[0].sum() * 0 for name in names}
         losses = {}
-        if "variance" in names:
-            losses["variance"] = sum(variance_loss(vectors) for vectors in vector_sets) / len(vector_sets)
-        if "covariance" in names:
-            # VICReg sums this term over both sides, and averages the variance term. Autocast would compute its matrix
-            # products in half precision.
-            with torch.autocast(vector_sets[0].device.type, enabled=False):
+        # Autocast would compute the matrix products in half precision.
+        with torch.autocast(vector_sets[0].device.type, enabled=False):
+            if "variance" in names:
+                losses["variance"] = sum(variance_loss(vectors) for vectors in vector_sets) / len(vector_sets)
+            if "covariance" in names:
+                # VICReg sums this term over both sides, and averages the variance term.
                 losses["covariance"] = sum(covariance_loss(vectors) for vectors in vector_sets)
-        if "sigreg" in names:
-            directions = self._random_directions(vector_sets[0])
-            losses["sigreg"] = sum(sigreg_loss(vectors, directions) for vectors in vector_sets) / len(vector_sets)
+            if "sigreg" in names:
+                directions = self._random_directions(vector_sets[0])
+                losses["sigreg"] = sum(sigreg_loss(vectors, directions) for vectors in vector_sets) / len(vector_sets)
         return losses
 
     def _random_directions(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -2182,6 +2309,20 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         if _world_size() > 1:
             dist.broadcast(directions, 0)
         return F.normalize(directions, dim=0)
+
+
+def _warn_of_missing_weights(target_encoder: PreTrainedModel):
+    """Warns if files have had some weights of a target encoder and not others; a checkpoint may have none."""
+    is_loaded = {
+        name: getattr(parameter, "_is_hf_initialized", False) for name, parameter in target_encoder.named_parameters()
+    }
+    missing = [name for name, loaded in is_loaded.items() if not loaded]
+    if 0 < len(missing) < len(is_loaded):
+        warnings.warn(
+            f"{len(missing)} weights of the target encoder are missing in the files, which may be damaged, such as "
+            f"target_encoder.{missing[0]}; those of the context encoder take their places",
+            stacklevel=2,
+        )
 
 
 def _with_a_slot(positions: torch.Tensor) -> torch.Tensor:
@@ -2218,7 +2359,7 @@ class TextJepaForSequenceClassification(TextJepaPreTrainedModel):
         **kwargs,
     ) -> SequenceClassifierOutput:
         """(B, S) and optional labels (B,) -> logits (B, num_labels); the loss follows `config.problem_type`."""
-        encoded = self.model(input_ids, attention_mask, **kwargs)
+        encoded = self.model(input_ids, attention_mask, return_dict=True, **kwargs)
         states = encoded.last_hidden_state
         if self.config.classifier_pooling == "cls":
             pooled = states[:, 0]

@@ -64,6 +64,9 @@ FILES = {
     "wide.csv": "text,other\n" + "".join(f"{line},1\n" for line in LINES) + "a,b,c,d\n",
     "quote.csv": "text,other\n" + "".join(f"{line},1\n" for line in LINES) + '"never closed,1\n',
     "utf16.txt": "\n".join(LINES).encode("utf-16"),
+    "utf16le.txt": "\n".join(LINES).encode("utf-16-le"),
+    "nul.txt": "".join(f"{line}\n" for line in LINES) + "the lamp \0 went out\n",
+    "nul.csv": "text,other\n" + "".join(f"{line},1\n" for line in LINES) + "the lamp \0 went out,1\n",
     "late_latin.txt": "".join(f"{line}\n" for line in LINES).encode() + "un café noir\n".encode("latin-1"),
     "cut_late.txt.gz": gzip.compress("\n".join(LINES * 50).encode())[:-100],
     "code.py": "print()",
@@ -216,6 +219,13 @@ CORPUS = [
     ),
     ("text no longer in UTF-8", ["--train_file", "{dir}/late_latin.txt"], ["late_latin.txt, line 41: not UTF-8"]),
     ("text in UTF-16", ["--train_file", "{dir}/utf16.txt"], ["utf16.txt, line 1: not UTF-8", "iconv"]),
+    (
+        "text in UTF-16 without a mark",
+        ["--train_file", "{dir}/utf16le.txt"],
+        ["--train_file", "utf16le.txt, line 1: a null character, as in UTF-16", "iconv"],
+    ),
+    ("a NUL in a text", ["--train_file", "{dir}/nul.txt"], ["nul.txt, line 41: a null character"]),
+    ("a NUL in a cell", ["--train_file", "{dir}/nul.csv"], ["nul.csv, line 42: a null character"]),
     ("json not in UTF-8", ["--train_file", "{dir}/latin.jsonl"], ["--train_file", "latin.jsonl, line 1: not UTF-8"]),
     ("a broken gzip file", ["--train_file", "{dir}/cut.txt.gz"], ["--train_file", "cut.txt.gz: "]),
     ("half a gzip file", ["--train_file", "{dir}/cut_late.txt.gz"], ["cut_late.txt.gz: ", "may be incomplete"]),
@@ -234,7 +244,7 @@ REFUSALS = [
     ("a negative share", ["--validation_split_percentage", "-5"], ["--validation_split_percentage -5", "above 0"]),
     ("a vocabulary without end", ["--vocab_size", "99999999999"], ["--vocab_size: at most 10,000,000"]),
     ("a vocabulary of nothing", ["--vocab_size", "5"], ["--vocab_size 5", "above 5"]),
-    ("a single document", ["--train_file", "{dir}/single.txt"], ["--train_file", "single.txt", "at least 2"]),
+    ("a single document", ["--train_file", "{dir}/single.txt"], ["single.txt", "at least 2", "--sample_by"]),
     ("two corpora", ["--train_file", "{dir}/good.txt", "--dataset_name", "x"], ["--train_file and --dataset_name"]),
     ("no such dataset", ["--dataset_name", "{dir}/none"], ["--dataset_name", "none"]),
     ("an unknown flag", ["--mask_ration", "0.4"], ["unknown argument --mask_ration; did you mean 'mask_ratio'?"]),
@@ -247,7 +257,7 @@ REFUSALS = [
     ("a bad choice in the file", ["{dir}/choice.yaml"], ["--loss_type", "invalid choice: 'nope'"]),
     ("a value of transformers", ["--eval_strategy", "nope"], ["nope", "epoch"]),
     ("a decay out of range", ["--ema_decay_start", "1.5"], ["--ema_decay_start must lie between 0 and 1, got 1.5"]),
-    ("a field out of range", ["--pred_hidden_size", "33"], ["pred_hidden_size (33)", "multiple", "heads (2)"]),
+    ("a field out of range", ["--objective", "jepa", "--pred_hidden_size", "33"], ["pred_hidden_size (33)", "multiple", "heads (2)"]),
     ("a layer that is not there", ["--target_num_layers", "9"], ["target_num_layers must be 1 to 2", "got 9"]),
     ("a negative weight", ["--token_loss_weight", "-1"], ["token_loss_weight"]),
     ("an unknown activation", ["--pred_hidden_act", "nope"], ["pred_hidden_act", "nope"]),
@@ -387,7 +397,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(refuse, output,
 
 
 def test_after_a_refusal_the_same_folder_can_be_used(refuse, output):
-    refuse("--pred_hidden_size", "33")
+    refuse("--objective", "jepa", "--pred_hidden_size", "33")
     assert "unknown preset" in refuse("--preset", "huge")
     assert not output.exists() or not any(output.iterdir())
 
@@ -463,7 +473,6 @@ def test_a_number_far_behind_in_a_stream_is_one_line(refuse, tmp_path):
 ODD = {
     "empty and blank lines": "\n  \n\t\n",
     "a single token": "one\n" * 7,
-    "a NUL": "the lamp \x00 went out\n",
     "line breaks of Windows": "the boat came in\r\nthe boat went out\r\n",
     "line breaks of Unicode": "the boat\u2028came in\u0085and went\n",
     "special tokens in words": "the [MASK] of [PAD] and [CLS] [SEP]\n",

@@ -10,6 +10,7 @@ from transformers import AutoConfig, BertConfig, DistilBertConfig, ModernBertCon
 
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaForSequenceClassification
+from text_jepa.train.build import config_from
 
 
 OWN_FIELDS = sorted(set(TextJepaConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
@@ -133,19 +134,19 @@ def test_unknown_preset_lists_those_there_are():
         ({"pred_hidden_size": 0}, "pred_hidden_size must be at least 1, got 0"),
         ({"pred_num_attention_heads": 0}, "pred_num_attention_heads must be at least 1, got 0"),
         ({"predictor_type": "conv", "pred_conv_groups": 0}, "pred_conv_groups must be at least 1, got 0"),
-        ({"infonce_temperature": float("nan")}, "infonce_temperature must be positive, got nan"),
-        ({"token_loss_weight": float("nan")}, "token_loss_weight must be at least 0, got nan"),
+        ({"infonce_temperature": float("nan")}, "infonce_temperature must be positive and finite, got nan"),
+        ({"token_loss_weight": float("nan")}, "token_loss_weight must be at least 0 and finite, got nan"),
         ({"target_num_layers": 4}, "target_num_layers must be 1 to 3 for this encoder, got 4"),
         ({"target_num_layers": 0}, "target_num_layers must be 1 to 3 for this encoder, got 0"),
         (
             {"latent_loss_weight": 0, "token_loss_weight": 0, "sentence_loss_weight": 0, "sigreg_loss_weight": 1},
             "latent_loss_weight, token_loss_weight, document_loss_weight or sentence_loss_weight must be above 0",
         ),
-        ({"document_loss_weight": -1}, "document_loss_weight must be at least 0, got -1"),
+        ({"document_loss_weight": -1}, "document_loss_weight must be at least 0 and finite, got -1"),
         ({"document_target_size": 0}, "document_target_size must be at least 1, got 0"),
         ({"document_hidden_size": 0}, "document_hidden_size must be at least 1, got 0"),
-        ({"token_loss_weight": -0.1}, "token_loss_weight must be at least 0, got -0.1"),
-        ({"sigreg_loss_weight": -1}, "sigreg_loss_weight must be at least 0, got -1"),
+        ({"token_loss_weight": -0.1}, "token_loss_weight must be at least 0 and finite, got -0.1"),
+        ({"sigreg_loss_weight": -1}, "sigreg_loss_weight must be at least 0 and finite, got -1"),
         ({"sentence_hidden_size": -1}, "sentence_hidden_size must be at least 0, got -1"),
         ({"matryoshka_sizes": [0]}, "matryoshka_sizes must lie between 1 and"),
         (
@@ -153,7 +154,7 @@ def test_unknown_preset_lists_those_there_are():
             "set sentence_loss_weight above 0 and sentence_hidden_size to 0",
         ),
         ({"sigreg_num_slices": 0}, "sigreg_num_slices must be at least 1, got 0"),
-        ({"infonce_temperature": 0.0}, "infonce_temperature must be positive, got 0.0"),
+        ({"infonce_temperature": 0.0}, "infonce_temperature must be positive and finite, got 0.0"),
         ({"target_momentum": 1}, "target_momentum must be at least 0 and below 1, got 1"),
         ({"target_encoder_type": "online"}, "online targets collapse without a regularizer"),
         ({"target_encoder_type": "online", "covariance_loss_weight": 1}, "online targets collapse"),
@@ -179,8 +180,25 @@ def test_unknown_preset_lists_those_there_are():
         ({"predictor_type": "mlp", "pred_position_embedding_type": "rotary"}, "an mlp predictor needs"),
         ({"predictor_type": "mlp", "pred_pooled_context": False}, "and pred_pooled_context unless context_mode is"),
         ({"pred_hidden_act": "gleu"}, "unknown pred_hidden_act 'gleu'; did you mean 'gelu'"),
+        ({"pred_rope_theta": 0}, "pred_rope_theta must be positive and finite, got 0"),
+        ({"pred_layer_norm_eps": -1.0}, "pred_layer_norm_eps must be positive and finite, got -1.0"),
+        ({"pred_mlp_ratio": 0}, "pred_mlp_ratio must be positive and finite, got 0"),
+        ({"pred_mlp_ratio": 0.01}, "pred_mlp_ratio times pred_hidden_size must be at least 1, got 0.01 times 16"),
+        ({"predictor_type": "conv", "pred_conv_kernel_size": -1}, "pred_conv_kernel_size must be at least 1, got -1"),
+        ({"latent_loss_weight": float("inf")}, "latent_loss_weight must be at least 0 and finite, got inf"),
+        ({"target_input": "spans", "target_normalization": "instance"}, "needs target_input 'text'"),
+        (
+            {
+                "target_encoder_type": "online",
+                "latent_loss_weight": 0,
+                "sentence_loss_type": "mse",
+                "variance_loss_weight": 25,
+                "regularizer_level": "token",
+            },
+            "collapse with a regularizer of tokens: set regularizer_level to 'sentence'",
+        ),
         ({"token_loss_candidates": 1}, "token_loss_candidates must be at least 2, got 1"),
-        ({"smooth_l1_beta": 0}, "smooth_l1_beta must be positive, got 0"),
+        ({"smooth_l1_beta": 0}, "smooth_l1_beta must be positive and finite, got 0"),
         (
             {"text_config": BERT | {"model_type": "mpnet"}, "context_mode": "drop"},
             "'mpnet' encoders; use 'attention_mask'",
@@ -479,9 +497,48 @@ def test_a_wrong_keyword_is_still_an_error_beside_a_file(tmp_path):
         TextJepaConfig(pooIing="mean")
 
 
+@pytest.mark.parametrize("given", [None, 7])
+def test_a_default_of_a_file_follows_the_objective_that_it_is_opened_with(tmp_path, given):
+    """And what somebody has chosen stays."""
+    TextJepaConfig(text_config=BERT, **OBJECTIVES["jepa"], sentence_hidden_size=given).save_pretrained(tmp_path)
+    opened = TextJepaConfig.from_pretrained(tmp_path, **OBJECTIVES["simcse"])
+    fresh = TextJepaConfig(text_config=BERT, **OBJECTIVES["simcse"])
+    assert opened.sentence_hidden_size == (given or fresh.sentence_hidden_size)
+    copied = config_from(str(tmp_path), {}, {}, OBJECTIVES["simcse"], {})
+    assert copied.sentence_hidden_size == opened.sentence_hidden_size
+    assert TextJepaConfig.from_pretrained(tmp_path).sentence_hidden_size == (given or 0)
+    assert TextJepaConfig.from_pretrained(tmp_path, sentence_hidden_size=5).sentence_hidden_size == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "compares"),
+    [
+        ({}, False),
+        ({"target_normalization": "batch"}, True),
+        ({"target_normalization": "batch", "latent_loss_weight": 0.0}, False),
+        ({"loss_type": "infonce"}, True),
+        ({"sentence_loss_weight": 1.0}, True),
+        ({"sigreg_loss_weight": 1.0}, True),
+    ],
+)
+def test_which_objectives_compare_the_texts_of_a_batch(fields, compares):
+    config = TextJepaConfig(text_config=BERT, **{"sentence_loss_weight": 0.0, **fields})
+    assert config.compares_texts == compares
+
+
+def test_a_predictor_that_is_not_built_is_not_checked():
+    """A head of the predictor would have an odd number of features."""
+    shape = {"vocab_size": 200, "hidden_size": 48}
+    TextJepaConfig.preset("static", shape, **OBJECTIVES["documents"])
+    with pytest.raises((ValueError, StrictDataclassError), match="even width per predictor head"):
+        TextJepaConfig.preset("static", shape, **OBJECTIVES["jepa"])
+    with pytest.raises((ValueError, StrictDataclassError), match="unknown pred_hidden_act 'gleu'"):
+        TextJepaConfig.preset("static", shape, **OBJECTIVES["documents"], pred_hidden_act="gleu")
+
+
 def test_a_field_that_from_pretrained_replaces_is_checked(make_model, tmp_path):
     make_model().save_pretrained(tmp_path)
-    with pytest.raises(StrictDataclassError, match="latent_loss_weight must be at least 0, got -1"):
+    with pytest.raises(StrictDataclassError, match="latent_loss_weight must be at least 0 and finite, got -1"):
         TextJepaForPreTraining.from_pretrained(tmp_path, latent_loss_weight=-1.0)
     model = TextJepaForPreTraining.from_pretrained(tmp_path, latent_loss_weight=0.5)
     assert model.config.latent_loss_weight == 0.5

@@ -78,6 +78,23 @@ def test_padding_and_weightless_words_of_the_rest_change_nothing():
     torch.testing.assert_close(model(**inputs).text_targets.documents, expected)
 
 
+def test_a_rest_without_a_word_that_counts_teaches_nothing_and_is_not_in_the_mean():
+    model, inputs = build().train(), batch()
+    inputs["view_input_ids"][0] = 0  # the weight of a word is a tenth of its number
+    outputs = model(**inputs)
+    assert (outputs.text_targets.documents[0] == 0).all()
+    others = {name: value[1:] for name, value in inputs.items()}
+    twin = build().train()
+    expected = twin(**others).text_targets.documents
+    torch.testing.assert_close(outputs.text_targets.documents[1:], expected)
+    torch.testing.assert_close(model.running["documents"].mean, twin.running["documents"].mean)
+    outputs.loss.backward()
+    twin(**others).loss.backward()
+    torch.testing.assert_close(
+        model.document_predictor.output.bias.grad * 5 / 4, twin.document_predictor.output.bias.grad
+    )
+
+
 @pytest.mark.parametrize("text_config", [STATIC, LAYERED], ids=["static", "layers"])
 def test_encoder_and_predictor_learn_and_the_target_space_does_not(text_config):
     model = build(text_config).train()

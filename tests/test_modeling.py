@@ -2,13 +2,17 @@
 
 import copy
 import itertools
+from os import listdir
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForPreTraining, BertConfig, BertModel, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import nested_detach
+from transformers.utils.hub import PushToHubMixin
 
+from configuration_text_jepa import OBJECTIVES
 from modeling_text_jepa import (
     TextTargets,
     average_layers,
@@ -21,7 +25,13 @@ from modeling_text_jepa import (
     rotate,
     sample_candidates,
 )
-from text_jepa import TextJepaConfig, TextJepaForSequenceClassification
+from text_jepa import (
+    EmaTargetEncoderCallback,
+    TextJepaConfig,
+    TextJepaForPreTraining,
+    TextJepaForSequenceClassification,
+    TextJepaModel,
+)
 
 
 LOSS_TYPES = ["smooth_l1", "mse", "l1", "cosine"]
@@ -38,6 +48,16 @@ CONTEXTS = {
     "mask_token": {"context_mode": "mask_token", "mask_token_id": 4},
 }
 
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
 every_context = pytest.mark.parametrize("context", CONTEXTS)
 every_predictor = pytest.mark.parametrize("predictor", PREDICTORS)
 
@@ -48,6 +68,10 @@ def close(actual, expected, tolerance=1e-5):
 
 def used(batch):
     return batch["target_positions"] >= 0
+
+
+def inputs_of(batch):
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def gradients(model):
@@ -133,7 +157,8 @@ def test_targets_come_from_the_last_layers_of_the_target_encoder_on_the_whole_te
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     last = model.target_encoder(**inputs).last_hidden_state
     expected = average_layers([last], batch["attention_mask"], "instance")
-    close(model.token_targets(model.encode_targets(**inputs).hidden_states, batch["attention_mask"]), expected, 1e-6)
+    encoded = model.encode_targets(**inputs, output_hidden_states=True)
+    close(model.token_targets(encoded.hidden_states, batch["attention_mask"]), expected, 1e-6)
     close(model(**batch).targets, gather_positions(expected, batch["target_positions"]), 1e-6)
 
 
@@ -165,6 +190,13 @@ def test_labels_that_find_no_candidate_are_not_predicted():
     assert set(candidates.tolist()) <= set(range(30))
     assert set(labels[kept].tolist()) == set(candidates.tolist())
     assert torch.equal(candidates[new[kept]], labels[kept])
+
+
+def test_the_most_frequent_tokens_of_a_batch_are_candidates_and_chance_decides_among_equals():
+    labels = torch.cat([torch.arange(40, 45).repeat(3), torch.arange(5, 35)])
+    draws = [frozenset(sample_candidates(labels, 100, 10)[0].tolist()) for _ in range(5)]
+    assert all(draw >= set(range(40, 45)) and draw <= set(range(5, 45)) for draw in draws)
+    assert len(set(draws)) == 5
 
 
 def test_rotary_angles_depend_on_the_distance_only():
@@ -442,6 +474,25 @@ def test_the_update_reads_what_was_put_in_since_the_last_one(model):
         close(target, encoder.state_dict()[name], 0)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_encoder_type": "frozen"},
+        {"target_encoder_type": "online", "sigreg_loss_weight": 1.0},
+        {"latent_loss_weight": 0.0},
+    ],
+    ids=["frozen", "online", "none"],
+)
+def test_what_is_no_moving_average_is_not_moved(make_model, fields):
+    model = make_model(**fields)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="no moving average to update"):
+        model.update_target_encoder(0.5)
+    callback = EmaTargetEncoderCallback()
+    callback.on_optimizer_step(None, TrainerState(max_steps=10), TrainerControl(), model=model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_float32_average_of_a_bfloat16_encoder_moves(model):
     model.model.to(torch.bfloat16)
     drift(model)
@@ -452,6 +503,140 @@ def test_a_float32_average_of_a_bfloat16_encoder_moves(model):
         assert target.dtype == torch.float32
         close(target, 0.999 * before[name] + 0.001 * source.float(), 1e-6)
         assert not torch.equal(target, before[name])
+
+
+def test_an_average_in_half_precision_which_would_not_move_is_refused(model):
+    model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"is in torch.bfloat16, .* call model.target_encoder.float\(\)"):
+        model.update_target_encoder(0.999)
+    model.target_encoder.float()
+    model.update_target_encoder(0.999)
+
+
+def test_a_model_built_in_bfloat16_has_its_targets_in_float32(make_model, batch):
+    """Also after `from_pretrained`, see test_objectives.py."""
+    model = AutoModelForPreTraining.from_config(make_model(pooling="idf").config, dtype=torch.bfloat16)
+    kept = ("target_encoder", "pooler")
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == (torch.float32 if name.startswith(kept) else torch.bfloat16), name
+    assert model(**batch).loss.isfinite()
+
+
+def test_the_configuration_of_a_bfloat16_encoder_builds_a_model_of_one_precision(tmp_path, batch):
+    BertModel(BertConfig(**BERT)).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = TextJepaForPreTraining(TextJepaConfig(text_config=AutoConfig.from_pretrained(tmp_path)))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model(**batch).loss.isfinite()
+
+
+def test_targets_of_pooled_texts_keep_no_states_but_the_last(make_model, batch):
+    asked = []
+    model = make_model(sentence_loss_weight=1.0, latent_loss_weight=0.0)
+    hook = model.target_encoder.register_forward_hook(
+        lambda module, args, kwargs, output: asked.append(output.hidden_states), with_kwargs=True
+    )
+    model(**batch)
+    hook.remove()
+    assert asked == [None]
+
+
+# loading and saving
+
+
+def test_new_rows_of_the_embeddings_are_the_same_in_both_encoders(model):
+    for resized, mean in ((230, False), (240, True), (220, True)):
+        model.resize_token_embeddings(resized, mean_resizing=mean)
+        rows = model.target_encoder.get_input_embeddings().weight
+        assert torch.equal(rows, model.get_input_embeddings().weight)
+        assert not rows.requires_grad
+
+
+@pytest.mark.parametrize("lost", ["a tensor", "all of it"])
+def test_a_target_encoder_that_has_lost_a_tensor_is_noticed(model, tmp_path, lost, recwarn):
+    drift(model)
+    prefix = "target_encoder." if lost == "all of it" else "target_encoder.layers.0.attn.Wqkv"
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(prefix)}
+    model.save_pretrained(tmp_path, state_dict=state)
+    loaded = TextJepaForPreTraining.from_pretrained(tmp_path)
+    warned = [str(warning.message) for warning in recwarn if "target encoder are missing" in str(warning.message)]
+    if lost == "all of it":
+        assert not warned
+    else:
+        (message,) = warned
+        assert message.startswith("1 weights of the target encoder are missing")
+        assert "such as target_encoder.layers.0.attn.Wqkv.weight" in message
+    close(loaded.target_encoder.layers[0].attn.Wqkv.weight, model.model.encoder.layers[0].attn.Wqkv.weight, 0)
+
+
+@pytest.mark.parametrize("model_class", [TextJepaModel, TextJepaForPreTraining, TextJepaForSequenceClassification])
+def test_outputs_that_the_configuration_asks_for_are_given(model, batch, tmp_path, model_class):
+    model.save_pretrained(tmp_path)
+    inputs = batch if model_class is TextJepaForPreTraining else inputs_of(batch)
+    asking = model_class.from_pretrained(tmp_path, output_hidden_states=True)
+    assert len(asking(**inputs).hidden_states) == 3
+    assert asking(**inputs, output_hidden_states=False).hidden_states is None
+    assert model_class.from_pretrained(tmp_path)(**inputs).hidden_states is None
+    watching = model_class.from_pretrained(tmp_path, attn_implementation="eager", output_attentions=True)
+    assert len(watching(**inputs).attentions) == 2
+
+
+def test_tuples_that_the_configuration_asks_for_are_those_of_the_outputs(make_model, batch, tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    inputs = inputs_of(batch)
+    for model_class in (TextJepaModel, TextJepaForPreTraining, TextJepaForSequenceClassification):
+        expected = model_class.from_pretrained(tmp_path).eval()
+        found = model_class.from_pretrained(tmp_path, return_dict=False).eval()
+        if model_class is TextJepaForSequenceClassification:
+            found.load_state_dict(expected.state_dict())
+        close(found(**inputs)[0], expected(**inputs)[0], 0)
+        assert isinstance(found(**inputs), tuple)
+
+
+def test_from_encoder_reports_what_it_has_loaded_when_asked(tmp_path):
+    BertModel(BertConfig(**BERT), add_pooling_layer=False).save_pretrained(tmp_path)
+    model, report = TextJepaForPreTraining.from_encoder(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    other = TextJepaForPreTraining.from_encoder(tmp_path)
+    close(other.get_input_embeddings().weight, model.get_input_embeddings().weight, 0)
+
+
+def test_an_encoder_opens_in_the_precision_of_its_files_and_trains_in_float32(tmp_path):
+    for kind, config in (("plain", BertConfig(**BERT)), ("ours", TextJepaConfig(text_config=BERT))):
+        encoder = BertModel(config) if kind == "plain" else TextJepaModel(config)
+        encoder.to(torch.bfloat16).save_pretrained(tmp_path / kind)
+        assert TextJepaModel.from_pretrained(tmp_path / kind).dtype == torch.bfloat16
+        assert TextJepaForPreTraining.from_encoder(tmp_path / kind).dtype == torch.float32
+
+
+@pytest.mark.parametrize("folder", ["plain", "ours"])
+def test_positions_of_an_encoder_without_layers_do_not_train_wherever_it_is_from(tmp_path, folder):
+    model = TextJepaModel(TextJepaConfig.preset("static", {"vocab_size": 200, "hidden_size": 96}))
+    saved = model.encoder if folder == "plain" else model
+    saved.save_pretrained(tmp_path)
+    opened = TextJepaModel.from_pretrained(tmp_path)
+    frozen = [name for name, parameter in opened.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["encoder.embeddings.position_embeddings.weight"]
+
+
+def test_only_the_main_process_saves_the_code(model, tmp_path):
+    model.save_pretrained(tmp_path / "main", True)
+    model.save_pretrained(tmp_path / "other", False)
+    assert {"config.json", "modeling_text_jepa.py"} <= {path.name for path in (tmp_path / "main").iterdir()}
+    assert not list((tmp_path / "other").glob("*.py"))
+
+
+def test_what_is_published_while_it_is_saved_has_the_code(model, tmp_path, monkeypatch):
+    """Of a class that a script defines, transformers saves none."""
+    model.__class__ = type("ModelOfScript", (TextJepaForPreTraining,), {"__module__": "__main__"})
+    uploaded = []
+    monkeypatch.setattr(
+        PushToHubMixin,
+        "_upload_modified_files",
+        lambda self, folder, *args, **kwargs: uploaded.extend(listdir(folder)),
+    )
+    model._upload_modified_files(tmp_path, "name", {})
+    assert {"configuration_text_jepa.py", "modeling_text_jepa.py"} <= set(uploaded)
 
 
 # losses
@@ -478,6 +663,22 @@ def test_candidates_serve_training_only_and_lower_the_cross_entropy(make_model, 
     sampled = [model.train()(**batch).token_loss for _ in range(3)]
     assert all(loss < full for loss in sampled)
     assert len({loss.item() for loss in sampled}) == 3
+
+
+def test_the_token_loss_is_a_mean_over_the_tokens_that_are_candidates(make_model, batch):
+    """More distinct tokens are hidden than there are candidates: the others are left out, and are no losses of 0."""
+    few, all_words = (make_model(token_loss_candidates=count).train() for count in (4, None))
+    torch.manual_seed(1)
+    output = few(**batch)
+    labels = gather_positions(batch["input_ids"], batch["target_positions"]).masked_fill(~used(batch), -100)
+    torch.manual_seed(1)
+    candidates, kept = sample_candidates(labels.flatten(0, 1), 200, 4)
+    assert 0 < (kept >= 0).sum() < used(batch).sum() / 2
+    outputs = []
+    all_words.predictor.register_forward_hook(lambda module, inputs, features: outputs.append(features))
+    all_words(**batch)
+    logits = all_words.token_head(outputs[0]) @ all_words.get_input_embeddings().weight[candidates].T
+    close(output.token_loss, F.cross_entropy(logits[kept >= 0], kept[kept >= 0]))
 
 
 def test_more_candidates_than_words_are_the_whole_vocabulary(make_model, batch):
@@ -509,6 +710,18 @@ def test_micro_batches_with_the_joint_count_sum_to_the_joint_batch(make_model, m
     close(losses, joint.loss, 1e-6)
     for name, gradient in gradients(model).items():
         close(gradient, expected[name], 1e-6)
+
+
+def test_micro_batches_of_texts_without_hidden_tokens_count_by_their_texts(make_model, make_batch):
+    """In eval mode, as training moves the running mean with each of them."""
+    fields = OBJECTIVES["documents"] | {"document_target_size": 24}
+    model, batch = make_model(**fields), make_batch(lengths=(20, 5, 13, 24))
+    parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 1), slice(1, 4))]
+    count = sum(model.num_items(part["target_positions"]) for part in parts)
+    assert count == 4 * 2
+    losses = [model(**part, num_items_in_batch=count).loss for part in parts]
+    close(sum(losses), model(**batch).loss, 1e-6)
+    assert make_model().num_items(batch["target_positions"]) == used(batch).sum()
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -599,15 +812,6 @@ def test_the_classifier_loss_follows_the_problem(make_model, batch, num_labels, 
 # work of a step
 
 
-BERT = {
-    "model_type": "bert",
-    "vocab_size": 200,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-}
 STEPS = {
     "modernbert": {},
     "candidates": {"token_loss_candidates": 50},

@@ -256,8 +256,10 @@ def test_a_text_is_one_negative_however_many_masks_it_has(make_model, make_batch
     assert one.item() > 1e-3
 
 
-@pytest.mark.parametrize("fields", [{"sentence_loss_type": "infonce"}, {"covariance_loss_weight": 1.0}])
-def test_contrast_and_covariance_are_in_float32_under_autocast(make_model, fields):
+@pytest.mark.parametrize(
+    "fields", [{"sentence_loss_type": "infonce"}, {"covariance_loss_weight": 1.0}, {"sigreg_loss_weight": 1.0}]
+)
+def test_contrast_and_regularizers_are_in_float32_under_autocast(make_model, fields):
     """Logits of cosines over a small temperature, and sums of squares of half precision, are no such."""
     model, own = make_model(sentence_loss_weight=1.0, infonce_temperature=0.05, **fields), torch.arange(16)
     vectors = F.normalize(torch.randn(2, 16, 32), dim=-1)
@@ -266,9 +268,20 @@ def test_contrast_and_covariance_are_in_float32_under_autocast(make_model, field
         lambda: sum(model._regularizers([vectors[0] * 60]).values(), torch.zeros(())),
     ]
     for value in values:
+        torch.manual_seed(1)
         expected = value()
+        torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(value(), expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "attention", "idf"])
+def test_pooling_keeps_the_precision_of_the_states_under_autocast(make_model, pooling):
+    model = make_model(sentence_loss_weight=1.0, pooling=pooling)
+    states, ids, mask = torch.randn(3, 7, 32) + 10, torch.randint(5, 200, (3, 7)), torch.ones(3, 7)
+    expected = model.pool(states, mask, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.pool(states, mask, ids), expected)
 
 
 def test_latent_infonce_contrasts_with_all_other_hidden_tokens_of_the_batch(make_model, batch):
@@ -308,6 +321,15 @@ def test_running_moments_leave_out_what_is_not_finite():
     close(running.mean, values.mean((0, 1)))
 
 
+def test_running_moments_leave_out_a_batch_of_nothing():
+    """Such as one without hidden tokens, where these alone make targets: its mean is not 0."""
+    running = RunningMoments(3, 0.9).train()
+    running(torch.randn(4, 3) + 5, torch.ones(4, 1))
+    before = copy.deepcopy(running.state_dict())
+    running(torch.randn(4, 3), torch.zeros(4, 1))
+    assert all(torch.equal(value, before[name]) for name, value in running.state_dict().items())
+
+
 def standardised(values, mean, variance):
     return (values - mean) / np.sqrt(variance + 1e-5)
 
@@ -319,7 +341,8 @@ def test_batch_targets_are_normalised_over_all_tokens_of_the_batch(make_model, b
     layers = [layer[present].detach().double().numpy() for layer in layers]
     total = sum(standardised(layer, layer.mean(0), layer.var(0)) for layer in layers) / 2
     expected = standardised(total, total.mean(1, keepdims=True), total.var(1, keepdims=True))
-    targets = model.token_targets(model.encode_targets(**inputs_of(batch)).hidden_states, batch["attention_mask"])
+    encoded = model.encode_targets(**inputs_of(batch), output_hidden_states=True)
+    targets = model.token_targets(encoded.hidden_states, batch["attention_mask"])
     np.testing.assert_allclose(targets[present].numpy(), expected, atol=2e-5)
 
 
@@ -490,6 +513,13 @@ def test_whitening_is_the_inverse_square_root(width):
     covariance *= width / covariance.trace()
     close(whitening(covariance), zca(covariance), 1e-3)
     assert whitening(torch.zeros(width, width)).isfinite().all()
+
+
+@pytest.mark.parametrize("width", [768, 1536])
+def test_whitening_is_exact_where_one_direction_has_nearly_all_of_the_variance(width):
+    covariance = torch.eye(width)
+    covariance[0, 0] = 1e6
+    close(whitening(covariance).diagonal(), zca(covariance).diagonal(), 1e-4)
 
 
 def test_whitened_vectors_are_hardly_correlated():

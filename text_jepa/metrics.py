@@ -96,19 +96,21 @@ def spread(features: Tensor) -> Tensor:
     return variance.sqrt().mean()
 
 
-def mean_cosine(
+def mean_cosines(
     features: Tensor,
-    group: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Mean cosine over all pairs of different rows, in O(N·D) from the squared norm of the sum of unit vectors.
+    group: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Mean cosine over the pairs of different rows of a group, and over those of different groups.
+
+    In O(N·D), from the squared norm of the sum of unit vectors.
 
     Args:
         features: (N, D), not centred.
         group: (N,) integer ids in any order, such as the document that each token came from.
 
     Returns:
-        Between -1 and 1, where 1 means that every feature points the same way. With `group`, the pair (same group,
-        other group). 0 where there is no pair to average.
+        Two 0-d tensors between -1 and 1, where 1 means that every feature points the same way. 0 where there is no
+        pair to average.
     """
     unit = F.normalize(features.float(), dim=-1)
     rows = unit.shape[0]
@@ -116,8 +118,6 @@ def mean_cosine(
     # Not simply N: a row of zeros has no direction and contributes nothing.
     diagonal = unit.square().sum()
     every_cosine = unit.sum(dim=0).square().sum()
-    if group is None:
-        return (every_cosine - diagonal) / max(ordered_pairs, 1)
 
     group_index = torch.zeros_like(group, dtype=torch.long)
     # `torch.unique` would wait for the device; numbering the runs of the sorted ids needs no size in advance.
@@ -180,7 +180,7 @@ def _centred_unit_rows(
 def retrieval_margin(
     predictions: Tensor,
     targets: Tensor,
-    shift: int = 1,
+    shift: int,
 ) -> Tensor:
     """Mean cosine with the right target minus mean cosine with a wrong one, both centred by the mean target.
 

@@ -85,9 +85,9 @@ def step(rank, world, folder):
         kind = setting.split("-")[0]
         batch = batches.get(kind, batches["texts"])
         part = {name: value[parts[rank]] for name, value in batch.items()}
-        count = (batch["target_positions"] >= 0).sum()
         model = TextJepaForPreTraining(TextJepaConfig(**fields)).train()
         model.load_state_dict(state)
+        count = model.num_items(batch["target_positions"])
         # Rank 0 draws the directions of SIGReg.
         torch.manual_seed(rank)
         parallel = DistributedDataParallel(model) if world > 1 else model
@@ -164,6 +164,30 @@ def test_a_step_of_two_processes_is_that_of_one_on_the_joint_batch(steps, settin
         for name, value in first.items():
             torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-5, msg=name)
     assert sum(gradient.abs().sum() for gradient in one[1].values()) > 1
+
+
+def lexical_space_of_two(rank, folder):
+    """One forward of a model that each process has built with a seed of its own."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    try:
+        torch.manual_seed(rank)
+        model = TextJepaForPreTraining(TextJepaConfig.preset("static", {"vocab_size": 200}, **DOCUMENTS)).train()
+        DistributedDataParallel(model)(**torch.load(folder / "batch.pt"))
+        torch.save(model.lexical_space.vectors, folder / f"vectors{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_processes_with_other_seeds_train_towards_one_lexical_space(make_batch, tmp_path):
+    torch.save(make_batch(), tmp_path / "batch.pt")
+    other = multiprocessing.get_context("spawn").Process(target=lexical_space_of_two, args=(1, tmp_path))
+    other.start()
+    lexical_space_of_two(0, tmp_path)
+    other.join()
+    assert other.exitcode == 0
+    first, second = (torch.load(tmp_path / f"vectors{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
 
 
 # ---- whole runs -----------------------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def test_a_skipped_optimizer_step_moves_nothing(skipped, updates):
         None,
         TrainerState(global_step=3, max_steps=10),
         TrainerControl(),
-        model=SimpleNamespace(update_target_encoder=calls.append),
+        model=SimpleNamespace(config=SimpleNamespace(has_moving_average=True), update_target_encoder=calls.append),
         optimizer=SimpleNamespace(step_was_skipped=skipped),
     )
     assert calls == [0.5] * updates
@@ -442,6 +442,14 @@ def test_measures_leave_the_model_as_it_was(tokenizer, batch):
     assert same_weights(before, parameters_of(model))
 
 
+@pytest.mark.parametrize("target_input", ["text", "spans"])
+def test_copying_is_measured_where_visible_tokens_have_targets(tokenizer, batch, target_input):
+    model = make_model(tokenizer, target_input=target_input)
+    measures = measure_representations(model, batch)
+    assert ("copy_relative_loss" in measures) == (target_input == "text")
+    assert {"relative_loss", "target_spread"} <= measures.keys()
+
+
 def test_an_encoder_that_says_the_same_of_everything_shows_it(tokenizer, batch):
     model = make_model(tokenizer)
     healthy = measure_representations(model, batch)
@@ -686,8 +694,18 @@ def test_lengths_are_counted_and_a_forward_of_any_form_keeps_held_out_losses(tok
 def test_line_of_health_has_loss_relative_loss_rank_decay_and_speed():
     logs = {"loss": 0.41, "relative_loss": 0.553, "copy_relative_loss": 1.2, "token_rank": 37.2}
     line = health_line({**logs, "ema_decay": 0.95, "tokens_per_second": 5300.0}, 150, 600, 128)
-    for part in ("150/600", "loss 0.41", "relative 0.553", "rank 37/128", "decay 0.95", "5,300 tokens/s"):
+    for part in (
+        "150/600",
+        "loss 0.41",
+        "relative 0.553 (copying 1.200)",
+        "rank 37/128",
+        "decay 0.95",
+        "5,300 tokens/s",
+    ):
         assert part in line
+    without = health_line({"loss": 0.41, "relative_loss": 0.553, "tokens_per_second": 5300.0}, 150, 600, 128)
+    assert "relative 0.553" in without
+    assert "copying" not in without
     assert "held-out loss 0.5" in health_line({"eval_loss": 0.5}, 1, 2, 128)
     assert health_line({"train_runtime": 3.0}, 1, 2, 128) == ""
 

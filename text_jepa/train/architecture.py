@@ -51,28 +51,10 @@ def check_architecture(model: TextJepaForPreTraining) -> None:
     with _calm(model), refused(architecture):
         if not isinstance(encoder.get_input_embeddings(), torch.nn.Embedding):
             raise UsageError(f"{architecture}: its input embeddings are no ordinary matrix; {_SUGGESTION}")
-        before = _visible_states(model, ids, visible, hidden)
-        if not before.isfinite().all():
-            raise UsageError(f"{architecture}: its states are not finite, so its weights are broken; name another")
-        changed = ids.clone()
-        changed[:, hidden] = _other_ids(config, ids[:, hidden])
-        if _differ(before, _visible_states(model, changed, visible, hidden)):
-            raise UsageError(
-                f"{architecture}: the states of visible tokens depend on hidden ones, which the attention mask does "
-                f"not keep apart, so there is nothing left to predict; {_SUGGESTION}"
-            )
+        _check_hidden_tokens(model, ids, visible, hidden)
         _try_training(model, ids, visible, hidden)
-        if config.text_config.num_hidden_layers == 0:
-            return  # each token is by itself on purpose
-        before = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        changed = ids.clone()
-        changed[:, -1] = _other_ids(config, ids[:, -1])
-        after = encoder(input_ids=changed, attention_mask=torch.ones_like(ids)).last_hidden_state
-        if torch.equal(before[:, :-1], after[:, :-1]):  # new weights may change them by little
-            raise UsageError(
-                f"{architecture}: no state depends on a later token, as in a causal language model, and the context "
-                f"of a hidden word is on both sides of it; {_SUGGESTION}"
-            )
+        if config.text_config.num_hidden_layers > 0:  # without layers each token is by itself on purpose
+            _check_later_tokens(model, ids)
 
 
 @contextlib.contextmanager
@@ -100,6 +82,42 @@ def _calm(model: TextJepaForPreTraining) -> Iterator[None]:
     finally:
         model.train(was_training)
         torch.set_rng_state(state)
+
+
+def _check_hidden_tokens(
+    model: TextJepaForPreTraining,
+    ids: torch.Tensor,
+    visible: list[int],
+    hidden: list[int],
+) -> None:
+    """Checks that the states of visible tokens are finite and do not depend on hidden ones."""
+    config = model.config
+    architecture = config.text_config.model_type
+    before = _visible_states(model, ids, visible, hidden)
+    if not before.isfinite().all():
+        raise UsageError(f"{architecture}: its states are not finite, so its weights are broken; name another")
+    changed = ids.clone()
+    changed[:, hidden] = _other_ids(config, ids[:, hidden])
+    after = _visible_states(model, changed, visible, hidden)
+    if _differ(before, after):
+        raise UsageError(
+            f"{architecture}: the states of visible tokens depend on hidden ones, which the attention mask does "
+            f"not keep apart, so there is nothing left to predict; {_SUGGESTION}"
+        )
+
+
+def _check_later_tokens(model: TextJepaForPreTraining, ids: torch.Tensor) -> None:
+    """Checks that the states of tokens depend on a later one."""
+    config = model.config
+    changed = ids.clone()
+    changed[:, -1] = _other_ids(config, ids[:, -1])
+    before = model.model(ids, torch.ones_like(ids)).last_hidden_state
+    after = model.model(changed, torch.ones_like(ids)).last_hidden_state
+    if torch.equal(before[:, :-1], after[:, :-1]):  # new weights may change them by little
+        raise UsageError(
+            f"{config.text_config.model_type}: no state depends on a later token, as in a causal language model, and "
+            f"the context of a hidden word is on both sides of it; {_SUGGESTION}"
+        )
 
 
 def _try_training(model: TextJepaForPreTraining, ids: torch.Tensor, visible: list[int], hidden: list[int]) -> None:

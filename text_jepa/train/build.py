@@ -90,7 +90,7 @@ def objective_of(model_args: ModelArguments, objective_args: ObjectiveArguments)
         config = _named_config(model_args, name)
         continues = config.model_type == TextJepaConfig.model_type
         if continues:
-            fields |= {field: value for field, value in config.to_dict().items() if field in fields}
+            fields |= _saved_objective(config)
     fields |= objective_fields(model_args, objective_args, continues)
     return SimpleNamespace(**fields)
 
@@ -544,9 +544,8 @@ def config_from(
     text_config = config
     if config.model_type == TextJepaConfig.model_type:
         text_config = config.text_config
-        known = vars(ObjectiveArguments())
-        saved = {field: value for field, value in config.to_dict().items() if field in known}
-        fields = saved | fields
+        config = TextJepaConfig.from_dict(config.to_dict(), **fields)
+        fields = _saved_objective(config) | fields
     check_fields(shape, text_config)
     values = text_config.to_dict()
     if "num_hidden_layers" in shape:
@@ -554,6 +553,12 @@ def config_from(
     # New weights are in full precision, whatever the checkpoint has.
     values |= {"dtype": None} | text_fields | shape
     return TextJepaConfig(text_config=type(text_config).from_dict(values), **fields)
+
+
+def _saved_objective(config: TextJepaConfig) -> dict[str, Any]:
+    """The fields of a configuration that have a flag."""
+    flags = vars(ObjectiveArguments())
+    return {field: value for field, value in config.to_dict().items() if field in flags}
 
 
 def check_fields(shape: dict[str, Any], text_config: PretrainedConfig) -> None:
@@ -595,14 +600,14 @@ def copy_pretrained_weights(model: TextJepaForPreTraining, trained: TextJepaMode
     matrix_name = next(name for name, parameter in parameters if parameter is matrix)
     # RoBERTa and its kin number positions from `pad_token_id + 1`, and the tokenizers may differ in `pad_token_id`.
     shift = model.config.position_offset - trained.config.position_offset
-    weights = {}
-    for name, value in trained.encoder.state_dict().items():
-        is_matrix = name == matrix_name
-        if is_matrix != takes_embeddings:
-            continue
+    weights = trained.encoder.state_dict()
+    if takes_embeddings:
+        weights = {matrix_name: weights[matrix_name]}
+    else:
+        del weights[matrix_name]
+    for name, value in weights.items():
         if name.endswith("position_embeddings.weight"):
-            value = value.roll(shift, 0)
-        weights[name] = value
+            weights[name] = value.roll(shift, 0)
     encoder.load_state_dict(weights, strict=False)
     if model.target_encoder is not None:
         model.target_encoder.load_state_dict(encoder.state_dict())

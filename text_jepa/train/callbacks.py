@@ -78,8 +78,9 @@ def ema_decay(
 class EmaTargetEncoderCallback(TrainerCallback):
     """Updates the target encoder after each real optimizer step, and only then.
 
-    It does nothing on micro-steps of gradient accumulation and on steps that a loss scaler skipped. It keeps no state
-    of its own: the decay follows from the global step, and the weights are part of the model and its checkpoints.
+    It does nothing on micro-steps of gradient accumulation, on steps that a loss scaler skipped, and to a model whose
+    target encoder is no moving average. It keeps no state of its own: the decay follows from the global step, and the
+    weights are part of the model and its checkpoints.
 
     Args:
         schedule: See `ema_decay`.
@@ -118,6 +119,8 @@ class EmaTargetEncoderCallback(TrainerCallback):
         )
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        if not model.config.has_moving_average:
+            return
         was_skipped = getattr(optimizer, "step_was_skipped", False)
         if not self.skip_next and not was_skipped:
             decay = self.decay(state.global_step, state.max_steps)
@@ -305,13 +308,19 @@ def health_line(
         return ""
     parts = [progress, f"loss {logs['loss']:.4f}"]
     if "relative_loss" in logs:
-        parts.append(f"relative {logs['relative_loss']:.3f} (copying {logs['copy_relative_loss']:.3f})")
+        parts.append(f"relative {logs['relative_loss']:.3f}{_describe_copying(logs)}")
     if "token_rank" in logs:
         parts.append(f"rank {logs['token_rank']:.0f}/{hidden_size}")
     if "ema_decay" in logs:
         parts.append(f"decay {logs['ema_decay']:.4f}")
     parts.append(_describe_speed(logs))
     return "  ".join(parts)
+
+
+def _describe_copying(logs: Mapping[str, float]) -> str:
+    if "copy_relative_loss" not in logs:
+        return ""
+    return f" (copying {logs['copy_relative_loss']:.3f})"
 
 
 def _describe_speed(logs: Mapping[str, float]) -> str:

@@ -14,9 +14,9 @@ from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa import metrics
 from text_jepa.train.callbacks import saved_attributes
+from text_jepa.train.step import Batch
 
 
-Batch = Mapping[str, torch.Tensor]
 Autocast = Callable[[], AbstractContextManager]
 
 # The number of texts of the monitored batch, unless an evaluation batch is smaller.
@@ -52,7 +52,8 @@ def measure_representations(
         With a latent loss also:
 
         - `relative_loss`: squared error of the predictions over the variance of the targets; 1 is predicting the mean
-        - `copy_relative_loss`: the same for copying the target of the nearest visible token
+        - `copy_relative_loss`: the same for copying the target of the nearest visible token; not with
+          `target_input="spans"`, where visible tokens have no targets
         - `retrieval_margin`: centred cosine with the right target minus that with another one
         - `retrieval_accuracy`: share of the first 1,024 predictions that are nearest to their own target among these
         - `target_spread`: spread of the normalized targets
@@ -62,25 +63,29 @@ def measure_representations(
     model.eval()
     mask = batch["attention_mask"]
     outputs = model(**batch, return_loss=False)
+    has_predictions = outputs.predictions is not None
     with autocast():
-        target_states = model.encode_targets(batch["input_ids"], mask)
+        target_states = model.encode_targets(batch["input_ids"], mask, output_hidden_states=has_predictions)
         if model.config.target_encoder_type == "frozen":
             states = model.model(batch["input_ids"], mask)
         else:
             states = target_states
     features = None
-    if outputs.predictions is not None:
+    if has_predictions:
         features = model.token_targets(target_states.hidden_states, mask)
     model.train(was_training)
 
     values = _measure_states(model, batch, states.last_hidden_state.float())
-    if features is not None:
-        is_used = batch["target_positions"] >= 0
-        if is_used.any():
-            predictions = outputs.predictions[is_used].float()
-            targets = outputs.targets[is_used]
-            values |= _measure_predictions(predictions, targets)
-            values |= _measure_targets(batch, features, targets)
+    is_used = batch["target_positions"] >= 0
+    if has_predictions and is_used.any():
+        predictions = outputs.predictions[is_used].float()
+        targets = outputs.targets[is_used]
+        values |= _measure_predictions(predictions, targets)
+        values["target_spread"] = metrics.spread(features[mask.bool()])
+        # Targets of spans are not what the target encoder makes of the whole text.
+        if model.config.target_input == "text":
+            copied = metrics.copy_nearest_visible(features, batch["context_positions"], batch["target_positions"])
+            values["copy_relative_loss"] = metrics.relative_loss(copied[is_used], targets)
     return {name: float(value) for name, value in values.items()}
 
 
@@ -95,7 +100,7 @@ def _measure_states(
     tokens = states[is_token]
     rows = torch.arange(len(mask), device=mask.device)
     text_ids = rows.unsqueeze(1).expand_as(mask)[is_token]
-    same_text, other_text = metrics.mean_cosine(tokens, text_ids)
+    same_text, other_text = metrics.mean_cosines(tokens, text_ids)
     pooled = model.pool(states, mask, batch["input_ids"])
     return {
         "spread": metrics.spread(tokens),
@@ -125,25 +130,6 @@ def _measure_predictions(
         values["wrong_cosine_max"] = largest
         values["wrong_cosine_min"] = smallest
     return values
-
-
-def _measure_targets(
-    batch: Batch,
-    features: torch.Tensor,
-    targets: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Measures of what is to be predicted: normalized features (B, S, D), of which the used targets are (N, D)."""
-    is_token = batch["attention_mask"].bool()
-    is_used = batch["target_positions"] >= 0
-    copied = metrics.copy_nearest_visible(
-        features,
-        batch["context_positions"],
-        batch["target_positions"],
-    )
-    return {
-        "copy_relative_loss": metrics.relative_loss(copied[is_used], targets),
-        "target_spread": metrics.spread(features[is_token]),
-    }
 
 
 class CollapseMonitorCallback(TrainerCallback, ExportableState):

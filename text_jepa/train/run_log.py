@@ -13,9 +13,9 @@ from transformers.trainer_pt_utils import nested_gather
 from transformers.utils import ModelOutput
 
 from text_jepa.train import checkpointing
+from text_jepa.train.step import Batch
 
 
-Batch = Mapping[str, torch.Tensor]
 Record = Mapping[str, Any]
 
 # Groups of span lengths (first, end) whose held-out latent loss is logged separately.
@@ -207,7 +207,7 @@ class EvaluationTotals(_Totals):
         batch: Batch,
         outputs: ModelOutput,
         weights: Mapping[str, float],
-        num_items: torch.Tensor | int | None,
+        share: torch.Tensor | float,
     ) -> None:
         """Adds the losses of a batch.
 
@@ -215,11 +215,10 @@ class EvaluationTotals(_Totals):
             batch: The batch of this process.
             outputs: The model's outputs.
             weights: The weight of each term of the loss by the name of its output, such as `latent_loss`.
-            num_items: Number of target tokens that the model has divided by, those of all processes; `None` if it has
-                divided by the batch's own.
+            share: The batch's share of those of all processes, by which the model has scaled its losses; 1 if it has
+                not.
         """
         num_targets = (batch["target_positions"] >= 0).sum()
-        share = 1.0 if num_items is None else num_targets.clamp(min=1) / num_items
         num_texts = len(batch["input_ids"])
         rest = outputs["loss"].detach() / share
         for name, value in outputs.items():

@@ -90,7 +90,7 @@ class _LogAndEpochCallback(TrainerCallback):
 # What this class needs of the private parts of the Trainer. It overrides
 #
 # - `_get_dataloader` and `_get_train_sampler`: the order of the texts, and the share of each process,
-# - `_get_num_items_in_batch`: the target tokens of a step,
+# - `_get_num_items_in_batch`: the target tokens of a step, or its masks,
 # - `_get_grad_norm`: the last call before the optimizer's step,
 # - `_save_checkpoint`, whose parts `_save`, `_save_optimizer_and_scheduler`, `_save_scaler` and `_save_rng_state` it
 #   calls.
@@ -101,7 +101,8 @@ class TextJepaTrainer(Trainer):
     """The standard `Trainer` for a [`TextJepaForPreTraining`].
 
     Losses are normalized by the number of target tokens of an optimizer step, over all accumulated batches and all
-    processes, and every term is logged under its name. Texts are grouped by length. Evaluation uses fixed masks.
+    processes (of masks, if no tokens are predicted), and every term is logged under its name. Texts are grouped by
+    length. Evaluation uses fixed masks.
 
     A step whose gradient is not finite changes neither the weights nor the target encoder: its batches are kept in
     `nonfinite/`, a checkpoint of the state before it is saved, and after three such steps in a row the run stops.
@@ -256,14 +257,13 @@ class TextJepaTrainer(Trainer):
         batch_samples: Sequence[Batch],
         device: torch.device,
     ) -> torch.Tensor | None:
-        """Counts the target tokens of all accumulated batches of all processes; a pass without targets counts as 1."""
+        """Counts what losses are scaled by: the `num_items` of all accumulated batches of all processes."""
         if not batch_samples:
             return None
         counts = []
         for batch in batch_samples:
             for part in self._passes(batch):
-                is_target = part["target_positions"] >= 0
-                counts.append(is_target.sum().clamp(min=1))
+                counts.append(self.model.num_items(part["target_positions"]))
         count = sum(counts).to(device)
         if self.args.world_size > 1 and self.args.average_tokens_across_devices:
             count = self.accelerator.gather(count).sum()
@@ -294,11 +294,15 @@ class TextJepaTrainer(Trainer):
         )
         if model.training:
             self._count_training_batch(inputs, outputs, is_first_pass)
+            if self.args.mask_batching == "sequential":
+                self._text_targets = outputs.text_targets
         else:
+            share = 1.0
             if num_items_in_batch is not None:
                 # The Trainer has scaled the loss by the number of processes, but not the terms.
                 outputs["loss"] = loss / self._process_weight()
-            self.evaluation_totals.add(inputs, outputs, self._loss_weights(), num_items_in_batch)
+                share = self.model.num_items(inputs["target_positions"]) / num_items_in_batch
+            self.evaluation_totals.add(inputs, outputs, self._loss_weights(), share)
         return (loss, outputs) if return_outputs else loss
 
     def _count_training_batch(
@@ -311,8 +315,6 @@ class TextJepaTrainer(Trainer):
         totals.add_terms(_loss_terms(outputs), self._process_weight())
         if is_first_pass:
             totals.add_tokens(inputs["attention_mask"])
-            if self.args.mask_batching == "sequential":
-                self._text_targets = outputs.text_targets
         distances = outputs.get("distances")
         if "mask_strategies" in inputs and distances is not None:
             totals.add_distances(inputs, distances)
@@ -336,11 +338,12 @@ class TextJepaTrainer(Trainer):
     ) -> torch.Tensor:
         *passes, last_pass = self._passes(inputs)
         loss = 0.0
+        self._text_targets = None
         for part in passes:
             with self._without_gradient_sync(model):
                 loss = loss + super().training_step(model, part, num_items_in_batch)
         loss = loss + super().training_step(model, last_pass, num_items_in_batch)
-        self._text_targets = None
+        self._text_targets = None  # they need not stay in memory
         self.step_in_progress.add(inputs, loss)
         return loss
 
