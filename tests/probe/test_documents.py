@@ -11,7 +11,9 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from text_jepa.cli import UsageError
+from text_jepa.data.scripts import split_words, terms_of
 from text_jepa.probe.bootstrap import interval_of, score_resamples
+from text_jepa.probe.controls import tfidf_cosines
 from text_jepa.probe.documents import (
     LABEL,
     REST,
@@ -86,6 +88,36 @@ def test_of_too_many_documents_some_are_taken_evenly_and_always_the_same():
     assert passages.queries == cut_passages(documents, limit=100).queries
 
 
+# A character and a mark or punctuation behind it.
+UNSPACED = {
+    "Chinese": ["雨", "桥，", "船", "信"],
+    "Japanese": ["か\u3099", "ラー", "雨。", "の"],
+    "Thai": ["ที่", "ม", "นี", "คุ"],
+    "Khmer": ["ខ្", "ញុំ", "ទៅ", "ផ្\u200b"],
+}
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+def test_where_words_have_no_spaces_two_characters_count_as_one(script):
+    characters = UNSPACED[script] * 64  # 128 words
+    passages = cut_passages(["".join(characters), "".join(characters[:32]), "".join(characters[:30])])
+    assert passages.documents.tolist() == [0, 1]
+    assert passages.queries == ["".join(characters[:64]), "".join(characters[:16])]
+    assert passages.answers == ["".join(characters[192:]), "".join(characters[16:32])]
+
+
+def test_a_text_of_both_kinds_of_scripts_loses_nothing():
+    text = "我们昨天用 iPhone12\n（黑色）打电话，\t很好。 OK!"
+    words = ["我们", "昨天", "用 ", "iPhone12 ", "（", "黑色）", "打电", "话， 很", "好。 ", "OK!"]
+    assert split_words(text) == words
+    assert "".join(split_words(text)) == " ".join(text.split())
+
+
+def test_a_name_in_another_script_does_not_change_the_words_of_a_text():
+    text = "The river 長江 (Cháng Jiāng) is called 揚子江 by some\u00a0people.\n\nIt is long."
+    assert split_words(text) == [f"{word} " for word in text.split()]
+
+
 # ---- ranks ----------------------------------------------------------------------------------------------------------
 
 
@@ -121,6 +153,44 @@ def test_tfidf_is_that_of_scikit_learn_fitted_on_the_first_texts(texts):
         theirs.transform(asked).toarray(),
         atol=1e-12,
     )
+
+
+def test_terms_of_scripts_with_spaces_are_words_as_scikit_learn_counts_them():
+    words_of = TfidfVectorizer(token_pattern=r"\b\w+\b").build_analyzer()
+    for text in ("The river's_name is Ångström №5, x² — naïve\u00a0ÉTÉ ❤️", "Это Россия, 한국어 문장; שלום עולם"):
+        assert terms_of(text) == words_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("हिन्दी में लिखा", ["हिन्दी", "में", "लिखा"]),
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("cafe\u0301 au lait", ["cafe\u0301", "au", "lait"]),
+        ("下雨了，iPhone手机。", ["下雨", "雨了", "iphone", "手机"]),
+        ("カー か", ["カー", "か"]),
+        ("ที่นี่", ["ที", "ี่", "่น", "นี", "ี่"]),
+    ],
+)
+def test_marks_are_parts_of_words_and_without_spaces_two_characters_are_a_term(text, terms):
+    assert terms_of(text) == terms
+
+
+@pytest.mark.parametrize("first", [0x4E00, 0x30A1, 0x0E01, 0x1780])
+def test_word_counting_finds_the_rest_of_documents_without_spaces(first):
+    """Each document has words of its own in clauses without a space; counted as a word each, none occurs twice."""
+    generator = np.random.default_rng(0)
+    letters = [chr(first + number) for number in range(30)]
+    documents = []
+    for _ in range(40):
+        words = ["".join(generator.choice(letters, 3)) for _ in range(8)]
+        clauses = ["".join(generator.choice(words, 7)) for _ in range(20)]
+        documents.append("，".join(clauses))
+    found = compare_on_documents({"this": constant}, documents)
+    for system in ("TF-IDF (scored texts)", "BM25 (scored texts)"):
+        assert score_of(found, REST, "r@1", system).score > 90
+    queries = [document[:80] for document in documents]
+    assert tfidf_cosines(documents, queries, documents).min() > 0.1
 
 
 def test_bm25_is_the_formula_with_frequencies_of_the_first_texts(texts):
@@ -277,6 +347,47 @@ def test_labels_are_told_by_documents_of_the_other_half(corpus):
     found = compare_on_documents({"knows": labelled}, corpus[0], labels=written)
     assert len(np.unique(found.gold[LABEL])) == 6  # a number and its digits are two classes
     assert found.answers[LABEL, "knn", "accuracy", "knows"].shape == (1, 60)
+
+
+def by_itself(texts):
+    """Vectors of an encoder that knows nothing but whether texts are equal."""
+    return np.eye(len(texts))
+
+
+def test_a_copy_of_a_document_does_not_tell_its_label():
+    generator = np.random.default_rng(0)
+    texts = [numbered(20, f"d{row}w") for row in range(100)]
+    labels = [str(label) for label in generator.integers(0, 4, 100)]
+    once = compare_on_documents({"this": by_itself}, texts, labels=labels)
+    twice = compare_on_documents({"this": by_itself}, texts + [f"{text}\n" for text in texts], labels=labels * 2)
+    for found in (once, twice):
+        for system in ("this", "TF-IDF (scored texts)"):
+            assert score_of(found, LABEL, "accuracy", system).score < 40
+    assert twice.notes == [
+        f"{LABEL}: 100 of 200 documents are copies of others, and no document is predicted by its copies"
+    ]
+
+
+def test_labels_that_no_other_text_has_are_named(corpus):
+    documents, _ = corpus
+    labels = ["even", "odd"] * 29 + ["alone", "apart"]
+    found = compare_on_documents({"this": by_number}, documents, labels=labels)
+    assert found.notes == [f"{LABEL}: 2 of 60 documents have a label that no other text has, and count as wrong"]
+    for texts in (documents, documents[:30] * 2):
+        labels = [texts.index(text) for text in texts]
+        with pytest.raises(UsageError, match=r"no two different texts have the same label.*\(--label_column\)"):
+            compare_on_documents({"this": by_number}, texts, labels=labels)
+
+
+def test_what_is_no_text_is_named_with_its_place(corpus):
+    documents, titles = corpus
+    for name, arguments in (
+        ("documents", ([*documents, None],)),
+        ("training_texts", (documents, [*documents, None])),
+        ("titles", (documents, None, [*titles, None])),
+    ):
+        with pytest.raises(TypeError, match=rf"{name}\[60\] is of type NoneType, not str; leave it out"):
+            compare_on_documents({"this": by_number}, *arguments)
 
 
 def test_each_system_is_asked_once_for_distinct_texts(corpus):

@@ -583,7 +583,11 @@ def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
         (["--layer_sweep"], ["--output_dir"]),
         (["--texts", "{dir}/none.txt"], ["--texts", "none.txt: no such file"]),
         (["--texts", "{dir}/own.jsonl"], ["no column 'text'", "--text_column"]),
-        (["--texts", "{dir}/own.jsonl", "--text_column", "body"], ["--texts", "too short", "16 words"]),
+        (
+            ["--texts", "{dir}/own.jsonl", "--text_column", "body"],
+            ["--texts", "too short", "16 words", "32 characters"],
+        ),
+        (["--texts", "{dir}/ok.jsonl", "--label_column", "text"], ["no two different texts", "--label_column"]),
         (
             ["--train_texts", "{dir}/ok.jsonl", "--task_file", "{dir}/ok.jsonl"],
             ["--train_texts goes with --texts, --rerank_dir"],

@@ -404,7 +404,7 @@ def test_a_planted_leak_leaves_the_training_split_only(glue):
     assert task.test.texts == validation["sentence"]
     assert task.notes == ("sst2: 2 of 6 training rows removed, whose texts stand in validation",)
     everything = rows("b")
-    with pytest.raises(UsageError, match="the training split has no rows"):
+    with pytest.raises(UsageError, match="sst2: the texts of all 4 training rows stand in validation too"):
         glue(train=everything, validation=everything)
 
 
@@ -436,7 +436,7 @@ def test_repeated_training_rows_and_empty_texts_are_kept(glue):
 @pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl", ".csv", ".tsv"])
 def test_task_file_with_string_labels(custom, suffix):
     train = {
-        "line": ["NA", "null", "", "d", "e", "f", "g", "h", "i"],
+        "line": ["NA", "null", "c", "d", "e", "f", "g", "h", "i"],
         "to": ["1a", "2b", "3c", "4d", "5e", "6f", "7g", "8h", "9i"],
         "genre": ["rock", "blues", "rock", "NA", "blues", " blues", "NA", "rock ", "NA"],
     }
@@ -591,9 +591,9 @@ def test_task_file_without_a_test_file_holds_out_a_fifth(custom):
         ([1, 2] * 6 + ["a"], "holds numbers and text, not labels"),
         ([True, "a"] * 6, "holds text and true or false, not labels"),
         ([None] * 6, "holds null, not labels"),
-        (["a", "b"] * 6 + ["c"], "label 'c' has 1 of the 4 rows that each label needs; add rows"),
-        ([0, 1] * 3, r"label '0' has 3 of the 4 rows that each label needs \(and 1 more labels\)"),
-        (list(range(12)), r"label '0' has 1 of the 4 rows that each label needs \(and 11 more labels\)"),
+        (["a", "b"] * 6 + ["c"], "label 'c' has 1 of the 4 rows with a text that each label needs; add rows"),
+        ([0, 1] * 3, r"label '0' has 3 of the 4 rows with a text that each label needs \(and 1 more labels\)"),
+        (list(range(12)), r"label '0' has 1 of the 4 rows with a text that each label needs \(and 11 more labels\)"),
         (["a"] * 12, "holds a single label, a; at least 2 are needed"),
         (["a", "  "] * 6, "row 2: no label; write a label"),
         ([0.0, 1.0] * 5 + [2.0], "label '2' has 1 of the 4 rows"),
@@ -629,6 +629,78 @@ def test_whole_numbers_with_a_point_are_classes_and_said_to_be(custom):
     assert "labels are whole numbers, and taken as classes" in task.notes[0]
     pairs = {"text": list("abcdefghijkl"), "pair": list("bcdefghijklm"), "label": labels}
     assert custom(pairs, pair_column="pair").kind == "regression"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl", ".csv", ".tsv"])
+def test_rows_of_task_files_without_a_text_are_left_out_with_a_note(custom, suffix):
+    table = {"text": list("abcdefghijkl"), "label": ["x", "y"] * 6}
+    table["text"][3] = ""
+    table["text"][6] = " "
+    if suffix not in (".csv", ".tsv"):
+        table["text"][7] = None
+    task = custom(table, suffix=suffix)
+    left = [text for text in table["text"] if text and text.strip()]
+    assert sorted(task.train.texts + task.test.texts) == left
+    kept = sorted(task.train.ids + task.test.ids)
+    assert [table["text"][number] for number in kept] == left
+    (note,) = task.notes
+    assert f"songs{suffix}: {12 - len(left)} of 12 rows have no text, row 4 the first, and are left out" in note
+
+
+def test_a_pair_with_one_text_is_left_out_and_hidden_rows_are_all_predicted(custom):
+    table = {"text": list("abcdefghij"), "pair": list("klmnopqrst"), "label": [0, 1] * 5}
+    table["pair"][0] = None
+    task = custom(table, {"text": ["", "u"], "pair": ["v", None], "label": [-1, -1]}, pair_column="pair")
+    assert 0 not in task.train.ids + task.test.ids
+    assert len(task.train) + len(task.test) == 9
+    assert task.splits["test"].keys == [("", "v"), ("u", "")]
+    with pytest.raises(UsageError, match=r"songs.parquet, column 'text': no row has a text; .*--text_column"):
+        custom({"text": ["", " "] * 5, "label": [0, 1] * 5})
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])
+def test_task_files_have_fields_and_lists_as_texts_have(custom, suffix):
+    bodies = [{"body": f"text {row}", "parts": ["one", f"two {row}"]} for row in range(10)]
+    for labels, kind in ((list("xy") * 5, "classification"), ([0.5, 1.5] * 5, "regression")):
+        table = {"doc": bodies, "tags": [["a", f"b {row}"] for row in range(10)]}
+        table["meta"] = [{"label": label, "page": row} for row, label in enumerate(labels)]
+        task = custom(table, suffix=suffix, text_column="doc.body", label_column="meta.label")
+        assert task.kind == kind
+        assert sorted(task.train.texts + task.test.texts) == sorted(body["body"] for body in bodies)
+        joined = custom(table, suffix=suffix, text_column="tags", pair_column="doc.parts", label_column="meta.label")
+        row = joined.train.ids[0]
+        assert joined.train.keys[0] == (f"a\n\nb {row}", f"one\n\ntwo {row}")
+    with pytest.raises(UsageError, match=r"no column 'doc.text' \(its columns are doc, tags, .*--text_column"):
+        custom(table, suffix=suffix, text_column="doc.text", label_column="meta.label")
+    with pytest.raises(UsageError, match=r"no column 'meta.kind'; .*--label_column"):
+        custom(table, suffix=suffix, text_column="doc.body", label_column="meta.kind")
+    with pytest.raises(UsageError, match=rf"songs{suffix}, row 1: column 'meta.page' holds int64, .*--text_column"):
+        custom(table, suffix=suffix, text_column="meta.page", label_column="meta.label")
+
+
+def test_a_label_of_another_kind_is_named_with_its_line(tmp_path):
+    """The datasets library reads 1 and "1" as one value."""
+    path = tmp_path / "songs.jsonl"
+    rows = [{"text": f"text {row}", "meta": {"label": 1}, "label": 1} for row in range(10)]
+    rows[6]["label"] = rows[7]["meta"]["label"] = "1"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for column, line in (("label", 7), ("meta.label", 8)):
+        message = rf"column '{column}': holds numbers and text, not labels \(\"1\" in line {line} .*--label_column"
+        with pytest.raises(UsageError, match=message):
+            load_task_file(str(path), label_column=column, cache_dir=str(tmp_path / "cache"))
+
+
+def test_scores_with_a_decimal_comma_and_texts_that_are_all_equal_are_named(custom):
+    scores = {"text": list("abcdefgh"), "label": ["0,5", "1", "2,25", "3", "4", "5", "6", "7"]}
+    with pytest.raises(UsageError, match=r"songs.csv, column 'label': label '0,5' has a decimal comma; .* as in 0\.5"):
+        custom(scores, suffix=".csv")
+    assert custom({"text": list("abcdefgh"), "label": ["0,5", "1,5"] * 4}).label_names == ("0,5", "1,5")
+    with pytest.raises(UsageError, match=r"songs.csv, column 'label', row 1: '0,5' is not a number; .* decimal point"):
+        custom(scores, suffix=".csv", kind="regression")
+    with pytest.raises(
+        UsageError, match=r"songs.parquet, column 'text': all rows have the same text; .*--text_column"
+    ):
+        custom({"text": ["same"] * 10, "label": [0, 1] * 5})
 
 
 def test_held_out_rows_leave_no_copy_in_train(custom):

@@ -1,7 +1,9 @@
 """Classifies characters of all scripts: the boundaries of words and sentences, as pure functions of text and bytes."""
 
 import bisect
+import functools
 import re
+import sys
 import unicodedata
 
 
@@ -12,7 +14,7 @@ SENTENCE_MARKS = ".!?…。！？｡．؟۔।॥։።፧၊။។៕།༎᠃�
 _CLOSERS = "\"')]}»”’›」』）】》〉"
 
 # First and last code point of scripts and blocks that are written without spaces between words.
-_UNSPACED = (
+_UNSPACED_RANGES = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x0F00, 0x109F),  # Tibetan, Myanmar
     (0x1780, 0x17FF),  # Khmer
@@ -32,7 +34,15 @@ _UNSPACED = (
     (0x1B000, 0x1B16F),  # kana
     (0x20000, 0x3FFFF),  # Han
 )
-_UNSPACED_STARTS = [start for start, _ in _UNSPACED]
+_UNSPACED_STARTS = [start for start, _ in _UNSPACED_RANGES]
+
+# The same for sets of regular expressions.
+_UNSPACED = "".join(f"{chr(start)}-{chr(end)}" for start, end in _UNSPACED_RANGES)
+_UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
+# Parts of a word that are all of scripts without spaces, or all of scripts with spaces.
+_PARTS = re.compile(f"[{_UNSPACED}]+|[^{_UNSPACED}]+")
+
+_ASCII_WORD = re.compile(r"\w+")
 
 # Letters that belong to the previous one: long vowels of kana, and Thai vowels and signs written after a consonant.
 _NEVER_FIRST = frozenset("ーｰะาำๅๆ\u200c\u200d")
@@ -53,7 +63,7 @@ def is_unspaced(character: str) -> bool:
     """Whether a character belongs to a script without spaces between words."""
     code = ord(character)
     number = bisect.bisect_right(_UNSPACED_STARTS, code) - 1
-    return number >= 0 and code <= _UNSPACED[number][1]
+    return number >= 0 and code <= _UNSPACED_RANGES[number][1]
 
 
 def belongs_to_the_one_before(character: str) -> bool:
@@ -66,6 +76,74 @@ def may_be_inside_word(character: str) -> bool:
     if is_unspaced(character):
         return False
     return character.isalnum() or belongs_to_the_one_before(character)
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def terms_of(text: str) -> list[str]:
+    """The terms of a text that word counting counts, in lower case.
+
+    A term is a word: a run of letters, digits and underscores, with their marks. In scripts without spaces between
+    words, each two neighbouring characters of a run are a term.
+    """
+    text = text.lower()
+    if text.isascii():
+        return _ASCII_WORD.findall(text)
+    words = _marked_word().findall(text)
+    if not _UNSPACED_RUN.search(text):
+        return words
+    return [term for word in words for term in _terms_of_word(word)]
+
+
+def _terms_of_word(word: str) -> list[str]:
+    """Parts of scripts with spaces as they are, and of scripts without as pairs of neighbouring characters."""
+    terms = []
+    for part in _PARTS.findall(word):
+        if is_unspaced(part[0]) and len(part) > 1:
+            terms += [part[place : place + 2] for place in range(len(part) - 1)]
+        else:
+            terms.append(part)
+    return terms
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text, each with the space behind it: joined, they are the text with single spaces.
+
+    Words stand between spaces. If a text has more than two characters of scripts without spaces for each of these,
+    two characters of such a script are a word, with the marks and the punctuation behind them.
+    """
+    words = text.split()
+    unspaced = 0 if text.isascii() else sum(map(len, _UNSPACED_RUN.findall(text)))
+    if unspaced <= 2 * len(words):
+        return [f"{word} " for word in words]
+    return _unspaced_word().findall(" ".join(words))
+
+
+@functools.cache
+def _marked_word() -> re.Pattern:
+    """Matches a word with its marks; a mark without a letter is none."""
+    return re.compile(rf"\w[\w{_marks()}]*")
+
+
+@functools.cache
+def _unspaced_word() -> re.Pattern:
+    """Matches a word of `split_words` in a text that is mainly of scripts without spaces."""
+    marks_and_punctuation = rf"[{_marks()}]*[^{_UNSPACED}\w]*"
+    spaced_word = f"[^{_UNSPACED} ]+ ?"
+    return re.compile(f"(?:[{_UNSPACED}]{marks_and_punctuation}){{1,2}}|{spaced_word}")
+
+
+@functools.cache
+def _marks() -> str:
+    """All characters that belong to the one before, as ranges for a set of a regular expression."""
+    are_marks = [belongs_to_the_one_before(chr(code)) for code in range(sys.maxunicode + 1)]
+    borders = [code for code in range(1, len(are_marks)) if are_marks[code] != are_marks[code - 1]]
+    ranges = zip(borders[::2], borders[1::2], strict=True)
+    return "".join(f"{chr(start)}-{chr(end - 1)}" for start, end in ranges)
+
+
+# ---- bytes of tokens ------------------------------------------------------------------------------------------------
 
 
 def first_character(token: bytes) -> str | None:

@@ -71,8 +71,8 @@ class ProbeArguments:
     text_column: list[str] | str = field(
         default_factory=lambda: ["text"],
         metadata={
-            "help": "Column of the texts in --task_file and --texts; in the latter a.b for a field within one, or "
-            "several that are joined."
+            "help": "Column of the texts in --task_file and --texts; a.b for a field within a column; in --texts "
+            "several are joined by a blank line."
         },
     )
     quoting: Quoting = field(

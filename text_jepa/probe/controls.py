@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from text_jepa.data.scripts import terms_of
 from text_jepa.encoders.embeddings import Encoder
 
 
@@ -80,6 +81,6 @@ def tfidf_cosines(
 
 
 def _tfidf(texts: Sequence[str], sublinear: bool) -> TfidfVectorizer:
-    """Counts words of any length, one letter included."""
-    vectorizer = TfidfVectorizer(sublinear_tf=sublinear, token_pattern=r"\b\w+\b")
+    """Counts words of any length, one letter included, see `terms_of`."""
+    vectorizer = TfidfVectorizer(sublinear_tf=sublinear, analyzer=terms_of)
     return vectorizer.fit(texts)

@@ -22,6 +22,7 @@ from sklearn.preprocessing import normalize
 from text_jepa.cli import UsageError
 from text_jepa.data.corpus import load_columns
 from text_jepa.data.rows import Quoting
+from text_jepa.data.scripts import split_words
 from text_jepa.encoders.embeddings import Encoder, centre, embed_texts
 from text_jepa.probe.bootstrap import Score, score_answers
 from text_jepa.probe.glue import FUNCTIONS
@@ -166,8 +167,9 @@ def cut_passages(documents: Sequence[str], limit: int = MAX_QUERIES) -> Passages
     """Cuts pairs of passages out of documents, always the same ones.
 
     A pair is 32 words and, 64 words after them, 32 more words of the same document. A shorter document of at least 16
-    words gives its two halves. Each document gives one pair; if these are fewer than `limit`, longer documents give
-    more, without overlap and evenly spread over documents and within each.
+    words gives its two halves. In scripts without spaces between words, two characters count as a word, see
+    `split_words`. Each document gives one pair; if these are fewer than `limit`, longer documents give more, without
+    overlap and evenly spread over documents and within each.
 
     Args:
         documents: N texts.
@@ -177,7 +179,7 @@ def cut_passages(documents: Sequence[str], limit: int = MAX_QUERIES) -> Passages
         P pairs in the order of the documents.
     """
     block = 2 * PASSAGE_WORDS + GAP_WORDS
-    lengths = np.array([len(document.split()) for document in documents], dtype=np.int64)
+    lengths = np.array([len(split_words(document)) for document in documents], dtype=np.int64)
     has_halves = lengths >= SHORTEST_DOCUMENT
     room = np.where(lengths >= block, lengths // block, has_halves)
     pairs = _share_out(room, limit)
@@ -185,19 +187,24 @@ def cut_passages(documents: Sequence[str], limit: int = MAX_QUERIES) -> Passages
     answers = []
     numbers = []
     for number in np.flatnonzero(pairs):
-        words = documents[number].split()
+        words = split_words(documents[number])
         if len(words) < block:
             half = len(words) // 2
-            queries.append(" ".join(words[:half]))
-            answers.append(" ".join(words[half:]))
+            queries.append(_passage(words[:half]))
+            answers.append(_passage(words[half:]))
         else:
             for pair in range(pairs[number]):
                 start = block * (pair * room[number] // pairs[number])
                 end = start + block
-                queries.append(" ".join(words[start : start + PASSAGE_WORDS]))
-                answers.append(" ".join(words[end - PASSAGE_WORDS : end]))
+                queries.append(_passage(words[start : start + PASSAGE_WORDS]))
+                answers.append(_passage(words[end - PASSAGE_WORDS : end]))
         numbers += [number] * pairs[number]
     return Passages(queries, answers, np.array(numbers, dtype=np.int64))
+
+
+def _passage(words: Sequence[str]) -> str:
+    """The text of words from `split_words`."""
+    return "".join(words).rstrip()
 
 
 def _share_out(room: np.ndarray, limit: int) -> np.ndarray:
@@ -251,10 +258,31 @@ def _search_values(scores: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarr
     }
 
 
-def _predict_by_neighbours(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Labels (N,), each by the ten nearest documents of the half that it is not in; the halves are always the same."""
-    order = np.random.default_rng(0).permutation(len(labels))
-    first, second = np.array_split(order, 2)
+def _number_texts(texts: Sequence[str]) -> np.ndarray:
+    """Numbers (N,) of texts from 0, those of equal texts equal; blanks around a text make no other one."""
+    number_of = {}
+    numbers = [number_of.setdefault(text.strip(), len(number_of)) for text in texts]
+    return np.array(numbers, dtype=np.int64)
+
+
+def _halves(text_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two halves, always the same; equal texts, see `_number_texts`, are in the same one."""
+    distinct = text_numbers.max() + 1
+    order = np.random.default_rng(0).permutation(distinct)
+    place_of_text = np.argsort(order)
+    places = place_of_text[text_numbers]
+    rows = np.argsort(places, kind="stable")
+    size = np.sum(places < (distinct + 1) // 2)
+    return rows[:size], rows[size:]
+
+
+def _predict_by_neighbours(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    text_numbers: np.ndarray,
+) -> np.ndarray:
+    """Labels (N,), each by the ten nearest documents of the half that it is not in, see `_halves`."""
+    first, second = _halves(text_numbers)
     predictions = np.empty_like(labels)
     for asked, fitted in ((first, second), (second, first)):
         predictions[asked] = knn_predict(vectors[fitted], labels[fitted], vectors[asked])
@@ -321,8 +349,14 @@ def compare_on_documents(
         queries. Questions with fewer than 20 queries are left out, with a note.
 
     Raises:
-        UsageError: Vectors are not finite, or the labels have a single class.
+        TypeError: A document, training text or title is no text.
+        UsageError: Vectors are not finite, or the labels are no classes of several documents.
     """
+    _check_texts(documents, "documents")
+    if training_texts is not None:
+        _check_texts(training_texts, "training_texts")
+    if titles is not None:
+        _check_texts(titles, "titles")
     questions = _make_questions(documents, titles, labels, max_queries)
     answers = {}
     vectors = {}
@@ -346,6 +380,12 @@ def compare_on_documents(
     )
 
 
+def _check_texts(texts: Sequence[str], name: str) -> None:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{number}] is of type {type(text).__name__}, not str; leave it out")
+
+
 class _Questions(NamedTuple):
     """The questions that every system answers.
 
@@ -353,6 +393,7 @@ class _Questions(NamedTuple):
         searches: Searches by task.
         texts: N texts with titles or labels.
         labels: (N,) class numbers of the texts, if any.
+        text_numbers: (N,) numbers of the texts, equal ones for equal texts.
         notes: What was left out of the data, one line each.
         passage_documents: Number of documents that gave passages.
     """
@@ -360,6 +401,7 @@ class _Questions(NamedTuple):
     searches: dict[str, Search]
     texts: list[str]
     labels: np.ndarray | None
+    text_numbers: np.ndarray
     notes: list[str]
     passage_documents: int
 
@@ -400,10 +442,12 @@ def _make_questions(
         else:
             large_enough[task] = search
     numbers = None
+    text_numbers = _number_texts(texts)
     if labels is not None:
         numbers = _class_numbers([labels[row] for row in rows])
+        notes += _notes_on_labels(numbers, text_numbers)
     passage_documents = len(np.unique(passages.documents))
-    return _Questions(large_enough, texts, numbers, notes, passage_documents)
+    return _Questions(large_enough, texts, numbers, text_numbers, notes, passage_documents)
 
 
 def _class_numbers(labels: Sequence) -> np.ndarray:
@@ -411,8 +455,36 @@ def _class_numbers(labels: Sequence) -> np.ndarray:
     names = [json.dumps(label, default=str) for label in labels]  # NumPy's numbers are no JSON
     classes, numbers = np.unique(names, return_inverse=True)
     if len(classes) < 2:
-        raise UsageError(f"the labels are all {classes[0]}; name a column with at least two classes")
+        raise UsageError(f"the labels are all {classes[0]}; name a column with at least two classes (--label_column)")
     return numbers
+
+
+def _notes_on_labels(labels: np.ndarray, text_numbers: np.ndarray) -> list[str]:
+    """Notes on copies, and on documents (N,) whose label no other text has.
+
+    Raises:
+        UsageError: These are all documents.
+    """
+    notes = []
+    copies = len(labels) - len(np.unique(text_numbers))
+    if copies:
+        notes.append(
+            f"{LABEL}: {copies:,} of {len(labels):,} documents are copies of others, and no document is predicted by "
+            "its copies"
+        )
+    texts_by_label = np.unique(np.stack([labels, text_numbers]), axis=1)
+    texts_of_label = np.bincount(texts_by_label[0])
+    alone = np.sum(texts_of_label[labels] == 1)
+    if alone == len(labels):
+        raise UsageError(
+            "no two different texts have the same label, so none can be predicted by its neighbours; name a column of "
+            "classes (--label_column), or more documents"
+        )
+    if alone:
+        notes.append(
+            f"{LABEL}: {alone:,} of {len(labels):,} documents have a label that no other text has, and count as wrong"
+        )
+    return notes
 
 
 def _embed_questions(
@@ -448,7 +520,7 @@ def _answer_by_vectors(
         answers |= _search_answers(task, system, queries @ candidates.T, search)
     if questions.labels is not None:
         of_documents = vectors[[row_of[text] for text in questions.texts]]
-        answers |= _label_answers(system, of_documents, questions.labels)
+        answers |= _label_answers(system, of_documents, questions)
     return answers
 
 
@@ -469,7 +541,7 @@ def _answer_by_words(questions: _Questions, training_texts: Sequence[str] | None
         fitted[SCORED_TEXTS] = WordCounting(questions.texts)
         for source, words in fitted.items():
             vectors = _with_equal_products(words.tfidf(questions.texts))
-            answers |= _label_answers(f"TF-IDF ({source})", vectors, questions.labels)
+            answers |= _label_answers(f"TF-IDF ({source})", vectors, questions)
     return answers
 
 
@@ -488,9 +560,9 @@ def _search_answers(
 def _label_answers(
     system: str,
     vectors: np.ndarray,
-    labels: np.ndarray,
+    questions: _Questions,
 ) -> Answers:
-    predictions = _predict_by_neighbours(vectors, labels)
+    predictions = _predict_by_neighbours(vectors, questions.labels, questions.text_numbers)
     return {(LABEL, _LABEL_MODE, "accuracy", system): predictions[None]}
 
 

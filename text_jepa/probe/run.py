@@ -211,7 +211,8 @@ def compare_documents(
         source = f"--texts {args.texts[0]}" if args.texts else "the built-in corpus"
         raise UsageError(
             f"{source}: the documents are too few or too short: at least {MIN_QUERIES} of {SHORTEST_DOCUMENT} "
-            "words are needed"
+            f"words are needed, or of {2 * SHORTEST_DOCUMENT} characters in scripts without spaces; name more or "
+            "longer ones"
         )
     return compared
 

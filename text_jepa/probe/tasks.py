@@ -6,11 +6,13 @@ Rules for all tasks:
 - Labels that are all −1 are hidden: such a split is kept without labels; it can be predicted but not scored.
 - Classes are numbered by the sorted labels of the training data (GLUE: in GLUE's own order).
 - Training rows whose texts also occur in the scored split are removed and counted; repeated training rows are kept.
-- Empty texts are kept, and the encoder sees an empty text; a missing text (null) is an error.
+- GLUE's empty texts are kept, and the encoder sees an empty text; a missing text (null) is an error. Rows of a
+  `--task_file` without a text are left out and counted.
 """
 
 import csv
 import glob
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +24,12 @@ import numpy as np
 from datasets import Dataset, load_dataset
 
 from text_jepa.cli import UsageError, nearest
+from text_jepa.data.columns import has_column, pick, root_of, wrong_column
 from text_jepa.data.compressed import FileError, suffix_of
 from text_jepa.data.files import BUILDERS, check_table
 from text_jepa.data.folders import find_files
 from text_jepa.data.reading import check_rows, reading
-from text_jepa.data.rows import Quoting
+from text_jepa.data.rows import Quoting, json_rows
 
 
 Kind = Literal["classification", "regression"]
@@ -42,6 +45,8 @@ HOLD_OUT_EVERY = 5
 MIN_ROWS_OF_CLASS = 3
 
 _LABEL_TYPES = re.compile("u?int|float|bool|string|large_string")
+_REMEDY_FOR_LABELS = "write one label in each row, all text or all numbers, or name another column with --label_column"
+_NUMBER_WITH_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 # ---- types ----------------------------------------------------------------------------------------------------------
@@ -173,14 +178,19 @@ def make_task(
     scored_keys = set(splits[scored].keys)
     rows = [row for row, key in enumerate(train.keys) if key not in scored_keys]
     removed = len(train) - len(rows)
+    if not rows:
+        raise UsageError(
+            f"{name}: the texts of all {len(train)} training rows stand in {scored} too, so there is nothing to learn "
+            "from; add other texts"
+        )
     if removed:
         notes.append(f"{name}: {removed} of {len(train)} training rows removed, whose texts stand in {scored}")
         train = train.select(rows)
 
     if len(set(train.labels.tolist())) < 2:
         single = "a single class" if kind == "classification" else "a single score"
-        left = single if len(train) else "no rows"
-        raise UsageError(f"{name}: the training split has {left}; at least 2 different labels are needed")
+        after = f" without the {removed} rows whose texts stand in {scored}" if removed else ""
+        raise UsageError(f"{name}: the training split has {single}{after}; at least 2 different labels are needed")
     return Task(
         name,
         kind,
@@ -234,7 +244,8 @@ def load_task_file(
         train_file: Path, folder or glob.
         test_file: The same for the scored rows. Without it, or if its labels are hidden, every fifth row of the
             training file in the order of the labels is held out, always the same ones.
-        text_column: Column of the texts.
+        text_column: Column of the texts, or `a.b` for a field within a column. The strings of a list are joined. Rows
+            without a text are left out, with a note.
         pair_column: Column of the second texts, if any.
         label_column: Column of the labels.
         kind: Defaults to regression if the labels are floating-point numbers, else classification. Whole numbers with
@@ -261,7 +272,18 @@ def load_task_file(
                 kind = "regression"
             else:
                 notes.append(f"{train_file}: labels are whole numbers, and taken as classes; scores have fractions")
-    splits, label_names = encode_labels(parts, text_column, pair_column, label_column, kind)
+    splits, label_names = encode_labels(
+        parts,
+        text_column,
+        pair_column,
+        label_column,
+        kind,
+        missing_are_empty=True,
+    )
+    for part, split in splits.items():
+        if split.labels is not None:  # hidden rows are only predicted, all of them
+            _, file = parts[part]
+            splits[part] = _with_text(split, file, text_column, notes)
     is_held_out = "test" not in splits or splits["test"].labels is None
     whole = splits["train"]
     if label_names is not None:
@@ -275,6 +297,10 @@ def load_task_file(
     if is_held_out:
         if len(whole) < HOLD_OUT_EVERY:
             raise UsageError(f"{train_file}: {len(whole)} rows are too few to hold some out; name a test file")
+        if len(set(whole.keys)) < 2:
+            raise UsageError(
+                f"{train_file}, column '{text_column}': all rows have the same text; name another with --text_column"
+            )
         rows, held_out = hold_out(whole.labels, HOLD_OUT_EVERY, seed=0)
         scored = "validation" if "test" in splits else "test"
         splits[scored] = whole.select(held_out)
@@ -290,6 +316,28 @@ def load_task_file(
         label_names=label_names,
         notes=notes,
     )
+
+
+def _with_text(
+    split: Split,
+    file: str,
+    text_column: str,
+    notes: list[str],
+) -> Split:
+    """The rows in which no text is blank; adds a note on the others.
+
+    Raises:
+        UsageError: There are none.
+    """
+    is_complete = [all(text.strip() for text in key) for key in split.keys]
+    rows = [row for row, complete in enumerate(is_complete) if complete]
+    if not rows:
+        raise UsageError(f"{file}, column '{text_column}': no row has a text; name another with --text_column")
+    left_out = len(split) - len(rows)
+    if left_out:
+        first = is_complete.index(False) + 1
+        notes.append(f"{file}: {left_out} of {len(split)} rows have no text, row {first} the first, and are left out")
+    return split.select(rows)
 
 
 def existing_file(
@@ -316,11 +364,12 @@ def read_table(
     Args:
         paths: The files.
         cache_dir: Cache of the datasets library.
-        label_column: Column of the labels, which may be missing.
+        label_column: Column of the labels, which may be missing, or `a.b` for a field, which becomes a column.
         quoting: What a quote is in csv and tsv files, which are read as files of texts are.
 
     Raises:
-        UsageError: They are empty or cannot be read, or quotes in them are something else than said.
+        UsageError: They are empty or cannot be read, quotes in them are something else than said, or labels are of
+            several kinds.
     """
     what = ", ".join(str(path) for path in paths[:3])
     if not any(path.stat().st_size for path in paths):
@@ -332,13 +381,16 @@ def read_table(
         options = {**options, "keep_default_na": False, "na_values": missing_labels, **_read_alike(paths, quoting)}
     check_rows(paths, "")
     with reading(what):
-        return load_dataset(
+        dataset = load_dataset(
             builder,
             data_files=[glob.escape(str(path)) for path in paths],
             split="train",
             cache_dir=cache_dir,
             **options,
         )
+    if builder == "json":
+        _check_kinds_of_labels(dataset, paths, label_column)
+    return _with_field(dataset, label_column)
 
 
 def _read_alike(paths: Sequence[Path], quoting: Quoting) -> dict[str, Any]:
@@ -355,6 +407,55 @@ def _read_alike(paths: Sequence[Path], quoting: Quoting) -> dict[str, Any]:
     return {"sep": delimiter, "quoting": csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL}
 
 
+def _check_kinds_of_labels(
+    dataset: Dataset,
+    paths: Sequence[Path],
+    column: str,
+) -> None:
+    """Raises an error for the first row of JSON whose label is of another kind than those before it.
+
+    The files are read for this, because the datasets library makes one kind of several.
+    """
+    root = root_of(column, dataset.column_names)
+    if root not in dataset.column_names or isinstance(dataset.features[root], datasets.Value):
+        return
+    known = None
+    for path in paths:
+        for line, row in json_rows(str(path), {}):
+            label = _field_of(row, column)
+            if label is None:
+                continue
+            kind = _kind_in_words(label)
+            known = known or kind
+            if kind != known:
+                held = " and ".join(sorted([known, kind]))
+                raise UsageError(
+                    f"{path}, column '{column}': holds {held}, not labels ({json.dumps(label)} in line {line} is the "
+                    f"first that differs); {_REMEDY_FOR_LABELS}"
+                )
+
+
+def _with_field(dataset: Dataset, column: str) -> Dataset:
+    """The data set, with a column for a field within a column (`a.b`), if there is such a field."""
+    root = root_of(column, dataset.column_names)
+    if column in dataset.column_names or root not in dataset.column_names:
+        return dataset
+    values = [_field_of(row, column) for row in dataset.select_columns([root])]
+    if all(value is None for value in values):
+        return dataset
+    return dataset.add_column(column, values)
+
+
+def _field_of(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column or of a field within it; `None` if there is none."""
+    if column in row:
+        return row[column]
+    value = row
+    for field in column.split("."):
+        value = value.get(field) if isinstance(value, Mapping) else None
+    return value
+
+
 # ---- columns --------------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +467,7 @@ def encode_labels(
     kind: Kind,
     label_names: tuple[str, ...] | None = None,
     bounds: tuple[float, float] | None = None,
+    missing_are_empty: bool = False,
 ) -> tuple[dict[str, Split], tuple[str, ...] | None]:
     """Turns data sets into splits, with classes as numbers.
 
@@ -377,6 +479,7 @@ def encode_labels(
         kind: `"classification"` or `"regression"`.
         label_names: Names of the classes in their order. Defaults to the sorted labels of the training data.
         bounds: Least and greatest valid score.
+        missing_are_empty: Whether a missing text is an empty one. Default: it is an error.
 
     Returns:
         The splits, and the names of the classes (`None` for a regression).
@@ -389,10 +492,10 @@ def encode_labels(
     for split, (dataset, what) in parts.items():
         if not len(dataset):
             raise UsageError(f"{what}: no rows")
-        texts = _texts(dataset, text_column, what, "text_column")
+        texts = _texts(dataset, text_column, what, "text", missing_are_empty)
         pairs = None
         if pair_column:
-            pairs = _texts(dataset, pair_column, what, "pair_column")
+            pairs = _texts(dataset, pair_column, what, "pair", missing_are_empty)
 
         _check_column(dataset, label_column, what, "label_column")
         where = f"{what}, column '{label_column}'"
@@ -435,18 +538,23 @@ def _texts(
     dataset: Dataset,
     column: str,
     what: Any,
-    flag: str,
+    name: str,
+    missing_are_empty: bool,
 ) -> list[str]:
-    _check_column(dataset, column, what, flag)
+    """The texts of a column, or of a field within one; `name` is that of the flag without `_column`."""
     where = f"{what}, column '{column}'"
-    text_types = (datasets.Value("string"), datasets.Value("large_string"))
-    if dataset.features[column] not in text_types:
-        held = _describe(dataset, column)
-        raise UsageError(f"{what}: column '{column}' holds {held}, not text; name another (--{flag})")
-    with reading(where):
-        # json and parquet files may hold what is not UTF-8
-        dataset.data.column(column).validate(full=True)
-        texts = list(dataset[column])
+    feature = dataset.features.get(column)
+    if isinstance(feature, datasets.Value):
+        if feature.dtype not in ("string", "large_string"):
+            raise UsageError(f"{what}: {wrong_column(column, feature.dtype, name)}")
+        with reading(where):
+            # json and parquet files may hold what is not UTF-8
+            dataset.data.column(column).validate(full=True)
+            texts = list(dataset[column])
+    else:
+        texts = _picked_texts(dataset, column, what, name)
+    if missing_are_empty:
+        return [text or "" for text in texts]
     _refuse(
         texts,
         lambda text: text is None,
@@ -454,6 +562,30 @@ def _texts(
         where,
         "remove it or write an empty text",
     )
+    return texts
+
+
+def _picked_texts(
+    dataset: Dataset,
+    column: str,
+    what: Any,
+    name: str,
+) -> list[str | None]:
+    """The texts of a field within a column, or of a column of lists, as training reads them, see `pick`."""
+    root = root_of(column, dataset.column_names)
+    rows = []
+    if root in dataset.column_names:
+        with reading(f"{what}, column '{root}'"):
+            rows = list(dataset.select_columns([root]))
+    if not any(has_column(row, column) for row in rows):
+        _check_column(dataset, column, what, f"{name}_column")
+    texts = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            picked = pick(row, {name: (column,)}, f"{what}, row {number}")
+        except FileError as error:
+            raise UsageError(str(error)) from error
+        texts.append(picked[name])
     return texts
 
 
@@ -474,9 +606,13 @@ def _describe(dataset: Dataset, column: str) -> str:
     feature = dataset.features[column]
     if isinstance(feature, datasets.Value):
         return feature.dtype
-    types = {type(value).__name__ for value in dataset[column]}
-    words = {_WORDS_FOR_TYPES.get(name, name) for name in types}
-    return " and ".join(sorted(words)) or "lists"
+    kinds = {_kind_in_words(value) for value in dataset[column]}
+    return " and ".join(sorted(kinds)) or "lists"
+
+
+def _kind_in_words(value: Any) -> str:
+    name = type(value).__name__
+    return _WORDS_FOR_TYPES.get(name, name)
 
 
 def _refuse(
@@ -507,8 +643,7 @@ def _check_label_type(dataset: Dataset, column: str, where: str) -> None:
     feature = dataset.features[column]
     if not _LABEL_TYPES.match(str(getattr(feature, "dtype", None))):
         held = _describe(dataset, column)
-        remedy = "write one label in each row, all text or all numbers, or name another column with --label_column"
-        raise UsageError(f"{where}: holds {held}, not labels; {remedy}")
+        raise UsageError(f"{where}: holds {held}, not labels; {_REMEDY_FOR_LABELS}")
 
 
 def _has_floats(dataset: Dataset, column: str) -> bool:
@@ -534,12 +669,18 @@ def _check_sizes(
     rare = np.flatnonzero(counts < fewest)
     if len(rare) == 0:
         return
+    with_comma = [name for name in label_names if _NUMBER_WITH_COMMA.fullmatch(name)]
+    if with_comma and all(as_number(name.replace(",", ".")) is not None for name in label_names):
+        with_point = with_comma[0].replace(",", ".")
+        raise UsageError(
+            f"{where}: label '{with_comma[0]}' has a decimal comma; write scores with a point, as in {with_point}"
+        )
     name = label_names[rare[0]]
     count = counts[rare[0]]
     others = f" (and {len(rare) - 1} more labels)" if len(rare) > 1 else ""
     raise UsageError(
-        f"{where}: label '{name}' has {count} of the {fewest} rows that each label needs{others}; add rows, or remove "
-        "those of rare labels"
+        f"{where}: label '{name}' has {count} of the {fewest} rows with a text that each label needs{others}; "
+        "add rows, or remove those of rare labels"
     )
 
 
@@ -570,7 +711,8 @@ def _plain_labels(
 
     _refuse(labels, is_missing, "no label", where, remedy)
     if kind == "regression":
-        _refuse(labels, is_no_number, "'{}' is not a number", where, remedy)
+        remedy_for_scores = "write one, with a decimal point, or remove the row"
+        _refuse(labels, is_no_number, "'{}' is not a number", where, remedy_for_scores)
         labels = [as_number(label) for label in labels]
     if isinstance(labels[0], float):
         _refuse(labels, is_not_finite, "label {}", where, remedy)

@@ -12,13 +12,12 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
 from text_jepa.cli import UsageError
+from text_jepa.data.scripts import terms_of
 
 
 # Enough texts for word frequencies; more of them only cost time.
 _FITTED_TEXTS = 50_000
 _FITTED_CHARACTERS = 40_000_000
-
-_WORD = r"\b\w+\b"
 
 # The usual constants of BM25 (Robertson and Zaragoza, 2009).
 _K1 = 1.5
@@ -28,8 +27,8 @@ _B = 0.75
 class WordCounting:
     """TF-IDF and BM25, with the vocabulary and the document frequencies of the texts that they are fitted on.
 
-    A word is a run of letters and digits of any length, in lower case. Words that are not in the vocabulary are
-    ignored.
+    A word is a run of letters and digits of any length, in lower case, or in scripts without spaces between words each
+    two neighbouring characters, see `terms_of`. Words that are not in the vocabulary are ignored.
 
     Args:
         texts: Texts to fit on. At most 50,000 of them and 40 million characters are counted, evenly spaced.
@@ -44,16 +43,15 @@ class WordCounting:
         affordable = int(len(texts) * share) or 1
         count = min(_FITTED_TEXTS, affordable)
         rows = evenly(np.arange(len(texts)), count)
-        words_of = CountVectorizer(token_pattern=_WORD).build_analyzer()
         frequency = Counter()
         for row in rows:
-            frequency.update(set(words_of(texts[row])))
+            frequency.update(set(terms_of(texts[row])))
         if not frequency:
             raise UsageError("the texts to fit TF-IDF and BM25 on hold no word; name other texts")
         vocabulary = sorted(frequency)
         self.documents = len(rows)
         self.frequencies = np.array([frequency[word] for word in vocabulary])
-        self._counter = CountVectorizer(token_pattern=_WORD, vocabulary=vocabulary)
+        self._counter = CountVectorizer(analyzer=terms_of, vocabulary=vocabulary)
 
     def tfidf(self, texts: Sequence[str]) -> sparse.csr_array:
         """Vectors (N, W) of unit length: 1 + ln(count), times scikit-learn's smooth inverse document frequency."""
