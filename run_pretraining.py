@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 
 from text_jepa.cli import UsageError, run_command, split_words
+from text_jepa.errors import outliving_readers
 from text_jepa.train.arguments import DataArguments, TextJepaTrainingArguments
 from text_jepa.train.callbacks import PREEMPTED
-from text_jepa.train.command import EXAMPLES, choose_output_dir, parse_run
+from text_jepa.train.command import EXAMPLES, own_output_dir, parse_run
 from text_jepa.train.hosts import naming_lost_processes
-from text_jepa.train.pretraining import pretrain
+from text_jepa.train.pretraining import hangup_as_termination, pretrain
 
 
 def main(
@@ -47,15 +48,15 @@ def main(
     arguments = parse_run(argv, prog, description=__doc__.split("\n")[0])
     _, data_args, _, args = arguments
     refuse_nothing(argv, prog, data_args)
-    choose_output_dir(data_args, argv, args)
-    with naming_lost_processes(args):
-        is_finished = pretrain(*arguments, command or command_of(prog, argv, args.world_size))
-    if args.world_size > 1:
-        destroy_process_group(args)
-    if not is_finished:
-        sys.exit(PREEMPTED)
-    if args.process_index == 0 and not data_args.prepare_only:
-        show_next(data_args, args.output_dir)
+    with outliving_readers(), hangup_as_termination():
+        with own_output_dir(data_args, argv, args), naming_lost_processes(args):
+            is_finished = pretrain(*arguments, command or command_of(prog, argv, args.world_size))
+        if args.world_size > 1:
+            destroy_process_group(args)
+        if not is_finished:
+            sys.exit(PREEMPTED)
+        if args.process_index == 0 and not data_args.prepare_only:
+            show_next(data_args, args.output_dir)
     return Path(args.output_dir)
 
 

@@ -257,7 +257,11 @@ REFUSALS = [
     ("a bad choice in the file", ["{dir}/choice.yaml"], ["--loss_type", "invalid choice: 'nope'"]),
     ("a value of transformers", ["--eval_strategy", "nope"], ["nope", "epoch"]),
     ("a decay out of range", ["--ema_decay_start", "1.5"], ["--ema_decay_start must lie between 0 and 1, got 1.5"]),
-    ("a field out of range", ["--objective", "jepa", "--pred_hidden_size", "33"], ["pred_hidden_size (33)", "multiple", "heads (2)"]),
+    (
+        "a field out of range",
+        ["--objective", "jepa", "--pred_hidden_size", "33"],
+        ["pred_hidden_size (33)", "multiple", "heads (2)"],
+    ),
     ("a layer that is not there", ["--target_num_layers", "9"], ["target_num_layers must be 1 to 2", "got 9"]),
     ("a negative weight", ["--token_loss_weight", "-1"], ["token_loss_weight"]),
     ("an unknown activation", ["--pred_hidden_act", "nope"], ["pred_hidden_act", "nope"]),
@@ -465,6 +469,25 @@ def test_a_number_far_behind_in_a_stream_is_one_line(refuse, tmp_path):
     (tmp_path / "numbers.jsonl").write_text(jsonl(*rows, {"text": 31415}, *rows))
     line = refuse("--train_file", str(tmp_path / "numbers.jsonl"), "--streaming")
     assert "numbers.jsonl, line 401: column 'text' holds int64, not text" in line
+
+
+def test_a_folder_that_holds_its_own_runs_is_trained_on_again(folder, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
+    for number, text in enumerate(LINES):
+        (tmp_path / f"{number}.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    usual = [".", "--preset", "tiny", "--max_steps", "2", "--save_steps", "1", "--max_length", "16", "--use_cpu"]
+    usual += ["--vocab_size", "200", "--cache_dir", str(folder / "cache")]
+    counts = []
+    for _ in range(2):
+        output = run_pretraining.main(usual)
+        counts.append(re.findall(r"40 \.txt files: .* held out", capsys.readouterr().out))
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert len(counts[0]) == 1
+    assert counts[0] == counts[1]
+    assert output.parent.name == "runs"
+    assert f"left out as runs, models or results: runs/{tmp_path.name}" in caplog.text
+    assert "not read" not in caplog.text
 
 
 # ---- odd, but legal -------------------------------------------------------------------------------------------------

@@ -142,6 +142,29 @@ def test_other_words_reach_their_verb(monkeypatch, capsys):
     assert "did you mean 'pretrain'" in capsys.readouterr().err
 
 
+# ---- flags that are given twice -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["pretrain", "--train_file", "a", "--train_file", "b"], "train_file"),
+        (["pretrain", "a", "--text-column", "title", "--text_column=body"], "text_column"),
+        (["probe", "runs/a", "--tasks", "a", "--tasks", "b"], "tasks"),
+        (["export", "weights", "runs/a", "out", "--texts", "a", "--texts", "b"], "texts"),
+    ],
+)
+def test_a_list_that_is_given_twice_is_one_line_that_says_how_to_give_it(words, name):
+    remedy = f"give all its values after one, as in --{name} A B"
+    with pytest.raises(UsageError, match=rf"^--{name} is given 2 times; {remedy}"):
+        dispatch(words)
+
+
+def test_a_flag_of_an_export_that_is_given_twice_is_one_line():
+    with pytest.raises(UsageError, match=r"^--which is given 2 times; leave out all but one"):
+        dispatch(["export", "encoder", "runs/a", "out", "--which", "target", "--which", "context"])
+
+
 # ---- nothing to do --------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
@@ -76,6 +77,26 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"^(argument --\w+)/--[\w-]+", r"\1", message)  # the twin with hyphens
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def refuse_repeated(self, words: Sequence[str], lists_only: bool = False) -> None:
+        """Raises UsageError for a flag that is given twice, of which argparse would drop the first values."""
+        actions = {flag_of(option): action for action in self._actions for option in action.option_strings}
+        counts = Counter(flag_of(word) for word in words if word.startswith("--"))
+        for name, count in counts.items():
+            if count == 1 or name not in actions:
+                continue
+            if actions[name].nargs == "+":
+                self.error(f"--{name} is given {count} times; give all its values after one, as in --{name} A B")
+            if not lists_only:
+                self.error(f"--{name} is given {count} times; leave out all but one")
+
+
+class _CommandParser(_Parser):
+    """A parser of a command without YAML files, whose values flags could override."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        self.refuse_repeated(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
 
 # ---- help -----------------------------------------------------------------------------------------------------------
@@ -203,7 +224,7 @@ def command_parser(prog: str, description: str, metavar: str) -> tuple[argparse.
     Returns:
         The parser, and its sub-commands for `add_command`.
     """
-    parser = _Parser(
+    parser = _CommandParser(
         prog=prog,
         description=description,
         formatter_class=_PartsFormatter,
@@ -247,6 +268,8 @@ def parse_arguments(
     """Parses `[FILE.yaml …] [WORD …] [--flag value …]` into one instance per dataclass.
 
     Later files override earlier ones, and flags override all files. Hyphens in a flag are as good as underscores.
+    Of a flag that is given twice, the last value counts, because commands that put flags before those of the user rely
+    on it; a list that is given twice is refused.
 
     Args:
         argument_classes: Dataclasses whose fields are the flags, as for `transformers.HfArgumentParser`.
@@ -280,6 +303,7 @@ def parse_arguments(
     words += _as_flag(texts, positional, rest, parser)
     words += rest
     check_words(words)
+    parser.refuse_repeated(rest, lists_only=True)
     if recipe is not None and not files:
         parser.set_defaults(**recipe(_given(parser, words)))
     namespace, unknown = parser.parse_known_args(words)

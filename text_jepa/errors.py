@@ -1,12 +1,16 @@
 """One clear line for every mistake of a user, without torch, whose import alone takes seconds."""
 
+import contextlib
 import difflib
 import errno
+import io
 import itertools
+import os
 import re
+import select
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TextIO
 
 
 # What the system answers for a path that is no bug of ours: too long, without permission, full, in a file …
@@ -25,6 +29,9 @@ _OF_THE_SYSTEM = {
     errno.EROFS,
     errno.ESTALE,
 }
+
+# The exit code of a command whose output nobody reads any more: that of programs which SIGPIPE ends.
+_NO_READER = 141
 
 
 class UsageError(ValueError):
@@ -67,12 +74,18 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
     """Runs a console command and exits.
 
     The exit code is 0; 2 after a `UsageError`, if memory runs out, or if the system refuses a file, with one line on
-    stderr; 130 after Ctrl-C.
+    stderr; 130 after Ctrl-C; 141, without a word, if nobody reads the output any more.
     """
+    _prepare_output()
     try:
         main()
+        sys.stdout.flush()
     except UsageError as error:
         sys.exit(_report(str(error)))
+    except BrokenPipeError:
+        if not _has_no_reader(sys.stdout) and not _has_no_reader(sys.stderr):
+            raise
+        sys.exit(_NO_READER)
     except OSError as error:
         if error.errno not in _OF_THE_SYSTEM:
             raise
@@ -89,6 +102,8 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
         sys.exit(_report(f"out of memory ({reason}); {remedy}"))
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        _drop_unread_output()
     sys.exit(0)
 
 
@@ -97,3 +112,83 @@ def _report(message: str) -> int:
     message = message.rpartition("UsageError: ")[2]
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+# ---- output ---------------------------------------------------------------------------------------------------------
+
+
+def _prepare_output() -> None:
+    """Opens the streams that the process was started without, and escapes what the encoding of a stream lacks."""
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(_open_nowhere(), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(_open_nowhere(), "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def outliving_readers() -> Iterator[None]:
+    """Lets the block go on if its output can no longer be written: a pipe is closed, or a terminal is gone."""
+    streams = (sys.stdout, sys.stderr)
+    sys.stdout, sys.stderr = map(_LastingStream, streams)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = streams
+
+
+class _LastingStream:
+    """A stream that writes to nowhere once it can no longer be written to.
+
+    Args:
+        stream: The stream of the process.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError:
+            _send_nowhere(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _send_nowhere(self._stream)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _drop_unread_output() -> None:
+    """Drops what is still to be written and cannot be: Python would complain of it once more at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _send_nowhere(stream)
+
+
+def _open_nowhere() -> int:
+    return os.open(os.devnull, os.O_WRONLY)
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    nowhere = _open_nowhere()
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -1,5 +1,6 @@
 """Names of encoders and data sets: a folder, or a repository of the Hub, of which only one question is asked."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,11 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
 from text_jepa.errors import nearest
+
+
+def local_path(name: str) -> Path:
+    """The path that a name stands for: `~` and `~user` are home folders, but where there is no such user, a name."""
+    return Path(os.path.expanduser(name))
 
 
 def check_name(
@@ -37,8 +43,8 @@ def check_name(
         return
     if path.is_file():
         raise ValueError("a file; name the folder that it is in")
-    if path.expanduser().is_dir():
-        raise ValueError(f"no such folder; write {path.expanduser()}")
+    if local_path(source).is_dir():
+        raise ValueError(f"no such folder; write {local_path(source)}")
     others = []
     if path.name and path.parent.is_dir():
         others = [other.name for other in path.parent.iterdir() if other.is_dir()]

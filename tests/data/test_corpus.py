@@ -128,6 +128,11 @@ DAMAGED = {
         "Café au lait.\n".encode("latin-1"),
         "latin.txt, line 1: not UTF-8 (byte 0xe9 in column 4); convert",
     ),
+    "utf16.txt": ("The boats came home.".encode("utf-16-le"), "utf16.txt, line 1: a null character, as in UTF-16"),
+    "utf16.html": ("<p>One</p>".encode("utf-16-le"), "utf16.html, line 1: a null character"),
+    "binary.md": (b"The boats\n\0\1\2\n", "binary.md, line 2: a null character, as in UTF-16 and in binary files"),
+    "utf16.jsonl": ('{"text": "one"}\n'.encode("utf-16-le"), "utf16.jsonl, line 1: a null character"),
+    "cell.csv": (b"text,b\none,two\nthr\0ee,four\n", "cell.csv, line 3: a null character"),
     "latin.html": ("<p>Café</p>".encode("latin-1"), "latin.html, line 1: not UTF-8"),
     "deep/cut.json": (b'{"text": [1,', "cut.json: cannot be read: not JSON"),
     "cut.jsonl": (b'{"text": "one"}\n{"text": "tw', "cut.jsonl, line 2: not JSON"),
@@ -306,6 +311,7 @@ def test_suffixes_are_known_in_any_case(tmp_path, load, name):
         "a.txt~",
         "#a.txt#",
         "__MACOSX/a.txt",
+        "runs/a/_lock",
     ],
 )
 def test_hidden_files_and_copies_are_no_texts(tmp_path, caplog, name):
@@ -361,6 +367,57 @@ def test_a_folder_of_which_most_is_not_read_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"0123456789" * 10)
     with pytest.raises(UsageError, match=rf"1 file is not read \({name}; 100 bytes\).* more than the 19 .*README\.md"):
         find_files([str(tmp_path)], "train_file")
+
+
+RUNS_AND_MODELS = {
+    "a run that was killed": ("arguments.yaml", "changed.yaml"),
+    "a run of an earlier version": ("arguments.yaml", "metrics.jsonl"),
+    "an encoder": ("config.json", "model.safetensors"),
+    "a tokenizer": ("tokenizer_config.json", "vocab.txt"),
+    "a comparison": ("results.json", "results.md"),
+}
+
+
+@pytest.mark.parametrize("names", RUNS_AND_MODELS.values(), ids=[name.replace(" ", "-") for name in RUNS_AND_MODELS])
+def test_what_runs_and_models_consist_of_is_no_text(tmp_path, monkeypatch, caplog, names):
+    caplog.set_level("INFO")
+    write(tmp_path / "a.md", documents(3))
+    run = tmp_path / "runs" / "notes"
+    write(run / "README.md", documents(30))
+    write(run / "checkpoint-2" / "b.md", documents(30))
+    for name in names:
+        (run / name).write_text("0123456789" * 1_000)
+    monkeypatch.chdir(tmp_path)
+    assert find_files(["."], "train_file", mixed=True) == ["./a.md"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "--train_file .: left out as runs, models or results: runs/notes"
+    ]
+    assert find_files(["**/*.md"], "train_file") == ["a.md"]
+    assert "runs/notes/README.md" in find_files(["runs/notes/*.md"], "train_file")
+
+
+@pytest.mark.parametrize("names", [("arguments.yaml",), ("config.json",), ("results.md",), ("model.safetensors",)])
+def test_a_folder_with_one_such_file_is_read(tmp_path, names):
+    write(tmp_path / "deep" / "a.md", documents(30))
+    for name in names:
+        (tmp_path / "deep" / name).write_text("{}")
+    found = find_files([str(tmp_path)], "train_file", mixed=True, form=Form({"text": ("text",)}))
+    assert str(tmp_path / "deep" / "a.md") in found
+
+
+@pytest.mark.parametrize("name", ["~$n.txt", "~no-such-user/n.txt"])
+def test_a_tilde_before_no_user_is_a_part_of_the_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"^--train_file ~.*n\.txt: no such file$"):
+        find_files([name], "train_file")
+    write(tmp_path / name, documents(3))
+    assert find_files([name], "train_file") == [name]
+
+
+def test_a_pipe_is_refused_with_the_remedy(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UsageError, match=r"pipe\.txt: a pipe or a device, which cannot be read twice; write it into"):
+        find_files([str(tmp_path / "pipe.txt")], "train_file")
 
 
 @pytest.mark.parametrize("table", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.zst"])
@@ -656,6 +713,18 @@ def test_equal_rows_are_counted_and_left_out_if_asked_for(new_folder, load, capl
     assert texts_of(load([path], [path], drop_repeats="documents")["train"]) == texts
 
 
+def test_rows_without_text_are_no_copies_and_are_counted(new_folder, load, caplog):
+    caplog.set_level("INFO")
+    texts = [f"{number} {text}" for number, text in enumerate(documents(8))]
+    rows = [*({"body": text} for text in documents(72)), *({"text": text} for text in texts)]
+    (new_folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = load([str(new_folder)])
+    assert f"--train_file {new_folder}: 72 of 80 rows have no 'text' and are left out; if their texts" in caplog.text
+    assert "copies" not in caplog.text
+    assert len(corpus["validation"]) == 1  # all are drawn from those with text
+    assert sorted(texts_of(corpus["train"]) + texts_of(corpus["validation"])) == sorted(texts)
+
+
 def test_lines_of_many_documents_are_named_and_left_out_if_asked_for(new_folder, load, caplog):
     caplog.set_level("INFO")
     footer = "Copyright of the boatmen, all rights reserved."
@@ -848,8 +917,27 @@ def test_a_column_that_holds_no_text_is_named(tmp_path, load, kind, column, mess
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_a_file_without_the_column_is_named(tmp_path, load, kind, streaming):
     folder = tables(tmp_path / "set", kind, [{"text": "one"}], [{"body": "two"}])
-    with pytest.raises(UsageError, match=rf"^--train_file .*1\.{kind}: no column 'text' \(its columns are body\)"):
+    question = r"; is its first line a header\?" if kind == "csv" else ""
+    message = rf"^--train_file .*1\.{kind}: no column 'text' \(its columns are body{question}\)"
+    with pytest.raises(UsageError, match=message):
         texts_of(load([folder], [folder], streaming=streaming)["train"])
+
+
+def test_columns_are_listed_in_quotes_unless_they_are_words_and_shortened():
+    names = ["id", "text, long", "The harbour was closed in the winter of that year"]
+    listed = "id, 'text, long', 'The harbour was closed in the winter of …'"
+    assert f"(its columns are {listed})" in missing_column("text", names, "text")
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("delimiter", [";", "|", "\t"])
+def test_a_first_line_with_the_delimiter_for_excel_is_heeded(tmp_path, load, delimiter, quote):
+    texts = ["one, two, three", "four"]
+    rows = [f"{text}{delimiter}x, y" for text in texts]
+    lines = [f"{quote}sep={delimiter}{quote}", f"text{delimiter}a, b, c", *rows]
+    (tmp_path / "a.csv").write_text("\r\n".join(lines), newline="")
+    path = str(tmp_path / "a.csv")
+    assert texts_of(load([path], [path])["train"]) == texts
 
 
 VALUES = {

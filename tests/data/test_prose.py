@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from text_jepa.data.prose import (
+    Layout,
     Paragraph,
     html_paragraphs,
     join_paragraphs,
@@ -100,6 +101,24 @@ def test_next_to_nothing_is_a_list_of_lines(text):
     layout = layout_of(text)
     assert layout.kind == "lines"
     assert [paragraph.text for paragraph in plain_paragraphs(text, layout)] == text.split()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "end", "elsewhere", "joined"),
+    [
+        ("administra", "tion,", "The Administration slept.", "administration,"),
+        ("administra", "tion,", "", "administra-tion,"),
+        ("well", "known.", "It was well-known, not wellknown.", "well-known."),
+        ("re", "elected;", "He was re-elected.", "re-elected;"),
+        ("1990", "1995", "", "1990-1995"),
+        ("cross-coun", "try", "A cross-country race.", "cross-country"),
+    ],
+)
+def test_a_hyphen_at_the_end_of_a_line_goes_if_the_document_has_the_word_without_it(beginning, end, elsewhere, joined):
+    line = "the river carried a little boat past the mill and".ljust(60 - len(beginning), "x")
+    text = f"{line} {beginning}-\n{end} the boat came home.\n\n{elsewhere}"
+    first = next(plain_paragraphs(text, Layout("wrapped", 60))).text
+    assert first == f"{line} {joined} the boat came home."
 
 
 def test_items_and_short_lines_of_wrapped_text_keep_their_breaks():

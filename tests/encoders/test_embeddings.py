@@ -95,6 +95,16 @@ def test_vectors_equal_those_of_each_text_alone(encoder, texts, pooling, layers,
     np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
+def test_a_single_text_has_one_vector_and_no_text_has_none(encoder, texts):
+    vectors = embeddings.embed_texts(encoder, texts[:1])
+    np.testing.assert_array_equal(embeddings.embed_texts(encoder, texts[0]), vectors[0])
+    layers = embeddings.embed_layers(encoder, texts[:1])
+    np.testing.assert_array_equal(embeddings.embed_layers(encoder, texts[0]), layers[:, 0])
+    nothing = embeddings.embed_texts(encoder, [])
+    assert (nothing.shape, nothing.dtype) == ((0, vectors.shape[1]), np.float32)
+    assert embeddings.embed_layers(encoder, []).shape == (layers.shape[0], 0, layers.shape[2])
+
+
 def windows_of(tokenizer, text, length):
     """Ids of a text by windows of at most so many tokens, with special tokens around each."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

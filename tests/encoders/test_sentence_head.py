@@ -307,7 +307,7 @@ def pretrain(tmp_path, capsys):
     def run(folder, *more):
         (tmp_path / "texts.txt").write_text("".join(f"The keeper of light {i} climbed down.\n" for i in range(60)))
         argv = f"--model_name_or_path {folder} --train_file {tmp_path}/texts.txt --max_length 16 --max_steps 1"
-        argv += " --learning_rate 0 --weight_decay 0 --use_cpu --per_device_train_batch_size 4 --save_steps 1"
+        argv += " --learning_rate 1e-30 --weight_decay 0 --use_cpu --per_device_train_batch_size 4 --save_steps 1"
         argv += f" --cache_dir {tmp_path}/cache --output_dir {tmp_path}/run"
         output = run_pretraining.main([*argv.split(), *more])
         return output, capsys.readouterr().out

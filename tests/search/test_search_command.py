@@ -13,8 +13,9 @@ from transformers import BertConfig, BertModel
 
 from text_jepa.cli import UsageError
 from text_jepa.commands import search
+from text_jepa.data.folders import find_files
 from text_jepa.encoders.embeddings import embed_texts, open_encoder
-from text_jepa.search.folder import update
+from text_jepa.search.folder import find_texts, update
 from text_jepa.search.index import VERSION, unit_rows
 from text_jepa.search.static import StaticEmbedding, make_token_table
 from text_jepa.share.export import export_sentence_transformer
@@ -255,6 +256,11 @@ def test_the_index_may_lie_elsewhere(call, static, notes, tmp_path):
         (["{notes}", "lamp", "--limit", "0"], "--limit 0"),
         (["{notes}", "lamp", "--limt", "3"], "unrecognized arguments: --limt"),
         (["{notes}"], "required: QUERY"),
+        (
+            ["{notes}", "lamp", "--text-column", "a", "--text_column", "b"],
+            "--text_column is given twice",
+        ),
+        (["{notes}", "lamp", "--encoder", "{notes}/none"], "name another with --encoder"),
         (["{notes}", "lamp", "--encoder", "{notes}"], "no model can be read there"),
         (["{notes}", "l\udcffmp", "--encoder", "{static}"], "'l\\udcffmp': not UTF-8"),
         (["{notes}/empty", "lamp", "--encoder", "{static}"], "holds no texts"),
@@ -280,6 +286,31 @@ def test_an_encoder_that_cannot_be_opened_leaves_the_index_as_it_was(call, stati
         call(notes, "lamp", "--encoder", tmp_path / "none", *flags)
     again = call(notes, "lamp")
     assert (again.out, again.err) == (first.out, "")
+
+
+def test_a_text_in_utf_16_is_named_and_not_indexed(call, static, notes):
+    (notes / "wide.txt").write_bytes("A lamp, a lamp, a lamp!".encode("utf-16-le"))
+    found = call(notes, "lamp", "--encoder", static, "--json")
+    assert "1 of 3 files are left out, as " in found.err
+    assert "wide.txt, line 1: a null character" in found.err
+    assert "\\u0000" not in found.out
+
+
+def test_files_are_those_that_training_reads(notes, tmp_path, texts):
+    names = [".hidden.txt", "#n.txt", "~$n.txt", "n.txt~", "__MACOSX/n.txt", "one.txt.gz", "runs/a/README.md"]
+    names += ["runs/a/arguments.yaml", "runs/a/changed.yaml", "runs/a/checkpoint-1/README.md"]
+    for path in (notes / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts[0])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "three.txt").write_text(texts[1])
+    (notes / "linked").symlink_to(tmp_path / "elsewhere")
+    (notes / "loop").symlink_to(notes)
+    (notes / "same.txt").symlink_to(notes / "one.txt")
+    found = find_texts(notes)
+    assert list(found) == ["deep/two.md", "linked/three.txt", "one.txt"]
+    trained = find_files([str(notes)], "train_file", mixed=True)
+    assert trained == [str(notes / name) for name in found]
 
 
 def test_a_file_that_cannot_be_read_is_named_beside_the_results(call, static, notes):

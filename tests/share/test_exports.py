@@ -3,6 +3,7 @@
 Run: python -m pytest -q tests/share/test_exports.py
 """
 
+import errno
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 import run_pretraining
@@ -123,6 +125,56 @@ def test_nothing_is_written_over(run, export_command, tmp_path):
         with pytest.raises(UsageError, match="exists; name a new folder"):
             export_command(form, run / "pretraining", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+FORMS = {
+    "encoder": ["encoder", "{run}/pretraining", "{out}"],
+    "sentence-transformers": ["sentence-transformers", "{run}", "{out}"],
+    "weights": ["weights", "{run}", "{out}", "--texts", "{run}/../train.txt"],
+    "merge": ["merge", "{run}", "{run}", "{out}"],
+}
+FULL = {
+    "the system": OSError(errno.ENOSPC, "No space left on device", "the source"),
+    "weights": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+}
+
+
+@pytest.mark.parametrize("error", FULL.values(), ids=[name.replace(" ", "-") for name in FULL])
+@pytest.mark.parametrize("arguments", FORMS.values(), ids=FORMS)
+def test_a_full_disk_is_one_line_and_nothing_is_half_written(run, tmp_path, monkeypatch, capsys, arguments, error):
+    """Each form makes its files readable by older versions after all else is written."""
+
+    def fail(folder):
+        raise error
+
+    out = tmp_path / "new" / "out"
+    monkeypatch.setattr("text_jepa.share.export.make_readable_in_4", fail)
+    monkeypatch.setattr("sys.argv", ["text-jepa", "export", *(word.format(run=run, out=out) for word in arguments)])
+    with pytest.raises(SystemExit) as stop:
+        text_jepa_command()
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {out}: cannot be written (")
+    assert "No space left on device" in line
+    assert line.endswith("; make room, or name another folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_written_to_and_stays_the_same_one(run, export_command, tmp_path):
+    """It may be a disk of its own, in the place of which no folder can be moved."""
+    out = tmp_path / "out"
+    out.mkdir()
+    before = out.stat().st_ino
+    export_command("encoder", run / "pretraining", out)
+    assert out.stat().st_ino == before
+    assert (out / "model.safetensors").is_file()
+    assert not list(out.glob("_*"))
+
+
+def test_the_card_of_an_export_names_the_folder_of_the_export(run, export_command, tmp_path):
+    for form in ("encoder", "sentence-transformers"):
+        export_command(form, run / "pretraining", tmp_path / form)
+        assert f'model_id = "{tmp_path / form}"' in (tmp_path / form / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -515,6 +567,21 @@ def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, export_comman
     ours = Encoder("context", encoder, tokenizer, max_length=16)
     vectors = embed_texts(replace(ours, model=OnnxEncoder(folder / "model.onnx")), SENTENCES)
     np.testing.assert_allclose(vectors, embed_texts(ours, SENTENCES), atol=1e-4)
+
+
+def test_a_full_disk_leaves_no_half_of_an_onnx_file(run, onnxruntime, export_command, tmp_path, monkeypatch):
+    save = pytest.importorskip("onnx").save
+
+    def fail_at_the_second(model, path, **options):
+        if Path(path).name == "model.onnx":
+            return save(model, path, **options)
+        Path(path).write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("onnx.save", fail_at_the_second)
+    with pytest.raises(UsageError, match=r"out: cannot be written \(No space left on device\); make room"):
+        export_command("onnx", run, tmp_path / "out", "--fp16")
+    assert [path.name for path in (tmp_path / "out" / "onnx").iterdir()] == ["model.onnx"]
 
 
 def test_an_onnx_file_that_is_there_stays(run, export_command, tmp_path):

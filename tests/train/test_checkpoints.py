@@ -3,6 +3,8 @@
 The cases of `docs/reliability.md`, P2 to P14. Run: python -m pytest -q tests/train/test_checkpoints.py
 """
 
+import errno
+import gc
 import itertools
 import json
 import math
@@ -34,7 +36,7 @@ from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.strategies import MaskStrategy, ViewStrategy
-from text_jepa.train import callbacks, checkpointing, pretraining
+from text_jepa.train import callbacks, checkpointing, checks, closing, pretraining
 from text_jepa.train.callbacks import PREEMPTED, SPIKE_WINDOW, SpikeCallback, spike_threshold
 from text_jepa.train.checkpointing import checkpoints, find_damage, newest_whole_checkpoint
 from text_jepa.train.run_log import read_metrics, to_json_value
@@ -595,7 +597,7 @@ def corpus(tmp_path_factory):
 
 
 def flags(corpus, output_dir, *more):
-    """The command line of a tiny run; later flags win."""
+    """The command line of a tiny run; `more` takes the place of its flags."""
     usual = {
         "objective": "jepa",
         "preset": "tiny",
@@ -615,7 +617,8 @@ def flags(corpus, output_dir, *more):
     }
     words = []
     for name, value in usual.items():
-        words += [f"--{name}", str(value)]
+        if f"--{name}" not in more:
+            words += [f"--{name}", str(value)]
     return [*words, *more]
 
 
@@ -869,11 +872,14 @@ def test_all_damaged_is_no_fresh_start(command, copy):
     assert content(copy) == before
 
 
-def test_signal_is_exit_code_143_without_an_encoder_and_resumes_exactly(command, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_is_exit_code_143_without_an_encoder_and_resumes_exactly(
+    command, finished, tmp_path, monkeypatch, number
+):
     class Interrupted(TextJepaTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            self.add_callback(At([3], lambda control: signal.raise_signal(signal.SIGTERM)))
+            self.add_callback(At([3], lambda control: signal.raise_signal(number)))
 
     run = tmp_path / "run"
     with monkeypatch.context() as patches:
@@ -885,6 +891,57 @@ def test_signal_is_exit_code_143_without_an_encoder_and_resumes_exactly(command,
     assert command(run, *AUTO)[0] == 0
     for what in ("checkpoint-6/*", "metrics.jsonl", "*.safetensors"):
         assert differences(finished, run, what) == []
+
+
+def test_hangup_is_ignored_where_nohup_ignores_it(command, tmp_path, monkeypatch):
+    class HungUp(TextJepaTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.add_callback(At([3], lambda control: signal.raise_signal(signal.SIGHUP)))
+
+    monkeypatch.setattr(pretraining, "TextJepaTrainer", HungUp)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert command(tmp_path / "run")[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
+
+
+def test_a_run_whose_output_nobody_reads_goes_on_to_its_end(corpus, finished, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        run = run_pretraining.main(flags(corpus, tmp_path / "run"))
+        monkeypatch.undo()
+    assert differences(finished, run, "*.safetensors") == []
+    assert (run / "pretraining").is_dir()
+
+
+def test_a_second_run_in_a_folder_ends_in_one_line_and_touches_nothing(command, copy, monkeypatch):
+    """As long as the first one trains; a process that is killed holds nothing."""
+    monkeypatch.setattr(checks, "_SECONDS_TO_DIE", 0.5)
+    holder = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(1, flush=True)"
+    lock = copy / checks.LOCK
+    first = subprocess.Popen(
+        [sys.executable, "-c", f"{holder}; sys.stdin.read()", str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert first.stdout.readline()
+        before = content(copy)
+        for resume in ((), AUTO):
+            code, line = command(copy, *resume)
+            assert code == 2
+            assert line.startswith(f"error: --output_dir {copy}: another run writes into it")
+        assert content(copy) == before
+    finally:
+        first.kill()
+        first.communicate()
+    assert command(copy, *AUTO)[0] == 0
+    assert not lock.exists()
 
 
 # ---- P10: numbers ---------------------------------------------------------------------------------------------------
@@ -1103,6 +1160,56 @@ def test_overflow_of_a_loss_scaler_is_no_spike_and_no_failure(tokenizer, example
     trainer.accelerator.scaler = None
 
 
+def test_a_run_that_diverges_says_so_in_its_output_its_card_and_its_file(command, tmp_path, monkeypatch):
+    """The loss of the last evaluation, which that of no step tells."""
+    evaluate = TextJepaTrainer.evaluate
+
+    def diverged(trainer, *args, **kwargs):
+        metrics = evaluate(trainer, *args, **kwargs)
+        trainer.state.log_history[-1]["eval_loss"] = "nan"
+        return metrics
+
+    monkeypatch.setattr(TextJepaTrainer, "evaluate", diverged)
+    code, line = command(tmp_path / "run")
+    assert code == 0
+    assert line.startswith("WARNING: The run diverged: the held-out loss of its weights is nan")
+    assert "The run diverged" in (tmp_path / "run" / "README.md").read_text()
+    verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
+    assert verdict["divergence"] == line.removeprefix("WARNING: ")
+
+
+def test_a_run_that_does_not_diverge_says_nothing(finished):
+    assert "diverged" not in (finished / "README.md").read_text()
+    assert json.loads((finished / "verdict.json").read_text())["divergence"] is None
+
+
+def test_weights_that_are_not_finite_are_not_exported(command, tmp_path):
+    """The steps before had finite gradients."""
+    code, line = command(tmp_path / "run", "--learning_rate", "1e39", "--max_steps", "2", "--warmup_steps", "0")
+    assert code == 2
+    assert line.startswith("error: the run diverged, and no encoder is written (not finite: ")
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    assert not (tmp_path / "run" / "pretraining").exists()
+
+
+def test_vectors_that_are_not_finite_are_not_exported(command, tmp_path, monkeypatch):
+    """Weights may be finite, and too large to compute with."""
+    embed_texts = closing.embed_texts
+    monkeypatch.setattr(closing, "embed_texts", lambda *args: embed_texts(*args) * math.nan)
+    code, line = command(tmp_path / "run")
+    assert code == 2
+    assert "the vectors of held-out texts" in line
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_a_learning_rate_of_nothing_is_refused(command, tmp_path):
+    for rate in ("0", "-1"):
+        code, line = command(tmp_path / "run", "--learning_rate", rate)
+        assert code == 2
+        assert "--learning_rate" in line
+    assert not (tmp_path / "run").exists()
+
+
 # ---- P13, P14: no memory, no room -----------------------------------------------------------------------------------
 
 
@@ -1149,6 +1256,39 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_stays(command, finished
     assert newest_whole_checkpoint(copy) == copy / "checkpoint-4"
     assert command(copy, *AUTO)[0] == 0
     assert differences(finished, copy, "checkpoint-6/*") == []
+
+
+@pytest.mark.parametrize(("strategy", "has_checkpoint"), [("no", False), ("steps", True)])
+def test_full_disk_at_the_end_names_a_remedy_that_there_is(command, tmp_path, monkeypatch, strategy, has_checkpoint):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pretraining, "save_results", full)
+    code, line = command(tmp_path / "run", "--save_strategy", strategy)
+    assert code == 2
+    assert "the encoder could not be written" in line
+    assert ("--resume_from_checkpoint auto" in line) == has_checkpoint
+    assert ("start again in another folder" in line) != has_checkpoint
+
+
+def test_a_tracker_that_cannot_begin_is_one_line_without_an_echo(monkeypatch):
+    """That of MLflow ends in its destructor what it has not begun."""
+
+    class Missing:
+        def __init__(self):
+            raise RuntimeError("Missing requires missing to be installed.")
+
+        def __del__(self):
+            self.begun.end()
+
+    echoes = []
+    monkeypatch.setattr(sys, "unraisablehook", echoes.append)
+    monkeypatch.setattr(checks, "get_reporting_integration_callbacks", lambda names: [Missing])
+    args = SimpleNamespace(report_to=["missing"], process_index=0)
+    with pytest.raises(UsageError, match="--report_to: Missing requires missing to be installed"):
+        checks.check_trackers(args)
+    gc.collect()
+    assert echoes == []
 
 
 # ---- launchers ------------------------------------------------------------------------------------------------------

@@ -203,9 +203,10 @@ def test_a_run_has_the_name_of_its_texts(workspace, argv, name):
         (workspace / "recipe.yaml").write_text("preset: tiny")
         argv, name = ["recipe.yaml"], "recipe"
     _, data_args, _, args = parse(*argv)
-    choose_output_dir(data_args, argv, args)
+    made = choose_output_dir(data_args, argv, args)
     assert args.output_dir == f"runs/{name}"
-    assert not (workspace / "runs").exists()
+    assert made == [Path("runs"), Path("runs", name)]
+    assert Path("runs", name).is_dir()
 
 
 def test_a_run_never_takes_the_folder_of_another(workspace):
@@ -214,7 +215,6 @@ def test_a_run_never_takes_the_folder_of_another(workspace):
         _, data_args, _, args = parse("notes")
         choose_output_dir(data_args, ["notes"], args)
         found.append(args.output_dir)
-        Path(args.output_dir).mkdir(parents=True)
     assert found == ["runs/notes", "runs/notes-2", "runs/notes-3"]
     _, data_args, _, args = parse("notes", "--resume_from_checkpoint", "auto")
     choose_output_dir(data_args, ["notes"], args)
@@ -223,8 +223,9 @@ def test_a_run_never_takes_the_folder_of_another(workspace):
 
 def test_a_folder_that_is_named_is_taken(workspace):
     _, data_args, _, args = parse("notes", "--output_dir", "here")
-    choose_output_dir(data_args, ["notes"], args)
+    assert choose_output_dir(data_args, ["notes"], args) == []
     assert args.output_dir == "here"
+    assert not Path("here").exists()
 
 
 # ---- the time left --------------------------------------------------------------------------------------------------

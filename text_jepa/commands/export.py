@@ -203,7 +203,8 @@ def write_encoder(args: argparse.Namespace) -> None:
     model, tokenizer = embeddings.load_trained(args.source)
     if not isinstance(model, TextJepaForPreTraining):
         raise UsageError(f"{args.source} is a plain encoder already; name pretraining/ or a checkpoint of a run")
-    write_plain(model, tokenizer, args, output_dir)
+    with export.writing(output_dir), export.staged(output_dir) as staging:
+        write_plain(model, tokenizer, args, staging, output_dir)
     print(f"The encoder is in {output_dir}")
 
 
@@ -216,7 +217,8 @@ def write_sentence_transformer(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(model, TextJepaForPreTraining):
             plain = Path(folder, output_dir.name)
-            write_plain(model, tokenizer, args, plain)
+            with export.writing(folder):
+                write_plain(model, tokenizer, args, plain, output_dir)
         else:
             check_no_which(args)
             if args.max_length is not None:
@@ -225,11 +227,12 @@ def write_sentence_transformer(args: argparse.Namespace) -> None:
         center = None
         if args.center:
             center = mean_vector(open_encoder(str(plain), args.max_length), args)
-        export.export_sentence_transformer(plain, output_dir, args.max_length, prompts, center, args.normalize)
-        for name in ("README.md", "curves.png", "metrics.jsonl"):
-            file = Path(plain, name)
-            if file.is_file():
-                shutil.copy(file, output_dir / name)
+        with export.writing(output_dir), export.staged(output_dir) as staging:
+            export.export_sentence_transformer(plain, staging, args.max_length, prompts, center, args.normalize)
+            for name in ("README.md", "curves.png", "metrics.jsonl"):
+                file = Path(plain, name)
+                if file.is_file():
+                    shutil.copy(file, staging / name)
     print(f"The encoder is in {output_dir}")
 
 
@@ -261,14 +264,17 @@ def write_onnx(args: argparse.Namespace) -> None:
         )
     texts = read_documents("texts", args) if args.texts else None
     with tempfile.TemporaryDirectory() as plain:
-        encoder = open_for_onnx(args, Path(plain))
-        difference = onnx.export_onnx(encoder, full_path)
-        if not is_beside:
-            copy_files_beside(encoder, output_dir)
+        with export.writing(plain):
+            encoder = open_for_onnx(args, Path(plain), output_dir)
+        with export.writing(output_dir):
+            difference = onnx.export_onnx(encoder, full_path)
+            if not is_beside:
+                copy_files_beside(encoder, output_dir)
     print(f"{full_path}: {size(full_path)}, largest difference from PyTorch {difference:.1e}")
     for path in paths[1:]:
         make_smaller = onnx.halve_onnx if path.stem.endswith("fp16") else onnx.quantize_onnx
-        make_smaller(full_path, path)
+        with export.writing(output_dir):
+            make_smaller(full_path, path)
     print_losses(encoder, paths, texts)
     if task:
         print_scores([task.train, task.test], encoder, paths)
@@ -279,10 +285,11 @@ def write_weights(args: argparse.Namespace) -> None:
     output_dir = new_folder(args.output_dir)
     encoder = open_folder(args.source)
     texts = load_named_texts("texts", args)
-    recount = merging.recount_word_weights(encoder, output_dir, documents_of(texts))
     files = ", ".join(Path(name).name for name in args.texts)
-    change = f"The word weights of {args.source} were counted again on {recount.texts:,} texts ({files})"
-    note_change(output_dir, f"{change} by `text-jepa export weights`")
+    with export.writing(output_dir), export.staged(output_dir) as staging:
+        recount = merging.recount_word_weights(encoder, staging, documents_of(texts))
+        change = f"The word weights of {args.source} were counted again on {recount.texts:,} texts ({files})"
+        note_change(staging, f"{change} by `text-jepa export weights`")
     summary = f"Counted {recount.texts:,} texts"
     if recount.blended:
         summary += f", fewer than {merging.TEXTS_TO_TRUST:,}: the weights are the mean of the old and the new ones"
@@ -307,9 +314,11 @@ def write_merged(args: argparse.Namespace) -> None:
         score = documents.score_on_documents(end, list(documents_of(texts)))
         share, scores = merging.choose_share(first, last, score)
         print_shares(scores, share)
-    merging.save_merged(end, merging.interpolate(first, last, share), output_dir)
+    weights = merging.interpolate(first, last, share)
     way = f"{share:g} of the way from {args.source} to {args.end}"
-    note_change(output_dir, f"The weights are {way}, by `text-jepa export merge`")
+    with export.writing(output_dir), export.staged(output_dir) as staging:
+        merging.save_merged(end, weights, staging)
+        note_change(staging, f"The weights are {way}, by `text-jepa export merge`")
     print(f"The encoder is in {output_dir}: {way}")
     tell_left_out(args.end, output_dir)
 
@@ -327,9 +336,18 @@ def write_plain(
     model: TextJepaForPreTraining,
     tokenizer: PreTrainedTokenizerBase,
     args: argparse.Namespace,
-    output_dir: Path,
+    folder: Path,
+    place: Path,
 ) -> None:
-    """Writes an encoder of a pretraining model with the files that a run writes beside it: card, curves and log."""
+    """Writes an encoder of a pretraining model with the files that a run writes beside it: card, curves and log.
+
+    Args:
+        model: The pretraining model.
+        tokenizer: Its tokenizer.
+        args: The arguments of the command.
+        folder: Folder to write to.
+        place: The folder that the files end in, as the card names it.
+    """
     which = args.which or "target"
     source = Path(args.source)
     card_info = read_card_info(source)
@@ -339,7 +357,7 @@ def write_plain(
     if not max_length:
         max_length = min(tokenizer.model_max_length, model.config.max_text_length or tokenizer.model_max_length)
     embeddings.check_max_length(args.source, max_length, model, tokenizer)
-    export.export_encoder(model, tokenizer, output_dir, max_length, which, kept_head(card_info))
+    export.export_encoder(model, tokenizer, folder, max_length, which, kept_head(card_info))
     if card_info is None:
         print(f"no card: {source} has no card information (card.json)", file=sys.stderr)
         return
@@ -347,20 +365,26 @@ def write_plain(
     is_checkpoint = state_path.is_file()
     if is_checkpoint:
         state = TrainerState.load_from_json(str(state_path))
-        write_metrics(output_dir, state.log_history)
+        write_metrics(folder, state.log_history)
     else:
-        shutil.copy(source / "metrics.jsonl", output_dir)
+        shutil.copy(source / "metrics.jsonl", folder)
     card_info = {**card_info, "max_length": max_length}
-    write_model_card(output_dir, model, read_metrics(output_dir), card_info, which)
+    write_model_card(folder, model, read_metrics(folder), card_info, which, place)
 
 
-def open_for_onnx(args: argparse.Namespace, plain: Path) -> Encoder:
-    """Opens the encoder to be exported: a plain one, or that of a pretraining model, once it is written to `plain`."""
+def open_for_onnx(args: argparse.Namespace, plain: Path, place: Path) -> Encoder:
+    """Opens the encoder to be exported: a plain one, or that of a pretraining model, once it is written to `plain`.
+
+    Args:
+        args: The arguments of the command.
+        plain: An empty folder.
+        place: The folder of the export, as the card names it.
+    """
     model, tokenizer = embeddings.load_trained(args.source)
     if not isinstance(model, TextJepaForPreTraining):
         check_no_which(args)
         return open_encoder(args.source)
-    write_plain(model, tokenizer, args, plain)
+    write_plain(model, tokenizer, args, plain, place)
     return open_encoder(str(plain))
 
 

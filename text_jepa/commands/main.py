@@ -61,17 +61,22 @@ NOTHING_TO_TRAIN_ON = "nothing.txt"
 
 def main() -> NoReturn:
     """Entry point of `text-jepa`."""
-    words = tuple(_ask_alike(sys.argv[1:]))
+    run_command(partial(run_or_help, sys.argv[1:]))
+
+
+def run_or_help(argv: list[str]) -> None:
+    """Prints a stored help text, which takes no imports, or runs the verb."""
+    words = tuple(_ask_alike(argv))
     if not words:
         print(help_text(), file=sys.stderr)
         sys.exit(2)
-    if words in STORED_HELP:
-        print(read_stored(STORED_HELP[words]), end="")
-        sys.exit(0)
     if words == ("pretrain",):
         print(read_stored(NOTHING_TO_TRAIN_ON), end="", file=sys.stderr)
         sys.exit(2)
-    run_command(partial(dispatch, sys.argv[1:]))
+    if words in STORED_HELP:
+        print(read_stored(STORED_HELP[words]), end="")
+    else:
+        dispatch(argv)
 
 
 def _ask_alike(words: list[str]) -> list[str]:

@@ -61,6 +61,17 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = sys.argv[1:] if args is None else args
+        flags = [word.partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+        twice = [flag for flag in dict.fromkeys(flags) if flags.count(flag) > 1]
+        if twice:
+            name = f"--{twice[0].strip('_')}"
+            self.error(f"{name} is given twice; name it once, with all its values")
+        return super().parse_known_args(args, namespace)
+
 
 def make_parser(prog: str = "text-jepa search") -> argparse.ArgumentParser:
     """Makes the command's parser."""
@@ -252,7 +263,7 @@ def open_quietly(name: str) -> "Encoder":
     try:
         check_name(name)
     except ValueError as error:
-        raise UsageError(f"{name}: no model can be read there ({error})") from error
+        raise UsageError(f"{name}: no model can be read there ({error}); name another with --encoder") from error
     from text_jepa.cli import mute_libraries
     from text_jepa.encoders.embeddings import open_encoder
 

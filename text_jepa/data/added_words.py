@@ -8,6 +8,7 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from text_jepa.cli import UsageError
 from text_jepa.data.scripts import is_unspaced
+from text_jepa.names import local_path
 
 
 # Suffixes of files whose lines are not words.
@@ -39,7 +40,7 @@ def read_words(values: Sequence[str]) -> list[str]:
 
 def _is_like_a_path(path: Path) -> bool:
     """Whether a value names a missing file, as opposed to a word such as `Node.js` or `and/or`."""
-    is_in_a_folder = len(path.parts) > 1 and path.parent.expanduser().is_dir()
+    is_in_a_folder = len(path.parts) > 1 and local_path(str(path.parent)).is_dir()
     return path.is_absolute() or path.is_dir() or is_in_a_folder or path.suffix.lower() in _SUFFIXES
 
 

@@ -1,6 +1,7 @@
 """Selects texts from the columns of a row, and describes errors in columns."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ Sources = Mapping[str, tuple[str, ...]]
 
 # Largest number of columns listed in an error message.
 _MOST_LISTED = 10
+# Longest name of a column, in characters, that is shown in full, and a name without quotes.
+_LONGEST_NAME = 40
+_WORD = re.compile(rf"[\w.-]{{1,{_LONGEST_NAME}}}")
 
 
 def pick(row: Mapping[str, Any], sources: Sources, where: str) -> dict[str, str | None]:
@@ -49,13 +53,33 @@ def wrong_column(column: str, kind: str, name: str) -> str:
     return f"column '{column}' holds {kind}, not {wanted}; name another with --{name}_column"
 
 
-def missing_column(column: str, names: Sequence[str], name: str) -> str:
-    """Error message for a missing column, with the existing columns and the flag that names another column."""
-    listed = list(names[:_MOST_LISTED])
+def missing_column(column: str, names: Sequence[str], name: str, question: str = "") -> str:
+    """Error message for a missing column, with the existing columns and the flag that names another column.
+
+    Args:
+        column: The missing column.
+        names: The existing columns.
+        name: Its new name, see `Sources`.
+        question: What may be wrong besides, to ask after the columns.
+    """
+    listed = [_shown(existing) for existing in names[:_MOST_LISTED]]
     if len(names) > _MOST_LISTED:
         listed.append(f"and {len(names) - _MOST_LISTED} more")
     listed = ", ".join(listed)
-    return f"no column '{column}'{nearest(column, names)} (its columns are {listed}); name one with --{name}_column"
+    return (
+        f"no column '{column}'{nearest(column, names)} (its columns are {listed}{question}); name one with "
+        f"--{name}_column"
+    )
+
+
+def _shown(name: str) -> str:
+    """The name of a column in a message: quoted unless it is a word, and shortened."""
+    if _WORD.fullmatch(name):
+        return name
+    words = " ".join(name.split())
+    if len(words) > _LONGEST_NAME:
+        words = f"{words[:_LONGEST_NAME]}…"
+    return f"'{words}'"
 
 
 def root_of(column: str, names: Sequence[str]) -> str:

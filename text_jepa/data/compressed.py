@@ -20,6 +20,9 @@ _XZ = b"\xfd7zXZ\x00"
 _ZSTANDARD = b"\x28\xb5\x2f\xfd"
 LFS_POINTER = b"version https://git-lfs"
 
+# Number of bytes that are read and checked at once.
+_AT_ONCE = 1 << 16
+
 
 class FileError(ValueError):
     """An error in a file, with its remedy; the message begins with the path."""
@@ -62,20 +65,68 @@ def open_binary(path: str) -> IO[bytes]:
     return open(path, "rb")
 
 
+def open_utf8(path: str) -> IO[bytes]:
+    """Opens a file, compressed or not, for reading the bytes of a text in UTF-8, which has no null characters."""
+    return io.BufferedReader(_WithoutNull(path), _AT_ONCE)
+
+
 def open_text(path: str, newline: str | None = None) -> IO[str]:
     """Opens a file, compressed or not, for reading text in UTF-8."""
-    return io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline=newline)
+    return io.TextIOWrapper(open_utf8(path), encoding="utf-8-sig", newline=newline)
 
 
-def name_wrong_byte(path: str, error: UnicodeDecodeError) -> str:
-    """Error message with the position of the first byte that is not UTF-8."""
+class _WithoutNull(io.RawIOBase):
+    """The bytes of a file, which are checked while they are read.
+
+    A null character is valid in UTF-8, but no text has one: the file is UTF-16 without a byte order mark, or binary.
+
+    Args:
+        path: The file, compressed or not.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.file = open_binary(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Reads bytes.
+
+        Raises:
+            FileError: There is a null character among them.
+        """
+        content = self.file.read(len(buffer))
+        if b"\0" in content:
+            raise FileError(name_wrong_byte(self.path, "a null character"))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def name_wrong_byte(path: str, reason: str) -> str:
+    """Error message with the position of the first byte that is not UTF-8, or that no text in UTF-8 has.
+
+    Args:
+        path: The file, compressed or not.
+        reason: What is wrong, in case that the position is not found.
+    """
     number = 0
     try:
         with open_binary(path) as file:
             for line in file:
                 number += 1
                 line.decode("utf-8")
+                if b"\0" in line:
+                    return (
+                        f"{path}, line {number}: a null character, as in UTF-16 and in binary files; convert it, e.g. "
+                        "by iconv -f UTF-16LE -t UTF-8, or leave it out"
+                    )
     except UnicodeDecodeError as found:
         byte = f"byte {found.object[found.start]:#x} in column {found.start + 1}"
         return f"{path}, line {number}: not UTF-8 ({byte}); convert the file, e.g. with iconv"
-    return f"{path}: not UTF-8 ({error.reason}); convert the file, e.g. with iconv"
+    return f"{path}: not UTF-8 ({reason}); convert the file, e.g. with iconv"

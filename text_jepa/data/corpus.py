@@ -22,11 +22,9 @@ from text_jepa.data.columns import Sources, has_column, missing_column, pick, ro
 from text_jepa.data.compressed import suffix_of
 from text_jepa.data.files import PROSE, Form, SampleBy, look_at_layout
 from text_jepa.data.folders import (
-    SHOWN_NAMES,
     TABLES,
     files_of_splits,
     find_files,
-    identity_of,
     is_saved,
     list_names,
     saved_splits,
@@ -39,7 +37,8 @@ from text_jepa.data.remote import local_names
 from text_jepa.data.repeats import boilerplate_lines, first_of_equals, near_copies, without_lines
 from text_jepa.data.rows import Quoting
 from text_jepa.data.texts_builder import read_texts
-from text_jepa.names import check_name
+from text_jepa.data.walking import SHOWN_NAMES, identity_of
+from text_jepa.names import check_name, local_path
 
 
 logger = logging.getLogger(__name__)
@@ -347,6 +346,8 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
 
     train = read(train_files, "train_file")
     _log_layouts(train_files, form, what)
+    if not arguments.streaming:
+        _warn_of_blank_rows(train, arguments.text_column, what)
     if not arguments.streaming and not arguments.view_column:
         train = _treat_repeats(train, arguments.drop_repeats)
     if held_out_files:
@@ -418,7 +419,7 @@ def _warn_of_empty_files(documents: Dataset, paths: Sequence[str], flag: str) ->
 
 def _held_out_splits(names: Sequence[str]) -> list[str]:
     """The held-out splits of folders written by `DatasetDict.save_to_disk`."""
-    folders = [Path(name).expanduser() for name in names]
+    folders = [local_path(name) for name in names]
     return [str(folder) for folder in folders if saved_splits(folder, "validation")]
 
 
@@ -435,7 +436,7 @@ def _take_out_splits(
     Returns:
         Training files and held-out files.
     """
-    folders = [Path(name).expanduser() for name in names]
+    folders = [local_path(name) for name in names]
     folders = [folder for folder in folders if folder.is_dir()]
     in_folders = [path for path in train_files if any(Path(path).is_relative_to(folder) for folder in folders)]
     validation, test = files_of_splits(in_folders)
@@ -461,6 +462,29 @@ def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list
         taken = [path for path in train_files if path not in rest]
         logger.warning(f"not trained on, as --validation_file names them: {list_names(taken)}")
     return rest
+
+
+def _warn_of_blank_rows(documents: Dataset, text_column: str | Sequence[str], what: str) -> None:
+    """Warns of rows of tables without text, unless they are too few to be reported."""
+    is_blank = _blank_rows(documents)
+    if is_blank.any():
+        columns = " or ".join(f"'{column}'" for column in _names(text_column))
+        logger.warning(
+            f"{what}: {is_blank.sum():,} of {len(documents):,} rows have no {columns} and are left out; if their "
+            "texts are in another column, --text_column names it"
+        )
+
+
+def _blank_rows(documents: Dataset) -> np.ndarray:
+    """Marks rows of tables without text: boolean (N,); none if they are too few to be reported, or all."""
+    is_blank = []
+    for text, file in zip(documents["text"], _files_of(documents), strict=True):
+        is_row = file is None
+        is_blank.append(is_row and not (text or "").strip())
+    is_blank = np.array(is_blank, bool)
+    if _SHARE_TO_REPORT * len(documents) < is_blank.sum() < len(documents):
+        return is_blank
+    return np.zeros_like(is_blank)
 
 
 # ---- repeats --------------------------------------------------------------------------------------------------------
@@ -601,6 +625,8 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
         train = load(arguments.dataset_split)
         others = [split for split in ("validation", "test") if split in known and split != arguments.dataset_split]
         held_out = load(others[0]) if others else None
+    if not arguments.streaming:
+        _warn_of_blank_rows(train, arguments.text_column, source.name)
     if not arguments.streaming and not arguments.view_column:
         train = _treat_repeats(train, arguments.drop_repeats)
     if held_out is None:
@@ -625,9 +651,12 @@ def _check_dataset_name(dataset: str, cache_dir: str | None) -> None:
 def _split(
     documents: Dataset | IterableDataset, arguments: CorpusArguments, what: str
 ) -> tuple[Dataset, Dataset] | tuple[IterableDataset, IterableDataset]:
-    """Splits documents into training and held-out documents."""
+    """Splits documents into training and held-out documents, neither of which are blank rows if there are many."""
     if arguments.streaming:
         return hold_out_of_stream(documents, arguments.shuffle_buffer, what)
+    is_blank = _blank_rows(documents)
+    if is_blank.any():
+        documents = documents.select(np.flatnonzero(~is_blank))
     return hold_out(documents, arguments.validation_split_percentage, what)
 
 

@@ -175,7 +175,7 @@ def _naming(path: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise FileError(name_wrong_byte(path, error)) from error
+        raise FileError(name_wrong_byte(path, error.reason)) from error
     except csv.Error as error:
         raise FileError(f"{path}: cannot be read: {error}") from error
     except RecursionError as error:
@@ -265,7 +265,9 @@ class _SeenColumns:
         if self.is_checked:
             return
         for name, column in sorted(self.missing):
-            raise NoSuchColumn(f"{self.path}: {missing_column(column, list(self.names), name)}")
+            is_csv = BUILDERS[suffix_of(Path(self.path))][0] == "csv"
+            question = "; is its first line a header?" if is_csv else ""
+            raise NoSuchColumn(f"{self.path}: {missing_column(column, list(self.names), name, question)}")
         for name, values in picked.items():
             kind = _kind_of_numbers(values) if is_text and len(self.sources[name]) == 1 else None
             if kind is not None and not (name == "label" and kind == "int64"):
@@ -381,6 +383,8 @@ def _read_page(path: str) -> str:
         codec = codecs.lookup(charset).name
         codec = _READ_AS.get(codec, codec)
         page = content.decode("utf-8-sig" if codec == "utf-8" else codec)
+        if "\0" in page:
+            raise FileError(name_wrong_byte(path, "a null character"))
     except LookupError as error:
         raise FileError(f"{path}: unknown character set '{charset}'; convert the file, e.g. with iconv") from error
     except UnicodeDecodeError as error:

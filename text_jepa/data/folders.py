@@ -6,14 +6,16 @@ import logging
 import mimetypes
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from text_jepa.cli import UsageError
 from text_jepa.data.compressed import COMPRESSED, FileError, NoSuchColumn, suffix_of
 from text_jepa.data.files import BUILDERS, PROSE, Form, find_problem
 from text_jepa.data.remote import local_names
+from text_jepa.data.walking import SHOWN_NAMES, identity_of, is_copy, is_of_model, walk
 from text_jepa.errors import is_utf8
+from text_jepa.names import local_path
 
 
 logger = logging.getLogger(__name__)
@@ -31,9 +33,6 @@ _HELD_OUT = {
     "dev": "validation",
     "test": "test",
 }
-
-# Number of file names shown in a message.
-SHOWN_NAMES = 3
 
 # Sizes in bytes up to which files of a folder are checked by reading them: a text file, a table, whose rows are slower
 # to read, and all files together. A larger file that is damaged is an error.
@@ -55,7 +54,7 @@ def find_files(
     A folder stands for all files of a known kind in it and its subfolders, except hidden files, backup copies and the
     readme of a table. In a folder with files without columns, files that cannot be read are excluded, too: tables
     without the requested columns, such as settings of programs, and damaged files. One line of the log counts the
-    excluded files, with the reasons.
+    excluded files, with the reasons. Subfolders that are runs or models are left out, see `walk`.
 
     Args:
         patterns: Paths, folders and globs, or names for fsspec, see `local_names`.
@@ -72,7 +71,7 @@ def find_files(
     found = {}
     for pattern in patterns:
         for name in local_names(pattern, flag):
-            for path in _match(Path(name).expanduser(), pattern, flag, split, form, streaming):
+            for path in _match(local_path(name), pattern, flag, split, form, streaming):
                 found.setdefault(identity_of(path), path)
     paths = list(found.values())
     unknown = [path for path in paths if suffix_of(Path(path)) not in BUILDERS]
@@ -102,12 +101,6 @@ def files_of_splits(paths: Iterable[str]) -> tuple[list[str], list[str]]:
     return validation, test
 
 
-def identity_of(path: str) -> tuple[int, int]:
-    """Identity of a file, which is the same for all links to it."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
 def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None, streaming: bool) -> list[str]:
     if path.is_file():
         return [str(path)]
@@ -115,22 +108,36 @@ def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None, s
         if is_saved(path):
             return _saved_files(path, split)
         return _files_of_folder(path, f"--{flag} {pattern}", form, streaming)
-    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    files = sorted(str(match) for match in matches if match.is_file() and not _is_copy(match.name))
+    if path.exists():
+        raise UsageError(f"--{flag} {pattern}: a pipe or a device, which cannot be read twice; write it into a file")
+    files = _files_of_glob(str(path))
     if not files:
         raise UsageError(f"--{flag} {pattern}: no such file")
     return files
 
 
-def _is_copy(name: str) -> bool:
-    """Whether a file is a copy made by an operating system or an editor."""
-    return name.startswith((".", "~", "#", "__MACOSX")) or name.endswith(("~", "#"))
+def _files_of_glob(pattern: str) -> list[str]:
+    """The files that a glob matches, except copies and those of runs and models in folders that it does not name."""
+    depth = next((depth for depth, part in enumerate(Path(pattern).parts) if glob.has_magic(part)), 0)
+    left_out = {}
+    files = []
+    for match in glob.glob(pattern, recursive=True):
+        path = Path(match)
+        if not path.is_file() or is_copy(path.name):
+            continue
+        folders = [Path(*path.parts[:end]) for end in range(depth + 1, len(path.parts))]
+        for folder in folders:
+            if folder not in left_out:
+                left_out[folder] = is_of_model(os.listdir(folder))
+        if not any(left_out[folder] for folder in folders):
+            files.append(str(path))
+    return sorted(files)
 
 
 def _files_of_folder(folder: Path, what: str, form: Form | None, streaming: bool) -> list[str]:
     known = []
     others = []
-    for path in _walk(folder, what):
+    for path in walk(folder, what):
         if suffix_of(Path(path)) in BUILDERS and os.path.isfile(path) and is_utf8(path):
             known.append(path)
         else:
@@ -192,20 +199,6 @@ def _reasons(problems: Mapping[str, FileError], form: Form | None) -> str:
         count = f"{len(damaged)} cannot be read, as " if len(damaged) > 1 else ""
         sentences += f". {count}{damaged[0]}"
     return sentences
-
-
-def _walk(folder: Path, what: str) -> Iterator[str]:
-    """All files of a folder except hidden ones; links are followed, but no folder is visited twice."""
-
-    def refuse(error: OSError) -> None:
-        raise UsageError(f"{what}: {error.filename}: {error.strerror}")
-
-    seen = set()
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        seen.add(os.path.realpath(parent))
-        paths = [os.path.join(parent, name) for name in folders if not _is_copy(name)]
-        folders[:] = [os.path.basename(path) for path in paths if os.path.realpath(path) not in seen]
-        yield from (os.path.join(parent, name) for name in names if not _is_copy(name))
 
 
 def _report_others(read: Sequence[str], others: Sequence[str], what: str, reasons: str) -> None:

@@ -65,7 +65,10 @@ def hold_out(
         UsageError: There is a single document.
     """
     if len(documents) < 2:
-        raise UsageError(f"{what}: a single document; at least 2 are needed, one of them held out")
+        raise UsageError(
+            f"{what}: a single document; at least 2 are needed, one of them held out; write each text in a line or a "
+            "row of its own, divide a file by --sample_by paragraph, or name more files"
+        )
     wanted = _PERCENTAGE if percentage is None else percentage
     count = round(len(documents) * wanted / 100)
     if percentage is None and "file" in documents.column_names and any(documents["file"]):

@@ -5,7 +5,7 @@ kept, except that of HTML.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -35,6 +35,10 @@ _FEW_LINES = 100
 _SENTENCE_MARKS = (".", "!", "?", ":", ";", "。", "！", "？", "：", "；", "।", "؟", "۔")
 _ITEM = re.compile(r"\s*(?:[-*+•>|#]|\(?\d{1,3}[.)]|\[\d+\]|:[^:]+:)(?:\s|$)|\s*\||\s{4,}|\t")
 _BORDER = re.compile(r"\s*[-=+|:]{2}[-=+|: ]{3,}")
+_HYPHENATED = re.compile(r"\w-[ \t\r]*\n")
+_WORD = re.compile(r"\w+(?:-\w+)*")
+_LONGEST_BEGINNING = 80  # of a divided word, in characters
+_LAST_WORD = re.compile(r"\w+(?:-\w+)*$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 _HEADING = re.compile(r" {0,3}#{1,6}(?:\s|$)")
 _MARKDOWN_UNDERLINE = re.compile(r" {0,3}(?:=+|-{2,})\s*")
@@ -128,6 +132,7 @@ def plain_paragraphs(text: str, layout: Layout, line: int = 1) -> Iterator[Parag
         layout: The layout of the file.
         line: Number of the first line.
     """
+    words = _words_of(text) if layout.width and _HYPHENATED.search(text) else frozenset()
     block = []
     start = line
     for number, content in enumerate(text.split("\n"), line):
@@ -137,20 +142,28 @@ def plain_paragraphs(text: str, layout: Layout, line: int = 1) -> Iterator[Parag
             block.append(content)
             continue
         if block:
-            yield Paragraph(start, join_lines(block, layout.width))
+            yield Paragraph(start, join_lines(block, layout.width, words))
             block = []
         if content:
             yield Paragraph(number, content)
     if block:
-        yield Paragraph(start, join_lines(block, layout.width))
+        yield Paragraph(start, join_lines(block, layout.width, words))
 
 
-def join_lines(lines: Sequence[str], width: int) -> str:
+def _words_of(text: str) -> frozenset[str]:
+    """The words of a text in lower case, those with hyphens in one piece."""
+    return frozenset(_WORD.findall(text.lower()))
+
+
+def join_lines(lines: Sequence[str], width: int, words: Set[str] = frozenset()) -> str:
     """Joins the lines of a paragraph: a line that is as long as the width continues in the next one.
+
+    A hyphen at the end of such a line stays, unless the word occurs in the document without it, and not with it.
 
     Args:
         lines: Lines, none of them blank.
         width: Width at which lines are wrapped, in characters; 0 joins no lines.
+        words: The words of the document in lower case.
     """
     if not width:
         return "\n".join(lines)
@@ -159,10 +172,23 @@ def join_lines(lines: Sequence[str], width: int) -> str:
         if not _fills(line, following, width) or _ITEM.match(following):
             parts += ["\n", following]
         elif line.endswith("-"):
+            if _is_divided(line, following, words):
+                parts[-1] = parts[-1].removesuffix("-")
             parts.append(following.lstrip())
         else:
             parts += [" ", following.lstrip()]
     return "".join(parts)
+
+
+def _is_divided(line: str, following: str, words: Set[str]) -> bool:
+    """Whether the hyphen at the end of a line divides a word that has none."""
+    beginning = _LAST_WORD.search(line[-_LONGEST_BEGINNING:-1])
+    end = _WORD.match(following.lstrip())
+    if beginning is None or end is None:
+        return False
+    without = f"{beginning[0]}{end[0]}".lower()
+    with_hyphen = f"{beginning[0]}-{end[0]}".lower()
+    return without in words and with_hyphen not in words
 
 
 # ---- Markdown and reStructuredText ----------------------------------------------------------------------------------

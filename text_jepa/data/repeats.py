@@ -40,14 +40,17 @@ class NearCopies(NamedTuple):
 
 
 def first_of_equals(texts: Iterable[str | None]) -> np.ndarray:
-    """Marks the first of equal texts: boolean (N,). Whitespace around a text is ignored."""
+    """Marks texts that are equal to no earlier one: boolean (N,). Whitespace around a text is ignored.
+
+    Blank texts are no copies of each other.
+    """
     seen = set()
     is_first = []
     for text in texts:
         content = (text or "").strip().encode("utf-8")
         # The texts themselves may not fit into memory.
         digest = hashlib.blake2b(content, digest_size=16).digest()
-        is_first.append(digest not in seen)
+        is_first.append(not content or digest not in seen)
         seen.add(digest)
     return np.array(is_first, bool)
 

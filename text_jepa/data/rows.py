@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from text_jepa.data.columns import Sources
-from text_jepa.data.compressed import FileError, open_binary, open_text, suffix_of
+from text_jepa.data.compressed import FileError, open_text, open_utf8, suffix_of
 
 
 _DELIMITERS = (",", ";", "\t", "|")
 _LONGEST_CELL = 2**31 - 1
 _SPACES = re.compile(r"\s*")
+# First line of a table for Excel, which names the delimiter.
+_SEPARATOR = re.compile(r"\"?sep=(.)\"?\s*", re.IGNORECASE)
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 """Pairs of a line number and the row that ends in that line."""
@@ -50,7 +52,7 @@ def json_rows(path: str, sources: Sources) -> Rows:
         return row
 
     decoder = json.JSONDecoder(object_pairs_hook=refuse_twins)
-    with open_binary(path) as file:
+    with open_utf8(path) as file:
         is_first = True
         for number, line in enumerate(file, 1):
             encoding = "utf-8-sig" if number == 1 else "utf-8"
@@ -140,6 +142,8 @@ def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -
 def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
     """Reads the rows of a csv or tsv file, whose first row has the names of the columns.
 
+    A line `sep=;` before it, which names the delimiter for Excel, is skipped.
+
     Args:
         path: The file, compressed or not.
         delimiter: Delimiter of cells. Default: found in the header.
@@ -172,7 +176,8 @@ def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
             if not cells:
                 continue
             if header is None:
-                header = cells
+                if not _SEPARATOR.fullmatch(lines.lines[0]):
+                    header = cells
                 continue
             row += 1
             if quoting == "checked":
@@ -183,9 +188,12 @@ def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
 
 
 def delimiter_of(path: str) -> str:
-    """The delimiter of cells: a comma, unless another delimiter is more frequent in the header."""
+    """The delimiter of cells: as a line `sep=;` says, or a comma, unless another is more frequent in the header."""
     with open_text(path, newline="") as file:
         header = file.readline()
+    separator = _SEPARATOR.fullmatch(header)
+    if separator:
+        return separator[1]
     return max(_DELIMITERS, key=header.count)
 
 

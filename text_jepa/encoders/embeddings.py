@@ -327,14 +327,16 @@ def embed_texts(
 
     Args:
         encoder: The encoder, with its pooling.
-        texts: N texts.
+        texts: N texts, or a single one.
         batch_size: Windows per forward pass.
         layers: Number of last hidden states that are averaged.
 
     Returns:
-        (N, D) float32; zeros for a text without weighted tokens. For a text of one window this is what
-        sentence-transformers gives.
+        (N, D) float32, or (D,) for a single text; zeros for a text without weighted tokens. For a text of one window
+        this is what sentence-transformers gives.
     """
+    if isinstance(texts, str):
+        return embed_texts(encoder, [texts], batch_size, layers)[0]
     states = _pooled_states(encoder, texts, batch_size, layers)
     return finish_vectors(encoder, states.mean(axis=0))
 
@@ -361,9 +363,12 @@ def embed_layers(
     """Vectors of texts by the embeddings and by each of the L layers, from one pass over the texts.
 
     Returns:
-        (L + 1, N, D) float32. The mean of the last K rows, finished by `finish_vectors`, equals `embed_texts` with
-        `layers=K`, because pooling and averaging commute (but for `"max"`).
+        (L + 1, N, D) float32, or (L + 1, D) for a single text. The mean of the last K rows, finished by
+        `finish_vectors`, equals `embed_texts` with `layers=K`, because pooling and averaging commute (but for
+        `"max"`).
     """
+    if isinstance(texts, str):
+        return embed_layers(encoder, [texts], batch_size)[:, 0]
     return _pooled_states(encoder, texts, batch_size, layers=None)
 
 
@@ -374,6 +379,9 @@ def _pooled_states(
     layers: int | None,
 ) -> np.ndarray:
     """(layers, N, D) float32; all layers for `None`."""
+    if not len(texts):
+        nothing = _pooled_states(encoder, [""], batch_size, layers)  # of as many layers and features
+        return nothing[:, :0]
     if encoder.prompt:
         texts = [encoder.prompt + text for text in texts]
     encoded, text_of = _split_windows(encoder, texts)

@@ -15,6 +15,7 @@ import text_jepa.registration  # noqa: F401  for the Auto classes
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.reading import reading
 from text_jepa.data.rows import Quoting
+from text_jepa.names import local_path
 from text_jepa.probe.predictors import pearson, spearman
 from text_jepa.probe.tasks import (
     METRICS_OF_KIND,
@@ -331,7 +332,7 @@ def _read_folder(
 
 def _task_folder(name: str, data_dir: str) -> tuple[Path, str]:
     """The folder of a task and the task's name; a subset is taken if the whole task is not there."""
-    root = Path(data_dir).expanduser()
+    root = local_path(data_dir)
     base = base_name(name)
     whole = base.removesuffix("-mm")
     if not name.endswith("_mini") and (root / whole).is_dir():

@@ -11,6 +11,7 @@ import numpy as np
 
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.reading import reading
+from text_jepa.names import local_path
 from text_jepa.probe.tasks import as_number, existing_file, read_table
 
 
@@ -81,7 +82,7 @@ def load_reranking(
     Raises:
         UsageError: A file is missing or malformed, or an id has no text.
     """
-    root = Path(folder).expanduser()
+    root = local_path(folder)
     path = existing_file(root, split, (".txt", ".txt.gz"))
     if path is None:
         found = {file.name.split(".")[0] for file in root.glob("*.txt*")} - {"text_tokenized"}

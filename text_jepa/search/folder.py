@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from text_jepa.data.compressed import FileError, suffix_of
+from text_jepa.data.compressed import COMPRESSED, FileError, suffix_of
 from text_jepa.data.files import BUILDERS, PROSE, Form, read_paragraphs
+from text_jepa.data.walking import identity_of, walk
 from text_jepa.errors import UsageError, is_utf8
 from text_jepa.search.index import FileState, Index, IndexedFile
 from text_jepa.search.passages import passages_of
@@ -37,32 +38,35 @@ class Changes(NamedTuple):
 
 
 def find_texts(folder: Path) -> dict[str, FileState]:
-    """The files of a folder and its subfolders that hold texts, by path relative to it; hidden ones are left out.
+    """The files of a folder and its subfolders that hold texts, by path relative to it.
+
+    As for training, links are followed, and what `walk` leaves out is left out: hidden files, backup copies, and the
+    folders of runs and models. A file with several names is read once, and no packed file beside the unpacked one.
 
     Raises:
         UsageError: There is no such folder, it cannot be listed, or it holds no texts.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; name a folder of texts")
+    paths = [path for path in walk(folder, str(folder)) if suffix_of(Path(path)) in BUILDERS and os.path.isfile(path)]
+    unpacked = {path for path in paths if not path.endswith(COMPRESSED)}
     found = {}
-    for parent, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(parent, name)
-            if name.startswith(".") or suffix_of(path) not in BUILDERS or not path.is_file():
-                continue
-            if not is_utf8(str(path)):
-                logger.warning(f"left out: {str(path)!a}, whose name is not UTF-8; rename it")
-                continue
-            status = path.stat()
-            found[path.relative_to(folder).as_posix()] = FileState(status.st_size, status.st_mtime_ns)
+    identities = set()
+    for path in sorted(paths):
+        if path.endswith(COMPRESSED) and os.path.splitext(path)[0] in unpacked:
+            continue
+        if not is_utf8(path):
+            logger.warning(f"left out: {path!a}, whose name is not UTF-8; rename it")
+            continue
+        identity = identity_of(path)
+        if identity not in identities:
+            identities.add(identity)
+            status = os.stat(path)
+            name = Path(path).relative_to(folder).as_posix()
+            found[name] = FileState(status.st_size, status.st_mtime_ns)
     if not found:
         raise UsageError(f"{folder}: holds no texts; name a folder with files of {', '.join(BUILDERS)}")
     return found
-
-
-def _refuse(error: OSError) -> None:
-    raise UsageError(f"{error.filename}: {error.strerror}; make it readable, or name another folder") from error
 
 
 def compare(index: Index, texts: Mapping[str, FileState]) -> Changes:

@@ -26,7 +26,7 @@ from text_jepa.search.vectors import unit_rows
 
 # What tells our files from others' ("TxtJ"), and the form of the tables.
 APPLICATION_ID = 0x5478744A
-VERSION = 2
+VERSION = 3
 
 # Settings that a user chose, which outlive the form of the tables.
 _CHOSEN = ("encoder", "text_column")

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import inspect
 import json
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_text_jepa import TextJepaForPreTraining
@@ -257,16 +259,62 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def staged(output_dir: str | Path) -> Iterator[Path]:
-    """Creates a temporary folder for an encoder; it becomes `output_dir` at the end, or is deleted after an error."""
+    """Creates a temporary folder for an encoder; it becomes `output_dir` at the end, or is deleted after an error.
+
+    Args:
+        output_dir: A new or an empty folder.
+    """
     output_dir = Path(output_dir)
+    is_there = output_dir.is_dir()
+    new_parents = [parent for parent in output_dir.parents if not parent.exists()]
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix="_") as folder:
-        staging = Path(folder, output_dir.name)
-        staging.mkdir()
-        yield staging
-        _remove_missing_code(staging)
-        make_readable_in_4(staging)
-        staging.replace(output_dir)
+    # A folder that exists may be on a disk of its own.
+    place = output_dir if is_there else output_dir.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix="_") as folder:
+            staging = Path(folder, output_dir.name)
+            staging.mkdir()
+            yield staging
+            _remove_missing_code(staging)
+            make_readable_in_4(staging)
+            if is_there:
+                for path in staging.iterdir():
+                    path.replace(output_dir / path.name)
+            else:
+                staging.replace(output_dir)
+    except BaseException:
+        for parent in new_parents:
+            parent.rmdir()
+        raise
+
+
+# The errors of a disk that is full, read-only or failing.
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+)
+
+
+@contextlib.contextmanager
+def writing(output_dir: str | Path) -> Iterator[None]:
+    """Turns a failed write inside the block into an error of one line.
+
+    Args:
+        output_dir: The folder that is written to.
+
+    Raises:
+        UsageError: The disk is full, read-only or failing.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in _DISK_ERRORS:
+            raise
+        reason = first_line(error) if isinstance(error, SafetensorError) else error.strerror
+        raise UsageError(f"{output_dir}: cannot be written ({reason}); make room, or name another folder") from error
 
 
 # Files of a run, which describe its weights and no others.

@@ -56,6 +56,7 @@ def write_model_card(
     records: Sequence[Mapping[str, Any]],
     card_info: Mapping[str, Any],
     exported: str | None,
+    place: str | Path | None = None,
 ) -> None:
     """Writes `README.md` and `curves.png`, which need no editing.
 
@@ -65,6 +66,7 @@ def write_model_card(
         records: Records of the run's log.
         card_info: Card information, see `describe_run`.
         exported: Content of the folder: the `"target"` or `"context"` encoder, or the complete model (`None`).
+        place: The folder as the snippets name it. Default: `output_dir`.
     """
     output_dir = Path(output_dir)
     title = output_dir.resolve().name
@@ -82,7 +84,7 @@ def write_model_card(
     fields |= _describe_head(card_info)
     fields |= _describe_effort(records)
     fields["title"] = title
-    fields["name"] = str(output_dir)
+    fields["name"] = str(output_dir if place is None else place)
     fields["exported"] = exported
     fields["figures"] = figures
     fields["is_relative"] = "relative_loss" in titles

@@ -187,7 +187,8 @@ def halve_onnx(path: str | Path, output_path: str | Path) -> None:
 
     with _silence():
         model = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
-    onnx.save(model, str(output_path))
+    with _beside(output_path) as unfinished:
+        onnx.save(model, str(unfinished))
 
 
 def random_batches(encoder: PreTrainedModel | Encoder) -> list[dict[str, torch.Tensor]]:
@@ -230,11 +231,21 @@ def quantize_onnx(path: str | Path, output_path: str | Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, _silence():
-        prepared = Path(folder, "prepared.onnx")
+    with _beside(output_path) as unfinished, _silence():
+        prepared = unfinished.with_name("prepared.onnx")
         # Symbolic shape inference fails for some architectures, and the exporter has done it already.
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        quantize_dynamic(str(prepared), str(output_path), weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(str(prepared), str(unfinished), weight_type=QuantType.QInt8, per_channel=True)
+
+
+@contextlib.contextmanager
+def _beside(path: str | Path) -> Iterator[Path]:
+    """A file in a temporary folder beside `path`; it becomes `path` at the end, or is deleted after an error."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="_") as folder:
+        unfinished = Path(folder, path.name)
+        yield unfinished
+        unfinished.replace(path)
 
 
 class OnnxEncoder(torch.nn.Module):

@@ -397,7 +397,6 @@ _LEAST = {
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
     "dataloader_prefetch_factor": 1,
-    "learning_rate": 0,
     "predictor_learning_rate": 0,
     "embedding_learning_rate": 0,
     "weight_decay": 0,
@@ -418,6 +417,7 @@ _POSITIVE = {
     "eval_steps": "to evaluate at the end alone, --eval_strategy no",
     "logging_steps": "to log nothing, --logging_strategy no",
     "torch_empty_cache_steps": "to keep the cache, leave it out",
+    "learning_rate": "the encoder would not learn anything",
     "neftune_noise_alpha": "to train without noise, leave it out",
 }
 

@@ -404,7 +404,7 @@ def shield_worker_from_signals(
         worker_id: The number of the worker.
     """
     if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         watcher = threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True)
         watcher.start()
     if worker_init_fn is not None:

@@ -324,9 +324,11 @@ def writing(output_dir: str | Path, what: str) -> Iterator[None]:
         if not _is_write_error(error):
             raise
         reason = str(error).splitlines()[0]
+        remedy = "start again in another folder: there is no checkpoint to resume from"
+        if checkpoints(output_dir):
+            remedy = "resume with --resume_from_checkpoint auto, which takes the newest whole checkpoint"
         raise UsageError(
-            f"--output_dir {output_dir}: {what} could not be written ({reason}); make room, and resume with "
-            "--resume_from_checkpoint auto, which takes the newest whole checkpoint"
+            f"--output_dir {output_dir}: {what} could not be written ({reason}); make room, and {remedy}"
         ) from error
 
 

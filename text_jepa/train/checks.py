@@ -1,18 +1,24 @@
 """Checks made before a pretraining run starts, and of its outcome: flags, processes, trackers, output folder."""
 
+import contextlib
 import copy
 import dataclasses
+import errno
+import fcntl
 import itertools
 import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import psutil
@@ -29,6 +35,7 @@ from text_jepa.cli import UsageError, first_line
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
 from text_jepa.data.strategies import DOCUMENT_VIEWS
+from text_jepa.data.walking import LOCK
 from text_jepa.encoders.sentence_head import SentenceHead
 from text_jepa.train import checkpointing
 from text_jepa.train.arguments import (
@@ -160,6 +167,9 @@ NUM_PROCESSES = ("--num_processes", "--num-processes", "-n")
 # What a run that ended before its first checkpoint may have left in its folder, beside names that begin with `_`.
 _LEFT_BY_A_RUN = ("arguments.yaml", "changed.yaml", "tokenizer", "metrics.jsonl", "nonfinite", "runs")
 
+# A run that has been killed holds its lock until the system has taken its memory back.
+_SECONDS_TO_DIE = 5.0
+
 # The number of texts whose tokens stand for those of all texts in the fingerprint.
 _FINGERPRINT_TEXTS = 1_000
 
@@ -269,7 +279,9 @@ def check_trackers(args: TextJepaTrainingArguments) -> None:
     """Raises UsageError if a tracker is unknown or not installed, or wandb has no login."""
     try:
         for tracker in get_reporting_integration_callbacks(args.report_to):
-            tracker()
+            # Its destructor would fail with a traceback of its own if it cannot be made.
+            indestructible = type(tracker.__name__, (tracker,), {"__del__": lambda self: None})
+            indestructible()
         if "wandb" in args.report_to and args.process_index == 0:
             # It would otherwise ask for a key after the corpus is prepared.
             import_module("wandb").login()
@@ -394,8 +406,7 @@ def leaving_nothing(args: TextJepaTrainingArguments, has_begun: Callable[[], boo
         has_begun: Whether a step is done.
     """
     folder = Path(args.output_dir)
-    existed = folder.is_dir()
-    before = set(folder.iterdir()) if existed else set()
+    before = set(folder.iterdir()) if folder.is_dir() else set()
     try:
         yield
     except BaseException:
@@ -405,12 +416,94 @@ def leaving_nothing(args: TextJepaTrainingArguments, has_begun: Callable[[], boo
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
-            if not existed:
-                folder.rmdir()
         raise
 
 
 # ---- output folder and checkpoint -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def holding_folder(output_dir: str, made: Sequence[Path]) -> Iterator[None]:
+    """Makes the output folder of a run if it is missing, and keeps other runs out of it inside the block.
+
+    Folders that were made are removed afterwards if they are empty, as after a run that is refused.
+
+    Args:
+        output_dir: The folder.
+        made: The folders that were made for it before, see `make_folders`.
+
+    Raises:
+        UsageError: The folder cannot be written to, or another run writes into it.
+    """
+    folder = Path(output_dir)
+    made = list(made)
+    try:
+        _check_writable(output_dir)
+        made += make_folders(folder)
+        with _locked(folder):
+            yield
+    finally:
+        for path in reversed(made):
+            # The system refuses to remove a folder that holds something.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Makes a folder and those above it; returns the ones that this call, and no other process, has made."""
+    made = []
+    for path in (*reversed(folder.parents), folder):
+        if not path.is_dir():
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                made.append(path)
+    return made
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks a folder for this process; the system unlocks it when the process ends, in whatever way."""
+    path = folder / LOCK
+    file = _take_lock(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _take_lock(path: Path) -> TextIO:
+    """Opens and locks a file, and writes into it who holds it."""
+    give_up_at = time.monotonic() + _SECONDS_TO_DIE
+    while True:
+        file = path.open("a+")
+        is_free = _try_to_lock(file)
+        # The run that held it may just have ended, and have removed the file.
+        if is_free and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.seek(0)
+        holder = file.read()
+        file.close()
+        if not is_free and time.monotonic() > give_up_at:
+            raise UsageError(
+                f"--output_dir {path.parent}: another run writes into it ({holder}); wait for its end, or name "
+                "another folder"
+            )
+        time.sleep(0.1)
+
+
+def _try_to_lock(file: TextIO) -> bool:
+    """Locks a file unless another process has; a lock of this kind does not pass to processes that are forked."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        logger.warning(f"{file.name}: cannot be locked ({error.strerror}); let no other run write into this folder")
+    return True
 
 
 def check_output_dir(args: TextJepaTrainingArguments) -> str | None:
@@ -423,11 +516,11 @@ def check_output_dir(args: TextJepaTrainingArguments) -> str | None:
         UsageError: The folder cannot be written to, is in use without a flag to resume, or has nothing to resume.
     """
     folder = Path(args.output_dir)
-    _check_writable(folder)
+    _check_writable(args.output_dir)
     # Only the first process looks: the others may come when it has begun to write.
     names = []
     if args.process_index == 0 and folder.is_dir():
-        names = [path.name for path in folder.iterdir()]
+        names = [path.name for path in folder.iterdir() if path.name != LOCK]
     resume = args.resume_from_checkpoint
     if resume in (None, "false", "False", False):
         if names:
@@ -445,7 +538,14 @@ def check_output_dir(args: TextJepaTrainingArguments) -> str | None:
     return resume
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(output_dir: str) -> None:
+    if re.match(r"[A-Za-z][\w+.-]*://", output_dir):
+        raise UsageError(
+            f"--output_dir {output_dir}: only local folders are written to; name one, and copy it there afterwards"
+        )
+    folder = Path(output_dir)
+    if folder.is_symlink() and not folder.exists():
+        raise UsageError(f"--output_dir {folder}: is a link to nothing; name another folder")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder}: is a file")
     candidates = (folder, *folder.absolute().parents)

@@ -7,6 +7,7 @@ end is selected; on the other half the result is compared with the start and wit
 import copy
 import dataclasses
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -64,6 +66,9 @@ COMPARISON_FILE = "verdict.json"
 # Added to the comparison of a run whose share is 0.
 _UNCHANGED = "Training did not help on other held-out documents, so the exported weights are those of the start."
 
+# Held-out texts whose vectors have to be finite at the end of a run.
+_TEXTS_TO_CHECK = 100
+
 # Pairs of passages that the share is selected on: enough for it, in seconds.
 _PASSAGES_TO_CHOOSE_ON = 1_000
 
@@ -90,11 +95,15 @@ def save_results(
 
     Returns:
         The comparison, in a sentence.
+
+    Raises:
+        UsageError: The weights, or vectors of texts, are not finite; nothing is exported then.
     """
     model_args = arguments[0]
     output_dir = Path(trainer.args.output_dir)
     encoder = _exported_encoder(trainer, model_args)
     documents = first_texts(corpus, "validation", HELD_OUT_DOCUMENTS)
+    check_finite(trainer.model, encoder, documents)
     share = 1.0
     shares = {}
     if merges_weights(model_args, trainer.model.config):
@@ -104,6 +113,7 @@ def save_results(
         share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random, near_start)
 
     card_info = trainer.card_info
+    divergence = describe_divergence(trainer)
     shorter = []
     with merged(encoder.model, start, share):
         try:
@@ -114,11 +124,12 @@ def save_results(
             if share == 0:
                 sentence = f"{sentence} {_UNCHANGED}"
             shorter = shorter_vectors(scores)
-            write_comparison(output_dir, scores, share, shares, describe_collapse_of_run(describe_run(trainer)))
+            collapse = describe_collapse_of_run(describe_run(trainer))
+            write_comparison(output_dir, scores, share, shares, collapse, divergence)
         except UsageError as error:  # an encoder without a comparison is still an encoder
             sentence = f"There is no comparison on held-out documents: {error}."
         comparison = {
-            "comparison": sentence,
+            "comparison": f"{divergence} {sentence}" if divergence else sentence,
             "share": share,
             "shares": list(shares.items()),
             "shorter": shorter,
@@ -134,6 +145,44 @@ def save_results(
     trainer.write_card(complete_dir, None)
     save_arguments(output_dir, arguments, trainer.model.config)
     return sentence
+
+
+def check_finite(
+    model: TextJepaForPreTraining,
+    encoder: Encoder,
+    documents: Sequence[str],
+) -> None:
+    """Raises UsageError if a run ends with an encoder that is of no use to anybody.
+
+    Args:
+        model: The model at the end of the run.
+        encoder: The encoder in it.
+        documents: Held-out texts.
+    """
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    vectors = embed_texts(encoder, documents[:_TEXTS_TO_CHECK])
+    if not np.isfinite(vectors).all():
+        broken.append("the vectors of held-out texts")
+    if broken:
+        raise UsageError(
+            f"the run diverged, and no encoder is written (not finite: {broken[0]}); lower --learning_rate or "
+            "lengthen --warmup_steps, and start again in another folder"
+        )
+
+
+def describe_divergence(trainer: TextJepaTrainer) -> str | None:
+    """Says that the held-out loss of the exported weights is no number; `None` if it is one."""
+    losses = [
+        record["eval_loss"]
+        for record in trainer.state.log_history
+        if "eval_loss" in record and record["step"] == trainer.weights_step
+    ]
+    if not losses or math.isfinite(float(losses[-1])):
+        return None
+    return (
+        f"The run diverged: the held-out loss of its weights is {losses[-1]}, so do not use this encoder; lower "
+        "--learning_rate or lengthen --warmup_steps."
+    )
 
 
 def _exported_encoder(trainer: TextJepaTrainer, model_args: ModelArguments) -> Encoder:
@@ -357,6 +406,7 @@ def write_comparison(
     share: float,
     shares: Mapping[float, float],
     collapse: str | None = None,
+    divergence: str | None = None,
 ) -> None:
     """Writes the comparison as `verdict.json`, to be read by programs.
 
@@ -366,10 +416,12 @@ def write_comparison(
         share: The share of the way from start to end that the weights have.
         shares: The mean reciprocal rank in percent by share tried.
         collapse: The warning of the collapse monitor, if there was a collapse.
+        divergence: The warning of a held-out loss that is no number, see `describe_divergence`.
     """
     content = {
         "verdict": summarize(scores),
         "collapse": collapse,
+        "divergence": divergence,
         "share": share,
         "mean_reciprocal_rank_by_share": {f"{tried:g}": value for tried, value in shares.items()},
         "scores": [score._asdict() for score in scores.scores],

@@ -3,7 +3,8 @@
 import inspect
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from text_jepa.train.arguments import (
     TextJepaTrainingArguments,
 )
 from text_jepa.train.build import objective_of, set_dependent_defaults
-from text_jepa.train.checks import RENAMED
+from text_jepa.train.checks import RENAMED, holding_folder, make_folders
 
 
 CLASSES = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
@@ -189,8 +190,38 @@ PAGE = HelpPage(
 # ---- folder and length ----------------------------------------------------------------------------------------------
 
 
-def choose_output_dir(data_args: DataArguments, argv: Sequence[str], args: TextJepaTrainingArguments) -> None:
-    """Names the output folder of a run that does not: `runs/NAME`; if there is such a folder `runs/NAME-2`, and so on.
+@contextmanager
+def own_output_dir(
+    data_args: DataArguments,
+    argv: Sequence[str],
+    args: TextJepaTrainingArguments,
+) -> Iterator[None]:
+    """Makes the output folder of a run, which no other run writes into inside the block.
+
+    The first process makes and holds it: it writes everything into it, and other machines may share it.
+
+    Args:
+        data_args: See `choose_output_dir`.
+        argv: See `choose_output_dir`.
+        args: See `choose_output_dir`.
+
+    Raises:
+        UsageError: The folder cannot be written to, or another run writes into it.
+    """
+    made = choose_output_dir(data_args, argv, args)
+    if args.process_index > 0:
+        yield
+        return
+    with holding_folder(args.output_dir, made):
+        yield
+
+
+def choose_output_dir(
+    data_args: DataArguments,
+    argv: Sequence[str],
+    args: TextJepaTrainingArguments,
+) -> list[Path]:
+    """Makes the output folder of a run that names none: `runs/NAME`; if there is one `runs/NAME-2`, and so on.
 
     A run that resumes takes the last one there is. The first process chooses, for the others may come when it has
     begun to write.
@@ -199,17 +230,23 @@ def choose_output_dir(data_args: DataArguments, argv: Sequence[str], args: TextJ
         data_args: Name the texts.
         argv: The command line, with the recipe for a run on built-in texts.
         args: The training arguments, which are changed.
+
+    Returns:
+        The folders that were made.
     """
     if not args.leaves_folder_open:
-        return
+        return []
     chosen = [None]
+    made = []
     if args.process_index == 0:
-        chosen = [_free_folder(_name_of_texts(data_args, argv), args.resume_from_checkpoint is not None)]
+        folder, made = _claim_folder(_name_of_texts(data_args, argv), args.resume_from_checkpoint is not None)
+        chosen = [str(folder)]
     if args.world_size > 1:
         broadcast_object_list(chosen)
     if args.run_name == Path(args.output_dir).name:
         args.run_name = Path(chosen[0]).name
     args.output_dir = chosen[0]
+    return made
 
 
 def _name_of_texts(data_args: DataArguments, argv: Sequence[str]) -> str:
@@ -229,15 +266,26 @@ def _name_of_texts(data_args: DataArguments, argv: Sequence[str]) -> str:
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "run"
 
 
-def _free_folder(name: str, resumes: bool) -> str:
-    folder = Path("runs", name)
-    number = 1
-    taken = None
-    while folder.exists():
-        taken = folder
-        number += 1
-        folder = Path("runs", f"{name}-{number}")
-    return str(taken if resumes and taken else folder)
+def _claim_folder(name: str, resumes: bool) -> tuple[Path, list[Path]]:
+    """The output folder of a run that names none, and the folders that were made for it."""
+    if resumes:
+        taken = list(itertools.takewhile(Path.exists, _numbered_folders(name)))
+        if taken:
+            return taken[-1], []
+    folders = _numbered_folders(name)
+    folder = next(folders)
+    made = make_folders(folder)
+    # Of two runs that begin at the same time, one makes the folder, and the other takes the next name.
+    while folder not in made:
+        folder = next(folders)
+        made += make_folders(folder)
+    return folder, made
+
+
+def _numbered_folders(name: str) -> Iterator[Path]:
+    yield Path("runs", name)
+    for number in itertools.count(2):
+        yield Path("runs", f"{name}-{number}")
 
 
 def choose_length(args: TextJepaTrainingArguments, num_layers: int, texts_per_pass: int) -> None:

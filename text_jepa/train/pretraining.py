@@ -4,8 +4,11 @@ import logging
 import math
 import os
 import pickle
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +80,7 @@ from text_jepa.train.checks import (
 )
 from text_jepa.train.closing import (
     RANDOM_WEIGHTS,
+    describe_divergence,
     publish,
     save_arguments,
     save_results,
@@ -197,6 +201,21 @@ def pretrain(
     trainer.save_state()
     finish(trainer, parts, arguments)
     return True
+
+
+@contextmanager
+def hangup_as_termination() -> Iterator[None]:
+    """Has SIGHUP do what SIGTERM does inside the block: it tells of a lost terminal, unless `nohup` has it ignored."""
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    # Only the main thread may handle signals.
+    if is_ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def set_up_logging(args: TextJepaTrainingArguments) -> None:
@@ -518,7 +537,8 @@ def finish(trainer: TextJepaTrainer, parts: RunParts, arguments: Sequence) -> No
     print(f"\n{sentence}")
     print(f"The encoder is in {args.output_dir}  (its card: {card})")
     collapse = describe_collapse_of_run(describe_run(trainer))
-    if collapse:
-        print(f"WARNING: {collapse}", file=sys.stderr)
+    for warning in (collapse, describe_divergence(trainer)):
+        if warning:
+            print(f"WARNING: {warning}", file=sys.stderr)
     if args.push_to_hub:
         publish(trainer)
