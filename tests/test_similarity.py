@@ -167,3 +167,17 @@ def test_where_similarities_are_kept_a_run_exports_the_best_weights(
     flags = f"--objective simcse --pooling mean --similarity_loss_weight {weight}"
     output = run_from(tmp_path / "start", tmp_path / "train.txt", tmp_path / "run", flags)
     assert json.loads((output / "verdict.json").read_text())["share"] == share
+
+
+@pytest.mark.parametrize(("repeats", "warns"), [(1, True), (9, False)])
+def test_a_run_on_single_sentences_names_the_view_that_suits_them(
+    make_model, tokenizer, texts, tmp_path, caplog, repeats, warns
+):
+    make_model().model.encoder.save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    sentence = " ".join(texts[0].split()[:8])
+    documents = [" ".join([str(number), *[sentence] * repeats]) for number in range(40)]
+    (tmp_path / "train.txt").write_text("\n".join(documents))
+    flags = "--objective simcse --view neighbour --merge false"
+    run_from(tmp_path / "start", tmp_path / "train.txt", tmp_path / "run", flags)
+    assert ("--view deletion" in caplog.text) == warns

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -56,6 +57,9 @@ logger = logging.getLogger(__name__)
 
 # Number of first texts of a stream that document frequencies are counted in.
 STREAM_TEXTS_TO_WEIGH = 10_000
+
+# Documents with fewer tokens are taken for single sentences.
+_LENGTH_OF_SENTENCE = 32
 
 
 # ---- the objective --------------------------------------------------------------------------------------------------
@@ -683,6 +687,8 @@ def check_texts(
         windows = make_windows(examples, data_args, tokenizer)
         stride = -(-len(windows) // SAMPLE_SIZE)
         sample = [windows[row] for row in range(0, len(windows), stride)]
+        if data_args.view == "neighbour":
+            _warn_of_single_sentences(np.asarray(examples["length"]))
     else:
         sample = list(itertools.islice(read_rows(examples, source), SAMPLE_SIZE))
     coverage = measure_coverage(sample, tokenizer, collator)
@@ -691,6 +697,16 @@ def check_texts(
     for warning in coverage.warnings(hides):
         logger.warning(warning)
     return coverage.describe(hides)
+
+
+def _warn_of_single_sentences(lengths: np.ndarray) -> None:
+    """Warns if most documents (N,) are so short that their neighbouring windows are the halves of a sentence."""
+    if np.median(lengths) < _LENGTH_OF_SENTENCE:
+        logger.warning(
+            f"half of the documents have fewer than {_LENGTH_OF_SENTENCE} tokens: the halves of a sentence would have "
+            "to find each other, which costs similarity of sentences; --view deletion --view_ratio 0.9 --merge false "
+            "contrasts whole sentences instead"
+        )
 
 
 # ---- the probe ------------------------------------------------------------------------------------------------------
