@@ -234,8 +234,8 @@ class TextJepaConfig(PreTrainedConfig):
             K: the targets are the mean of the last K layers of the target encoder. Defaults to all layers.
         target_normalization (`str`, *optional*, defaults to `"layer"`):
             Normalization of each of the K layers before the mean: `"none"`; `"layer"`, over the features of a token;
-            or per feature over the tokens of a text (`"instance"`, data2vec 2.0; refused with `target_input="spans"`,
-            where a single token would have the target 0), of the batch of all processes (`"batch"`), or of all batches
+            or per feature over the tokens of a text (`"instance"`, data2vec 2.0; not trained with
+            `target_input="spans"`, where a single token would have the target 0), of the batch of all processes (`"batch"`), or of all batches
             so far (`"running"`, for encoders with outlier dimensions). A layer norm without parameters follows the
             mean in every case.
         target_momentum (`float`, *optional*, defaults to 0.99):
@@ -308,8 +308,8 @@ class TextJepaConfig(PreTrainedConfig):
         regularizer_level (`"sentence"` or `"token"`, *optional*, defaults to `"sentence"`):
             Vectors that variance, covariance and SIGReg are computed from, over the batches of all processes: pooled
             contexts (with an online target, both sides of the sentence loss behind the head), or the states of the
-            context tokens. The latter keep online targets of the sentence loss from no collapse, and are refused
-            there unless it is InfoNCE.
+            context tokens. The latter keep online targets of the sentence loss from no collapse, and are not
+            trained with them unless the loss is InfoNCE.
         classifier_pooling (`"mean"` or `"cls"`, *optional*, defaults to `"mean"`):
             Input of the classifier of [`TextJepaForSequenceClassification`]: the mean of the tokens or the first one.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
@@ -467,7 +467,7 @@ class TextJepaConfig(PreTrainedConfig):
         unknown = {key: value for key, value in config_dict.items() if key not in known_keys}
         result = super().from_dict(known, **kwargs)
         config = result[0] if kwargs.get("return_unused_kwargs") else result
-        if "sentence_hidden_size" not in kwargs:
+        if "sentence_hidden_size" not in kwargs and known_keys & set(kwargs):
             saved = super().from_dict(known)
             if saved.sentence_hidden_size == saved._default_sentence_hidden_size():
                 config.sentence_hidden_size = config._default_sentence_hidden_size()
@@ -726,11 +726,6 @@ class TextJepaConfig(PreTrainedConfig):
         if not 0 <= self.target_momentum < 1:
             raise ValueError(f"target_momentum must be at least 0 and below 1, got {self.target_momentum}")
         self._validate_online_targets()
-        if self.latent_loss_weight > 0 and self.target_input == "spans" and self.target_normalization == "instance":
-            raise ValueError(
-                "target_normalization 'instance' needs target_input 'text': the target of a single hidden token would "
-                "be 0"
-            )
         if self.context_mode == "mask_token" and self.mask_token_id is None:
             raise ValueError("context_mode 'mask_token' needs mask_token_id, the tokenizer's mask token")
         if self.context_mode == "drop" and not self.drop_is_exact:
@@ -755,8 +750,16 @@ class TextJepaConfig(PreTrainedConfig):
                 "online targets collapse without a regularizer: set sigreg_loss_weight or variance_loss_weight, or "
                 "use 'infonce'"
             )
+
+    def check_trainable(self):
+        """Raises ValueError for an objective that can be built, and opened from files, but learns nothing of use."""
+        if self.latent_loss_weight > 0 and self.target_input == "spans" and self.target_normalization == "instance":
+            raise ValueError(
+                "target_normalization 'instance' needs target_input 'text': the target of a single hidden token would "
+                "be 0"
+            )
         compares_heads = self.sentence_loss_weight > 0 and self.sentence_loss_type != "infonce"
-        if compares_heads and self.regularizer_level == "token":
+        if self.target_encoder_type == "online" and compares_heads and self.regularizer_level == "token":
             raise ValueError(
                 "online targets of the sentence loss collapse with a regularizer of tokens: set regularizer_level to "
                 "'sentence', or sentence_loss_type to 'infonce'"

@@ -38,6 +38,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import maybe_autocast
 
 
 try:
@@ -227,7 +228,7 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None =
 def weighted_sum_of_tokens(hidden_states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sum of tokens (B, S, D) by weights (B, S) -> (B, D), in the precision of the states."""
     # A matrix product, because weighting the states first would copy all of them; autocast would round it.
-    with torch.autocast(hidden_states.device.type, enabled=False):
+    with maybe_autocast(hidden_states.device.type, enabled=False):
         return torch.bmm(weights.to(hidden_states.dtype).unsqueeze(1), hidden_states).squeeze(1)
 
 
@@ -812,7 +813,7 @@ class TextJepaPooler(nn.Module):
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(R, N, D), (R, N) -> (R, D)."""
-        with torch.autocast(states.device.type, enabled=False):
+        with maybe_autocast(states.device.type, enabled=False):
             products = states @ self.query.to(states.dtype)
         scores = (products * states.shape[-1] ** -0.5).float()
         scores = scores.masked_fill(~mask.bool(), torch.finfo(torch.float32).min)
@@ -845,11 +846,15 @@ class TextJepaLexicalSpace(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, token_weights: torch.Tensor) -> torch.Tensor:
         """Ids (B, S) and weights (B, S), 0 for padding -> (B, F)."""
-        # Processes may have drawn other vectors, which DDP does not synchronize.
         if _world_size() > 1 and self.training and not self.is_shared:
-            dist.broadcast(self.vectors, 0)
-            self.is_shared = True
+            self._share()
         return weighted_mean_of_rows(self.vectors, input_ids, token_weights)
+
+    @torch.compiler.disable
+    def _share(self):
+        """Gives all processes the vectors of the first one, which DDP does not synchronize."""
+        dist.broadcast(self.vectors, 0)
+        self.is_shared = True
 
 
 class TextJepaDocumentPredictor(nn.Module):
@@ -914,7 +919,7 @@ class RunningWhitening(RunningAverages):
     @torch.no_grad()
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """(n, D) float32 -> (n, D); in training, the vectors of all processes are added to the averages first."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        with maybe_autocast(vectors.device.type, enabled=False):
             if self.training:
                 rows, _ = gather_rows(vectors)
                 mean = rows.mean(dim=0)
@@ -1121,7 +1126,7 @@ def _output_at(output: BaseModelOutput, positions: torch.Tensor) -> BaseModelOut
     return BaseModelOutput(
         last_hidden_state=gather_positions(output.last_hidden_state, positions),
         hidden_states=hidden_states,
-        attentions=output.attentions,
+        attentions=output.get("attentions"),  # some architectures have none
     )
 
 
@@ -1634,7 +1639,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             self.target_encoder._resize_token_embeddings(*args, **kwargs)
         embeddings = super()._resize_token_embeddings(*args, **kwargs)
         if self.target_encoder is not None:
-            # New rows are random.
+            # Its own new rows would be random, and others than those of the context encoder.
             target_embeddings = self.target_encoder.get_input_embeddings()
             with torch.no_grad():
                 target_embeddings.weight[num_words_before:] = embeddings.weight[num_words_before:]
@@ -1652,6 +1657,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             kept = self.lexical_space.vectors[:num_words]
             new = torch.randn(num_words - len(kept), kept.shape[1], device=kept.device)
             self.lexical_space.vectors = torch.cat([kept, new])
+            self.lexical_space.is_shared = False
 
     # ---- word weights ----
 
@@ -1852,7 +1858,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return self.lexical_space(input_ids, self.token_weights(input_ids, attention_mask))
 
     def _document_targets(self, targets: torch.Tensor) -> torch.Tensor:
-        """Vectors of documents (B, F) minus their running mean; zeros, from which nothing is learned, stay zeros."""
+        """Vectors of documents (B, F) minus their running mean; zeros, which the loss leaves out, stay zeros."""
         # The lexical vector of a text without a word that counts.
         has_words = targets.any(dim=-1, keepdim=True).to(targets.dtype)
         mean, _ = self.running["documents"](targets, has_words)
@@ -2209,12 +2215,17 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return total / num_labels.clamp(min=1)
 
     def _document_loss(self, pooled: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean distance between what pooled contexts (R, D) predict and the targets (B, F) of their documents."""
+        """Mean distance between what pooled contexts (R, D) predict and the targets (B, F) of their documents.
+
+        Targets that are 0 are left out.
+        """
         predictions = self.document_predictor(pooled)
         rows = _target_row_of_each_context(len(predictions), targets)
         distances = self._distance(self.config.document_loss_type, predictions, targets[rows])
-        all_distances, _ = gather_rows(distances)
-        return all_distances.mean()
+        has_target = targets[rows].any(dim=-1).to(distances.dtype)
+        all_distances, _ = gather_rows(distances * has_target)
+        all_have_targets, _ = gather_rows(has_target)
+        return all_distances.sum() / all_have_targets.sum().clamp(min=1)
 
     def _sentence_loss(
         self,
@@ -2241,7 +2252,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         """The similarity loss of vectors (B, D) of texts, over all processes."""
         all_vectors, _ = gather_rows(vectors.float())
         all_references, _ = gather_rows(references.float())
-        with torch.autocast(vectors.device.type, enabled=False):
+        with maybe_autocast(vectors.device.type, enabled=False):
             return similarity_loss(all_vectors, all_references, self.config.infonce_temperature)
 
     def _distance(
@@ -2261,7 +2272,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         target_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """InfoNCE of predictions (n, D) and targets (m, D), in float32, see `infonce_distance`."""
-        with torch.autocast(predictions.device.type, enabled=False):
+        with maybe_autocast(predictions.device.type, enabled=False):
             return infonce_distance(
                 predictions.float(),
                 targets.float(),
@@ -2292,7 +2303,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             return {name: vector_sets[0].sum() * 0 for name in names}
         losses = {}
         # Autocast would compute the matrix products in half precision.
-        with torch.autocast(vector_sets[0].device.type, enabled=False):
+        with maybe_autocast(vector_sets[0].device.type, enabled=False):
             if "variance" in names:
                 losses["variance"] = sum(variance_loss(vectors) for vectors in vector_sets) / len(vector_sets)
             if "covariance" in names:

@@ -49,7 +49,7 @@ def main(
     _, data_args, _, args = arguments
     refuse_nothing(argv, prog, data_args)
     with outliving_readers(), hangup_as_termination():
-        with own_output_dir(data_args, argv, args), naming_lost_processes(args):
+        with naming_lost_processes(args), own_output_dir(data_args, argv, args):
             is_finished = pretrain(*arguments, command or command_of(prog, argv, args.world_size))
         if args.world_size > 1:
             destroy_process_group(args)

@@ -165,6 +165,11 @@ def test_a_flag_of_an_export_that_is_given_twice_is_one_line():
         dispatch(["export", "encoder", "runs/a", "out", "--which", "target", "--which", "context"])
 
 
+def test_what_follows_two_dashes_is_no_flag(tmp_path):
+    with pytest.raises(UsageError, match="no such folder"):
+        dispatch(["search", "--limit", "3", str(tmp_path / "none"), "--", "--limit"])
+
+
 # ---- nothing to do --------------------------------------------------------------------------------------------------
 
 

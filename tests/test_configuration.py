@@ -186,17 +186,6 @@ def test_unknown_preset_lists_those_there_are():
         ({"pred_mlp_ratio": 0.01}, "pred_mlp_ratio times pred_hidden_size must be at least 1, got 0.01 times 16"),
         ({"predictor_type": "conv", "pred_conv_kernel_size": -1}, "pred_conv_kernel_size must be at least 1, got -1"),
         ({"latent_loss_weight": float("inf")}, "latent_loss_weight must be at least 0 and finite, got inf"),
-        ({"target_input": "spans", "target_normalization": "instance"}, "needs target_input 'text'"),
-        (
-            {
-                "target_encoder_type": "online",
-                "latent_loss_weight": 0,
-                "sentence_loss_type": "mse",
-                "variance_loss_weight": 25,
-                "regularizer_level": "token",
-            },
-            "collapse with a regularizer of tokens: set regularizer_level to 'sentence'",
-        ),
         ({"token_loss_candidates": 1}, "token_loss_candidates must be at least 2, got 1"),
         ({"smooth_l1_beta": 0}, "smooth_l1_beta must be positive and finite, got 0"),
         (
@@ -209,6 +198,35 @@ def test_unknown_preset_lists_those_there_are():
 def test_a_bad_field_is_refused_in_plain_words(fields, message):
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         TextJepaConfig(**{"text_config": BERT, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "remedy"),
+    [
+        (
+            {"target_input": "spans", "target_normalization": "instance"},
+            "needs target_input 'text'",
+            {"target_input": "text"},
+        ),
+        (
+            {
+                "target_encoder_type": "online",
+                "latent_loss_weight": 0,
+                "sentence_loss_type": "mse",
+                "variance_loss_weight": 25,
+                "regularizer_level": "token",
+            },
+            "collapse with a regularizer of tokens: set regularizer_level to 'sentence'",
+            {"regularizer_level": "sentence"},
+        ),
+    ],
+    ids=["spans", "online"],
+)
+def test_an_objective_that_learns_nothing_is_opened_but_not_trained(fields, message, remedy):
+    config = TextJepaConfig.from_dict(TextJepaConfig(text_config=BERT, **fields).to_dict())
+    with pytest.raises(ValueError, match=message):
+        config.check_trainable()
+    TextJepaConfig.from_dict(config.to_dict(), **remedy).check_trainable()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 import re
 import sys
 import types
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
@@ -17,7 +16,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from text_jepa.errors import UsageError, check_words, nearest, run_command
+from text_jepa.errors import UsageError, check_words, nearest, repeated_flags, run_command
 
 
 __all__ = [
@@ -81,9 +80,8 @@ class _Parser(HfArgumentParser):
     def refuse_repeated(self, words: Sequence[str], lists_only: bool = False) -> None:
         """Raises UsageError for a flag that is given twice, of which argparse would drop the first values."""
         actions = {flag_of(option): action for action in self._actions for option in action.option_strings}
-        counts = Counter(flag_of(word) for word in words if word.startswith("--"))
-        for name, count in counts.items():
-            if count == 1 or name not in actions:
+        for name, count in repeated_flags(words).items():
+            if name not in actions:
                 continue
             if actions[name].nargs == "+":
                 self.error(f"--{name} is given {count} times; give all its values after one, as in --{name} A B")

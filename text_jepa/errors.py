@@ -9,6 +9,7 @@ import os
 import re
 import select
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -29,6 +30,9 @@ _OF_THE_SYSTEM = {
     errno.EROFS,
     errno.ESTALE,
 }
+
+# What the system answers where nobody reads any more: a pipe is closed, or a terminal is gone.
+_GONE = {errno.EBADF, errno.EIO, errno.ENXIO, errno.EPIPE}
 
 # The exit code of a command whose output nobody reads any more: that of programs which SIGPIPE ends.
 _NO_READER = 141
@@ -63,6 +67,13 @@ def check_words(words: Sequence[str]) -> None:
             raise UsageError(f"{flag}: an empty value; give one, or leave the flag out")
         if equals and value == "--":
             raise UsageError(f"{flag}: '--' is no value; give one, or leave the flag out")
+
+
+def repeated_flags(words: Sequence[str]) -> dict[str, int]:
+    """How often each flag is given that is given more than once, by its name; words after `--` are no flags."""
+    flags = [word for word in itertools.takewhile(lambda word: word != "--", words) if word.startswith("--")]
+    counts = Counter(flag[2:].partition("=")[0].replace("-", "_") for flag in flags)
+    return {name: count for name, count in counts.items() if count > 1}
 
 
 def is_utf8(text: str) -> bool:
@@ -110,7 +121,8 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
 def _report(message: str) -> int:
     # An error in a data loader's worker arrives with that worker's traceback.
     message = message.rpartition("UsageError: ")[2]
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
@@ -155,23 +167,31 @@ class _LastingStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
+        with self._losing_what_cannot_be_written():
             self._stream.write(text)
-        except OSError:
-            _send_nowhere(self._stream)
         return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._losing_what_cannot_be_written():
             self._stream.flush()
-        except OSError:
-            _send_nowhere(self._stream)
+
+    @contextlib.contextmanager
+    def _losing_what_cannot_be_written(self) -> Iterator[None]:
+        """A disk that is full, or a pipe that is, may take the next words; a reader that is gone takes none."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _GONE:
+                _send_nowhere(self._stream)
 
 
 def _has_no_reader(stream: TextIO) -> bool:
     """Whether a stream is a pipe whose other end is closed."""
     poll = select.poll()
-    poll.register(stream.fileno(), 0)
+    try:
+        poll.register(stream.fileno(), 0)
+    except OSError:  # a stream that is no file
+        return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 

@@ -11,7 +11,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from text_jepa.cli import UsageError
-from text_jepa.data.scripts import split_words, terms_of
+from text_jepa.data.scripts import terms_of, words_with_spaces
 from text_jepa.probe.bootstrap import interval_of, score_resamples
 from text_jepa.probe.controls import tfidf_cosines
 from text_jepa.probe.documents import (
@@ -109,13 +109,13 @@ def test_where_words_have_no_spaces_two_characters_count_as_one(script):
 def test_a_text_of_both_kinds_of_scripts_loses_nothing():
     text = "我们昨天用 iPhone12\n（黑色）打电话，\t很好。 OK!"
     words = ["我们", "昨天", "用 ", "iPhone12 ", "（", "黑色）", "打电", "话， 很", "好。 ", "OK!"]
-    assert split_words(text) == words
-    assert "".join(split_words(text)) == " ".join(text.split())
+    assert words_with_spaces(text) == words
+    assert "".join(words_with_spaces(text)) == " ".join(text.split())
 
 
 def test_a_name_in_another_script_does_not_change_the_words_of_a_text():
     text = "The river 長江 (Cháng Jiāng) is called 揚子江 by some\u00a0people.\n\nIt is long."
-    assert split_words(text) == [f"{word} " for word in text.split()]
+    assert words_with_spaces(text) == [f"{word} " for word in text.split()]
 
 
 # ---- ranks ----------------------------------------------------------------------------------------------------------

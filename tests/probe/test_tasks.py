@@ -512,6 +512,14 @@ def test_task_file_kind(custom):
     )
 
 
+def test_a_first_line_with_the_delimiter_is_no_row_of_a_task_file(tmp_path):
+    rows = [f"a word or two of row {number};{number % 2}" for number in range(40)]
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(["sep=;", "text;label", *rows]))
+    task = load_task_file(str(path), cache_dir=str(tmp_path / "cache"))
+    assert len(task.train.texts) + len(task.test.texts) == 40
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_missing_and_nan_labels_of_task_files(custom, suffix):
     for labels, message in (

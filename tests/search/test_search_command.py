@@ -258,7 +258,7 @@ def test_the_index_may_lie_elsewhere(call, static, notes, tmp_path):
         (["{notes}"], "required: QUERY"),
         (
             ["{notes}", "lamp", "--text-column", "a", "--text_column", "b"],
-            "--text_column is given twice",
+            "--text_column is given 2 times",
         ),
         (["{notes}", "lamp", "--encoder", "{notes}/none"], "name another with --encoder"),
         (["{notes}", "lamp", "--encoder", "{notes}"], "no model can be read there"),
@@ -297,7 +297,7 @@ def test_a_text_in_utf_16_is_named_and_not_indexed(call, static, notes):
 
 
 def test_files_are_those_that_training_reads(notes, tmp_path, texts):
-    names = [".hidden.txt", "#n.txt", "~$n.txt", "n.txt~", "__MACOSX/n.txt", "one.txt.gz", "runs/a/README.md"]
+    names = [".hidden.txt", "#n.txt#", "~$n.txt", "n.txt~", "__MACOSX/n.txt", "one.txt.gz", "runs/a/README.md"]
     names += ["runs/a/arguments.yaml", "runs/a/changed.yaml", "runs/a/checkpoint-1/README.md"]
     for path in (notes / name for name in names):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.word_weights import load_word_weights
 from text_jepa.encoders.embeddings import Encoder, embed_texts, open_encoder
 from text_jepa.share import onnx
-from text_jepa.share.export import export_encoder, export_sentence_transformer
+from text_jepa.share.export import export_encoder, export_sentence_transformer, staged
 from text_jepa.share.hub import files_to_publish
 from text_jepa.share.onnx import ONNX_TOLERANCE, OnnxEncoder, batches_of, export_onnx, run_onnx
 
@@ -158,6 +158,32 @@ def test_a_full_disk_is_one_line_and_nothing_is_half_written(run, tmp_path, monk
     assert "No space left on device" in line
     assert line.endswith("; make room, or name another folder")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_filled_meanwhile_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def write():
+        with staged(out) as staging:
+            (staging / "notes.txt").write_text("new")
+            (out / "notes.txt").write_text("old")
+
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        write()
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("notes.txt", "old")]
+
+
+def test_an_error_of_an_export_is_shown_whatever_lies_beside_it(tmp_path):
+
+    def write():
+        with staged(tmp_path / "new" / "out"):
+            (tmp_path / "new" / "other").mkdir()
+            raise RuntimeError("the error")
+
+    with pytest.raises(RuntimeError, match="the error"):
+        write()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]
 
 
 def test_an_empty_folder_is_written_to_and_stays_the_same_one(run, export_command, tmp_path):

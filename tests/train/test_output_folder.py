@@ -16,7 +16,7 @@ import pytest
 
 import run_pretraining
 from text_jepa.cli import UsageError
-from text_jepa.train import checks
+from text_jepa.train import checks, command
 from text_jepa.train.checks import LOCK, check_output_dir, holding_folder, make_folders
 from text_jepa.train.command import choose_output_dir, own_output_dir, parse_run
 
@@ -67,6 +67,25 @@ def test_a_second_run_in_a_folder_is_one_line_that_names_it():
             raise AssertionError
         assert Path("run", "metrics.jsonl").read_text() == "mine"
         assert Path("run", LOCK).is_file()
+
+
+def test_a_run_waits_for_one_that_is_refused_and_removes_its_folder():
+    """The first of two runs that begin together has a mistake in its flags."""
+
+    def hold_and_let_go():
+        os.write(writer, b"made")
+        time.sleep(0.2)
+
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        with holding_folder("new/run", []):
+            hold_and_let_go()
+        os._exit(0)
+    assert os.read(reader, 4) == b"made"
+    with holding_folder("new/run", []):
+        os.waitpid(process, 0)
+        assert Path("new", "run", LOCK).is_file()
 
 
 def test_a_run_that_was_killed_holds_nothing():
@@ -189,10 +208,25 @@ def test_a_folder_that_another_run_makes_meanwhile_is_not_taken(monkeypatch):
     assert args.output_dir == "runs/notes-2"
 
 
+def test_folders_are_removed_if_one_below_them_cannot_be_made():
+    with pytest.raises(OSError), holding_folder(f"new/{'n' * 300}", []):  # noqa: PT011
+        raise AssertionError
+    assert list(Path().iterdir()) == []
+
+
+def test_auto_takes_no_folder_that_has_nothing_but_a_lock():
+    for name in ("notes", "notes-2"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, LOCK).touch()
+    Path("runs", "notes", "arguments.yaml").touch()
+    folder, made = command._claim_folder("notes", resumes=True)
+    assert (folder, made) == (Path("runs", "notes"), [])
+
+
 def test_folders_that_were_made_are_told_from_those_that_were_there():
-    assert make_folders(Path("a/b")) == [Path("a"), Path("a/b")]
-    assert make_folders(Path("a/b/c")) == [Path("a/b/c")]
-    assert make_folders(Path("a/b/c")) == []
+    assert list(make_folders(Path("a/b"))) == [Path("a"), Path("a/b")]
+    assert list(make_folders(Path("a/b/c"))) == [Path("a/b/c")]
+    assert list(make_folders(Path("a/b/c"))) == []
 
 
 @pytest.mark.parametrize("place", [[], ["--output_dir", "some/run"]])

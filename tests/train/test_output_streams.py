@@ -47,6 +47,22 @@ def start(body, shell, tmp_path, **environment):
     )
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_moment_without_room_silences_no_run(monkeypatch, stream):
+    """A pipe that does not block is full, until somebody reads."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(writer, "w", buffering=1) as pipe:
+        monkeypatch.setattr(sys, stream, pipe)
+        with outliving_readers():
+            for _ in range(2_000):
+                print("x" * 100, file=getattr(sys, stream))
+            os.read(reader, 1 << 20)
+            print("the end", file=getattr(sys, stream))
+        assert b"the end" in os.read(reader, 1 << 20)
+    os.close(reader)
+
+
 def code(tmp_path):
     return int((tmp_path / "code").read_text())
 

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from text_jepa.errors import UsageError, is_utf8
+from text_jepa.errors import UsageError, is_utf8, repeated_flags
 from text_jepa.search.folder import Embed, compare, find_texts, update
 from text_jepa.search.index import FileState, Hit, Index, Snapshot, combine, describe_damage, is_damaged, remove_index
 from text_jepa.search.passages import Span, sentences_of
@@ -65,11 +65,8 @@ class _Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         words = sys.argv[1:] if args is None else args
-        flags = [word.partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
-        twice = [flag for flag in dict.fromkeys(flags) if flags.count(flag) > 1]
-        if twice:
-            name = f"--{twice[0].strip('_')}"
-            self.error(f"{name} is given twice; name it once, with all its values")
+        for name, count in repeated_flags(words).items():
+            self.error(f"--{name} is given {count} times; name it once, with all its values")
         return super().parse_known_args(args, namespace)
 
 

@@ -347,7 +347,7 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
     train = read(train_files, "train_file")
     _log_layouts(train_files, form, what)
     if not arguments.streaming:
-        _warn_of_blank_rows(train, arguments.text_column, what)
+        train = _without_blank_rows(train, arguments.text_column, what)
     if not arguments.streaming and not arguments.view_column:
         train = _treat_repeats(train, arguments.drop_repeats)
     if held_out_files:
@@ -464,27 +464,30 @@ def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list
     return rest
 
 
-def _warn_of_blank_rows(documents: Dataset, text_column: str | Sequence[str], what: str) -> None:
-    """Warns of rows of tables without text, unless they are too few to be reported."""
+def _without_blank_rows(documents: Dataset, text_column: str | Sequence[str], what: str) -> Dataset:
+    """Leaves out rows of tables without text, with a warning, unless they are too few to be reported, or all."""
     is_blank = _blank_rows(documents)
-    if is_blank.any():
-        columns = " or ".join(f"'{column}'" for column in _names(text_column))
-        logger.warning(
-            f"{what}: {is_blank.sum():,} of {len(documents):,} rows have no {columns} and are left out; if their "
-            "texts are in another column, --text_column names it"
-        )
+    if not _SHARE_TO_REPORT * len(documents) < is_blank.sum() < len(documents):
+        return documents
+    columns = " or ".join(f"'{column}'" for column in _names(text_column))
+    logger.warning(
+        f"{what}: {is_blank.sum():,} of {len(documents):,} rows have no {columns} and are left out; if their texts "
+        "are in another column, --text_column names it"
+    )
+    return documents.select(np.flatnonzero(~is_blank))
 
 
 def _blank_rows(documents: Dataset) -> np.ndarray:
-    """Marks rows of tables without text: boolean (N,); none if they are too few to be reported, or all."""
-    is_blank = []
-    for text, file in zip(documents["text"], _files_of(documents), strict=True):
-        is_row = file is None
-        is_blank.append(is_row and not (text or "").strip())
-    is_blank = np.array(is_blank, bool)
-    if _SHARE_TO_REPORT * len(documents) < is_blank.sum() < len(documents):
-        return is_blank
-    return np.zeros_like(is_blank)
+    """Marks rows of tables without text: boolean (N,)."""
+    table = documents.with_format("arrow")[:]
+    texts = table.column("text")
+    is_empty = pyarrow.compute.equal(pyarrow.compute.binary_length(texts), 0)
+    is_blank = pyarrow.compute.or_(pyarrow.compute.utf8_is_space(texts), is_empty)
+    is_blank = pyarrow.compute.fill_null(is_blank, True).to_numpy()
+    if "file" in table.column_names:
+        is_row = pyarrow.compute.is_null(table.column("file")).to_numpy()
+        return is_blank & is_row
+    return is_blank
 
 
 # ---- repeats --------------------------------------------------------------------------------------------------------
@@ -626,7 +629,7 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
         others = [split for split in ("validation", "test") if split in known and split != arguments.dataset_split]
         held_out = load(others[0]) if others else None
     if not arguments.streaming:
-        _warn_of_blank_rows(train, arguments.text_column, source.name)
+        train = _without_blank_rows(train, arguments.text_column, source.name)
     if not arguments.streaming and not arguments.view_column:
         train = _treat_repeats(train, arguments.drop_repeats)
     if held_out is None:
@@ -651,12 +654,9 @@ def _check_dataset_name(dataset: str, cache_dir: str | None) -> None:
 def _split(
     documents: Dataset | IterableDataset, arguments: CorpusArguments, what: str
 ) -> tuple[Dataset, Dataset] | tuple[IterableDataset, IterableDataset]:
-    """Splits documents into training and held-out documents, neither of which are blank rows if there are many."""
+    """Splits documents into training and held-out documents."""
     if arguments.streaming:
         return hold_out_of_stream(documents, arguments.shuffle_buffer, what)
-    is_blank = _blank_rows(documents)
-    if is_blank.any():
-        documents = documents.select(np.flatnonzero(~is_blank))
     return hold_out(documents, arguments.validation_split_percentage, what)
 
 

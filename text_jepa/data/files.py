@@ -384,7 +384,8 @@ def _read_page(path: str) -> str:
         codec = _READ_AS.get(codec, codec)
         page = content.decode("utf-8-sig" if codec == "utf-8" else codec)
         if "\0" in page:
-            raise FileError(name_wrong_byte(path, "a null character"))
+            line = page.count("\n", 0, page.index("\0")) + 1
+            raise FileError(f"{path}, line {line}: a null character, as in binary files; remove it, or leave it out")
     except LookupError as error:
         raise FileError(f"{path}: unknown character set '{charset}'; convert the file, e.g. with iconv") from error
     except UnicodeDecodeError as error:

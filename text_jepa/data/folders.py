@@ -117,21 +117,30 @@ def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None, s
 
 
 def _files_of_glob(pattern: str) -> list[str]:
-    """The files that a glob matches, except copies and those of runs and models in folders that it does not name."""
-    depth = next((depth for depth, part in enumerate(Path(pattern).parts) if glob.has_magic(part)), 0)
-    left_out = {}
-    files = []
-    for match in glob.glob(pattern, recursive=True):
-        path = Path(match)
-        if not path.is_file() or is_copy(path.name):
-            continue
+    """The files that a glob matches, except copies and, below `**`, those of runs and models."""
+    matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
+    files = [path for path in matches if path.is_file() and not is_copy(path.name)]
+    parts = Path(pattern).parts
+    if "**" in parts:
+        files = _without_models(files, parts.index("**"), pattern)
+    return sorted(map(str, files))
+
+
+def _without_models(files: Sequence[Path], depth: int, pattern: str) -> list[Path]:
+    """The files that are in no folder of a run or a model, apart from the first `depth` folders of their paths."""
+    is_left_out = {}
+    kept = []
+    for path in files:
         folders = [Path(*path.parts[:end]) for end in range(depth + 1, len(path.parts))]
         for folder in folders:
-            if folder not in left_out:
-                left_out[folder] = is_of_model(os.listdir(folder))
-        if not any(left_out[folder] for folder in folders):
-            files.append(str(path))
-    return sorted(files)
+            if folder not in is_left_out:
+                is_left_out[folder] = is_of_model(os.listdir(folder))
+        if not any(is_left_out[folder] for folder in folders):
+            kept.append(path)
+    if len(kept) < len(files):
+        left_out = [str(folder) for folder, is_model in is_left_out.items() if is_model]
+        logger.warning(f"{pattern}: left out as runs, models or results: {list_names(left_out)}")
+    return kept
 
 
 def _files_of_folder(folder: Path, what: str, form: Form | None, streaming: bool) -> list[str]:

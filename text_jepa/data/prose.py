@@ -152,18 +152,18 @@ def plain_paragraphs(text: str, layout: Layout, line: int = 1) -> Iterator[Parag
 
 def _words_of(text: str) -> frozenset[str]:
     """The words of a text in lower case, those with hyphens in one piece."""
-    return frozenset(_WORD.findall(text.lower()))
+    return frozenset(match[0] for match in _WORD.finditer(text.lower()))
 
 
 def join_lines(lines: Sequence[str], width: int, words: Set[str] = frozenset()) -> str:
     """Joins the lines of a paragraph: a line that is as long as the width continues in the next one.
 
-    A hyphen at the end of such a line stays, unless the word occurs in the document without it, and not with it.
+    A hyphen at the end of such a line stays, unless the word occurs among `words` without it, and not with it.
 
     Args:
         lines: Lines, none of them blank.
         width: Width at which lines are wrapped, in characters; 0 joins no lines.
-        words: The words of the document in lower case.
+        words: The words of the text around, in lower case.
     """
     if not width:
         return "\n".join(lines)

@@ -187,6 +187,12 @@ def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
             quotes.check_all()
 
 
+def has_separator_line(path: str) -> bool:
+    """Whether a line `sep=;`, which names the delimiter for Excel, is before the header of a csv or tsv file."""
+    with open_text(path, newline="") as file:
+        return _SEPARATOR.fullmatch(file.readline()) is not None
+
+
 def delimiter_of(path: str) -> str:
     """The delimiter of cells: as a line `sep=;` says, or a comma, unless another is more frequent in the header."""
     with open_text(path, newline="") as file:

@@ -107,8 +107,8 @@ def _terms_of_word(word: str) -> list[str]:
     return terms
 
 
-def split_words(text: str) -> list[str]:
-    """The words of a text, each with the space behind it: joined, they are the text with single spaces.
+def words_with_spaces(text: str) -> list[str]:
+    """The words of a text, each with a space behind it: joined, they are the text with single spaces, and a last one.
 
     Words stand between spaces. If a text has more than two characters of scripts without spaces for each of these,
     two characters of such a script are a word, with the marks and the punctuation behind them.
@@ -128,7 +128,7 @@ def _marked_word() -> re.Pattern:
 
 @functools.cache
 def _unspaced_word() -> re.Pattern:
-    """Matches a word of `split_words` in a text that is mainly of scripts without spaces."""
+    """Matches a word of `words_with_spaces` in a text that is mainly of scripts without spaces."""
     marks_and_punctuation = rf"[{_marks()}]*[^{_UNSPACED}\w]*"
     spaced_word = f"[^{_UNSPACED} ]+ ?"
     return re.compile(f"(?:[{_UNSPACED}]{marks_and_punctuation}){{1,2}}|{spaced_word}")

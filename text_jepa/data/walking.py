@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -15,15 +16,16 @@ SHOWN_NAMES = 3
 
 # The file of an output folder by which a run keeps other runs out of it.
 LOCK = "_lock"
-# Files of a run: one of the others is beside the first from its start.
+# A folder is a run if it has the first file and one of the others, which are written when a run starts.
 _ARGUMENTS = "arguments.yaml"
 _BESIDE_ARGUMENTS = ("changed.yaml", "metrics.jsonl", "trainer_state.json")
 # Files of a comparison by `text-jepa probe`.
 _RESULTS = ("results.json", "results.md")
 # Files of a tokenizer, and of a model or an adapter with weights.
 _TOKENIZER = "tokenizer_config.json"
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 _CONFIGURATIONS = ("config.json", "adapter_config.json", "modules.json")
-_WEIGHTS = (".safetensors", ".bin", ".onnx")
+_WEIGHTS = re.compile(r"(?:model|pytorch_model|adapter_model)[\w.-]*\.(?:safetensors|bin|onnx)")
 
 
 def walk(folder: Path, what: str) -> Iterator[str]:
@@ -57,21 +59,23 @@ def walk(folder: Path, what: str) -> Iterator[str]:
     if left_out:
         more = len(left_out) - SHOWN_NAMES
         shown = ", ".join(sorted(left_out)[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
-        logger.info(f"{what}: left out as runs, models or results: {shown}")
+        logger.warning(f"{what}: left out as runs, models or results: {shown}; to read such a folder, name it")
 
 
 def is_copy(name: str) -> bool:
     """Whether a file is hidden, a lock, or a copy made by an operating system or an editor."""
-    return name == LOCK or name.startswith((".", "~", "#", "__MACOSX")) or name.endswith(("~", "#"))
+    is_autosave = name.startswith("#") and name.endswith("#")
+    return name == LOCK or is_autosave or name.startswith((".", "~$", "__MACOSX")) or name.endswith("~")
 
 
 def is_of_model(names: Collection[str]) -> bool:
     """Whether a folder with files of these names is a run, a model, a tokenizer or the results of a comparison."""
     is_run = _ARGUMENTS in names and any(name in names for name in _BESIDE_ARGUMENTS)
     are_results = all(name in names for name in _RESULTS)
-    has_weights = any(name.endswith(_WEIGHTS) for name in names)
+    has_weights = any(_WEIGHTS.fullmatch(name) for name in names)
     is_model = has_weights and any(name in names for name in _CONFIGURATIONS)
-    return is_run or are_results or is_model or _TOKENIZER in names
+    is_tokenizer = _TOKENIZER in names and any(name in names for name in _VOCABULARIES)
+    return is_run or are_results or is_model or is_tokenizer
 
 
 def identity_of(path: str | Path) -> tuple[int, int]:

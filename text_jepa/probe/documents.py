@@ -22,7 +22,7 @@ from sklearn.preprocessing import normalize
 from text_jepa.cli import UsageError
 from text_jepa.data.corpus import load_columns
 from text_jepa.data.rows import Quoting
-from text_jepa.data.scripts import split_words
+from text_jepa.data.scripts import words_with_spaces
 from text_jepa.encoders.embeddings import Encoder, centre, embed_texts
 from text_jepa.probe.bootstrap import Score, score_answers
 from text_jepa.probe.glue import FUNCTIONS
@@ -168,8 +168,8 @@ def cut_passages(documents: Sequence[str], limit: int = MAX_QUERIES) -> Passages
 
     A pair is 32 words and, 64 words after them, 32 more words of the same document. A shorter document of at least 16
     words gives its two halves. In scripts without spaces between words, two characters count as a word, see
-    `split_words`. Each document gives one pair; if these are fewer than `limit`, longer documents give more, without
-    overlap and evenly spread over documents and within each.
+    `words_with_spaces`. Each document gives one pair; if these are fewer than `limit`, longer documents give more,
+    without overlap and evenly spread over documents and within each.
 
     Args:
         documents: N texts.
@@ -179,7 +179,7 @@ def cut_passages(documents: Sequence[str], limit: int = MAX_QUERIES) -> Passages
         P pairs in the order of the documents.
     """
     block = 2 * PASSAGE_WORDS + GAP_WORDS
-    lengths = np.array([len(split_words(document)) for document in documents], dtype=np.int64)
+    lengths = np.array([len(words_with_spaces(document)) for document in documents], dtype=np.int64)
     has_halves = lengths >= SHORTEST_DOCUMENT
     room = np.where(lengths >= block, lengths // block, has_halves)
     pairs = _share_out(room, limit)
@@ -187,7 +187,7 @@ def cut_passages(documents: Sequence[str], limit: int = MAX_QUERIES) -> Passages
     answers = []
     numbers = []
     for number in np.flatnonzero(pairs):
-        words = split_words(documents[number])
+        words = words_with_spaces(documents[number])
         if len(words) < block:
             half = len(words) // 2
             queries.append(_passage(words[:half]))
@@ -203,7 +203,7 @@ def cut_passages(documents: Sequence[str], limit: int = MAX_QUERIES) -> Passages
 
 
 def _passage(words: Sequence[str]) -> str:
-    """The text of words from `split_words`."""
+    """The text of words from `words_with_spaces`."""
     return "".join(words).rstrip()
 
 

@@ -29,7 +29,7 @@ from text_jepa.data.compressed import FileError, suffix_of
 from text_jepa.data.files import BUILDERS, check_table
 from text_jepa.data.folders import find_files
 from text_jepa.data.reading import check_rows, reading
-from text_jepa.data.rows import Quoting, json_rows
+from text_jepa.data.rows import Quoting, has_separator_line, json_rows
 
 
 Kind = Literal["classification", "regression"]
@@ -396,15 +396,20 @@ def read_table(
 def _read_alike(paths: Sequence[Path], quoting: Quoting) -> dict[str, Any]:
     """Options with which the datasets library reads csv files as files of texts are read."""
     try:
-        delimiters = {check_table(str(path), quoting) for path in paths}
+        forms = {(check_table(str(path), quoting), has_separator_line(str(path))) for path in paths}
     except FileError as error:
         raise UsageError(str(error)) from error
-    if len(delimiters) > 1:
+    if len(forms) > 1:
         raise UsageError(
-            f"{paths[0]} and the files beside it: different characters are between cells; write them alike"
+            f"{paths[0]} and the files beside it: different characters are between cells, or a line sep= is not in "
+            "all of them; write them alike"
         )
-    (delimiter,) = delimiters
-    return {"sep": delimiter, "quoting": csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL}
+    ((delimiter, has_separator),) = forms
+    return {
+        "sep": delimiter,
+        "quoting": csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL,
+        "skiprows": int(has_separator),
+    }
 
 
 def _check_kinds_of_labels(

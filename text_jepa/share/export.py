@@ -263,8 +263,11 @@ def staged(output_dir: str | Path) -> Iterator[Path]:
 
     Args:
         output_dir: A new or an empty folder.
+
+    Raises:
+        UsageError: The folder holds something.
     """
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).resolve()
     is_there = output_dir.is_dir()
     new_parents = [parent for parent in output_dir.parents if not parent.exists()]
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -278,13 +281,16 @@ def staged(output_dir: str | Path) -> Iterator[Path]:
             _remove_missing_code(staging)
             make_readable_in_4(staging)
             if is_there:
+                if len(list(output_dir.iterdir())) > 1:  # more than the temporary folder
+                    raise UsageError(f"{output_dir}: exists and is not empty; name a new folder")
                 for path in staging.iterdir():
                     path.replace(output_dir / path.name)
             else:
                 staging.replace(output_dir)
     except BaseException:
         for parent in new_parents:
-            parent.rmdir()
+            with contextlib.suppress(OSError):  # it may hold something else
+                parent.rmdir()
         raise
 
 

@@ -69,7 +69,8 @@ def write_model_card(
         place: The folder as the snippets name it. Default: `output_dir`.
     """
     output_dir = Path(output_dir)
-    title = output_dir.resolve().name
+    place = output_dir if place is None else Path(place)
+    title = place.resolve().name
     until_export = [record for record in records if record["step"] <= card_info["exported_step"]]
     last_values = final_figures(until_export)
     titles = _titles_of(last_values)

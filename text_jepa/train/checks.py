@@ -279,9 +279,12 @@ def check_trackers(args: TextJepaTrainingArguments) -> None:
     """Raises UsageError if a tracker is unknown or not installed, or wandb has no login."""
     try:
         for tracker in get_reporting_integration_callbacks(args.report_to):
-            # Its destructor would fail with a traceback of its own if it cannot be made.
-            indestructible = type(tracker.__name__, (tracker,), {"__del__": lambda self: None})
-            indestructible()
+            # The destructor of a tracker that cannot be made would fail with a traceback of its own.
+            class Tried(tracker):
+                def __del__(self):
+                    pass
+
+            Tried()
         if "wandb" in args.report_to and args.process_index == 0:
             # It would otherwise ask for a key after the corpus is prepared.
             import_module("wandb").login()
@@ -438,8 +441,8 @@ def holding_folder(output_dir: str, made: Sequence[Path]) -> Iterator[None]:
     folder = Path(output_dir)
     made = list(made)
     try:
-        _check_writable(output_dir)
-        made += make_folders(folder)
+        check_writable(output_dir)
+        made.extend(make_folders(folder))
         with _locked(folder):
             yield
     finally:
@@ -449,15 +452,13 @@ def holding_folder(output_dir: str, made: Sequence[Path]) -> Iterator[None]:
                 path.rmdir()
 
 
-def make_folders(folder: Path) -> list[Path]:
-    """Makes a folder and those above it; returns the ones that this call, and no other process, has made."""
-    made = []
+def make_folders(folder: Path) -> Iterator[Path]:
+    """Makes a folder and those above it; yields the ones that this call, and no other process, has made."""
     for path in (*reversed(folder.parents), folder):
         if not path.is_dir():
             with contextlib.suppress(FileExistsError):
                 path.mkdir()
-                made.append(path)
-    return made
+                yield path
 
 
 @contextmanager
@@ -466,6 +467,9 @@ def _locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     file = _take_lock(path)
     try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -473,16 +477,17 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _take_lock(path: Path) -> TextIO:
-    """Opens and locks a file, and writes into it who holds it."""
+    """Opens and locks a file; waits for a run that ends."""
     give_up_at = time.monotonic() + _SECONDS_TO_DIE
     while True:
-        file = path.open("a+")
+        # A run that ends removes the file, and the folder if it is empty.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:
+            continue
         is_free = _try_to_lock(file)
-        # The run that held it may just have ended, and have removed the file.
-        if is_free and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        if is_free and _leads_to(path, file):
             return file
         file.seek(0)
         holder = file.read()
@@ -493,6 +498,14 @@ def _take_lock(path: Path) -> TextIO:
                 "another folder"
             )
         time.sleep(0.1)
+
+
+def _leads_to(path: Path, file: TextIO) -> bool:
+    """Whether a path leads to an open file, which another process may have removed."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_to_lock(file: TextIO) -> bool:
@@ -516,7 +529,7 @@ def check_output_dir(args: TextJepaTrainingArguments) -> str | None:
         UsageError: The folder cannot be written to, is in use without a flag to resume, or has nothing to resume.
     """
     folder = Path(args.output_dir)
-    _check_writable(args.output_dir)
+    check_writable(args.output_dir)
     # Only the first process looks: the others may come when it has begun to write.
     names = []
     if args.process_index == 0 and folder.is_dir():
@@ -538,7 +551,7 @@ def check_output_dir(args: TextJepaTrainingArguments) -> str | None:
     return resume
 
 
-def _check_writable(output_dir: str) -> None:
+def check_writable(output_dir: str) -> None:
     if re.match(r"[A-Za-z][\w+.-]*://", output_dir):
         raise UsageError(
             f"--output_dir {output_dir}: only local folders are written to; name one, and copy it there afterwards"

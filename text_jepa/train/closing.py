@@ -81,7 +81,7 @@ def save_results(
     start: Weights,
     corpus: Corpus,
     arguments: Sequence,
-) -> str:
+) -> tuple[str, str | None]:
     """Writes the encoder, the complete model, the arguments, the curves and the cards into the output folder.
 
     The encoder has the weights between those of the start and the last ones that work best on held-out documents. The
@@ -94,7 +94,7 @@ def save_results(
         arguments: The model, data, objective and training arguments of the run.
 
     Returns:
-        The comparison, in a sentence.
+        The comparison, in a sentence, and a warning if the run diverged, see `describe_divergence`.
 
     Raises:
         UsageError: The weights, or vectors of texts, are not finite; nothing is exported then.
@@ -113,7 +113,7 @@ def save_results(
         share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random, near_start)
 
     card_info = trainer.card_info
-    divergence = describe_divergence(trainer)
+    divergence = describe_divergence(trainer, share)
     shorter = []
     with merged(encoder.model, start, share):
         try:
@@ -144,7 +144,7 @@ def save_results(
     save_for_continuing(trainer.model, trainer.processing_class, complete_dir)
     trainer.write_card(complete_dir, None)
     save_arguments(output_dir, arguments, trainer.model.config)
-    return sentence
+    return sentence, divergence
 
 
 def check_finite(
@@ -159,19 +159,25 @@ def check_finite(
         encoder: The encoder in it.
         documents: Held-out texts.
     """
-    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
-    vectors = embed_texts(encoder, documents[:_TEXTS_TO_CHECK])
-    if not np.isfinite(vectors).all():
-        broken.append("the vectors of held-out texts")
-    if broken:
-        raise UsageError(
-            f"the run diverged, and no encoder is written (not finite: {broken[0]}); lower --learning_rate or "
-            "lengthen --warmup_steps, and start again in another folder"
-        )
+    broken = next((name for name, value in model.named_parameters() if not value.isfinite().all()), None)
+    if broken is None:
+        vectors = embed_texts(encoder, documents[:_TEXTS_TO_CHECK])
+        if np.isfinite(vectors).all():
+            return
+        broken = "the vectors of held-out texts"
+    raise UsageError(
+        f"the run diverged, and no encoder is written (not finite: {broken}); lower --learning_rate or lengthen "
+        "--warmup_steps, and start again in another folder"
+    )
 
 
-def describe_divergence(trainer: TextJepaTrainer) -> str | None:
-    """Says that the held-out loss of the exported weights is no number; `None` if it is one."""
+def describe_divergence(trainer: TextJepaTrainer, share: float) -> str | None:
+    """Says that the held-out loss of the final weights is no number; `None` if it is one.
+
+    Args:
+        trainer: The trainer at the end of the run.
+        share: The exported share of the way from the initial to the final weights.
+    """
     losses = [
         record["eval_loss"]
         for record in trainer.state.log_history
@@ -179,10 +185,10 @@ def describe_divergence(trainer: TextJepaTrainer) -> str | None:
     ]
     if not losses or math.isfinite(float(losses[-1])):
         return None
-    return (
-        f"The run diverged: the held-out loss of its weights is {losses[-1]}, so do not use this encoder; lower "
-        "--learning_rate or lengthen --warmup_steps."
-    )
+    remedy = "lower --learning_rate or lengthen --warmup_steps"
+    if share == 0:
+        return f"The run diverged: its held-out loss is {losses[-1]}; {remedy}."
+    return f"The run diverged: the held-out loss of its weights is {losses[-1]}, so do not use this encoder; {remedy}."
 
 
 def _exported_encoder(trainer: TextJepaTrainer, model_args: ModelArguments) -> Encoder:

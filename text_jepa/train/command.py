@@ -12,6 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from text_jepa.cli import HelpPage, UsageError, parse_arguments, split_words
+from text_jepa.data.walking import LOCK
 from text_jepa.train.arguments import (
     MOST_PASSES,
     MOST_STEPS,
@@ -21,7 +22,7 @@ from text_jepa.train.arguments import (
     TextJepaTrainingArguments,
 )
 from text_jepa.train.build import objective_of, set_dependent_defaults
-from text_jepa.train.checks import RENAMED, holding_folder, make_folders
+from text_jepa.train.checks import RENAMED, check_writable, holding_folder, make_folders
 
 
 CLASSES = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
@@ -267,18 +268,25 @@ def _name_of_texts(data_args: DataArguments, argv: Sequence[str]) -> str:
 
 
 def _claim_folder(name: str, resumes: bool) -> tuple[Path, list[Path]]:
-    """The output folder of a run that names none, and the folders that were made for it."""
+    """The output folder of a run that names none, and the folders that were made for it.
+
+    Raises:
+        UsageError: The folder cannot be written to.
+    """
     if resumes:
         taken = list(itertools.takewhile(Path.exists, _numbered_folders(name)))
+        # A run that was killed while it prepared its texts leaves a folder with nothing but its lock.
+        begun = [folder for folder in taken if any(path.name != LOCK for path in folder.iterdir())]
         if taken:
-            return taken[-1], []
+            return (begun or taken)[-1], []
     folders = _numbered_folders(name)
     folder = next(folders)
-    made = make_folders(folder)
+    check_writable(str(folder))
+    made = list(make_folders(folder))
     # Of two runs that begin at the same time, one makes the folder, and the other takes the next name.
     while folder not in made:
         folder = next(folders)
-        made += make_folders(folder)
+        made.extend(make_folders(folder))
     return folder, made
 
 

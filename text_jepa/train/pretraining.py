@@ -80,7 +80,6 @@ from text_jepa.train.checks import (
 )
 from text_jepa.train.closing import (
     RANDOM_WEIGHTS,
-    describe_divergence,
     publish,
     save_arguments,
     save_results,
@@ -215,7 +214,7 @@ def hangup_as_termination() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, previous)
+        signal.signal(signal.SIGHUP, previous or signal.SIG_DFL)  # none if no Python code has set it
 
 
 def set_up_logging(args: TextJepaTrainingArguments) -> None:
@@ -532,12 +531,12 @@ def finish(trainer: TextJepaTrainer, parts: RunParts, arguments: Sequence) -> No
     merge_lora(model)
     trainer.model = model
     with checkpointing.writing(args.output_dir, "the encoder"):
-        sentence = save_results(trainer, parts.start, parts.corpus, arguments)
+        sentence, divergence = save_results(trainer, parts.start, parts.corpus, arguments)
     card = Path(args.output_dir, "README.md")
     print(f"\n{sentence}")
     print(f"The encoder is in {args.output_dir}  (its card: {card})")
     collapse = describe_collapse_of_run(describe_run(trainer))
-    for warning in (collapse, describe_divergence(trainer)):
+    for warning in (collapse, divergence):
         if warning:
             print(f"WARNING: {warning}", file=sys.stderr)
     if args.push_to_hub:

@@ -128,7 +128,8 @@ class TextJepaTrainer(Trainer):
         has_begun: Whether training has begun, after all of the Trainer's own preparation.
 
     Raises:
-        ValueError: The collator has more mask strategies than the predictor has mask tokens.
+        ValueError: The collator has more mask strategies than the predictor has mask tokens, or the objective learns
+            nothing, see `TextJepaConfig.check_trainable`.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class TextJepaTrainer(Trainer):
         **kwargs,
     ):
         model = below_adapters(model)
+        model.config.check_trainable()
         _check_mask_tokens(model, data_collator)
         self.train_sampler: LengthGroupedSampler | None = None
         self.eval_collator = copy.deepcopy(data_collator)
