@@ -235,9 +235,9 @@ class TextJepaConfig(PreTrainedConfig):
         target_normalization (`str`, *optional*, defaults to `"layer"`):
             Normalization of each of the K layers before the mean: `"none"`; `"layer"`, over the features of a token;
             or per feature over the tokens of a text (`"instance"`, data2vec 2.0; not trained with
-            `target_input="spans"`, where a single token would have the target 0), of the batch of all processes (`"batch"`), or of all batches
-            so far (`"running"`, for encoders with outlier dimensions). A layer norm without parameters follows the
-            mean in every case.
+            `target_input="spans"`, where a single token would have the target 0), of the batch of all processes
+            (`"batch"`), or of all batches so far (`"running"`, for encoders with outlier dimensions). A layer norm
+            without parameters follows the mean in every case.
         target_momentum (`float`, *optional*, defaults to 0.99):
             Momentum of the running statistics of targets.
         loss_type (`"smooth_l1"`, `"mse"`, `"l1"`, `"cosine"` or `"infonce"`, *optional*, defaults to `"smooth_l1"`):
