@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from text_jepa.errors import UsageError, check_words, nearest, repeated_flags, run_command
+from text_jepa.errors import UsageError, check_words, flag_of, nearest, repeated_flags, run_command
 
 
 __all__ = [
@@ -341,11 +341,6 @@ def _as_flag(words: list[str], positional: str | None, rest: Sequence[str], pars
     if positional in _named(rest):
         parser.error(f"'{words[0]}' and --{positional} say the same; name all in one place")
     return [f"--{positional}", *words]
-
-
-def flag_of(word: str) -> str:
-    """The name of a flag without dashes, in its form with underscores; other words are empty."""
-    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""
 
 
 def _named(words: Sequence[str]) -> set[str]:

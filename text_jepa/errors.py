@@ -31,6 +31,9 @@ _OF_THE_SYSTEM = {
     errno.ESTALE,
 }
 
+# What the system answers if a disk is full, read-only or failing.
+DISK_ERRORS = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS})
+
 # What the system answers where nobody reads any more: a pipe is closed, or a terminal is gone.
 _GONE = {errno.EBADF, errno.EIO, errno.ENXIO, errno.EPIPE}
 
@@ -69,11 +72,15 @@ def check_words(words: Sequence[str]) -> None:
             raise UsageError(f"{flag}: '--' is no value; give one, or leave the flag out")
 
 
+def flag_of(word: str) -> str:
+    """The name of a flag without dashes, in its form with underscores; other words are empty."""
+    return word[2:].partition("=")[0].replace("-", "_") if word.startswith("--") else ""
+
+
 def repeated_flags(words: Sequence[str]) -> dict[str, int]:
     """How often each flag is given that is given more than once, by its name; words after `--` are no flags."""
-    flags = [word for word in itertools.takewhile(lambda word: word != "--", words) if word.startswith("--")]
-    counts = Counter(flag[2:].partition("=")[0].replace("-", "_") for flag in flags)
-    return {name: count for name, count in counts.items() if count > 1}
+    counts = Counter(flag_of(word) for word in itertools.takewhile(lambda word: word != "--", words))
+    return {name: count for name, count in counts.items() if name and count > 1}
 
 
 def is_utf8(text: str) -> bool:

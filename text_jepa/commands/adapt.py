@@ -16,10 +16,11 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from text_jepa.cli import UsageError, flag_of, own_recipe
+from text_jepa.cli import UsageError, own_recipe
 from text_jepa.commands.main import command_of
 from text_jepa.encoders.opening import readable
 from text_jepa.encoders.sentence_head import SentenceHead, read_head, read_json
+from text_jepa.errors import flag_of
 from text_jepa.names import check_name, is_cached
 
 

@@ -13,7 +13,7 @@ from text_jepa.cli import UsageError
 from text_jepa.data.compressed import COMPRESSED, FileError, NoSuchColumn, suffix_of
 from text_jepa.data.files import BUILDERS, PROSE, Form, find_problem
 from text_jepa.data.remote import local_names
-from text_jepa.data.walking import SHOWN_NAMES, identity_of, is_copy, is_of_model, walk
+from text_jepa.data.walking import SHOWN_NAMES, identity_of, is_copy, is_of_model, walk, warn_of_models
 from text_jepa.errors import is_utf8
 from text_jepa.names import local_path
 
@@ -137,9 +137,7 @@ def _without_models(files: Sequence[Path], depth: int, pattern: str) -> list[Pat
                 is_left_out[folder] = is_of_model(os.listdir(folder))
         if not any(is_left_out[folder] for folder in folders):
             kept.append(path)
-    if len(kept) < len(files):
-        left_out = [str(folder) for folder, is_model in is_left_out.items() if is_model]
-        logger.warning(f"{pattern}: left out as runs, models or results: {list_names(left_out)}")
+    warn_of_models(pattern, [str(folder) for folder, is_model in is_left_out.items() if is_model])
     return kept
 
 

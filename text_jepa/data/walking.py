@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from text_jepa.errors import UsageError
@@ -56,6 +56,11 @@ def walk(folder: Path, what: str) -> Iterator[str]:
         paths = [os.path.join(parent, name) for name in folders if not is_copy(name)]
         folders[:] = [os.path.basename(path) for path in paths if os.path.realpath(path) not in seen]
         yield from (os.path.join(parent, name) for name in names if not is_copy(name))
+    warn_of_models(what, left_out)
+
+
+def warn_of_models(what: str, left_out: Sequence[str]) -> None:
+    """Names the folders, if any, that are left out because of `is_of_model`."""
     if left_out:
         more = len(left_out) - SHOWN_NAMES
         shown = ", ".join(sorted(left_out)[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")

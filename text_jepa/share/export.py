@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import errno
 import inspect
 import json
 import shutil
@@ -37,6 +36,7 @@ from text_jepa.encoders.sentence_head import (
     copy_modules,
     read_modules,
 )
+from text_jepa.errors import DISK_ERRORS
 from text_jepa.share.onnx import require
 from text_jepa.share.transformers4 import make_readable_in_4
 
@@ -294,16 +294,6 @@ def staged(output_dir: str | Path) -> Iterator[Path]:
         raise
 
 
-# The errors of a disk that is full, read-only or failing.
-_DISK_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EIO,
-)
-
-
 @contextlib.contextmanager
 def writing(output_dir: str | Path) -> Iterator[None]:
     """Turns a failed write inside the block into an error of one line.
@@ -317,7 +307,7 @@ def writing(output_dir: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in _DISK_ERRORS:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
         reason = first_line(error) if isinstance(error, SafetensorError) else error.strerror
         raise UsageError(f"{output_dir}: cannot be written ({reason}); make room, or name another folder") from error

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from text_jepa.cli import UsageError
+from text_jepa.errors import DISK_ERRORS
 
 
 MANIFEST = "manifest.json"
@@ -29,16 +30,8 @@ STAGING = "_saving"
 # How the texts of a run are ordered: the setting of that name.
 ORDER = "by steps"
 
-# The errors of a disk that is full, read-only or failing.
-_WRITE_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-)
+# A folder may also lose its permissions while a run lasts.
+_WRITE_ERRORS = DISK_ERRORS | {errno.EACCES, errno.EPERM}
 
 # torch reports them by a RuntimeError of its archive, with one of these words.
 _ARCHIVE_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream")
