@@ -2223,9 +2223,10 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         rows = _target_row_of_each_context(len(predictions), targets)
         distances = self._distance(self.config.document_loss_type, predictions, targets[rows])
         has_target = targets[rows].any(dim=-1).to(distances.dtype)
-        all_distances, _ = gather_rows(distances * has_target)
-        all_have_targets, _ = gather_rows(has_target)
-        return all_distances.sum() / all_have_targets.sum().clamp(min=1)
+        counted = torch.stack([distances * has_target, has_target])
+        all_counted, _ = gather_rows(counted.T)
+        total, num_targets = all_counted.T.sum(dim=-1)
+        return total / num_targets.clamp(min=1)
 
     def _sentence_loss(
         self,
