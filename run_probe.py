@@ -1,4 +1,4 @@
-"""Measures whether an encoder became better: frozen features and fine-tuning, beside honest controls.
+"""Scores encoders on labelled tasks and on your own documents, next to random weights and word counting.
 
     python run_probe.py                                        # the newest encoder in runs/, no download
     python run_probe.py PATH_OR_NAME --tasks sst2 mrpc stsb --data_dir glue --compare OTHER_ENCODER
@@ -17,6 +17,7 @@ Nothing is selected on the scored split; intervals are 95 % of bootstrap resampl
 import dataclasses
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from text_jepa.cli import UsageError, mute_libraries, parse_arguments, run_command
@@ -34,6 +35,7 @@ from text_jepa.probe.run import (
 )
 from text_jepa.probe.summary import describe_comparison, describe_outcome
 from text_jepa.probe.systems import newest_run, open_encoders
+from text_jepa.share.model_card import public_command
 
 
 def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Score]:
@@ -51,7 +53,6 @@ def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Scor
     encoders = open_encoders([first, *(args.compare or [])], args)
 
     results = probe(questions, encoders, args)
-    command = shlex.join(["python", "run_probe.py", *argv])
     shown = [score for score in results.scores if score.system not in results.layers]
     print(describe_comparison(shown))
     print(as_table(results.scores))
@@ -63,20 +64,25 @@ def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Scor
         print(outcome)
     if results.summary is not None:
         print(results.summary)
-    write_files(results, args, first, command)
+    write_files(results, args, first, command_of(prog, argv))
     return results.scores
+
+
+def command_of(prog: str, argv: Sequence[str]) -> list[str]:
+    """The words of a command that repeats this one."""
+    return [*(["python", prog] if prog.endswith(".py") else prog.split()), *argv]
 
 
 def write_files(
     results: ProbeResults,
     args: ProbeArguments,
     first: str,
-    command: str,
+    command: Sequence[str],
 ) -> None:
-    """Writes the files that the flags ask for."""
+    """Writes the files that the flags ask for; what stands on a card is to be published."""
     if args.output_dir:
         settings = {"arguments": dataclasses.asdict(args), "finetuning": results.finetuning}
-        write_results(args.output_dir, results.scores, results.notes, command, settings)
+        write_results(args.output_dir, results.scores, results.notes, shlex.join(command), settings)
         write_answers(args.output_dir, results.answers, results.gold)
     if args.layer_sweep:
         plot_layers(scores_by_layer(results), Path(args.output_dir, "layers.png"))
@@ -84,8 +90,8 @@ def write_files(
         write_hidden(results, first, args.output_dir)
     if args.update_card:
         shown = [score for score in results.scores if score.system not in results.layers]
-        update_card(first, shown, first, results.splits, command)
+        update_card(first, shown, first, results.splits, public_command(command))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, trains=False)

@@ -52,23 +52,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
 
-    wheels = [] if args.no_wheels else download_wheels(out / "wheels", args.python_version)
+    wheels = []
+    if not args.no_wheels:
+        wheels = download_wheels(out / "wheels", args.python_version)
     copy_labelled(data, out)
     tokenizer = tokenizer_of(list(corpora.values()), args.vocab_size, args.tokenizer_documents)
     tokenizer.save_pretrained(out / "tokenizer")
+
+    limit = args.megabytes * MEGABYTE - _RESERVED
     held_out = data / "pretrain/wikipedia_short/validation.parquet"
     if held_out.exists():
-        pack_corpus(held_out, tokenizer, out / "corpora/wikipedia_short.validation.xz", args.megabytes * MEGABYTE)
-    limit = args.megabytes * MEGABYTE
-    limit -= _RESERVED
+        pack_corpus(held_out, tokenizer, out / "corpora/wikipedia_short.validation.xz", limit - size_of(out))
     packed = {}
-    for name in sorted(corpora, key=lambda name: corpora[name].stat().st_size):
-        room = limit - size_of(out)
-        packed[name] = pack_corpus(corpora[name], tokenizer, out / f"corpora/{name}.train.xz", room)
+    for name, path in sorted(corpora.items(), key=bytes_of_file):
+        packed[name] = pack_corpus(path, tokenizer, out / f"corpora/{name}.train.xz", limit - size_of(out))
         print(f"{name}: {in_words(packed[name])}", flush=True)
-    about = {"vocab_size": len(tokenizer), "python_version": args.python_version, "wheels": wheels, "corpora": packed}
+
+    about = {
+        "vocab_size": len(tokenizer),
+        "python_version": args.python_version,
+        "wheels": wheels,
+        "corpora": packed,
+    }
     (out / "pack.json").write_text(json.dumps(about, indent=2) + "\n")
     print_summary(out, data, about)
+
+
+def bytes_of_file(corpus: tuple[str, Path]) -> int:
+    """Size of the file of a corpus, given as (name, path)."""
+    _, path = corpus
+    return path.stat().st_size
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -107,7 +120,9 @@ def download_wheels(folder: Path, python_version: str) -> list[str]:
 
 def copy_labelled(data: Path, out: Path) -> None:
     """Copies the labelled datasets of the data folder."""
-    for name in (*(f"glue/{task}" for task in GLUE_TASKS), "qqp_rerank"):
+    names = [f"glue/{task}" for task in GLUE_TASKS]
+    names.append("qqp_rerank")
+    for name in names:
         if (data / name).is_dir():
             folder = shutil.copytree(data / name, out / name, copy_function=shutil.copyfile)
             folder.chmod(0o755)  # the data folder may be read-only
@@ -118,7 +133,8 @@ def tokenizer_of(files: Sequence[Path], vocab_size: int, documents: int):
     from text_jepa.data.tokenization import train_tokenizer
 
     corpora = [texts_of(path)[:documents] for path in files]
-    mixed = [text for text in chain.from_iterable(zip_longest(*corpora)) if text is not None]
+    turns = zip_longest(*corpora)  # the n-th document of each corpus, None where a corpus has ended
+    mixed = [text for text in chain.from_iterable(turns) if text is not None]
     return train_tokenizer(mixed, vocab_size)
 
 
@@ -139,11 +155,14 @@ def pack_corpus(path: Path, tokenizer, out: Path, room: int) -> dict[str, float]
     kept = len(documents)
     packed = compress(documents)
     while kept and len(packed) > room:
-        kept = int(kept * _SAFETY * max(room, 0) / len(packed))
+        share = _SAFETY * max(room, 0) / len(packed)
+        kept = int(kept * share)
         packed = compress(documents[:kept])
+
     checked = documents[:_CHECKED]
     again = tokens_of(list(texts_from(checked, tokenizer)), tokenizer)
     same = sum(before == after for before, after in zip(checked, again, strict=True))
+
     if kept:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(packed)
@@ -172,7 +191,8 @@ def print_summary(out: Path, data: Path, about: dict) -> None:
             of = one["documents"] + one["documents_left_out"]
             print(f"left out: {one['documents_left_out']:,} of {of:,} documents of {name}")
     here = {path.name for path in (data / "glue").glob("*") if path.is_dir()}
-    print(f"left out: {', '.join(sorted(here - set(GLUE_TASKS))) or 'nothing'} of GLUE")
+    left_out = sorted(here - set(GLUE_TASKS))
+    print(f"left out: {', '.join(left_out) or 'nothing'} of GLUE")
     if about["wheels"]:
         print(f"wheels for Python {about['python_version']}: {', '.join(about['wheels'])}")
 
@@ -215,7 +235,8 @@ def texts_from(documents: Iterable[Sequence[int]], tokenizer) -> Iterator[str]:
 
 def compress(documents: Sequence[Sequence[int]]) -> bytes:
     """Compresses documents as 16-bit numbers, with an end mark after each."""
-    ids = np.fromiter(chain.from_iterable((*ids, END_OF_DOCUMENT) for ids in documents), np.dtype("<u2"))
+    with_end_marks = ((*ids, END_OF_DOCUMENT) for ids in documents)
+    ids = np.fromiter(chain.from_iterable(with_end_marks), np.dtype("<u2"))
     return lzma.compress(ids.tobytes(), format=lzma.FORMAT_XZ, filters=_FILTERS)
 
 

@@ -89,16 +89,20 @@ def without_title(text: str, title: str) -> str:
 def read_pairs(path: str, limit: int | None) -> Questions:
     """Questions that have to find their paraphrases."""
     rows = parquet.read_table(path, columns=["question1", "question2", "label"]).to_pylist()[:limit]
-    group_of = {}
-    members = {}
+    group_of = {}  # the name of the group of each question
+    members = {}  # the questions of each group, by its name
     for row in rows:
         pair = [row["question1"].strip(), row["question2"].strip()]
         for text in pair:
-            members.setdefault(group_of.setdefault(text, text), {text})
+            if text not in group_of:
+                group_of[text] = text
+                members[text] = {text}
         first, second = (group_of[text] for text in pair)
         if row["label"] == 1 and first != second:
-            members[first] |= members[second]
-            group_of |= dict.fromkeys(members.pop(second), first)
+            joining = members.pop(second)
+            members[first] |= joining
+            group_of |= dict.fromkeys(joining, first)
+
     asked = []
     for group in members.values():
         if len(group) > 1:
@@ -137,11 +141,14 @@ def fill(index: Index, documents: Mapping[str, str], embed: Embed) -> np.ndarray
         files.append((name, passages))
         names += [name] * len(passages)
     texts = [" ".join(passage.text.split()) for _, passages in files for passage in passages]
-    vectors = iter(embed(texts))
+    vectors = embed(texts)
+
     written = []
+    first = 0
     for name, passages in files:
-        own = np.array([next(vectors) for _ in passages])
-        written.append(IndexedFile(name, FileState(0, 0), passages, own))
+        end = first + len(passages)
+        written.append(IndexedFile(name, FileState(0, 0), passages, vectors[first:end]))
+        first = end
     index.write(written, index.start({}, None))
     return np.array(names)
 
@@ -209,8 +216,10 @@ def search_questions(encoder: str, questions: Questions, shares: Sequence[float]
         with index.snapshot() as passages:
             by_share = ranks(passages, names, questions, vectors, [*shares, 0.0, 1.0])
         index.close()
-    systems = {0.0: "BM25", 1.0: "vectors"}
-    by_system = {systems.get(share, f"both, {share:g} of vectors"): found for share, found in by_share.items()}
+    by_system = {}
+    for share, found in by_share.items():
+        system = {0.0: "BM25", 1.0: "vectors"}.get(share, f"both, {share:g} of vectors")
+        by_system[system] = found
     return score(by_system, f"{len(questions.asked)} questions, {len(questions.documents)} documents")
 
 
@@ -238,12 +247,16 @@ def main(argv: list[str] | None = None) -> None:
     if (args.titles is None) == (args.pairs is None):
         raise UsageError("name a file with --titles or with --pairs")
     mute_libraries()
-    path = args.titles or args.pairs
-    questions = half_of((read_titles if args.titles else read_pairs)(path, args.limit), args.half)
-    scores = search_questions(args.encoder, questions, args.shares)
+    if args.titles:
+        questions = read_titles(args.titles, args.limit)
+    else:
+        questions = read_pairs(args.pairs, args.limit)
+    asked = half_of(questions, args.half)
+    scores = search_questions(args.encoder, asked, args.shares)
     show(scores)
     if args.json:
-        Path(args.json).write_text(json.dumps([row._asdict() for row in scores], indent=2))
+        records = [row._asdict() for row in scores]
+        Path(args.json).write_text(json.dumps(records, indent=2))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import text_jepa
 from configuration_text_jepa import TextJepaConfig
-from text_jepa.commands import export, plot
+from text_jepa.commands import export, plot, search
 from text_jepa.commands.masks import GalleryArguments
 from text_jepa.probe.arguments import SECTIONS, ProbeArguments
 from text_jepa.train.arguments import (
@@ -164,10 +164,10 @@ def sub_commands(parser: argparse.ArgumentParser) -> str:
 
 
 def _arguments_of(command: argparse.ArgumentParser) -> list[str]:
-    """A table of the arguments of a sub-command."""
+    """Lines of a table of the arguments of a command."""
     lines = ["| argument | default | meaning |", "|---|---|---|"]
     for action in command._actions:
-        if isinstance(action, argparse._HelpAction):
+        if isinstance(action, argparse._HelpAction) or action.help == argparse.SUPPRESS:
             continue
         name = ", ".join(action.option_strings) or action.metavar or action.dest
         default = f"`{action.default}`" if action.default else ""
@@ -233,6 +233,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "default_recipe": default_recipe,
     "probe_flags": functools.partial(flags_in_sections, ProbeArguments, SECTIONS),
     "masks_flags": lambda: table(flags_of(GalleryArguments)),
+    "search_flags": lambda: "\n".join(_arguments_of(search.make_parser())),
     "export_commands": lambda: sub_commands(export.make_parser()),
     "plot_commands": lambda: sub_commands(plot.make_parser()),
     "recipes": functools.partial(headers, "configs"),

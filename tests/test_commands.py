@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 import run_pretraining
 import run_probe
@@ -55,7 +56,7 @@ def test_help_lists_every_verb(capsys):
 
 
 def test_an_unknown_verb_is_one_line():
-    with pytest.raises(UsageError, match="unknown verb 'pretain'; did you mean 'pretrain'"):
+    with pytest.raises(UsageError, match="unknown command 'pretain'; did you mean 'pretrain'"):
         dispatch(["pretain"])
 
 
@@ -132,6 +133,24 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, path, reason
         run_command(lambda: (tmp_path / path).mkdir(parents=True, exist_ok=True))
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {tmp_path / path}: {reason}; name another path, or mend that\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "trains"), [("pretrain", True), ("adapt", True), ("probe", False), ("search", False), ("export", False)]
+)
+def test_where_memory_runs_out_flags_of_training_are_named_to_those_who_train(verb, trains, monkeypatch, capsys):
+    def fail(words):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(main, "run_or_help", fail)
+    monkeypatch.setattr(sys, "argv", ["text-jepa", verb, "runs/a"])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory (CUDA out of memory); ")
+    assert ("--per_device_train_batch_size" in line) == trains
+    assert ("CUDA_VISIBLE_DEVICES=" in line) != trains
 
 
 def test_other_words_reach_their_verb(monkeypatch, capsys):

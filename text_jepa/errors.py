@@ -40,6 +40,13 @@ _GONE = {errno.EBADF, errno.EIO, errno.ENXIO, errno.EPIPE}
 # The exit code of a command whose output nobody reads any more: that of programs which SIGPIPE ends.
 _NO_READER = 141
 
+# What to do if memory runs out in training, and elsewhere.
+_SMALLER_BATCHES = (
+    "lower --per_device_train_batch_size and raise --gradient_accumulation_steps by as much, or add "
+    "--gradient_checkpointing"
+)
+_OTHER_MEMORY = "end other programs that use the GPU, or hide it with CUDA_VISIBLE_DEVICES= before the command"
+
 
 class UsageError(ValueError):
     """A mistake that the user can correct. Its message names the file, column, flag or field and the remedy."""
@@ -88,11 +95,15 @@ def is_utf8(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def run_command(main: Callable[[], Any]) -> NoReturn:
+def run_command(main: Callable[[], Any], trains: bool = True) -> NoReturn:
     """Runs a console command and exits.
 
     The exit code is 0; 2 after a `UsageError`, if memory runs out, or if the system refuses a file, with one line on
     stderr; 130 after Ctrl-C; 141, without a word, if nobody reads the output any more.
+
+    Args:
+        main: The command.
+        trains: Whether it takes the flags of training that save memory.
     """
     _prepare_output()
     try:
@@ -113,10 +124,7 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
         if type(error).__name__ != "OutOfMemoryError":  # torch's own, see above
             raise
         reason = str(error).split(".")[0]
-        remedy = (
-            "lower --per_device_train_batch_size and raise --gradient_accumulation_steps by as much, or add "
-            "--gradient_checkpointing"
-        )
+        remedy = _SMALLER_BATCHES if trains else _OTHER_MEMORY
         sys.exit(_report(f"out of memory ({reason}); {remedy}"))
     except KeyboardInterrupt:
         sys.exit(130)

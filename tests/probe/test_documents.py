@@ -4,6 +4,8 @@ Run: python -m pytest -q tests/probe/test_documents.py
 """
 
 import json
+import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from text_jepa.probe.documents import (
     cut_passages,
     load_documents,
     ranks_of_own,
+    score_on_documents,
     summarize,
 )
 from text_jepa.probe.word_counting import WordCounting
@@ -174,6 +177,12 @@ def test_terms_of_scripts_with_spaces_are_words_as_scikit_learn_counts_them():
 )
 def test_marks_are_parts_of_words_and_without_spaces_two_characters_are_a_term(text, terms):
     assert terms_of(text) == terms
+
+
+def test_every_mark_is_a_part_of_the_word_before_it():
+    marks = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("M")]
+    assert len(marks) > 2_000
+    assert [mark for mark in marks if "".join(terms_of(f"a{mark}b")) != f"a{mark}b".lower()] == []
 
 
 @pytest.mark.parametrize("first", [0x4E00, 0x30A1, 0x0E01, 0x1780])
@@ -407,6 +416,16 @@ def test_each_system_is_asked_once_for_distinct_texts(corpus):
     assert len(texts) == len(set(texts))
 
 
+def test_copies_of_a_document_are_neither_right_nor_wrong(corpus):
+    documents, titles = corpus
+    once = compare_on_documents({"this": by_number}, documents, titles=titles)
+    twice = compare_on_documents({"this": by_number}, documents * 2, titles=titles * 2)
+    for task in (REST, TITLE):
+        expected = score_of(once, task, "r@1", "this").score
+        assert expected > 50
+        assert score_of(twice, task, "r@1", "this").score == expected
+
+
 def test_fewer_queries_can_be_asked_for(corpus):
     found = compare_on_documents(
         {"this": by_number},
@@ -466,14 +485,29 @@ def test_the_sentence_claims_nothing_where_the_interval_includes_0(corpus):
             reference="before",
         )
     )
-    assert same.endswith("and not measurably better or worse than the encoder before (+0.0 [+0.0, +0.0] points).")
+    assert same.endswith(
+        "and not significantly more or less often than the encoder before (+0.0 [+0.0, +0.0] points)."
+    )
 
 
 def test_too_few_documents_are_not_compared(corpus):
     found = compare_on_documents({"this": by_number}, corpus[0][:19])
     assert found.scores == []
     assert "19 queries" in found.notes[0]
-    assert summarize(found) == "The documents give fewer than 20 pairs of passages, too few to compare."
+    assert summarize(found).startswith("The documents give fewer than 20 pairs of passages, or ")
+
+
+@pytest.mark.parametrize(("others", "enough"), [(0, False), (18, False), (19, True)])
+def test_passages_of_one_document_need_others_to_be_told_from(corpus, others, enough):
+    documents = [" ".join(corpus[0]), *corpus[0][:others]]
+    found = compare_on_documents({"this": by_number}, documents)
+    assert bool(found.scores) == enough
+    if not enough:
+        needed = f"a query has only {others} candidates of other documents (19 are needed)"
+        assert found.notes == [f"{REST}: left out, for {needed}"]
+        assert "nearly all pairs are of one document: too few to compare" in summarize(found)
+        with pytest.raises(UsageError, match=f"only {others} passages of other documents to be told from"):
+            score_on_documents(None, documents)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from tqdm import tqdm
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel, RoFormerConfig
 
 import run_probe
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.encoders import embeddings
-from text_jepa.encoders.embeddings import open_encoder
+from text_jepa.encoders.embeddings import Encoder, open_encoder
 from text_jepa.probe import bootstrap, catalog, predictors, questions, report, run, systems
 from text_jepa.probe.documents import LABEL, REST, TITLE
 from text_jepa.probe.tasks import load_task_file
@@ -427,7 +427,9 @@ def test_documents_are_compared_without_labels_and_a_sentence_says_what_came_out
         assert found[0].system == str(asked)
     labelled = {s.system for s in scores if s.task == LABEL}
     assert labelled == encoders | {name for name in words if name.startswith(TFIDF)}
-    sentence = capsys.readouterr().out.splitlines()[-1]
+    *lines, sentence = capsys.readouterr().out.splitlines()
+    seen = "20 of 60 documents stand in --train_texts too, so the encoder may have seen them; name others"
+    assert f"note: {seen}" in lines
     assert sentence.startswith("On 60 passages of 60 documents this encoder finds the rest of the document (R@10) ")
     assert f"than {folder / 'first'}" in sentence
     assert report.read_results(tmp_path / "results.json") == scores
@@ -438,10 +440,28 @@ def test_documents_are_compared_without_labels_and_a_sentence_says_what_came_out
     assert "model-index" in card.read_text()
 
 
+def test_the_command_is_as_it_was_given_and_the_card_names_no_place(folder, documents, tmp_path):
+    asked = tmp_path / "encoder"
+    shutil.copytree(folder / "second", asked)
+    card = asked / "README.md"
+    card.write_text("---\nlicense: apache-2.0\n---\n\nA card.\n")
+    argv = [str(asked), "--texts", f"{documents}/*.jsonl", "--text_column", "body", "--no_controls", "--update_card"]
+    argv += ["--compare", str(folder / "first"), "--output_dir", str(tmp_path / "results")]
+    run_probe.main(argv, prog="text-jepa probe")
+    written = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert shlex.split(written["command"]) == ["text-jepa", "probe", *argv]
+    shown = card.read_text()
+    assert "text-jepa probe encoder --texts '*.jsonl' --text_column body" in shown
+    assert "`encoder` is this encoder" in shown
+    assert "| first " in shown
+    assert str(tmp_path) not in shown
+    assert str(folder) not in shown
+
+
 def test_pairs_and_reranking_have_words_counted_in_the_training_texts_beside_those_of_the_set(folder, documents):
-    arguments = ("--tasks", "stsb", "--data_dir", folder / "glue", "--mode", "knn", "--text_column", "body")
+    arguments = ("--tasks", "stsb", "--data_dir", folder / "glue", "--mode", "knn")
     arguments = (*arguments, "--rerank_dir", folder / "questions")
-    scores = probe(folder, *arguments, "--train_texts", folder / "train.jsonl")
+    scores = probe(folder, *arguments, "--train_texts", folder / "train.jsonl", "--text_column", "body")
     words = {TFIDF, f"{TFIDF} (training texts)"}
     similar = select(scores, task="stsb", mode="cosine raw", metric="pearson")
     assert {system for system in systems_of(similar) if system.startswith(TFIDF)} == words
@@ -521,6 +541,16 @@ def test_random_weights_are_pooled_as_the_encoder_is(folder, tokenizer):
     )
 
 
+@pytest.mark.parametrize("configuration", [BertConfig, RoFormerConfig], ids=["learned", "rotary"])
+def test_random_weights_of_an_encoder_without_layers_know_no_positions(configuration, tokenizer):
+    shape = {"hidden_size": 16, "num_hidden_layers": 0, "num_attention_heads": 2, "intermediate_size": 16}
+    model = AutoModel.from_config(configuration(vocab_size=len(tokenizer), **shape))
+    control = systems.untrained(Encoder("mine", model, tokenizer), 0)
+    weights = {name: weight for name, weight in control.model.named_parameters() if "position_embeddings" in name}
+    assert len(weights) == (configuration is BertConfig)
+    assert not any(weight.any() for weight in weights.values())
+
+
 @pytest.mark.slow
 def test_fine_tuning_of_a_checkpoint_begins_with_the_encoder_that_is_probed(folder, make_model, tokenizer, tmp_path):
     model = make_model(
@@ -581,6 +611,31 @@ def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
         (["--do_predict"], ["--output_dir"]),
         (["--do_predict", "--output_dir", "{dir}/x", "--task_file", "{dir}/ok.jsonl"], ["hidden"]),
         (["--layer_sweep"], ["--output_dir"]),
+        (["--layer_sweep", "--output_dir", "{dir}/x", "--texts", "{dir}/ok.jsonl"], ["--layer_sweep goes with tasks"]),
+        (
+            ["--layer_sweep", "--output_dir", "{dir}/x", "--mode", "finetune", "--task_file", "{dir}/ok.jsonl"],
+            ["--layer_sweep goes with tasks in the modes linear and knn"],
+        ),
+        (
+            ["--rerank_dir", "{dir}/published", "--no_controls"],
+            ["--no_controls: published has no text_tokenized file"],
+        ),
+        (
+            ["--rerank_dir", "{dir}/questions", "{dir}/glue/../questions"],
+            ["2 sets are called 'questions test'", "rename"],
+        ),
+        (
+            ["--tasks", "rte", "--data_dir", "{dir}/glue", "--task_file", "{dir}/rte.jsonl"],
+            ["2 sets are called 'rte'", "rename"],
+        ),
+        (["--label_column", "kind"], ["--label_column goes with --task_file or --texts"]),
+        (["--text_column", "body"], ["--text_column goes with --task_file or --texts or --train_texts"]),
+        (["--quoting", "none", "--rerank_dir", "{dir}/questions"], ["--quoting goes with --task_file or --texts"]),
+        (["--split", "test", "--tasks", "packages"], ["--split: packages has a single one", "GLUE"]),
+        (
+            ["--texts", "{dir}/ok.jsonl", "--mode", "finetune", "--finetune_args", "learning_rate=1"],
+            ["--finetune_args goes with --tasks or --task_file"],
+        ),
         (["--texts", "{dir}/none.txt"], ["--texts", "none.txt: no such file"]),
         (["--texts", "{dir}/own.jsonl"], ["no column 'text'", "--text_column"]),
         (
@@ -625,6 +680,9 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path, arguments, frag
             for i, row in enumerate(rows)
         ],
     )
+    shutil.copy(folder / "ok.jsonl", folder / "rte.jsonl")
+    (folder / "published").mkdir(exist_ok=True)
+    shutil.copy(folder / "questions" / "test.txt", folder / "published")
     if not (folder / "broken").exists():
         broken = BertModel.from_pretrained(folder / "first", add_pooling_layer=False)
         broken.embeddings.word_embeddings.weight.data.fill_(float("nan"))

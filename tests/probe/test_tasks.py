@@ -267,7 +267,10 @@ def test_glue_string_labels_take_glues_order(glue):
     ("labels", "message"),
     [
         ([0, 1, 0, -1], r"train.parquet, column 'label', row 4: label -1 stands for a hidden label"),
-        ([-1] * 4, r"train.parquet, column 'label', row 1: label -1"),
+        (
+            [-1] * 4,
+            r"train.parquet, column 'label', row 1: label -1 .*; remove the row, or if it is a class write all",
+        ),
         ([0, 1, 2, 1], r"train.parquet, column 'label', row 3: unknown label 2; the labels are 0, 1"),
         ([0, 1, None, 1], r"train.parquet, column 'label', row 3: no label; write a label or remove the row"),
         ([0.0, 1.0, math.nan, 1.0], r"train.parquet, column 'label', row 3: label nan"),

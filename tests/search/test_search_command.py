@@ -100,6 +100,14 @@ def test_an_excerpt_holds_its_sentence_and_is_bounded():
     assert len(before + marked + after) < 340
 
 
+def test_text_without_blanks_is_shown_before_and_behind_the_sentence():
+    before, marked, after = search.excerpt("海" * 600, search.Span(300, 320))
+    assert marked == "海" * 20
+    assert before == f"… {'海' * 150} "
+    assert after.startswith(f" {'海' * 140}")
+    assert after.endswith(" …")
+
+
 # ---- the index ------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +137,29 @@ def test_an_encoder_that_was_trained_again_makes_the_index_anew(call, static, no
     assert "has changed since; making it anew" in call(notes, "lamp").err
 
 
+def test_another_commit_of_a_name_on_the_hub_makes_the_index_anew(call, bag, notes, tmp_path, monkeypatch):
+    repository = tmp_path / "cache" / "models--org--encoder"
+    for commit in ("1" * 40, "2" * 40):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(search, "open_quietly", lambda name: open_encoder(str(bag)))
+    call(notes, "lamp", "--encoder", "org/encoder")
+    assert call(notes, "lamp").err == ""
+    (repository / "refs" / "main").write_text("2" * 40)
+    assert "org/encoder has changed since; making it anew" in call(notes, "lamp").err
+    assert call(notes, "lamp").err == ""
+
+
+def test_a_name_on_the_hub_whose_tokens_are_in_the_index_is_not_opened(call, static, notes, monkeypatch):
+    monkeypatch.setattr(search, "open_quietly", lambda name: open_encoder(str(static)))
+    first = call(notes, "lamp", "--encoder", "org/encoder")
+    monkeypatch.setattr(search, "open_quietly", lambda name: pytest.fail("an encoder was opened"))
+    assert call(notes, "lamp").out == first.out
+
+
 def test_vectors_without_torch_are_those_of_the_encoder(static, texts):
     encoder = open_encoder(str(static))
     table = make_token_table(encoder)
@@ -143,6 +174,19 @@ def test_vectors_without_torch_are_those_of_the_encoder(static, texts):
 def test_an_encoder_whose_tokens_know_their_places_is_opened_for_each_query(call, bag, notes):
     assert make_token_table(open_encoder(str(bag))) is None
     first = call(notes, "lamp", "--encoder", bag)
+    assert call(notes, "lamp").out == first.out
+
+
+def test_an_encoder_whose_vectors_have_another_width_than_its_tokens_is_opened_for_each_query(
+    call, static, notes, tmp_path
+):
+    folder = tmp_path / "short"
+    shutil.copytree(static, folder)
+    (folder / "config_sentence_transformers.json").write_text('{"truncate_dim": 16}')
+    assert make_token_table(open_encoder(str(folder))) is None
+    dense = replace(open_encoder(str(static)), layers_after=(torch.nn.Linear(64, 80),))
+    assert make_token_table(dense) is None
+    first = call(notes, "lamp", "--encoder", folder)
     assert call(notes, "lamp").out == first.out
 
 

@@ -27,7 +27,7 @@ from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.word_weights import load_word_weights
 from text_jepa.encoders.embeddings import Encoder, embed_texts, open_encoder
 from text_jepa.share import onnx
-from text_jepa.share.export import export_encoder, export_sentence_transformer, staged
+from text_jepa.share.export import copy_encoder_files, export_encoder, export_sentence_transformer, staged
 from text_jepa.share.hub import files_to_publish
 from text_jepa.share.onnx import ONNX_TOLERANCE, OnnxEncoder, batches_of, export_onnx, run_onnx
 
@@ -186,6 +186,20 @@ def test_an_error_of_an_export_is_shown_whatever_lies_beside_it(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]
 
 
+def test_weights_of_all_formats_are_left_out_of_a_copy_and_code_is_kept(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    weights = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    weights += ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "rust_model.ot"]
+    others = ["config.json", "modeling_own.py", "tokenizer.json", "sentencepiece.bpe.model"]
+    for name in (*weights, *others):
+        (source / name).write_text("old")
+    copy_encoder_files(source, tmp_path / "copy", with_model=False)
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == set(others)
+    copy_encoder_files(source, tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {*weights, *others}
+
+
 def test_an_empty_folder_is_written_to_and_stays_the_same_one(run, export_command, tmp_path):
     """It may be a disk of its own, in the place of which no folder can be moved."""
     out = tmp_path / "out"
@@ -201,6 +215,28 @@ def test_the_card_of_an_export_names_the_folder_of_the_export(run, export_comman
     for form in ("encoder", "sentence-transformers"):
         export_command(form, run / "pretraining", tmp_path / form)
         assert f'model_id = "{tmp_path / form}"' in (tmp_path / form / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "content"),
+    [
+        ("pretraining", "card.json", '{"steps": '),
+        ("pretraining", "metrics.jsonl", None),
+        ("pretraining", "metrics.jsonl", '{"step": 1, "lo'),
+        ("checkpoint-2", "trainer_state.json", '{"epoch": 1.0, "lo'),
+    ],
+)
+def test_a_complete_model_with_a_damaged_card_or_log_is_one_line(run, export_command, tmp_path, source, name, content):
+    folder = shutil.copytree(run / source, tmp_path / source)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    for form in ("encoder", "sentence-transformers"):
+        with pytest.raises(UsageError, match=rf"{name}.*copy it anew") as refused:
+            export_command(form, folder, tmp_path / "out")
+        assert str(refused.value).startswith(str(folder))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -230,7 +266,7 @@ def test_the_card_of_an_export_names_the_folder_of_the_export(run, export_comman
         (["merge", "{run}", "{run}", "{run}"], ["exists; name a new folder"]),
         (["push", "nowhere", "me/x"], ["nowhere: no such folder"]),
         (["push", "{run}"], ["name"]),
-        ([], ["FORM"]),
+        ([], ["FORMAT"]),
     ],
 )
 def test_what_cannot_be_done_says_why_in_one_line(run, tmp_path, monkeypatch, capsys, arguments, fragments):
@@ -402,6 +438,39 @@ def test_prompts_are_put_before_the_texts(run, export_command, tmp_path):
     assert (tmp_path / "out" / "curves.png").exists()
 
 
+def test_a_copy_that_gives_other_vectors_says_so_on_its_card(run, export_command, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    flags = ("--center", run.parent / "train.txt", "--normalize", "--prompts", "query=keeper: ", "--max_length", 12)
+    changes = "the mean vector of texts (train.txt) is subtracted; vectors have length 1; there are prompts (query)"
+    for source, more in ((run, "; texts are cut at 12 tokens"), (run / "pretraining", "")):
+        out = tmp_path / source.name
+        export_command("sentence-transformers", source, out, *flags)
+        card = (out / "README.md").read_text()
+        note = f"> Changed by `text-jepa export sentence-transformers`: {changes}{more}. The rest of this card"
+        assert f"\n# {out.name}\n\n{note}" in card
+        assert card.count(f'model_id = "{out}"') == 3
+        assert str(run) not in card
+
+
+def test_a_copy_without_a_change_has_the_card_of_its_source_under_its_own_name(run, export_command, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    export_command("sentence-transformers", run, tmp_path / "out")
+    renamed = (run / "README.md").read_text().replace(f'"{run}"', f'"{tmp_path / "out"}"')
+    renamed = renamed.replace("name: run\n", "name: out\n").replace("\n# run\n", "\n# out\n")
+    assert (tmp_path / "out" / "README.md").read_text() == renamed
+
+
+def test_a_card_of_others_is_copied_as_it_is_and_a_damaged_one_is_one_line(weighted, export_command, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    folder = shutil.copytree(weighted, tmp_path / "notes")
+    (folder / "README.md").write_text("# A card\n\nof others\n")
+    export_command("sentence-transformers", folder, tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text() == "# A card\n\nof others\n"
+    (folder / "README.md").write_text('---\nlicense: [\n---\n# A card\n\nmodel_id = "notes"\n')
+    with pytest.raises(UsageError, match=r"README.md: no card can be read there .*; mend its metadata"):
+        export_command("sentence-transformers", folder, tmp_path / "other")
+
+
 def test_any_encoder_gets_a_folder_of_sentence_transformers(tokenizer, export_command, tmp_path):
     st = pytest.importorskip("sentence_transformers")
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -526,6 +595,17 @@ def test_vectors_of_unit_length_are_not_normalized_again(weighted, export_comman
         export_command("sentence-transformers", source, tmp_path / output, "--normalize")
     kinds = [type(module).__name__ for module in st.SentenceTransformer(str(tmp_path / "twice"), device="cpu")]
     assert kinds.count("Normalize") == 1
+
+
+def test_files_beside_onnx_of_a_name_on_the_hub_state_its_length(weighted, tmp_path, monkeypatch):
+    encoder = replace(open_encoder(str(weighted)), name="org/notes")
+    for name in ("read_head", "settings_of_transformer"):
+        read = getattr(export_command_line, name)
+        monkeypatch.setattr(export_command_line, name, lambda _, read=read: read(str(weighted)))
+    export_command_line.copy_files_beside(encoder, tmp_path)
+    settings = json.loads((tmp_path / "sentence_bert_config.json").read_text())
+    assert settings["max_seq_length"] == 64
+    assert (tmp_path / "modules.json").is_file()
 
 
 @pytest.mark.slow

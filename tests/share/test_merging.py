@@ -351,7 +351,7 @@ def test_a_pooler_of_the_end_stays(folders, export_command, tmp_path):
     assert torch.equal(merged.state_dict()[weight], start.state_dict()[weight])
 
 
-@pytest.mark.parametrize("difference", ["width", "depth", "architecture", "vocabulary", "few texts"])
+@pytest.mark.parametrize("difference", ["width", "depth", "architecture", "vocabulary", "few texts", "one text"])
 def test_encoders_that_cannot_be_merged_leave_nothing_behind(difference, folders, tokenizer, texts, refused, tmp_path):
     other = tmp_path / "other"
     arguments = []
@@ -365,6 +365,11 @@ def test_encoders_that_cannot_be_merged_leave_nothing_behind(difference, folders
         (other / "config.json").write_text(json.dumps(config | {"model_type": "electra", "embedding_size": 16}))
     elif difference == "vocabulary":
         write_encoder(other, train_tokenizer(texts[:3] * 2, vocab_size=150, max_length=64))
+    elif difference == "one text":
+        write_encoder(other, tokenizer)
+        row = {"text": " ".join(f"word{number}" for number in range(128 * 20))}
+        (other / "one.jsonl").write_text(json.dumps(row) + "\n")
+        arguments = ["--texts", other / "one.jsonl"]
     else:
         write_encoder(other, tokenizer)
         arguments = ["--texts", folders / "new.jsonl", "--text_column", "body"]
@@ -375,6 +380,7 @@ def test_encoders_that_cannot_be_merged_leave_nothing_behind(difference, folders
         "architecture": "have two architectures, electra and bert",
         "vocabulary": "have two vocabularies",
         "few texts": "3 documents give 0 pairs of passages",
+        "one text": "a passage has only 0 passages of other documents to be told from",
     }
     assert expected[difference] in line
     assert [path.name for path in tmp_path.iterdir()] == ["other"]

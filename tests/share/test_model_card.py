@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +28,7 @@ import run_pretraining
 import text_jepa
 from configuration_text_jepa import LOSS_TERMS, OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaForPreTrainingOutput
+from text_jepa.encoders.sentence_head import SentenceHead
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.report import update_card
 from text_jepa.share import model_card
@@ -299,6 +300,13 @@ def test_several_held_out_datasets_are_not_taken_for_texts():
     assert describe_sizes(range(50), held_out) == "50 texts to train on, 1,200 and 9 for held-out losses"
 
 
+def test_held_out_texts_without_a_number_are_called_texts():
+    assert describe_sizes(range(50), None) == "50 texts to train on, no texts for held-out losses"
+    assert describe_sizes(iter([]), iter([])) == (
+        "a stream of texts to train on, a stream of texts for held-out losses"
+    )
+
+
 def test_the_card_knows_how_held_out_texts_are_cut_into_batches(run):
     info = read_card_info(run / "pretraining")
     held_out = LINES["documents"] // 2 * WINDOWS_OF_A_LINE if predicts_documents(run) else LINES["jepa"] // 20
@@ -555,6 +563,30 @@ def test_the_three_snippets_run_and_agree(make_model, tokenizer, tmp_path, pooli
         else torch.stack([s[m > 0].mean(0) for s, m in zip(states, batch["attention_mask"], strict=True)])
     )
     np.testing.assert_allclose(found[0], expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [
+        ({}, "# the mean of the tokens, without padding"),
+        ({"pooling": "cls"}, "# the first token"),
+        ({"pooling": "max"}, "# SentenceTransformer pools them, as above."),
+        ({"more": [("1_WordWeights", "WordWeights")]}, "# rare words count more"),
+        ({"more": [("3_Dense", "Dense")]}, "# SentenceTransformer pools them, as above."),
+        ({"more": [("3_Normalize", "Normalize")]}, "# the mean of the tokens, without padding"),
+        ({"prompt": "query: "}, "# SentenceTransformer pools them, as above."),
+        ({"prompts": {"truncate_dim": 8}}, "# SentenceTransformer pools them, as above."),
+        ({"prompts": {"truncate_dim": None}}, "# the mean of the tokens, without padding"),
+    ],
+)
+def test_the_snippets_pool_as_a_kept_head_does(make_model, tmp_path, head, code):
+    """Or leave it to sentence-transformers."""
+    fields = dict(head)
+    modules = sorted([("2_Pooling", "Pooling"), *fields.pop("more", [])])
+    kept = asdict(SentenceHead("start", modules=modules, **fields))
+    info = {**CARD_INFO, "head": {"kept": kept, "sentence": "The export keeps the head of start."}}
+    write_model_card(tmp_path, make_model(), [{"step": 3, "eval_loss": 0.5}], info, "target")
+    assert code in blocks(card_of(tmp_path))[1]
 
 
 def test_the_snippets_of_the_complete_model_run(run):

@@ -16,6 +16,7 @@ export.
 """
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from datasets import Dataset
@@ -36,14 +37,14 @@ from text_jepa.data.corpus import load_texts
 from text_jepa.data.rows import Quoting
 from text_jepa.encoders import embeddings
 from text_jepa.encoders.embeddings import Encoder, cosine, embed_texts, open_encoder
-from text_jepa.encoders.opening import run_code_of
-from text_jepa.encoders.sentence_head import kept_head, read_head
+from text_jepa.encoders.opening import readable, run_code_of
+from text_jepa.encoders.sentence_head import kept_head, read_head, settings_of_transformer
 from text_jepa.probe import documents
 from text_jepa.probe.predictors import sts_scores
 from text_jepa.probe.tasks import Split, load_task_file
 from text_jepa.share import export, hub, merging, onnx
-from text_jepa.share.model_card import note_change, read_card_info, write_model_card
-from text_jepa.train.run_log import read_metrics, write_metrics
+from text_jepa.share.model_card import note_change, public_name, read_card_info, rename_card, write_model_card
+from text_jepa.train.run_log import metrics_file, read_metrics, write_metrics
 
 
 def main(argv: list[str] | None = None, prog: str = "text-jepa export") -> None:
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa export") -> None:
 
 def make_parser(prog: str = "text-jepa export") -> argparse.ArgumentParser:
     """Makes the command's parser, with one sub-command for each form."""
-    parser, commands = command_parser(prog, __doc__, "FORM")
+    parser, commands = command_parser(prog, __doc__, "FORMAT")
     _add_encoder(commands)
     _add_sentence_transformers(commands)
     _add_onnx(commands)
@@ -71,7 +72,10 @@ _TEXTS_OF_MEAN = 5_000
 _TEXTS_OF_COSINES = 100
 _PASSAGES = 300
 
-_DOCUMENTS = "Prose files are read as whole documents, tables as one per row."
+_DOCUMENTS = (
+    "A file of prose is one document, divided at sections and paragraphs where it is longer than 2,048 characters; "
+    "a row of a table is one."
+)
 _PRETRAINED = "pretraining/ or a checkpoint-N of a run, or a name on the Hub of such a model."
 _ANY = "Any encoder or pretraining model, by folder or name on the Hub."
 
@@ -142,7 +146,7 @@ def _add_weights(commands) -> None:
 
 
 def _add_merge(commands) -> None:
-    help = "A point between two encoders of one shape, such as before and after a run."
+    help = "A weighted average of two encoders of the same shape, such as before and after a run."
     command = add_command(commands, "merge", write_merged, help)
     command.add_argument("source", help="The start: an encoder, by folder or name on the Hub.")
     command.add_argument("end", help="The end: a folder; its tokenizer, word weights and modules are kept.")
@@ -214,16 +218,17 @@ def write_sentence_transformer(args: argparse.Namespace) -> None:
     output_dir = new_folder(args.output_dir)
     prompts = dict(read_prompt(prompt) for prompt in args.prompts)
     model, tokenizer = embeddings.load_trained(args.source)
+    is_plain = not isinstance(model, TextJepaForPreTraining)
     with tempfile.TemporaryDirectory() as folder:
-        if isinstance(model, TextJepaForPreTraining):
-            plain = Path(folder, output_dir.name)
-            with export.writing(folder):
-                write_plain(model, tokenizer, args, plain, output_dir)
-        else:
+        if is_plain:
             check_no_which(args)
             if args.max_length is not None:
                 embeddings.check_max_length(args.source, args.max_length, model, tokenizer)
             plain = args.source
+        else:
+            plain = Path(folder, output_dir.name)
+            with export.writing(folder):
+                write_plain(model, tokenizer, args, plain, output_dir)
         center = None
         if args.center:
             center = mean_vector(open_encoder(str(plain), args.max_length), args)
@@ -233,7 +238,33 @@ def write_sentence_transformer(args: argparse.Namespace) -> None:
                 file = Path(plain, name)
                 if file.is_file():
                     shutil.copy(file, staging / name)
+            if is_plain:
+                rename_card(staging, str(output_dir))
+            changes = describe_changes(args, prompts, is_plain)
+            if changes:
+                note_change(staging, f"Changed by `text-jepa export sentence-transformers`: {'; '.join(changes)}")
     print(f"The encoder is in {output_dir}")
+
+
+def describe_changes(args: argparse.Namespace, prompts: Mapping[str, str], is_plain: bool) -> list[str]:
+    """What the sub-command `sentence-transformers` changes of an encoder, for the card.
+
+    Args:
+        args: The arguments of the command.
+        prompts: The prompts by name.
+        is_plain: Whether the source is a plain encoder. Otherwise the card is new, and says where texts are cut.
+    """
+    changes = []
+    if args.center:
+        files = ", ".join(map(public_name, args.center))
+        changes.append(f"the mean vector of texts ({files}) is subtracted")
+    if args.normalize:
+        changes.append("vectors have length 1")
+    if prompts:
+        changes.append(f"there are prompts ({', '.join(prompts)})")
+    if args.max_length is not None and is_plain:
+        changes.append(f"texts are cut at {args.max_length} tokens")
+    return changes
 
 
 def write_onnx(args: argparse.Namespace) -> None:
@@ -285,11 +316,11 @@ def write_weights(args: argparse.Namespace) -> None:
     output_dir = new_folder(args.output_dir)
     encoder = open_folder(args.source)
     texts = load_named_texts("texts", args)
-    files = ", ".join(Path(name).name for name in args.texts)
+    files = ", ".join(map(public_name, args.texts))
     with export.writing(output_dir), export.staged(output_dir) as staging:
         recount = merging.recount_word_weights(encoder, staging, documents_of(texts))
-        change = f"The word weights of {args.source} were counted again on {recount.texts:,} texts ({files})"
-        note_change(staging, f"{change} by `text-jepa export weights`")
+        change = f"The word weights of {public_name(args.source)} were counted again on {recount.texts:,} texts"
+        note_change(staging, f"{change} ({files}) by `text-jepa export weights`")
     summary = f"Counted {recount.texts:,} texts"
     if recount.blended:
         summary += f", fewer than {merging.TEXTS_TO_TRUST:,}: the weights are the mean of the old and the new ones"
@@ -318,7 +349,8 @@ def write_merged(args: argparse.Namespace) -> None:
     way = f"{share:g} of the way from {args.source} to {args.end}"
     with export.writing(output_dir), export.staged(output_dir) as staging:
         merging.save_merged(end, weights, staging)
-        note_change(staging, f"The weights are {way}, by `text-jepa export merge`")
+        shown = f"{share:g} of the way from {public_name(args.source)} to {public_name(args.end)}"
+        note_change(staging, f"The weights are {shown}, by `text-jepa export merge`")
     print(f"The encoder is in {output_dir}: {way}")
     tell_left_out(args.end, output_dir)
 
@@ -357,19 +389,29 @@ def write_plain(
     if not max_length:
         max_length = min(tokenizer.model_max_length, model.config.max_text_length or tokenizer.model_max_length)
     embeddings.check_max_length(args.source, max_length, model, tokenizer)
+    records = [] if card_info is None else read_log(source)
     export.export_encoder(model, tokenizer, folder, max_length, which, kept_head(card_info))
     if card_info is None:
         print(f"no card: {source} has no card information (card.json)", file=sys.stderr)
         return
-    state_path = source / TRAINER_STATE_NAME
-    is_checkpoint = state_path.is_file()
-    if is_checkpoint:
-        state = TrainerState.load_from_json(str(state_path))
-        write_metrics(folder, state.log_history)
-    else:
-        shutil.copy(source / "metrics.jsonl", folder)
+    write_metrics(folder, records)
     card_info = {**card_info, "max_length": max_length}
     write_model_card(folder, model, read_metrics(folder), card_info, which, place)
+
+
+def read_log(source: Path) -> list[dict[str, Any]]:
+    """The records of a checkpoint, or of the run that has left a complete model.
+
+    Raises:
+        UsageError: They are missing or damaged.
+    """
+    state = source / TRAINER_STATE_NAME
+    if state.is_file():
+        with readable(str(state), "not the state of a run; copy it anew"):
+            return TrainerState.load_from_json(str(state)).log_history
+    log = metrics_file(source)
+    with readable(str(log), "not the log of a run; copy it anew"):
+        return read_metrics(source)
 
 
 def open_for_onnx(args: argparse.Namespace, plain: Path, place: Path) -> Encoder:
@@ -409,6 +451,10 @@ def copy_files_beside(encoder: Encoder, folder: Path) -> None:
         return
     encoder.tokenizer.save_pretrained(folder)
     encoder.model.config.save_pretrained(folder)
+    settings = settings_of_transformer(encoder.name)
+    if settings:
+        content = json.dumps(settings, indent=2) + "\n"
+        Path(folder, "sentence_bert_config.json").write_text(content, encoding="utf-8")
     head = read_head(encoder.name)
     if head.modules:
         export.write_head(head, folder, encoder.model.config.hidden_size)
@@ -418,8 +464,7 @@ def mean_vector(encoder: Encoder, args: argparse.Namespace) -> np.ndarray:
     """The mean vector (D,) of the texts of `--center`."""
     texts = read_documents("center", args)
     rows = np.linspace(0, len(texts) - 1, min(len(texts), _TEXTS_OF_MEAN)).astype(int)
-    beginnings = [" ".join(texts[row].split()[: encoder.max_length]) for row in rows]  # sentence-transformers cuts too
-    vectors = embed_texts(encoder, beginnings)
+    vectors = embed_texts(encoder, [texts[row] for row in rows])
     print(f"The mean vector of {len(rows):,} texts is subtracted")
     return vectors.mean(axis=0)
 
@@ -477,7 +522,7 @@ def print_search(encoder: Encoder, paths: Sequence[Path], texts: Sequence[str]) 
             behind = f", {0 - score.ahead:+.1f} [{0 - score.ahead_high:+.1f}, {0 - score.ahead_low:+.1f}]"
         print(f"{score.system:<16} finds the rest of the document, R@10 {score.score:.1f}{behind}")
     if not scores:
-        print(f"The texts give fewer than {documents.MIN_QUERIES} pairs of passages, too few for R@10")
+        print(f"The texts are too few for R@10: {found.notes[0]}")
 
 
 def onnx_vectors(encoder: Encoder, path: Path, texts: Sequence[str]) -> np.ndarray:

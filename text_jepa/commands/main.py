@@ -18,6 +18,9 @@ from text_jepa.errors import UsageError, check_words, nearest, run_command
 # Verbs whose help leaves out flags; that of the others has them all.
 _LONG_HELP = ("pretrain", "probe", "masks")
 
+# Verbs that train, as the first words of a command line.
+_TRAINING = (["pretrain"], ["adapt"])
+
 # The module whose `main(argv, prog)` runs a verb, and the verb's line of help. Modules are imported when needed.
 VERBS = {
     "pretrain": ("run_pretraining", "train an encoder on raw text, or adapt an existing one"),
@@ -61,7 +64,8 @@ NOTHING_TO_TRAIN_ON = "nothing.txt"
 
 def main() -> NoReturn:
     """Entry point of `text-jepa`."""
-    run_command(partial(run_or_help, sys.argv[1:]))
+    words = sys.argv[1:]
+    run_command(partial(run_or_help, words), trains=words[:1] in _TRAINING)
 
 
 def run_or_help(argv: list[str]) -> None:
@@ -95,7 +99,7 @@ def dispatch(argv: list[str]) -> None:
     """Runs the verb that comes first.
 
     Raises:
-        UsageError: An unknown verb; the error names the nearest.
+        UsageError: An unknown command; the error names the nearest.
     """
     verb, *rest = _ask_alike(argv)
     if verb == "--help":
@@ -107,7 +111,7 @@ def dispatch(argv: list[str]) -> None:
         command = command_of(verb)
         command(rest, prog=f"text-jepa {verb}")
     else:
-        raise UsageError(f"unknown verb '{verb}'{nearest(verb, VERBS)} (see text-jepa --help)")
+        raise UsageError(f"unknown command '{verb}'{nearest(verb, VERBS)} (see text-jepa --help)")
 
 
 def command_of(verb: str) -> Callable[..., object]:
@@ -119,7 +123,7 @@ def command_of(verb: str) -> Callable[..., object]:
 def help_text() -> str:
     """What `text-jepa --help` prints."""
     lines = [
-        "usage: text-jepa VERB [...]",
+        "usage: text-jepa COMMAND [...]",
         "",
         "Text-JEPA: better text encoders from raw text.",
         "",
@@ -129,5 +133,5 @@ def help_text() -> str:
     for verb, (_, help) in VERBS.items():
         lines.append(f"  {verb:<9} {help}")
     lines.append("")
-    lines.append("text-jepa VERB --help lists the flags of a verb, text-jepa --version shows the version.")
+    lines.append("text-jepa COMMAND --help lists the flags of a command, text-jepa --version shows the version.")
     return "\n".join(lines)

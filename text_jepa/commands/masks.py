@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa masks") -> None:
         notes.append(f"The same as a page: {show.html}")
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     width = min(shutil.get_terminal_size().columns, 100)
-    show_text(mask_gallery.to_terminal(texts, title, [question, *notes], colour, width))
+    print(mask_gallery.to_terminal(texts, title, [question, *notes], colour, width), end="")
 
 
 def name_of_run(argv: Sequence[str]) -> str:
@@ -169,11 +169,3 @@ def write_page(path: Path, page: str) -> None:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--html {path}: cannot be written ({error.strerror}); name another file") from error
-
-
-def show_text(text: str) -> None:
-    """Prints a text, also into a pipe whose reader has seen enough."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

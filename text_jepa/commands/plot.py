@@ -9,19 +9,18 @@ of an encoder, use `text-jepa probe ENCODER --layer_sweep --output_dir FOLDER`.
 """
 
 import argparse
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, set_seed
 
 from text_jepa.cli import UsageError, add_command, command_parser, mute_libraries
 from text_jepa.encoders.embeddings import Encoder, nearest_texts, open_encoder, pool_states
 from text_jepa.encoders.opening import read_config, readable
 from text_jepa.probe.catalog import load_task
+from text_jepa.probe.systems import untrained
 from text_jepa.show.plots import Run, flat, plot_curves, plot_map, plot_spectra, short_names, spectrum
 from text_jepa.train.run_log import read_metrics
 
@@ -111,7 +110,7 @@ def draw_spectra(args: argparse.Namespace) -> None:
     pooled = {}
     for source in args.sources:
         states[source], pooled[source] = embed(open_encoder(source), texts)
-    control = untrained(open_encoder(args.sources[0]))
+    control = untrained(open_encoder(args.sources[0]), seed=0)
     states[control.name], pooled[control.name] = embed(control, texts)
     panels = {"states of tokens": states, f"vectors of {len(texts):,} texts": pooled}
     plot_spectra(panels, args.output)
@@ -166,13 +165,6 @@ def labelled_texts(args: argparse.Namespace) -> tuple[list[str], np.ndarray, tup
     shuffled = np.random.default_rng(0).permutation(len(rows))
     rows = rows.select(shuffled[:TEXTS])
     return rows.texts, rows.labels, task.label_names
-
-
-def untrained(encoder: Encoder) -> Encoder:
-    """The control: the same architecture with random weights."""
-    set_seed(0)
-    model = AutoModel.from_config(encoder.model.config, trust_remote_code=False)
-    return dataclasses.replace(encoder, name="random weights", model=model.to(encoder.model.device))
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ def make_parser(prog: str = "text-jepa search") -> argparse.ArgumentParser:
         "--text-column", dest="text_column", nargs="+", default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
     parser.add_argument("--index", type=Path, metavar="FILE", help="Index. Default: FOLDER/.text-jepa/search.sqlite.")
-    parser.add_argument("--rebuild", action="store_true", help="Make the index anew.")
+    parser.add_argument("--rebuild", action="store_true", help="Build the index again, from all files.")
     return parser
 
 
@@ -152,7 +152,14 @@ def bring_up_to_date(
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     column = json.dumps(args.text_column) if args.text_column else kept.get("text_column", '["text"]')
     columns = args.text_column or stored_columns(column, index)
-    wanted = {"encoder": name, "encoder_state": state_of(name), "text_column": column}
+    # What the index keeps of an encoder without layers answers in its place.
+    if "tokenizer" not in kept or kept["encoder"] != name:
+        encoder = encoder or open_quietly(name)
+    if Path(name).is_dir():
+        state = state_of(name)
+    else:
+        state = kept["encoder_state"] if encoder is None else commit_of(name)
+    wanted = {"encoder": name, "encoder_state": state, "text_column": column}
     if any(kept.get(key) != value for key, value in wanted.items()):
         encoder = encoder or open_quietly(name)
         tell(reason_to_start(kept, wanted, index))
@@ -161,7 +168,7 @@ def bring_up_to_date(
     if "tokenizer" in kept:
         embeddings = stored_embeddings(index, kept)
     else:
-        embeddings = embeddings_of(encoder or open_quietly(name))
+        embeddings = embeddings_of(encoder)
     changes = compare(index, texts)
     if len(changes.read) > 1:
         tell(f"reading {len(changes.read):,} files of {args.folder}")
@@ -226,13 +233,21 @@ def choose_encoder() -> str:
 
 
 def state_of(name: str) -> str:
-    """What tells whether the files of an encoder have changed; empty for a name on the Hub."""
+    """What tells whether the files in the folder of an encoder have changed."""
     folder = Path(name)
     states = []
     for path in sorted({path for pattern in _FILES_OF_ENCODER for path in folder.glob(pattern)}):
         status = path.stat()
         states.append(f"{path.relative_to(folder).as_posix()} {status.st_size} {status.st_mtime_ns}")
     return "\n".join(states)
+
+
+def commit_of(name: str) -> str:
+    """The commit of a name on the Hub that was opened last; empty if it is in no cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else ""
 
 
 def reason_to_start(kept: dict[str, str], wanted: dict[str, str], index: Index) -> str:
@@ -326,10 +341,11 @@ def excerpt(text: str, sentence: Span) -> tuple[str, str, str]:
     after = " ".join(text[sentence.end :].split())
     if len(before) > room // 2:
         kept = before[-(room // 2) :] if room > 1 else ""
-        before = f"… {kept.partition(' ')[2]}"
+        before = f"… {kept.partition(' ')[2] or kept}"
     room -= len(before)
     if len(after) > room:
-        after = f"{after[: max(room, 0)].rpartition(' ')[0]} …"
+        kept = after[: max(room, 0)]
+        after = f"{kept.rpartition(' ')[0] or kept} …"
     before = f"{before} " if before else ""
     after = f" {after}" if after else ""
     return before, marked, after

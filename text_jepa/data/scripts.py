@@ -2,8 +2,8 @@
 
 import bisect
 import functools
+import itertools
 import re
-import sys
 import unicodedata
 
 
@@ -46,6 +46,9 @@ _ASCII_WORD = re.compile(r"\w+")
 
 # Letters that belong to the previous one: long vowels of kana, and Thai vowels and signs written after a consonant.
 _NEVER_FIRST = frozenset("ーｰะาำๅๆ\u200c\u200d")
+
+# Code points among which marks are: a search must not wait for a look at all of them.
+_BLOCKS_WITH_MARKS = (range(0x20000), range(0xE0100, 0xE01F0))
 
 # Completes the first bytes of a character to one of the characters that begin with them.
 _REMAINING_BYTES = b"\xa4\x84\x84"
@@ -137,10 +140,11 @@ def _unspaced_word() -> re.Pattern:
 @functools.cache
 def _marks() -> str:
     """All characters that belong to the one before, as ranges for a set of a regular expression."""
-    are_marks = [belongs_to_the_one_before(chr(code)) for code in range(sys.maxunicode + 1)]
-    borders = [code for code in range(1, len(are_marks)) if are_marks[code] != are_marks[code - 1]]
-    ranges = zip(borders[::2], borders[1::2], strict=True)
-    return "".join(f"{chr(start)}-{chr(end - 1)}" for start, end in ranges)
+    codes = itertools.chain(*_BLOCKS_WITH_MARKS)
+    marks = {code for code in codes if belongs_to_the_one_before(chr(code))}
+    starts = sorted(code for code in marks if code - 1 not in marks)
+    ends = sorted(code for code in marks if code + 1 not in marks)
+    return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
 
 
 # ---- bytes of tokens ------------------------------------------------------------------------------------------------

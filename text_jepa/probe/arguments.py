@@ -14,10 +14,16 @@ _GOES_WITH = {
     "title_column": ("texts",),
     "task_test_file": ("task_file",),
     "pair_column": ("task_file",),
+    "label_column": ("task_file", "texts"),
+    "text_column": ("task_file", "texts", "train_texts"),
+    "quoting": ("task_file", "texts", "train_texts", "data_dir"),
     "with_body": ("rerank_dir",),
     "data_dir": ("tasks",),
     "split": ("tasks", "rerank_dir"),
 }
+
+# Values of those that always have one, which ask for nothing.
+_USUAL = {"text_column": "text", "quoting": "checked"}
 
 
 @dataclass
@@ -54,8 +60,9 @@ class ProbeArguments:
     texts: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Documents of your own, without labels: files, folders, globs. Prose files are read as whole "
-            "documents, tables as one per row. A passage has to find the rest of its document."
+            "help": "Documents of your own, without labels: files, folders, globs. A file of prose is one document, "
+            "divided at sections and paragraphs where it is longer than 2,048 characters; a row of a table is one. A "
+            "passage has to find the rest of its document."
         },
     )
     train_texts: list[str] | None = field(
@@ -100,7 +107,7 @@ class ProbeArguments:
     )
     seeds: list[int] = field(
         default_factory=lambda: [0],
-        metadata={"help": "Seeds of folds, orders, heads and random encoders; scores are means over them."},
+        metadata={"help": "Random seeds; scores are means over them."},
     )
     layers: int = field(default=1, metadata={"help": "Number of last layers that frozen features average."})
     layer_sweep: bool = field(
@@ -109,8 +116,8 @@ class ProbeArguments:
     pooling: Pooling | None = field(
         default=None,
         metadata={
-            "help": "Plain mean over the tokens, or the state of the first one. Default: what the folder says, word "
-            "weights included, else the mean."
+            "help": "Plain mean over the tokens, or the state of the first one. Default: as the encoder's "
+            "sentence-transformers files specify, word weights included; without such files, the plain mean."
         },
     )
     max_length: int | None = field(
@@ -159,8 +166,12 @@ class ProbeArguments:
                 raise ValueError(f"--finetune_args {pair}: expected KEY=VALUE, such as learning_rate=1e-4")
         if self.finetune_args and "finetune" not in self.mode:
             raise ValueError("--finetune_args has no effect without --mode finetune")
+        if self.finetune_args and not (self.tasks or self.task_file or names_nothing(self)):
+            raise ValueError("--finetune_args goes with --tasks or --task_file")
         for name, others in _GOES_WITH.items():
-            if getattr(self, name) and not any(getattr(self, other) for other in others):
+            value = getattr(self, name)
+            is_asked = value and value != _USUAL.get(name)
+            if is_asked and not any(getattr(self, other) for other in others):
                 raise ValueError(f"--{name} goes with --{' or --'.join(others)}")
         if self.layer_sweep and not self.output_dir:
             raise ValueError("--layer_sweep draws a picture: it needs --output_dir")

@@ -90,6 +90,12 @@ def load_tasks(args: ProbeArguments) -> tuple[list[Task], list[RerankingTask]]:
     }
     known = (*GLUE_TASKS, *built_in)
     names = ["packages"] if names_nothing(args) else args.tasks or []
+    has_splits = bool(args.rerank_dir) or any(name not in built_in for name in names)
+    if args.split and not has_splits:
+        raise UsageError(
+            f"--split: {names[0]} has a single one to score; name a task of GLUE or a reranking set, or leave the "
+            "flag out"
+        )
     tasks = []
     for name in dict.fromkeys(names):
         if base_name(name) not in known:

@@ -68,7 +68,7 @@ SHORTEST_DOCUMENT = 16
 # More queries narrow an interval by less than a point.
 MAX_QUERIES = 2_000
 
-# Among fewer candidates anything is among the first ten.
+# Among fewer candidates, its own one included, anything is among the first ten.
 MIN_QUERIES = 20
 
 # Scores are rounded before they are ranked, for those of a collapsed encoder differ by rounding errors alone.
@@ -265,6 +265,16 @@ def _number_texts(texts: Sequence[str]) -> np.ndarray:
     return np.array(numbers, dtype=np.int64)
 
 
+def _groups_of(passages: Passages, documents: Sequence[str]) -> np.ndarray:
+    """Groups (P,) of passages, see `Search`: those of a document and of its copies are one."""
+    return _number_texts(documents)[passages.documents]
+
+
+def _fewest_rivals(groups: np.ndarray) -> int:
+    """The fewest candidates of other groups (Q,) that a query is told from."""
+    return len(groups) - np.bincount(groups, minlength=1).max()
+
+
 def _halves(text_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of two halves, always the same; equal texts, see `_number_texts`, are in the same one."""
     distinct = text_numbers.max() + 1
@@ -346,7 +356,8 @@ def compare_on_documents(
 
     Returns:
         R@10, R@1 and MRR of the searches and the accuracy of labels, with intervals over 1,000 resamples of the
-        queries. Questions with fewer than 20 queries are left out, with a note.
+        queries. Questions with fewer than 20 queries, or with too few candidates of other documents, are left out,
+        with a note.
 
     Raises:
         TypeError: A document, training text or title is no text.
@@ -424,25 +435,31 @@ def _make_questions(
     max_queries: int,
 ) -> _Questions:
     passages = cut_passages(documents, max_queries)
-    searches = {REST: Search(passages.queries, passages.answers, passages.documents)}
+    searches = {REST: Search(passages.queries, passages.answers, _groups_of(passages, documents))}
     notes = []
     rows = evenly(np.arange(len(documents)), max_queries)
     texts = [documents[row] for row in rows]
+    text_numbers = _number_texts(texts)
     uses_rows = titles is not None or labels is not None
     if len(rows) < len(documents) and uses_rows:
         notes.append(f"titles and labels: {len(rows):,} of {len(documents):,} documents, evenly chosen")
     if titles is not None:
         chosen = [titles[row] for row in rows]
-        searches[TITLE] = Search(chosen, texts, np.arange(len(rows)))
+        searches[TITLE] = Search(chosen, texts, text_numbers)
 
     large_enough = {}
     for task, search in searches.items():
+        rivals = _fewest_rivals(search.groups)
         if len(search.queries) < MIN_QUERIES:
             notes.append(f"{task}: left out, for it has {len(search.queries)} queries ({MIN_QUERIES} are needed)")
+        elif rivals < MIN_QUERIES - 1:
+            notes.append(
+                f"{task}: left out, for a query has only {rivals} candidates of other documents ({MIN_QUERIES - 1} "
+                "are needed)"
+            )
         else:
             large_enough[task] = search
     numbers = None
-    text_numbers = _number_texts(texts)
     if labels is not None:
         numbers = _class_numbers([labels[row] for row in rows])
         notes += _notes_on_labels(numbers, text_numbers)
@@ -602,13 +619,20 @@ def score_on_documents(
         A function of weights by name, which returns the reciprocal rank of each passage in percent.
 
     Raises:
-        UsageError: The documents give too few passages.
+        UsageError: The documents give too few passages, or too few of different documents.
     """
     passages = cut_passages(documents, limit)
+    groups = _groups_of(passages, documents)
+    rivals = _fewest_rivals(groups)
     if len(passages.queries) < MIN_QUERIES:
         raise UsageError(
             f"{len(documents):,} documents give {len(passages.queries)} pairs of passages, too few to choose a share "
             f"on ({MIN_QUERIES} are needed); name more or longer ones"
+        )
+    if rivals < MIN_QUERIES - 1:
+        raise UsageError(
+            f"a passage has only {rivals} passages of other documents to be told from, too few to choose a share on "
+            f"({MIN_QUERIES - 1} are needed); name more documents"
         )
     candidate = replace(encoder, model=copy.deepcopy(encoder.model))
 
@@ -616,7 +640,7 @@ def score_on_documents(
         candidate.model.load_state_dict(weights, strict=False)  # a pooler may be missing
         queries = normalize(embed_texts(candidate, passages.queries))
         answers = normalize(embed_texts(candidate, passages.answers))
-        ranks = ranks_of_own(queries @ answers.T, passages.documents)
+        ranks = ranks_of_own(queries @ answers.T, groups)
         return 100 / ranks
 
     return score
@@ -635,7 +659,10 @@ def summarize(found: DocumentScores) -> str:
         if score.task == REST and score.metric == "r@10":
             by_system[score.system] = score
     if not by_system:
-        return f"The documents give fewer than {MIN_QUERIES} pairs of passages, too few to compare."
+        return (
+            f"The documents give fewer than {MIN_QUERIES} pairs of passages, or nearly all pairs are of one document: "
+            "too few to compare."
+        )
     first, *_ = by_system.values()
     source = TRAINING_TEXTS if f"TF-IDF ({TRAINING_TEXTS})" in by_system else SCORED_TEXTS
     parts = [_comparison(by_system[f"TF-IDF ({source})"], f"word counting (TF-IDF fitted on the {source})")]
@@ -674,7 +701,7 @@ def _lead(other: Score) -> str:
         return f"better ({interval})"
     if other.ahead_high < 0:
         return f"worse ({interval})"
-    return f"not told apart ({interval})"
+    return f"no significant difference ({interval})"
 
 
 def shorter_vectors(found: DocumentScores) -> list[tuple[int, float, float, float]]:
@@ -700,4 +727,4 @@ def _comparison(other: Score, name: str) -> str:
         return f"{ahead:.1f} [{low:.1f}, {high:.1f}] points more often than {name}"
     if high < 0:
         return f"{-ahead:.1f} [{-high:.1f}, {-low:.1f}] points less often than {name}"
-    return f"not measurably better or worse than {name} ({ahead:+.1f} [{low:+.1f}, {high:+.1f}] points)"
+    return f"not significantly more or less often than {name} ({ahead:+.1f} [{low:+.1f}, {high:+.1f}] points)"

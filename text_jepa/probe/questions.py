@@ -1,5 +1,7 @@
 """What a probe asks: tasks with labels, reranking sets, and documents without labels."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,9 +43,12 @@ def load_questions(args: ProbeArguments) -> Questions:
     """Loads all that the arguments name.
 
     Raises:
-        UsageError: Something is missing or cannot be read, or a flag has no effect on what is named.
+        UsageError: Something is missing or cannot be read, two sets have one name, or a flag has no effect on what is
+            named.
     """
     tasks, rerankings = load_tasks(args)
+    check_names(tasks, rerankings)
+    check_features(tasks, rerankings, args)
     documents = asked_documents(args)
     training_texts = word_counting_texts(args)
     has_similarities = any(task.is_similarity for task in tasks)
@@ -54,6 +59,31 @@ def load_questions(args: ProbeArguments) -> Questions:
     if args.do_predict and not has_hidden_labels:
         raise UsageError("--do_predict: no task has a test split with hidden labels; leave the flag out")
     return Questions(tasks, rerankings, documents, training_texts)
+
+
+def check_names(tasks: Sequence[Task], rerankings: Sequence[RerankingTask]) -> None:
+    """Raises UsageError if two tasks or reranking sets have one name, as their answers would."""
+    names = [task.name for task in tasks] + [title_of(task) for task in rerankings]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(
+                f"--tasks, --task_file, --rerank_dir: {count} sets are called '{name}'; rename their files or "
+                "folders, or name one of them"
+            )
+
+
+def check_features(tasks: Sequence[Task], rerankings: Sequence[RerankingTask], args: ProbeArguments) -> None:
+    """Raises UsageError if no layer is to be probed, or if there is a reranking set that no encoder can rank."""
+    for task in rerankings:
+        if task.texts is None and not args.controls:
+            raise UsageError(
+                f"--no_controls: {task.name} has no text_tokenized file, so only BM25, a control, can be scored; add "
+                "that file, or leave the flag out"
+            )
+    uses_features = not {"linear", "knn"}.isdisjoint(args.mode)
+    has_features = any(task.texts is not None for task in rerankings) or (tasks and uses_features)
+    if args.layer_sweep and not has_features:
+        raise UsageError("--layer_sweep goes with tasks in the modes linear and knn, or with reranking sets of texts")
 
 
 # ---- documents ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from text_jepa.cli import UsageError
 from text_jepa.probe.bootstrap import Score
 from text_jepa.probe.documents import Answers
 from text_jepa.probe.glue import GLUE, base_name
-from text_jepa.share.model_card import without_places
+from text_jepa.share.model_card import public_name
 from text_jepa.show.plots import MARKERS, PALETTE, panels, short
 
 
@@ -416,14 +416,15 @@ def update_card(
     """Writes the scores into the model card of a folder, in place of those of an earlier probe.
 
     The scores of the encoder become model-index metadata, the table of all systems a section between two marker
-    comments, at the end of the card if it is new. Nothing else changes but the layout of the YAML.
+    comments, at the end of the card if it is new. Nothing else changes but the layout of the YAML. Encoders are named
+    as `public_name` has them.
 
     Args:
         model_dir: Folder with a `README.md`.
         scores: Scores of all systems.
         system: The system that is the folder's encoder.
         splits: Scored split by task; a task without one, such as an average, is shown in the table alone.
-        command: Command line that reproduces the scores.
+        command: Command line that reproduces the scores, as it may be published, see `public_command`.
 
     Raises:
         UsageError: There is no folder or card, the card's metadata cannot be read, or the system has no score.
@@ -442,7 +443,8 @@ def update_card(
     card.data.model_name = card.data.model_name or path.parent.resolve().name
     card.data.eval_results = results
 
-    section = without_places(_card_section(scores, system, command))
+    shown = [score._replace(system=public_name(score.system)) for score in scores]
+    section = _card_section(shown, public_name(system), command)
     card.text, replaced = _CARD_SECTION.subn(lambda _: section, card.text)
     if not replaced:
         card.text = f"{card.text.rstrip()}\n\n{section}\n"

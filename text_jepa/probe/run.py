@@ -35,6 +35,7 @@ from text_jepa.probe.glue import FUNCTIONS, write_submission
 from text_jepa.probe.questions import Questions, title_of
 from text_jepa.probe.report import headline, macro_averages
 from text_jepa.probe.reranking import RERANKING_METRICS, RerankingTask
+from text_jepa.probe.summary import notes_on_few_rows
 from text_jepa.probe.systems import BAG, untrained
 from text_jepa.probe.tasks import Task
 
@@ -87,10 +88,10 @@ def probe(
     """
     answers = collect_answers(questions, encoders, args)
     results = score_tasks(questions, answers, args.seeds[0])
-    if questions.documents is None:
-        return results
-    compared = compare_documents(questions, encoders, args)
-    return add_documents(results, compared)
+    if questions.documents is not None:
+        compared = compare_documents(questions, encoders, args)
+        results = add_documents(results, compared)
+    return replace(results, notes=results.notes + notes_on_few_rows(results.scores))
 
 
 # ---- tasks ----------------------------------------------------------------------------------------------------------
@@ -214,7 +215,22 @@ def compare_documents(
             f"words are needed, or of {2 * SHORTEST_DOCUMENT} characters in scripts without spaces; name more or "
             "longer ones"
         )
+    if args.train_texts:
+        notes = notes_on_training_texts(documents.texts, questions.training_texts)
+        compared = replace(compared, notes=notes + compared.notes)
     return compared
+
+
+def notes_on_training_texts(documents: Sequence[str], training_texts: Sequence[str]) -> list[str]:
+    """A note on documents that are training texts too, if there are any; blanks around a text make no other one."""
+    known = {text.strip() for text in training_texts}
+    seen = sum(text.strip() in known for text in documents)
+    if not seen:
+        return []
+    return [
+        f"{seen:,} of {len(documents):,} documents stand in --train_texts too, so the encoder may have seen them; "
+        "name others"
+    ]
 
 
 def add_documents(results: ProbeResults, compared: DocumentScores) -> ProbeResults:

@@ -5,6 +5,10 @@ from collections.abc import Iterable, Sequence
 from text_jepa.probe.bootstrap import Score
 
 
+# Intervals over fewer rows are too narrow: all resamples of a single row are alike.
+FEWEST_ROWS = 20
+
+
 def describe_comparison(scores: Sequence[Score]) -> str:
     """One line: the systems, the tasks and the modes of a table.
 
@@ -19,9 +23,10 @@ def describe_comparison(scores: Sequence[Score]) -> str:
 
 
 def describe_outcome(scores: Sequence[Score]) -> str:
-    """One sentence: which systems the first one is better than, worse than, and not told apart from.
+    """One sentence: which systems the first one is better than, worse than, and not significantly different from.
 
-    A difference whose interval holds 0 tells nothing apart. Averages over tasks, which have no interval, do not count.
+    A difference whose interval holds 0 tells nothing apart. Averages over tasks, which have no interval, and scores of
+    fewer than `FEWEST_ROWS` rows do not count.
 
     Args:
         scores: All scores, those of the encoder in question leading.
@@ -29,7 +34,7 @@ def describe_outcome(scores: Sequence[Score]) -> str:
     Returns:
         The sentence; empty if there is nothing to compare with.
     """
-    compared = [score for score in scores if score.ahead_low is not None]
+    compared = [score for score in scores if score.ahead_low is not None and score.rows >= FEWEST_ROWS]
     parts = []
     for system in _distinct(score.system for score in compared):
         own = [score for score in compared if score.system == system]
@@ -42,6 +47,16 @@ def describe_outcome(scores: Sequence[Score]) -> str:
     return f"{scores[0].system} is {listed}."
 
 
+def notes_on_few_rows(scores: Sequence[Score]) -> list[str]:
+    """A note for each task with too few rows to tell systems apart."""
+    rows_of_task = {score.task: score.rows for score in scores if score.low is not None}
+    notes = []
+    for task, rows in rows_of_task.items():
+        if rows < FEWEST_ROWS:
+            notes.append(f"{task}: too few scored rows to tell systems apart ({rows}; {FEWEST_ROWS} are needed)")
+    return notes
+
+
 def _in_words(system: str, better: int, worse: int, count: int) -> str:
     """How the first system compares with another one, in so many of the scores."""
     if better == count:
@@ -49,7 +64,7 @@ def _in_words(system: str, better: int, worse: int, count: int) -> str:
     if worse == count:
         return f"worse than {system}"
     if better == worse == 0:
-        return f"not told apart from {system}"
+        return f"not significantly different from {system}"
     shares = []
     if better:
         shares.append(f"better than {system} in {better}")

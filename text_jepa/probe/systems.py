@@ -90,8 +90,10 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
     set_seed(seed)
     model = AutoModel.from_config(encoder.model.config, trust_remote_code=False).to(encoder.model.device)
     if model.config.get_text_config().num_hidden_layers == 0:
-        # A run starts like this: without layers a position says nothing about a text.
-        torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)
+        # A run starts like this: without layers a position says nothing about a text. Some encoders learn none.
+        for name, weights in model.named_parameters():
+            if name.endswith("position_embeddings.weight"):
+                torch.nn.init.zeros_(weights)
     return dataclasses.replace(encoder, name=RANDOM, model=model)
 
 

@@ -782,7 +782,7 @@ def _class_numbers(
         lambda label: label == -1,
         "label -1 stands for a hidden label",
         where,
-        "remove the row",
+        "remove the row, or if it is a class write all classes as text, such as negative",
     )
     _refuse(
         labels,

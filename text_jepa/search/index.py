@@ -8,7 +8,6 @@ Shapes: N passages, D features.
 
 import contextlib
 import math
-import re
 import sqlite3
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from text_jepa.data.scripts import is_unspaced
+from text_jepa.data.scripts import is_unspaced, terms_of
 from text_jepa.errors import UsageError
 from text_jepa.search.passages import Passage
 from text_jepa.search.static import TokenTable
@@ -468,26 +467,11 @@ def _spaced(text: str) -> str:
 
 
 def _terms(query: str) -> list[str]:
-    """The words of a query in the language of FTS5; of scripts without blanks, each two neighbouring characters."""
-    terms = {}
-    query = unicodedata.normalize("NFKC", query).lower()
-    for run in re.findall(r"(?:[^\W_]|[\u0300-\u036f\u0900-\u0dff])+", query):
-        for word in _runs(run):
-            if is_unspaced(word[0]) and len(word) > 1:
-                pairs = [f"{word[place]} {word[place + 1]}" for place in range(len(word) - 1)]
-                terms.update(dict.fromkeys(pairs))
-            else:
-                terms[word] = None
-    return [f'"{term}"' for term in terms][:_LONGEST_QUERY]
-
-
-def _runs(word: str) -> Iterator[str]:
-    """Parts of a word that are all of scripts with blanks, or all of scripts without."""
-    start = 0
-    for place in range(1, len(word) + 1):
-        if place == len(word) or is_unspaced(word[place]) != is_unspaced(word[start]):
-            yield word[start:place]
-            start = place
+    """The words of a query in the language of FTS5, to which an underscore is a blank, see `terms_of`."""
+    query = unicodedata.normalize("NFKC", query).replace("_", " ")
+    terms = [" ".join(_spaced(term).split()) for term in terms_of(query)]
+    distinct = dict.fromkeys(terms)
+    return [f'"{term}"' for term in distinct][:_LONGEST_QUERY]
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

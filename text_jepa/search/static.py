@@ -93,6 +93,9 @@ def make_token_table(encoder: "Encoder") -> TokenTable | None:
 
     order = np.random.default_rng(0).permutation(tokens)[: _COMPARED_TEXTS * _COMPARED_TOKENS]
     texts = [tokenizer.decode(ids) for ids in np.array_split(order, _COMPARED_TEXTS)]
+    given = embed_texts(encoder, texts)
+    if given.shape[1] != vectors.shape[1]:  # a module behind the pooling changes the number of features
+        return None
     static = StaticEmbedding(vectors.__getitem__, table.tokenizer, encoder.prompt)
-    difference = unit_rows(static(texts)) - unit_rows(embed_texts(encoder, texts))
+    difference = unit_rows(static(texts)) - unit_rows(given)
     return table if np.abs(difference).max() < _TOLERANCE else None

@@ -322,6 +322,21 @@ _OF_A_RUN = (
     "verdict.json",
 )
 
+# Ends of the names of weights in the formats of all libraries, and of lists of their files.
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".ot",
+    ".gguf",
+    ".tflite",
+    ".index.json",
+)
+
 
 def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) -> None:
     """Copies the files of an encoder and its modules.
@@ -333,7 +348,7 @@ def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) 
     Args:
         source: Folder to copy from.
         output_dir: Folder to copy to.
-        with_model: Whether to copy the weights of the encoder.
+        with_model: Whether to copy the weights of the encoder, in all their formats.
     """
     subfolders = {path for path, _ in read_modules(source)}
     subfolders.add("")
@@ -345,7 +360,7 @@ def copy_encoder_files(source: Path, output_dir: Path, with_model: bool = True) 
         destination.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
             is_at_root = subfolder == ""
-            is_model = is_at_root and file.name.startswith(("model", "pytorch_model"))
+            is_model = is_at_root and file.name.endswith(_WEIGHTS)
             is_of_run = is_at_root and file.name in _OF_A_RUN
             is_onnx = ".onnx" in file.name  # also model.onnx.data
             is_left_out = is_of_run or is_onnx or (is_model and not with_model)

@@ -12,13 +12,12 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import disable_progress_bars
 from transformers import AutoTokenizer
 from transformers.utils.hub import PushInProgress
-from yaml import YAMLError
 
 from text_jepa.cli import UsageError, first_line
 from text_jepa.encoders.opening import check_adapters
 from text_jepa.encoders.sentence_head import check_code_of_modules, read_modules
 from text_jepa.share.export import CONFIGURATIONS, code_in
-from text_jepa.share.model_card import renamed_card
+from text_jepa.share.model_card import readable_card, renamed_card
 
 
 logger = logging.getLogger(__name__)
@@ -242,12 +241,8 @@ def _push_and_delete(
 
 def _read_card(path: Path, name: str) -> bytes:
     """Reads a card and renames it for the repository."""
-    try:
+    with readable_card(str(path)):
         card = renamed_card(path.read_text(encoding="utf-8"), name)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (YAMLError, ValueError, TypeError) as error:
-        raise UsageError(f"{path}: no card can be read there ({first_line(error)}); mend its metadata") from error
     return card.encode()
 
 

@@ -1,12 +1,13 @@
 """Writes the model card of a run: figures come from its log, everything else from model, arguments and data."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
+from yaml import YAMLError
 
 import text_jepa
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining
+from text_jepa.cli import UsageError, first_line
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.encoders.embeddings import sentence_pooling, trained_encoder
-from text_jepa.encoders.sentence_head import kept_head
+from text_jepa.encoders.sentence_head import kept_head, read_json
 from text_jepa.share.export import parameter_counts
 from text_jepa.show.plots import Run, loss_terms, loss_title, plot_curves
 
@@ -85,7 +88,7 @@ def write_model_card(
     fields |= _describe_head(card_info)
     fields |= _describe_effort(records)
     fields["title"] = title
-    fields["name"] = str(output_dir if place is None else place)
+    fields["name"] = str(place)
     fields["exported"] = exported
     fields["figures"] = figures
     fields["is_relative"] = "relative_loss" in titles
@@ -171,12 +174,22 @@ def _published_head(card_info) -> dict[str, str] | None:
 
 
 def _describe_head(card_info) -> dict[str, Any]:
-    """Template fields that describe the original pooling head, if it is kept."""
+    """Template fields that describe the original pooling head, if it is kept.
+
+    For a prompt, and for modules that make other vectors of the pooled ones, the template has no code.
+    """
     head = kept_head(card_info)
     if head is None:
         return {}
+    kinds = [kind for _, kind in head.modules]
+    is_cut = (head.prompts or {}).get("truncate_dim") is not None
+    pooling = head.pooling
+    if "WordWeights" in kinds:
+        pooling = "idf"
+    if "Dense" in kinds or head.prompt or is_cut:
+        pooling = "modules"
     return {
-        "pooling": head.pooling,
+        "pooling": pooling,
         "pooling_description": ", ".join(head.parts),
     }
 
@@ -227,11 +240,14 @@ def write_card_info(folder: str | Path, card_info: Mapping[str, Any]) -> None:
 
 
 def read_card_info(folder: str | Path) -> dict[str, Any] | None:
-    """Reads card information from `write_card_info`; `None` if the folder has none."""
-    path = Path(folder, _CARD_INFO)
-    if not path.is_file():
+    """Reads card information from `write_card_info`; `None` if the folder has none.
+
+    Raises:
+        UsageError: It is damaged.
+    """
+    if not Path(folder, _CARD_INFO).is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(str(folder), _CARD_INFO)
 
 
 def describe_run(trainer) -> dict[str, Any]:
@@ -363,10 +379,17 @@ def describe_sizes(train, held_out) -> str:
     if isinstance(held_out, DocumentWindows):
         evaluation = f"{held_out.num_documents:,} parts in {len(held_out):,} windows"
     elif isinstance(held_out, dict):
-        evaluation = " and ".join(describe_count(texts) for texts in held_out.values())
+        evaluation = " and ".join(_describe_held_out(texts) for texts in held_out.values())
     else:
-        evaluation = describe_count(held_out)
+        evaluation = _describe_held_out(held_out)
     return f"{training} to train on, {evaluation} for held-out losses"
+
+
+def _describe_held_out(texts) -> str:
+    """The number of held-out texts; without a number, with the word "texts"."""
+    if hasattr(texts, "__len__"):
+        return describe_count(texts)
+    return f"{describe_count(texts)} texts"
 
 
 def describe_count(texts) -> str:
@@ -560,17 +583,40 @@ def renamed_card(card: str, name: str) -> str:
     return card.content
 
 
+def rename_card(folder: str | Path, name: str) -> None:
+    """Renames the card of a folder, see `renamed_card`, if it is one of this package.
+
+    Args:
+        folder: A copy of the folder of an encoder.
+        name: The place of the copy.
+
+    Raises:
+        UsageError: The card is damaged.
+    """
+    path = Path(folder, "README.md")
+    if not path.is_file():
+        return
+    with readable_card(path.name):
+        card = path.read_text(encoding="utf-8")
+        if re.search(r'^model_id = "', card, re.MULTILINE):
+            path.write_text(renamed_card(card, name), encoding="utf-8")
+
+
 def note_change(folder: str | Path, change: str) -> None:
     """Adds a note about a change of the encoder at the top of a card, and removes its results from the metadata.
 
     Args:
         folder: A copy of an encoder's folder with other weights. Nothing happens if it has no card.
         change: A sentence without full stop.
+
+    Raises:
+        UsageError: The card is damaged.
     """
     path = Path(folder, "README.md")
     if not path.is_file():
         return
-    card = ModelCard.load(path, ignore_metadata_errors=True)
+    with readable_card(path.name):
+        card = ModelCard.load(path, ignore_metadata_errors=True)
     title = re.search(r"^# .*\n", card.text, re.MULTILINE)
     start = title.end() if title else 0
     change = without_places(change)
@@ -578,3 +624,21 @@ def note_change(folder: str | Path, change: str) -> None:
     card.text = f"{card.text[:start]}\n{note}\n{card.text[start:]}"
     card.data.eval_results = None
     path.write_text(card.content, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def readable_card(name: str) -> Iterator[None]:
+    """Turns what is raised about a damaged card into one line.
+
+    Args:
+        name: The card in the message.
+
+    Raises:
+        UsageError: Something was raised inside the block.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (YAMLError, ValueError, TypeError) as error:
+        raise UsageError(f"{name}: no card can be read there ({first_line(error)}); mend its metadata") from error
