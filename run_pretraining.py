@@ -1,4 +1,4 @@
-"""Pretrains a Text-JEPA: raw text in, an encoder out that opens everywhere.
+"""Trains a text encoder on raw text. The result is an ordinary transformers checkpoint.
 
     python run_pretraining.py notes/                                 # your texts: folders, files, globs
     python run_pretraining.py configs/tiny_cpu.yaml                  # a recipe; without texts, on built-in ones
@@ -82,10 +82,17 @@ def show_next(data_args: DataArguments, output_dir: str) -> None:
     """Prints what to do with the encoder."""
     encoder = shlex.quote(output_dir)
     print("Next:")
-    folders = [name for name in data_args.train_file or () if Path(name).is_dir()]
+    files = data_args.train_file or []
+    folders = [name for name in files if Path(name).is_dir()]
     if folders:
         print(f'  text-jepa search {shlex.quote(folders[0])} "a question" --encoder {encoder}')
-    print(f"  text-jepa probe {encoder}")
+    probe = ["text-jepa", "probe", output_dir]
+    if files:
+        probe += ["--texts", "UNSEEN_TEXTS", "--train_texts", *files]
+        columns = data_args.text_column
+        if columns != "text":
+            probe += ["--text_column", *([columns] if isinstance(columns, str) else columns)]
+    print(f"  {shlex.join(probe)}")
 
 
 def destroy_process_group(args: TextJepaTrainingArguments) -> None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -24,7 +25,9 @@ from text_jepa.cli import UsageError, run_command
 from text_jepa.commands.main import main as text_jepa_command
 from text_jepa.data.batching import EndlessStream
 from text_jepa.data.tokenization import train_tokenizer
+from text_jepa.train.arguments import DataArguments, TextJepaTrainingArguments
 from text_jepa.train.build import weigh_words
+from text_jepa.train.pretraining import select_examples
 from text_jepa.train.run_log import read_metrics
 
 
@@ -188,7 +191,7 @@ CORPUS = [
         ["--train_file", "{dir}/bits.parquet"],
         ["--train_file", "bits.parquet: cannot be read"],
     ),
-    ("a broken json line", ["--train_file", "{dir}/broken.jsonl"], ["broken.jsonl, line 2: not JSON", "mend"]),
+    ("a broken json line", ["--train_file", "{dir}/broken.jsonl"], ["broken.jsonl, line 2: not JSON", "fix"]),
     (
         "a broken line far behind",
         ["--train_file", "{dir}/late.jsonl"],
@@ -202,7 +205,7 @@ CORPUS = [
     (
         "lines that are no objects",
         ["--train_file", "{dir}/numbers_only.jsonl"],
-        ["only.jsonl, line 1: no object", "mend"],
+        ["only.jsonl, line 1: not an object", "fix"],
     ),
     (
         "a column twice",
@@ -262,7 +265,11 @@ REFUSALS = [
         ["--objective", "jepa", "--pred_hidden_size", "33"],
         ["pred_hidden_size (33)", "multiple", "heads (2)"],
     ),
-    ("a layer that is not there", ["--target_num_layers", "9"], ["target_num_layers must be 1 to 2", "got 9"]),
+    (
+        "a layer that is not there",
+        ["--target_num_layers", "9"],
+        ["target_num_layers must be at least 1 and at most 2", "got 9"],
+    ),
     ("a negative weight", ["--token_loss_weight", "-1"], ["token_loss_weight"]),
     ("an unknown activation", ["--pred_hidden_act", "nope"], ["pred_hidden_act", "nope"]),
     ("attention that is not installed", ["--attn_implementation", "flash_attention_2"], ["cannot be built", "Flash"]),
@@ -287,7 +294,7 @@ REFUSALS = [
     ("a path that is too long", ["--train_file", "x" * 300], ["x" * 300 + ": File name too long"]),
     ("two hyphens as a value", ["--max_length=--"], ["--max_length: '--' is no value"]),
     ("no ratio at all", ["--mask_ratio="], ["--mask_ratio: an empty value"]),
-    ("a ratio out of range", ["--mask_ratio", "1"], ["mask_ratio must lie between 0 and 1, got 1"]),
+    ("a ratio out of range", ["--mask_ratio", "1"], ["mask_ratio must be a number of at least 0 and below 1, got 1"]),
     ("no mask", ["--num_masks", "0"], ["num_masks must be at least 1, got 0"]),
     (
         "spans longer than allowed",
@@ -367,7 +374,7 @@ REFUSALS = [
     (
         "half a checkpoint",
         ["--resume_from_checkpoint", "{dir}/checkpoint-9"],
-        ["--resume_from_checkpoint", "checkpoint-9: no whole checkpoint (manifest.json is missing)", "auto"],
+        ["--resume_from_checkpoint", "checkpoint-9: not a complete checkpoint (manifest.json is missing)", "auto"],
     ),
     ("an end of half-trained weights", ["--auto_find_batch_size"], ["--auto_find_batch_size", "batch size"]),
 ]
@@ -396,7 +403,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(refuse, output,
     (output / "precious.txt").write_text("keep me")
     line = refuse(*argv)
     assert f"--output_dir {output}: not empty" in line
-    assert "--resume_from_checkpoint true" in line
+    assert "--resume_from_checkpoint auto" in line
     assert [path.name for path in output.iterdir()] == ["precious.txt"]
 
 
@@ -460,6 +467,27 @@ def test_what_breaks_while_words_are_counted_is_named_with_file_and_line_number(
     with pytest.raises(UsageError, match=r"^--train_file \S+late\.jsonl, line 41: not JSON"):
         weigh_words(model, broken_stream(1), tokenizer, late(folder))
     assert (model.word_weights == 1).all()
+
+
+@pytest.mark.parametrize("flag", ["--train_file", "--validation_file"])
+def test_a_damaged_file_far_behind_in_a_stream_is_one_line(refuse, tmp_path, flag):
+    """An encoder brings its tokenizer: nothing has read the file before the texts are tokenized."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for number in range(150):
+        (notes / f"{number:03}.md").write_text(LINES[number % len(LINES)])
+    (notes / "140.md").write_bytes("Un café noir.".encode("latin-1"))
+    files = {"--train_file": "{dir}/good.txt", "--validation_file": "{dir}/good.txt", flag: str(notes)}
+    words = [word for pair in files.items() for word in pair]
+    line = refuse(*words, "--streaming", "--model_name_or_path", "{dir}/bert")
+    assert line.startswith(f"error: {flag} {notes / '140.md'}, line 1: not UTF-8")
+
+
+def test_what_breaks_in_the_held_out_part_of_a_stream_is_named_with_file_and_line_number(folder):
+    corpus = SimpleNamespace(source=("--train_file x", ()), held_out_source=late(folder))
+    parts = SimpleNamespace(corpus=corpus, examples={"train": broken_stream(1), "validation": broken_stream(1)})
+    with pytest.raises(UsageError, match=r"^--train_file \S+late\.jsonl, line 41: not JSON"):
+        select_examples(parts, DataArguments(streaming=True), TextJepaTrainingArguments(use_cpu=True))
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ Run: python -m pytest -q tests/data/test_corpus.py
 """
 
 import bz2
+import contextlib
+import errno
 import gzip
 import json
 import lzma
@@ -20,7 +22,7 @@ import pytest
 from corpora import documents, load_splits, write
 
 from text_jepa.cli import UsageError
-from text_jepa.data import folders
+from text_jepa.data import compressed, folders, reading
 from text_jepa.data.columns import missing_column
 from text_jepa.data.compressed import suffix_of
 from text_jepa.data.corpus import CorpusArguments, load_corpus
@@ -439,6 +441,18 @@ def test_a_tilde_before_no_user_is_a_part_of_the_name(tmp_path, monkeypatch, nam
     assert find_files([name], "train_file") == [name]
 
 
+def test_folders_that_a_glob_matches_are_named(tmp_path, caplog):
+    for name in ("a.md", "deep/b.md", "deep/er/c.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        write(tmp_path / name, documents(3))
+    assert find_files([str(tmp_path / "*")], "train_file") == [str(tmp_path / "a.md")]
+    assert f"--train_file {tmp_path / '*'}: matches folders, which are not read: deep; to read them" in caplog.text
+    caplog.clear()
+    assert len(find_files([str(tmp_path / "**" / "*")], "train_file")) == 3
+    assert len(find_files([str(tmp_path / "*.md")], "train_file")) == 1
+    assert not caplog.records
+
+
 def test_a_pipe_is_refused_with_the_remedy(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(UsageError, match=r"pipe\.txt: a pipe or a device, which cannot be read twice; write it into"):
@@ -454,6 +468,15 @@ def test_the_readme_of_a_table_is_no_text_and_that_of_prose_is(tmp_path, caplog,
     write(tmp_path / table, documents(30))
     assert find_files([str(tmp_path)], "train_file") == [str(tmp_path / table)]
     assert "README.md" in caplog.text
+
+
+def test_only_what_describes_a_table_is_left_out(tmp_path):
+    """In its folder or above it, and by the whole name."""
+    write(tmp_path / "tables" / "a.jsonl", documents(30))
+    for name in ("README.md", "tables/README.de.md", "tables/noticeboard.md", "prose/README.md", "prose/changelog.md"):
+        write(tmp_path / name, documents(3))
+    names = ["prose/README.md", "prose/changelog.md", "tables/a.jsonl", "tables/noticeboard.md"]
+    assert find_files([str(tmp_path)], "train_file", mixed=True) == [str(tmp_path / name) for name in names]
 
 
 @pytest.mark.parametrize("name", ["valid.txt", "deep/valid.txt", "link.txt"])
@@ -567,6 +590,18 @@ def test_a_damaged_folder_of_save_to_disk_is_named(tmp_path, load):
     next((tmp_path / "one").glob("*.arrow")).unlink()
     with pytest.raises(UsageError, match=r"\.arrow: missing, though .*state\.json names it"):
         load([str(tmp_path / "one")])
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "dataset_dict.json").write_text("{}")
+    for named in ({"train_file": [str(tmp_path / "parts")]}, {"dataset_name": str(tmp_path / "parts")}):
+        with pytest.raises(UsageError, match=r"parts: a damaged folder of save_to_disk \('splits'\); save it again"):
+            load(**named)
+
+
+def test_a_file_called_state_makes_no_folder_of_save_to_disk(tmp_path):
+    write(tmp_path / "a.md", documents(30))
+    (tmp_path / "state.json").write_text('{"window": 3}')
+    found = find_files([str(tmp_path)], "train_file", mixed=True, form=Form({"text": ("text",)}))
+    assert found == [str(tmp_path / "a.md")]
 
 
 # ---- files without columns ------------------------------------------------------------------------------------------
@@ -764,6 +799,26 @@ def test_lines_of_many_documents_are_named_and_left_out_if_asked_for(new_folder,
     assert all(footer not in text and text.startswith("# Boat") and not text.endswith("\n") for text in texts)
 
 
+def test_few_lines_of_many_documents_are_left_out_too_if_asked_for(new_folder, load, caplog):
+    caplog.set_level("INFO")
+    footer = "Copyright of the boatmen, all rights reserved."
+    for number in range(10):
+        text = " ".join(documents(100, seed=number))
+        (new_folder / f"{number}.md").write_text(f"{text}\n\n{footer}\n")
+    load([str(new_folder)], sample_by="document")
+    assert "lines that many documents share" not in caplog.text
+    corpus = load([str(new_folder)], sample_by="document", drop_repeats="lines")
+    texts = texts_of(corpus["train"]) + texts_of(corpus["validation"])
+    assert len(texts) == 10
+    assert not any(footer in text for text in texts)
+
+
+def test_texts_without_a_line_of_many_documents_stay_as_they_are(new_folder, load):
+    texts = [f"{number} {text}" for number, text in enumerate(documents(30))]
+    path = str(write(new_folder / "list.txt", texts))
+    assert texts_of(load([path], [path], drop_repeats="lines")["train"]) == texts
+
+
 def test_near_copies_are_counted_with_an_example(new_folder, load, caplog):
     caplog.set_level("INFO")
     texts = [" ".join(documents(30, seed=number)) for number in range(8)]
@@ -884,7 +939,7 @@ def test_texts_of_fields_lists_and_several_columns(tmp_path, load, kind, column,
 def test_half_a_character_is_named_by_its_line(tmp_path, load, streaming):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "whole"}\n{"text": "\\ud800 half"}\n')
-    with pytest.raises(UsageError, match=r"a\.jsonl, line 2: half a surrogate pair"):
+    with pytest.raises(UsageError, match=r"a\.jsonl, line 2: an unpaired surrogate"):
         texts_of(load([str(path)], [str(path)], streaming=streaming)["train"])
 
 
@@ -1060,11 +1115,31 @@ def test_words_for_nothing_are_words(tmp_path, load):
         ({"train_file": ["a.txt"], "streaming": True, "validation_split_percentage": 150}, "must be above 0 and"),
         ({"train_file": ["a.txt"], "streaming": True, "drop_repeats": "documents"}, "a stream is not searched"),
         ({"dataset_name": "set", "view_column": "b", "drop_repeats": "lines"}, "pairs of texts .*not searched"),
+        ({"train_file": ["a.txt"], "shuffle_buffer": 7}, "--shuffle_buffer 7: has no effect without --streaming"),
+        (
+            {"train_file": ["a.txt"], "streaming": True, "validation_split_percentage": 10},
+            "--validation_split_percentage 10: has no effect on a stream",
+        ),
+        (
+            {"train_file": ["a.txt"], "validation_file": ["b.txt"], "validation_split_percentage": 10},
+            "--validation_split_percentage 10: has no effect beside --validation_file",
+        ),
+        ({"validation_split_percentage": 0.5}, "--validation_split_percentage 0.5: has no effect, the built-in"),
     ],
 )
 def test_a_flag_that_nothing_reads_is_refused(load, fields, message):
     with pytest.raises(UsageError, match=message):
         load(**fields)
+
+
+def test_a_share_beside_a_held_out_part_is_told_to_have_no_effect(tmp_path_factory, load, caplog):
+    folder = tmp_path_factory.mktemp("corpus")  # the library searches the whole path for names of splits
+    for split in ("train", "test"):
+        write(folder / f"{split}.jsonl", documents(20))
+    load([str(folder)], validation_split_percentage=10)
+    assert "--validation_split_percentage has no effect: test.jsonl is held out" in caplog.text
+    load(dataset_name=str(folder), validation_split_percentage=10)
+    assert f"--validation_split_percentage has no effect: the split test of {folder} is held out" in caplog.text
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
@@ -1080,6 +1155,26 @@ def test_documents_of_every_kind_of_file_arrive_in_order(tmp_path, load, kind, s
     files = [write(tmp_path / f"{name}.{kind}", texts) for name, texts in (("train", train), ("held", held_out))]
     corpus = load([str(files[0])], [str(files[1])], streaming=streaming)
     assert {split: texts_of(part) for split, part in corpus.items()} == {"train": train, "validation": held_out}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_cache_that_cannot_be_written_is_no_damage_of_the_texts(tmp_path, load, monkeypatch, number):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number), str(tmp_path / "cache" / "texts"))
+
+    monkeypatch.setattr(datasets.arrow_writer.ArrowWriter, "write_table", refuse)
+    monkeypatch.setattr(reading, "_find_damage", lambda paths: pytest.fail("the texts are read again"))
+    with pytest.raises(UsageError, match=r"^the cache could not be written \(.*\); make room, or set --cache_dir"):
+        load([str(write(tmp_path / "texts.txt", documents(5)))])
+    assert not reading._is_of_cache(OSError(number, os.strerror(number), "a.txt"), ["a.txt"])
+
+
+def test_a_file_that_cannot_be_opened_leaves_nothing_to_be_closed(monkeypatch):
+    closed = []
+    monkeypatch.setattr(compressed._WithoutNull, "close", lambda file: closed.append(file))
+    with contextlib.suppress(FileNotFoundError):
+        compressed.open_utf8("none.txt")
+    assert closed == []
 
 
 def test_no_server_is_told_of_the_files_that_are_read(tmp_path, load, monkeypatch):

@@ -1,5 +1,6 @@
 """Tests remote files, with the in-memory file system of fsspec."""
 
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -52,6 +53,19 @@ def test_a_copy_is_made_again_only_if_the_file_has_changed(memory):
     assert second not in first
     with open(second) as file:
         assert file.read() == "other"
+
+
+def test_a_copy_that_another_run_makes_meanwhile_is_taken(memory, monkeypatch):
+    rename = Path.rename
+
+    def rename_too_late(path, target):
+        shutil.copytree(path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_too_late)
+    (found,) = find_files(["memory://texts/one/0.txt"], "train_file")
+    assert Path(found).read_text() == "\n".join(documents(20, seed=0))
+    assert [path.name for path in Path(found).parents[1].iterdir()] == ["one"]
 
 
 @pytest.fixture

@@ -130,6 +130,19 @@ def test_a_window_and_the_rest_are_the_document(tokenizer, documents):
         assert any(whole[:start] + whole[start + len(inside) :] == outside for start in places)
 
 
+def test_windows_that_were_counted_with_another_length_are_refused(tokenizer, documents):
+    windows = DocumentWindows(documents, 8, special_tokens=2)
+    collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=0.0), view=ViewStrategy("rest", window_length=64))
+    with pytest.raises(ValueError, match="DocumentWindows and ViewStrategy need the same window_length"):
+        collator([windows[len(windows) - 1]])
+
+
+@pytest.mark.parametrize("length", [2, 5])
+def test_windows_without_room_for_text_are_refused(tokenizer, length):
+    with pytest.raises(ValueError, match=f"window_length {length} leaves {length - 2} tokens for text"):
+        DataCollatorForTextJepa(tokenizer, MaskStrategy(ratio=0.0), view=ViewStrategy("rest", window_length=length))
+
+
 def test_windows_of_a_pass_are_the_whole_document(tokenizer, documents):
     windows = DocumentWindows(documents, WINDOW_LENGTH, special_tokens=2)
     collate = collator(tokenizer)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertModel
 
+import run_pretraining
 from modeling_text_jepa import has_adapters, plain_weights
 from text_jepa import DataCollatorForTextJepa, TextJepaForPreTraining
 from text_jepa.cli import UsageError
@@ -140,6 +141,20 @@ def test_a_run_with_adapters_resumes_to_the_same_bits(make_trainer, tmp_path, wa
     resumed = make_trainer(WAYS[way])
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_a_run_of_another_rank_is_another_run(tokenizer, texts, tmp_path):
+    pytest.importorskip("peft")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    encoder = BertModel(BertConfig(vocab_size=len(tokenizer), **shape), add_pooling_layer=False)
+    encoder.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    (tmp_path / "notes.txt").write_text("".join(f"{number} {text}\n" for number in range(6) for text in texts))
+    flags = f"--model_name_or_path {tmp_path}/bert --train_file {tmp_path}/notes.txt --output_dir {tmp_path}/run"
+    flags += f" --cache_dir {tmp_path}/cache --objective jepa --max_length 16 --max_steps 1 --save_steps 1 --use_cpu"
+    run_pretraining.main([*flags.split(), "--lora", "2"])
+    with pytest.raises(UsageError, match="lora was 2 and is 4; --accept_changes"):
+        run_pretraining.main([*flags.split(), "--lora", "4", "--resume_from_checkpoint", "auto"])
 
 
 def test_adapters_that_are_no_sum_of_weights_are_refused(make_trainer):

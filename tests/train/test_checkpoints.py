@@ -39,6 +39,7 @@ from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 from text_jepa.train import callbacks, checkpointing, checks, closing, pretraining
 from text_jepa.train.callbacks import PREEMPTED, SPIKE_WINDOW, SpikeCallback, spike_threshold
 from text_jepa.train.checkpointing import checkpoints, find_damage, newest_whole_checkpoint
+from text_jepa.train.collapse import CollapseMonitorCallback
 from text_jepa.train.run_log import read_metrics, to_json_value
 
 
@@ -483,6 +484,40 @@ def test_limit_keeps_the_newest_up_to_the_one_just_written_and_the_best(two_chec
     assert not (run / checkpointing.STAGING).exists()
 
 
+def test_best_checkpoint_is_found_after_its_folder_was_moved(tokenizer, examples, tmp_path, monkeypatch):
+    """By a run that goes on, and by one that is finished."""
+    monkeypatch.chdir(tmp_path)
+    setting = {"eval_strategy": "steps", "eval_steps": 2}
+    setting |= {"load_best_model_at_end": True, "metric_for_best_model": "figure"}
+
+    def trainer_in(folder, max_steps):
+        trainer = trainer_of(tokenizer, examples, folder, max_steps=max_steps, **setting)
+        evaluate = trainer.evaluate
+
+        def evaluate_with_figure(*args, **kwargs):
+            figure = 9.0 if trainer.state.global_step == 2 else 1.0
+            return {**evaluate(*args, **kwargs), "eval_figure": figure}
+
+        trainer.evaluate = evaluate_with_figure
+        return trainer
+
+    def has_best_weights(trainer, folder):
+        best = load_file(folder / "checkpoint-2" / "model.safetensors")
+        found = trainer.model.state_dict()
+        return trainer.weights_step == 2 and all(torch.equal(found[name], value) for name, value in best.items())
+
+    trainer_in(Path("run"), 4).train()
+    moved = Path("run").rename("moved")
+    trainer = trainer_in(moved, 8)
+    trainer.train(resume_from_checkpoint=str(moved / "checkpoint-4"))
+    assert [folder.name for folder in checkpoints(moved)] == [f"checkpoint-{step}" for step in (8, 6, 2)]
+    assert has_best_weights(trainer, moved)
+    again = moved.rename("again")
+    trainer = trainer_in(again, 8)
+    assert pretraining.load_finished(trainer, str(again / "checkpoint-8"))
+    assert has_best_weights(trainer, again)
+
+
 @pytest.mark.slow
 def test_thirty_kills_lose_nothing():
     """On the documents of this repository, at least ten of them inside a save."""
@@ -533,6 +568,52 @@ def test_signal_during_an_evaluation_or_a_save_waits_for_the_next_step(tokenizer
     assert trainer.state.global_step == 3
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
     assert all(find_damage(folder) is None for folder in checkpoints(tmp_path))
+
+
+def test_signal_in_the_middle_of_a_pass_is_not_its_end(tokenizer, examples, tmp_path):
+    setting = {"max_steps": 13, "logging_strategy": "epoch", "eval_strategy": "epoch", "save_strategy": "epoch"}
+    trainer_of(tokenizer, examples, tmp_path / "whole", **setting).train()
+    trainer = trainer_of(tokenizer, examples, tmp_path / "parts", **setting)
+    trainer.add_callback(At([3], lambda control: signal.raise_signal(signal.SIGTERM)))
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert [record["step"] for record in trainer.state.log_history] == [1]
+    again = trainer_of(tokenizer, examples, tmp_path / "parts", **setting)
+    again.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
+    assert differences(tmp_path / "whole" / "checkpoint-13", tmp_path / "parts" / "checkpoint-13") == []
+    assert differences(tmp_path / "whole", tmp_path / "parts", "metrics.jsonl") == []
+
+
+def test_signal_at_the_end_of_a_pass_leaves_its_records(tokenizer, examples, tmp_path):
+    setting = {"max_steps": 13, "logging_steps": 100, "eval_strategy": "epoch", "save_strategy": "no"}
+    trainer = trainer_of(tokenizer, examples, tmp_path, **setting)
+    trainer.add_callback(At([9], lambda control: signal.raise_signal(signal.SIGTERM)))
+    trainer.train()
+    state = TrainerState.load_from_json(tmp_path / "checkpoint-10" / "trainer_state.json")
+    assert [record["step"] for record in state.log_history if "eval_loss" in record] == [10]
+
+
+def test_signal_at_an_evaluation_saves_whatever_its_figure(tokenizer, examples, tmp_path):
+    setting = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "best", "metric_for_best_model": "loss"}
+    trainer = trainer_of(tokenizer, examples, tmp_path, **setting)
+    trainer._determine_best_metric = lambda metrics, trial: False
+    trainer.add_callback(At([1], lambda control: signal.raise_signal(signal.SIGTERM)))
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def test_interrupt_is_ignored_where_the_shell_ignores_it(tokenizer, examples, tmp_path):
+    """As for what a script starts in the background."""
+    trainer = trainer_of(tokenizer, examples, tmp_path, max_steps=3, save_strategy="no")
+    trainer.add_callback(At([1], lambda control: signal.raise_signal(signal.SIGINT)))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trainer.train()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert trainer.state.global_step == 3
 
 
 def test_signal_handlers_are_given_back_after_an_error_too(tokenizer, examples, tmp_path):
@@ -724,6 +805,9 @@ def test_command_of_the_default_objective_goes_on_where_it_was(command, corpus, 
         (["--mean_span_length", "3.00001"], "mask_strategies was"),
         (["--token_loss_weight", "0"], "token_loss_weight was"),
         (["--text_config", json.dumps(SHAPE)], "text_config.embedding_dropout was 0.2 and is 0.0"),
+        (["--vocab_size", "300"], "vocab_size was 200 and is 300"),
+        (["--lowercase", "false"], "lowercase was True and is False"),
+        (["--add_words", "lighthousekeeper"], "tokenizer was '"),
     ],
     ids=lambda value: value[0].lstrip("-") if isinstance(value, list) else "",
 )
@@ -744,18 +828,40 @@ def test_other_text_of_the_same_lengths_is_other_data(command, corpus, copy, tmp
     assert re.search(r"data was '(200 texts of \d+ tokens) .* and is '\1 ", line)
 
 
-def test_other_parts_of_the_documents_of_a_stream_are_refused(command, corpus, tmp_path):
+def test_another_second_column_is_other_data(command, corpus, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    lines = (corpus / "train.txt").read_text().splitlines()
+    rows = [{"text": line, "title": f"Lighthouse {i}", "place": f"Harbour {i}"} for i, line in enumerate(lines)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = ["--train_file", str(file), "--max_steps", "2", "--view", "column", "--view_column"]
+    run = run_pretraining.main(flags(corpus, tmp_path / "run", *pairs, "title"))
+    code, line = command(run, *pairs, "place", *AUTO)
+    assert code == 2
+    assert "views was" in line
+    assert "data was" not in line
+
+
+@pytest.mark.parametrize("objective", ["documents", "jepa"])
+def test_other_documents_of_a_stream_are_refused(command, corpus, tmp_path, objective):
+    other = shutil.copy(corpus / "train.txt", tmp_path / "other.txt")
     stream = [
         "--streaming",
-        *("--objective", "documents"),
-        *("--validation_file", str(corpus / "train.txt")),
+        *("--objective", objective),
         *("--text_config", json.dumps(SHAPE)),
         *("--max_steps", "2"),
+        "--validation_file",
     ]
-    run = run_pretraining.main(flags(corpus, tmp_path / "run", *stream))
-    code, line = command(run, *stream, *AUTO, "--max_document_length", "90")
-    assert code == 2
-    assert "max_document_length was 512 and is 90" in line
+    held_out = str(corpus / "train.txt")
+    run = run_pretraining.main(flags(corpus, tmp_path / "run", *stream, held_out))
+    changes = {
+        "max_document_length was 512 and is 90": [held_out, "--max_document_length", "90"],
+        "min_length was 2 and is 3": [held_out, "--min_length", "3"],
+        "validation_file was ['train.txt'] and is ['other.txt']": [str(other)],
+    }
+    for named, change in changes.items():
+        code, line = command(run, *stream, *change, *AUTO)
+        assert code == 2
+        assert named in line
 
 
 @pytest.mark.parametrize(
@@ -841,6 +947,44 @@ def test_auto_begins_anew_after_a_run_that_ended_before_its_first_checkpoint(com
     (copy / "_saving" / "checkpoint-2").mkdir(parents=True)
     assert command(copy, *AUTO)[0] == 0
     assert differences(finished, copy, "checkpoint-6/*") == []
+
+
+def test_added_words_begin_as_in_any_run_if_the_texts_were_prepared_or_the_run_was_killed(corpus, tmp_path):
+    """The tokenizer of the folder is kept without them, and they are added to it with the mean of their pieces."""
+    words = ["--max_steps", "2", "--add_words", "lighthousekeeper", "upanddown"]
+    whole = run_pretraining.main(flags(corpus, tmp_path / "whole", *words))
+    run = run_pretraining.main(flags(corpus, tmp_path / "run", *words, "--prepare_only"))
+    assert "lighthousekeeper" not in (run / "tokenizer" / "tokenizer.json").read_text()
+    run_pretraining.main(flags(corpus, run, *words, *AUTO))
+    for what in ("checkpoint-2/*", "*.safetensors"):
+        assert differences(whole, run, what) == []
+    assert "lighthousekeeper" in (run / "tokenizer.json").read_text()
+
+
+def test_a_tokenizer_of_other_flags_is_not_taken_in_silence(command, corpus, tmp_path):
+    run = run_pretraining.main(flags(corpus, tmp_path / "run", "--prepare_only"))
+    before = content(run)
+    code, line = command(run, *AUTO, "--lowercase", "false")
+    assert code == 2
+    assert f"its tokenizer is of other texts or flags, and there is no checkpoint; remove {run / 'tokenizer'}" in line
+    assert content(run) == before
+
+
+def test_a_run_that_a_collapse_has_stopped_is_refused_at_once(command, tmp_path, monkeypatch):
+    def collapse(self, model):
+        self.first = {}
+        self.signs = ["tokens hardly differ"]
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patches:
+        patches.setattr(CollapseMonitorCallback, "_measure", collapse)
+        code, line = command(run, "--stop_on_collapse")
+    assert code == 2
+    assert [folder.name for folder in checkpoints(run)] == ["checkpoint-2"]
+    before = content(run)
+    assert command(run, "--stop_on_collapse", *AUTO) == (2, line)
+    assert "the run collapsed and was stopped" in line
+    assert content(run) == before
 
 
 def test_damaged_checkpoint_is_set_aside_and_the_end_is_the_same(command, finished, tmp_path, capsys):

@@ -9,14 +9,17 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import yaml
 
 from configuration_text_jepa import OBJECTIVES
+from run_pretraining import show_next
 from text_jepa.train import command
 from text_jepa.train.arguments import MOST_PASSES, MOST_STEPS, TextJepaTrainingArguments
 from text_jepa.train.build import objective_of, set_dependent_defaults
 from text_jepa.train.command import choose_length, choose_output_dir, parse_run
+from text_jepa.train.pretraining import describe_length
 from text_jepa.train.time_left import in_words
 
 
@@ -105,6 +108,22 @@ def test_a_default_that_is_shown_is_the_one_that_a_run_takes(pages):
     assert pages[1].flags["view"] == "rest"
 
 
+@pytest.mark.parametrize(
+    ("flags", "ratio"),
+    [
+        (["--objective", "jepa"], 0.5),
+        (["--objective", "documents"], 0.0),
+        (["--objective", "simcse"], 0.0),
+        (["--objective", "jepa", "--latent_loss_weight", "0", "--token_loss_weight", "0"], 0.5),
+        (["--objective", "simcse", "--token_loss_weight", "0.1"], 0.5),
+    ],
+)
+def test_words_are_hidden_unless_the_objective_has_another_use_for_whole_texts(flags, ratio):
+    model_args, data_args, objective_args, _ = parse("notes", *flags)
+    set_dependent_defaults(data_args, objective_of(model_args, objective_args))
+    assert data_args.mask_ratio == ratio
+
+
 # ---- the recipe of a run that names none ----------------------------------------------------------------------------
 
 
@@ -180,6 +199,13 @@ def test_the_length_of_a_run_follows_from_its_texts_unless_flags_name_it(flags, 
     assert args.num_train_epochs == 3
 
 
+@pytest.mark.parametrize(("flags", "steps"), [([], 5), (["--dataloader_drop_last"], 4)])
+def test_the_length_that_is_shown_is_that_of_the_trainer(flags, steps):
+    *_, args = parse("notes", "--num_train_epochs", "1", "--per_device_train_batch_size", "4", *flags)
+    texts = datasets.Dataset.from_dict({"length": [3] * 18})
+    assert describe_length(args, texts).startswith(f"{steps} steps of 4 texts")
+
+
 def test_from_python_a_run_has_three_passes():
     args = TextJepaTrainingArguments(use_cpu=True)
     assert (args.max_steps, args.num_train_epochs, args.output_dir) == (-1, 3.0, "text-jepa-output")
@@ -209,6 +235,24 @@ def test_a_run_has_the_name_of_its_texts(workspace, argv, name):
     assert Path("runs", name).is_dir()
 
 
+@pytest.mark.parametrize(
+    ("texts", "flags", "probe"),
+    [
+        ([], [], "text-jepa probe runs/x"),
+        (["a b.txt"], [], "text-jepa probe runs/x --texts UNSEEN_TEXTS --train_texts 'a b.txt'"),
+        (
+            ["posts.jsonl"],
+            ["--text_column", "title", "body"],
+            "text-jepa probe runs/x --texts UNSEEN_TEXTS --train_texts posts.jsonl --text_column title body",
+        ),
+    ],
+)
+def test_a_run_names_a_probe_of_texts_like_its_own(texts, flags, probe, capsys):
+    _, data_args, _, _ = parse(*texts, *flags)
+    show_next(data_args, "runs/x")
+    assert capsys.readouterr().out.splitlines() == ["Next:", f"  {probe}"]
+
+
 def test_a_run_never_takes_the_folder_of_another(workspace):
     found = []
     for _ in range(3):
@@ -219,6 +263,14 @@ def test_a_run_never_takes_the_folder_of_another(workspace):
     _, data_args, _, args = parse("notes", "--resume_from_checkpoint", "auto")
     choose_output_dir(data_args, ["notes"], args)
     assert args.output_dir == "runs/notes-3"
+
+
+def test_a_run_that_resumes_from_a_named_checkpoint_takes_its_folder(workspace):
+    for name in ("notes/checkpoint-50", "notes-2"):
+        Path("runs", name).mkdir(parents=True)
+    _, data_args, _, args = parse("notes", "--resume_from_checkpoint", "runs/notes/checkpoint-50")
+    assert choose_output_dir(data_args, ["notes"], args) == []
+    assert args.output_dir == "runs/notes"
 
 
 def test_a_folder_that_is_named_is_taken(workspace):

@@ -364,6 +364,19 @@ def test_evaluation_uses_the_same_masks_whatever_the_pass(tokenizer, examples, t
     assert first["eval_latent_loss"] == second["eval_latent_loss"]
 
 
+def test_evaluation_leaves_the_random_states_of_other_devices_alone(tokenizer, examples, tmp_path, monkeypatch):
+    forked = []
+    fork_rng = torch.random.fork_rng
+
+    def spy(devices=None, **options):
+        forked.append(devices)
+        return fork_rng(devices, **options)
+
+    monkeypatch.setattr(torch.random, "fork_rng", spy)
+    make_trainer(tokenizer, examples, tmp_path).evaluate()
+    assert forked == [[]]
+
+
 def test_each_pass_has_its_own_order_and_masks(tokenizer, examples, tmp_path):
     sizes = {"per_device_train_batch_size": 40, "num_train_epochs": 3}
     trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=-1, **sizes)
@@ -602,6 +615,17 @@ def test_pooled_texts_are_held_against_the_first_log_also_after_a_resume(tokeniz
     for _ in range(2):
         anew.on_step_end(None, state, control, model=model)
     assert not anew.collapsed
+
+
+def test_a_record_of_a_pass_has_the_measures_of_its_own_step(tokenizer, examples, tmp_path):
+    every_step = make_trainer(tokenizer, examples, tmp_path / "steps", max_steps=20, logging_steps=10)
+    every_step.train()
+    every_pass = make_trainer(tokenizer, examples, tmp_path / "passes", max_steps=20, logging_strategy="epoch")
+    every_pass.train()
+    found = {record["step"]: record["token_rank"] for record in training_records(tmp_path / "passes")}
+    expected = {record["step"]: record["token_rank"] for record in training_records(tmp_path / "steps")}
+    assert found == expected
+    assert len(set(found.values())) == len(found) == 3
 
 
 def test_monitor_measures_the_first_step_and_then_only_when_something_is_logged(tokenizer, batch):

@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 from transformers import TrainingArguments
 
 from configuration_text_jepa import OBJECTIVES
@@ -83,7 +84,7 @@ def run(tmp_path, monkeypatch, capsys):
             ["--dataloader_num_workers", "1", "--dataloader_prefetch_factor", "0"],
             ["--dataloader_prefetch_factor", "at least 1"],
         ),
-        (["--debug", "underflow_overflow"], ["--debug has no use here", "leave it out"]),
+        (["--debug", "underflow_overflow"], ["--debug is not supported", "leave it out"]),
         (["--learning_rate", "inf"], ["--learning_rate must be finite"]),
         (["--accelerator_config", "{bad"], ["--accelerator_config: not JSON"]),
         (["--max_steps", "0"], ["--max_steps", "above 0, got 0"]),
@@ -101,6 +102,10 @@ def run(tmp_path, monkeypatch, capsys):
         (["--do_train", "false"], ["--do_train false has no effect", "--prepare_only"]),
         (["--do-eval=False"], ["--do-eval false has no effect", "--eval_strategy no"]),
         (["--save_total_limit", "0"], ["--save_total_limit", "at least 1"]),
+        (
+            ["--save_total_limit", "1", "--save_strategy", "best", "--metric_for_best_model", "probe_target_linear"],
+            ["--save_total_limit 1", "the best and the newest", "use 2"],
+        ),
         (["--adam_beta1", "1.5"], ["--optim", "beta"]),
         (["--mask_ratio", "0"], ["--mask_ratio 0", "hides none"]),
         (["--accelerator_config", '{"split_batches": true}'], ["--accelerator_config split_batches"]),
@@ -269,3 +274,12 @@ def test_flags_of_a_new_tokenizer_that_have_no_effect_on_an_existing_one_are_tol
     build.make_tokenizer(asked, DataArguments(), args, corpus=None)
     told = [record.message.split()[0] for record in caplog.records]
     assert told == ["--vocab_size", "--tokenizer_type", "--lowercase"]
+
+
+def test_more_samples_than_there_are_documents_are_all_of_them(tmp_path, monkeypatch):
+    """Older versions of the datasets library take no more than there are."""
+    monkeypatch.setattr(Dataset, "take", lambda documents, count: documents.select(range(count)))
+    (tmp_path / "texts.txt").write_text(TEXTS)
+    data_args = DataArguments(train_file=[str(tmp_path / "texts.txt")], max_train_samples=1_000)
+    corpus = build.make_corpus(ModelArguments(cache_dir=str(tmp_path / "cache")), data_args)
+    assert len(corpus.splits["train"]) + len(corpus.splits["validation"]) == 40

@@ -47,6 +47,8 @@ def make_trainer(tokenizer, examples, tmp_path):  # noqa: F811
             "strategies": MaskStrategy(whole_words=False),
             **(masks or {}),
         }
+        if (fields or {}).get("document_loss_weight"):
+            masks.setdefault("view", ViewStrategy("crop"))
         return TextJepaTrainer(
             make_model(tokenizer, **(fields or {})),
             TextJepaTrainingArguments(str(tmp_path / name), use_cpu=True, **arguments),
@@ -63,6 +65,20 @@ def train(trainer, checkpoint=None):
     """Trains; the records of the log of training."""
     trainer.train(resume_from_checkpoint=checkpoint)
     return [record for record in read_metrics(trainer.args.output_dir) if "loss" in record]
+
+
+def test_held_out_datasets_may_have_names(make_trainer, examples):  # noqa: F811
+    trainer = make_trainer(eval_strategy="epoch")
+    named = {"first": examples.select(range(80, 88)), "second": examples.select(range(88, 96))}
+    model = trainer.model
+    trainer = TextJepaTrainer(model, trainer.args, trainer.data_collator, trainer.train_dataset, named)
+    assert trainer.monitor.batch["input_ids"].shape[0] == 8
+    assert {"eval_first_loss", "eval_second_loss"} <= set(trainer.evaluate())
+
+
+def test_a_document_loss_without_views_is_refused(make_trainer):
+    with pytest.raises(ValueError, match=r"the collator makes none: give it view=ViewStrategy\('rest'\)"):
+        make_trainer(fields=OBJECTIVES["documents"], masks={"view": None})
 
 
 class Recorder(TrainerCallback):

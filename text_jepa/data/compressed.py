@@ -67,7 +67,7 @@ def open_binary(path: str) -> IO[bytes]:
 
 def open_utf8(path: str) -> IO[bytes]:
     """Opens a file, compressed or not, for reading the bytes of a text in UTF-8, which has no null characters."""
-    return io.BufferedReader(_WithoutNull(path), _AT_ONCE)
+    return io.BufferedReader(_WithoutNull(path, open_binary(path)), _AT_ONCE)
 
 
 def open_text(path: str, newline: str | None = None) -> IO[str]:
@@ -81,12 +81,13 @@ class _WithoutNull(io.RawIOBase):
     A null character is valid in UTF-8, but no text has one: the file is UTF-16 without a byte order mark, or binary.
 
     Args:
-        path: The file, compressed or not.
+        path: The file, for error messages.
+        file: The file, which is already open: an object that could not open it would still be closed.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, file: IO[bytes]):
         self.path = path
-        self.file = open_binary(path)
+        self.file = file
 
     def readable(self) -> bool:
         return True

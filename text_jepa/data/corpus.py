@@ -79,6 +79,7 @@ _LAYOUTS = {
 _GOES_WITH = {
     "train_file": ("sample_by", "quoting"),
     "dataset_name": ("dataset_config_name", "dataset_split"),
+    "streaming": ("shuffle_buffer",),
 }
 
 
@@ -162,11 +163,18 @@ class Corpus:
         splits: `train` and `validation`, with a column `text` (one document per row) and optionally a column `view`.
         name: Description of the corpus for the model card.
         source: Where the training documents are read from, for error messages.
+        held_out_source: Where the held-out documents are read from, for error messages.
     """
 
     splits: DatasetDict | IterableDatasetDict
     name: str
     source: Source
+    held_out_source: Source
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Where the documents of each split are read from."""
+        return {"train": self.source, "validation": self.held_out_source}
 
     def describe_files(self) -> str:
         """Describes how many files of each kind the corpus has."""
@@ -262,7 +270,7 @@ def _form(arguments: CorpusArguments) -> Form:
 
 def _of_mixed(form: Form) -> Form | None:
     """The form for reading tables among files without columns; `None` if columns besides `text` are asked for."""
-    return form._replace(is_mixed=True) if list(form.sources) == ["text"] else None
+    return form._replace(is_mixed=True) if form.is_text_only else None
 
 
 def _fit_form(form: Form, paths: Sequence[str]) -> Form:
@@ -270,10 +278,9 @@ def _fit_form(form: Form, paths: Sequence[str]) -> Form:
     suffixes = Counter(suffix_of(Path(path)) for path in paths)
     num_plain = sum(suffixes[suffix] for suffix in PLAIN)
     has_tables = not TABLES.isdisjoint(suffixes)
-    wants_text_only = list(form.sources) == ["text"]
     return form._replace(
         is_many=num_plain >= _MANY_FILES,
-        is_mixed=wants_text_only and has_tables,
+        is_mixed=form.is_text_only and has_tables,
     )
 
 
@@ -299,10 +306,28 @@ def _check_arguments(arguments: CorpusArguments) -> None:
             value = getattr(arguments, name)
             if value != getattr(defaults, name) and not getattr(arguments, owner):
                 raise UsageError(f"--{name} {value}: has no effect without --{owner}; leave it out")
-    percentage = arguments.validation_split_percentage
-    if percentage is not None and not 0 < percentage < 100:
-        raise UsageError(f"--validation_split_percentage {percentage:g}: must be above 0 and below 100")
+    if arguments.validation_split_percentage is not None:
+        _check_percentage(arguments, is_builtin)
     _check_drop_repeats(arguments)
+
+
+def _check_percentage(arguments: CorpusArguments, is_builtin: bool) -> None:
+    percentage = arguments.validation_split_percentage
+    what = f"--validation_split_percentage {percentage:g}"
+    if not 0 < percentage < 100:
+        raise UsageError(f"{what}: must be above 0 and below 100")
+    if arguments.validation_file:
+        raise UsageError(f"{what}: has no effect beside --validation_file; leave one of them out")
+    if is_builtin:
+        raise UsageError(f"{what}: has no effect, the built-in corpus has a held-out part of its own; leave it out")
+    if arguments.streaming:
+        raise UsageError(f"{what}: has no effect on a stream, whose size is unknown; leave it out")
+
+
+def _warn_of_percentage(arguments: CorpusArguments, held_out: str) -> None:
+    """Says that the corpus has a held-out part of its own, if a share of the documents was to be held out."""
+    if arguments.validation_split_percentage is not None:
+        logger.warning(f"--validation_split_percentage has no effect: {held_out} is held out")
 
 
 def _check_drop_repeats(arguments: CorpusArguments) -> None:
@@ -320,7 +345,8 @@ def _load_builtin(streaming: bool, cache_dir: str | None) -> Corpus:
     if streaming:
         splits = IterableDatasetDict({split: part.to_iterable_dataset() for split, part in splits.items()})
     name = "the built-in corpus (documentation of installed Python packages)"
-    return Corpus(splits, name, Source("the built-in corpus"))
+    source = Source("the built-in corpus")
+    return Corpus(splits, name, source, source)
 
 
 def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_length: int) -> Corpus:
@@ -337,6 +363,8 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
     form = _fit_form(form, [*train_files, *held_out_files])
     form = form._replace(longest=_CHARACTERS_OF_TOKEN * max_document_length, with_file=not arguments.streaming)
     what = f"--train_file {arguments.train_file[0]}"
+    source = Source(_name_of_files("train_file", train_files), train_files)
+    held_out_source = source
 
     def read(paths: Sequence[str], flag: str) -> Dataset | IterableDataset:
         documents = _read_files(paths, flag, form, arguments.streaming, cache_dir)
@@ -351,17 +379,18 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
     if not arguments.streaming and not arguments.view_column:
         train = _treat_repeats(train, arguments.drop_repeats)
     if held_out_files:
+        _warn_of_percentage(arguments, list_names(held_out_files))
         held_out = read(held_out_files, "validation_file")
+        held_out_source = Source(_name_of_files("validation_file", held_out_files), held_out_files)
         if not arguments.streaming:
             warn_of_shared(count_shared(train, held_out), len(train))
     else:
         train, held_out = _split(train, arguments, what)
     last_parts = [os.path.basename(os.path.normpath(name)) for name in arguments.train_file]
-    source = Source(_name_of_files("train_file", train_files), train_files)
     splits = _join_splits(train, held_out)
     if form.with_file:
         splits = splits.remove_columns("file")
-    return Corpus(splits, ", ".join(last_parts), source)
+    return Corpus(splits, ", ".join(last_parts), source, held_out_source)
 
 
 def _count_kinds(paths: Sequence[str]) -> str:
@@ -448,20 +477,20 @@ def _take_out_splits(
         held_out_files = validation or test
         line += f"; held out: {list_names(held_out_files)}"
     logger.warning(f"{line}; to train on them, name the files")
-    return [path for path in train_files if path not in taken], held_out_files
+    left_out = set(taken)
+    return [path for path in train_files if path not in left_out], held_out_files
 
 
 def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list[str]:
     """The training files without those that are held out."""
     held_out = {identity_of(path) for path in held_out_files}
-    rest = [path for path in train_files if identity_of(path) not in held_out]
-    if not rest:
+    taken = [path for path in train_files if identity_of(path) in held_out]
+    if len(taken) == len(train_files):
         logger.warning("--validation_file: the files to train on are held out too; held-out figures are too good")
         return train_files
-    if len(rest) < len(train_files):
-        taken = [path for path in train_files if path not in rest]
+    if taken:
         logger.warning(f"not trained on, as --validation_file names them: {list_names(taken)}")
-    return rest
+    return [path for path in train_files if identity_of(path) not in held_out]
 
 
 def _without_blank_rows(documents: Dataset, text_column: str | Sequence[str], what: str) -> Dataset:
@@ -498,7 +527,9 @@ def _treat_repeats(documents: Dataset, drop: DropRepeats) -> Dataset:
     documents = _treat_copies(documents, drop)
     lines = _log_lines(documents, drop == "lines")
     if lines and drop == "lines":
-        documents = documents.map(without_lines, fn_kwargs={"lines": sorted(lines)}, desc="Leaving out lines")
+        # A dictionary is searched at once, and has an order, which the cache of the result depends on.
+        dropped = dict.fromkeys(sorted(lines))
+        documents = documents.map(without_lines, fn_kwargs={"lines": dropped}, desc="Leaving out lines")
     _log_near_copies(documents)
     return documents
 
@@ -537,14 +568,14 @@ def _describe_copies(count: int, total: int) -> str:
 
 
 def _log_lines(documents: Dataset, is_dropped: bool) -> Counter:
-    """Logs the share of boilerplate lines; returns them, or none if their share is too small to be reported."""
+    """Logs the share of boilerplate lines; returns them, or none if they are kept and too few to be reported."""
     sample = _sample(documents, _TEXT_FOR_LINES)
     texts = [text or "" for text in sample["text"]]
     lines = boilerplate_lines(texts)
     characters = sum(len(text) for text in texts)
     characters_of_lines = sum(len(line) * count for line, count in lines.items())
     share = characters_of_lines / max(characters, 1)
-    if share < _SHARE_TO_REPORT:
+    if not lines or (share < _SHARE_TO_REPORT and not is_dropped):
         return Counter()
     line, count = max(lines.items(), key=lambda item: (len(item[0]) * item[1], item[0]))
     fate = "left out" if is_dropped else "kept; --drop_repeats lines leaves them out"
@@ -634,8 +665,10 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
         train = _treat_repeats(train, arguments.drop_repeats)
     if held_out is None:
         train, held_out = _split(train, arguments, source.name)
+    else:
+        _warn_of_percentage(arguments, f"the split {others[0]} of {dataset}")
     name = f"{dataset} {config}" if config else dataset
-    return Corpus(_join_splits(train, held_out), name, source)
+    return Corpus(_join_splits(train, held_out), name, source, source)
 
 
 def _check_dataset_name(dataset: str, cache_dir: str | None) -> None:

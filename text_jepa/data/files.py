@@ -106,6 +106,11 @@ class Form(NamedTuple):
     is_mixed: bool = False
     with_file: bool = False
 
+    @property
+    def is_text_only(self) -> bool:
+        """Whether no column besides `text` is read."""
+        return list(self.sources) == ["text"]
+
 
 # ---- kinds of files -------------------------------------------------------------------------------------------------
 
@@ -297,7 +302,7 @@ def _make_table(path: str, picked: Mapping[str, list], numbers: Sequence[int]) -
         for texts in picked.values():
             for number, text in zip(numbers, texts, strict=True):
                 if text is not None and text.encode("utf-8", "replace") != text.encode("utf-8", "surrogatepass"):
-                    raise FileError(f"{path}, line {number}: half a surrogate pair; mend or remove it") from error
+                    raise FileError(f"{path}, line {number}: an unpaired surrogate; fix or remove it") from error
         raise
 
 

@@ -1,12 +1,13 @@
 """Finds the files of paths, folders and globs."""
 
+import contextlib
 import glob
 import json
 import logging
 import mimetypes
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from text_jepa.cli import UsageError
@@ -20,7 +21,7 @@ from text_jepa.names import local_path
 
 logger = logging.getLogger(__name__)
 
-# Kinds of files with columns, and names of files in the same folder that describe them.
+# Kinds of files with columns, and names, without suffixes, of files that describe them.
 TABLES = set(BUILDERS) - set(PROSE)
 _DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing")
 
@@ -52,9 +53,9 @@ def find_files(
     """Finds the files of paths, folders and globs; those of each name are sorted, and no file is listed twice.
 
     A folder stands for all files of a known kind in it and its subfolders, except hidden files, backup copies and the
-    readme of a table. In a folder with files without columns, files that cannot be read are excluded, too: tables
-    without the requested columns, such as settings of programs, and damaged files. One line of the log counts the
-    excluded files, with the reasons. Subfolders that are runs or models are left out, see `walk`.
+    readme of a table, in its folder or above it. In a folder with files without columns, files that cannot be read are
+    excluded, too: tables without the requested columns, such as settings of programs, and damaged files. One line of
+    the log counts the excluded files, with the reasons. Subfolders that are runs or models are left out, see `walk`.
 
     Args:
         patterns: Paths, folders and globs, or names for fsspec, see `local_names`.
@@ -110,19 +111,25 @@ def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None, s
         return _files_of_folder(path, f"--{flag} {pattern}", form, streaming)
     if path.exists():
         raise UsageError(f"--{flag} {pattern}: a pipe or a device, which cannot be read twice; write it into a file")
-    files = _files_of_glob(str(path))
+    files = _files_of_glob(str(path), f"--{flag} {pattern}")
     if not files:
         raise UsageError(f"--{flag} {pattern}: no such file")
     return files
 
 
-def _files_of_glob(pattern: str) -> list[str]:
-    """The files that a glob matches, except copies and, below `**`, those of runs and models."""
+def _files_of_glob(pattern: str, what: str) -> list[str]:
+    """The files that a glob matches, except copies and, below `**`, those of runs and models.
+
+    Folders that it matches are not read, which one line of the log says.
+    """
     matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
     files = [path for path in matches if path.is_file() and not is_copy(path.name)]
+    folders = sorted(str(path) for path in matches if path.is_dir() and not is_copy(path.name))
     parts = Path(pattern).parts
     if "**" in parts:
         files = _without_models(files, parts.index("**"), pattern)
+    elif folders:
+        logger.warning(f"{what}: matches folders, which are not read: {list_names(folders)}; to read them, name them")
     return sorted(map(str, files))
 
 
@@ -154,12 +161,14 @@ def _files_of_folder(folder: Path, what: str, form: Form | None, streaming: bool
     are_texts = any(not _is_table(path) and not _is_description(path) for path in known)
     # In a folder of tables only, a damaged table is an error.
     problems = _find_problems(known, form, streaming) if form is not None and are_texts else {}
-    described = {os.path.dirname(path) for path in known if _is_table(path) and path not in problems}
+    tables = [path for path in known if _is_table(path) and path not in problems]
+    described = {folder for path in tables for folder in Path(path).parents}
     names = set(known) - problems.keys()
     read = []
     for path in sorted(known):
         is_unpacked = path.endswith(COMPRESSED) and os.path.splitext(path)[0] in names
-        if is_unpacked or path in problems or (_is_description(path) and described):
+        is_of_table = _is_description(path) and Path(path).parent in described
+        if is_unpacked or path in problems or is_of_table:
             others.append(path)
         else:
             read.append(path)
@@ -173,7 +182,8 @@ def _is_table(path: str) -> bool:
 
 
 def _is_description(path: str) -> bool:
-    return Path(path).name.lower().startswith(_DESCRIPTIONS) and not _is_table(path)
+    name = Path(path).name.lower().partition(".")[0]
+    return name in _DESCRIPTIONS and not _is_table(path)
 
 
 def _find_problems(paths: Sequence[str], form: Form, streaming: bool) -> dict[str, FileError]:
@@ -248,14 +258,22 @@ def list_names(paths: Sequence[str]) -> str:
 
 def is_saved(folder: Path) -> bool:
     """Whether a folder was written by `save_to_disk` of the datasets library."""
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    is_dataset = all((folder / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return is_dataset or (folder / "dataset_dict.json").is_file()
 
 
 def splits_of_saved(folder: Path) -> list[str]:
-    """The splits in a folder of `save_to_disk`."""
-    if (folder / "dataset_dict.json").is_file():
-        return json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-    return ["train"]
+    """The splits in a folder of `save_to_disk`.
+
+    Raises:
+        UsageError: The folder is damaged.
+    """
+    path = folder / "dataset_dict.json"
+    if not path.is_file():
+        return ["train"]
+    with _naming_damage(folder):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return list(content["splits"])
 
 
 def saved_splits(folder: Path, split: str) -> list[str]:
@@ -268,22 +286,25 @@ def saved_splits(folder: Path, split: str) -> list[str]:
 
 
 def _saved_files(folder: Path, split: str) -> list[str]:
-    try:
-        if (folder / "dataset_dict.json").is_file():
-            found = saved_splits(folder, split)
-            if not found:
-                known = ", ".join(splits_of_saved(folder))
-                raise UsageError(
-                    f"{folder}: no split '{split}' in this saved dataset; it has {known}; name one's folder"
-                )
-            folder = folder / found[0]
+    if (folder / "dataset_dict.json").is_file():
+        found = saved_splits(folder, split)
+        if not found:
+            known = ", ".join(splits_of_saved(folder))
+            raise UsageError(f"{folder}: no split '{split}' in this saved dataset; it has {known}; name one's folder")
+        folder = folder / found[0]
+    with _naming_damage(folder):
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         paths = [folder / part["filename"] for part in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{folder}: a damaged folder of save_to_disk ({error}); save it again") from error
     for path in paths:
         if not path.is_file():
             raise UsageError(f"{path}: missing, though {folder / 'state.json'} names it; save the dataset again")
     return [str(path) for path in paths]
+
+
+@contextlib.contextmanager
+def _naming_damage(folder: Path) -> Iterator[None]:
+    """Converts errors while the lists of `save_to_disk` are read to one that names the folder."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder}: a damaged folder of save_to_disk ({error}); save it again") from error

@@ -131,7 +131,9 @@ def sample_spans(
     is hidden if its first token lies in a span, so every word is hidden with the same probability, too.
 
     At least one word stays visible: nothing is hidden in a row with fewer than two usable tokens, and if the spans
-    cover all words, one of them stays visible. At least one word is hidden, even if the spans cover none.
+    cover all words, one of them stays visible. If there are spans but they cover no word, one word is hidden. A short
+    row may have no span at all: the number of its hidden tokens is rounded at random, so that the ratio is exact on
+    average.
 
     Args:
         usable: (R, S) boolean, False for special tokens and padding.

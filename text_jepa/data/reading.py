@@ -1,6 +1,8 @@
 """Reports the file and the line where texts cannot be read."""
 
 import contextlib
+import errno
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from pyarrow import ArrowException
 from text_jepa.cli import UsageError
 from text_jepa.data.compressed import FileError, suffix_of
 from text_jepa.data.files import BUILDERS, Form, read_tables
+from text_jepa.errors import DISK_ERRORS
 
 
 # Errors that the datasets library and its readers raise for invalid data.
@@ -49,7 +52,7 @@ def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
         paths: Files in which the damage is searched for.
 
     Raises:
-        UsageError: Reading failed in the body.
+        UsageError: Reading failed in the body, or the cache of the datasets library could not be written.
     """
     flag = what.split()[0]
     verbosity = datasets.logging.get_verbosity()
@@ -60,6 +63,10 @@ def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
         raise
     except (*_UNREADABLE, TypeError, ImportError) as error:
         cause = error if isinstance(error, FileError) else error.__cause__ or error
+        if _is_of_cache(cause, paths):
+            raise UsageError(
+                f"the cache could not be written ({cause}); make room, or set --cache_dir or HF_HOME"
+            ) from error
         damage = str(cause) if isinstance(cause, FileError) else _find_damage(paths)
         if damage is not None:
             raise UsageError(f"{flag} {damage}") from error
@@ -68,6 +75,16 @@ def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
         raise UsageError(f"{what}: cannot be read: {cause}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
+
+
+def _is_of_cache(cause: BaseException, paths: Sequence[str]) -> bool:
+    """Whether an error is one of writing, as the cache alone is written, and not of reading the files."""
+    if not isinstance(cause, OSError) or cause.filename in paths:
+        return False
+    if cause.errno == errno.EACCES and cause.filename is not None:
+        is_unreadable = os.path.exists(cause.filename) and not os.access(cause.filename, os.R_OK)
+        return not is_unreadable
+    return cause.errno in DISK_ERRORS - {errno.EIO}  # which reading has, too
 
 
 def read_rows(rows: Iterable[dict], source: Source) -> Iterator[dict]:

@@ -84,12 +84,21 @@ def _copy(pattern: str, what: str) -> list[str]:
                 copy = unfinished / target.relative_to(folder)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 file_system.get_file(path, str(copy))
-            unfinished.rename(folder)
+            _move(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     if is_glob or len(targets) == 1:
         return [str(target) for target in targets.values()]
     return [str(folder)]
+
+
+def _move(unfinished: Path, folder: Path) -> None:
+    """Renames a complete copy, unless another run has made the same one meanwhile."""
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def _without_query(place: str) -> str:

@@ -88,7 +88,7 @@ def _file_error(path: str, line: int | None, error: Exception) -> FileError:
     if line is None:
         reason = f"not JSON ({error.msg} in line {error.lineno}, column {error.colno}); it may be incomplete"
     else:
-        reason = f"not JSON ({error.msg} in column {error.colno}); mend or remove it"
+        reason = f"not JSON ({error.msg} in column {error.colno}); fix or remove it"
     return FileError(f"{place}: {reason}")
 
 
@@ -113,7 +113,7 @@ def _parse(path: str, number: int, text: str, decoder: json.JSONDecoder) -> dict
     except _UNDECODABLE as error:
         raise _file_error(path, number, error) from error
     if not isinstance(row, dict):
-        raise FileError(f"{path}, line {number}: no object, '{{...}}'; mend or remove it")
+        raise FileError(f"{path}, line {number}: not an object, '{{...}}'; fix or remove it")
     return row
 
 
@@ -129,7 +129,7 @@ def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -
         for item in items:
             row = {"text": item} if isinstance(item, str) else item
             if not isinstance(row, dict):
-                raise FileError(f"{path}, line {number}: no objects, '{{...}}'; mend or remove it")
+                raise FileError(f"{path}, line {number}: not an object, '{{...}}'; fix or remove it")
             yield number, row
         following = _SPACES.match(text, end).end()
         number += text.count("\n", place, following)
@@ -170,7 +170,7 @@ def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
             except csv.Error as error:
                 first_line = reader.line_num - len(lines.lines) + 1
                 raise FileError(
-                    f"{path}: cannot be read: row {row + 1} (line {first_line}): {error}; mend its quotes, or read "
+                    f"{path}: cannot be read: row {row + 1} (line {first_line}): {error}; fix its quotes, or read "
                     "quotes as characters of the texts with --quoting none"
                 ) from error
             if not cells:

@@ -227,14 +227,14 @@ def check_share(name: str, share: Share) -> None:
         bounds = _bounds(name, share)
     for bound in bounds:
         if not isinstance(bound, (int, float)) or not 0 <= bound < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {bound}")
+            raise ValueError(f"{name} must be a number of at least 0 and below 1, got {bound!r}")
 
 
 def check_visible_share(name: str, share: float | Sequence[float]) -> None:
     """Raises ValueError, with the name of the argument, unless 0 < share ≤ 1, so that it can stay visible."""
     for bound in _bounds(name, share):
         if not isinstance(bound, (int, float)) or not 0 < bound <= 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {bound}")
+            raise ValueError(f"{name} must be a number above 0 and at most 1, got {bound!r}")
 
 
 def _bounds(name: str, share: float | Sequence[float]) -> list[float]:

@@ -7,7 +7,7 @@ import multiprocessing
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text_jepa.cli import UsageError
+from text_jepa.data.reading import Source, read_rows
 from text_jepa.data.scripts import (
     belongs_to_the_one_before,
     first_character,
@@ -28,7 +29,7 @@ from text_jepa.data.scripts import (
     sentence_ends,
 )
 from text_jepa.data.strategies import DATA_VIEWS, View
-from text_jepa.data.windows import count_windows
+from text_jepa.data.windows import SHORTEST_WINDOW, count_windows
 
 
 logger = logging.getLogger(__name__)
@@ -297,6 +298,7 @@ def tokenize_texts(
     num_proc: int | None = None,
     overwrite_cache: bool = False,
     count: DocumentCount | None = None,
+    sources: Mapping[str, Source] | None = None,
 ) -> DatasetDict | IterableDatasetDict:
     """Tokenizes documents and divides them into texts: examples with `input_ids` and `length`.
 
@@ -315,9 +317,11 @@ def tokenize_texts(
         num_proc: Number of processes. With one process, the tokenizers library already uses all cores.
         overwrite_cache: Whether to ignore the cache.
         count: Counts the training documents of a stream while it is read; those of other corpora are logged at once.
+        sources: Where each split is read from, for error messages of a stream that cannot be read.
 
     Raises:
-        UsageError: The tokenizer has no padding token, `max_length` is too small, or no document is left.
+        UsageError: The tokenizer has no padding token, `max_length` is too small, no document is left, or a stream
+            with `sources` cannot be read.
     """
     _check_padding_token(tokenizer)
     before, after = special_tokens_around(tokenizer)
@@ -352,7 +356,18 @@ def tokenize_texts(
     elif view == "column":
         columns.append("view")
         wanted += " with a view"
-    plan = _Plan(tokenize, tokenizer, settings, columns, wanted, min_length, view, num_proc, overwrite_cache)
+    plan = _Plan(
+        tokenize,
+        tokenizer,
+        settings,
+        columns,
+        wanted,
+        min_length,
+        view,
+        num_proc,
+        overwrite_cache,
+        sources or {},
+    )
     return _tokenize_splits(splits, plan, count)
 
 
@@ -365,6 +380,7 @@ def tokenize_documents(
     num_proc: int | None = None,
     overwrite_cache: bool = False,
     count: DocumentCount | None = None,
+    sources: Mapping[str, Source] | None = None,
 ) -> DatasetDict | IterableDatasetDict:
     """Tokenizes whole documents: examples with `input_ids` and `length`, without special tokens.
 
@@ -376,15 +392,16 @@ def tokenize_documents(
         tokenizer: Any tokenizer with a padding token.
         window_length: Longest window in tokens, including special tokens.
         max_document_length: Longest document in tokens. Longer documents are divided at the ends of sentences.
-        min_length, num_proc, overwrite_cache, count: See `tokenize_texts`.
+        min_length, num_proc, overwrite_cache, count, sources: See `tokenize_texts`.
 
     Raises:
-        UsageError: The tokenizer has no padding token, `window_length` is too small, or no document is left.
+        UsageError: The tokenizer has no padding token, `window_length` is too small, no document is left, or a stream
+            with `sources` cannot be read.
     """
     _check_padding_token(tokenizer)
     before, after = special_tokens_around(tokenizer)
     window_room = window_length - len(before) - len(after)
-    if window_room < 4:
+    if window_room < SHORTEST_WINDOW:
         raise UsageError(
             f"--max_length {window_length}: leaves no room for windows of a document beside the special tokens; "
             "raise it"
@@ -406,7 +423,18 @@ def tokenize_documents(
         settings.append(min_length)
     settings += ["documents", max_document_length]
     wanted = _wanted_length(min_length)
-    plan = _Plan(tokenize, tokenizer, settings, ["text"], wanted, min_length, None, num_proc, overwrite_cache)
+    plan = _Plan(
+        tokenize,
+        tokenizer,
+        settings,
+        ["text"],
+        wanted,
+        min_length,
+        None,
+        num_proc,
+        overwrite_cache,
+        sources or {},
+    )
     examples = _tokenize_splits(splits, plan, count)
     if isinstance(examples, IterableDatasetDict):
         return examples.map(repeat_for_windows, batched=True)
@@ -594,7 +622,7 @@ class _Plan:
         settings: Settings that determine the examples beside corpus and tokenizer, for the cache.
         columns: Columns of the documents, which are removed.
         wanted: Description of the documents that are kept, for an error message.
-        min_length, view, num_proc, overwrite_cache: See `tokenize_texts`.
+        min_length, view, num_proc, overwrite_cache, sources: See `tokenize_texts`.
     """
 
     tokenize: Callable[[dict[str, list]], dict[str, list]]
@@ -606,6 +634,7 @@ class _Plan:
     view: View | None
     num_proc: int | None
     overwrite_cache: bool
+    sources: Mapping[str, Source]
 
     def fingerprint(self, documents: Dataset) -> str:
         # The fingerprint of the library pickles the tokenizer, whose state changes with use.
@@ -659,7 +688,10 @@ def _tokenize_stream(
 
 
 def _check_examples(split: str, examples: Dataset | IterableDataset, plan: _Plan) -> None:
-    if next(iter(examples), None) is None:
+    rows = iter(examples)
+    if split in plan.sources:
+        rows = read_rows(examples, plan.sources[split])
+    if next(rows, None) is None:
         raise UsageError(f"the {split} part of the corpus holds no document {plan.wanted}")
 
 

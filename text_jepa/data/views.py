@@ -18,7 +18,7 @@ from text_jepa.data.draws import (
 from text_jepa.data.masking import Words, lies_in
 from text_jepa.data.strategies import Share, ViewStrategy, draw_share
 from text_jepa.data.tokenization import special_tokens_around
-from text_jepa.data.windows import count_windows, cut_windows
+from text_jepa.data.windows import SHORTEST_WINDOW, count_windows, cut_windows
 
 
 class DocumentCutter:
@@ -28,6 +28,9 @@ class DocumentCutter:
         tokenizer: Tokenizer, for the special tokens around a text.
         view: A view of documents.
         seed: Seed of the borders of windows.
+
+    Raises:
+        ValueError: The windows of the view leave no room for text beside the special tokens.
     """
 
     def __init__(
@@ -42,6 +45,11 @@ class DocumentCutter:
         self._before = np.array(before, dtype=np.int64)
         self._after = np.array(after, dtype=np.int64)
         self._room = view.window_length - len(before) - len(after)
+        if self._room < SHORTEST_WINDOW:
+            raise ValueError(
+                f"window_length {view.window_length} leaves {max(self._room, 0)} tokens for text beside the special "
+                f"tokens; it takes at least {SHORTEST_WINDOW}"
+            )
 
     def cut(
         self,
@@ -60,9 +68,17 @@ class DocumentCutter:
 
         Returns:
             Token ids of the B windows and of their views, with special tokens.
+
+        Raises:
+            ValueError: A document has no window of this index.
         """
         lengths = np.array([len(ids) for ids in documents])
         counts = count_windows(lengths, self._room)
+        if (np.asarray(numbers) >= counts).any():
+            raise ValueError(
+                "an example names a window that its document does not have: DocumentWindows and ViewStrategy need the "
+                "same window_length"
+            )
         keys = keys_of_checksums(checksums, 1, self.seed, epochs) ^ FOR_WINDOW
         borders = cut_windows(lengths, counts, keys)
         texts = []

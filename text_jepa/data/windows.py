@@ -5,6 +5,10 @@ import numpy as np
 from text_jepa.data.draws import counter_uniforms
 
 
+# Tokens of text that the longest window has at least, beside special tokens.
+SHORTEST_WINDOW = 4
+
+
 def count_windows(lengths: np.ndarray, room: int) -> np.ndarray:
     """Computes the number of windows of each document, so that their mean length is at most 2/3 of the longest window.
 

@@ -176,7 +176,11 @@ class DataArguments(CorpusArguments):
     )
     max_eval_samples: int = field(default=1_000, metadata={"help": "Number of held-out texts to evaluate on."})
     max_length: int = field(
-        default=128, metadata={"help": "Longest text in tokens; longer documents are cut at the ends of sentences."}
+        default=128,
+        metadata={
+            "help": "Longest window in tokens if windows predict the rest of their document, as by default; otherwise "
+            "the longest text, and longer documents are cut at the ends of sentences."
+        },
     )
     max_document_length: int = field(
         default=512,
@@ -199,7 +203,8 @@ class DataArguments(CorpusArguments):
         metadata={
             "help": "Share of the words hidden by a mask: a number; the ends of an interval drawn from for each mask "
             "(0.3 0.5); or a schedule ('{start: 0.15, end: 0.4, steps: 10000}'). 0 hides nothing. With --num_spans: "
-            "the largest share hidden. Default: 0.5, or 0 if the objective predicts no hidden tokens."
+            "the largest share hidden. Default: 0.5; 0 if nothing predicts hidden tokens and texts are compared with "
+            "other parts of their document, or by one encoder (simcse)."
         },
     )
     span_length_distribution: SpanLengthDistribution = field(

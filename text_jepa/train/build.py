@@ -50,6 +50,7 @@ from text_jepa.train.arguments import (
     ObjectiveArguments,
     TextJepaTrainingArguments,
 )
+from text_jepa.train.checkpointing import checkpoints
 from text_jepa.train.checks import selects_best_checkpoint
 
 
@@ -57,6 +58,9 @@ logger = logging.getLogger(__name__)
 
 # Number of first texts of a stream that document frequencies are counted in.
 STREAM_TEXTS_TO_WEIGH = 10_000
+
+# Flags of a tokenizer that is trained on the corpus.
+FLAGS_OF_NEW_TOKENIZERS = ("vocab_size", "tokenizer_type", "lowercase")
 
 # Documents with fewer tokens are taken for single sentences.
 _LENGTH_OF_SENTENCE = 32
@@ -70,6 +74,9 @@ def objective_fields(
 ) -> dict[str, Any]:
     """The fields of `TextJepaConfig` that the flags ask for.
 
+    An objective that is named replaces that of a Text-JEPA whose training continues: what any objective sets has the
+    value of this one, or the default.
+
     Args:
         model_args: The model arguments, with the name of the objective.
         objective_args: Fields that differ from that objective; `None` for flags that are not given.
@@ -78,7 +85,9 @@ def objective_fields(
     given = {name: value for name, value in vars(objective_args).items() if value is not None}
     if model_args.objective is None and continues:
         return given
-    return OBJECTIVES[model_args.objective or "documents"] | given
+    set_by_objectives = itertools.chain.from_iterable(OBJECTIVES.values())
+    defaults = {name: getattr(TextJepaConfig, name) for name in set_by_objectives}
+    return defaults | OBJECTIVES[model_args.objective or "documents"] | given
 
 
 def objective_of(model_args: ModelArguments, objective_args: ObjectiveArguments) -> SimpleNamespace:
@@ -127,7 +136,10 @@ def set_dependent_defaults(data_args: DataArguments, objective: SimpleNamespace 
         )
     hides_by_default = data_args.mask_ratio is None
     if hides_by_default and data_args.mask_strategies is None:
-        hides_nothing = (predicts_documents or data_args.view in DOCUMENT_VIEWS) and not predicts_tokens
+        # A target encoder that is a moving average sees whole texts: hiding words is then what tells the two apart.
+        compares_whole_texts = objective.target_encoder_type == "online"
+        has_other_text = predicts_documents or data_args.view in DOCUMENT_VIEWS
+        hides_nothing = not predicts_tokens and (has_other_text or compares_whole_texts)
         data_args.mask_ratio = 0.0 if hides_nothing else 0.5
     if data_args.mask_ratio == 0:
         _refuse_idle_span_flags(data_args, hides_by_default)
@@ -155,8 +167,12 @@ def _refuse_idle_span_flags(data_args: DataArguments, is_default: bool) -> None:
 def make_corpus(model_args: ModelArguments, data_args: DataArguments) -> Corpus:
     """The raw documents, at most `max_train_samples` of them to train on."""
     corpus = load_corpus(data_args, model_args.cache_dir, data_args.max_document_length)
-    if data_args.max_train_samples is not None:
-        corpus.splits["train"] = corpus.splits["train"].take(data_args.max_train_samples)
+    limit = data_args.max_train_samples
+    if limit is not None:
+        train = corpus.splits["train"]
+        if isinstance(train, Dataset):
+            limit = min(limit, len(train))  # older versions of the library take no more than there are
+        corpus.splits["train"] = train.take(limit)
     return corpus
 
 
@@ -165,34 +181,50 @@ def make_tokenizer(
 ) -> tuple[PreTrainedTokenizerBase, bool]:
     """The tokenizer of a run, and whether it is new.
 
-    It is the first of these: `--tokenizer_name`, the encoder's, the one in the output folder, a new one.
+    It is the first of these: `--tokenizer_name`, the encoder's, the one of the checkpoints in the output folder, a new
+    one.
 
     Raises:
         UsageError: There is no tokenizer of that name, or it has no words.
     """
-    name = model_args.tokenizer_name
-    flag = "tokenizer_name"
-    if name is None and model_args.init != "layers":  # its new input embeddings are for another tokenizer
-        name = model_args.model_name_or_path
-        flag = "model_name_or_path"
-    kept = Path(args.output_dir, "tokenizer")
-    if name is None and kept.is_dir():
-        name = str(kept)
-    if name is None:
-        return _train_tokenizer(model_args, data_args, corpus), True
-    if name != str(kept):
+    name = name_of_tokenizer(model_args)
+    if name is not None:
         _warn_of_flags_of_new_tokenizers(model_args, name)
-    options = {"cache_dir": model_args.cache_dir}
-    if not model_args.tokenizer_name:
-        options["revision"] = model_args.model_revision
-    with readable(f"--{flag} {name}", "no tokenizer there"):
-        return read_tokenizer(name, **options), False
+        flag = "tokenizer_name"
+        options = {"cache_dir": model_args.cache_dir}
+        if not model_args.tokenizer_name:
+            flag = "model_name_or_path"
+            options["revision"] = model_args.model_revision
+        with readable(f"--{flag} {name}", "no tokenizer there"):
+            return read_tokenizer(name, **options), False
+    kept = Path(args.output_dir, "tokenizer")
+    if kept.is_dir() and _is_of_this_run(args):
+        with readable(str(kept), "no tokenizer there"):
+            return read_tokenizer(str(kept)), False
+    return _train_tokenizer(model_args, data_args, corpus), True
+
+
+def name_of_tokenizer(model_args: ModelArguments) -> str | None:
+    """The folder or Hub name of the tokenizer that the flags name; `None` if one is trained on the corpus."""
+    takes_that_of_encoder = model_args.init != "layers"  # else there are new input embeddings for another one
+    if model_args.tokenizer_name is None and takes_that_of_encoder:
+        return model_args.model_name_or_path
+    return model_args.tokenizer_name
+
+
+def _is_of_this_run(args: TextJepaTrainingArguments) -> bool:
+    """Whether the tokenizer in the output folder has the words of its checkpoints, or has just been trained.
+
+    Another one may be of other texts or flags. Training it anew gives the same one if they are the same.
+    """
+    has_just_been_trained = args.local_process_index > 0  # by the first process of the machine
+    return has_just_been_trained or bool(checkpoints(args.output_dir))
 
 
 def _warn_of_flags_of_new_tokenizers(model_args: ModelArguments, name: str) -> None:
     """Says which flags have no effect on an existing tokenizer; no error, as recipes have them for new ones."""
     defaults = ModelArguments()
-    for flag in ("vocab_size", "tokenizer_type", "lowercase"):
+    for flag in FLAGS_OF_NEW_TOKENIZERS:
         if getattr(model_args, flag) != getattr(defaults, flag):
             logger.warning(f"--{flag} has no effect: the tokenizer is that of {name}")
 
@@ -239,12 +271,16 @@ def make_examples(
         tokenizer: Their tokenizer.
         data_args: Lengths, view and caching.
         count: Counts the training documents of a stream while it is read.
+
+    Raises:
+        UsageError: No document is left, or a stream cannot be read.
     """
     options = {
         "min_length": data_args.min_length,
         "num_proc": data_args.preprocessing_num_workers,
         "overwrite_cache": data_args.overwrite_cache,
         "count": count,
+        "sources": corpus.sources,
     }
     length = data_args.max_length
     if data_args.view in DOCUMENT_VIEWS:

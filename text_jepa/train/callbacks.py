@@ -71,8 +71,13 @@ def ema_decay(
     if schedule == "linear":
         return start + (end - start) * progress
     if schedule == "cosine":
-        return end - (end - start) * (1 + math.cos(math.pi * progress)) / 2
+        return cosine_between(start, end, progress)
     raise ValueError(f"unknown schedule '{schedule}'; use constant, linear or cosine")
+
+
+def cosine_between(start: float, end: float, progress: float) -> float:
+    """The value on half a cosine from `start` to `end`, at a `progress` of 0 to 1."""
+    return end - (end - start) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class EmaTargetEncoderCallback(TrainerCallback):
@@ -141,13 +146,8 @@ class WeightDecayCallback(TrainerCallback):
         self.end = end
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-        value = ema_decay(
-            state.global_step,
-            state.max_steps,
-            "cosine",
-            self.start,
-            self.end,
-        )
+        progress = min(state.global_step / state.max_steps, 1.0)
+        value = cosine_between(self.start, self.end, progress)
         for group in optimizer.param_groups:
             if group["weight_decay"] > 0:
                 group["weight_decay"] = value
@@ -335,6 +335,7 @@ class PreemptionCallback(TrainerCallback):
 
     Signals within a second count as one, since a launcher passes on what the scheduler has sent to all processes
     anyway. Processes agree at the end of each step, so that a signal to one of them stops all after the same step.
+    SIGINT stays ignored where it is, as by a shell for what it starts in the background.
 
     Attributes:
         asked: Whether all processes have agreed to end the run because of a signal.
@@ -344,16 +345,19 @@ class PreemptionCallback(TrainerCallback):
         self.asked = False
         # Not `asked` itself: a signal that arrives while the processes agree counts at the next step.
         self._noted_at: float | None = None
+        self._saved_step: int | None = None
         self._previous_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.asked = False
         self._noted_at = None
+        self._saved_step = None
         # Only the main thread may handle signals.
         if threading.current_thread() is not threading.main_thread():
             return
         self._handle(signal.SIGTERM, self._note)
-        self._handle(signal.SIGINT, self._note)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            self._handle(signal.SIGINT, self._note)
         if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
             # `accelerate launch` of one process dies of a signal without passing it on. The kernel then sends one that
             # stands for the death of the parent (PR_SET_PDEATHSIG), and does not count as a second one.
@@ -383,6 +387,20 @@ class PreemptionCallback(TrainerCallback):
         if self.asked:
             control.should_save = True
             control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self._saved_step = state.global_step
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if not self.asked or state.global_step >= state.max_steps:
+            return
+        # The Trainer takes the stop for the end of a pass, which the resumed run has yet to come to.
+        is_end_of_pass = state.epoch % 1 == 0
+        control.should_log = control.should_log and is_end_of_pass
+        control.should_evaluate = control.should_evaluate and is_end_of_pass
+        # Once more at the end of a pass, with its records; and if the step has not been saved because it was evaluated
+        # without a better figure (--save_strategy best).
+        control.should_save = is_end_of_pass or self._saved_step != state.global_step
 
     def restore(self) -> None:
         """Restores the signal handlers from before the run."""

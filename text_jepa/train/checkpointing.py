@@ -185,7 +185,28 @@ def newest_whole_checkpoint(output_dir: str | Path) -> Path | None:
         damaged[folder] = problem
     if damaged:
         listed = "; ".join(f"{folder.name}: {problem}" for folder, problem in damaged.items())
-        raise UsageError(f"{output_dir}: no checkpoint is whole ({listed}); restore one, or start in another folder")
+        raise UsageError(
+            f"{output_dir}: no checkpoint is complete ({listed}); restore one, or start in another folder"
+        )
+    return None
+
+
+def find_best(output_dir: str | Path, noted: str | None) -> str | None:
+    """The best checkpoint of a run whose folder may have been moved, or which was started in another one.
+
+    Args:
+        output_dir: The folder of the run.
+        noted: The path under which the checkpoint was saved; `None` without a best one.
+
+    Returns:
+        The path of the checkpoint; `None` if it is neither in the folder of the run nor where it was.
+    """
+    if noted is None:
+        return None
+    own = Path(output_dir, Path(noted).name)
+    for path in (own, Path(noted)):
+        if path.is_dir():
+            return str(path)
     return None
 
 
@@ -237,22 +258,27 @@ def check_disk_space(output_dir: str | Path, required_bytes: int) -> None:
         )
 
 
-def begin(output_dir: str | Path, step: int, required_bytes: int) -> Path:
+def staging_folder(output_dir: str | Path, step: int) -> Path:
+    """The folder that the checkpoint of a step is written into."""
+    return Path(output_dir, STAGING, f"checkpoint-{step}")
+
+
+def begin(output_dir: str | Path, step: int, required_bytes: int) -> None:
     """Makes an empty staging folder to write a checkpoint into.
 
     Raises:
         UsageError: The disk has no room for it.
     """
-    staging = Path(output_dir, STAGING, f"checkpoint-{step}")
+    staging = staging_folder(output_dir, step)
     # A killed run may have left something.
     shutil.rmtree(staging.parent, ignore_errors=True)
     check_disk_space(output_dir, required_bytes)
     staging.mkdir(parents=True)
-    return staging
 
 
-def complete(staging: Path, output_dir: str | Path, fingerprint: Mapping[str, Any]) -> Path:
+def complete(output_dir: str | Path, step: int, fingerprint: Mapping[str, Any]) -> None:
     """Seals a written checkpoint with its manifest and moves it to its place."""
+    staging = staging_folder(output_dir, step)
     write_manifest(staging, fingerprint)
     final = Path(output_dir, staging.name)
     # A step is saved twice if it is also the last one of a pass.
@@ -263,7 +289,6 @@ def complete(staging: Path, output_dir: str | Path, fingerprint: Mapping[str, An
     shutil.rmtree(Path(output_dir, STAGING), ignore_errors=True)
     for old in Path(output_dir).glob(f"_old-{final.name}*"):
         shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def _flush_folder(folder: str | Path) -> None:
@@ -286,13 +311,13 @@ def rotate(
     Args:
         output_dir: The folder of the run.
         limit: Number of newest checkpoints to keep, at least one; `None` keeps all.
-        best: The best checkpoint, which is always kept.
+        best: The best checkpoint, which is always kept; its name alone counts, as the folder may have been moved.
         step: The step of the checkpoint just written; later ones are not counted and not deleted.
     """
     found = [folder for folder in checkpoints(output_dir) if step_of(folder) <= step]
     kept = max(limit or len(found), 1)
     for folder in found[kept:]:
-        if best is None or folder.resolve() != Path(best).resolve():
+        if best is None or folder.name != Path(best).name:
             # Moved away first: a run that is killed meanwhile leaves no half of a checkpoint in its place.
             doomed = Path(output_dir, STAGING, folder.name)
             doomed.parent.mkdir(exist_ok=True)
@@ -319,7 +344,7 @@ def writing(output_dir: str | Path, what: str) -> Iterator[None]:
         reason = str(error).splitlines()[0]
         remedy = "start again in another folder: there is no checkpoint to resume from"
         if checkpoints(output_dir):
-            remedy = "resume with --resume_from_checkpoint auto, which takes the newest whole checkpoint"
+            remedy = "resume with --resume_from_checkpoint auto, which takes the newest complete checkpoint"
         raise UsageError(
             f"--output_dir {output_dir}: {what} could not be written ({reason}); make room, and {remedy}"
         ) from error

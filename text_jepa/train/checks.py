@@ -26,7 +26,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from torch.utils.checkpoint import checkpoint as run_with_checkpoint
-from transformers import get_scheduler
+from transformers import PreTrainedTokenizerBase, TrainerState, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from configuration_text_jepa import TextJepaConfig
@@ -34,7 +34,7 @@ from modeling_text_jepa import TextJepaForPreTraining
 from text_jepa.cli import UsageError, first_line
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
-from text_jepa.data.strategies import DOCUMENT_VIEWS
+from text_jepa.data.strategies import DATA_VIEWS, DOCUMENT_VIEWS
 from text_jepa.data.walking import LOCK
 from text_jepa.encoders.sentence_head import SentenceHead
 from text_jepa.train import checkpointing
@@ -60,7 +60,7 @@ REFUSED = {
     "batch_eval_metrics": "evaluation computes losses only; leave it out",
     "bf16_full_eval": "evaluation has the precision of training; use --bf16, or leave it out",
     "debug": "looks through outputs that are numbers alone; leave it out, a step that is not finite is kept anyway",
-    "deepspeed": "is not supported; FSDP2 is: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
+    "deepspeed": "use FSDP2: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
     "do_predict": "a run pretrains; `text-jepa probe` scores the encoder",
     "enable_jit_checkpoint": "leave it out; SIGTERM always saves a checkpoint after the step at hand",
     "eval_accumulation_steps": "evaluation computes losses only; leave it out",
@@ -74,7 +74,7 @@ REFUSED = {
     "label_smoothing_factor": "there are no labels to smooth; leave it out",
     "length_column_name": "lengths are counted here; leave it out",
     "liger_kernel_config": "is for models of liger; leave it out",
-    "parallelism_config": "is not supported; FSDP2 is: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
+    "parallelism_config": "use FSDP2: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
     "prediction_loss_only": "evaluation computes losses only; leave it out",
     "remove_unused_columns": "the collator needs all columns; leave it out",
     "restore_callback_states_from_checkpoint": "leave it out; the state is always restored",
@@ -161,11 +161,16 @@ _GOES_WITH = {
     "dataloader_multiprocessing_context": _NEEDS_WORKERS,
 }
 
-# The flags of `accelerate launch` for the number of processes.
+# What `accelerate launch` is called, and its flags for the number of processes.
+_LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch")
 NUM_PROCESSES = ("--num_processes", "--num-processes", "-n")
 
 # What a run that ended before its first checkpoint may have left in its folder, beside names that begin with `_`.
 _LEFT_BY_A_RUN = ("arguments.yaml", "changed.yaml", "tokenizer", "metrics.jsonl", "nonfinite", "runs")
+
+# Values of --resume_from_checkpoint that name no checkpoint: for none, and for the newest.
+RESUME_NONE = (None, "false", "False", False)
+RESUME_NEWEST = ("true", "True", "auto", True)
 
 # A run that has been killed holds its lock until the system has taken its memory back.
 _SECONDS_TO_DIE = 5.0
@@ -188,6 +193,10 @@ def check_flags(data_args: DataArguments, args: TextJepaTrainingArguments) -> No
         raise UsageError("several GPUs in one process: start one process for each with accelerate launch")
     if data_args.probe_data_dir and not data_args.probe_task:
         raise UsageError("--probe_data_dir goes with --probe_task")
+    if selects_best_checkpoint(args) and args.save_total_limit == 1:
+        raise UsageError(
+            "--save_total_limit 1: a run that selects a checkpoint keeps the best and the newest checkpoint; use 2"
+        )
     metric = args.metric_for_best_model or ""
     has_probe_metric = data_args.probe_task and "probe_" in metric
     if selects_best_checkpoint(args) and not has_probe_metric:
@@ -206,7 +215,7 @@ def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
         # A later version may lack some of them. The Trainer writes empty values for missing ones.
         value = getattr(args, name, None)
         if name in defaults and value not in (defaults[name], None, [], {}):
-            raise UsageError(f"--{name} has no use here: {remedy}")
+            raise UsageError(f"--{name} is not supported: {remedy}")
     for name, (has_effect, condition) in _GOES_WITH.items():
         if getattr(args, name) not in (defaults[name], False) and not has_effect(args):
             raise UsageError(f"--{name} has no effect: it {condition}")
@@ -259,11 +268,12 @@ def selects_best_checkpoint(args: TextJepaTrainingArguments) -> bool:
 
 def check_processes(args: TextJepaTrainingArguments) -> None:
     """Raises UsageError if accelerate has started fewer processes than asked: with --cpu it starts one."""
-    launcher = psutil.Process().parent()
-    if launcher is None or args.world_size > 1:
+    if args.world_size > 1:
         return
-    words = launcher.cmdline()
-    if not any("accelerate" in word for word in words):
+    words = _words_of_parent()
+    # The name of the program stands before its flags: other words may be anything.
+    program = itertools.takewhile(lambda word: not word.startswith("--"), words)
+    if not any(Path(word).name in _LAUNCHERS for word in program):
         return
     for flag, value in itertools.pairwise(words):
         if flag in NUM_PROCESSES:
@@ -273,6 +283,15 @@ def check_processes(args: TextJepaTrainingArguments) -> None:
                     f"torchrun --nproc_per_node {value} run_pretraining.py …"
                 )
             return
+
+
+def _words_of_parent() -> list[str]:
+    """The command line of the process that has started this one; empty if it is gone or not ours to look at."""
+    try:
+        parent = psutil.Process().parent()
+        return parent.cmdline() if parent is not None else []
+    except psutil.Error:
+        return []
 
 
 def check_trackers(args: TextJepaTrainingArguments) -> None:
@@ -535,13 +554,13 @@ def check_output_dir(args: TextJepaTrainingArguments) -> str | None:
     if args.process_index == 0 and folder.is_dir():
         names = [path.name for path in folder.iterdir() if path.name != LOCK]
     resume = args.resume_from_checkpoint
-    if resume in (None, "false", "False", False):
+    if resume in RESUME_NONE:
         if names:
             raise UsageError(
-                f"--output_dir {folder}: not empty; name another folder, or resume with --resume_from_checkpoint true"
+                f"--output_dir {folder}: not empty; name another folder, or resume with --resume_from_checkpoint auto"
             )
         return None
-    if resume in ("true", "True", "auto", True):
+    if resume in RESUME_NEWEST:
         return _find_newest_checkpoint(args, names)
     # Only the first process needs it; it sends a copy to machines that do not share the folder.
     if args.process_index == 0:
@@ -604,7 +623,8 @@ def _check_checkpoint(folder: str) -> None:
     problem = find_damage(folder)
     if problem:
         raise UsageError(
-            f"--resume_from_checkpoint {folder}: no whole checkpoint ({problem}); 'auto' takes the newest that is"
+            f"--resume_from_checkpoint {folder}: not a complete checkpoint ({problem}); 'auto' takes the newest one "
+            "that is"
         )
 
 
@@ -628,16 +648,18 @@ def prepare_output_dir(trainer: "TextJepaTrainer", checkpoint: str | None) -> No
 def make_fingerprint(
     data_args: DataArguments,
     corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
     config: TextJepaConfig,
     collator: DataCollatorForTextJepa,
     train_dataset: Dataset | IterableDataset,
     num_workers: int,
 ) -> dict[str, Any]:
-    """The objective, masks and data of a run, which a run that resumes from its checkpoints must share.
+    """The objective, masks, words and data of a run, which a run that resumes from its checkpoints must share.
 
     Args:
         data_args: The data arguments.
         corpus: The raw documents.
+        tokenizer: Their tokenizer.
         config: The configuration of the model.
         collator: The collator of the run.
         train_dataset: The tokenized training texts.
@@ -651,8 +673,11 @@ def make_fingerprint(
     fingerprint["masks"] = collator.describe_masks()
     # The description in words is rounded.
     fingerprint["mask_strategies"] = [dataclasses.asdict(strategy) for strategy in collator.strategies]
+    fingerprint["tokenizer"] = _describe_words(tokenizer)
     if hasattr(train_dataset, "__len__"):
         fingerprint["data"] = _describe_texts(train_dataset)
+        if data_args.view in DATA_VIEWS:
+            fingerprint["views"] = f"{_checksum(train_dataset, 'view_input_ids'):08x}"
     else:
         fingerprint |= _fingerprint_of_stream(data_args, corpus, num_workers)
     return fingerprint
@@ -661,12 +686,25 @@ def make_fingerprint(
 def _describe_texts(texts: Dataset) -> str:
     """Number, length and a checksum of tokenized texts."""
     lengths = np.asarray(texts["length"][:])
-    checksum = zlib.crc32(lengths.tobytes())
-    stride = -(-len(lengths) // _FINGERPRINT_TEXTS)
-    for row in range(0, len(lengths), stride):
-        ids = np.asarray(texts[row]["input_ids"])
-        checksum = zlib.crc32(ids.tobytes(), checksum)
+    checksum = _checksum(texts, "input_ids", zlib.crc32(lengths.tobytes()))
     return f"{len(lengths)} texts of {lengths.sum()} tokens ({checksum:08x})"
+
+
+def _checksum(texts: Dataset, column: str, start: int = 0) -> int:
+    """A checksum of the tokens in a column of some texts from all parts of a dataset, which goes on from another."""
+    checksum = start
+    stride = -(-len(texts) // _FINGERPRINT_TEXTS)
+    for row in range(0, len(texts), stride):
+        ids = np.asarray(texts[row][column])
+        checksum = zlib.crc32(ids.tobytes(), checksum)
+    return checksum
+
+
+def _describe_words(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Number and a checksum of the tokens of a vocabulary."""
+    words = sorted(tokenizer.get_vocab().items())
+    checksum = zlib.crc32(repr(words).encode())
+    return f"{len(words)} tokens ({checksum:08x})"
 
 
 def _fingerprint_of_stream(data_args: DataArguments, corpus: Corpus, num_workers: int) -> dict[str, Any]:
@@ -680,11 +718,16 @@ def _fingerprint_of_stream(data_args: DataArguments, corpus: Corpus, num_workers
         "quoting",
         "max_train_samples",
         "max_length",
+        "min_length",
         "shuffle_buffer",
     ]
-    if data_args.view in DOCUMENT_VIEWS:
+    # Files without columns are divided by it, too.
+    if data_args.view in DOCUMENT_VIEWS or corpus.source.files:
         names.append("max_document_length")
     fingerprint = {name: getattr(data_args, name) for name in names}
+    # As in the name of the corpus, without the folders, which may have been moved.
+    held_out = [os.path.basename(os.path.normpath(name)) for name in data_args.validation_file or ()]
+    fingerprint["validation_file"] = held_out
     fingerprint["data"] = f"{corpus.name} ({size} bytes)"
     fingerprint["dataloader_num_workers"] = num_workers
     return fingerprint
@@ -695,9 +738,16 @@ def check_agreement(trainer: "TextJepaTrainer", checkpoint: str) -> None:
     differences = differing_settings(checkpoint, trainer.fingerprint)
     if differences and not trainer.args.accept_changes:
         listed = "; ".join(differences)
-        raise UsageError(f"{checkpoint} is of another run: {listed}; --accept_changes resumes anyway")
+        raise UsageError(f"{checkpoint} is from a different run: {listed}; --accept_changes resumes anyway")
     for difference in differences:
         logger.warning(f"resuming with a change: {difference}")
+
+
+def check_collapse(trainer: "TextJepaTrainer", checkpoint: str) -> None:
+    """Raises UsageError if a checkpoint is that of a collapse which was to end the run, and would train to its end."""
+    state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+    trainer.monitor.restore(state)
+    check_outcome(trainer)
 
 
 # ---- outcome --------------------------------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def first_texts(corpus: Corpus, split: str, count: int) -> list[str]:
     documents = corpus.splits[split]
     if hasattr(documents, "__len__"):
         count = min(count, len(documents))
-    rows = read_rows(documents.take(count), corpus.source)
+    rows = read_rows(documents.take(count), corpus.sources[split])
     texts = [row["text"] for row in rows]
     return [text for text in texts if text and text.strip()]
 

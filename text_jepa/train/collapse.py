@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from configuration_text_jepa import TextJepaConfig
@@ -172,6 +172,7 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         self.first: dict[str, float] | None = None
         # Number of latest logs in a row with signs of collapse.
         self._suspicious = 0
+        self._last_step: int | None = None
 
     @property
     def collapsed(self) -> bool:
@@ -205,8 +206,22 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
             self.batch = next(iter(eval_dataloader))
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if self.batch is None or (self.first is not None and not control.should_log):
-            return
+        if self.batch is not None and (self.first is None or control.should_log):
+            self._watch(state, control, model)
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        # With `logging_strategy="epoch"`, which asks for the log of the last step twice.
+        if self.batch is not None and control.should_log and state.global_step != self._last_step:
+            self._watch(state, control, model)
+
+    def _watch(
+        self,
+        state: TrainerState,
+        control: TrainerControl,
+        model: TextJepaForPreTraining,
+    ) -> None:
+        """Measures, and warns if this is one sign of collapse too many."""
+        self._last_step = state.global_step
         self._measure(model)
         self._suspicious = self._suspicious + 1 if self.signs else 0
         if self._suspicious < self.patience or self.collapsed:

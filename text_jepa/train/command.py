@@ -22,7 +22,14 @@ from text_jepa.train.arguments import (
     TextJepaTrainingArguments,
 )
 from text_jepa.train.build import objective_of, set_dependent_defaults
-from text_jepa.train.checks import RENAMED, check_writable, holding_folder, make_folders
+from text_jepa.train.checks import (
+    RENAMED,
+    RESUME_NEWEST,
+    RESUME_NONE,
+    check_writable,
+    holding_folder,
+    make_folders,
+)
 
 
 CLASSES = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
@@ -224,8 +231,8 @@ def choose_output_dir(
 ) -> list[Path]:
     """Makes the output folder of a run that names none: `runs/NAME`; if there is one `runs/NAME-2`, and so on.
 
-    A run that resumes takes the last one there is. The first process chooses, for the others may come when it has
-    begun to write.
+    A run that resumes takes the last one there is, or that of the checkpoint that it names. The first process chooses,
+    for the others may come when it has begun to write.
 
     Args:
         data_args: Name the texts.
@@ -240,7 +247,11 @@ def choose_output_dir(
     chosen = [None]
     made = []
     if args.process_index == 0:
-        folder, made = _claim_folder(_name_of_texts(data_args, argv), args.resume_from_checkpoint is not None)
+        resume = args.resume_from_checkpoint
+        if resume in (*RESUME_NONE, *RESUME_NEWEST):
+            folder, made = _claim_folder(_name_of_texts(data_args, argv), resumes=resume in RESUME_NEWEST)
+        else:
+            folder = Path(resume).parent
         chosen = [str(folder)]
     if args.world_size > 1:
         broadcast_object_list(chosen)

@@ -4,14 +4,12 @@ import contextlib
 import shutil
 import socket
 import uuid
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers import PreTrainedTokenizerBase
 
 from text_jepa.cli import UsageError
 from text_jepa.train.arguments import TextJepaTrainingArguments
@@ -65,14 +63,11 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 # ---- what all have in common ----------------------------------------------------------------------------------------
 
 
-def check_same(
-    fingerprint: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, args: TextJepaTrainingArguments
-) -> None:
+def check_same(fingerprint: Mapping[str, Any], args: TextJepaTrainingArguments) -> None:
     """Compares the settings, data and tokenizer of all processes, which may be started and stored apart.
 
     Args:
-        fingerprint: The settings and data of this process.
-        tokenizer: Its tokenizer.
+        fingerprint: The settings and data of this process, see `make_fingerprint`.
         args: The training arguments.
 
     Raises:
@@ -80,9 +75,7 @@ def check_same(
     """
     if args.world_size == 1:
         return
-    words = sorted(tokenizer.get_vocab().items())
-    facts = {**fingerprint, "tokenizer": f"{zlib.crc32(repr(words).encode()):08x}"}
-    values = {name: repr(value) for name, value in facts.items()}
+    values = {name: repr(value) for name, value in fingerprint.items()}
     found = gather_object([(socket.gethostname(), values)])
     first_host, first = found[0]
     for number, (host, other) in enumerate(found):

@@ -1,9 +1,12 @@
 """A pretraining run, from its arguments to the finished output folder."""
 
+import copy
+import filecmp
 import logging
 import math
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -25,6 +28,7 @@ from text_jepa.cli import UsageError, first_line
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus
+from text_jepa.data.reading import read_rows
 from text_jepa.data.strategies import DOCUMENT_VIEWS
 from text_jepa.data.tokenization import DocumentCount, log_skipped_documents
 from text_jepa.encoders.embeddings import trained_encoder
@@ -49,6 +53,7 @@ from text_jepa.train.arguments import (
     TextJepaTrainingArguments,
 )
 from text_jepa.train.build import (
+    FLAGS_OF_NEW_TOKENIZERS,
     add_words_to,
     check_texts,
     hub_options,
@@ -60,12 +65,14 @@ from text_jepa.train.build import (
     make_stream,
     make_tokenizer,
     make_windows,
+    name_of_tokenizer,
     objective_of,
     set_dependent_defaults,
     weigh_words,
 )
 from text_jepa.train.checks import (
     check_agreement,
+    check_collapse,
     check_flags,
     check_outcome,
     check_output_dir,
@@ -166,17 +173,19 @@ def pretrain(
         check_shared(args)
         parts = prepare_parts(model_args, data_args, objective_args, args, count)
         if data_args.prepare_only:
-            texts = describe_count(parts.examples["train"])
-            print(f"{texts} training texts are tokenized and cached; to train on them, repeat the command")
-            print("without --prepare_only and with --resume_from_checkpoint auto")
+            if args.process_index == 0:
+                texts = describe_count(parts.examples["train"])
+                print(f"{texts} training texts are tokenized and cached; to train on them, repeat the command")
+                print("without --prepare_only and with --resume_from_checkpoint auto")
             return True
         card_info = make_card_info(model_args, data_args, parts.corpus, parts.model.config, command)
         check_pooling(objective_args.pooling, kept_head(card_info))
         warn_of_idle_flags(args, parts.model)
-        trainer = make_trainer(parts, data_args, args, card_info)
-        check_same(trainer.fingerprint, parts.tokenizer, args)
+        trainer = make_trainer(parts, model_args, data_args, args, card_info)
+        check_same(trainer.fingerprint, args)
         if checkpoint is not None:
             check_agreement(trainer, checkpoint)
+            check_collapse(trainer, checkpoint)
         show_sizes(trainer, parts.corpus)
         if args.process_index == 0:
             prepare_output_dir(trainer, checkpoint)
@@ -252,6 +261,8 @@ def prepare_parts(
     with args.main_process_first(desc="preparing the corpus"):
         corpus = make_corpus(model_args, data_args)
         tokenizer, is_new = make_tokenizer(model_args, data_args, args, corpus)
+        # Kept without the words of --add_words: a run that starts again adds them again, with their pieces.
+        new_tokenizer = copy.deepcopy(tokenizer) if is_new else None
         added = add_words_to(tokenizer, model_args)
         examples = make_examples(corpus, tokenizer, data_args, count)
         model = make_model(model_args, data_args, objective_args, tokenizer, added)
@@ -267,8 +278,8 @@ def prepare_parts(
         # At the end, because a run that is refused leaves no trace.
         if args.process_index == 0:
             print(line)
-        if is_new and args.process_index == 0:
-            save_tokenizer(tokenizer, args.output_dir)
+        if new_tokenizer is not None and args.process_index == 0:
+            save_tokenizer(new_tokenizer, args.output_dir)
     return RunParts(
         tokenizer,
         corpus,
@@ -281,14 +292,30 @@ def prepare_parts(
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output_dir: str) -> None:
-    """Writes a new tokenizer into the output folder, where a resumed run finds it."""
+    """Writes a new tokenizer into the output folder, where a resumed run finds it.
+
+    Raises:
+        UsageError: There is another one, which a run without a checkpoint has left.
+    """
     unfinished = Path(output_dir, "_tokenizer")
+    place = Path(output_dir, "tokenizer")
     tokenizer.save_pretrained(unfinished)
-    unfinished.rename(Path(output_dir, "tokenizer"))
+    if not place.exists():
+        unfinished.rename(place)
+        return
+    names = ["tokenizer.json", "tokenizer_config.json"]
+    same, _, _ = filecmp.cmpfiles(unfinished, place, names, shallow=False)
+    shutil.rmtree(unfinished)
+    if same != names:
+        raise UsageError(
+            f"--output_dir {output_dir}: its tokenizer is of other texts or flags, and there is no checkpoint; remove "
+            f"{place}, or name another folder"
+        )
 
 
 def make_trainer(
     parts: RunParts,
+    model_args: ModelArguments,
     data_args: DataArguments,
     args: TextJepaTrainingArguments,
     card_info: Mapping[str, Any],
@@ -304,12 +331,16 @@ def make_trainer(
     fingerprint = make_fingerprint(
         data_args,
         parts.corpus,
+        parts.tokenizer,
         parts.model.config,
         parts.collator,
         train_dataset,
         args.dataloader_num_workers,
     )
     fingerprint["adapters"] = has_adapters(parts.model)
+    fingerprint["lora"] = model_args.lora
+    if name_of_tokenizer(model_args) is None:
+        fingerprint |= {name: getattr(model_args, name) for name in FLAGS_OF_NEW_TOKENIZERS}
     try:
         trainer = TextJepaTrainer(
             parts.model,
@@ -341,7 +372,7 @@ def select_examples(
     limit = data_args.max_eval_samples
     if data_args.streaming:
         stream = make_stream(train, parts.corpus.source, data_args, args)
-        return stream, list(held_out.take(limit))
+        return stream, list(read_rows(held_out.take(limit), parts.corpus.held_out_source))
     held_out = held_out.shuffle(seed=args.seed)
     held_out = held_out.take(min(limit, len(held_out)))
     return (
@@ -457,7 +488,9 @@ def describe_length(args: TextJepaTrainingArguments, texts: Dataset | DocumentWi
         steps = args.max_steps
         flag = "--max_steps"
     else:
-        steps = math.ceil(args.num_train_epochs * math.ceil(len(texts) / texts_per_step))
+        round_steps = math.floor if args.dataloader_drop_last else math.ceil
+        steps_per_pass = round_steps(len(texts) / texts_per_step)
+        steps = math.ceil(args.num_train_epochs * steps_per_pass)
         flag = "--num_train_epochs"
     passes = steps * texts_per_step / len(texts)
     tokens = texts.num_tokens if isinstance(texts, DocumentWindows) else sum(texts["length"][:])
@@ -482,6 +515,7 @@ def load_finished(trainer: TextJepaTrainer, checkpoint: str) -> bool:
         is_finished = state.global_step >= state.max_steps and has_all_epochs
     if not is_finished:
         return False
+    state.best_model_checkpoint = checkpointing.find_best(args.output_dir, state.best_model_checkpoint)
     best = state.best_model_checkpoint if args.load_best_model_at_end else None
     trainer._load_from_checkpoint(best or checkpoint)
     trainer.state = state

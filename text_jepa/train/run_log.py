@@ -38,39 +38,16 @@ _NON_FINITE = {
 # ---- running totals -------------------------------------------------------------------------------------------------
 
 
-class _Totals:
-    """Sums of one process, and how they are combined with those of the others."""
-
-    def __init__(self, args: TrainingArguments):
-        self.args = args
-        self.terms: dict[str, torch.Tensor] = {}
-
-    def add_terms(self, terms: Batch, weight: float) -> None:
-        """Adds the loss terms of a batch, each times a weight."""
-        for name, value in terms.items():
-            total = self.terms.get(name, 0)
-            self.terms[name] = total + weight * value.detach()
-
-    def mean_terms(self) -> dict[str, float]:
-        """The summed terms, averaged over processes."""
-        means = {}
-        for name, value in self.terms.items():
-            means[name] = self.mean_over_processes(value)
-        return means
-
-    def mean_over_processes(self, value: torch.Tensor) -> float:
-        gathered = nested_gather(value, self.args.parallel_mode)
-        return gathered.mean().item()
-
-    def sum_over_processes(self, value: torch.Tensor) -> torch.Tensor:
-        # NCCL gathers only what lies on its device.
-        value = value.to(self.args.device)
-        gathered = nested_gather(value, self.args.parallel_mode)
-        by_process = gathered.view(-1, *value.shape)
-        return by_process.sum(0)
+def sum_over_processes(value: torch.Tensor, args: TrainingArguments) -> torch.Tensor:
+    """The sum of the values of all processes."""
+    # NCCL gathers only what lies on its device.
+    value = value.to(args.device)
+    gathered = nested_gather(value, args.parallel_mode)
+    by_process = gathered.view(-1, *value.shape)
+    return by_process.sum(0)
 
 
-class TrainingTotals(_Totals):
+class TrainingTotals:
     """Losses, tokens and seconds of the steps since the last record of the training log.
 
     Args:
@@ -86,7 +63,7 @@ class TrainingTotals(_Totals):
         args: TrainingArguments,
         strategy_names: Sequence[str],
     ):
-        super().__init__(args)
+        self.args = args
         self.strategy_names = strategy_names
         self.reset(0)
 
@@ -94,10 +71,16 @@ class TrainingTotals(_Totals):
         """Starts a new record after a step."""
         self.last_step = step
         self.started = time.perf_counter()
-        self.terms = {}
+        self.terms: dict[str, torch.Tensor] = {}
         self.tokens = torch.zeros((), dtype=torch.long)
         # Summed latent losses and number of target tokens, by strategy.
         self.by_strategy = torch.zeros(2, len(self.strategy_names))
+
+    def add_terms(self, terms: Batch, weight: float) -> None:
+        """Adds the loss terms of a batch, each times a weight."""
+        for name, value in terms.items():
+            total = self.terms.get(name, 0)
+            self.terms[name] = total + weight * value.detach()
 
     def add_tokens(self, attention_mask: torch.Tensor) -> None:
         """Counts the tokens of a batch (B, S)."""
@@ -135,12 +118,12 @@ class TrainingTotals(_Totals):
         """
         record = {}
         steps = step - self.last_step
-        for name, total in self.mean_terms().items():
+        for name, total in self._mean_terms().items():
             record[name] = total / steps
         record |= self._strategy_losses()
 
         seconds = time.perf_counter() - self.started
-        tokens = int(self.sum_over_processes(self.tokens))
+        tokens = int(sum_over_processes(self.tokens, self.args))
         before = _last_throughput(history)
         record["tokens_per_second"] = tokens / seconds
         record["tokens_seen"] = before["tokens_seen"] + tokens
@@ -148,9 +131,20 @@ class TrainingTotals(_Totals):
         self.reset(step)
         return record
 
+    def _mean_terms(self) -> dict[str, float]:
+        """The summed terms, averaged over processes."""
+        means = {}
+        for name, value in self.terms.items():
+            means[name] = self._mean_over_processes(value)
+        return means
+
+    def _mean_over_processes(self, value: torch.Tensor) -> float:
+        gathered = nested_gather(value, self.args.parallel_mode)
+        return gathered.mean().item()
+
     def _strategy_losses(self) -> dict[str, float]:
         """The mean latent loss of the target tokens of each strategy."""
-        sums = self.sum_over_processes(self.by_strategy)
+        sums = sum_over_processes(self.by_strategy, self.args)
         losses = _means(sums, self.strategy_names)
         return {f"latent_loss_{name}": loss for name, loss in losses.items()}
 
@@ -163,10 +157,10 @@ class TrainingTotals(_Totals):
         state = {
             "step": self.last_step,
             "seconds": time.perf_counter() - self.started,
-            "loss": self.mean_over_processes(loss),
-            "terms": self.mean_terms(),
-            "tokens": self.sum_over_processes(self.tokens).item(),
-            "by_strategy": self.sum_over_processes(self.by_strategy).tolist(),
+            "loss": self._mean_over_processes(loss),
+            "terms": self._mean_terms(),
+            "tokens": sum_over_processes(self.tokens, self.args).item(),
+            "by_strategy": sum_over_processes(self.by_strategy, self.args).tolist(),
         }
         return to_json_value(state)
 
@@ -185,7 +179,7 @@ class TrainingTotals(_Totals):
             self.by_strategy = torch.tensor([losses, counts])
 
 
-class EvaluationTotals(_Totals):
+class EvaluationTotals:
     """Losses of one evaluation, and latent losses by the length of the hidden span.
 
     They are means over all target tokens, or over all texts, of all processes: how these are cut into batches, and
@@ -196,7 +190,7 @@ class EvaluationTotals(_Totals):
     """
 
     def __init__(self, args: TrainingArguments):
-        super().__init__(args)
+        self.args = args
         # Of this process: the sum of each term, and the number of tokens or texts that it is over.
         self.sums: dict[str, torch.Tensor] = {}
         # Summed latent losses and number of target tokens, by length of span.
@@ -244,14 +238,14 @@ class EvaluationTotals(_Totals):
         """The means over all processes: each term, and the `loss`, the sum of the terms by their weights."""
         record = {}
         for name, values in self.sums.items():
-            total, count = self.sum_over_processes(values.float()).tolist()
+            total, count = sum_over_processes(values.float(), self.args).tolist()
             record[name] = total / max(count, 1)
         if _REST in record:
             record["loss"] = record.pop(_REST)
             for name in OF_TOKENS:
                 record["loss"] += weights.get(name, 0.0) * record.get(name, 0.0)
 
-        sums = self.sum_over_processes(self.by_length)
+        sums = sum_over_processes(self.by_length, self.args)
         shortest = [first for first, _ in SPAN_LENGTHS]
         for first, loss in _means(sums, shortest).items():
             record[f"latent_loss_of_spans_from_{first}"] = loss

@@ -63,6 +63,9 @@ logger = logging.getLogger(__name__)
 # The key under which `trainer_state.json` keeps what the log has summed since its last record.
 _SINCE_LAST_LOG = "since_last_log"
 
+# The key under which it keeps the path of the best checkpoint, which the Trainer forgets if it leads nowhere any more.
+_BEST = "best_checkpoint"
+
 
 class _LogAndEpochCallback(TrainerCallback):
     """Begins the log with the run, sets the epoch of masks and texts, and has the last step logged."""
@@ -116,7 +119,8 @@ class TextJepaTrainer(Trainer):
         data_collator: The collator, which makes the masks.
         train_dataset: Examples with `input_ids`, and optionally a column `length`, their numbers of tokens, which are
             counted otherwise.
-        eval_dataset: Held-out examples. The collapse monitor measures the first ones.
+        eval_dataset: Held-out examples, or several datasets of them by name. The collapse monitor measures the first
+            ones.
         fingerprint: Settings that a resumed run must share, in addition to those among `args`.
         card_info: Entries of the model card that the trainer does not know, see `describe_run`. `"which"` is the
             encoder to export, `"target"` (the default) or `"context"`.
@@ -128,8 +132,8 @@ class TextJepaTrainer(Trainer):
         has_begun: Whether training has begun, after all of the Trainer's own preparation.
 
     Raises:
-        ValueError: The collator has more mask strategies than the predictor has mask tokens, or the objective learns
-            nothing, see `TextJepaConfig.check_trainable`.
+        ValueError: The collator has more mask strategies than the predictor has mask tokens, or makes no views for a
+            document loss; or the objective learns nothing, see `TextJepaConfig.check_trainable`.
     """
 
     def __init__(
@@ -138,7 +142,7 @@ class TextJepaTrainer(Trainer):
         args: TextJepaTrainingArguments,
         data_collator: DataCollatorForTextJepa,
         train_dataset: Dataset | Iterable,
-        eval_dataset: Dataset | Iterable | None = None,
+        eval_dataset: Dataset | Iterable | Mapping[str, Dataset] | None = None,
         fingerprint: Mapping[str, Any] | None = None,
         card_info: Mapping[str, Any] | None = None,
         **kwargs,
@@ -146,6 +150,7 @@ class TextJepaTrainer(Trainer):
         model = below_adapters(model)
         model.config.check_trainable()
         _check_mask_tokens(model, data_collator)
+        _check_view(model, data_collator)
         self.train_sampler: LengthGroupedSampler | None = None
         self.eval_collator = copy.deepcopy(data_collator)
         self.eval_collator.epoch = -1
@@ -210,6 +215,8 @@ class TextJepaTrainer(Trainer):
         monitor.stop_on_collapse |= self.args.stop_on_collapse
         monitor.autocast = self.accelerator.autocast
         if monitor.batch is None:
+            if isinstance(eval_dataset, Mapping):
+                eval_dataset = next(iter(eval_dataset.values()))
             count = min(MONITOR_TEXTS, self.args.per_device_eval_batch_size)
             examples = list(islice(eval_dataset, count))
             monitor.batch = self.eval_collator(examples)
@@ -442,6 +449,9 @@ class TextJepaTrainer(Trainer):
             self.training_totals.load_state_dict(saved)
             self._globalstep_last_logged = saved["step"]
             self._tr_loss += float(saved["loss"])
+        best = state.stateful_callbacks.get(_BEST)
+        if state.global_step and best:
+            state.best_model_checkpoint = checkpointing.find_best(self.args.output_dir, best["path"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         is_training_record = "loss" in logs
@@ -483,7 +493,9 @@ class TextJepaTrainer(Trainer):
     ) -> EvalLoopOutput:
         self.evaluation_totals = EvaluationTotals(self.args)
         # SIGReg draws random directions: the same ones in every evaluation, without a change to those of training.
-        with torch.random.fork_rng():
+        device = self.args.device
+        devices = [] if device.type == "cpu" else [device]
+        with torch.random.fork_rng(devices, device_type=device.type):
             torch.manual_seed(self.args.seed)
             output = super().evaluation_loop(
                 dataloader,
@@ -514,12 +526,11 @@ class TextJepaTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial) -> None:
         """Writes the Trainer's files of a checkpoint into a staging folder, which is renamed when it is complete."""
         args = self.args
-        name = f"checkpoint-{self.state.global_step}"
-        staging = Path(args.output_dir, checkpointing.STAGING, name)
+        staging = checkpointing.staging_folder(args.output_dir, self.state.global_step)
         totals = self.training_totals.state_dict(self._tr_loss)
         self.state.stateful_callbacks[_SINCE_LAST_LOG] = totals
         try:
-            with checkpointing.writing(args.output_dir, name):
+            with checkpointing.writing(args.output_dir, staging.name):
                 self._write_checkpoint(staging)
         finally:
             if args.process_index == 0:
@@ -529,21 +540,25 @@ class TextJepaTrainer(Trainer):
 
     def _write_checkpoint(self, staging: Path) -> None:
         output_dir = self.args.output_dir
+        step = self.state.global_step
         is_first_process = self.args.process_index == 0
         if is_first_process:
-            checkpointing.begin(output_dir, self.state.global_step, self.checkpoint_bytes())
+            checkpointing.begin(output_dir, step, self.checkpoint_bytes())
+        if self.state.best_global_step == step:
+            self.state.best_model_checkpoint = str(Path(output_dir, staging.name))
+            self.state.stateful_callbacks[_BEST] = {"path": self.state.best_model_checkpoint}
         self.accelerator.wait_for_everyone()
         self._write_weights_and_optimizer(staging)
         if is_first_process:
             self._write_state(staging)
         self.accelerator.wait_for_everyone()
         if is_first_process:
-            checkpointing.complete(staging, output_dir, self.fingerprint)
+            checkpointing.complete(output_dir, step, self.fingerprint)
             checkpointing.rotate(
                 output_dir,
                 self.args.save_total_limit,
                 self.state.best_model_checkpoint,
-                self.state.global_step,
+                step,
             )
         self.accelerator.wait_for_everyone()
 
@@ -572,8 +587,6 @@ class TextJepaTrainer(Trainer):
 
     def _write_state(self, staging: Path) -> None:
         state = self.state
-        if state.best_global_step == state.global_step:
-            state.best_model_checkpoint = str(Path(self.args.output_dir, staging.name))
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 name = type(callback).__name__
@@ -586,9 +599,10 @@ class TextJepaTrainer(Trainer):
     @property
     def weights_step(self) -> int:
         """The step that the model's weights are from: the last, or the best after `load_best_model_at_end`."""
+        best = self.state.best_model_checkpoint
         has_best_weights = self.args.load_best_model_at_end and not self.is_in_train
-        if has_best_weights and self.state.best_global_step:
-            return self.state.best_global_step
+        if has_best_weights and best is not None:
+            return checkpointing.step_of(Path(best))
         return self.state.global_step
 
     def export(self, output_dir: str | Path) -> None:
@@ -704,6 +718,14 @@ def _check_mask_tokens(
         raise ValueError(
             f"the collator has {strategies} mask strategies, the model {mask_tokens} mask tokens; "
             f"set pred_num_mask_tokens={strategies}"
+        )
+
+
+def _check_view(model: TextJepaForPreTraining, collator: DataCollatorForTextJepa) -> None:
+    if model.config.document_loss_weight > 0 and collator.view is None:
+        raise ValueError(
+            "the document loss predicts the view of a text, and the collator makes none: give it "
+            "view=ViewStrategy('rest')"
         )
 
 
