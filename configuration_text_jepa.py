@@ -79,6 +79,18 @@ _PRESETS = {
     "large": {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 16},
 }
 
+# Fields whose defaults follow from the encoder and from other fields, each after those that it follows from.
+_DERIVED_FIELDS = (
+    "context_mode",
+    "pred_num_attention_heads",
+    "pred_hidden_size",
+    "pred_position_embedding_type",
+    "pred_pooled_context",
+    "target_num_layers",
+    "sentence_hidden_size",
+    "document_hidden_size",
+)
+
 # Objectives by name, so that methods can be compared with the same encoder, data and trainer. Their masks are the
 # collator's: `configs/` has a recipe for each.
 _TOKENS_ALONE = {
@@ -406,28 +418,40 @@ class TextJepaConfig(PreTrainedConfig):
             self.text_config = CONFIG_MAPPING[model_type](**fields)
 
     def _fill_in_defaults(self):
-        """Fields whose defaults follow from the encoder and from other fields."""
-        is_mlp = self.predictor_type == "mlp"
-        if self.context_mode is None:
-            self.context_mode = "drop" if self.drop_is_exact else "attention_mask"
-        if self.pred_hidden_size is None:
-            self.pred_hidden_size = self.text_config.hidden_size if is_mlp else self.text_config.hidden_size // 2
-        if self.pred_num_attention_heads is None:
-            self.pred_num_attention_heads = self.text_config.num_attention_heads
-        if self.pred_position_embedding_type is None:
-            self.pred_position_embedding_type = "learned" if is_mlp else "rotary"
-        if self.pred_pooled_context is None:
-            self.pred_pooled_context = is_mlp and self.context_mode != "mask_token"
-        if self.target_num_layers is None:
-            self.target_num_layers = max(self.text_config.num_hidden_layers, 1)
-        if self.sentence_hidden_size is None:
-            self.sentence_hidden_size = self._default_sentence_hidden_size()
-        if self.document_hidden_size is None:
-            self.document_hidden_size = 2 * self.text_config.hidden_size
+        for name in _DERIVED_FIELDS:
+            if getattr(self, name) is None:
+                setattr(self, name, self._derived_default(name))
 
-    def _default_sentence_hidden_size(self):
-        has_no_head = self.sentence_loss_type == "infonce" and self.target_encoder_type != "online"
-        return 0 if has_no_head else 2 * self.text_config.hidden_size
+    def _derived_default(self, name):
+        """The default of one of `_DERIVED_FIELDS`."""
+        is_mlp = self.predictor_type == "mlp"
+        width = self.text_config.hidden_size
+        if name == "context_mode":
+            return "drop" if self.drop_is_exact else "attention_mask"
+        if name == "pred_num_attention_heads":
+            return self.text_config.num_attention_heads
+        if name == "pred_hidden_size":
+            return width if is_mlp else self._half_width_for_heads()
+        if name == "pred_position_embedding_type":
+            return "learned" if is_mlp else "rotary"
+        if name == "pred_pooled_context":
+            return is_mlp and self.context_mode != "mask_token"
+        if name == "target_num_layers":
+            return self._most_target_layers
+        if name == "sentence_hidden_size":
+            has_no_head = self.sentence_loss_type == "infonce" and self.target_encoder_type != "online"
+            return 0 if has_no_head else 2 * width
+        return 2 * width  # document_hidden_size
+
+    def _half_width_for_heads(self):
+        """Half of the encoder's width, rounded up so that rotary positions have an even width per head."""
+        half = self.text_config.hidden_size // 2
+        multiple = 2 * max(self.pred_num_attention_heads, 1)
+        return math.ceil(half / multiple) * multiple
+
+    @property
+    def _most_target_layers(self):
+        return max(self.text_config.num_hidden_layers, 1)
 
     def __init_subclass__(cls, *args, **kwargs) -> None:
         # transformers cannot save the code of a class that a script defines, and would say so at every saving.
@@ -459,23 +483,35 @@ class TextJepaConfig(PreTrainedConfig):
         """As `PreTrainedConfig.from_dict`; keys that other tools or later versions have written are kept.
 
         An unknown key becomes an attribute, with one warning, and is saved again. To [`TextJepaConfig`] itself an
-        unknown keyword argument is an error. A `sentence_hidden_size` that was the default follows the fields that
-        are given here.
+        unknown keyword argument is an error. A field whose default follows from other fields, and whose saved value
+        was this default, follows the fields that are given here.
         """
         known_keys = cls._known_keys()
         known = {key: value for key, value in config_dict.items() if key in known_keys}
         unknown = {key: value for key, value in config_dict.items() if key not in known_keys}
+        given = {key: kwargs.pop(key) for key in cls.own_fields() if key in kwargs}
+        if given:
+            known = cls._without_defaults(known) | given
         result = super().from_dict(known, **kwargs)
         config = result[0] if kwargs.get("return_unused_kwargs") else result
-        if "sentence_hidden_size" not in kwargs and known_keys & set(kwargs):
-            saved = super().from_dict(known)
-            if saved.sentence_hidden_size == saved._default_sentence_hidden_size():
-                config.sentence_hidden_size = config._default_sentence_hidden_size()
         for key, value in unknown.items():
             setattr(config, key, value)
         if unknown:
             logger.warning(f"unknown to TextJepaConfig, and kept as they are: {', '.join(sorted(unknown))}")
         return result
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """Names of the fields that this class adds to those of `PreTrainedConfig`, without `text_config`."""
+        inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {"text_config"}
+        return [field.name for field in dataclasses.fields(cls) if field.name not in inherited]
+
+    @classmethod
+    def _without_defaults(cls, config_dict):
+        """The fields of a saved configuration, without derived ones that have their defaults."""
+        saved = super().from_dict(dict(config_dict))
+        at_default = [name for name in _DERIVED_FIELDS if getattr(saved, name) == saved._derived_default(name)]
+        return {key: value for key, value in config_dict.items() if key not in at_default}
 
     @property
     def drop_is_exact(self) -> bool:
@@ -545,7 +581,7 @@ class TextJepaConfig(PreTrainedConfig):
     def running_statistics(self) -> list[str]:
         """Names of the targets with running statistics: `layer0` and so on, `documents`, `sentences`."""
         names = []
-        if self.target_normalization == "running":
+        if self.latent_loss_weight > 0 and self.target_normalization == "running":
             names += [f"layer{k}" for k in range(self.target_num_layers)]
         if self.document_loss_weight > 0:
             names.append("documents")
@@ -701,9 +737,12 @@ class TextJepaConfig(PreTrainedConfig):
 
     def validate_objective(self):
         """Raises ValueError if the objective has no term, is not defined, or does not work with this encoder."""
-        layers = self.text_config.num_hidden_layers
-        if not 1 <= self.target_num_layers <= max(layers, 1):
-            raise ValueError(f"target_num_layers must be 1 to {layers} for this encoder, got {self.target_num_layers}")
+        most_layers = self._most_target_layers
+        if not 1 <= self.target_num_layers <= most_layers:
+            raise ValueError(
+                f"target_num_layers must be at least 1 and at most {most_layers} for this encoder, got "
+                f"{self.target_num_layers}"
+            )
         for name in self.loss_terms:
             weight = getattr(self, f"{name}_loss_weight")
             if not 0 <= weight < math.inf:  # also for NaN

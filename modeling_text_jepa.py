@@ -192,6 +192,11 @@ class _SumOfProcesses(torch.autograd.Function):
         return _SumOfProcesses.apply(gradient)
 
 
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Sum of the values of all processes, with gradient."""
+    return _SumOfProcesses.apply(values) if _world_size() > 1 else values
+
+
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     """All-gather with gradient of rows (n, …); n may differ between processes.
 
@@ -257,10 +262,6 @@ def gather_positions(values: torch.Tensor, positions: torch.Tensor) -> torch.Ten
 # ---- targets --------------------------------------------------------------------------------------------------------
 
 
-def _sum_of_processes(values: torch.Tensor) -> torch.Tensor:
-    return _SumOfProcesses.apply(values) if _world_size() > 1 else values
-
-
 def moments(
     values: torch.Tensor,
     weights: torch.Tensor,
@@ -286,8 +287,8 @@ def _weighted_average(
 ) -> torch.Tensor:
     sums = torch.cat([weights * values, weights], dim=-1).sum(dims, keepdim=True)
     if 0 in dims:
-        sums = _sum_of_processes(sums)
-    total_weight = sums[..., -1:].clamp(min=1)
+        sums = sum_over_processes(sums)
+    total_weight = sums[..., -1:].clamp(min=1e-6)
     return sums[..., :-1] / total_weight
 
 
@@ -342,7 +343,7 @@ def whitening(covariance: torch.Tensor) -> torch.Tensor:
     ridge = 0.1 * covariance.trace() / len(covariance) + 1e-6
     regularized = covariance + ridge * identity
     scale = regularized.norm()
-    root = regularized / scale  # the iteration converges for norms below 1
+    root = regularized / scale  # eigenvalues between 0 and 1, for which the iteration converges
     inverse_root = identity
     for _ in range(18):
         step = 1.5 * identity - 0.5 * inverse_root @ root
@@ -903,8 +904,8 @@ class RunningMoments(RunningAverages):
         if self.training:
             all_but_features = tuple(range(values.dim() - 1))
             mean, variance = moments(values, weights, all_but_features)
-            # Nothing has no mean: `update` leaves it out.
-            has_values = _sum_of_processes(weights.sum()) > 0
+            # A batch without weights has no mean. NaN makes `update` skip it.
+            has_values = sum_over_processes(weights.sum()) > 0
             mean = mean.where(has_values, torch.nan)
             self.update(mean=mean.flatten(), variance=variance.flatten())
         return self.mean, self.variance
@@ -1056,14 +1057,13 @@ def _without_numbers(key: str) -> str:
     return re.sub(r"\d+", "#", key)
 
 
-def _pop_own_fields(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Takes the fields of `TextJepaConfig` out of keyword arguments."""
-    own = [key for key in kwargs if key in TextJepaConfig.__annotations__]
-    return {key: kwargs.pop(key) for key in own}
+def _pop_own_fields(config_class: type[TextJepaConfig], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes the fields of a configuration class out of keyword arguments."""
+    return {name: kwargs.pop(name) for name in config_class.own_fields() if name in kwargs}
 
 
-def _config_around(encoder: PreTrainedModel, **fields) -> TextJepaConfig:
-    return TextJepaConfig(
+def _config_around(config_class: type[TextJepaConfig], encoder: PreTrainedModel, **fields) -> TextJepaConfig:
+    return config_class(
         text_config=copy.deepcopy(encoder.config),
         # Ours passes its attention implementation on to `text_config`, and would overwrite the encoder's.
         attn_implementation=encoder.config._attn_implementation,
@@ -1345,7 +1345,7 @@ class TextJepaPreTrainedModel(PreTrainedModel):
         """
         if config is None:
             model_type = _read_model_type(pretrained_model_name_or_path, **kwargs)
-            if model_type != TextJepaConfig.model_type:
+            if model_type != cls.config_class.model_type:
                 return cls._from_plain_encoder(pretrained_model_name_or_path, model_type, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -1460,11 +1460,12 @@ class TextJepaModel(TextJepaPreTrainedModel):
         output_loading_info: bool = False,
         **kwargs,
     ):
-        fields = _pop_own_fields(kwargs)
+        fields = _pop_own_fields(cls.config_class, kwargs)
         encoder, loading_info = _load_encoder(name_or_path, **kwargs)
         with torch.device("meta"):
-            model = cls(_config_around(encoder, **fields)).eval()
+            model = cls(_config_around(cls.config_class, encoder, **fields)).eval()
         model.encoder = encoder
+        model.config.text_config = encoder.config  # with two of them, resizing would change only one
         model._freeze_idle_positions()
         return (model, loading_info) if output_loading_info else model
 
@@ -1598,16 +1599,21 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             **kwargs: Fields of [`TextJepaConfig`]; all others (`revision`, `token`, `attn_implementation` …) are
                 passed to `AutoModel.from_pretrained`. `dtype` is float32 by default.
         """
-        fields = _pop_own_fields(kwargs)
-        kwargs.setdefault("dtype", torch.float32)
+        fields = _pop_own_fields(cls.config_class, kwargs)
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
         encoder, loading_info = _load_encoder(name_or_path, **kwargs)
-        model = cls(_config_around(encoder, **fields)).to(encoder.device, encoder.dtype)
-        model._keep_targets_in_float32()
+        model = cls(_config_around(cls.config_class, encoder, **fields)).to(encoder.device, encoder.dtype)
         model.model.encoder.load_state_dict(encoder.state_dict())
         if model.target_encoder is not None:
             model.target_encoder.load_state_dict(encoder.state_dict())
         model.eval()
         return (model, loading_info) if output_loading_info else model
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        self._keep_targets_in_float32()  # `to(torch.bfloat16)` has cast them as well
+        return self
 
     def _keep_targets_in_float32(self):
         for module in (self.target_encoder, self.running, self.pooler, self.lexical_space):

@@ -2,7 +2,8 @@
 
     python examples/demo.py runs/tiny_cpu
 
-Needs `pip install text-jepa[demo]`. The page is for this machine alone, and asks and tells nobody else anything.
+Needs `pip install -c constraints.txt -e '.[demo]'`. The page is for this machine alone, and asks and tells nobody else
+anything.
 GRADIO_SERVER_PORT names another port than the first free one from 7860 on.
 """
 

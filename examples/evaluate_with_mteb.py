@@ -2,7 +2,8 @@
 
     python examples/evaluate_with_mteb.py runs/tiny_cpu --glue ../shared/data/glue --rerank ../shared/data/qqp_rerank
 
-Needs `pip install text-jepa[mteb]`. For the tasks that mteb downloads: `mteb run -m ENCODER -t STSBenchmark`.
+Needs `pip install -c constraints.txt -e '.[mteb]'`. For the tasks that mteb downloads: `mteb run -m ENCODER -t
+STSBenchmark`.
 """
 
 import argparse

@@ -14,10 +14,11 @@ class WithNorms(TextJepaForPreTraining):
         return losses
 
 
-tokenizer, model = AutoTokenizer.from_pretrained(argv[1], trust_remote_code=False), WithNorms.from_encoder(argv[1])
+tokenizer = AutoTokenizer.from_pretrained(argv[1], trust_remote_code=False)
+model = WithNorms.from_encoder(argv[1])
 texts = [tokenizer(line, truncation=True, max_length=64) for line in stdin]
 args = TextJepaTrainingArguments(argv[2], max_steps=40, logging_steps=10, eval_strategy="epoch")
-data = {"train_dataset": texts[20:], "eval_dataset": texts[:20], "processing_class": tokenizer}
-trainer = TextJepaTrainer(model, args, DataCollatorForTextJepa(tokenizer), **data)
+collator = DataCollatorForTextJepa(tokenizer)
+trainer = TextJepaTrainer(model, args, collator, texts[20:], texts[:20], processing_class=tokenizer)
 trainer.train()
 trainer.export(argv[2])

@@ -564,8 +564,9 @@ def test_the_comparison_of_modes_sees_what_goes_wrong(name, make_model, make_bat
     assert difference_of_modes(name, make_model, make_batch(lengths=(40, 23, 31), width=44)) > 1e-2
 
 
-def test_from_encoder_keeps_a_dtype_asked_for_but_not_in_the_target_encoder(folders):
-    model = TextJepaForPreTraining.from_encoder(folders("bert")[2] / "plain", dtype=torch.bfloat16)
+@pytest.mark.parametrize("argument", ["dtype", "torch_dtype"])
+def test_from_encoder_keeps_a_dtype_asked_for_but_not_in_the_target_encoder(argument, folders):
+    model = TextJepaForPreTraining.from_encoder(folders("bert")[2] / "plain", **{argument: torch.bfloat16})
     assert {p.dtype for p in model.model.parameters()} == {p.dtype for p in model.predictor.parameters()}
     assert model.dtype == torch.bfloat16
     assert {p.dtype for p in model.target_encoder.parameters()} == {torch.float32}
@@ -574,6 +575,13 @@ def test_from_encoder_keeps_a_dtype_asked_for_but_not_in_the_target_encoder(fold
 def test_fields_of_the_configuration_reach_a_wrapped_encoder(folders):
     model = TextJepaModel.from_pretrained(folders("bert")[2] / "plain", classifier_pooling="cls")
     assert model.config.classifier_pooling == "cls"
+
+
+def test_resizing_a_wrapped_encoder_changes_its_own_configuration(folders, tmp_path):
+    model = TextJepaModel.from_pretrained(folders("bert")[2] / "plain")
+    model.resize_token_embeddings(230)
+    model.encoder.save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).get_input_embeddings().num_embeddings == 230
 
 
 def test_a_plain_encoder_is_refused_where_it_would_lack_parts(folders):

@@ -10,7 +10,8 @@ from transformers import AutoConfig, BertConfig, DistilBertConfig, ModernBertCon
 
 from configuration_text_jepa import OBJECTIVES
 from text_jepa import TextJepaConfig, TextJepaForPreTraining, TextJepaForSequenceClassification
-from text_jepa.train.build import config_from
+from text_jepa.train.arguments import ModelArguments, ObjectiveArguments
+from text_jepa.train.build import config_from, objective_fields
 
 
 OWN_FIELDS = sorted(set(TextJepaConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
@@ -32,6 +33,15 @@ def test_derived_defaults_follow_the_encoder():
     config = TextJepaConfig(text_config=BERT)
     assert (config.pred_hidden_size, config.pred_num_attention_heads, config.target_num_layers) == (16, 2, 3)
     assert config.context_mode == "drop"
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "expected"), [(312, 12, 168), (48, 24, 48), (768, 12, 384), (384, 12, 192), (32, 2, 16)]
+)
+def test_the_predictor_has_half_the_width_rounded_up_to_even_heads(width, heads, expected):
+    """Those of 312 features and 12 heads are the small BERTs of TinyBERT and rubert-tiny2."""
+    shape = BERT | {"hidden_size": width, "num_attention_heads": heads}
+    assert TextJepaConfig(text_config=shape).pred_hidden_size == expected
 
 
 @pytest.mark.parametrize("form", ["dict", "instance", "dict without model_type"])
@@ -136,8 +146,8 @@ def test_unknown_preset_lists_those_there_are():
         ({"predictor_type": "conv", "pred_conv_groups": 0}, "pred_conv_groups must be at least 1, got 0"),
         ({"infonce_temperature": float("nan")}, "infonce_temperature must be positive and finite, got nan"),
         ({"token_loss_weight": float("nan")}, "token_loss_weight must be at least 0 and finite, got nan"),
-        ({"target_num_layers": 4}, "target_num_layers must be 1 to 3 for this encoder, got 4"),
-        ({"target_num_layers": 0}, "target_num_layers must be 1 to 3 for this encoder, got 0"),
+        ({"target_num_layers": 4}, "target_num_layers must be at least 1 and at most 3 for this encoder, got 4"),
+        ({"target_num_layers": 0}, "target_num_layers must be at least 1 and at most 3 for this encoder, got 0"),
         (
             {"latent_loss_weight": 0, "token_loss_weight": 0, "sentence_loss_weight": 0, "sigreg_loss_weight": 1},
             "latent_loss_weight, token_loss_weight, document_loss_weight or sentence_loss_weight must be above 0",
@@ -528,6 +538,27 @@ def test_a_default_of_a_file_follows_the_objective_that_it_is_opened_with(tmp_pa
     assert TextJepaConfig.from_pretrained(tmp_path, sentence_hidden_size=5).sentence_hidden_size == 5
 
 
+@pytest.mark.parametrize("before", OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_that_is_named_replaces_that_of_a_file(before, name, tmp_path):
+    """Weights of its losses, predictor and mode, as if the encoder were new."""
+    shape = {"text_config": BERT, "mask_token_id": 4}
+    TextJepaConfig(**shape, **OBJECTIVES[before]).save_pretrained(tmp_path)
+    fields = objective_fields(ModelArguments(objective=name), ObjectiveArguments(), continues=True)
+    opened = TextJepaConfig.from_pretrained(tmp_path, **fields)
+    fresh = TextJepaConfig(**shape, **OBJECTIVES[name])
+    assert {field: getattr(opened, field) for field in OWN_FIELDS if field != "text_config"} == {
+        field: getattr(fresh, field) for field in OWN_FIELDS if field != "text_config"
+    }
+
+
+def test_what_was_chosen_in_a_file_stays_beside_fields_that_are_given(tmp_path):
+    TextJepaConfig(text_config=BERT, pred_hidden_size=8, target_num_layers=2).save_pretrained(tmp_path)
+    opened = TextJepaConfig.from_pretrained(tmp_path, predictor_type="mlp", context_mode="mask_token", mask_token_id=4)
+    assert (opened.pred_hidden_size, opened.target_num_layers) == (8, 2)
+    assert opened.pred_position_embedding_type == "learned"
+
+
 @pytest.mark.parametrize(
     ("fields", "compares"),
     [
@@ -547,9 +578,9 @@ def test_which_objectives_compare_the_texts_of_a_batch(fields, compares):
 def test_a_predictor_that_is_not_built_is_not_checked():
     """A head of the predictor would have an odd number of features."""
     shape = {"vocab_size": 200, "hidden_size": 48}
-    TextJepaConfig.preset("static", shape, **OBJECTIVES["documents"])
+    TextJepaConfig.preset("static", shape, **OBJECTIVES["documents"], pred_hidden_size=24)
     with pytest.raises((ValueError, StrictDataclassError), match="even width per predictor head"):
-        TextJepaConfig.preset("static", shape, **OBJECTIVES["jepa"])
+        TextJepaConfig.preset("static", shape, **OBJECTIVES["jepa"], pred_hidden_size=24)
     with pytest.raises((ValueError, StrictDataclassError), match="unknown pred_hidden_act 'gleu'"):
         TextJepaConfig.preset("static", shape, **OBJECTIVES["documents"], pred_hidden_act="gleu")
 

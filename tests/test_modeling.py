@@ -505,8 +505,17 @@ def test_a_float32_average_of_a_bfloat16_encoder_moves(model):
         assert not torch.equal(target, before[name])
 
 
+def test_a_model_that_is_cast_keeps_its_targets_in_float32(make_model, batch):
+    model = make_model(target_normalization="running").to(torch.bfloat16)
+    kept = ("target_encoder", "running")
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == (torch.float32 if name.startswith(kept) else torch.bfloat16), name
+    assert model.train()(**batch).loss.isfinite()
+    model.update_target_encoder(0.999)
+
+
 def test_an_average_in_half_precision_which_would_not_move_is_refused(model):
-    model.to(torch.bfloat16)
+    model.target_encoder.to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"is in torch.bfloat16, .* call model.target_encoder.float\(\)"):
         model.update_target_encoder(0.999)
     model.target_encoder.float()

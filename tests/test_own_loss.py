@@ -86,6 +86,23 @@ def test_a_field_of_ones_own_configuration_is_validated_when_it_is_replaced(make
         OwnModel.from_pretrained(tmp_path, own_weight=-1.0)
 
 
+def test_a_model_with_a_configuration_of_ones_own_starts_from_an_encoder(tmp_path):
+    @strict
+    class OwnConfig(TextJepaConfig):
+        model_type = "own_jepa"
+        own_weight: float = 1.0
+
+    class OwnModel(TextJepaForPreTraining):
+        config: OwnConfig
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(**shape)).save_pretrained(tmp_path / "encoder")
+    model = OwnModel.from_encoder(tmp_path / "encoder", own_weight=2.0)
+    assert type(model.config) is OwnConfig
+    model.save_pretrained(tmp_path / "whole")
+    assert OwnModel.from_pretrained(tmp_path / "whole").config.own_weight == 2.0
+
+
 def real_texts():
     """Lines of the documentation."""
     lines = [line for page in ("faq.md", "method.md") for line in (ROOT / "docs" / page).read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Lets `python -m text_jepa VERB` do what `text-jepa VERB` does."""
+"""Lets `python -m text_jepa COMMAND` do what `text-jepa COMMAND` does."""
 
 from text_jepa.commands.main import main
 
