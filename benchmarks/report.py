@@ -354,7 +354,7 @@ def draw_over_time(question: Question, results: Results, path: Path) -> None:
 
     label, (task, _) = next(iter(question.columns.items()))
     column = next(found for name, found in results["quality"].items() if name.startswith(f"{task}, "))
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     lines = plot_quality(axes, column, question.systems)
@@ -363,7 +363,7 @@ def draw_over_time(question: Question, results: Results, path: Path) -> None:
     axes.set_xlabel(f"{results['quality_axis']}\n{results['machine']}")
     axes.set_ylabel(f"{label}, %")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(handles=list(lines.values()), loc="outside right upper", fontsize=9)
+    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=2, fontsize=9)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
