@@ -603,19 +603,6 @@ def test_signal_at_an_evaluation_saves_whatever_its_figure(tokenizer, examples, 
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-2"]
 
 
-def test_interrupt_is_ignored_where_the_shell_ignores_it(tokenizer, examples, tmp_path):
-    """As for what a script starts in the background."""
-    trainer = trainer_of(tokenizer, examples, tmp_path, max_steps=3, save_strategy="no")
-    trainer.add_callback(At([1], lambda control: signal.raise_signal(signal.SIGINT)))
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        trainer.train()
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert trainer.state.global_step == 3
-
-
 def test_signal_handlers_are_given_back_after_an_error_too(tokenizer, examples, tmp_path):
     trainer = trainer_of(tokenizer, examples, tmp_path)
     trainer.model.predictor.forward = None

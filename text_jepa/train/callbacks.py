@@ -335,7 +335,6 @@ class PreemptionCallback(TrainerCallback):
 
     Signals within a second count as one, since a launcher passes on what the scheduler has sent to all processes
     anyway. Processes agree at the end of each step, so that a signal to one of them stops all after the same step.
-    SIGINT stays ignored where it is, as by a shell for what it starts in the background.
 
     Attributes:
         asked: Whether all processes have agreed to end the run because of a signal.
@@ -356,8 +355,7 @@ class PreemptionCallback(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             return
         self._handle(signal.SIGTERM, self._note)
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            self._handle(signal.SIGINT, self._note)
+        self._handle(signal.SIGINT, self._note)
         if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
             # `accelerate launch` of one process dies of a signal without passing it on. The kernel then sends one that
             # stands for the death of the parent (PR_SET_PDEATHSIG), and does not count as a second one.
