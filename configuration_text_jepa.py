@@ -441,7 +441,9 @@ class TextJepaConfig(PreTrainedConfig):
         if name == "sentence_hidden_size":
             has_no_head = self.sentence_loss_type == "infonce" and self.target_encoder_type != "online"
             return 0 if has_no_head else 2 * width
-        return 2 * width  # document_hidden_size
+        if name == "document_hidden_size":
+            return 2 * width
+        raise ValueError(f"{name} has no derived default")
 
     def _half_width_for_heads(self):
         """Half of the encoder's width, rounded up so that rotary positions have an even width per head."""

@@ -1345,11 +1345,11 @@ class TextJepaPreTrainedModel(PreTrainedModel):
         """
         if config is None:
             model_type = _read_model_type(pretrained_model_name_or_path, **kwargs)
-            if model_type != cls.config_class.model_type:
+            if model_type not in (TextJepaConfig.model_type, cls.config_class.model_type):
                 return cls._from_plain_encoder(pretrained_model_name_or_path, model_type, **kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.config.validate()  # transformers replaces fields that are given here without validation
+        model.config.validate()  # transformers replaces its own fields that are given here without validation
         return loaded
 
     @classmethod
@@ -1611,14 +1611,26 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         return (model, loading_info) if output_loading_info else model
 
     def _apply(self, fn, recurse: bool = True):
-        super()._apply(fn, recurse)
-        self._keep_targets_in_float32()  # `to(torch.bfloat16)` has cast them as well
-        return self
+        """Casts all but what makes the targets, which moves to other devices and keeps its values."""
+        kept = set()
+        for module in self._parts_in_float32():
+            kept |= {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+        def apply(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            if id(tensor) in kept and moved.dtype != tensor.dtype:
+                moved = tensor.to(moved.device)
+            return moved
+
+        return super()._apply(apply, recurse)
+
+    def _parts_in_float32(self) -> list[nn.Module]:
+        parts = (self.target_encoder, self.running, self.pooler, self.lexical_space)
+        return [module for module in parts if module is not None]
 
     def _keep_targets_in_float32(self):
-        for module in (self.target_encoder, self.running, self.pooler, self.lexical_space):
-            if module is not None:
-                module.float()
+        for module in self._parts_in_float32():
+            module.float()
 
     @torch.no_grad()
     def initialize_weights(self):

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     set_dependent_defaults(data_args, objective_of(model_args, objective_args))
     parts = prepare_parts(model_args, data_args, objective_args, args, DocumentCount())
     card_info = make_card_info(model_args, data_args, parts.corpus, parts.model.config, argv)
-    train(make_trainer(parts, data_args, args, card_info), None)
+    train(make_trainer(parts, model_args, data_args, args, card_info), None)
     write_arguments(Path(args.output_dir, "arguments.yaml"), model_args, data_args, objective_args, args)
 
 

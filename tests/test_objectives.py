@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from test_modeling import CONTEXTS, MASKS, PREDICTORS, close, gradients, used
 
-from configuration_text_jepa import OBJECTIVES
+from configuration_text_jepa import LOSS_TERMS, OBJECTIVES
 from modeling_text_jepa import (
     RunningMoments,
     RunningWhitening,
@@ -26,6 +26,8 @@ from modeling_text_jepa import (
 )
 from text_jepa import TextJepaForPreTraining, TextJepaModel
 from text_jepa.share.export import export_encoder
+from text_jepa.train.arguments import ModelArguments, ObjectiveArguments
+from text_jepa.train.build import _load_model, objective_fields
 
 
 SENTENCE = {"latent_loss_weight": 0.0, "token_loss_weight": 0.0, "sentence_loss_weight": 1.0}
@@ -599,6 +601,26 @@ def test_mlm_is_the_cross_entropy_of_masked_language_models(make_model, batch):
     output = model(**batch)
     close(output.loss, F.cross_entropy(logits, labels))
     assert output.predictions is None
+
+
+@pytest.mark.parametrize("before", ["mlm", "jepa", "vicreg", "similarity"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_training_goes_on_with_another_objective(before, name, make_model, tmp_path):
+    """The encoder is the saved one; a predictor of another size is new, and no term of the old objective is left."""
+    settings = SETTINGS | {"similarity": SETTINGS["documents"] | {"similarity_loss_weight": 1.0}}
+    saved = drift(make_model(**settings[before]))
+    saved.save_pretrained(tmp_path)
+    model_args = ModelArguments(model_name_or_path=str(tmp_path), objective=name)
+    fields = objective_fields(model_args, ObjectiveArguments(), continues=True)
+    model = _load_model(model_args, fields | {"mask_token_id": 4}, continues=True)
+    for key, weight in model.model.state_dict().items():
+        assert torch.equal(weight, saved.model.state_dict()[key])
+    fresh = make_model(**SETTINGS[name], initializer_range=0.2)
+    weights = {f"{term}_loss_weight" for term in LOSS_TERMS} - {"sentence_loss_weight"}
+    assert {weight: getattr(model.config, weight) for weight in weights} == {
+        weight: getattr(fresh.config, weight) for weight in weights
+    }
+    assert model.predictor is None or all(weight.isfinite().all() for weight in model.predictor.parameters())
 
 
 def test_data2vec_regresses_the_mean_of_layers_behind_mask_tokens(make_model, batch):

@@ -97,6 +97,8 @@ def test_a_model_with_a_configuration_of_ones_own_starts_from_an_encoder(tmp_pat
 
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertModel(BertConfig(**shape)).save_pretrained(tmp_path / "encoder")
+    TextJepaForPreTraining.from_encoder(tmp_path / "encoder").save_pretrained(tmp_path / "ours")
+    assert OwnModel.from_pretrained(tmp_path / "ours").config.own_weight == 1.0
     model = OwnModel.from_encoder(tmp_path / "encoder", own_weight=2.0)
     assert type(model.config) is OwnConfig
     model.save_pretrained(tmp_path / "whole")

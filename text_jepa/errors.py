@@ -45,7 +45,10 @@ _SMALLER_BATCHES = (
     "lower --per_device_train_batch_size and raise --gradient_accumulation_steps by as much, or add "
     "--gradient_checkpointing"
 )
-_OTHER_MEMORY = "end other programs that use the GPU, or hide it with CUDA_VISIBLE_DEVICES= before the command"
+_OTHER_MEMORY = (
+    "end other programs that use the GPU, or hide it with CUDA_VISIBLE_DEVICES= before the command; fine-tuning takes "
+    "--finetune_args per_device_train_batch_size=8"
+)
 
 
 class UsageError(ValueError):

@@ -1116,15 +1116,6 @@ def test_words_for_nothing_are_words(tmp_path, load):
         ({"train_file": ["a.txt"], "streaming": True, "drop_repeats": "documents"}, "a stream is not searched"),
         ({"dataset_name": "set", "view_column": "b", "drop_repeats": "lines"}, "pairs of texts .*not searched"),
         ({"train_file": ["a.txt"], "shuffle_buffer": 7}, "--shuffle_buffer 7: has no effect without --streaming"),
-        (
-            {"train_file": ["a.txt"], "streaming": True, "validation_split_percentage": 10},
-            "--validation_split_percentage 10: has no effect on a stream",
-        ),
-        (
-            {"train_file": ["a.txt"], "validation_file": ["b.txt"], "validation_split_percentage": 10},
-            "--validation_split_percentage 10: has no effect beside --validation_file",
-        ),
-        ({"validation_split_percentage": 0.5}, "--validation_split_percentage 0.5: has no effect, the built-in"),
     ],
 )
 def test_a_flag_that_nothing_reads_is_refused(load, fields, message):

@@ -599,7 +599,7 @@ def test_the_snippets_of_the_complete_model_run(run):
 
 
 def test_under_another_name_only_title_metadata_and_snippets_differ(run):
-    card, renamed = card_of(run), renamed_card(card_of(run), "you/harbour")
+    card, renamed = card_of(run), renamed_card(card_of(run), "you/harbour", title="harbour")
     assert renamed.count('model_id = "you/harbour"') == 3
     assert ModelCard(renamed).data.model_name == "harbour"
     old, new = card.splitlines(), renamed.splitlines()

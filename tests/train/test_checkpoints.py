@@ -596,8 +596,12 @@ def test_signal_at_the_end_of_a_pass_leaves_its_records(tokenizer, examples, tmp
 def test_signal_at_an_evaluation_saves_whatever_its_figure(tokenizer, examples, tmp_path):
     setting = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "best", "metric_for_best_model": "loss"}
     trainer = trainer_of(tokenizer, examples, tmp_path, **setting)
-    trainer._determine_best_metric = lambda metrics, trial: False
-    trainer.add_callback(At([1], lambda control: signal.raise_signal(signal.SIGTERM)))
+
+    def interrupt(control):
+        trainer.state.best_metric = -1.0  # which no loss is below
+        signal.raise_signal(signal.SIGTERM)
+
+    trainer.add_callback(At([1], interrupt))
     trainer.train()
     assert trainer.state.global_step == 2
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-2"]

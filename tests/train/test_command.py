@@ -113,12 +113,14 @@ def test_a_default_that_is_shown_is_the_one_that_a_run_takes(pages):
     [
         (["--objective", "jepa"], 0.5),
         (["--objective", "documents"], 0.0),
-        (["--objective", "simcse"], 0.0),
-        (["--objective", "jepa", "--latent_loss_weight", "0", "--token_loss_weight", "0"], 0.5),
-        (["--objective", "simcse", "--token_loss_weight", "0.1"], 0.5),
+        (["--objective", "documents", "--token_loss_weight", "0.1"], 0.5),
+        (["--objective", "simcse"], 0.5),
+        (["--objective", "simcse", "--view", "neighbour"], 0.0),
+        ([str(ROOT / "configs/lejepa-text.yaml")], 0.5),
+        ([str(ROOT / "configs/simcse.yaml")], 0.0),
     ],
 )
-def test_words_are_hidden_unless_the_objective_has_another_use_for_whole_texts(flags, ratio):
+def test_words_are_hidden_unless_other_parts_of_a_document_are_what_is_predicted(flags, ratio):
     model_args, data_args, objective_args, _ = parse("notes", *flags)
     set_dependent_defaults(data_args, objective_of(model_args, objective_args))
     assert data_args.mask_ratio == ratio

@@ -239,7 +239,7 @@ def write_sentence_transformer(args: argparse.Namespace) -> None:
                 if file.is_file():
                     shutil.copy(file, staging / name)
             if is_plain:
-                rename_card(staging, str(output_dir))
+                rename_card(staging, output_dir)
             changes = describe_changes(args, prompts, is_plain)
             if changes:
                 note_change(staging, f"Changed by `text-jepa export sentence-transformers`: {'; '.join(changes)}")

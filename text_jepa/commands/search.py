@@ -259,6 +259,8 @@ def reason_to_start(kept: dict[str, str], wanted: dict[str, str], index: Index) 
         return f"{path}: made by an earlier version; making it anew with {wanted['encoder']}"
     if kept["encoder"] != wanted["encoder"]:
         return f"{path}: made with {kept['encoder']}; making it anew with {wanted['encoder']}"
+    if not kept["encoder_state"]:
+        return f"{path}: made by a version that did not note the commit of {kept['encoder']}; making it anew"
     if kept["encoder_state"] != wanted["encoder_state"]:
         return f"{path}: {wanted['encoder']} has changed since; making it anew"
     return f"{path}: made from other columns; making it anew"

@@ -313,15 +313,13 @@ def _check_arguments(arguments: CorpusArguments) -> None:
 
 def _check_percentage(arguments: CorpusArguments, is_builtin: bool) -> None:
     percentage = arguments.validation_split_percentage
-    what = f"--validation_split_percentage {percentage:g}"
     if not 0 < percentage < 100:
-        raise UsageError(f"{what}: must be above 0 and below 100")
-    if arguments.validation_file:
-        raise UsageError(f"{what}: has no effect beside --validation_file; leave one of them out")
+        raise UsageError(f"--validation_split_percentage {percentage:g}: must be above 0 and below 100")
+    # No errors: a recipe may have the share, and the command line the rest.
     if is_builtin:
-        raise UsageError(f"{what}: has no effect, the built-in corpus has a held-out part of its own; leave it out")
-    if arguments.streaming:
-        raise UsageError(f"{what}: has no effect on a stream, whose size is unknown; leave it out")
+        _warn_of_percentage(arguments, "a part of the built-in corpus")
+    elif arguments.streaming and not arguments.validation_file:
+        _warn_of_percentage(arguments, "a number of documents of a stream, whose size is unknown,")
 
 
 def _warn_of_percentage(arguments: CorpusArguments, held_out: str) -> None:

@@ -182,8 +182,8 @@ def _is_table(path: str) -> bool:
 
 
 def _is_description(path: str) -> bool:
-    name = Path(path).name.lower().partition(".")[0]
-    return name in _DESCRIPTIONS and not _is_table(path)
+    first_word = re.split(r"[^a-z]", Path(path).name.lower(), maxsplit=1)[0]
+    return first_word in _DESCRIPTIONS and not _is_table(path)
 
 
 def _find_problems(paths: Sequence[str], form: Form, streaming: bool) -> dict[str, FileError]:

@@ -242,7 +242,7 @@ def _push_and_delete(
 def _read_card(path: Path, name: str) -> bytes:
     """Reads a card and renames it for the repository."""
     with readable_card(str(path)):
-        card = renamed_card(path.read_text(encoding="utf-8"), name)
+        card = renamed_card(path.read_text(encoding="utf-8"), name, title=name.rpartition("/")[2])
     return card.encode()
 
 

@@ -565,15 +565,15 @@ def without_places(text: str) -> str:
 # ---- changes of a card ----------------------------------------------------------------------------------------------
 
 
-def renamed_card(card: str, name: str) -> str:
-    """Renames a card for a repository on the Hub: its title, its metadata and the name in its snippets.
+def renamed_card(card: str, name: str, title: str) -> str:
+    """Renames a card: its title, its metadata and the name in its snippets.
 
     Args:
         card: Content of a `README.md` of this package. In any other card, only the name in the metadata changes.
-        name: `owner/name` on the Hub.
+        name: `owner/name` on the Hub, or a folder.
+        title: The new title.
     """
     card = ModelCard(card, ignore_metadata_errors=True)
-    title = name.rpartition("/")[2]
     if card.data.model_name is not None:
         old_heading = f"\n# {card.data.model_name}\n"
         card.text = card.text.replace(old_heading, f"\n# {title}\n", 1)
@@ -583,12 +583,12 @@ def renamed_card(card: str, name: str) -> str:
     return card.content
 
 
-def rename_card(folder: str | Path, name: str) -> None:
+def rename_card(folder: str | Path, place: str | Path) -> None:
     """Renames the card of a folder, see `renamed_card`, if it is one of this package.
 
     Args:
         folder: A copy of the folder of an encoder.
-        name: The place of the copy.
+        place: The folder that the copy ends in, as snippets name it. Its name becomes the title.
 
     Raises:
         UsageError: The card is damaged.
@@ -599,7 +599,8 @@ def rename_card(folder: str | Path, name: str) -> None:
     with readable_card(path.name):
         card = path.read_text(encoding="utf-8")
         if re.search(r'^model_id = "', card, re.MULTILINE):
-            path.write_text(renamed_card(card, name), encoding="utf-8")
+            title = Path(place).resolve().name
+            path.write_text(renamed_card(card, str(place), title), encoding="utf-8")
 
 
 def note_change(folder: str | Path, change: str) -> None:

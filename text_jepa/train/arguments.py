@@ -203,8 +203,8 @@ class DataArguments(CorpusArguments):
         metadata={
             "help": "Share of the words hidden by a mask: a number; the ends of an interval drawn from for each mask "
             "(0.3 0.5); or a schedule ('{start: 0.15, end: 0.4, steps: 10000}'). 0 hides nothing. With --num_spans: "
-            "the largest share hidden. Default: 0.5; 0 if nothing predicts hidden tokens and texts are compared with "
-            "other parts of their document, or by one encoder (simcse)."
+            "the largest share hidden. Default: 0.5; 0 if the objective predicts other parts of a document "
+            "and no hidden tokens."
         },
     )
     span_length_distribution: SpanLengthDistribution = field(
@@ -629,6 +629,11 @@ _FINGERPRINT = (
     "ema_decay_end",
     "ema_frozen_steps",
 )
+
+
+def selects_best_checkpoint(args: TextJepaTrainingArguments) -> bool:
+    """Whether a checkpoint is selected by a metric."""
+    return args.load_best_model_at_end or args.save_strategy == "best"
 
 
 def fingerprint_of_arguments(args: TextJepaTrainingArguments) -> dict[str, Any]:

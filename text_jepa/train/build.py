@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from configuration_text_jepa import OBJECTIVES, TextJepaConfig
+from configuration_text_jepa import LOSS_TERMS, OBJECTIVES, TextJepaConfig
 from modeling_text_jepa import TextJepaForPreTraining, TextJepaModel, check_weights
 from text_jepa.cli import UsageError, nearest
 from text_jepa.data.added_words import add_rows, add_words, read_words
@@ -49,9 +49,9 @@ from text_jepa.train.arguments import (
     ModelArguments,
     ObjectiveArguments,
     TextJepaTrainingArguments,
+    selects_best_checkpoint,
 )
 from text_jepa.train.checkpointing import checkpoints
-from text_jepa.train.checks import selects_best_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def objective_fields(
 ) -> dict[str, Any]:
     """The fields of `TextJepaConfig` that the flags ask for.
 
-    An objective that is named replaces that of a Text-JEPA whose training continues: what any objective sets has the
-    value of this one, or the default.
+    An objective that is named replaces that of a Text-JEPA whose training continues: what any objective sets, and the
+    weight of each term, has the value of this one, or the default.
 
     Args:
         model_args: The model arguments, with the name of the objective.
@@ -85,8 +85,9 @@ def objective_fields(
     given = {name: value for name, value in vars(objective_args).items() if value is not None}
     if model_args.objective is None and continues:
         return given
-    set_by_objectives = itertools.chain.from_iterable(OBJECTIVES.values())
-    defaults = {name: getattr(TextJepaConfig, name) for name in set_by_objectives}
+    replaced = {f"{term}_loss_weight" for term in LOSS_TERMS}
+    replaced.update(*OBJECTIVES.values())
+    defaults = {name: getattr(TextJepaConfig, name) for name in replaced}
     return defaults | OBJECTIVES[model_args.objective or "documents"] | given
 
 
@@ -136,17 +137,14 @@ def set_dependent_defaults(data_args: DataArguments, objective: SimpleNamespace 
         )
     hides_by_default = data_args.mask_ratio is None
     if hides_by_default and data_args.mask_strategies is None:
-        # A target encoder that is a moving average sees whole texts: hiding words is then what tells the two apart.
-        compares_whole_texts = objective.target_encoder_type == "online"
-        has_other_text = predicts_documents or data_args.view in DOCUMENT_VIEWS
-        hides_nothing = not predicts_tokens and (has_other_text or compares_whole_texts)
+        hides_nothing = (predicts_documents or data_args.view in DOCUMENT_VIEWS) and not predicts_tokens
         data_args.mask_ratio = 0.0 if hides_nothing else 0.5
     if data_args.mask_ratio == 0:
         _refuse_idle_span_flags(data_args, hides_by_default)
         if predicts_tokens:
             raise UsageError(
                 "--mask_ratio 0: the objective predicts hidden tokens, and hides none; set it above 0, as in "
-                "0.3, or take an --objective that hides none (documents, simcse)"
+                "0.3, or take an --objective that hides none (documents)"
             )
 
 
@@ -198,7 +196,9 @@ def make_tokenizer(
         with readable(f"--{flag} {name}", "no tokenizer there"):
             return read_tokenizer(name, **options), False
     kept = Path(args.output_dir, "tokenizer")
-    if kept.is_dir() and _is_of_this_run(args):
+    # The words of checkpoints stay theirs; others may be of other texts or flags, and training gives the same again.
+    has_just_been_trained = args.local_process_index > 0  # by the first process of the machine
+    if kept.is_dir() and (has_just_been_trained or checkpoints(args.output_dir)):
         with readable(str(kept), "no tokenizer there"):
             return read_tokenizer(str(kept)), False
     return _train_tokenizer(model_args, data_args, corpus), True
@@ -210,15 +210,6 @@ def name_of_tokenizer(model_args: ModelArguments) -> str | None:
     if model_args.tokenizer_name is None and takes_that_of_encoder:
         return model_args.model_name_or_path
     return model_args.tokenizer_name
-
-
-def _is_of_this_run(args: TextJepaTrainingArguments) -> bool:
-    """Whether the tokenizer in the output folder has the words of its checkpoints, or has just been trained.
-
-    Another one may be of other texts or flags. Training it anew gives the same one if they are the same.
-    """
-    has_just_been_trained = args.local_process_index > 0  # by the first process of the machine
-    return has_just_been_trained or bool(checkpoints(args.output_dir))
 
 
 def _warn_of_flags_of_new_tokenizers(model_args: ModelArguments, name: str) -> None:
@@ -482,11 +473,14 @@ def _load_model(model_args: ModelArguments, fields: dict[str, Any], continues: b
             name,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=model_args.objective is not None,
             **hub,
             **fields,
         )
-        # Another objective may need new parts, which have no weights yet; the encoder must have all of them.
-        report["missing_keys"] = [key for key in report["missing_keys"] if key.startswith("model.encoder.")]
+        # Another objective may need new parts, or parts of another size; the encoder must have all of its weights.
+        of_other_size = [key for key, _, _ in report["mismatched_keys"]]
+        new = [*report["missing_keys"], *of_other_size]
+        report["missing_keys"] = [key for key in new if key.startswith("model.encoder.")]
         check_weights(name, model, report)
         if model.target_encoder is not None and model.config.target_encoder_type == "online":
             # What the similarity loss keeps is the encoder before this run, not before the one that left the files.

@@ -344,13 +344,11 @@ class PreemptionCallback(TrainerCallback):
         self.asked = False
         # Not `asked` itself: a signal that arrives while the processes agree counts at the next step.
         self._noted_at: float | None = None
-        self._saved_step: int | None = None
         self._previous_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.asked = False
         self._noted_at = None
-        self._saved_step = None
         # Only the main thread may handle signals.
         if threading.current_thread() is not threading.main_thread():
             return
@@ -386,9 +384,6 @@ class PreemptionCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_save(self, args, state, control, **kwargs):
-        self._saved_step = state.global_step
-
     def on_epoch_end(self, args, state, control, **kwargs):
         if not self.asked or state.global_step >= state.max_steps:
             return
@@ -396,9 +391,7 @@ class PreemptionCallback(TrainerCallback):
         is_end_of_pass = state.epoch % 1 == 0
         control.should_log = control.should_log and is_end_of_pass
         control.should_evaluate = control.should_evaluate and is_end_of_pass
-        # Once more at the end of a pass, with its records; and if the step has not been saved because it was evaluated
-        # without a better figure (--save_strategy best).
-        control.should_save = is_end_of_pass or self._saved_step != state.global_step
+        control.should_save = is_end_of_pass  # once more, with the records of the pass
 
     def restore(self) -> None:
         """Restores the signal handlers from before the run."""

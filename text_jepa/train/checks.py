@@ -42,6 +42,7 @@ from text_jepa.train.arguments import (
     DataArguments,
     ObjectiveArguments,
     TextJepaTrainingArguments,
+    selects_best_checkpoint,
 )
 from text_jepa.train.callbacks import NONFINITE_LIMIT
 from text_jepa.train.checkpointing import differing_settings, find_damage, newest_whole_checkpoint
@@ -259,11 +260,6 @@ def warn_of_idle_flags(args: TextJepaTrainingArguments, model: TextJepaForPreTra
     for name in ("ema_schedule", "ema_decay_start", "ema_decay_end", "ema_frozen_steps"):
         if getattr(args, name) != defaults[name]:
             logger.warning(f"--{name} has no effect: the model has no target encoder that is a moving average")
-
-
-def selects_best_checkpoint(args: TextJepaTrainingArguments) -> bool:
-    """Whether a checkpoint is selected by a metric."""
-    return args.load_best_model_at_end or args.save_strategy == "best"
 
 
 def check_processes(args: TextJepaTrainingArguments) -> None:
@@ -764,5 +760,5 @@ def check_outcome(trainer: "TextJepaTrainer") -> None:
     if trainer.monitor.collapsed and trainer.args.stop_on_collapse:
         raise UsageError(
             f"the run collapsed and was stopped; checkpoints are in {output_dir}. "
-            f"{describe_remedies(trainer.model.config)}"
+            f"{describe_remedies(trainer.model.config)} To go on anyway, leave out --stop_on_collapse."
         )

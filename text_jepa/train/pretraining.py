@@ -303,10 +303,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output_dir: str) -> None:
     if not place.exists():
         unfinished.rename(place)
         return
-    names = ["tokenizer.json", "tokenizer_config.json"]
-    same, _, _ = filecmp.cmpfiles(unfinished, place, names, shallow=False)
+    name = "tokenizer.json"
+    is_same = filecmp.cmp(unfinished / name, place / name, shallow=False)
     shutil.rmtree(unfinished)
-    if same != names:
+    if not is_same:
         raise UsageError(
             f"--output_dir {output_dir}: its tokenizer is of other texts or flags, and there is no checkpoint; remove "
             f"{place}, or name another folder"

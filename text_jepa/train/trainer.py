@@ -34,7 +34,11 @@ from text_jepa.share.export import export_encoder
 from text_jepa.share.model_card import describe_run, write_card_info, write_model_card
 from text_jepa.train import checkpointing
 from text_jepa.train.adapters import below_adapters
-from text_jepa.train.arguments import TextJepaTrainingArguments, fingerprint_of_arguments
+from text_jepa.train.arguments import (
+    TextJepaTrainingArguments,
+    fingerprint_of_arguments,
+    selects_best_checkpoint,
+)
 from text_jepa.train.callbacks import (
     NONFINITE_LIMIT,
     EmaTargetEncoderCallback,
@@ -92,6 +96,7 @@ class _LogAndEpochCallback(TrainerCallback):
 
 # What this class needs of the private parts of the Trainer. It overrides
 #
+# - `_determine_best_metric`: which steps are saved with `save_strategy="best"`,
 # - `_get_dataloader` and `_get_train_sampler`: the order of the texts, and the share of each process,
 # - `_get_num_items_in_batch`: the target tokens of a step, or its masks,
 # - `_get_grad_norm`: the last call before the optimizer's step,
@@ -151,6 +156,10 @@ class TextJepaTrainer(Trainer):
         model.config.check_trainable()
         _check_mask_tokens(model, data_collator)
         _check_view(model, data_collator)
+        if selects_best_checkpoint(args) and args.save_total_limit == 1:
+            raise ValueError(
+                "save_total_limit=1: a run that selects a checkpoint keeps the best and the newest checkpoint; use 2"
+            )
         self.train_sampler: LengthGroupedSampler | None = None
         self.eval_collator = copy.deepcopy(data_collator)
         self.eval_collator.epoch = -1
@@ -479,8 +488,11 @@ class TextJepaTrainer(Trainer):
         return figures
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        # Of several datasets, each is evaluated by a call of its own within this one.
+        training_began = self.training_totals.started
         started = time.perf_counter()
         metrics = super().evaluate(*args, **kwargs)
+        self.training_totals.started = training_began
         self.training_totals.leave_out(time.perf_counter() - started)
         return metrics
 
@@ -508,6 +520,11 @@ class TextJepaTrainer(Trainer):
         return output
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics=metrics, trial=trial)
+        # With `--save_strategy best`, this alone decides whether a step is saved.
+        return is_best or self.preemption.asked
 
     def train(self, *args, **kwargs):
         try:
