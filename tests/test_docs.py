@@ -272,6 +272,12 @@ def test_figures_of_the_first_page_that_no_comparison_has_are_those_of_their_pag
     assert f"| MRR | {words} | {vectors} | {both} | {lead} |" in search
 
 
+def test_the_passage_of_the_first_page_is_where_it_says():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ((file, line, beginning),) = re.findall(r"^(docs/\w+\.md):(\d+)  0\.\d+\n +([^*\n]+) \*\*", readme, re.MULTILINE)
+    assert (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1] == beginning
+
+
 def test_a_changed_recipe_is_told_from_another_folder_or_a_new_flag(stored_run):
     command = "configs/tiny_cpu.yaml"
     then = stored_run.recipe_of(command)
