@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from text_jepa.cli import UsageError, run_command, split_words
+from text_jepa.cli import UsageError, repeating_command, run_command, split_words
+from text_jepa.data.columns import column_names
 from text_jepa.errors import outliving_readers
 from text_jepa.train.arguments import DataArguments, TextJepaTrainingArguments
 from text_jepa.train.callbacks import PREEMPTED
@@ -62,11 +63,11 @@ def main(
 
 def command_of(prog: str, argv: Sequence[str], processes: int) -> list[str]:
     """The words of a command that repeats this one."""
-    is_script = prog.endswith(".py")
-    if processes > 1:
-        launcher = ["accelerate", "launch", "--num_processes", str(processes)]
-        return [*launcher, *([prog] if is_script else ["-m", "text_jepa", "pretrain"]), *argv]
-    return [*(["python", prog] if is_script else prog.split()), *argv]
+    if processes == 1:
+        return repeating_command(prog, argv)
+    launcher = ["accelerate", "launch", "--num_processes", str(processes)]
+    program = [prog] if prog.endswith(".py") else ["-m", "text_jepa", "pretrain"]
+    return [*launcher, *program, *argv]
 
 
 def refuse_nothing(argv: list[str], prog: str, data_args: DataArguments) -> None:
@@ -89,9 +90,8 @@ def show_next(data_args: DataArguments, output_dir: str) -> None:
     probe = ["text-jepa", "probe", output_dir]
     if files:
         probe += ["--texts", "UNSEEN_TEXTS", "--train_texts", *files]
-        columns = data_args.text_column
-        if columns != "text":
-            probe += ["--text_column", *([columns] if isinstance(columns, str) else columns)]
+        if data_args.text_column != "text":
+            probe += ["--text_column", *column_names(data_args.text_column)]
     print(f"  {shlex.join(probe)}")
 
 

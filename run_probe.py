@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from text_jepa.cli import UsageError, mute_libraries, parse_arguments, run_command
+from text_jepa.cli import UsageError, mute_libraries, parse_arguments, repeating_command, run_command
 from text_jepa.encoders.opening import run_code_of
 from text_jepa.probe.arguments import PAGE, ProbeArguments
 from text_jepa.probe.bootstrap import Score
@@ -64,13 +64,8 @@ def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Scor
         print(outcome)
     if results.summary is not None:
         print(results.summary)
-    write_files(results, args, first, command_of(prog, argv))
+    write_files(results, args, first, repeating_command(prog, argv))
     return results.scores
-
-
-def command_of(prog: str, argv: Sequence[str]) -> list[str]:
-    """The words of a command that repeats this one."""
-    return [*(["python", prog] if prog.endswith(".py") else prog.split()), *argv]
 
 
 def write_files(

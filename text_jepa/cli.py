@@ -29,6 +29,7 @@ __all__ = [
     "mute_libraries",
     "nearest",
     "parse_arguments",
+    "repeating_command",
     "run_command",
     "split_words",
 ]
@@ -319,6 +320,17 @@ def parse_arguments(
         raise UsageError(f"{' or '.join(f'--{name}' for name in named)}: not JSON: {error}") from error
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def repeating_command(prog: str, argv: Sequence[str]) -> list[str]:
+    """The words of a command that repeats the one of this process.
+
+    Args:
+        prog: The command as help and errors name it: a script, or words such as `text-jepa probe`.
+        argv: The words that followed.
+    """
+    program = ["python", prog] if prog.endswith(".py") else prog.split()
+    return [*program, *argv]
 
 
 def split_words(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

@@ -16,7 +16,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from text_jepa.cli import UsageError, own_recipe
+from text_jepa.cli import UsageError, own_recipe, repeating_command
 from text_jepa.commands.main import command_of
 from text_jepa.encoders.opening import readable
 from text_jepa.encoders.sentence_head import SentenceHead, read_head, read_json
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa adapt") -> None:
     head = read_head(source)
     run = words_of_run(source, head, texts, flags)
     print(describe_choice(source, head))
-    command_of("pretrain")(run, prog=prog, command=[*prog.split(), *argv])
+    command_of("pretrain")(run, prog=prog, command=repeating_command(prog, argv))
     output_dir = _value(run, "output_dir")
     if head.modules and Path(output_dir, "modules.json").is_file():
         print(describe_place(source, head, output_dir))

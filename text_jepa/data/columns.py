@@ -19,6 +19,11 @@ _LONGEST_NAME = 40
 _WORD = re.compile(rf"[\w.-]{{1,{_LONGEST_NAME}}}")
 
 
+def column_names(column: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of one or several columns."""
+    return (column,) if isinstance(column, str) else tuple(column)
+
+
 def pick(row: Mapping[str, Any], sources: Sources, where: str) -> dict[str, str | None]:
     """Selects the texts of a row under new names.
 

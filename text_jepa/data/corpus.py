@@ -18,7 +18,7 @@ from datasets.naming import camelcase_to_snakecase
 
 from text_jepa.cli import UsageError
 from text_jepa.data.builtin_corpus import load_builtin_corpus
-from text_jepa.data.columns import Sources, has_column, missing_column, pick, root_of, wrong_column
+from text_jepa.data.columns import Sources, column_names, has_column, missing_column, pick, root_of, wrong_column
 from text_jepa.data.compressed import suffix_of
 from text_jepa.data.files import PROSE, Form, SampleBy, look_at_layout
 from text_jepa.data.folders import (
@@ -250,19 +250,15 @@ def load_columns(
     Raises:
         UsageError: A file or column is missing, a file cannot be read, or there is no text.
     """
-    sources = {name: _names(column) for name, column in columns.items()}
+    sources = {name: column_names(column) for name, column in columns.items()}
     form = Form(sources, quoting=quoting)
     paths = find_files(files, flag, mixed=True, form=_of_mixed(form))
     form = _fit_form(form, paths)
     return _read_files(paths, flag, form, streaming=False, cache_dir=cache_dir)
 
 
-def _names(column: str | Sequence[str]) -> tuple[str, ...]:
-    return (column,) if isinstance(column, str) else tuple(column)
-
-
 def _form(arguments: CorpusArguments) -> Form:
-    sources = {"text": _names(arguments.text_column)}
+    sources = {"text": column_names(arguments.text_column)}
     if arguments.view_column:
         sources["view"] = (arguments.view_column,)
     return Form(sources, arguments.sample_by, arguments.quoting)
@@ -296,7 +292,7 @@ def _check_arguments(arguments: CorpusArguments) -> None:
     if is_builtin and view_column:
         raise UsageError(f"--view_column {view_column}: the built-in corpus has no second column; leave it out")
     if is_builtin and arguments.text_column != "text":
-        column = " ".join(_names(arguments.text_column))
+        column = " ".join(column_names(arguments.text_column))
         raise UsageError(
             f"--text_column {column}: goes with --train_file or --dataset_name; name one, or leave it out"
         )
@@ -496,7 +492,7 @@ def _without_blank_rows(documents: Dataset, text_column: str | Sequence[str], wh
     is_blank = _blank_rows(documents)
     if not _SHARE_TO_REPORT * len(documents) < is_blank.sum() < len(documents):
         return documents
-    columns = " or ".join(f"'{column}'" for column in _names(text_column))
+    columns = " or ".join(f"'{column}'" for column in column_names(text_column))
     logger.warning(
         f"{what}: {is_blank.sum():,} of {len(documents):,} rows have no {columns} and are left out; if their texts "
         "are in another column, --text_column names it"

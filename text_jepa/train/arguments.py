@@ -587,6 +587,10 @@ class TextJepaTrainingArguments(TrainingArguments):
         if self.report_to and self.run_name is None:
             # Trackio resumes the run of that name; without a name it takes the last evaluation for another run.
             self.run_name = Path(self.output_dir).absolute().name
+        if selects_best_checkpoint(self) and self.save_total_limit == 1:
+            raise ValueError(
+                "--save_total_limit 1: a run that selects a checkpoint keeps the best and the newest checkpoint; use 2"
+            )
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"--hub_strategy {self.hub_strategy.value}: checkpoints are not published, encoders are; use end or "

@@ -194,10 +194,6 @@ def check_flags(data_args: DataArguments, args: TextJepaTrainingArguments) -> No
         raise UsageError("several GPUs in one process: start one process for each with accelerate launch")
     if data_args.probe_data_dir and not data_args.probe_task:
         raise UsageError("--probe_data_dir goes with --probe_task")
-    if selects_best_checkpoint(args) and args.save_total_limit == 1:
-        raise UsageError(
-            "--save_total_limit 1: a run that selects a checkpoint keeps the best and the newest checkpoint; use 2"
-        )
     metric = args.metric_for_best_model or ""
     has_probe_metric = data_args.probe_task and "probe_" in metric
     if selects_best_checkpoint(args) and not has_probe_metric:

@@ -34,11 +34,7 @@ from text_jepa.share.export import export_encoder
 from text_jepa.share.model_card import describe_run, write_card_info, write_model_card
 from text_jepa.train import checkpointing
 from text_jepa.train.adapters import below_adapters
-from text_jepa.train.arguments import (
-    TextJepaTrainingArguments,
-    fingerprint_of_arguments,
-    selects_best_checkpoint,
-)
+from text_jepa.train.arguments import TextJepaTrainingArguments, fingerprint_of_arguments
 from text_jepa.train.callbacks import (
     NONFINITE_LIMIT,
     EmaTargetEncoderCallback,
@@ -156,10 +152,6 @@ class TextJepaTrainer(Trainer):
         model.config.check_trainable()
         _check_mask_tokens(model, data_collator)
         _check_view(model, data_collator)
-        if selects_best_checkpoint(args) and args.save_total_limit == 1:
-            raise ValueError(
-                "save_total_limit=1: a run that selects a checkpoint keeps the best and the newest checkpoint; use 2"
-            )
         self.train_sampler: LengthGroupedSampler | None = None
         self.eval_collator = copy.deepcopy(data_collator)
         self.eval_collator.epoch = -1
