@@ -153,8 +153,12 @@ def test_a_run_of_another_rank_is_another_run(tokenizer, texts, tmp_path):
     flags = f"--model_name_or_path {tmp_path}/bert --train_file {tmp_path}/notes.txt --output_dir {tmp_path}/run"
     flags += f" --cache_dir {tmp_path}/cache --objective jepa --max_length 16 --max_steps 1 --save_steps 1 --use_cpu"
     run_pretraining.main([*flags.split(), "--lora", "2"])
+    again = [*flags.split(), "--resume_from_checkpoint", "auto"]
     with pytest.raises(UsageError, match="lora was 2 and is 4; --accept_changes"):
-        run_pretraining.main([*flags.split(), "--lora", "4", "--resume_from_checkpoint", "auto"])
+        run_pretraining.main([*again, "--lora", "4"])
+    for other in (["--lora", "4"], []):
+        with pytest.raises(UsageError, match="lora_A.* has no counterpart of the same shape .* use the sizes"):
+            run_pretraining.main([*again, *other, "--accept_changes"])
 
 
 def test_adapters_that_are_no_sum_of_weights_are_refused(make_trainer):

@@ -357,16 +357,16 @@ def tokenize_texts(
         columns.append("view")
         wanted += " with a view"
     plan = _Plan(
-        tokenize,
-        tokenizer,
-        settings,
-        columns,
-        wanted,
-        min_length,
-        view,
-        num_proc,
-        overwrite_cache,
-        sources or {},
+        tokenize=tokenize,
+        tokenizer=tokenizer,
+        settings=settings,
+        columns=columns,
+        wanted=wanted,
+        min_length=min_length,
+        view=view,
+        num_proc=num_proc,
+        overwrite_cache=overwrite_cache,
+        sources=sources or {},
     )
     return _tokenize_splits(splits, plan, count)
 
@@ -422,18 +422,17 @@ def tokenize_documents(
     if min_length > 2:
         settings.append(min_length)
     settings += ["documents", max_document_length]
-    wanted = _wanted_length(min_length)
     plan = _Plan(
-        tokenize,
-        tokenizer,
-        settings,
-        ["text"],
-        wanted,
-        min_length,
-        None,
-        num_proc,
-        overwrite_cache,
-        sources or {},
+        tokenize=tokenize,
+        tokenizer=tokenizer,
+        settings=settings,
+        columns=["text"],
+        wanted=_wanted_length(min_length),
+        min_length=min_length,
+        view=None,
+        num_proc=num_proc,
+        overwrite_cache=overwrite_cache,
+        sources=sources or {},
     )
     examples = _tokenize_splits(splits, plan, count)
     if isinstance(examples, IterableDatasetDict):

@@ -25,6 +25,7 @@ import psutil
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
+from safetensors import safe_open
 from torch.utils.checkpoint import checkpoint as run_with_checkpoint
 from transformers import PreTrainedTokenizerBase, TrainerState, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
@@ -726,13 +727,35 @@ def _fingerprint_of_stream(data_args: DataArguments, corpus: Corpus, num_workers
 
 
 def check_agreement(trainer: "TextJepaTrainer", checkpoint: str) -> None:
-    """Raises UsageError if settings differ from those of the checkpoint's run, unless changes are accepted."""
+    """Raises UsageError if settings differ from those of the checkpoint's run, unless changes are accepted.
+
+    Changes are never accepted if the model has no place for the weights of the checkpoint.
+    """
     differences = differing_settings(checkpoint, trainer.fingerprint)
     if differences and not trainer.args.accept_changes:
         listed = "; ".join(differences)
         raise UsageError(f"{checkpoint} is from a different run: {listed}; --accept_changes resumes anyway")
+    if differences:
+        _check_weights(trainer.model, checkpoint)
     for difference in differences:
         logger.warning(f"resuming with a change: {difference}")
+
+
+def _check_weights(model: TextJepaForPreTraining, checkpoint: str) -> None:
+    """Raises UsageError if the weights of a checkpoint have other names or shapes than those of a model.
+
+    The Trainer would leave out weights of other names with a warning, and train random ones in their place.
+    """
+    shapes = {name: list(weights.shape) for name, weights in model.state_dict().items()}
+    for path in Path(checkpoint).glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                if file.get_slice(name).get_shape() != shapes.get(name):
+                    raise UsageError(
+                        f"{checkpoint}: {name} has no counterpart of the same shape in the model of this run, which "
+                        "--accept_changes cannot change; use the sizes, the vocabulary and --lora of the run that "
+                        "saved the checkpoint"
+                    )
 
 
 def check_collapse(trainer: "TextJepaTrainer", checkpoint: str) -> None:
