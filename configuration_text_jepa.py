@@ -266,7 +266,7 @@ class TextJepaConfig(PreTrainedConfig):
             through the tied input embedding. 0 is a pure JEPA.
         token_loss_candidates (`int`, *optional*, defaults to 1024):
             Number of candidates of the softmax in training (sampled softmax): the tokens of the batch, the most
-            frequent first, then random ones. A hidden token that is no candidate is left out of the term. `None`
+            frequent first, then random ones. A hidden token that is not a candidate is left out of the term. `None`
             takes the whole vocabulary, as evaluation always does. Candidates are drawn per batch and process, so this
             term depends a little on how a batch is split.
         document_loss_weight (`float`, *optional*, defaults to 0.0):
@@ -499,7 +499,7 @@ class TextJepaConfig(PreTrainedConfig):
         for key, value in unknown.items():
             setattr(config, key, value)
         if unknown:
-            logger.warning(f"unknown to TextJepaConfig, and kept as they are: {', '.join(sorted(unknown))}")
+            logger.warning(f"unknown fields of TextJepaConfig are kept unchanged: {', '.join(sorted(unknown))}")
         return result
 
     @classmethod
@@ -651,7 +651,7 @@ class TextJepaConfig(PreTrainedConfig):
         for name, default in _REMOVED_FIELDS.items():
             value = kwargs.pop(name, default)
             if value != default:
-                raise ValueError(f"{name}={value!r}: this option was removed; leave it out and train the model anew")
+                raise ValueError(f"{name}={value!r}: this option was removed; leave it out and train the model again")
 
     @classmethod
     def _known_keys(cls):

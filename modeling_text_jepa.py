@@ -505,8 +505,8 @@ def sample_candidates(
 def packed_attention_mask(context_positions: torch.Tensor, target_spans: torch.Tensor) -> torch.Tensor:
     """The predictor's attention mask: the context attends to itself, each span to the context and to itself alone.
 
-    (R, C) and (R, T), -1 where unused -> (R, 1, N, N) boolean. Unused slots attend to themselves, for a softmax over
-    nothing is NaN.
+    (R, C) and (R, T), -1 where unused -> (R, 1, N, N) boolean. Unused slots attend to themselves, because a softmax
+    over an empty set is NaN.
     """
     no_spans = torch.full_like(context_positions, -1)
     spans = torch.cat([no_spans, target_spans], dim=1)
@@ -837,7 +837,7 @@ class TextJepaLexicalSpace(nn.Module):
     """A fixed target space: the vector of a text is the weighted mean of the random vectors of its words.
 
     This is random indexing (Kanerva et al., 2000), a random projection of weighted word counts. It cannot collapse,
-    for nothing in it is trained.
+    because it has no trained parameters.
     """
 
     def __init__(self, config: TextJepaConfig):
@@ -1025,7 +1025,7 @@ def check_weights(name_or_path: str, model: PreTrainedModel, loading_info: Mappi
         instead = f" (it has {unexpected[0]} instead)" if unexpected else ""
         raise ValueError(
             f"{name_or_path}: {len(missing)} weights of the encoder are missing, such as {missing[0]}{instead}, and "
-            "would be random; save the encoder by save_pretrained, without wrappers, or name another folder"
+            "would be random; save the encoder by save_pretrained, without wrappers, or use another folder"
         )
     _check_finite(name_or_path, model)
     _check_number_of_layers(name_or_path, model, unexpected)
@@ -1035,8 +1035,8 @@ def _check_finite(name_or_path: str, model: PreTrainedModel):
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(
-                f"{name_or_path}: {name} holds numbers that are not finite, so its weights are broken; name another "
-                "folder"
+                f"{name_or_path}: {name} holds numbers that are not finite, so its weights are corrupted; use another "
+                "encoder"
             )
 
 
@@ -1049,7 +1049,7 @@ def _check_number_of_layers(name_or_path: str, model: PreTrainedModel, unexpecte
         if "#" in kind and kind in kinds:
             raise ValueError(
                 f"{name_or_path}: {key} is in its files, but its config.json has fewer layers; correct the number of "
-                "layers there, or name another folder"
+                "layers there, or use another folder"
             )
 
 
@@ -1236,7 +1236,7 @@ def _increment(name: str, layer: nn.Module) -> torch.Tensor:
     uses_dora = any(getattr(layer, "use_dora", {}).values())
     has_bias = any(getattr(layer, "lora_bias", {}).values())
     if not is_lora or uses_dora or has_bias:
-        raise ValueError(f"{name}: an adapter of PEFT that is no plain LoRA ({type(layer).__name__}) cannot be merged")
+        raise ValueError(f"{name}: only plain LoRA adapters of PEFT can be merged, not {type(layer).__name__}")
     if layer.merged or layer.disable_adapters:
         return torch.zeros(())
     known = {*layer.lora_A, *layer.lora_embedding_A}
@@ -1276,7 +1276,7 @@ def _pair_tensors(target: nn.Module, source: nn.Module) -> tuple[_TensorPairs, _
 def _pair_side_by_side(target: nn.Module, source: nn.Module) -> tuple[_TensorPairs, _TensorPairs] | None:
     """As `_pair_tensors`, for encoders of the same structure; `None` if structures differ or there are adapters.
 
-    Pairs are found anew after every optimizer step, because PEFT, FSDP2 or `to` may have replaced layers, parameters
+    Pairs are found again after every optimizer step, because PEFT, FSDP2 or `to` may have replaced layers, parameters
     or buffers without notice. Reading the dictionaries of modules is several times as fast as `named_parameters`.
     """
     parameters = {}
@@ -1657,7 +1657,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
             self.target_encoder._resize_token_embeddings(*args, **kwargs)
         embeddings = super()._resize_token_embeddings(*args, **kwargs)
         if self.target_encoder is not None:
-            # Its own new rows would be random, and others than those of the context encoder.
+            # Its new rows would otherwise be random and differ from those of the context encoder.
             target_embeddings = self.target_encoder.get_input_embeddings()
             with torch.no_grad():
                 target_embeddings.weight[num_words_before:] = embeddings.weight[num_words_before:]
@@ -1706,7 +1706,7 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         Adapters of PEFT in the context encoder count as merged into it.
 
         Raises:
-            ValueError: The target encoder is no moving average, is in half precision, or there is none.
+            ValueError: The target encoder is not a moving average, is in half precision, or there is none.
         """
         if not self.config.has_moving_average:
             raise ValueError(
@@ -1941,8 +1941,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
     def _encodes_distinct_words(self, encoder: PreTrainedModel, input_ids: torch.Tensor) -> bool:
         """Whether to encode each distinct word of a batch once, because a text is the mean of its words.
 
-        A subclass may read the states of tokens, so it gets them. A GPU would have to wait for the number of distinct
-        words, and a compiled graph cannot hold it.
+        Not for subclasses, which may read token states; not on a GPU, which would have to synchronize to know the
+        number of distinct words; and not in a compiled graph, which cannot represent that number.
         """
         if type(self) is not TextJepaForPreTraining:
             return False

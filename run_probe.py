@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Scor
 
     first = args.model_name_or_path or newest_run()
     if args.update_card and not Path(first, "README.md").is_file():
-        raise UsageError(f"--update_card: {first} is no folder with a README.md; name one or leave the flag out")
+        raise UsageError(f"--update_card: {first} is not a folder with a README.md; pass one, or leave the flag out")
     questions = load_questions(args)
     encoders = open_encoders([first, *(args.compare or [])], args)
 

@@ -148,7 +148,7 @@ def test_what_is_of_another_kind_afterwards_is_said(tmp_path):
     assert "modules (mean pooling, Normalize before, mean pooling now)" in line
     assert "tokens (256 before, None now)" in line
     again = adapt.describe_place(str(tmp_path), read_head(str(tmp_path)), str(tmp_path))
-    assert again == f"It takes the place of {tmp_path}: features 8, modules mean pooling, similarity cosine"
+    assert again == f"It can replace {tmp_path}: features 8, modules mean pooling, similarity cosine"
 
 
 # ---- before, after, and centring alone ------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_centring_alone_is_told_from_training():
     assert "no training) gives" in sentence
     centring = sentence.partition("no training) gives")[2]
     assert ", better (+" in centring
-    assert "training beside centring: worse (-" in centring
+    assert "training compared with centring: worse (-" in centring
     sizes = [row[0] for row in documents.shorter_vectors(found)]
     assert sizes == [64]
 
@@ -203,7 +203,7 @@ def test_minilm_is_adapted_takes_its_own_place_and_is_served_without_torch(minil
     folder = tmp_path / "adapted"
     printed = run(EXAMPLES / "adapt.sh", minilm, ROOT / "docs" / "*.md", folder, STEPS="2")
     assert "recipe continue-from-encoder" in printed
-    assert f"It takes the place of {minilm}: features 384, modules mean pooling, Normalize, tokens 256" in printed
+    assert f"It can replace {minilm}: features 384, modules mean pooling, Normalize, tokens 256" in printed
     assert "Before → after: " in printed
     assert "Centring alone (the mean vector subtracted, no training) gives" in printed
 

@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, path, reason
     with pytest.raises(SystemExit) as stop:
         run_command(lambda: (tmp_path / path).mkdir(parents=True, exist_ok=True))
     assert stop.value.code == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / path}: {reason}; name another path, or mend that\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / path}: {reason}; fix that, or use another path\n"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def first_line(error: Exception) -> str:
         return type(error).__name__
     reason = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
     if "private" in str(error) or "gated" in str(error):
-        reason += " A private one needs the variable HF_TOKEN or `hf auth login`."
+        reason += " For a private or gated repository, set HF_TOKEN or run `hf auth login`."
     return reason
 
 
@@ -85,9 +85,9 @@ class _Parser(HfArgumentParser):
             if name not in actions:
                 continue
             if actions[name].nargs == "+":
-                self.error(f"--{name} is given {count} times; give all its values after one, as in --{name} A B")
+                self.error(f"--{name} is given {count} times; list all values after a single one, as in --{name} A B")
             if not lists_only:
-                self.error(f"--{name} is given {count} times; leave out all but one")
+                self.error(f"--{name} is given {count} times; keep only one of them")
 
 
 class _CommandParser(_Parser):
@@ -106,7 +106,7 @@ _HELP = {"-h", "--help", "--help-all", "--help_all"}
 _WIDTH = 100
 
 _YAML = (".yaml", ".yml")
-_BEFORE_FLAGS = "YAML files, and what else belongs to no flag, come first"
+_BEFORE_FLAGS = "YAML files and other arguments without a flag must come before the flags"
 
 
 class HelpPage(NamedTuple):
@@ -266,9 +266,9 @@ def parse_arguments(
 ) -> tuple[Any, ...]:
     """Parses `[FILE.yaml …] [WORD …] [--flag value …]` into one instance per dataclass.
 
-    Later files override earlier ones, and flags override all files. Hyphens in a flag are as good as underscores.
-    Of a flag that is given twice, the last value counts, because commands that put flags before those of the user rely
-    on it; a list that is given twice is refused.
+    Later files override earlier ones, and flags override all files. Flags may be written with hyphens or underscores.
+    If a flag is given twice, the last value counts, because commands that put flags before those of the user rely on
+    it; a list that is given twice is an error.
 
     Args:
         argument_classes: Dataclasses whose fields are the flags, as for `transformers.HfArgumentParser`.
@@ -279,7 +279,7 @@ def parse_arguments(
         renamed: Earlier names of flags, and what takes their place, for the error.
         positional: The flag that words before the first flag belong to, unless they are YAML files.
         recipe: Gives other defaults for a command line without a YAML file, by the flags that are given there.
-        replaces: By flag, other flags whose values in files it takes the place of, besides its own.
+        replaces: For each flag, other flags whose values in files it also overrides.
 
     Raises:
         UsageError: An unknown flag or key (the error names the nearest one), a value of the wrong type, or a missing
@@ -309,7 +309,7 @@ def parse_arguments(
     if unknown:
         word = unknown[0]
         if not word.startswith("-"):
-            parser.error(f"no flag takes the value '{word}'; {_BEFORE_FLAGS}")
+            parser.error(f"unexpected argument '{word}'; {_BEFORE_FLAGS}")
         name = word.split("=")[0]
         parser.error(f"unknown argument {name}{_replacement(name.lstrip('-'), flags, renamed or {})}")
     _check_size_of_numbers(namespace)
@@ -349,9 +349,9 @@ def _as_flag(words: list[str], positional: str | None, rest: Sequence[str], pars
     if not words:
         return []
     if positional is None:
-        parser.error(f"no flag takes the value '{words[0]}'; {_BEFORE_FLAGS}")
+        parser.error(f"unexpected argument '{words[0]}'; {_BEFORE_FLAGS}")
     if positional in _named(rest):
-        parser.error(f"'{words[0]}' and --{positional} say the same; name all in one place")
+        parser.error(f"'{words[0]}' and --{positional} set the same option; give all values in one place")
     return [f"--{positional}", *words]
 
 
@@ -397,7 +397,7 @@ def _replacement(name: str, flags: set[str], renamed: Mapping[str, str]) -> str:
     """What an error says of an unknown flag: what took its place, or the nearest one."""
     name = name.replace("-", "_")
     if name in renamed:
-        return f"; in its place there is {renamed[name]}"
+        return f"; replaced by {renamed[name]}"
     return nearest(name, flags)
 
 
@@ -423,12 +423,14 @@ def _read_file(path: str, flags: set[str], renamed: Mapping[str, str]) -> dict[s
     try:
         content = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; words that end in .yaml are YAML files of flags") from error
+        raise UsageError(
+            f"{path}: {error.strerror}; arguments that end in .yaml are read as files of flags"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(
-            f"{path}: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text"
+            f"{path}: expected lines of the form 'flag: value'; a YAML file is read as flags, never as training text"
         )
     for key in content:
         if key not in flags:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
 
-# What the system answers for a path that is no bug of ours: too long, without permission, full, in a file …
+# What the system answers for a path that is not a bug of ours: too long, without permission, full, in a file …
 _OF_THE_SYSTEM = {
     errno.EACCES,
     errno.EDQUOT,
@@ -72,14 +72,14 @@ def check_words(words: Sequence[str]) -> None:
     """
     for before, word in itertools.pairwise(["", *words]):
         if not is_utf8(word):
-            raise UsageError(f"{word!a}: not UTF-8; write or rename it so that it is")
+            raise UsageError(f"{word!a}: not valid UTF-8; rename or rewrite it in UTF-8")
         if not word.strip() and not before.startswith("--"):
-            raise UsageError("a word of the command is empty; write it, or leave it out")
+            raise UsageError("the command contains an empty argument; fill it in, or leave it out")
         flag, equals, value = word.partition("=") if word.strip() else (before, "=", "")
         if equals and not value.strip() and re.fullmatch(r"--[\w-]+", flag):
             raise UsageError(f"{flag}: an empty value; give one, or leave the flag out")
         if equals and value == "--":
-            raise UsageError(f"{flag}: '--' is no value; give one, or leave the flag out")
+            raise UsageError(f"{flag}: '--' is not a value; give one, or leave the flag out")
 
 
 def flag_of(word: str) -> str:
@@ -88,7 +88,7 @@ def flag_of(word: str) -> str:
 
 
 def repeated_flags(words: Sequence[str]) -> dict[str, int]:
-    """How often each flag is given that is given more than once, by its name; words after `--` are no flags."""
+    """The number of occurrences of each flag that is given more than once, by name; words after `--` are not flags."""
     counts = Counter(flag_of(word) for word in itertools.takewhile(lambda word: word != "--", words))
     return {name: count for name, count in counts.items() if name and count > 1}
 
@@ -122,7 +122,7 @@ def run_command(main: Callable[[], Any], trains: bool = True) -> NoReturn:
         if error.errno not in _OF_THE_SYSTEM:
             raise
         name = f"{error.filename}: " if error.filename else ""
-        sys.exit(_report(f"{name}{error.strerror}; name another path, or mend that"))
+        sys.exit(_report(f"{name}{error.strerror}; fix that, or use another path"))
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's own, see above
             raise
@@ -208,7 +208,7 @@ def _has_no_reader(stream: TextIO) -> bool:
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)
-    except OSError:  # a stream that is no file
+    except OSError:  # a stream that is not a file
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 

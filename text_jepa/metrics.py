@@ -306,7 +306,8 @@ def collapse_signs(
     """Reasons to call the representations collapsed or degenerate, in plain words; an empty list if there are none.
 
     Encoders differ in rank and anisotropy, and a few short texts have a low rank under any encoder. What a run found
-    is no sign: with the measures of its first step, a bound counts only once half of what there was is lost.
+    is not a sign of collapse: if the measures of its first step are given, a bound counts only once half of the first
+    value is lost.
 
     Args:
         values: Measures of the collapse monitor, or a record of the log: `token_rank`, `cosine_other_text`, `spread`

@@ -14,7 +14,7 @@ from text_jepa.errors import nearest
 
 
 def local_path(name: str) -> Path:
-    """The path that a name stands for: `~` and `~user` are home folders, but where there is no such user, a name."""
+    """Expands `~` and `~user` in a path; a name with an unknown user is returned unchanged."""
     return Path(os.path.expanduser(name))
 
 
@@ -42,7 +42,7 @@ def check_name(
     if path.is_dir():
         return
     if path.is_file():
-        raise ValueError("a file; name the folder that it is in")
+        raise ValueError("this is a file; pass the folder that contains it")
     if local_path(source).is_dir():
         raise ValueError(f"no such folder; write {local_path(source)}")
     others = []

@@ -1155,7 +1155,9 @@ def test_a_cache_that_cannot_be_written_is_no_damage_of_the_texts(tmp_path, load
 
     monkeypatch.setattr(datasets.arrow_writer.ArrowWriter, "write_table", refuse)
     monkeypatch.setattr(reading, "_find_damage", lambda paths: pytest.fail("the texts are read again"))
-    with pytest.raises(UsageError, match=r"^the cache could not be written \(.*\); make room, or set --cache_dir"):
+    with pytest.raises(
+        UsageError, match=r"^the cache could not be written \(.*\); free some disk space, or set --cache_dir"
+    ):
         load([str(write(tmp_path / "texts.txt", documents(5)))])
     assert not reading._is_of_cache(OSError(number, os.strerror(number), "a.txt"), ["a.txt"])
 

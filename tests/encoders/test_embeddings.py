@@ -454,11 +454,11 @@ def point(path):
 @pytest.mark.parametrize(
     ("damage", "fragment"),
     [
-        (drop, "is missing or of another tokenizer; copy it anew"),
-        (drop_folder, "is missing or of another tokenizer; copy it anew"),
-        (shorten, "is missing or of another tokenizer; copy it anew"),
-        (rename, r"cannot be read, copy it anew \(KeyError"),
-        (flatten, r"cannot be read, copy it anew \(IndexError"),
+        (drop, "is missing or of another tokenizer; copy it again"),
+        (drop_folder, "is missing or of another tokenizer; copy it again"),
+        (shorten, "is missing or of another tokenizer; copy it again"),
+        (rename, r"cannot be read, copy it again \(KeyError"),
+        (flatten, r"cannot be read, copy it again \(IndexError"),
         (point, r"is a pointer of git-lfs, .* run `git lfs pull` in .*1_WordWeights"),
     ],
 )

@@ -223,7 +223,9 @@ def test_code_in_the_weights_of_a_dense_layer_does_not_run(save, tmp_path):
     folder = save(dense=True)
     (folder / "2_Dense/model.safetensors").unlink()
     torch.save({"linear.weight": Payload()}, folder / "2_Dense/pytorch_model.bin")
-    with pytest.raises(UsageError, match=r"Dense \(2_Dense\) hold code, which is not run; save them as safetensors"):
+    with pytest.raises(
+        UsageError, match=r"Dense \(2_Dense\) contain code, which is not run; save them as safetensors"
+    ):
         open_encoder(str(folder))
     assert not (tmp_path / "canary").exists()
 

@@ -428,7 +428,7 @@ def test_documents_are_compared_without_labels_and_a_sentence_says_what_came_out
     labelled = {s.system for s in scores if s.task == LABEL}
     assert labelled == encoders | {name for name in words if name.startswith(TFIDF)}
     *lines, sentence = capsys.readouterr().out.splitlines()
-    seen = "20 of 60 documents stand in --train_texts too, so the encoder may have seen them; name others"
+    seen = "20 of 60 documents also occur in --train_texts, so the encoder may have seen them; name others"
     assert f"note: {seen}" in lines
     assert sentence.startswith("On 60 passages of 60 documents this encoder finds the rest of the document (R@10) ")
     assert f"than {folder / 'first'}" in sentence

@@ -49,7 +49,7 @@ def test_scores_of_few_rows_claim_nothing_and_are_noted():
     assert describe_outcome(few) == ""
     assert describe_outcome([*enough, *few]) == "ours is better than it."
     noted = notes_on_few_rows([*enough, *few])
-    assert noted == ["mine: too few scored rows to tell systems apart (19; 20 are needed)"]
+    assert noted == ["mine: too few scored rows to compare systems (19; 20 are needed)"]
 
 
 def test_one_line_says_what_was_compared():

@@ -126,7 +126,7 @@ def test_later_searches_know_the_encoder_and_read_only_what_changed(call, static
 
 def test_another_encoder_makes_the_index_anew_and_says_so(call, static, bag, notes):
     call(notes, "lamp", "--encoder", static)
-    assert re.search(r"made with .*static; making it anew with .*bag", call(notes, "lamp", "--encoder", bag).err)
+    assert re.search(r"made with .*static; rebuilding it with .*bag", call(notes, "lamp", "--encoder", bag).err)
     assert call(notes, "lamp").err == ""
 
 
@@ -134,7 +134,7 @@ def test_an_encoder_that_was_trained_again_makes_the_index_anew(call, static, no
     shutil.copytree(static, tmp_path / "mine")
     call(notes, "lamp", "--encoder", tmp_path / "mine")
     BertModel.from_pretrained(static, add_pooling_layer=False).save_pretrained(tmp_path / "mine")
-    assert "has changed since; making it anew" in call(notes, "lamp").err
+    assert "has changed since; rebuilding it" in call(notes, "lamp").err
 
 
 def test_another_commit_of_a_name_on_the_hub_makes_the_index_anew(call, bag, notes, tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_another_commit_of_a_name_on_the_hub_makes_the_index_anew(call, bag, not
     call(notes, "lamp", "--encoder", "org/encoder")
     assert call(notes, "lamp").err == ""
     (repository / "refs" / "main").write_text("2" * 40)
-    assert "org/encoder has changed since; making it anew" in call(notes, "lamp").err
+    assert "org/encoder has changed since; rebuilding it" in call(notes, "lamp").err
     assert call(notes, "lamp").err == ""
 
 
@@ -244,7 +244,7 @@ def test_prompts_that_are_no_texts_are_one_line(call, static, notes, tmp_path):
     folder = tmp_path / "mine"
     shutil.copytree(static, folder)
     (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": 3}}')
-    with pytest.raises(UsageError, match="are no texts by name; mend them"):
+    with pytest.raises(UsageError, match="do not map names to texts; fix them"):
         call(notes, "lamp", "--encoder", folder)
 
 
@@ -279,7 +279,7 @@ def test_an_index_knows_its_encoder_and_columns_after_an_update_of_the_package(
     again = call(notes, "lamp", *flags)
     assert again.out == first.out
     if version < VERSION and not flags:
-        assert re.search("search.sqlite: made by an earlier version; making it anew with .*static\n", again.err)
+        assert re.search("search.sqlite: made by an earlier version; rebuilding it with .*static\n", again.err)
     assert call(notes, "lamp").err == ""
 
 

@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_half_written(run, tmp_path, monk
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"error: {out}: cannot be written (")
     assert "No space left on device" in line
-    assert line.endswith("; make room, or name another folder")
+    assert line.endswith("; free some disk space, or use another folder")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,7 +233,7 @@ def test_a_complete_model_with_a_damaged_card_or_log_is_one_line(run, export_com
     else:
         (folder / name).write_text(content)
     for form in ("encoder", "sentence-transformers"):
-        with pytest.raises(UsageError, match=rf"{name}.*copy it anew") as refused:
+        with pytest.raises(UsageError, match=rf"{name}.*copy it again") as refused:
             export_command(form, folder, tmp_path / "out")
         assert str(refused.value).startswith(str(folder))
     assert not (tmp_path / "out").exists()
@@ -685,7 +685,7 @@ def test_a_full_disk_leaves_no_half_of_an_onnx_file(run, onnxruntime, export_com
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("onnx.save", fail_at_the_second)
-    with pytest.raises(UsageError, match=r"out: cannot be written \(No space left on device\); make room"):
+    with pytest.raises(UsageError, match=r"out: cannot be written \(No space left on device\); free some disk space"):
         export_command("onnx", run, tmp_path / "out", "--fp16")
     assert [path.name for path in (tmp_path / "out" / "onnx").iterdir()] == ["model.onnx"]
 

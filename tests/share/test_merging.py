@@ -48,7 +48,7 @@ An encoder, with a loss of 0.25.
 def assert_told(folder, note):
     """Checks the note below the title, and that the metadata has no results."""
     card = (folder / "README.md").read_text()
-    whose = "The rest of this card describes the encoder before that change, its figures included."
+    whose = "The rest of this card, including its figures, describes the encoder before that change."
     assert f"# words\n\n{note} {whose}\n\nAn encoder, with a loss of 0.25." in card
     assert "license: mit" in card
     assert "model-index" not in card

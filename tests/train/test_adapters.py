@@ -157,7 +157,7 @@ def test_a_run_of_another_rank_is_another_run(tokenizer, texts, tmp_path):
     with pytest.raises(UsageError, match="lora was 2 and is 4; --accept_changes"):
         run_pretraining.main([*again, "--lora", "4"])
     for other in (["--lora", "4"], []):
-        with pytest.raises(UsageError, match="lora_A.* has no counterpart of the same shape .* use the sizes"):
+        with pytest.raises(UsageError, match=r"lora_A.* has no counterpart of the same shape .* use the sizes"):
             run_pretraining.main([*again, *other, "--accept_changes"])
 
 

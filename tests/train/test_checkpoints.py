@@ -1322,7 +1322,7 @@ def test_weights_that_are_not_finite_are_not_exported(command, tmp_path):
     """The steps before had finite gradients."""
     code, line = command(tmp_path / "run", "--learning_rate", "1e39", "--max_steps", "2", "--warmup_steps", "0")
     assert code == 2
-    assert line.startswith("error: the run diverged, and no encoder is written (not finite: ")
+    assert line.startswith("error: the run diverged, and no encoder was written (not finite: ")
     assert not list((tmp_path / "run").glob("*.safetensors"))
     assert not (tmp_path / "run" / "pretraining").exists()
 

@@ -135,7 +135,7 @@ def test_of_several_files_the_last_wins_and_flags_over_all(yaml, tmp_path):
 
 
 # What is said of a YAML file without flags.
-NO_FLAGS = r"run\.yaml: expected lines of the form 'flag: value'; a YAML file is read as flags, never as text"
+NO_FLAGS = r"run\.yaml: expected lines of the form 'flag: value'; a YAML file is read as flags, never as training text"
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -192,7 +192,10 @@ def test_a_mistake_in_the_file_names_file_key_and_remedy(yaml, content, message)
             r"^no flag takes the value 'run\.yaml'; YAML files, .+, come first",
         ),
         (["none.yaml"], r"^none\.yaml: No such file or directory; words that end in \.yaml are YAML files of flags$"),
-        (["."], r"^no flag takes the value '\.'; YAML files, and what else belongs to no flag, come first"),
+        (
+            ["."],
+            r"^no flag takes the value '\.'; YAML files and other arguments without a flag must come before the flags",
+        ),
         (["--vocab-size", "many"], r"^argument --vocab_size: invalid int value: 'many'"),
     ],
 )
@@ -287,7 +290,9 @@ def test_words_before_the_flags_are_texts_unless_they_end_in_yaml(yaml):
 
 @pytest.mark.parametrize("flag", ["--train_file", "--train-file", "--train_file=b.txt"])
 def test_texts_that_are_named_twice_are_refused(flag):
-    with pytest.raises(UsageError, match=r"^'notes' and --train_file say the same; name all in one place"):
+    with pytest.raises(
+        UsageError, match=r"^'notes' and --train_file set the same option; give all values in one place"
+    ):
         parse_positional("notes", flag, "b.txt")
 
 

@@ -62,7 +62,7 @@ def read_words(argv: Sequence[str], prog: str) -> tuple[str, list[str], list[str
     if not texts and not _has(flags, "train_file") and not _has(flags, "dataset_name"):
         raise UsageError(f"name the texts after {name}: folders, files or globs, as in `{prog} {name} notes/`")
     if texts and _has(flags, "train_file"):
-        raise UsageError(f"'{texts[0]}' and --train_file say the same; name all in one place")
+        raise UsageError(f"'{texts[0]}' and --train_file set the same option; give all values in one place")
     if _has(flags, "model_name_or_path"):
         raise UsageError(f"'{name}' and --model_name_or_path say the same; name the encoder in one place")
     return name, texts, flags
@@ -109,11 +109,11 @@ def find_encoder(name: str) -> str:
             continue
         if config.get("model_type") == "text_jepa":
             raise UsageError(
-                f"{name} is the complete model of a run; name the encoder of the run, or go on with "
-                f"`text-jepa pretrain TEXTS --model_name_or_path {name}`"
+                f"{name} is the complete model of a run; use the exported encoder of the run, or continue training "
+                f"with `text-jepa pretrain TEXTS --model_name_or_path {name}`"
             )
         return source
-    raise UsageError(f"{name}: no encoder is there (no config.json): name a folder, or a name on the Hub")
+    raise UsageError(f"{name}: no encoder found (no config.json); pass a folder or a name on the Hub")
 
 
 def recipe_of(head: SentenceHead) -> str:
@@ -131,9 +131,9 @@ def pooling_of(source: str, head: SentenceHead) -> str:
         return "idf"
     if head.pooling not in _TRAINED_POOLINGS:
         raise UsageError(
-            f"{source} pools by {head.pooling}, which no run trains, so the result could not take its place; "
-            f"`text-jepa pretrain TEXTS --model_name_or_path {source} --pooling mean` makes an encoder that pools by "
-            "the mean"
+            f"{source} uses {head.pooling} pooling, which cannot be trained, so the result could not replace it; "
+            f"`text-jepa pretrain TEXTS --model_name_or_path {source} --pooling mean` trains an encoder with mean "
+            "pooling"
         )
     return head.pooling
 
@@ -163,9 +163,9 @@ def describe_place(source: str, before: SentenceHead, folder: str) -> str:
     new = _traits(folder, read_head(folder))
     changed = [f"{name} ({old[name]} before, {new[name]} now)" for name in old if old[name] != new[name]]
     if changed:
-        return f"It does not take the place of {source} everywhere: {'; '.join(changed)} differ"
+        return f"It cannot fully replace {source}: {'; '.join(changed)} differ"
     kept = ", ".join(f"{name} {value}" for name, value in old.items() if value)
-    return f"It takes the place of {source}: {kept}"
+    return f"It can replace {source}: {kept}"
 
 
 def _traits(source: str, head: SentenceHead) -> dict[str, Any]:

@@ -117,8 +117,13 @@ def _add_onnx(commands) -> None:
     command.add_argument("output_dir", nargs="?", help="New folder. Default: the source, if a folder.")
     command.add_argument("--fp16", action="store_true", help="Also write onnx/model_fp16.onnx with 16-bit floats.")
     command.add_argument("--int8", action="store_true", help="Also write onnx/model_int8.onnx with 8-bit matrices.")
-    help = "Files on whose documents the ONNX files are compared, by cosine and by finding the rest of a document."
-    command.add_argument("--texts", nargs="+", metavar="FILE", help=f"{help} {_DOCUMENTS}")
+    command.add_argument(
+        "--texts",
+        nargs="+",
+        metavar="FILE",
+        help="Files with documents for comparing the ONNX files, by cosine similarity and by how often a passage "
+        f"finds the rest of its document. {_DOCUMENTS}",
+    )
     command.add_argument(
         "--check",
         metavar="FILE",
@@ -149,15 +154,17 @@ def _add_merge(commands) -> None:
     help = "A weighted average of two encoders of the same shape, such as before and after a run."
     command = add_command(commands, "merge", write_merged, help)
     command.add_argument("source", help="The start: an encoder, by folder or name on the Hub.")
-    command.add_argument("end", help="The end: a folder; its tokenizer, word weights and modules are kept.")
+    command.add_argument(
+        "end", help="The second encoder, a folder. The merged encoder keeps its tokenizer, word weights and modules."
+    )
     command.add_argument("output_dir", help="New folder.")
     command.add_argument("--share", type=_share, help="Share of the way from start to end. Default: 0.5.")
     command.add_argument(
         "--texts",
         nargs="+",
         metavar="FILE",
-        help="Held-out files. The share at which passages find the rest of their documents best is chosen: the "
-        f"smallest one within one standard error of the best. {_DOCUMENTS}",
+        help="Held-out files for choosing the share: the smallest one whose retrieval score (passages finding the "
+        f"rest of their document) is within one standard error of the best. {_DOCUMENTS}",
     )
     _add_text_column(command)
     _add_code(command)
@@ -284,7 +291,7 @@ def write_onnx(args: argparse.Namespace) -> None:
         paths.append(folder / "model_int8.onnx")
     for path in paths:
         if path.exists():
-            raise UsageError(f"{path} exists; remove it, or name another folder")
+            raise UsageError(f"{path} exists; remove it, or use another folder")
     task = None
     if args.check:
         task = load_task_file(
@@ -407,10 +414,10 @@ def read_log(source: Path) -> list[dict[str, Any]]:
     """
     state = source / TRAINER_STATE_NAME
     if state.is_file():
-        with readable(str(state), "not the state of a run; copy it anew"):
+        with readable(str(state), "not the state of a run; copy it again"):
             return TrainerState.load_from_json(str(state)).log_history
     log = metrics_file(source)
-    with readable(str(log), "not the log of a run; copy it anew"):
+    with readable(str(log), "not the log of a run; copy it again"):
         return read_metrics(source)
 
 
@@ -502,8 +509,8 @@ def print_losses(encoder: Encoder, paths: Sequence[Path], texts: Sequence[str] |
     for path in paths[1:]:
         cosines = cosine(onnx.run_onnx(path, batches), expected)
         print(
-            f"{path}: {size(path)}, cosine with {paths[0].name} {cosines.mean():.4f} in the mean and "
-            f"{cosines.min():.4f} at least ({len(cosines):,} {basis})"
+            f"{path}: {size(path)}, cosine similarity with {paths[0].name}: mean {cosines.mean():.4f}, minimum "
+            f"{cosines.min():.4f} ({len(cosines):,} {basis})"
         )
     if texts is not None:
         print_search(encoder, paths, texts)
@@ -573,8 +580,8 @@ def tell_left_out(source: str, output_dir: Path) -> None:
     """Says that the ONNX files of a folder are not in its changed copy, if there are any."""
     if any(Path(source).glob("onnx/*.onnx")):
         print(
-            f"The ONNX files of {source} hold the old weights and were left out; `text-jepa export onnx {output_dir}` "
-            "makes them anew"
+            f"The ONNX files of {source} contain the old weights and were not copied; run `text-jepa export onnx "
+            f"{output_dir}` to create them again"
         )
 
 

@@ -131,7 +131,7 @@ def read_run(folder: Path) -> Run:
     except OSError as error:
         raise UsageError(f"{folder}: no metrics.jsonl there ({error.strerror}); name the folder of a run") from error
     except ValueError as error:
-        raise UsageError(f"{folder}/metrics.jsonl: not the log of a run ({error}); name another folder") from error
+        raise UsageError(f"{folder}/metrics.jsonl: not the log of a run ({error}); use another folder") from error
     if not records:
         raise UsageError(f"{folder}/metrics.jsonl: nothing was logged yet; wait for the first log of the run")
     width = None
@@ -147,7 +147,7 @@ def _check_numbers(records: Sequence[Mapping[str, Any]]) -> None:
     for record in records:
         for name, value in record.items():
             if not isinstance(value, int | float):
-                raise ValueError(f"{name} is no number")
+                raise ValueError(f"{name} is not a number")
 
 
 def labelled_texts(args: argparse.Namespace) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
@@ -158,10 +158,14 @@ def labelled_texts(args: argparse.Namespace) -> tuple[list[str], np.ndarray, tup
     """
     task = load_task("task", args.task, args.data_dir, args.cache_dir)
     if task.kind != "classification" or task.test.pairs is not None:
-        raise UsageError(f"--task {args.task}: not single texts with classes; name packages, sst2, cola or a file")
+        raise UsageError(
+            f"--task {args.task}: not a classification of single texts; use packages, sst2, cola or a file"
+        )
     rows = task.test
     if len(rows) < 5:
-        raise UsageError(f"--task {args.task}: {len(rows)} scored texts make no picture; at least 5 are needed")
+        raise UsageError(
+            f"--task {args.task}: {len(rows)} scored texts are too few for a picture; at least 5 are needed"
+        )
     shuffled = np.random.default_rng(0).permutation(len(rows))
     rows = rows.select(shuffled[:TEXTS])
     return rows.texts, rows.labels, task.label_names
@@ -194,5 +198,7 @@ def embed(encoder: Encoder, texts: list[str], batch_size: int = 64) -> tuple[np.
         vectors.append(pool_states(encoder, states, batch).cpu())
     token_states = torch.cat(token_states).numpy()
     if not np.isfinite(token_states).all():
-        raise UsageError(f"{encoder.name}: its states are not finite, so its weights are broken; name another encoder")
+        raise UsageError(
+            f"{encoder.name}: its states are not finite, so its weights are corrupted; use another encoder"
+        )
     return token_states, torch.cat(vectors).numpy()

@@ -76,13 +76,13 @@ def make_parser(prog: str = "text-jepa search") -> argparse.ArgumentParser:
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="Folder of texts, with its subfolders.")
-    parser.add_argument("query", metavar="QUERY", help="What to look for, in any words.")
+    parser.add_argument("query", metavar="QUERY", help="The query, in free text.")
     parser.add_argument(
         "--encoder",
         help="Encoder: folder or Hub name. Default: that of the index, and for a new one the newest run in runs/.",
     )
     parser.add_argument("--limit", type=int, default=5, metavar="N", help="Number of passages. (default: 5)")
-    parser.add_argument("--json", action="store_true", help="Print a list of objects, with the passages in full.")
+    parser.add_argument("--json", action="store_true", help="Print the results as JSON, with full passages.")
     parser.add_argument("--text_column", nargs="+", metavar="COLUMN", help="Column of the text in files with columns.")
     # As in the other commands, a hyphen is understood and not shown.
     parser.add_argument(
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
     args = make_parser(prog).parse_args(argv)
     for word in (args.folder, args.query, args.index, args.encoder):
         if not is_utf8(str(word)):
-            raise UsageError(f"{str(word)!a}: not UTF-8; write or rename it so that it is")
+            raise UsageError(f"{str(word)!a}: not valid UTF-8; rename or rewrite it in UTF-8")
     if not args.query.strip():
         raise UsageError("the query is empty; ask something")
     if args.limit < 1:
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa search") -> None:
     else:
         show(args.folder, found)
     if not found:
-        tell("nothing found: no passage has a word of the query, and the encoder knows none of them")
+        tell("nothing found: no passage shares a word with the query, and the encoder knows none of its words")
 
 
 # ---- index ----------------------------------------------------------------------------------------------------------
@@ -175,9 +175,9 @@ def bring_up_to_date(
     update(index, args.folder, changes, embeddings.passage, columns, kept)
     problems = index.problems()
     if problems:
-        tell(f"{len(problems):,} of {len(texts):,} files are left out, as {problems[0]}")
+        tell(f"{len(problems):,} of {len(texts):,} files were skipped, for example {problems[0]}")
     if not index.count_passages():
-        raise UsageError(f"{args.folder}: no text in its {len(texts):,} files; name another folder")
+        raise UsageError(f"{args.folder}: no text in its {len(texts):,} files; use another folder")
     return embeddings
 
 
@@ -256,14 +256,14 @@ def reason_to_start(kept: dict[str, str], wanted: dict[str, str], index: Index) 
     if not kept:
         return f"making the index {path} with {wanted['encoder']}"
     if index.is_older:
-        return f"{path}: made by an earlier version; making it anew with {wanted['encoder']}"
+        return f"{path}: made by an earlier version; rebuilding it with {wanted['encoder']}"
     if kept["encoder"] != wanted["encoder"]:
-        return f"{path}: made with {kept['encoder']}; making it anew with {wanted['encoder']}"
+        return f"{path}: made with {kept['encoder']}; rebuilding it with {wanted['encoder']}"
     if not kept["encoder_state"]:
-        return f"{path}: made by a version that did not note the commit of {kept['encoder']}; making it anew"
+        return f"{path}: made by a version that did not note the commit of {kept['encoder']}; rebuilding it"
     if kept["encoder_state"] != wanted["encoder_state"]:
-        return f"{path}: {wanted['encoder']} has changed since; making it anew"
-    return f"{path}: made from other columns; making it anew"
+        return f"{path}: {wanted['encoder']} has changed since; rebuilding it"
+    return f"{path}: made from other columns; rebuilding it"
 
 
 def open_quietly(name: str) -> "Encoder":

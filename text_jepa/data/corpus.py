@@ -437,7 +437,7 @@ def _warn_of_empty_files(documents: Dataset, paths: Sequence[str], flag: str) ->
     empty = [path for path in pages if path not in with_text]
     if empty:
         count = f"{len(empty)} of {len(paths)} files"
-        logger.warning(f"--{flag}: no text in {count} ({list_names(empty)}); look at them, or leave them out")
+        logger.warning(f"--{flag}: {count} contain no text ({list_names(empty)}); check them, or leave them out")
 
 
 def _held_out_splits(names: Sequence[str]) -> list[str]:
@@ -480,7 +480,9 @@ def _without_held_out(train_files: list[str], held_out_files: list[str]) -> list
     held_out = {identity_of(path) for path in held_out_files}
     taken = [path for path in train_files if identity_of(path) in held_out]
     if len(taken) == len(train_files):
-        logger.warning("--validation_file: the files to train on are held out too; held-out figures are too good")
+        logger.warning(
+            "--validation_file: the training files are also held out, so held-out figures will be too optimistic"
+        )
         return train_files
     if taken:
         logger.warning(f"not trained on, as --validation_file names them: {list_names(taken)}")
@@ -595,7 +597,7 @@ def _log_near_copies(documents: Dataset) -> None:
     if all(files) and files[0] != files[1]:
         names = [os.path.relpath(file, os.path.commonpath(files)) for file in files]
     logger.info(
-        f"{count:,} of {len(texts):,} documents are nearly copies of others, as {names[0]} of {names[1]}; "
+        f"{count:,} of {len(texts):,} documents are near copies of others, for example {names[0]} of {names[1]}; "
         "remove what is not to count more than once"
     )
 

@@ -76,13 +76,13 @@ class Coverage:
         found = []
         if self.unknown_share > _MANY_UNKNOWN:
             found.append(
-                f"{self.unknown_share:.1%} of the tokens are unknown to the tokenizer; nothing is learned of them; "
-                "use --tokenizer_type bpe, or a --tokenizer_name for the script of the texts"
+                f"{self.unknown_share:.1%} of the tokens are unknown to the tokenizer, so the model cannot learn "
+                "anything about them; use --tokenizer_type bpe, or a --tokenizer_name for the script of the texts"
             )
         if self.tokens_per_word > _LONG_WORDS:
             found.append(
-                f"the tokenizer cuts a word into {self.tokens_per_word:.1f} tokens; use one for the language of the "
-                "texts, or a larger --vocab_size"
+                f"the tokenizer splits a word into {self.tokens_per_word:.1f} tokens on average; use one for the "
+                "language of the texts, or a larger --vocab_size"
             )
         if hides and self.share_without_target > _MANY_WITHOUT_TARGET:
             found.append(
@@ -99,7 +99,7 @@ class Coverage:
             )
         if hides and self.without_target == self.masks:
             raise UsageError(
-                f"nothing is hidden by any of {self.masks:,} masks; raise --mask_ratio, or leave short texts out with "
+                f"none of the {self.masks:,} masks hides anything; raise --mask_ratio, or leave short texts out with "
                 "--min_length"
             )
 

@@ -396,7 +396,9 @@ def _read_page(path: str) -> str:
     except UnicodeDecodeError as error:
         if codec == "utf-8":
             raise
-        raise FileError(f"{path}: not {charset}, as it says ({error.reason}); convert it, e.g. with iconv") from error
+        raise FileError(
+            f"{path}: not encoded as {charset}, which it declares ({error.reason}); convert it, e.g. with iconv"
+        ) from error
     return page.replace("\r\n", "\n")
 
 

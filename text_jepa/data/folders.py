@@ -110,7 +110,9 @@ def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None, s
             return _saved_files(path, split)
         return _files_of_folder(path, f"--{flag} {pattern}", form, streaming)
     if path.exists():
-        raise UsageError(f"--{flag} {pattern}: a pipe or a device, which cannot be read twice; write it into a file")
+        raise UsageError(
+            f"--{flag} {pattern}: this is a pipe or a device, which cannot be read twice; save its content to a file"
+        )
     files = _files_of_glob(str(path), f"--{flag} {pattern}")
     if not files:
         raise UsageError(f"--{flag} {pattern}: no such file")
@@ -290,7 +292,9 @@ def _saved_files(folder: Path, split: str) -> list[str]:
         found = saved_splits(folder, split)
         if not found:
             known = ", ".join(splits_of_saved(folder))
-            raise UsageError(f"{folder}: no split '{split}' in this saved dataset; it has {known}; name one's folder")
+            raise UsageError(
+                f"{folder}: no split '{split}' in this saved dataset; it has {known}; pass the folder of one of them"
+            )
         folder = folder / found[0]
     with _naming_damage(folder):
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))

@@ -44,8 +44,8 @@ def warn_of_shared(shared: int, count: int) -> None:
     """Warns if some of the `count` training documents are also held out."""
     if shared:
         logger.warning(
-            f"{shared} of {count} training documents are held out too, word for word, which flatters held-out "
-            "figures; remove them from one of the two"
+            f"{shared} of {count} training documents also occur in the held-out set, which inflates held-out figures; "
+            "remove them from one of the two"
         )
 
 

@@ -65,7 +65,7 @@ def reading(what: str, paths: Sequence[str] = ()) -> Iterator[None]:
         cause = error if isinstance(error, FileError) else error.__cause__ or error
         if _is_of_cache(cause, paths):
             raise UsageError(
-                f"the cache could not be written ({cause}); make room, or set --cache_dir or HF_HOME"
+                f"the cache could not be written ({cause}); free some disk space, or set --cache_dir or HF_HOME"
             ) from error
         damage = str(cause) if isinstance(cause, FileError) else _find_damage(paths)
         if damage is not None:

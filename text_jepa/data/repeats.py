@@ -42,7 +42,7 @@ class NearCopies(NamedTuple):
 def first_of_equals(texts: Iterable[str | None]) -> np.ndarray:
     """Marks texts that are equal to no earlier one: boolean (N,). Whitespace around a text is ignored.
 
-    Blank texts are no copies of each other.
+    Blank texts are not copies of each other.
     """
     seen = set()
     is_first = []

@@ -43,7 +43,7 @@ def walk(folder: Path, what: str) -> Iterator[str]:
     """
 
     def refuse(error: OSError) -> None:
-        raise UsageError(f"{what}: {error.filename}: {error.strerror}; make it readable, or name another folder")
+        raise UsageError(f"{what}: {error.filename}: {error.strerror}; make it readable, or use another folder")
 
     left_out = []
     seen = set()
@@ -64,7 +64,10 @@ def warn_of_models(what: str, left_out: Sequence[str]) -> None:
     if left_out:
         more = len(left_out) - SHOWN_NAMES
         shown = ", ".join(sorted(left_out)[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
-        logger.warning(f"{what}: left out as runs, models or results: {shown}; to read such a folder, name it")
+        logger.warning(
+            f"{what}: folders of runs, models or results are left out: {shown}; name such a folder explicitly to read "
+            "it"
+        )
 
 
 def is_copy(name: str) -> bool:

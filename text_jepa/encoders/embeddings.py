@@ -79,7 +79,7 @@ class Encoder:
         """What is put in place of the prompt before a query, and before a passage, of a search.
 
         Raises:
-            UsageError: Prompts of its folder are no texts.
+            UsageError: Prompts of its folder are not texts.
         """
         return ("", "") if self.head is None else self.head.search_prompts
 
@@ -304,10 +304,10 @@ def _read_word_weights(head: SentenceHead, tokenizer: PreTrainedTokenizerBase) -
     path = file_of(head.source, name, **head.options)
     weights = None
     if path is not None:
-        with readable(head.source, f"{name} cannot be read, copy it anew"):
+        with readable(head.source, f"{name} cannot be read, copy it again"):
             weights = load_word_weights(path.parent.parent)
     if weights is None or len(weights) != len(vocabulary(tokenizer)):
-        raise UsageError(f"{head.source}: {name} is missing or of another tokenizer; copy it anew")
+        raise UsageError(f"{head.source}: {name} is missing or of another tokenizer; copy it again")
     return weights
 
 

@@ -55,10 +55,10 @@ def describe(error: Exception, takes_flags: bool = False) -> str:
     if "ignore_mismatched_sizes" in reason:  # with a table that is not shown
         if takes_flags:
             return (
-                "weights in its files have other shapes than its config.json and the flags of this run say; leave out "
-                "flags that change them, such as --pred_hidden_size or several --mask_strategies, or copy both anew"
+                "the shapes of its weights match neither its config.json nor the flags of this run; leave out flags "
+                "that change shapes, such as --pred_hidden_size, or copy both files again"
             )
-        return "weights in its files have other shapes than its config.json says; copy both anew"
+        return "the shapes of its weights do not match its config.json; copy both files again"
     is_about_code = isinstance(error, KeyError | TypeError | AttributeError | IndexError | AssertionError)
     return f"{type(error).__name__}: {reason}" if is_about_code else reason
 
@@ -79,7 +79,9 @@ def readable(source: str, what: str = "no model can be read there") -> Iterator[
     except (UsageError, torch.OutOfMemoryError):
         raise
     except UnpicklingError as error:
-        raise UsageError(f"{source}: its weights hold code, which is not run; save them as safetensors") from error
+        raise UsageError(
+            f"{source}: its weight file contains code, which is not run; save the weights as safetensors"
+        ) from error
     except Exception as error:  # tokenizers raises bare exceptions, and each architecture its own
         raise UsageError(f"{source}: {what} ({describe(error)})") from error
 
@@ -106,16 +108,16 @@ def read_config(source: str, **options) -> PretrainedConfig:
         raise UsageError(f"{source}: auto_map in its config.json is not an object, '{{...}}'; remove it there")
     if references and model_type not in CONFIG_MAPPING:
         raise UsageError(
-            f"{source}: model_type '{model_type}' needs code of its own, which is not run; name an encoder of an "
-            f"architecture that transformers has, or, if you trust its code, add --allow_remote_code {source}"
+            f"{source}: model_type '{model_type}' requires custom code, which is not run; use an encoder that "
+            f"transformers supports or, if you trust the code, add --allow_remote_code {source}"
         )
     is_known_code = model_type in _code_of or model_type == TextJepaConfig.model_type
     if "AutoModel" in references and not is_known_code:
-        _warn_once(f"{source}: its own code is not run; it is opened as the '{model_type}' of transformers")
+        _warn_once(f"{source}: its custom code is not run; it is opened as the '{model_type}' of transformers")
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
     if config.is_encoder_decoder or type(config).is_encoder_decoder:  # the encoder alone denies it
         raise UsageError(
-            f"{source}: {model_type} is an encoder with a decoder, and its encoder is not opened alone; name an "
+            f"{source}: {model_type} is an encoder-decoder model, and its encoder cannot be opened on its own; use an "
             "encoder such as BERT, RoBERTa or ModernBERT"
         )
     attention = config._attn_implementation or ""
@@ -131,8 +133,8 @@ def check_adapters(source: str, **options) -> None:
     """Raises UsageError if there are adapters of PEFT, which transformers would open with some other encoder."""
     if file_of(source, "adapter_config.json", **options) is not None:
         raise UsageError(
-            f"{source}: adapters of PEFT (adapter_config.json), which belong to another encoder; open both with PEFT, "
-            "call merge_and_unload(), save_pretrained() what it returns, and name that folder"
+            f"{source}: contains PEFT adapters (adapter_config.json) for another encoder; load both with PEFT, call "
+            "merge_and_unload(), save the result with save_pretrained(), and use that folder"
         )
 
 
@@ -224,17 +226,17 @@ def read_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:
             raise  # the Hub, whose errors say what to do
         raise UsageError(
             f"{source}: its tokenizer cannot be used ({describe(error)}); copy the tokenizer's files there "
-            "(tokenizer.json, tokenizer_config.json), or name another folder"
+            "(tokenizer.json, tokenizer_config.json), or use another folder"
         ) from error
     if tokenizer.pad_token is None:
         raise UsageError(
-            f"{source}: its tokenizer has no padding token; set one in Python (tokenizer.pad_token = ...) and save it "
-            "there (tokenizer.save_pretrained), or name another folder"
+            f"{source}: its tokenizer has no padding token; set tokenizer.pad_token in Python and save the tokenizer "
+            "there (tokenizer.save_pretrained), or use another folder"
         )
     if not _has_words(tokenizer):
         raise UsageError(
-            f"{source}: its tokenizer has no words but special tokens, so every text would be unknown; copy the "
-            "tokenizer's files there (tokenizer.json), or name another folder"
+            f"{source}: its tokenizer contains only special tokens, so every word would be unknown; copy the "
+            "tokenizer's files there (tokenizer.json), or use another folder"
         )
     if tokenizer.init_kwargs.pop("auto_map", None):  # else it is saved with what the run leaves, where no code is
         kind = type(tokenizer).__name__

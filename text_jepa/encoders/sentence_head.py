@@ -75,10 +75,10 @@ _FOREIGN_SUFFIXES = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf", ".md
 # Bytes of the name of a folder.
 _LONGEST_NAME = 255
 
-# Tokens of a text that are none of its limits.
+# A stated length from this number of tokens on means that there is no limit.
 _NO_LIMIT = 1_000_000
 
-_REMEDY = "name --pooling mean or --pooling cls, or another encoder"
+_REMEDY = "pass --pooling mean or --pooling cls, or use another encoder"
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ class SentenceHead:
         so that `passage`, `corpus` and the prompt of every text are not reached.
 
         Raises:
-            UsageError: Prompts are no texts.
+            UsageError: Prompts are not texts.
         """
         prompts = (self.prompts or {}).get("prompts") or {}
         if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
             raise UsageError(
-                f"{self.source}: the prompts in config_sentence_transformers.json are no texts by name; mend them"
+                f"{self.source}: the prompts in config_sentence_transformers.json do not map names to texts; fix them"
             )
         query = prompts.get("query") or ""
         document = next((prompts[name] for name in _PROMPTS_OF_DOCUMENTS if prompts.get(name)), "")
@@ -160,7 +160,9 @@ class SentenceHead:
         size = (self.prompts or {}).get("truncate_dim")
         if size is not None:
             if type(size) is not int or size < 1:
-                raise UsageError(f"{self.source}: its truncate_dim is {size!r}, no number of features; mend it")
+                raise UsageError(
+                    f"{self.source}: its truncate_dim is {size!r}, not a positive number of features; fix it"
+                )
             layers.append(_FirstFeatures(size))
         return tuple(layers)
 
@@ -182,8 +184,8 @@ def read_head(source: str, **options: Any) -> SentenceHead:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(
-            f"{source}: modules.json, or a file that it names, holds something else than sentence-transformers "
-            f"writes ({reason}); mend it, or remove modules.json"
+            f"{source}: modules.json, or a file that it names, is not what sentence-transformers writes ({reason}); "
+            "fix it, or remove modules.json"
         ) from error
 
 
@@ -206,18 +208,18 @@ def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
             _check_names(source, path, kind, read(f"{path}/config.json") or {})
         modules.append((path, kind))
     if listed and _kind_of(listed[0]) != "Transformer":
-        raise UsageError(f"{source}: the first module of its modules.json is no Transformer; mend it, or {_REMEDY}")
+        raise UsageError(f"{source}: the first module in its modules.json is not a Transformer; fix it, or {_REMEDY}")
     _check_order(source, [kind for _, kind in modules])
     prompts = read("config_sentence_transformers.json")
     _check_model_type(source, prompts or {})
     prompt = _default_prompt(source, prompts or {})
     if prompt and not includes_prompt:
-        raise UsageError(f"{source}: its pooling leaves out the prompt '{prompt}', which is not read; {_REMEDY}")
+        raise UsageError(f"{source}: its pooling excludes the prompt '{prompt}', which is not supported; {_REMEDY}")
     settings = settings_of_transformer(source, **options)
     tokenizer_settings = read("tokenizer_config.json") or {}
     _check_settings(source, settings)
     if settings.get("do_lower_case") and not tokenizer_settings.get("do_lower_case"):
-        raise UsageError(f"{source}: it writes texts in small letters (do_lower_case), which is not read; {_REMEDY}")
+        raise UsageError(f"{source}: it lowercases texts (do_lower_case), which is not supported; {_REMEDY}")
     length = settings.get("max_seq_length")
     if length is None and modules:
         length = tokenizer_settings.get("model_max_length")  # as in version 6
@@ -237,10 +239,10 @@ def _check_module(source: str, module: Mapping[str, Any]) -> None:
     kind = _kind_of(module)
     check_subfolder(source, path)
     if not is_of_library(module["type"]):
-        raise UsageError(f"{source}: its module {module['type']} is code of others, which is not run; {_REMEDY}")
+        raise UsageError(f"{source}: its module {module['type']} is third-party code, which is not run; {_REMEDY}")
     is_known = kind in ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
     if not is_known and (kind, path) != ("WordWeights", WORD_WEIGHTS_FOLDER):
-        raise UsageError(f"{source}: its module {kind} is not read; {_REMEDY}")
+        raise UsageError(f"{source}: its module {kind} is not supported; {_REMEDY}")
     check_files(source, path)
 
 
@@ -255,7 +257,7 @@ def _read_pooling(read: Callable[[str], Any], source: str, path: str) -> tuple[s
     pooling = _kind_of_pooling(config)
     if pooling not in POOLINGS:
         raise UsageError(
-            f"{source}: its vectors are pooled by '{pooling}' ({path}/config.json), which is not read; {_REMEDY}"
+            f"{source}: its vectors are pooled by '{pooling}' ({path}/config.json), which is not supported; {_REMEDY}"
         )
     return pooling, config.get("include_prompt", True)
 
@@ -295,14 +297,14 @@ def check_code_of_modules(source: str) -> None:
     """
     for subfolder, kind in read_modules(source):
         if not is_of_library(kind):
-            raise UsageError(f"{source}: its module {kind} is code of others, which is not run; name another encoder")
+            raise UsageError(f"{source}: its module {kind} is third-party code, which is not run; use another encoder")
         settings = read_json(source, f"{subfolder}/config.json") if subfolder else None
         activation = (settings or {}).get("activation_function")
         # The one prefix that the library itself trusts.
         if activation is not None and not str(activation).startswith("torch."):
             raise UsageError(
                 f"{source}: the {activation} of its module {subfolder} is code that sentence-transformers does not "
-                "run, but replaces by Tanh; name another encoder"
+                "run, but replaces by Tanh; use another encoder"
             )
 
 
@@ -335,13 +337,15 @@ def _check_settings(source: str, settings: Mapping[str, Any]) -> None:
             value = {"text": value["text"]} if "text" in value else None
         if value not in (None, expected):
             shown = json.dumps(value)
-            raise UsageError(f"{source}: its {name} (sentence_bert_config.json) is {shown}, not read; {_REMEDY}")
+            raise UsageError(
+                f"{source}: its {name} (sentence_bert_config.json) is {shown}, which is not supported; {_REMEDY}"
+            )
     for name in (*_ARGUMENTS, "processing_kwargs"):
         others = [key for key in settings.get(name) or {} if key not in _HARMLESS]
         if others:
             raise UsageError(
                 f"{source}: its {name} (sentence_bert_config.json) set {', '.join(map(str, others))}, which is not "
-                f"read; {_REMEDY}"
+                f"supported; {_REMEDY}"
             )
 
 
@@ -349,7 +353,9 @@ def _check_names(source: str, path: str, kind: str, config: Mapping[str, Any]) -
     """Raises UsageError if a module works on something else than the vector of a text."""
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
-            raise UsageError(f"{source}: its module {kind} ({path}) has the {key} {config[key]}, not read; {_REMEDY}")
+            raise UsageError(
+                f"{source}: its module {kind} ({path}) has the {key} {config[key]}, which is not supported; {_REMEDY}"
+            )
 
 
 def _check_order(source: str, kinds: Sequence[str]) -> None:
@@ -359,7 +365,7 @@ def _check_order(source: str, kinds: Sequence[str]) -> None:
     count = kinds.count("Pooling")
     if count > 1 or (of_vectors and count == 0) or not {"Dense", "Normalize"}.isdisjoint(of_tokens):
         raise UsageError(
-            f"{source}: its modules ({', '.join(kinds)}) do not pool once and first, as is read; {_REMEDY}"
+            f"{source}: its modules ({', '.join(kinds)}) must pool exactly once, before all others; {_REMEDY}"
         )
 
 
@@ -395,7 +401,11 @@ def head_of_start(source: str, config: TextJepaConfig, **options: Any) -> dict[s
     try:
         head = read_head(source, **options)
     except UsageError as error:
-        return {"kept": None, "sentence": f"The export pools as the run does, not as its start did: {error}."}
+        return {
+            "kept": None,
+            "sentence": "The exported encoder uses the pooling of this run, not that of the initial encoder: "
+            f"{error}.",
+        }
     if not head.modules and not head.prompt:
         return None
     weights = (config.document_loss_weight, config.sentence_loss_weight, config.similarity_loss_weight)
@@ -405,11 +415,11 @@ def head_of_start(source: str, config: TextJepaConfig, **options: Any) -> dict[s
     parts = ", ".join(head.parts)
     if pools_in_training and config.pooling != before:
         remedy = f"; --pooling {before} keeps it" if before in ("mean", "cls", "idf") else ""
-        sentence = f"This run pools by {config.pooling}, so the head of {source} is not kept ({parts}){remedy}."
+        sentence = f"This run uses {config.pooling} pooling, so the head of {source} is not kept ({parts}){remedy}."
         return {"kept": None, "sentence": sentence}
     sentence = f"The export keeps the head of {source}: {parts}."
     if head.prompt:
-        sentence += " Texts are trained on without the prompt."
+        sentence += " Training texts do not include the prompt."
     return {"kept": dataclasses.asdict(head), "sentence": sentence}
 
 
@@ -424,7 +434,9 @@ def check_modules(head: SentenceHead, has_word_weights: bool) -> None:
     for path, kind in head.modules:
         is_needed = kind == "Dense" or (kind == "WordWeights" and not has_word_weights)
         if is_needed and len(_files_of_module(head, path)) < 2:
-            raise UsageError(f"{head.source}: its module {path}, which the export keeps, is gone; put the folder back")
+            raise UsageError(
+                f"{head.source}: its module {path} is needed for the export but no longer exists; restore the folder"
+            )
 
 
 def _files_of_module(head: SentenceHead, path: str) -> list[Path]:
@@ -474,7 +486,7 @@ def read_modules(source: str | Path) -> list[tuple[str, str]]:
         named = [(str(module["path"]), str(module["type"])) for module in listed]
     except (TypeError, KeyError) as error:
         raise UsageError(
-            f"{source}/modules.json: not a list of modules ({first_line(error)}); mend it first"
+            f"{source}/modules.json: not a list of modules ({first_line(error)}); fix it first"
         ) from error
     for subfolder, _ in named:
         check_subfolder(source, subfolder)
@@ -485,9 +497,9 @@ def check_subfolder(source: str | Path, path: str) -> None:
     """Raises UsageError unless the path of a module, which is read and copied, stays in the folder of its encoder."""
     parts = PurePosixPath(path).parts
     if path.startswith("/") or ".." in parts or "\\" in path:
-        raise UsageError(f"{source}/modules.json: the module '{path}' is outside the folder; mend it first")
+        raise UsageError(f"{source}/modules.json: the module '{path}' is outside the folder; fix it first")
     if not path.isprintable() or any(len(part.encode()) > _LONGEST_NAME for part in parts):
-        raise UsageError(f"{source}/modules.json: the module '{path}' is no name of a folder; mend it first")
+        raise UsageError(f"{source}/modules.json: the module '{path}' is not a valid folder name; fix it first")
 
 
 def check_files(source: str, subfolder: str = "") -> None:
@@ -540,11 +552,11 @@ def read_json(source: str, name: str, **options: Any) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{source}: {name} is not JSON ({first_line(error)}); copy it anew") from error
+        raise UsageError(f"{source}: {name} is not JSON ({first_line(error)}); copy it again") from error
     expected = list if name == "modules.json" else dict
     if not isinstance(content, expected):
         kinds = {dict: "an object, '{...}'", list: "a list, '[...]'"}
-        raise UsageError(f"{source}: {name} is not {kinds[expected]}; copy it anew")
+        raise UsageError(f"{source}: {name} is not {kinds[expected]}; copy it again")
     return content
 
 
@@ -568,7 +580,7 @@ def file_of(source: str, name: str, **options: Any) -> Path | None:
             _raise_exceptions_for_connection_errors=not constants.HF_HUB_OFFLINE,
         )
     except OSError as error:
-        # A folder that is gone is no name on the Hub, or none that there is.
+        # A folder that is gone is not a name on the Hub, or not an existing one.
         if isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError | ValueError):
             return None
         raise UsageError(_describe_failure(source, name, error)) from error
@@ -612,8 +624,8 @@ def _default_prompt(source: str, config: Mapping[str, Any]) -> str:
     prompt = (config.get("prompts") or {}).get(name)
     if not isinstance(prompt, str):
         raise UsageError(
-            f"{source}: its default_prompt_name is {name!r}, and config_sentence_transformers.json has no such prompt "
-            "that is a text; mend it"
+            f"{source}: its default_prompt_name is {name!r}, and config_sentence_transformers.json has no text prompt "
+            "of that name; fix it"
         )
     return prompt
 
@@ -644,7 +656,8 @@ def _read_dense(source: str, path: str, options: Mapping[str, Any]) -> torch.nn.
         raise
     except UnpicklingError as error:
         raise UsageError(
-            f"{source}: the weights of its module Dense ({path}) hold code, which is not run; save them as safetensors"
+            f"{source}: the weights of its module Dense ({path}) contain code, which is not run; save them as "
+            "safetensors"
         ) from error
     except Exception as error:  # of JSON, safetensors, pickle and torch, for whatever is wrong with the files
         raise UsageError(

@@ -142,8 +142,9 @@ class ProbeArguments:
     allow_remote_code: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Folders or Hub names of encoders whose own Python code is run, of an architecture that "
-            "transformers does not have. It may do anything that you may: read it first. Default: no code is run."
+            "help": "Folders or Hub names of encoders with an architecture that transformers does not provide, whose "
+            "own Python code may be run. This code can do anything that you can: read it first. Default: no code is "
+            "run."
         },
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Cache of downloads and of the built-in corpus."})

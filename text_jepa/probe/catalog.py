@@ -93,7 +93,7 @@ def load_tasks(args: ProbeArguments) -> tuple[list[Task], list[RerankingTask]]:
     has_splits = bool(args.rerank_dir) or any(name not in built_in for name in names)
     if args.split and not has_splits:
         raise UsageError(
-            f"--split: {names[0]} has a single one to score; name a task of GLUE or a reranking set, or leave the "
+            f"--split: {names[0]} has only one split to score; name a task of GLUE or a reranking set, or leave the "
             "flag out"
         )
     tasks = []

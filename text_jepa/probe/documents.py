@@ -133,7 +133,7 @@ def load_documents(
 
 
 def _as_label(text: str) -> Any:
-    """The label of this JSON; a blank beside it makes no other class."""
+    """The label of this JSON; a blank beside it does not make another class."""
     label = json.loads(text)
     return label.strip() if isinstance(label, str) else label
 
@@ -360,8 +360,8 @@ def compare_on_documents(
         with a note.
 
     Raises:
-        TypeError: A document, training text or title is no text.
-        UsageError: Vectors are not finite, or the labels are no classes of several documents.
+        TypeError: A document, training text or title is not a text.
+        UsageError: Vectors are not finite, or the labels are not classes of several documents.
     """
     _check_texts(documents, "documents")
     if training_texts is not None:
@@ -451,11 +451,11 @@ def _make_questions(
     for task, search in searches.items():
         rivals = _fewest_rivals(search.groups)
         if len(search.queries) < MIN_QUERIES:
-            notes.append(f"{task}: left out, for it has {len(search.queries)} queries ({MIN_QUERIES} are needed)")
+            notes.append(f"{task}: left out, because it has {len(search.queries)} queries ({MIN_QUERIES} are needed)")
         elif rivals < MIN_QUERIES - 1:
             notes.append(
-                f"{task}: left out, for a query has only {rivals} candidates of other documents ({MIN_QUERIES - 1} "
-                "are needed)"
+                f"{task}: left out, because a query has only {rivals} candidates from other documents "
+                f"({MIN_QUERIES - 1} are needed)"
             )
         else:
             large_enough[task] = search
@@ -469,7 +469,7 @@ def _make_questions(
 
 def _class_numbers(labels: Sequence) -> np.ndarray:
     """A number (N,) for the class of each label; 1 and "1" are two classes."""
-    names = [json.dumps(label, default=str) for label in labels]  # NumPy's numbers are no JSON
+    names = [json.dumps(label, default=str) for label in labels]  # NumPy's numbers are not JSON
     classes, numbers = np.unique(names, return_inverse=True)
     if len(classes) < 2:
         raise UsageError(f"the labels are all {classes[0]}; name a column with at least two classes (--label_column)")
@@ -515,7 +515,7 @@ def _embed_questions(
         return np.zeros((0, 1))
     vectors = embed(texts)
     if not np.isfinite(vectors).all():
-        raise UsageError(f"{system}: its features are not finite, so its weights are broken; name another encoder")
+        raise UsageError(f"{system}: its features are not finite, so its weights are corrupted; use another encoder")
     return vectors
 
 
@@ -626,13 +626,13 @@ def score_on_documents(
     rivals = _fewest_rivals(groups)
     if len(passages.queries) < MIN_QUERIES:
         raise UsageError(
-            f"{len(documents):,} documents give {len(passages.queries)} pairs of passages, too few to choose a share "
-            f"on ({MIN_QUERIES} are needed); name more or longer ones"
+            f"{len(documents):,} documents give {len(passages.queries)} pairs of passages, too few for choosing a "
+            f"share ({MIN_QUERIES} are needed); name more or longer ones"
         )
     if rivals < MIN_QUERIES - 1:
         raise UsageError(
-            f"a passage has only {rivals} passages of other documents to be told from, too few to choose a share on "
-            f"({MIN_QUERIES - 1} are needed); name more documents"
+            f"a passage has only {rivals} passages of other documents to be ranked against, too few for choosing a "
+            f"share ({MIN_QUERIES - 1} are needed); name more documents"
         )
     candidate = replace(encoder, model=copy.deepcopy(encoder.model))
 
@@ -660,8 +660,8 @@ def summarize(found: DocumentScores) -> str:
             by_system[score.system] = score
     if not by_system:
         return (
-            f"The documents give fewer than {MIN_QUERIES} pairs of passages, or nearly all pairs are of one document: "
-            "too few to compare."
+            f"The documents give fewer than {MIN_QUERIES} pairs of passages, or nearly all pairs come from one "
+            "document, which is too few for a comparison."
         )
     first, *_ = by_system.values()
     source = TRAINING_TEXTS if f"TF-IDF ({TRAINING_TEXTS})" in by_system else SCORED_TEXTS
@@ -689,7 +689,7 @@ def _beside_centring(found: DocumentScores, by_system: Mapping[str, Score]) -> s
     centring, against = score_answers(answers, FUNCTIONS, {})
     return (
         f"Before → after: {before.score:.1f} → {first.score:.1f}, {_lead(before)}. Centring alone (the mean vector "
-        f"subtracted, no training) gives {centring.score:.1f}, {_lead(against)}; training beside centring: "
+        f"subtracted, no training) gives {centring.score:.1f}, {_lead(against)}; training compared with centring: "
         f"{_lead(centred)}."
     )
 

@@ -229,7 +229,7 @@ class GlueMetric(evaluate.Metric):
         predictions = np.asarray(predictions)
         references = np.asarray(references)
         is_hidden = references == -1
-        # A single -1 may be a score, but is no class.
+        # A single -1 may be a score, but is not a class.
         if is_hidden.all() or (is_hidden.any() and not self.takes_scores):
             raise ValueError(f"{self.config_name}: the labels are hidden (-1); this split cannot be scored here")
         if not np.isfinite(predictions).all():

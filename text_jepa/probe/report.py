@@ -438,7 +438,7 @@ def update_card(
             results.append(result)
     own = [score for score in scores if score.system == system and score.task in splits]
     if not own:
-        raise UsageError(f"--update_card: no score is of {system}; name a task with texts")
+        raise UsageError(f"--update_card: there is no score for {system}; use a task that has texts")
     results += [_eval_result(score, splits[score.task]) for score in own]
     card.data.model_name = card.data.model_name or path.parent.resolve().name
     card.data.eval_results = results
@@ -454,7 +454,9 @@ def update_card(
 def _load_card(path: Path) -> ModelCard:
     folder = path.parent
     if not folder.is_dir():
-        raise UsageError(f"--update_card: {folder} is no folder; `hf download {folder} --local-dir FOLDER` makes one")
+        raise UsageError(
+            f"--update_card: {folder} is not a folder; create one with `hf download {folder} --local-dir FOLDER`"
+        )
     if not path.is_file():
         raise UsageError(f"--update_card: {folder} has no README.md; write one")
     try:

@@ -228,7 +228,7 @@ def notes_on_training_texts(documents: Sequence[str], training_texts: Sequence[s
     if not seen:
         return []
     return [
-        f"{seen:,} of {len(documents):,} documents stand in --train_texts too, so the encoder may have seen them; "
+        f"{seen:,} of {len(documents):,} documents also occur in --train_texts, so the encoder may have seen them; "
         "name others"
     ]
 

@@ -53,7 +53,7 @@ def notes_on_few_rows(scores: Sequence[Score]) -> list[str]:
     notes = []
     for task, rows in rows_of_task.items():
         if rows < FEWEST_ROWS:
-            notes.append(f"{task}: too few scored rows to tell systems apart ({rows}; {FEWEST_ROWS} are needed)")
+            notes.append(f"{task}: too few scored rows to compare systems ({rows}; {FEWEST_ROWS} are needed)")
     return notes
 
 

@@ -161,6 +161,6 @@ def _finite_vectors(
 ) -> Vectors:
     if not np.isfinite(matrix).all():
         raise UsageError(
-            f"{system.name}: its features are not finite, so its weights are broken; name another checkpoint"
+            f"{system.name}: its features are not finite, so its weights are corrupted; use another encoder"
         )
     return dict(zip(texts, matrix, strict=True))

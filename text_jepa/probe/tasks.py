@@ -180,16 +180,18 @@ def make_task(
     removed = len(train) - len(rows)
     if not rows:
         raise UsageError(
-            f"{name}: the texts of all {len(train)} training rows stand in {scored} too, so there is nothing to learn "
-            "from; add other texts"
+            f"{name}: the texts of all {len(train)} training rows also occur in {scored}, so there is nothing to "
+            "learn from; add other texts"
         )
     if removed:
-        notes.append(f"{name}: {removed} of {len(train)} training rows removed, whose texts stand in {scored}")
+        notes.append(
+            f"{name}: {removed} of {len(train)} training rows removed, because their texts also occur in {scored}"
+        )
         train = train.select(rows)
 
     if len(set(train.labels.tolist())) < 2:
         single = "a single class" if kind == "classification" else "a single score"
-        after = f" without the {removed} rows whose texts stand in {scored}" if removed else ""
+        after = f" without the {removed} rows whose texts also occur in {scored}" if removed else ""
         raise UsageError(f"{name}: the training split has {single}{after}; at least 2 different labels are needed")
     return Task(
         name,
@@ -292,7 +294,7 @@ def load_task_file(
         for first, second in _labels_alike(label_names):
             notes.append(
                 f"{train_file}: the labels '{first}' and '{second}' differ only in case or blanks, and are two "
-                "classes; write them alike if they are one"
+                "classes; spell them the same if they are one"
             )
     if is_held_out:
         if len(whole) < HOLD_OUT_EVERY:
@@ -401,8 +403,8 @@ def _read_alike(paths: Sequence[Path], quoting: Quoting) -> dict[str, Any]:
         raise UsageError(str(error)) from error
     if len(forms) > 1:
         raise UsageError(
-            f"{paths[0]} and the files beside it: different characters are between cells, or a line sep= is not in "
-            "all of them; write them alike"
+            f"{paths[0]} and the files beside it: they use different delimiters, or only some of them have a line "
+            "sep=; use one format for all"
         )
     ((delimiter, has_separator),) = forms
     return {
@@ -419,7 +421,7 @@ def _check_kinds_of_labels(
 ) -> None:
     """Raises an error for the first row of JSON whose label is of another kind than those before it.
 
-    The files are read for this, because the datasets library makes one kind of several.
+    This reads the files again, because the datasets library converts labels of several kinds to a single one.
     """
     root = root_of(column, dataset.column_names)
     if root not in dataset.column_names or isinstance(dataset.features[root], datasets.Value):

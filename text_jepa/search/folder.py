@@ -110,7 +110,9 @@ def update(
         texts = [" ".join(passage.text.split()) for file in group for passage in file.passages]
         vectors = embed(texts) if texts else np.zeros((0, 0), np.float32)
         if not np.isfinite(vectors).all():
-            raise UsageError("the encoder gives vectors that are not finite, so its weights are broken; name another")
+            raise UsageError(
+                "the encoder gives vectors that are not finite, so its weights are corrupted; use another encoder"
+            )
         files = []
         start = 0
         for file in group:

@@ -142,7 +142,7 @@ class Index:
         with self._readable(), as_written():
             settings = dict(self._database.execute("SELECT name, value FROM settings"))
             if not all(isinstance(value, str) for value in settings.values()):
-                raise ValueError("settings that are no text")
+                raise ValueError("settings that are not text")
             if self.is_older:
                 return {name: settings[name] for name in _CHOSEN}
             return settings
@@ -152,7 +152,7 @@ class Index:
         with self._readable():
             rows = self._database.execute("SELECT path, size, changed, problem FROM files").fetchall()
             if not all(isinstance(path, str) for path, _, _, _ in rows):
-                raise sqlite3.DatabaseError("names of files that are no text")
+                raise sqlite3.DatabaseError("names of files that are not text")
         states = {}
         for path, size, changed, problem in rows:
             states[path] = FileState(size, changed) if problem is None else None
@@ -208,7 +208,7 @@ class Index:
             settings: Those that `start` wrote.
 
         Raises:
-            UsageError: Another process has started the index anew for another encoder, or the index cannot be written.
+            UsageError: Another process is rebuilding the index for another encoder, or the index cannot be written.
         """
         with self._readable(), self._transaction():
             self._check_settings(settings)
@@ -233,7 +233,9 @@ class Index:
 
     def _check_settings(self, settings: Mapping[str, str]) -> None:
         if self.settings() != dict(settings):
-            raise UsageError(f"{self.path}: another search makes it anew for another encoder; wait for that one")
+            raise UsageError(
+                f"{self.path}: another search is rebuilding it for another encoder; wait until it has finished"
+            )
 
     def _forget(self, path: str) -> None:
         numbers = self._database.execute("SELECT number FROM passages WHERE path = ?", (path,)).fetchall()
@@ -452,7 +454,7 @@ def _reason_and_remedy(error: Exception) -> str:
 
 def describe_damage(reason: str) -> str:
     """What is wrong with an index, and what to do."""
-    return f"the index is damaged ({reason}); make it anew with --rebuild, your texts are not touched"
+    return f"the index is damaged ({reason}); rebuild it with --rebuild; your texts are not changed"
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------

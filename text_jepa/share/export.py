@@ -162,7 +162,7 @@ def code_in(path: Path) -> dict[str, list[str]]:
     try:
         named = (json.loads(path.read_text(encoding="utf-8")).get("auto_map") or {}).items()
     except (ValueError, AttributeError) as error:
-        raise UsageError(f"{path} cannot be read ({first_line(error)}); mend it first") from error
+        raise UsageError(f"{path} cannot be read ({first_line(error)}); fix it first") from error
     files = {}
     for entry, value in named:
         classes = value if isinstance(value, list) else [value]  # two for a tokenizer, one of which may be missing
@@ -310,7 +310,9 @@ def writing(output_dir: str | Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
         reason = first_line(error) if isinstance(error, SafetensorError) else error.strerror
-        raise UsageError(f"{output_dir}: cannot be written ({reason}); make room, or name another folder") from error
+        raise UsageError(
+            f"{output_dir}: cannot be written ({reason}); free some disk space, or use another folder"
+        ) from error
 
 
 # Files of a run, which describe its weights and no others.

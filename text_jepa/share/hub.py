@@ -106,7 +106,7 @@ def _files_of_tokenizer(folder: Path) -> list[str]:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # The tokenizers library raises plain exceptions.
     except Exception as error:
-        raise UsageError(f"{folder}: its tokenizer cannot be read ({first_line(error)}); mend it first") from error
+        raise UsageError(f"{folder}: its tokenizer cannot be read ({first_line(error)}); fix it first") from error
     return list(tokenizer.vocab_files_names.values())
 
 
@@ -115,7 +115,7 @@ def _files_of_modules(folder: Path) -> Iterator[Path]:
     for subfolder, kind in read_modules(folder):
         module = folder / subfolder
         if not module.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"{folder}/modules.json: the module '{subfolder}' is outside the folder; mend it first")
+            raise UsageError(f"{folder}/modules.json: the module '{subfolder}' is outside the folder; fix it first")
         if module.resolve() == folder.resolve():
             continue
         paths = [path for path in module.rglob("*") if path.is_file() and not path.name.startswith(".")]

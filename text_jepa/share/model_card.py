@@ -223,10 +223,10 @@ def describe_collapse_of_run(card_info: Mapping[str, Any]) -> str | None:
     signs = "; ".join(collapse["signs"])
     sentences = [f"The representations collapsed at step {collapse['step']:,} of this run: {signs}."]
     if card_info["exported_step"] < collapse["step"]:
-        sentences.append(f"These weights are those of step {card_info['exported_step']:,}, before it.")
+        sentences.append(f"These weights are from step {card_info['exported_step']:,}, before the collapse.")
     elif not collapse["lasts"]:
-        sentences.append("At the last look there was no sign of it any more.")
-    sentences.append("Do not rely on this encoder before a probe has shown what it is worth.")
+        sentences.append("The last measurement no longer showed signs of collapse.")
+    sentences.append("Probe this encoder before you rely on it.")
     return " ".join(sentences)
 
 
@@ -461,8 +461,8 @@ def _describe_candidates(config: TextJepaConfig) -> str:
     words = config.text_config.vocab_size
     if config.token_loss_weight > 0 and candidates is not None and candidates < words:
         return (
-            f"The loss of hidden tokens is over all {words:,} tokens of the vocabulary here, and over {candidates:,} "
-            "in training: it is higher here, and the whole loss with it."
+            f"Here, the loss of hidden tokens is computed over all {words:,} tokens of the vocabulary; in training it "
+            f"is computed over {candidates:,} candidates. It is therefore higher here, and so is the total loss."
         )
     return ""
 
@@ -475,13 +475,13 @@ def _describe_batches(model: TextJepaForPreTraining, card_info: Mapping[str, Any
     size, count = batches["size"], batches["texts"]
     if count < size:
         return (
-            f"Terms that compare the texts of a batch have {count:,} of them here and {size:,} in training, so their "
-            "losses, and the whole loss with them, are not to be compared with those of training."
+            f"Terms that compare the texts of a batch see {count:,} texts here and {size:,} in training, so neither "
+            "these terms nor the total loss can be compared with training."
         )
     rest = count % size
     if rest:
         return (
-            f"Terms that compare the texts of a batch have {size:,} of them, as in training, but for the last "
+            f"Terms that compare the texts of a batch see {size:,} of them, as in training, except for the last "
             f"{rest:,} of {count:,} held-out texts."
         )
     return ""
@@ -621,7 +621,7 @@ def note_change(folder: str | Path, change: str) -> None:
     title = re.search(r"^# .*\n", card.text, re.MULTILINE)
     start = title.end() if title else 0
     change = without_places(change)
-    note = f"> {change}. The rest of this card describes the encoder before that change, its figures included."
+    note = f"> {change}. The rest of this card, including its figures, describes the encoder before that change."
     card.text = f"{card.text[:start]}\n{note}\n{card.text[start:]}"
     card.data.eval_results = None
     path.write_text(card.content, encoding="utf-8")

@@ -42,7 +42,7 @@ def check_architecture(model: TextJepaForPreTraining) -> None:
     architecture = config.text_config.model_type
     if config.text_config.is_encoder_decoder:
         raise UsageError(
-            f"{architecture}: an encoder with a decoder, whose last states are the decoder's; {_SUGGESTION}"
+            f"{architecture}: an encoder-decoder model, whose last states are those of the decoder; {_SUGGESTION}"
         )
     length = min(_LENGTH, config.max_text_length or _LENGTH)
     hidden = [place for place in _HIDDEN if place < length - 1]
@@ -50,7 +50,7 @@ def check_architecture(model: TextJepaForPreTraining) -> None:
     ids = _token_ids(config, length)
     with _calm(model), refused(architecture):
         if not isinstance(encoder.get_input_embeddings(), torch.nn.Embedding):
-            raise UsageError(f"{architecture}: its input embeddings are no ordinary matrix; {_SUGGESTION}")
+            raise UsageError(f"{architecture}: its input embeddings are not a plain embedding matrix; {_SUGGESTION}")
         _check_hidden_tokens(model, ids, visible, hidden)
         _try_training(model, ids, visible, hidden)
         if config.text_config.num_hidden_layers > 0:  # without layers each token is by itself on purpose
@@ -95,14 +95,16 @@ def _check_hidden_tokens(
     architecture = config.text_config.model_type
     before = _visible_states(model, ids, visible, hidden)
     if not before.isfinite().all():
-        raise UsageError(f"{architecture}: its states are not finite, so its weights are broken; name another")
+        raise UsageError(
+            f"{architecture}: its states are not finite, so its weights are corrupted; use another encoder"
+        )
     changed = ids.clone()
     changed[:, hidden] = _other_ids(config, ids[:, hidden])
     after = _visible_states(model, changed, visible, hidden)
     if _differ(before, after):
         raise UsageError(
-            f"{architecture}: the states of visible tokens depend on hidden ones, which the attention mask does "
-            f"not keep apart, so there is nothing left to predict; {_SUGGESTION}"
+            f"{architecture}: the states of visible tokens depend on hidden ones, because the attention mask does not "
+            f"hide them, so there is nothing left to predict; {_SUGGESTION}"
         )
 
 
@@ -115,8 +117,8 @@ def _check_later_tokens(model: TextJepaForPreTraining, ids: torch.Tensor) -> Non
     after = model.model(changed, torch.ones_like(ids)).last_hidden_state
     if torch.equal(before[:, :-1], after[:, :-1]):  # new weights may change them by little
         raise UsageError(
-            f"{config.text_config.model_type}: no state depends on a later token, as in a causal language model, and "
-            f"the context of a hidden word is on both sides of it; {_SUGGESTION}"
+            f"{config.text_config.model_type}: no state depends on a later token, as in a causal language model, but "
+            f"a hidden word has context on both sides; {_SUGGESTION}"
         )
 
 

@@ -29,9 +29,10 @@ class ModelArguments:
     init: Literal["pretrained", "from_config", "embeddings", "layers"] = field(
         default="pretrained",
         metadata={
-            "help": "With --model_name_or_path, the part of it to keep: all weights (pretrained); architecture and "
-            "tokenizer only (from_config); the input embeddings too, under new layers (embeddings); all weights but "
-            "these, for another tokenizer (layers): --tokenizer_name, or one trained on the corpus."
+            "help": "Which part of --model_name_or_path to keep: all weights (pretrained); only its architecture and "
+            "tokenizer (from_config); also its input embeddings, below new layers (embeddings); or all weights "
+            "except the input embeddings, to use another tokenizer (layers): that of --tokenizer_name, or one "
+            "trained on the corpus."
         },
     )
     preset: str | None = field(
@@ -83,8 +84,9 @@ class ModelArguments:
     allow_remote_code: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Folders or Hub names of encoders whose own Python code is run, of an architecture that "
-            "transformers does not have. It may do anything that you may: read it first. Default: no code is run."
+            "help": "Folders or Hub names of encoders with an architecture that transformers does not provide, whose "
+            "own Python code may be run. This code can do anything that you can: read it first. Default: no code is "
+            "run."
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
@@ -98,8 +100,8 @@ class ModelArguments:
     lora: int | None = field(
         default=None,
         metadata={
-            "help": "Rank of the matrices (LoRA, by peft) that train beside the encoder's weights in their place, for "
-            "large encoders; they are merged in the export. Default: none, all weights train."
+            "help": "Rank of the LoRA matrices (peft) that are trained instead of the encoder's weights, for large "
+            "encoders; they are merged into the exported encoder. Default: no LoRA, all weights are trained."
         },
     )
     merge: bool | None = field(
@@ -136,7 +138,7 @@ class ModelArguments:
 
     def __post_init__(self):
         if self.lora is not None and (self.lora < 1 or not self.model_name_or_path):
-            raise ValueError(f"--lora {self.lora}: expected a rank of at least 1, beside --model_name_or_path")
+            raise ValueError(f"--lora {self.lora}: expected a rank of at least 1, and a --model_name_or_path")
         if self.init != "pretrained" and not self.model_name_or_path:
             raise ValueError(f"--init {self.init} goes with --model_name_or_path")
         keeps_layers = self.model_name_or_path and self.init in ("pretrained", "layers")
@@ -148,7 +150,9 @@ class ModelArguments:
             raise ValueError(f"--vocab_size: at most {LARGEST_VOCABULARY:,}, got {self.vocab_size}")
         for code in self.language or ():
             if not re.fullmatch(r"[a-z]{2,3}(-\w+)*|multilingual|code", code):
-                raise ValueError(f"--language {code}: no code of a language; write en, de, pt-br … or multilingual")
+                raise ValueError(
+                    f"--language {code}: not a language code; use, for example, en, de, pt-br or multilingual"
+                )
         for name in [*(self.dataset_tags or ()), self.base_model]:
             if name is not None and not re.fullmatch(r"([\w.-]+/)?[\w.-]+", name):
                 raise ValueError(
@@ -234,7 +238,8 @@ class DataArguments(CorpusArguments):
         },
     )
     complement_masks: bool = field(
-        default=False, metadata={"help": "Masks come in pairs, of which one hides what the other sees."}
+        default=False,
+        metadata={"help": "Draw masks in pairs: each mask of a pair hides what the other leaves visible."},
     )
     view: View | None = field(
         default=None,
@@ -251,9 +256,9 @@ class DataArguments(CorpusArguments):
     probe_task: str | None = field(
         default=None,
         metadata={
-            "help": "Task on whose training split both encoders are probed at every evaluation: packages (built in), "
-            "a task of GLUE, or a file with the columns text and label. Its eval_probe_* figures can select the best "
-            "checkpoint: --load_best_model_at_end --metric_for_best_model eval_probe_target_linear."
+            "help": "Task to probe both encoders on at every evaluation, using its training split: packages (built "
+            "in), a task of GLUE, or a file with the columns text and label. Its eval_probe_* figures can select the "
+            "best checkpoint: --load_best_model_at_end --metric_for_best_model eval_probe_target_linear."
         },
     )
     probe_data_dir: str | None = field(
@@ -360,7 +365,8 @@ def write_changed_arguments(path: Path, groups: Sequence[Any], defaults: Mapping
 def default_training_values() -> dict[str, Any]:
     """The default values of the training arguments, by name.
 
-    They are not made as those of a run are, which would take away the state of accelerate from the running Trainer.
+    The arguments are not constructed normally, because that would reset accelerate's global state under the running
+    Trainer.
     """
     defaults = object.__new__(TextJepaTrainingArguments)
     for argument in dataclasses.fields(TextJepaTrainingArguments):
@@ -474,7 +480,7 @@ class TextJepaTrainingArguments(TrainingArguments):
         },
     )
     logging_steps: float = field(
-        default=50, metadata={"help": "Steps between two log entries, which also check for collapse."}
+        default=50, metadata={"help": "Number of steps between two log entries; collapse is checked at each of them."}
     )
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
     logging_nan_inf_filter: bool = field(
@@ -514,7 +520,10 @@ class TextJepaTrainingArguments(TrainingArguments):
     )
     ema_frozen_steps: int = field(
         default=0,
-        metadata={"help": "First steps in which the target encoder is frozen, for a start from a trained encoder."},
+        metadata={
+            "help": "Number of initial steps during which the target encoder is frozen, for runs that start from a "
+            "trained encoder."
+        },
     )
     weight_decay_end: float | None = field(
         default=None,
@@ -523,8 +532,9 @@ class TextJepaTrainingArguments(TrainingArguments):
     mask_batching: Literal["joint", "sequential"] = field(
         default="joint",
         metadata={
-            "help": "Masks of a text in one pass (joint), or one after the other in the memory of one (sequential). "
-            "Terms that look at a whole batch then look at one mask at a time; targets are computed once either way."
+            "help": "Process all masks of a text in one pass (joint), or one after the other, with the memory of a "
+            "single mask (sequential). Loss terms of a whole batch then see one mask at a time; targets are computed "
+            "once either way."
         },
     )
     skip_spikes: bool = field(
@@ -568,9 +578,12 @@ class TextJepaTrainingArguments(TrainingArguments):
         if self.output_dir is None:
             self.output_dir = "text-jepa-output"
         if self.max_steps == 0 or self.max_steps < -1:
-            raise ValueError(f"--max_steps must be above 0, got {self.max_steps}; without it epochs are counted")
+            raise ValueError(
+                f"--max_steps must be above 0, got {self.max_steps}; leave it out to set the length with "
+                "--num_train_epochs"
+            )
         if self.weight_decay_end is not None and not self.weight_decay > 0:
-            raise ValueError("--weight_decay_end needs a --weight_decay above 0 to begin with")
+            raise ValueError("--weight_decay_end requires a --weight_decay above 0")
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
         if self.deepspeed:
@@ -580,7 +593,7 @@ class TextJepaTrainingArguments(TrainingArguments):
         try:
             super().__post_init__()
         except (AssertionError, ImportError, NotImplementedError, OSError, RuntimeError, TypeError) as error:
-            raise ValueError(f"the Trainer refuses the flags: {first_line(error)}") from error
+            raise ValueError(f"the Trainer rejected these arguments: {first_line(error)}") from error
         if self.accelerator_config.dispatch_batches is None:
             # Streams give batches of different width to each process, which cannot be dispatched from one.
             self.accelerator_config.dispatch_batches = False

@@ -143,8 +143,8 @@ def set_dependent_defaults(data_args: DataArguments, objective: SimpleNamespace 
         _refuse_idle_span_flags(data_args, hides_by_default)
         if predicts_tokens:
             raise UsageError(
-                "--mask_ratio 0: the objective predicts hidden tokens, and hides none; set it above 0, as in "
-                "0.3, or take an --objective that hides none (documents)"
+                "--mask_ratio 0: the objective predicts hidden tokens, but no tokens are hidden; set it above 0, for "
+                "example 0.3, or use an --objective that hides none (documents)"
             )
 
 
@@ -196,7 +196,8 @@ def make_tokenizer(
         with readable(f"--{flag} {name}", "no tokenizer there"):
             return read_tokenizer(name, **options), False
     kept = Path(args.output_dir, "tokenizer")
-    # The words of checkpoints stay theirs; others may be of other texts or flags, and training gives the same again.
+    # If there are checkpoints, their tokenizer is kept. A tokenizer without checkpoints may come from other texts or
+    # flags; training it again gives the same result for the same ones.
     has_just_been_trained = args.local_process_index > 0  # by the first process of the machine
     if kept.is_dir() and (has_just_been_trained or checkpoints(args.output_dir)):
         with readable(str(kept), "no tokenizer there"):
@@ -234,8 +235,8 @@ def add_words_to(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments)
     added = add_words(tokenizer, read_words(model_args.add_words))
     if added and model_args.lora is not None:
         logger.warning(
-            "--add_words: with --lora embeddings do not train, and each added word keeps the mean of its pieces; to "
-            "learn them, train without --lora"
+            "--add_words: embeddings are not trained with --lora, so each added word keeps the mean embedding of its "
+            "pieces; train without --lora to learn them"
         )
     return added
 
@@ -452,7 +453,9 @@ def _buildable(name: str | None, model_args: ModelArguments, continues: bool) ->
     except (UsageError, torch.OutOfMemoryError):
         raise
     except pickle.UnpicklingError as error:
-        raise UsageError(f"{name}: its weights hold code, which is not run; save them as safetensors") from error
+        raise UsageError(
+            f"{name}: its weight file contains code, which is not run; save the weights as safetensors"
+        ) from error
     except Exception as error:  # each architecture has errors of its own
         reason = describe(error, takes_flags=continues)
         if name and reason.startswith(f"{name}: "):
@@ -733,9 +736,9 @@ def _warn_of_single_sentences(lengths: np.ndarray) -> None:
     """Warns if most documents (N,) are so short that their neighbouring windows are the halves of a sentence."""
     if np.median(lengths) < _LENGTH_OF_SENTENCE:
         logger.warning(
-            f"half of the documents have fewer than {_LENGTH_OF_SENTENCE} tokens: the halves of a sentence would have "
-            "to find each other, which costs similarity of sentences; --view deletion --view_ratio 0.9 --merge false "
-            "contrasts whole sentences instead"
+            f"half of the documents have fewer than {_LENGTH_OF_SENTENCE} tokens, so that neighbouring windows are "
+            "the two halves of a sentence; training on them makes sentence similarity worse. To contrast whole "
+            "sentences instead, use --view deletion --view_ratio 0.9 --merge false"
         )
 
 

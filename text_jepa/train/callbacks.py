@@ -84,8 +84,8 @@ class EmaTargetEncoderCallback(TrainerCallback):
     """Updates the target encoder after each real optimizer step, and only then.
 
     It does nothing on micro-steps of gradient accumulation, on steps that a loss scaler skipped, and to a model whose
-    target encoder is no moving average. It keeps no state of its own: the decay follows from the global step, and the
-    weights are part of the model and its checkpoints.
+    target encoder is not a moving average. It keeps no state of its own: the decay follows from the global step, and
+    the weights are part of the model and its checkpoints.
 
     Args:
         schedule: See `ema_decay`.

@@ -219,7 +219,7 @@ def set_newer_aside(output_dir: str | Path, step: int) -> None:
         if step_of(folder) > step:
             aside = _free_name(folder.with_name(f"_aside-{folder.name}"))
             folder.rename(aside)
-            _warn(f"{folder.name}, newer than step {step}, is now {aside.name}")
+            _warn(f"{folder.name}, newer than step {step}, is now called {aside.name}")
 
 
 def _restore_replaced(output_dir: str | Path) -> None:
@@ -254,7 +254,7 @@ def check_disk_space(output_dir: str | Path, required_bytes: int) -> None:
     if free < required_bytes:
         raise UsageError(
             f"--output_dir {output_dir}: {free / 1e6:,.0f} MB are free, a checkpoint needs "
-            f"{required_bytes / 1e6:,.0f} MB; make room, and resume with --resume_from_checkpoint auto"
+            f"{required_bytes / 1e6:,.0f} MB; free some disk space, and resume with --resume_from_checkpoint auto"
         )
 
 
@@ -346,7 +346,7 @@ def writing(output_dir: str | Path, what: str) -> Iterator[None]:
         if checkpoints(output_dir):
             remedy = "resume with --resume_from_checkpoint auto, which takes the newest complete checkpoint"
         raise UsageError(
-            f"--output_dir {output_dir}: {what} could not be written ({reason}); make room, and {remedy}"
+            f"--output_dir {output_dir}: {what} could not be written ({reason}); free some disk space, and {remedy}"
         ) from error
 
 

@@ -61,10 +61,11 @@ REFUSED = {
     "auto_find_batch_size": "restarts from half-trained weights; lower the batch size yourself",
     "batch_eval_metrics": "evaluation computes losses only; leave it out",
     "bf16_full_eval": "evaluation has the precision of training; use --bf16, or leave it out",
-    "debug": "looks through outputs that are numbers alone; leave it out, a step that is not finite is kept anyway",
+    "debug": "only inspects outputs that are plain tensors; leave it out, the batch of a step that is not finite is "
+    "saved anyway",
     "deepspeed": "use FSDP2: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
     "do_predict": "a run pretrains; `text-jepa probe` scores the encoder",
-    "enable_jit_checkpoint": "leave it out; SIGTERM always saves a checkpoint after the step at hand",
+    "enable_jit_checkpoint": "leave it out; SIGTERM always saves a checkpoint after the current step",
     "eval_accumulation_steps": "evaluation computes losses only; leave it out",
     "eval_do_concat_batches": "evaluation computes losses only; leave it out",
     "eval_use_gather_object": "evaluation computes losses only; leave it out",
@@ -199,8 +200,8 @@ def check_flags(data_args: DataArguments, args: TextJepaTrainingArguments) -> No
     has_probe_metric = data_args.probe_task and "probe_" in metric
     if selects_best_checkpoint(args) and not has_probe_metric:
         raise UsageError(
-            "a checkpoint is not chosen by its loss, of which a collapsed encoder has the lowest; name a --probe_task "
-            "and one of its figures, as in --metric_for_best_model eval_probe_target_linear"
+            "checkpoints cannot be selected by their loss, because a collapsed encoder has the lowest loss; name a "
+            "--probe_task and one of its metrics, as in --metric_for_best_model eval_probe_target_linear"
         )
     if data_args.streaming and args.max_steps <= 0:
         raise UsageError("--streaming needs --max_steps: a stream has no known end")
@@ -236,9 +237,9 @@ def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
     # The order of texts counts on it, and batches differ in width.
     for name in ("split_batches", "dispatch_batches"):
         if getattr(args.accelerator_config, name):
-            raise UsageError(f"--accelerator_config {name}: each process makes batches of its own; leave it out")
+            raise UsageError(f"--accelerator_config {name}: each process builds its own batches; leave it out")
     if args.max_steps <= 0 and not args.num_train_epochs > 0:
-        raise UsageError(f"--num_train_epochs {args.num_train_epochs:g}: no step would be made; set it above 0")
+        raise UsageError(f"--num_train_epochs {args.num_train_epochs:g}: the run would make no steps; set it above 0")
 
 
 def warn_of_idle_flags(args: TextJepaTrainingArguments, model: TextJepaForPreTraining) -> None:
@@ -337,8 +338,8 @@ def check_start(trainer: "TextJepaTrainer") -> None:
         texts_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         if len(texts) < texts_per_step:
             raise UsageError(
-                f"--dataloader_drop_last: {len(texts)} texts do not fill a step of {texts_per_step}, no step would be "
-                "made; lower --per_device_train_batch_size, or leave it out"
+                f"--dataloader_drop_last: {len(texts)} texts do not fill a step of {texts_per_step}, so the run would "
+                "make no steps; lower --per_device_train_batch_size, or leave it out"
             )
     weight = torch.nn.Parameter(torch.zeros(2, 2, device=args.device))
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
@@ -375,7 +376,9 @@ def _check_optimizer_arguments(trainer: "TextJepaTrainer") -> None:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals or "=" in value:
-            raise UsageError(f"--optim_args {args.optim_args}: '{pair}' is no NAME=VALUE; write rank=64,scale=0.1")
+            raise UsageError(
+                f"--optim_args {args.optim_args}: '{pair}' is not of the form NAME=VALUE, as in rank=64,scale=0.1"
+            )
     for pair in pairs:
         name, _, value = pair.partition("=")
         others = [other for other in pairs if other.partition("=")[0] != name]
@@ -506,7 +509,7 @@ def _take_lock(path: Path) -> TextIO:
         file.close()
         if not is_free and time.monotonic() > give_up_at:
             raise UsageError(
-                f"--output_dir {path.parent}: another run writes into it ({holder}); wait for its end, or name "
+                f"--output_dir {path.parent}: another run is writing to it ({holder}); wait until it ends, or use "
                 "another folder"
             )
         time.sleep(0.1)
@@ -527,7 +530,9 @@ def _try_to_lock(file: TextIO) -> bool:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
-        logger.warning(f"{file.name}: cannot be locked ({error.strerror}); let no other run write into this folder")
+        logger.warning(
+            f"{file.name}: cannot be locked ({error.strerror}); make sure that no other run writes to this folder"
+        )
     return True
 
 
@@ -550,7 +555,7 @@ def check_output_dir(args: TextJepaTrainingArguments) -> str | None:
     if resume in RESUME_NONE:
         if names:
             raise UsageError(
-                f"--output_dir {folder}: not empty; name another folder, or resume with --resume_from_checkpoint auto"
+                f"--output_dir {folder}: not empty; use another folder, or resume with --resume_from_checkpoint auto"
             )
         return None
     if resume in RESUME_NEWEST:
@@ -559,18 +564,18 @@ def check_output_dir(args: TextJepaTrainingArguments) -> str | None:
     if args.process_index == 0:
         _check_checkpoint(resume)
     if names and Path(resume).resolve().parent != folder.resolve():
-        raise UsageError(f"--output_dir {folder}: not empty, and {resume} is not in it; name another folder")
+        raise UsageError(f"--output_dir {folder}: not empty, and {resume} is not in it; use another folder")
     return resume
 
 
 def check_writable(output_dir: str) -> None:
     if re.match(r"[A-Za-z][\w+.-]*://", output_dir):
         raise UsageError(
-            f"--output_dir {output_dir}: only local folders are written to; name one, and copy it there afterwards"
+            f"--output_dir {output_dir}: the output must be a local folder; write to one, and copy it there afterwards"
         )
     folder = Path(output_dir)
     if folder.is_symlink() and not folder.exists():
-        raise UsageError(f"--output_dir {folder}: is a link to nothing; name another folder")
+        raise UsageError(f"--output_dir {folder}: is a broken link; use another folder")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {folder}: is a file")
     candidates = (folder, *folder.absolute().parents)
@@ -604,25 +609,27 @@ def _find_newest_checkpoint(
     foreign = [name for name in sorted(names) if name not in _LEFT_BY_A_RUN and not name.startswith("_")]
     if foreign:
         raise UsageError(
-            f"--output_dir {folder}: no checkpoint to resume from, but something else ({foreign[0]}); "
-            "name another folder"
+            f"--output_dir {folder}: contains other files ({foreign[0]}) but no checkpoint to resume from; use "
+            "another folder"
         )
     return None
 
 
 def _check_checkpoint(folder: str) -> None:
     if not Path(folder).is_dir():
-        raise UsageError(f"--resume_from_checkpoint {folder}: no checkpoint there; 'auto' takes the newest")
+        raise UsageError(
+            f"--resume_from_checkpoint {folder}: there is no such checkpoint; 'auto' resumes from the newest one"
+        )
     problem = find_damage(folder)
     if problem:
         raise UsageError(
-            f"--resume_from_checkpoint {folder}: not a complete checkpoint ({problem}); 'auto' takes the newest one "
-            "that is"
+            f"--resume_from_checkpoint {folder}: not a complete checkpoint ({problem}); 'auto' resumes from the "
+            "newest complete one"
         )
 
 
 def prepare_output_dir(trainer: "TextJepaTrainer", checkpoint: str | None) -> None:
-    """Checks for disk space, and sets aside the checkpoints that the resumed run will write anew."""
+    """Checks for disk space, and sets aside the checkpoints that the resumed run will write again."""
     args = trainer.args
     output_dir = Path(args.output_dir)
     if args.save_strategy != "no":
@@ -749,7 +756,7 @@ def _check_weights(model: TextJepaForPreTraining, checkpoint: str) -> None:
     shapes = {name: list(weights.shape) for name, weights in model.state_dict().items()}
     for path in Path(checkpoint).glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118 (not iterable)
                 if file.get_slice(name).get_shape() != shapes.get(name):
                     raise UsageError(
                         f"{checkpoint}: {name} has no counterpart of the same shape in the model of this run, which "
@@ -759,7 +766,7 @@ def _check_weights(model: TextJepaForPreTraining, checkpoint: str) -> None:
 
 
 def check_collapse(trainer: "TextJepaTrainer", checkpoint: str) -> None:
-    """Raises UsageError if a checkpoint is that of a collapse which was to end the run, and would train to its end."""
+    """Raises UsageError if a checkpoint was saved by a run that --stop_on_collapse ended."""
     state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
     trainer.monitor.restore(state)
     check_outcome(trainer)

@@ -58,13 +58,13 @@ from text_jepa.train.trainer import TextJepaTrainer
 
 Weights = Mapping[str, torch.Tensor]
 
-# What the start of a run is called that does not start from an encoder.
+# Name of the start in cards and tables if the run does not start from an encoder.
 RANDOM_WEIGHTS = "random weights"
 
 COMPARISON_FILE = "verdict.json"
 
 # Added to the comparison of a run whose share is 0.
-_UNCHANGED = "Training did not help on other held-out documents, so the exported weights are those of the start."
+_UNCHANGED = "Training did not help on other held-out documents, so the initial weights were exported."
 
 # Held-out texts whose vectors have to be finite at the end of a run.
 _TEXTS_TO_CHECK = 100
@@ -166,13 +166,13 @@ def check_finite(
             return
         broken = "the vectors of held-out texts"
     raise UsageError(
-        f"the run diverged, and no encoder is written (not finite: {broken}); lower --learning_rate or lengthen "
+        f"the run diverged, and no encoder was written (not finite: {broken}); lower --learning_rate or lengthen "
         "--warmup_steps, and start again in another folder"
     )
 
 
 def describe_divergence(trainer: TextJepaTrainer, share: float) -> str | None:
-    """Says that the held-out loss of the final weights is no number; `None` if it is one.
+    """Says that the held-out loss of the final weights is not a number; `None` if it is one.
 
     Args:
         trainer: The trainer at the end of the run.

@@ -135,7 +135,7 @@ def _measure_predictions(
 class CollapseMonitorCallback(TrainerCallback, ExportableState):
     """Measures representations on a fixed held-out batch at the first step and every log, and warns of a collapse.
 
-    What the run found at its first step is no collapse: later measures are compared with it, see `collapse_signs`.
+    What the run found at its first step is not a collapse: later measures are compared with it, see `collapse_signs`.
 
     Args:
         batch: A collated batch of held-out texts with fixed masks. Default: a [`TextJepaTrainer`] makes it of its
@@ -258,8 +258,8 @@ def describe_remedies(config: TextJepaConfig) -> str:
     if config.latent_loss_weight > 0 and config.token_loss_weight == 0:
         remedies.append("predict hidden words as well (--token_loss_weight 0.1)")
     if config.sentence_loss_weight > 0 and config.sentence_loss_type != "infonce":
-        remedies.append("tell texts apart (--sentence_loss_type infonce)")
+        remedies.append("contrast texts with each other (--sentence_loss_type infonce)")
     if config.latent_loss_weight > 0 and config.sentence_loss_weight == 0:
-        remedies.append("tell texts apart (--sentence_loss_weight 0.5)")
+        remedies.append("contrast texts with each other (--sentence_loss_weight 0.5)")
     listed = ", ".join(remedies[:-1])
     return f"Try to {listed}, or {remedies[-1]}."

@@ -48,9 +48,9 @@ def naming_lost_processes(args: TextJepaTrainingArguments) -> Iterator[None]:
         if args.world_size == 1 or not _is_lost_connection(error):
             raise
         raise UsageError(
-            f"process {args.process_index} on {socket.gethostname()}: another process has ended, or did not answer "
-            f"within {args.ddp_timeout} s (--ddp_timeout), see the output of the others; start all of them again with "
-            "--resume_from_checkpoint auto, which goes on from the newest checkpoint"
+            f"process {args.process_index} on {socket.gethostname()}: another process ended or did not respond within "
+            f"{args.ddp_timeout} s (--ddp_timeout); see the output of the other processes, and restart all of them "
+            "with --resume_from_checkpoint auto, which continues from the newest checkpoint"
         ) from error
 
 
@@ -173,7 +173,9 @@ def _send(source: Path, target: Path | None, args: TextJepaTrainingArguments) ->
     damage = find_damage(target) if target is not None else None
     problems = [problem for problem in gather_object([damage]) if problem]
     if problems:
-        raise UsageError(f"{source}: a machine without it has received a damaged copy ({problems[0]}); start again")
+        raise UsageError(
+            f"{source}: a machine without this checkpoint received a damaged copy ({problems[0]}); start again"
+        )
 
 
 def check_shared(args: TextJepaTrainingArguments) -> None:

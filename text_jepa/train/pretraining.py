@@ -213,7 +213,7 @@ def pretrain(
 
 @contextmanager
 def hangup_as_termination() -> Iterator[None]:
-    """Has SIGHUP do what SIGTERM does inside the block: it tells of a lost terminal, unless `nohup` has it ignored."""
+    """Treats SIGHUP, which signals a lost terminal, like SIGTERM inside the block, unless `nohup` ignores it."""
     is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     # Only the main thread may handle signals.
     if is_ignored or threading.current_thread() is not threading.main_thread():
@@ -308,8 +308,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output_dir: str) -> None:
     shutil.rmtree(unfinished)
     if not is_same:
         raise UsageError(
-            f"--output_dir {output_dir}: its tokenizer is of other texts or flags, and there is no checkpoint; remove "
-            f"{place}, or name another folder"
+            f"--output_dir {output_dir}: its tokenizer was trained on other texts or with other flags, and there is "
+            f"no checkpoint; remove {place}, or use another folder"
         )
 
 
@@ -353,7 +353,7 @@ def make_trainer(
             processing_class=parts.tokenizer,
         )
     except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"the Trainer refuses the flags: {first_line(error)}") from error
+        raise UsageError(f"the Trainer rejected these arguments: {first_line(error)}") from error
     trainer.add_callback(TimeLeftCallback())
     check_start(trainer)
     if parts.probe is not None:
@@ -440,8 +440,8 @@ def max_length_in_use(data_args: DataArguments, config: TextJepaConfig, head: Se
     """The number of tokens that the exported encoder cuts texts to.
 
     It is the length of training, with two exceptions. An encoder without layers that was trained on windows of
-    documents takes whole documents, for its vector is a mean of tokens at any length. And an encoder that keeps the
-    modules of the sentence encoder it started from takes at least what that one took.
+    documents takes whole documents, because its vector is a mean over tokens at any length. And an encoder that keeps
+    the modules of the sentence encoder it started from takes at least what that one took.
     """
     if head is not None:
         longest = max(data_args.max_length, head.max_seq_length or config.max_text_length or 0)
@@ -535,12 +535,13 @@ def train(trainer: TextJepaTrainer, checkpoint: str | None) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"{checkpoint}: a file that should hold numbers holds code, which was not run ({first_line(error)})"
+            f"{checkpoint}: a file that should contain only numbers contains code, which was not run "
+            f"({first_line(error)})"
         ) from error
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
         if trainer.has_begun or isinstance(error, UsageError):
             raise
-        raise UsageError(f"the Trainer refuses the flags: {first_line(error)}") from error
+        raise UsageError(f"the Trainer rejected these arguments: {first_line(error)}") from error
 
 
 def evaluate_last_weights(trainer: TextJepaTrainer) -> None:

@@ -367,7 +367,7 @@ def _to_line(record: Record) -> str:
 def _from_line(line: str) -> dict[str, Any]:
     record = json.loads(line)
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        raise ValueError("a line is no object with a step")
+        raise ValueError("a line is not an object with a step")
     for name, value in record.items():
         if isinstance(value, str):
             record[name] = _NON_FINITE.get(value, value)

@@ -1,4 +1,4 @@
-"""Writes the stored help anew: `python -m text_jepa.commands.stored`, after a change of flags or verbs."""
+"""Updates the stored help: `python -m text_jepa.commands.stored`, after a change of flags or verbs."""
 
 import contextlib
 import io
