@@ -1,6 +1,6 @@
 """Runs that survive: what is saved is complete or not called a checkpoint, and a resumed run is bit-exact.
 
-The cases of `docs/reliability.md`, P2 to P14. Run: python -m pytest -q tests/train/test_checkpoints.py
+The cases of `docs/guarantees.md`, P2 to P14. Run: python -m pytest -q tests/train/test_checkpoints.py
 """
 
 import errno
@@ -1542,7 +1542,7 @@ def test_signal_to_one_of_two_processes_stops_both_with_one_checkpoint(launched,
 
 
 def test_every_promise_has_a_row_and_every_test_named_there_exists():
-    table = (ROOT / "docs" / "reliability.md").read_text()
+    table = (ROOT / "docs" / "guarantees.md").read_text()
     promises = re.findall(r"^\| (P\d+) \|", table, re.M)
     assert promises == [f"P{number}" for number in range(1, len(promises) + 1)]
     assert len(promises) > 40
