@@ -8,7 +8,8 @@ torch, transformers, huggingface_hub and the standard library.
 import dataclasses
 import difflib
 import math
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -128,55 +129,65 @@ OBJECTIVES = {
 }
 
 
-def _default_text_config(**overrides):
+# The stock encoder of a configuration without one, besides its size.
+_MODERNBERT_DEFAULTS = {
+    "vocab_size": 30_522,
+    "max_position_embeddings": 512,
+    # ModernBERT's own ids are those of its tokenizer; a run sets those of another one.
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "cls_token_id": None,
+    "sep_token_id": None,
+    # Vectors of texts are trained as means.
+    "classifier_pooling": "mean",
+}
+# ModernBERT's own base of 160,000 is for texts of 8,192 tokens.
+_ROPE_PARAMETERS = {"rope_type": "default", "rope_theta": 10_000.0}
+
+# The same without layers.
+_STATIC_DEFAULTS = {
+    "vocab_size": 30_522,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+
+def _default_text_config(**overrides: Any) -> PreTrainedConfig:
     """A ModernBERT shape with full attention in every layer, for texts of up to 512 tokens, unless it has no layer."""
     if overrides.get("num_hidden_layers") == 0:
         return _static_text_config(**overrides)
     config_class = CONFIG_MAPPING["modernbert"]
-    known = [field.name for field in dataclasses.fields(config_class)]
-    for key in overrides:
-        if key not in known:
-            raise ValueError(f"unknown field '{key}' of text_config{_nearest(key, known)}")
-    shape = {"vocab_size": 30_522, "max_position_embeddings": 512, **_PRESETS["mini"]}
-    # ModernBERT's own ids are those of its tokenizer; a run sets those of another one.
-    shape |= {
-        "pad_token_id": 0,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "cls_token_id": None,
-        "sep_token_id": None,
-    }
-    # Vectors of texts are trained as means.
-    shape |= {"classifier_pooling": "mean"} | overrides
-    shape.setdefault("layer_types", ["full_attention"] * shape["num_hidden_layers"])
-    # ModernBERT's own base of 160,000 is for texts of 8,192 tokens.
-    rope = {"rope_type": "default", "rope_theta": 10_000.0}
-    shape.setdefault("rope_parameters", {"full_attention": dict(rope), "sliding_attention": dict(rope)})
-    return config_class(**shape)
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    _check_known(overrides, fields)
+    values = {**_PRESETS["mini"], **_MODERNBERT_DEFAULTS, **overrides}
+    values.setdefault("layer_types", ["full_attention"] * values["num_hidden_layers"])
+    rope_parameters = {kind: dict(_ROPE_PARAMETERS) for kind in ("full_attention", "sliding_attention")}
+    values.setdefault("rope_parameters", rope_parameters)
+    return config_class(**values)
 
 
-def _static_text_config(**overrides):
+def _static_text_config(**overrides: Any) -> PreTrainedConfig:
     """An encoder without layers: the embeddings of a DistilBERT and their norm.
 
     ModernBERT cannot be saved without layers, and BERT would add a pooler that nothing trains.
     """
     config_class = CONFIG_MAPPING["distilbert"]
-    names = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
-    shape = {
-        "vocab_size": 30_522,
-        "max_position_embeddings": 512,
-        "pad_token_id": 0,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        **_PRESETS["static"],
-    }
-    for key, value in overrides.items():
-        if key in ("cls_token_id", "sep_token_id"):  # no fields of DistilBERT
-            continue
-        if key not in names:
-            raise ValueError(f"unknown field '{key}' of text_config{_nearest(key, names)}")
-        shape[key] = value
-    return config_class(**shape)
+    for name in ("cls_token_id", "sep_token_id"):  # not fields of DistilBERT
+        overrides.pop(name, None)
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    _check_known(overrides, fields | set(config_class.attribute_map))
+    values = {**_PRESETS["static"], **_STATIC_DEFAULTS, **overrides}
+    return config_class(**values)
+
+
+def _check_known(overrides: dict[str, Any], known: set[str]) -> None:
+    """Raises ValueError if a field of `text_config` is unknown."""
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"unknown field '{name}' of text_config{_nearest(name, known)}")
 
 
 @strict
@@ -407,7 +418,7 @@ class TextJepaConfig(PreTrainedConfig):
 
     def _build_text_config(self):
         if self.text_config is None or (isinstance(self.text_config, dict) and "model_type" not in self.text_config):
-            self.text_config = _default_text_config(**self.text_config or {})
+            self.text_config = _default_text_config(**(self.text_config or {}))
         elif isinstance(self.text_config, dict):
             fields = dict(self.text_config)
             model_type = fields.pop("model_type")
@@ -422,7 +433,7 @@ class TextJepaConfig(PreTrainedConfig):
             if getattr(self, name) is None:
                 setattr(self, name, self._derived_default(name))
 
-    def _derived_default(self, name):
+    def _derived_default(self, name: str) -> Any:
         """The default of one of `_DERIVED_FIELDS`."""
         is_mlp = self.predictor_type == "mlp"
         width = self.text_config.hidden_size
@@ -445,14 +456,14 @@ class TextJepaConfig(PreTrainedConfig):
             return 2 * width
         raise ValueError(f"{name} has no derived default")
 
-    def _half_width_for_heads(self):
+    def _half_width_for_heads(self) -> int:
         """Half of the encoder's width, rounded up so that rotary positions have an even width per head."""
         half = self.text_config.hidden_size // 2
         multiple = 2 * max(self.pred_num_attention_heads, 1)
         return math.ceil(half / multiple) * multiple
 
     @property
-    def _most_target_layers(self):
+    def _most_target_layers(self) -> int:
         return max(self.text_config.num_hidden_layers, 1)
 
     def __init_subclass__(cls, *args, **kwargs) -> None:
@@ -462,7 +473,7 @@ class TextJepaConfig(PreTrainedConfig):
             cls._auto_class = None
 
     @classmethod
-    def preset(cls, name, text_config=None, **kwargs):
+    def preset(cls, name: str, text_config: dict[str, Any] | None = None, **kwargs: Any) -> "TextJepaConfig":
         """A configuration of a named size, layers × width.
 
         `static` 0 × 1536, `tiny` 2 × 128, `mini` 4 × 256, `small` 12 × 384, `base` 12 × 768, `large` 24 × 1024.
@@ -478,10 +489,11 @@ class TextJepaConfig(PreTrainedConfig):
         """
         if name not in _PRESETS:
             raise ValueError(f"unknown preset '{name}'; the presets are {', '.join(_PRESETS)}")
-        return cls(text_config=_default_text_config(**_PRESETS[name] | (text_config or {})), **kwargs)
+        overrides = {**_PRESETS[name], **(text_config or {})}
+        return cls(text_config=_default_text_config(**overrides), **kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
         """As `PreTrainedConfig.from_dict`; keys that other tools or later versions have written are kept.
 
         An unknown key becomes an attribute, with one warning, and is saved again. To [`TextJepaConfig`] itself an
@@ -509,7 +521,7 @@ class TextJepaConfig(PreTrainedConfig):
         return [field.name for field in dataclasses.fields(cls) if field.name not in inherited]
 
     @classmethod
-    def _without_defaults(cls, config_dict):
+    def _without_defaults(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
         """The fields of a saved configuration, without derived ones that have their defaults."""
         saved = super().from_dict(dict(config_dict))
         at_default = [name for name in _DERIVED_FIELDS if getattr(saved, name) == saved._derived_default(name)]
@@ -644,32 +656,32 @@ class TextJepaConfig(PreTrainedConfig):
         self.text_config.num_attention_heads = value
 
     @property
-    def _positions_follow_padding(self):
+    def _positions_follow_padding(self) -> bool:
         return self.text_config.model_type in _POSITIONS_AFTER_PADDING | _OTHERS_AFTER_PADDING
 
-    def _drop_removed_fields(self, kwargs):
+    def _drop_removed_fields(self, kwargs: dict[str, Any]) -> None:
         for name, default in _REMOVED_FIELDS.items():
             value = kwargs.pop(name, default)
             if value != default:
                 raise ValueError(f"{name}={value!r}: this option was removed; leave it out and train the model again")
 
     @classmethod
-    def _known_keys(cls):
+    def _known_keys(cls) -> set[str]:
         fields = {field.name for field in dataclasses.fields(cls)}
         return fields | _INHERITED_KEYWORDS | set(_REMOVED_FIELDS)
 
-    def _refuse_unknown_fields(self, kwargs):
+    def _refuse_unknown_fields(self, kwargs: dict[str, Any]) -> None:
         fields = {field.name for field in dataclasses.fields(self)}
         for key in kwargs:
             if key not in self._known_keys():
                 raise ValueError(f"unknown field '{key}' of {type(self).__name__}{_nearest(key, fields)}")
 
-    def _check_at_least_one(self, *names):
+    def _check_at_least_one(self, *names: str) -> None:
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
-    def _check_positive(self, *names):
+    def _check_positive(self, *names: str) -> None:
         for name in names:
             if not 0 < getattr(self, name) < math.inf:  # also for NaN
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -709,19 +721,10 @@ class TextJepaConfig(PreTrainedConfig):
             )
         if self.predictor_type == "transformer":
             self._validate_heads()
-        if self.predictor_type == "conv" and self.pred_hidden_size % self.pred_conv_groups:
-            raise ValueError(
-                f"pred_hidden_size ({self.pred_hidden_size}) must be a multiple of pred_conv_groups "
-                f"({self.pred_conv_groups})"
-            )
-        if self.predictor_type == "conv" and self.pred_conv_kernel_size % 2 == 0:
-            raise ValueError(f"pred_conv_kernel_size must be odd, got {self.pred_conv_kernel_size}")
-        sees_context = self.context_mode == "mask_token" or self.pred_pooled_context
-        if self.predictor_type == "mlp" and not (sees_context and self.pred_position_embedding_type == "learned"):
-            raise ValueError(
-                "an mlp predictor needs pred_position_embedding_type 'learned', and pred_pooled_context unless "
-                "context_mode is 'mask_token': it has no input but its queries"
-            )
+        elif self.predictor_type == "conv":
+            self._validate_conv()
+        else:
+            self._validate_mlp()
         if self.pred_position_embedding_type == "learned" and self.max_text_length is None:
             raise ValueError("learned predictor positions need an encoder with max_position_embeddings")
         if not 0 <= self.pred_dropout < 1:
@@ -737,14 +740,32 @@ class TextJepaConfig(PreTrainedConfig):
         if self.pred_position_embedding_type == "rotary" and head_dim % 2:
             raise ValueError("rotary positions need an even width per predictor head: change pred_hidden_size")
 
+    def _validate_conv(self):
+        if self.pred_hidden_size % self.pred_conv_groups:
+            raise ValueError(
+                f"pred_hidden_size ({self.pred_hidden_size}) must be a multiple of pred_conv_groups "
+                f"({self.pred_conv_groups})"
+            )
+        if self.pred_conv_kernel_size % 2 == 0:
+            raise ValueError(f"pred_conv_kernel_size must be odd, got {self.pred_conv_kernel_size}")
+
+    def _validate_mlp(self):
+        sees_context = self.context_mode == "mask_token" or self.pred_pooled_context
+        if not sees_context or self.pred_position_embedding_type != "learned":
+            raise ValueError(
+                "an mlp predictor needs pred_position_embedding_type 'learned', and pred_pooled_context unless "
+                "context_mode is 'mask_token': it has no input but its queries"
+            )
+
     def validate_objective(self):
         """Raises ValueError if the objective has no term, is not defined, or does not work with this encoder."""
-        most_layers = self._most_target_layers
-        if not 1 <= self.target_num_layers <= most_layers:
-            raise ValueError(
-                f"target_num_layers must be at least 1 and at most {most_layers} for this encoder, got "
-                f"{self.target_num_layers}"
-            )
+        self._validate_weights()
+        self._validate_targets()
+        self._validate_text_vectors()
+        self._validate_online_targets()
+        self._validate_context_mode()
+
+    def _validate_weights(self):
         for name in self.loss_terms:
             weight = getattr(self, f"{name}_loss_weight")
             if not 0 <= weight < math.inf:  # also for NaN
@@ -753,20 +774,31 @@ class TextJepaConfig(PreTrainedConfig):
             raise ValueError(
                 "latent_loss_weight, token_loss_weight, document_loss_weight or sentence_loss_weight must be above 0"
             )
+
+    def _validate_targets(self):
+        most_layers = self._most_target_layers
+        if not 1 <= self.target_num_layers <= most_layers:
+            raise ValueError(
+                f"target_num_layers must be at least 1 and at most {most_layers} for this encoder, got "
+                f"{self.target_num_layers}"
+            )
+        if not 0 <= self.target_momentum < 1:
+            raise ValueError(f"target_momentum must be at least 0 and below 1, got {self.target_momentum}")
+        if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
+            raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
+        self._check_positive("smooth_l1_beta", "infonce_temperature")
+
+    def _validate_text_vectors(self):
         self._check_at_least_one(
             "document_target_size", "document_hidden_size", "sigreg_num_slices", "similarity_length"
         )
         if self.sentence_hidden_size < 0:
             raise ValueError(f"sentence_hidden_size must be at least 0, got {self.sentence_hidden_size}")
-        if self.token_loss_candidates is not None and self.token_loss_candidates < 2:
-            raise ValueError(f"token_loss_candidates must be at least 2, got {self.token_loss_candidates}")
         if self.similarity_loss_weight > 0 and self.pooling == "attention":
             raise ValueError("the similarity loss needs a pooling that does not learn: 'mean', 'cls' or 'idf'")
         self._validate_matryoshka_sizes()
-        self._check_positive("smooth_l1_beta", "infonce_temperature")
-        if not 0 <= self.target_momentum < 1:
-            raise ValueError(f"target_momentum must be at least 0 and below 1, got {self.target_momentum}")
-        self._validate_online_targets()
+
+    def _validate_context_mode(self):
         if self.context_mode == "mask_token" and self.mask_token_id is None:
             raise ValueError("context_mode 'mask_token' needs mask_token_id, the tokenizer's mask token")
         if self.context_mode == "drop" and not self.drop_is_exact:
@@ -807,7 +839,8 @@ class TextJepaConfig(PreTrainedConfig):
             )
 
 
-def _nearest(key, names):
+def _nearest(key: str, names: Iterable[str]) -> str:
+    """A question that ends an error about an unknown name; empty if no name is similar."""
     match = difflib.get_close_matches(key, names, n=1)
     return f"; did you mean '{match[0]}'?" if match else ""
 

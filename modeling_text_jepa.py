@@ -1175,7 +1175,7 @@ def _visible_mask(encoder: PreTrainedModel, positions: torch.Tensor) -> torch.Te
     if implementation == "sdpa":
         return masks
     lowest = torch.finfo(encoder.get_input_embeddings().weight.dtype).min
-    return {name: lowest * ~mask for name, mask in masks.items()}
+    return {name: lowest * ~mask for name, mask in masks.items()}  # added to the scores
 
 
 def _complete_hidden_states(output: BaseModelOutput) -> BaseModelOutput:
@@ -2241,9 +2241,8 @@ class TextJepaForPreTraining(TextJepaPreTrainedModel):
         rows = _target_row_of_each_context(len(predictions), targets)
         distances = self._distance(self.config.document_loss_type, predictions, targets[rows])
         has_target = targets[rows].any(dim=-1).to(distances.dtype)
-        counted = torch.stack([distances * has_target, has_target])
-        all_counted, _ = gather_rows(counted.T)
-        total, num_targets = all_counted.T.sum(dim=-1)
+        sums = torch.stack([(distances * has_target).sum(), has_target.sum()])
+        total, num_targets = sum_over_processes(sums)
         return total / num_targets.clamp(min=1)
 
     def _sentence_loss(

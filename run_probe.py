@@ -1,4 +1,4 @@
-"""Scores encoders on labelled tasks and on your own documents, next to random weights and word counting.
+"""Scores encoders on labelled tasks and on your own documents, next to random weights, TF-IDF and BM25.
 
     python run_probe.py                                        # the newest encoder in runs/, no download
     python run_probe.py PATH_OR_NAME --tasks sst2 mrpc stsb --data_dir glue --compare OTHER_ENCODER
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None, prog: str = "run_probe.py") -> list[Scor
     description = __doc__.split("\n")[0]
     (args,) = parse_arguments((ProbeArguments,), argv, description, prog, PAGE, positional="model_name_or_path")
     mute_libraries()
-    run_code_of(args.allow_remote_code or [])
+    run_code_of(args.allow_remote_code or [], cache_dir=args.cache_dir)
 
     first = args.model_name_or_path or newest_run()
     if args.update_card and not Path(first, "README.md").is_file():

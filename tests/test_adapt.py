@@ -18,6 +18,7 @@ from text_jepa import cli, names
 from text_jepa.cli import UsageError
 from text_jepa.commands import adapt
 from text_jepa.commands import export as export_command_line
+from text_jepa.data.walking import LOCK
 from text_jepa.encoders.sentence_head import SentenceHead, read_head
 from text_jepa.probe import documents
 
@@ -104,12 +105,41 @@ def test_a_run_pools_as_the_encoder_does(pooling, modules, flag):
     assert adapt.words_of_run("somewhere", head, ["notes"], [])[-1] == flag
 
 
-def test_the_folder_of_a_run_is_new(tmp_path, monkeypatch):
+def test_the_folder_of_a_run_is_new_unless_it_resumes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert adapt.new_folder("owner/name", resumes=False) == "runs/name-adapted"
-    Path("runs/name-adapted").mkdir(parents=True)
-    assert adapt.new_folder("owner/name", resumes=False) == "runs/name-adapted-2"
-    assert adapt.new_folder("owner/name", resumes=True) == "runs/name-adapted"
+    assert adapt.folder_of_run("owner/name", "auto") == "runs/name-adapted"
+    for name in ("name-adapted/checkpoint-50", "name-adapted-2/checkpoint-50", "name-adapted-3"):
+        Path("runs", name).mkdir(parents=True)
+    Path("runs", "name-adapted-3", LOCK).touch()
+    assert adapt.folder_of_run("owner/name", None) == "runs/name-adapted-4"
+    assert adapt.folder_of_run("owner/name", "false") == "runs/name-adapted-4"
+    # A run that was killed while it prepared its texts has nothing to resume.
+    assert adapt.folder_of_run("owner/name", "auto") == "runs/name-adapted-2"
+    assert adapt.folder_of_run("owner/name", "runs/name-adapted/checkpoint-50") == "runs/name-adapted"
+
+
+def test_the_encoder_is_looked_at_in_the_revision_and_the_cache_of_the_run(encoder, tmp_path, monkeypatch, capsys):
+    """The branch main has no modules and another size."""
+    download = tmp_path / "cache" / "models--me--encoder"
+    for revision in ("main", "v1"):
+        folder = shutil.copytree(encoder, download / "snapshots" / revision)
+        (download / "refs").mkdir(exist_ok=True)
+        (download / "refs" / revision).write_text(revision)
+        (folder / ".gitattributes").touch()  # as of a download of all files
+    (folder / "modules.json").write_text(json.dumps(MODULES))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    (download / "snapshots" / "main" / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
+    shutil.copytree(folder, tmp_path / "run")
+    runs = []
+    monkeypatch.setattr(adapt, "command_of", lambda verb: lambda argv, **names: runs.append(argv))
+    place = ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run")]
+    adapt.main(["me/encoder", "notes", "--model_revision", "v1", *place])
+    assert "continue-from-encoder.yaml" in runs[0][0]
+    assert runs[0][runs[0].index("--pooling") + 1] == "cls"
+    assert "It can replace me/encoder: features 16, modules cls pooling" in capsys.readouterr().out
+    adapt.main(["me/encoder", "notes", *place])
+    assert "continue-masked-lm.yaml" in runs[1][0]
 
 
 @pytest.mark.parametrize(
@@ -118,11 +148,11 @@ def test_the_folder_of_a_run_is_new(tmp_path, monkeypatch):
         ([], "name an encoder and texts"),
         (["--max_steps", "3"], "name an encoder and texts"),
         (["{encoder}"], "name the texts after"),
-        (["{encoder}", "notes", "--train_file", "other"], "'notes' and --train_file say the same"),
+        (["{encoder}", "notes", "--train_file", "other"], "'notes' and --train_file set the same option"),
         (["{encoder}", "notes", "--model_name_or_path=other"], "--model_name_or_path say the same"),
-        (["nowhere/at-all", "notes"], "nowhere/at-all: no encoder is there"),
+        (["nowhere/at-all", "notes"], "nowhere/at-all: no encoder found"),
         (["{whole}", "notes"], "is the complete model of a run"),
-        (["{last}", "notes"], "pools by lasttoken, which no run trains"),
+        (["{last}", "notes"], "uses lasttoken pooling, which cannot be trained"),
     ],
 )
 def test_what_cannot_be_adapted_is_one_line(encoder, tmp_path, argv, message):
@@ -144,7 +174,7 @@ def test_what_is_of_another_kind_afterwards_is_said(tmp_path):
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
     line = adapt.describe_place("somewhere", MEAN, str(tmp_path))
-    assert "does not take the place" in line
+    assert "It cannot fully replace somewhere: " in line
     assert "modules (mean pooling, Normalize before, mean pooling now)" in line
     assert "tokens (256 before, None now)" in line
     again = adapt.describe_place(str(tmp_path), read_head(str(tmp_path)), str(tmp_path))

@@ -255,7 +255,7 @@ REFUSALS = [
     ("a wrong type", ["--num_masks", "several"], ["--num_masks", "invalid int value: 'several'"]),
     ("a wrong type in the file", ["{dir}/type.yaml"], ["--num_masks", "invalid int value: 'several'"]),
     ("a list for a file of flags", ["{dir}/list.yaml"], ["list.yaml: expected lines of the form 'flag: value'"]),
-    ("a missing file of flags", ["{dir}/none.yaml"], ["none.yaml: No such file", "YAML"]),
+    ("a missing file of flags", ["{dir}/none.yaml"], ["none.yaml: No such file", "files of flags"]),
     ("a bad choice", ["--loss_type", "nope"], ["--loss_type", "invalid choice: 'nope'", "smooth_l1"]),
     ("a bad choice in the file", ["{dir}/choice.yaml"], ["--loss_type", "invalid choice: 'nope'"]),
     ("a value of transformers", ["--eval_strategy", "nope"], ["nope", "epoch"]),
@@ -289,10 +289,10 @@ REFUSALS = [
     ("an unknown tracker", ["--report_to", "nope"], ["--report_to", "nope"]),
     ("nothing to evaluate on", ["--max_eval_samples", "0"], ["--max_eval_samples", "at least 1"]),
     ("a variable without a value", ["--model_name_or_path", ""], ["--model_name_or_path: an empty value"]),
-    ("a name of other bytes", ["--train_file", "caf\udce9"], ["'caf\\udce9': not UTF-8"]),
-    ("a word of blanks", ["--text_column", "text", " "], ["a word of the command is empty"]),
+    ("a name of other bytes", ["--train_file", "caf\udce9"], ["'caf\\udce9': not valid UTF-8"]),
+    ("a word of blanks", ["--text_column", "text", " "], ["the command contains an empty argument"]),
     ("a path that is too long", ["--train_file", "x" * 300], ["x" * 300 + ": File name too long"]),
-    ("two hyphens as a value", ["--max_length=--"], ["--max_length: '--' is no value"]),
+    ("two hyphens as a value", ["--max_length=--"], ["--max_length: '--' is not a value"]),
     ("no ratio at all", ["--mask_ratio="], ["--mask_ratio: an empty value"]),
     ("a ratio out of range", ["--mask_ratio", "1"], ["mask_ratio must be a number of at least 0 and below 1, got 1"]),
     ("no mask", ["--num_masks", "0"], ["num_masks must be at least 1, got 0"]),
@@ -336,7 +336,7 @@ REFUSALS = [
     (
         "a tokenizer without padding token",
         ["--tokenizer_name", "{dir}/unpadded"],
-        ["unpadded: its tokenizer has no padding token", "set one"],
+        ["unpadded: its tokenizer has no padding token", "set tokenizer.pad_token"],
     ),
     ("no such tokenizer", ["--tokenizer_name", "{dir}/none"], ["--tokenizer_name", "none", "no tokenizer there"]),
     ("no such encoder", ["--model_name_or_path", "{dir}/none"], ["--model_name_or_path", "none"]),
@@ -347,7 +347,7 @@ REFUSALS = [
     (
         "no such checkpoint",
         ["--resume_from_checkpoint", "{dir}/checkpoint-7"],
-        ["--resume_from_checkpoint", "checkpoint-7", "no checkpoint there"],
+        ["--resume_from_checkpoint", "checkpoint-7", "there is no such checkpoint"],
     ),
     ("nothing to resume", ["--resume_from_checkpoint", "true"], ["--resume_from_checkpoint: no checkpoint in", "out"]),
     ("a secret on the command line", ["--hub_token", "hf_x"], ["--hub_token", "HF_TOKEN"]),
@@ -514,7 +514,7 @@ def test_a_folder_that_holds_its_own_runs_is_trained_on_again(folder, tmp_path, 
     assert len(counts[0]) == 1
     assert counts[0] == counts[1]
     assert output.parent.name == "runs"
-    assert f"left out as runs, models or results: runs/{tmp_path.name}" in caplog.text
+    assert f"folders of runs, models or results are left out: runs/{tmp_path.name}" in caplog.text
     assert "not read" not in caplog.text
 
 

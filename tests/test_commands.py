@@ -15,6 +15,7 @@ import torch
 
 import run_pretraining
 import run_probe
+from text_jepa import errors
 from text_jepa.cli import UsageError, run_command
 from text_jepa.commands import export, main, plot
 from text_jepa.commands.main import VERBS, dispatch
@@ -153,6 +154,66 @@ def test_where_memory_runs_out_flags_of_training_are_named_to_those_who_train(ve
     assert ("CUDA_VISIBLE_DEVICES=" in line) != trains
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "to allocate 8000000000000 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            "out of memory (tried to allocate 8000000000000 bytes)",
+        ),
+        (
+            MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000000000,) and data type float64"),
+            "out of memory (Unable to allocate 7.28 TiB)",
+        ),
+        (MemoryError(), "out of memory"),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+def test_memory_of_the_cpu_that_runs_out_is_one_line_too(error, said, capsys):
+    assert refused(error, capsys) == f"error: {said}; {errors._SMALLER_BATCHES}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "DataLoader worker (pid 71) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+        "of shared memory. Please try to raise your shared memory limit.",
+        "DataLoader worker (pid(s) 71, 72) exited unexpectedly",
+    ],
+)
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_worker_that_the_system_ends_is_one_line_with_the_remedies(words, trains, capsys):
+    line = refused(RuntimeError(words), capsys, trains=trains)
+    assert line.startswith(f"error: {words.partition('.')[0]}; lower --dataloader_num_workers")
+    assert "docker run --shm-size" in line
+    assert ("--resume_from_checkpoint auto" in line) == trains
+
+
+def refused(error, capsys, **options):
+    """The one line on stderr of a command that raises an error."""
+
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(fail, **options)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1
+    return printed
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback():
+    def fail():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback …")
+
+    with pytest.raises(RuntimeError, match="Original Traceback"):
+        run_command(fail)
+
+
 def test_other_words_reach_their_verb(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["text-jepa", "pretain"])
     with pytest.raises(SystemExit) as stop:
@@ -174,13 +235,13 @@ def test_other_words_reach_their_verb(monkeypatch, capsys):
     ],
 )
 def test_a_list_that_is_given_twice_is_one_line_that_says_how_to_give_it(words, name):
-    remedy = f"give all its values after one, as in --{name} A B"
+    remedy = f"list all values after a single one, as in --{name} A B"
     with pytest.raises(UsageError, match=rf"^--{name} is given 2 times; {remedy}"):
         dispatch(words)
 
 
 def test_a_flag_of_an_export_that_is_given_twice_is_one_line():
-    with pytest.raises(UsageError, match=r"^--which is given 2 times; leave out all but one"):
+    with pytest.raises(UsageError, match=r"^--which is given 2 times; keep only one of them"):
         dispatch(["export", "encoder", "runs/a", "out", "--which", "target", "--which", "context"])
 
 
@@ -226,7 +287,7 @@ def test_help_of_the_probe_lists_each_flag_in_one_section_and_names_the_encoder(
 
 
 def test_the_probe_takes_one_encoder_before_its_flags():
-    with pytest.raises(UsageError, match=r"^no flag takes the value 'other'"):
+    with pytest.raises(UsageError, match=r"^unexpected argument 'other'"):
         run_probe.main(["runs/one", "other"])
-    with pytest.raises(UsageError, match=r"^'runs/one' and --model_name_or_path say the same"):
+    with pytest.raises(UsageError, match=r"^'runs/one' and --model_name_or_path set the same option"):
         run_probe.main(["runs/one", "--model_name_or_path", "other"])

@@ -15,6 +15,7 @@ import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from text_jepa.errors import UsageError, check_words, flag_of, nearest, repeated_flags, run_command
 
@@ -72,6 +73,8 @@ class _Parser(HfArgumentParser):
         if help is not None and help is not argparse.SUPPRESS:
             # A percent sign that opens no field of argparse is a percent sign.
             help = re.sub(r"(?<!%)%(?![%(])", "%%", help)
+        if kwargs.get("type") is string_to_bool:
+            kwargs["type"] = _switch
         return super().add_argument(*names, help=help, **kwargs)
 
     def error(self, message: str) -> NoReturn:
@@ -90,6 +93,11 @@ class _Parser(HfArgumentParser):
                 self.error(f"--{name} is given {count} times; keep only one of them")
 
 
+def _switch(word: str) -> bool:
+    """The value of a switch: the words of transformers, and `on` and `off`, as YAML has them."""
+    return string_to_bool({"on": "yes", "off": "no"}.get(word.lower(), word))
+
+
 class _CommandParser(_Parser):
     """A parser of a command without YAML files, whose values flags could override."""
 
@@ -106,6 +114,11 @@ _HELP = {"-h", "--help", "--help-all", "--help_all"}
 _WIDTH = 100
 
 _YAML = (".yaml", ".yml")
+
+# Kinds of values in a YAML file that are words of a command line, and the kind of a word.
+_PLAIN_TYPES = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "timestamp")}
+_WORD = "tag:yaml.org,2002:str"
+
 _BEFORE_FLAGS = "YAML files and other arguments without a flag must come before the flags"
 
 
@@ -159,7 +172,7 @@ class _PartsFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _placeholder(action: argparse.Action) -> str:
     """What a flag takes: a number, a text, several of them, or nothing for a switch."""
-    if getattr(action.type, "__name__", "") == "string_to_bool":
+    if action.type is _switch:
         return ""
     kind = {int: "N", float: "X"}.get(action.type, "TEXT")
     return f"{kind} ..." if action.nargs == "+" else kind
@@ -421,7 +434,7 @@ def own_recipe(name: str) -> Path:
 def _read_file(path: str, flags: set[str], renamed: Mapping[str, str]) -> dict[str, Any]:
     """The values of a YAML file of flags, by flag."""
     try:
-        content = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8"))
+        content = _Loader(find_recipe(path).read_text(encoding="utf-8"), path).get_single_data()
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}; arguments that end in .yaml are read as files of flags"
@@ -436,6 +449,45 @@ def _read_file(path: str, flags: set[str], renamed: Mapping[str, str]) -> dict[s
         if key not in flags:
             raise UsageError(f"{path}: unknown key '{key}'{_replacement(str(key), flags, renamed)}")
     return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads a YAML file of flags, whose values stay as they are written, and whose keys count once.
+
+    Args:
+        text: The content of the file.
+        path: The file, for errors.
+
+    Raises:
+        UsageError: A key is given twice.
+    """
+
+    def __init__(self, text: str, path: str):
+        super().__init__(text)
+        self.path = path
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                line = key.start_mark.line + 1
+                raise UsageError(f"{self.path}, line {line}: '{key.value}' is given twice; keep only one of them")
+            seen.add(str(key.value))
+        return node
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Makes words of values and items of lists, such as `no`, `007` and `1.10`; argparse gives them their types.
+
+        Those in mappings keep the types of YAML, because a mapping becomes JSON.
+        """
+        values = [value for _, value in node.value] if isinstance(node, yaml.MappingNode) else []
+        for value in values:
+            items = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for item in items:
+                if item.tag in _PLAIN_TYPES:
+                    item.tag = _WORD
+        return super().construct_document(node)
 
 
 def _values_as_words(values: Mapping[str, Any]) -> list[str]:

@@ -46,8 +46,22 @@ _SMALLER_BATCHES = (
     "--gradient_checkpointing"
 )
 _OTHER_MEMORY = (
-    "end other programs that use the GPU, or hide it with CUDA_VISIBLE_DEVICES= before the command; fine-tuning takes "
-    "--finetune_args per_device_train_batch_size=8"
+    "end other programs that use this memory, or hide a full GPU with CUDA_VISIBLE_DEVICES= before the command; "
+    "fine-tuning takes --finetune_args per_device_train_batch_size=8"
+)
+
+# What torch says if memory runs out, also in plain RuntimeErrors.
+_NO_MEMORY = ("out of memory", "can't allocate memory")
+
+# The part of such a message, or of one of NumPy, that is told.
+_WHICH_MEMORY = re.compile(r"\w+ (?:backend )?out of memory|(?:tried|[Uu]nable) to allocate [\d.]+ \w+")
+
+# How the errors of torch begin if a worker of a data loader is gone. Errors inside a worker begin otherwise.
+_LOST_WORKER = "DataLoader worker (pid"
+
+# What to do then.
+_FEWER_WORKERS = (
+    "lower --dataloader_num_workers or, in a container, give it more shared memory (docker run --shm-size 8g)"
 )
 
 
@@ -101,8 +115,9 @@ def is_utf8(text: str) -> bool:
 def run_command(main: Callable[[], Any], trains: bool = True) -> NoReturn:
     """Runs a console command and exits.
 
-    The exit code is 0; 2 after a `UsageError`, if memory runs out, or if the system refuses a file, with one line on
-    stderr; 130 after Ctrl-C; 141, without a word, if nobody reads the output any more.
+    The exit code is 0; 2 after a `UsageError`, if memory runs out, if the system ends a worker of a data loader, or if
+    it refuses a file, with one line on stderr; 130 after Ctrl-C; 141, without a word, if nobody reads the output any
+    more.
 
     Args:
         main: The command.
@@ -123,17 +138,37 @@ def run_command(main: Callable[[], Any], trains: bool = True) -> NoReturn:
             raise
         name = f"{error.filename}: " if error.filename else ""
         sys.exit(_report(f"{name}{error.strerror}; fix that, or use another path"))
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's own, see above
-            raise
-        reason = str(error).split(".")[0]
-        remedy = _SMALLER_BATCHES if trains else _OTHER_MEMORY
-        sys.exit(_report(f"out of memory ({reason}); {remedy}"))
+    except (MemoryError, RuntimeError) as error:
+        if _is_out_of_memory(error):
+            sys.exit(_report(_describe_memory(error, trains)))
+        if _LOST_WORKER in str(error):
+            sys.exit(_report(_describe_lost_worker(error, trains)))
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
         _drop_unread_output()
     sys.exit(0)
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    is_so_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's own
+    return is_so_named or any(words in str(error) for words in _NO_MEMORY)
+
+
+def _describe_memory(error: MemoryError | RuntimeError, trains: bool) -> str:
+    """Which memory has run out, if the error says so, and what to do."""
+    which = _WHICH_MEMORY.search(str(error))
+    reason = f" ({which[0]})" if which else ""
+    remedy = _SMALLER_BATCHES if trains else _OTHER_MEMORY
+    return f"out of memory{reason}; {remedy}"
+
+
+def _describe_lost_worker(error: RuntimeError, trains: bool) -> str:
+    """How a worker of a data loader has ended, and what to do."""
+    reason = str(error).partition(".")[0]
+    resume = "; resume with --resume_from_checkpoint auto" if trains else ""
+    return f"{reason}; {_FEWER_WORKERS}{resume}"
 
 
 def _report(message: str) -> int:

@@ -10,6 +10,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import textwrap
 from collections import Counter
 from functools import partial
@@ -28,6 +29,7 @@ from text_jepa.data.compressed import suffix_of
 from text_jepa.data.corpus import CorpusArguments, load_corpus
 from text_jepa.data.files import PROSE, Form
 from text_jepa.data.folders import find_files
+from text_jepa.data.held_out import rows_in_turn
 from text_jepa.data.repeats import near_copies
 from text_jepa.data.tokenization import (
     tokenize_texts,
@@ -245,7 +247,36 @@ def test_a_damaged_table_among_tables_and_a_pointer_among_notes_are_errors(tmp_p
             ["val-00000-of-00001.jsonl"],
             ["val-00000-of-00001.jsonl"],
         ),
-        (["dev.txt", "test.txt", "training-plan.txt"], None, []),
+        (
+            ["train-00000-of-00001-a09b74b3ef9c3b56.jsonl", "test-00000-of-00001-0d5b26c3f1a9e784.jsonl"],
+            ["test-00000-of-00001-0d5b26c3f1a9e784.jsonl"],
+            ["test-00000-of-00001-0d5b26c3f1a9e784.jsonl"],
+        ),
+        (
+            ["train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"],
+            ["dev_matched.tsv", "dev_mismatched.tsv"],
+            ["dev_matched.tsv", "dev_mismatched.tsv"],
+        ),
+        (["train-v1.1.json", "dev-v1.1.json"], ["dev-v1.1.json"], ["dev-v1.1.json"]),
+        (["train_0.jsonl", "test_0.jsonl"], ["test_0.jsonl"], ["test_0.jsonl"]),
+        (
+            ["c4-train.00000-of-01024.json.gz", "c4-validation.00000-of-00008.json.gz"],
+            ["c4-validation.00000-of-00008.json.gz"],
+            ["c4-validation.00000-of-00008.json.gz"],
+        ),
+        (
+            ["default/train/0.parquet", "default/test/0.parquet"],
+            ["default/test/0.parquet"],
+            ["default/test/0.parquet"],
+        ),
+        (["imdb/train/pos/a.txt", "imdb/test/pos/a.txt"], ["imdb/test/pos/a.txt"], ["imdb/test/pos/a.txt"]),
+        (
+            ["test/train.txt", "test/test.txt", "train/a.txt"],
+            ["test/train.txt", "test/test.txt"],
+            ["test/train.txt", "test/test.txt"],
+        ),
+        (["dev.txt", "test.txt", "training-plan.txt", "test-results.txt"], None, []),
+        (["how-to-train.txt", "unit-test.txt", "attrain.txt", "a/train/a.txt", "b/test/a.txt"], None, []),
     ],
 )
 def test_splits_of_a_folder_are_known_by_the_names_of_their_files(tmp_path, load, caplog, files, held_out, taken):
@@ -265,6 +296,14 @@ def test_splits_of_a_folder_are_known_by_the_names_of_their_files(tmp_path, load
     # Files that are named are trained on.
     named = load([str(tmp_path / "set" / name) for name in files])
     assert len(named["train"]) + len(named["validation"]) == 20 * len(files)
+
+
+@pytest.mark.parametrize("names", [["set/train", "set/test"], ["set", "set/test"]], ids=["each", "around"])
+def test_a_folder_of_a_split_that_is_named_is_trained_on(tmp_path, load, names):
+    for split in ("train", "test"):
+        write(tmp_path / "set" / split / "a.jsonl", [f"{split} {text}" for text in documents(20)])
+    corpus = load([str(tmp_path / name) for name in names])
+    assert len(corpus["train"]) + len(corpus["validation"]) == 40
 
 
 def test_a_validation_file_that_is_named_comes_before_that_of_the_folder(tmp_path, load):
@@ -392,7 +431,8 @@ def test_what_runs_and_models_consist_of_is_no_text(tmp_path, monkeypatch, caplo
     monkeypatch.chdir(tmp_path)
     assert find_files(["."], "train_file", mixed=True) == ["./a.md"]
     assert [record.getMessage() for record in caplog.records] == [
-        "--train_file .: left out as runs, models or results: runs/notes; to read such a folder, name it"
+        "--train_file .: folders of runs, models or results are left out: runs/notes; name such a folder explicitly "
+        "to read it"
     ]
     assert find_files(["**/*.md"], "train_file") == ["a.md"]
     assert "runs/notes/README.md" in find_files(["runs/notes/*.md"], "train_file")
@@ -455,7 +495,7 @@ def test_folders_that_a_glob_matches_are_named(tmp_path, caplog):
 
 def test_a_pipe_is_refused_with_the_remedy(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(UsageError, match=r"pipe\.txt: a pipe or a device, which cannot be read twice; write it into"):
+    with pytest.raises(UsageError, match=r"pipe\.txt: this is a pipe or a device, which cannot be read twice; save"):
         find_files([str(tmp_path / "pipe.txt")], "train_file")
 
 
@@ -477,6 +517,20 @@ def test_only_what_describes_a_table_is_left_out(tmp_path):
         write(tmp_path / name, documents(3))
     names = ["prose/README.md", "prose/changelog.md", "tables/a.jsonl", "tables/noticeboard.md"]
     assert find_files([str(tmp_path)], "train_file", mixed=True) == [str(tmp_path / name) for name in names]
+
+
+def test_what_the_hub_writes_beside_tables_is_no_table(tmp_path, caplog):
+    write(tmp_path / "data" / "train.parquet", documents(100))
+    (tmp_path / "README.md").write_text("About.")
+    (tmp_path / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    found = find_files([str(tmp_path)], "train_file", mixed=True, form=Form({"text": ("text",)}))
+    assert found == [str(tmp_path / "data" / "train.parquet")]
+    assert "README.md, dataset_infos.json" in caplog.text
+
+
+def test_a_table_with_the_name_of_a_description_is_read_if_it_is_alone(tmp_path):
+    path = write(tmp_path / "config.json", documents(3))
+    assert find_files([str(tmp_path)], "train_file") == [str(path)]
 
 
 @pytest.mark.parametrize("name", ["valid.txt", "deep/valid.txt", "link.txt"])
@@ -501,18 +555,40 @@ def test_held_out_documents_among_those_to_train_on_are_counted(tmp_path, load, 
     texts = [f"{i} {text}" for i, text in enumerate(documents(20))]
     train, held_out = write(tmp_path / "a.txt", ["", *texts]), write(tmp_path / "b.txt", ["", *texts[:3], "another"])
     load([str(train)], [str(held_out)])
-    assert "3 of 20 training documents are held out too, word for word" in caplog.text
+    assert "3 of 20 training documents also occur in the held-out set" in caplog.text
     caplog.clear()
     load([str(write(tmp_path / "c.txt", texts))])
-    assert "held out too" not in caplog.text
+    assert "held-out set" not in caplog.text
     load([str(write(tmp_path / "d.txt", texts * 3))])
-    assert "of 57 training documents are held out too" in caplog.text
+    assert "of 57 training documents also occur in the held-out set" in caplog.text
+
+
+def test_held_out_documents_in_a_stream_are_counted_among_its_first(tmp_path, load, caplog):
+    texts = [f"{i} {text}" for i, text in enumerate(documents(20))]
+    train, held_out = write(tmp_path / "a.txt", texts), write(tmp_path / "b.txt", ["", *texts[:3], "another"])
+    corpus = load([str(train)], [str(held_out)], streaming=True)
+    assert "3 of the first 20 training documents also occur in the held-out set" in caplog.text
+    assert texts_of(corpus["train"]) == texts
+    caplog.clear()
+    load([str(train)], [str(write(tmp_path / "c.txt", ["another", "one more"]))], streaming=True)
+    assert "also occur" not in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+def test_held_out_documents_of_a_dataset_among_those_to_train_on_are_counted(tmp_path_factory, caplog, streaming):
+    folder = tmp_path_factory.mktemp("corpus")  # the library searches the whole path for names of splits
+    texts = [f"{i} {text}" for i, text in enumerate(documents(20))]
+    write(folder / "train.jsonl", texts)
+    write(folder / "test.jsonl", texts[:3])
+    arguments = CorpusArguments(dataset_name=str(folder), streaming=streaming)
+    load_corpus(arguments, cache_dir=str(tmp_path_factory.mktemp("cache")))
+    assert re.search("3 of (the first )?20 training documents also occur in the held-out set", caplog.text)
 
 
 def test_held_out_documents_that_are_all_there_is_are_said(tmp_path, load, caplog):
     path = str(write(tmp_path / "a.txt", documents(5)))
     load([path], [path])
-    assert "the files to train on are held out too" in caplog.text
+    assert "the training files are also held out" in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
@@ -532,6 +608,16 @@ def test_packed_files_are_read_whatever_their_name(tmp_path, load, kind, packing
         UsageError, match=rf"^--train_file .*b\.{kind}\.{packing}: cannot be read: .*may be incomplete"
     ):
         load([str(tmp_path / "cut")])
+
+
+def test_shards_without_content_and_frames_to_skip_are_unpacked(tmp_path, load):
+    texts = documents(30)
+    content = write(tmp_path / "a.jsonl", texts).read_bytes()
+    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size"
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "b.jsonl.zst").write_bytes(skipped + zstd(content[:100]) + skipped + zstd(content[100:]))
+    (tmp_path / "set" / "c.jsonl.bz2").write_bytes(bz2.compress(b""))
+    assert texts_of(load([str(tmp_path / "set")], [str(tmp_path / "a.jsonl")])["train"]) == texts
 
 
 def zstd(content):
@@ -578,6 +664,16 @@ def test_a_folder_of_save_to_disk_is_a_corpus(tmp_path, load, flag, streaming):
     elif not streaming:
         corpus = load(dataset_name=str(tmp_path / "one"))
         assert sorted(texts_of(corpus["train"]) + texts_of(corpus["validation"])) == sorted(train)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+def test_a_saved_format_of_other_columns_leaves_the_text(tmp_path, load, streaming):
+    texts = documents(300)
+    saved = datasets.Dataset.from_dict({"text": texts, "n": list(range(300))})
+    saved.set_format("numpy", columns=["n"])
+    saved.save_to_disk(tmp_path / "one")
+    corpus = load(dataset_name=str(tmp_path / "one"), streaming=streaming)
+    assert set(texts_of(corpus["train"]) + texts_of(corpus["validation"])) == set(texts)
 
 
 def test_a_damaged_folder_of_save_to_disk_is_named(tmp_path, load):
@@ -687,7 +783,7 @@ def test_pages_without_text_are_counted(new_folder, load, caplog):
     for number in range(5):
         (new_folder / f"{number}.html").write_text(script if number == 2 else f"<p>Page {number}.</p>")
     load([str(new_folder)])
-    assert "--train_file: no text in 1 of 5 files (2.html)" in caplog.text
+    assert "--train_file: 1 of 5 files contain no text (2.html)" in caplog.text
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|", ","])
@@ -825,10 +921,10 @@ def test_near_copies_are_counted_with_an_example(new_folder, load, caplog):
     for number, text in enumerate(texts):
         (new_folder / f"{number}.txt").write_text(f"{number}\n\n{text}")
     load([str(new_folder)])
-    assert "nearly copies" not in caplog.text
+    assert "near copies" not in caplog.text
     (new_folder / "new.txt").write_text(f"new\n\n{texts[3]} And some words more.")
     load([str(new_folder)])
-    assert "1 of 18 documents are nearly copies of others, as new.txt of 3.txt" in caplog.text
+    assert "1 of 18 documents are near copies of others, for example new.txt of 3.txt" in caplog.text
 
 
 def test_a_near_copy_is_found_though_its_original_shares_a_half_with_an_earlier_document():
@@ -943,6 +1039,61 @@ def test_half_a_character_is_named_by_its_line(tmp_path, load, streaming):
         texts_of(load([str(path)], [str(path)], streaming=streaming)["train"])
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_list_of_strings_is_one_of_texts_only_as_a_whole_file(tmp_path, load, kind):
+    """In a line of its own, it is a row without names."""
+    path = tmp_path / f"a.{kind}"
+    texts = documents(20)
+    for content in (json.dumps(texts), json.dumps(texts, indent=1)):
+        path.write_text(content)
+        assert texts_of(load([str(path)], [str(path)])["train"]) == texts
+    path.write_text("".join(json.dumps([f"doc-{i} / news", text]) + "\n" for i, text in enumerate(texts)))
+    with pytest.raises(UsageError, match=rf"a\.{kind}, line 1: not an object"):
+        load([str(path)], [str(path)])
+    path.write_text("".join(json.dumps([{"text": text}]) + "\n" for text in texts))
+    assert texts_of(load([str(path)], [str(path)])["train"]) == texts
+
+
+def test_byte_order_marks_of_files_that_were_joined_are_no_part_of_the_text(tmp_path, load):
+    mark = "\ufeff"
+    texts = documents(30)
+    rows = [json.dumps({"text": text}) for text in texts]
+    lists = [json.dumps([{"text": text}], indent=1) for text in texts]
+    lines = [f"{mark if i % 2 else ''}{row}" for i, row in enumerate(texts)]
+    paragraphs = f"\n\n{mark}".join(texts)
+    files = {
+        "a.jsonl": f"\n{mark}".join(["", *rows]),
+        "a.json": f"\n{mark}".join(["", *lists]),
+        "a.txt": "\n".join(lines),
+    }
+    for name, content in files.items():
+        path = tmp_path / name
+        path.write_text(content)
+        assert texts_of(load([str(path)], [str(path)])["train"]) == texts
+    for sample_by in ("paragraph", "document"):
+        (tmp_path / "b.txt").write_text(paragraphs)
+        corpus = load([str(tmp_path / "b.txt")], [str(tmp_path / "b.txt")], sample_by=sample_by)
+        assert "\n\n".join(texts_of(corpus["train"])) == "\n\n".join(texts)
+
+
+@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary()], ids=str)
+@pytest.mark.parametrize("column", ["body", ["title", "body"]], ids=["one", "two"])
+def test_bytes_in_a_table_are_texts_if_they_are_utf_8(tmp_path, load, kind, column):
+    """Hive and Impala write texts like this."""
+    path = tmp_path / "a.parquet"
+    texts = ["Łódź", None, "灯台"]
+    values = pyarrow.array([text and text.encode() for text in texts], kind)
+    titles = pyarrow.array(["A", "B", "C"])
+    pyarrow.parquet.write_table(pyarrow.table({"title": titles, "body": values}), path)
+    corpus = load([str(path)], [str(path)], text_column=column)
+    expected = ["Łódź", "灯台"] if column == "body" else ["A\n\nŁódź", "B", "C\n\n灯台"]
+    assert texts_of(corpus["train"]) == expected
+    values = pyarrow.array([b"one", "Łódź".encode("utf-16")], kind)
+    pyarrow.parquet.write_table(pyarrow.table({"title": titles[:2], "body": values}), path)
+    with pytest.raises(UsageError, match=r"a\.parquet: column 'body' holds bytes that are not UTF-8, not text; name"):
+        load([str(path)], [str(path)], text_column=column)
+
+
 def test_a_column_whose_name_has_a_full_stop_is_itself(tmp_path, load):
     for kind in ("jsonl", "parquet", "csv"):
         folder = tables(tmp_path / kind, kind, [{"a.b": "this one", "x": "y"}])
@@ -1019,6 +1170,32 @@ def test_a_first_line_with_the_delimiter_for_excel_is_heeded(tmp_path, load, del
     (tmp_path / "a.csv").write_text("\r\n".join(lines), newline="")
     path = str(tmp_path / "a.csv")
     assert texts_of(load([path], [path])["train"]) == texts
+
+
+@pytest.mark.parametrize("name", ["", "n"])
+def test_columns_that_are_not_read_may_have_the_same_name(tmp_path, load, name):
+    path = tmp_path / "a.csv"
+    path.write_text(f"text,v,{name},{name},{name}\none,1,2,3,4\ntwo,1,2,3,4\n")
+    assert texts_of(load([str(path)], [str(path)])["train"]) == ["one", "two"]
+    path.write_text("text,text,v\none,two,three\n")
+    with pytest.raises(UsageError, match=r"a\.csv: cannot be read: line 1 has the column 'text' twice"):
+        load([str(path)], [str(path)])
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter"),
+    [
+        ('"Frage, offen";"text"', ";"),
+        ('"a ""b, c"", d"|"text"', "|"),
+        ('"a; b; c",text', ","),
+        ('size 5";text', ";"),
+        ('text;"a, b\nc, d"', ";"),
+    ],
+)
+def test_a_delimiter_in_a_quoted_name_is_a_part_of_it(tmp_path, load, header, delimiter):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\none{delimiter}one\ntwo{delimiter}two\n")
+    assert texts_of(load([str(path)], [str(path)])["train"]) == ["one", "two"]
 
 
 VALUES = {
@@ -1195,6 +1372,13 @@ def test_a_text_file_is_lines_paragraphs_or_one_document(tmp_path, load, sample_
     assert texts_of(corpus["train"]) == texts_of(corpus["validation"]) == expected
 
 
+def test_a_blank_line_between_paragraphs_may_contain_spaces(tmp_path, load):
+    path = tmp_path / "a.txt"
+    path.write_text("One.\n \nTwo.\n\n\t\nThree.")
+    corpus = load([str(path)], [str(path)], sample_by="paragraph")
+    assert texts_of(corpus["train"]) == ["One.", "Two.", "Three."]
+
+
 @pytest.mark.parametrize(
     ("sample_by", "expected"),
     [
@@ -1262,6 +1446,22 @@ def test_a_share_that_leaves_nothing_is_an_error(tmp_path, load, percentage):
     path = str(write(tmp_path / "a.jsonl", documents(10)))
     with pytest.raises(UsageError, match=f"--validation_split_percentage {percentage}: must be above 0 and below 100"):
         load([path], validation_split_percentage=percentage)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("files", [1, 3, 20])
+def test_a_sorted_corpus_can_be_read_in_several_places_in_turn(tmp_path, load, files, streaming):
+    texts = [f"{i} {text}" for i, text in enumerate(documents(1_000))]
+    size = -(-len(texts) // files)
+    for i in range(files):
+        write(tmp_path / "set" / f"{i:02}.jsonl", texts[i * size : (i + 1) * size])
+    documents_of = load([str(tmp_path / "set")], [str(tmp_path / "set")], streaming=streaming)["train"]
+    found = texts_of(rows_in_turn(documents_of))
+    assert sorted(found) == sorted(texts)
+    assert texts_of(rows_in_turn(documents_of)) == found
+    if files > 1 or not streaming:
+        parts = {int(text.split()[0]) * 3 // 1_000 for text in found[:16]}
+        assert parts == {0, 1, 2}
 
 
 @pytest.mark.parametrize("files", [1, 3, 20])

@@ -60,6 +60,25 @@ def test_uncased_prose_is_wrapped_too(width):
     assert layout_of(wrapped).kind == "wrapped"
 
 
+@pytest.mark.parametrize(
+    "letters", ["天地玄黄宇宙洪荒，", "いろはにほへと、", "กขคงจฉชซ"], ids=["Chinese", "Japanese", "Thai"]
+)
+def test_wrapped_lines_of_scripts_without_spaces_are_joined_without_one(letters):
+    draw = random.Random(0)
+    paragraphs = ["".join(draw.choices(letters, k=130)) + "。" for _ in range(10)]
+    text = "\n\n".join(textwrap.fill(paragraph, 40) for paragraph in paragraphs)
+    layout = layout_of(text)
+    assert layout.kind == "wrapped"
+    assert [paragraph.text for paragraph in plain_paragraphs(text, layout)] == paragraphs
+
+
+def test_other_words_keep_their_space_in_scripts_without_spaces_and_short_lines_their_break():
+    full = "字" * 40
+    text = f"{full}\nword {full[5:]}\n{full[:20]}。\n“{full[1:]}\n{full}"
+    (found,) = plain_paragraphs(text, Layout("wrapped", 40))
+    assert found.text == f"{full} word {full[5:]}{full[:20]}。\n“{full[1:]}{full}"
+
+
 LISTS = {
     "sentences": sentences(200),
     "lower case without marks": [text.lower().rstrip(".") for text in sentences(200)],
@@ -68,6 +87,7 @@ LISTS = {
     "verses": [" ".join(text.split()[:6]) for text in sentences(200, least=6)],
     "sequences": ["".join(random.Random(i).choices("ACGT", k=100)) for i in range(100)],
     "no blanks": ["字" * random.Random(i).randint(5, 60) + "。" for i in range(100)],
+    "titles without blanks": ["字" * random.Random(i).randint(20, 44) for i in range(100)],
     "a few": sentences(3),
 }
 
@@ -154,6 +174,7 @@ MARKDOWN = {
     "a list": ("- one\n  more\n- two\n1. three", [(1, "- one   more\n- two\n1. three", False)]),
     "a table": ("| a | b |\n|---|---|\n| 1 | 2 |", [(1, "| a | b |\n|---|---|\n| 1 | 2 |", False)]),
     "a heading alone": ("one\n\n# A\n", [(1, "one", False), (3, "# A", True)]),
+    "lines without spaces": ("字\n字，\n字 a\nb", [(1, "字字，字 a b", False)]),
 }
 
 
@@ -205,6 +226,35 @@ PAGES = {
     "an open nav before the main part": ("<nav><ul><li>menu<main><p>one</p></main>", [(1, "one", False)]),
     "ends of nothing": ("</div></p><p>one</span></p>", [(1, "one", False)]),
     "a heading alone": ("<p>one</p><h2>A</h2>", [(1, "one", False), (1, "A", True)]),
+    "hidden items without an end": (
+        "<ul><li hidden>x<li>one<ul><li hidden>y<li>two</ul><li>three</ul>",
+        [(1, "one", False), (1, "two", False), (1, "three", False)],
+    ),
+    "hidden cells and rows without an end": (
+        "<table><thead hidden><tr><th>x<tbody><tr hidden><td>y<tr><td>one<td hidden>z<td>two</table>",
+        [(1, "one", False), (1, "two", False)],
+    ),
+    "hidden terms without an end": (
+        "<dl><dt hidden>x<dd>one<dd hidden>y<dt>two</dl>",
+        [(1, "one", False), (1, "two", False)],
+    ),
+    "hidden paragraphs without an end": (
+        "<p hidden>x<p>one<p hidden>y<ul><li>two</ul><p hidden>z<h2>A</h2>three",
+        [(1, "one", False), (1, "two", False), (1, "A\nthree", True)],
+    ),
+    "a picture in a paragraph": (
+        "<p>one<svg><foreignObject><div>x</div></foreignObject></svg><p>two</p>",
+        [(1, "one", False), (1, "two", False)],
+    ),
+    "an end of a paragraph that has ended": (
+        "<p>one<div>two</div>three</p>four",
+        [(1, "one", False), (1, "two", False), (1, "three", False), (1, "four", False)],
+    ),
+    "marked sections": (
+        "<p>one</p><![FOR]><p>two<![ns::x]> three<![if !IE]> four<![endif]--></p><p>five]></p>",
+        [(1, "one", False), (1, "two three four", False), (1, "five]>", False)],
+    ),
+    "a character of many digits": ("<p>one &#" + "9" * 5_000 + "; &#65;", [(1, "one \ufffd A", False)]),
     "no markup": ("one", [(1, "one", False)]),
     "nothing": ("<html></html>", []),
 }

@@ -92,6 +92,15 @@ def test_a_file_on_the_web_is_copied_again_if_it_has_changed(web, query):
     assert [Path(path).name for path in (first, second)] == ["a.jsonl", "a.jsonl"]
 
 
+@pytest.mark.parametrize("query", ["", "?download=true"])
+def test_a_page_on_the_web_is_a_file_although_it_has_links(web, query):
+    folder, address = web
+    page = '<p>One</p><a href="b.html">two</a>'
+    (folder / "a.html").write_text(page)
+    (found,) = find_files([f"{address}/a.html{query}"], "train_file")
+    assert Path(found).read_text() == page
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_corpus_is_trained_on_and_held_out_wherever_it_is(memory, streaming, tmp_path):
     arguments = CorpusArguments(

@@ -4,18 +4,24 @@ Run: python -m pytest -q tests/data/test_scripts.py
 """
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import MODERNBERT
+from datasets import IterableDataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from configuration_text_jepa import OBJECTIVES
 from run_pretraining import main
 from text_jepa.cli import UsageError
+from text_jepa.data import tokenization
 from text_jepa.data.added_words import add_rows, add_words, read_words
 from text_jepa.data.collator import DataCollatorForTextJepa
-from text_jepa.data.coverage import measure_coverage
+from text_jepa.data.coverage import drops_characters, measure_coverage
+from text_jepa.data.reading import Source
 from text_jepa.data.scripts import first_character, is_unspaced, last_character
 from text_jepa.data.tokenization import (
     _alphabet_of,
@@ -25,6 +31,7 @@ from text_jepa.data.tokenization import (
     token_bytes,
     train_tokenizer,
 )
+from text_jepa.train import build
 
 
 # Words, and the separator between them.
@@ -115,6 +122,18 @@ def test_accents_are_folded_where_they_are_accents(text, kept):
     assert normalizer.normalize_str(text) == kept
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("one\x0btwo\fthree\x85four\x1cfive\x1fsix", "one two three four five six"),
+        ("ว่าย\u200bแม่ ភាសា\u200bខ្មែរ", "ว่าย แม่ ភាសា ខ្មែរ"),
+    ],
+)
+def test_characters_without_width_that_separate_words_become_blanks(text, kept):
+    normalizer = train_tokenizer([text], 300).backend_tokenizer.normalizer
+    assert normalizer.normalize_str(text) == kept
+
+
 def test_tones_stay_in_texts_that_have_them():
     words = "mả má mà mạ tôi đọc sách ở trường học"
     assert train_tokenizer([words], 300).backend_tokenizer.normalizer.normalize_str("mả Mạ") == "mả mạ"
@@ -127,6 +146,16 @@ def test_a_word_of_more_than_a_hundred_characters_is_split_and_not_lost(word, tm
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids).replace(" ", "") == word.lower()
+
+
+@pytest.mark.parametrize("word", ["ACGT" * 200, "นักเรียน" * 40, "1" * 1_000, "=" * 1_000, "q\u0301" * 300])
+def test_a_run_of_more_than_a_hundred_characters_is_divided_before_bpe_and_not_lost(word):
+    tokenizer = train_tokenizer([word, "and some other words", f"two{' ' * 1_000}words"], 300, kind="bpe")
+    for text in (word, f"two{' ' * 1_000}words"):
+        parts = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        assert max(end - start for _, (start, end) in parts) <= 121
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids).strip() == text.lower()
 
 
 def test_a_rare_emoji_does_not_take_a_word_with_it():
@@ -185,6 +214,10 @@ def test_sentences_end_at_the_marks_of_all_scripts(kind, mark):
 def run(tmp_path, texts, *flags):
     path = tmp_path / "texts.txt"
     path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return run_on(path, tmp_path, *flags)
+
+
+def run_on(path, tmp_path, *flags):
     fixed = "--preset tiny --max_length 32 --max_steps 1 --per_device_train_batch_size 4 --use_cpu --prepare_only"
     argv = ["--train_file", str(path), "--output_dir", str(tmp_path / "out"), *fixed.split(), *flags]
     return main(argv)
@@ -215,9 +248,86 @@ def test_a_run_is_warned_of_unknown_tokens_with_the_remedy(tmp_path, caplog):
     assert "use --tokenizer_type bpe" in caplog.text
 
 
+def dropping():
+    """Makes a BPE of the letters of English that deletes other characters."""
+    tokens = ["[PAD]", *"abcdefghijklmnopqrstuvwxyz"]
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
+
+
+def test_characters_that_a_tokenizer_deletes_are_unknown():
+    tokenizer = dropping()
+    assert drops_characters(tokenizer)
+    collator = DataCollatorForTextJepa(tokenizer)
+    examples = [{"input_ids": tokenizer("the river")["input_ids"]}]
+    coverage = measure_coverage(examples, tokenizer, collator, ["ab река", "ab e\u0301 b 😀", ""])
+    assert (coverage.dropped, coverage.characters, coverage.unknown) == (6, 11, 0)
+    assert coverage.unknown_share == 6 / 11
+    assert measure_coverage(examples, tokenizer, collator, ["the river"]).unknown_share == 0
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_tokenizer_with_an_unknown_token_or_bytes_deletes_nothing(kind):
+    assert not drops_characters(TOKENIZERS[kind](texts_of("thai")))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+def test_a_tokenizer_that_deletes_most_of_the_texts_is_refused(tmp_path, streaming):
+    dropping().save_pretrained(tmp_path / "tokenizer")
+    flags = ["--tokenizer_name", str(tmp_path / "tokenizer")]
+    if streaming:
+        flags += ["--streaming", "--validation_file", str(tmp_path / "texts.txt")]
+    with pytest.raises(UsageError, match=r"the tokenizer does not know \d\d% of the tokens of the texts"):
+        run(tmp_path, ["the river река берег мост"] * 40, *flags)
+
+
+# ---- sorted streams -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_on_stream(tmp_path):
+    """Prepares a run on a folder with two files of English and, between them, one of Russian."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name, line in (("a", "the river came to the mill"), ("b", "река пришла на мельницу"), ("c", "the river")):
+        (folder / f"{name}.txt").write_text(f"{line}\n" * 1_500)
+    (tmp_path / "held_out.txt").write_text("the mill and the river\n")
+    held_out = ["--validation_file", str(tmp_path / "held_out.txt")]
+    return partial(run_on, folder, tmp_path, "--streaming", "--objective", "jepa", *held_out)
+
+
+def test_a_new_tokenizer_knows_all_files_of_a_sorted_stream(tmp_path, run_on_stream, monkeypatch):
+    monkeypatch.setattr(tokenization, "_TOKENIZER_TRAINING_CHARACTERS", 10_000)
+    run_on_stream()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    assert tokenizer.tokenize("river река") == ["river", "река"]
+
+
+def test_a_run_is_warned_of_a_later_file_of_a_sorted_stream(tmp_path, run_on_stream, caplog):
+    train_tokenizer(["the river came to the mill and"] * 3, 100).save_pretrained(tmp_path / "tokenizer")
+    run_on_stream("--tokenizer_name", str(tmp_path / "tokenizer"))
+    assert "% of the tokens are unknown to the tokenizer" in caplog.text
+
+
+def test_words_of_all_files_of_a_sorted_stream_are_weighed(tokenizer, make_model, monkeypatch):
+    def read(words):
+        for word in words:
+            yield from [{"input_ids": [2, word, 3]}] * 30
+
+    monkeypatch.setattr(build, "STREAM_TEXTS_TO_WEIGH", 20)
+    first, second, other = tokenizer.convert_tokens_to_ids(["a", "b", "w"])
+    stream = IterableDataset.from_generator(read, gen_kwargs={"words": [first, second]})
+    model = make_model(MODERNBERT | {"vocab_size": len(tokenizer)}, **OBJECTIVES["documents"])
+    build.weigh_words(model, stream, tokenizer, Source("--train_file a.txt"))
+    weights = model.word_weights
+    assert weights[first] == weights[second] < weights[other]
+
+
 @pytest.mark.parametrize("flags", [["--mask_ratio", "0.000001"], ["--mask_ratio", "0.0", "0.000001"]])
 def test_a_run_in_which_nothing_is_hidden_is_refused(tmp_path, flags):
-    with pytest.raises(UsageError, match=r"nothing is hidden by any of [0-9]+ masks; raise --mask_ratio"):
+    with pytest.raises(UsageError, match=r"none of the [0-9]+ masks hides anything; raise --mask_ratio"):
         run(tmp_path, texts_of("hindi"), "--objective", "jepa", *flags)
     assert not (tmp_path / "out").exists()
 

@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from text_jepa.cli import UsageError
+from text_jepa.data import tokenization
 from text_jepa.data.batching import DocumentWindows
 from text_jepa.data.tokenization import (
+    _WholeTokens,
     cut_points,
     find_sentence_ends,
+    groups_of_texts,
     special_tokens_around,
     token_bytes,
     tokenize_documents,
@@ -343,6 +346,23 @@ def test_byte_level_bpe_knows_every_character_and_finds_it_again(tmp_path):
     assert tokenizer.unk_token_id not in ids
     assert ids[0] == tokenizer.cls_token_id
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "the bridge of łódź 東京"
+
+
+def test_texts_are_tokenized_in_groups_of_limited_length(monkeypatch):
+    assert list(groups_of_texts(["aaa", "b", "cc", "dddddd", ""], 4)) == [["aaa", "b"], ["cc"], ["dddddd"], [""]]
+    corpus = DatasetDict({"train": Dataset.from_dict({"text": documents(60)})})
+    expected = ids_of(tokenize_texts(corpus, word_tokenizer(), 16)["train"])
+    groups = []
+    tokenize = _WholeTokens.tokenize
+    monkeypatch.setattr(_WholeTokens, "tokenize", lambda self, texts: groups.append(texts) or tokenize(self, texts))
+    with monkeypatch.context() as limited:
+        limited.setattr(tokenization, "groups_of_texts", partial(groups_of_texts, characters=500))
+        assert ids_of(tokenize_texts(corpus, word_tokenizer(), 16)["train"]) == expected
+    assert max(sum(map(len, texts)) for texts in groups) <= 500
+    groups.clear()
+    monkeypatch.setattr(tokenization, "_CHARACTERS_AT_ONCE", 500)
+    assert ids_of(tokenize_texts(corpus, word_tokenizer(), 16)["train"]) == expected
+    assert max(map(len, groups)) < 10
 
 
 def test_columns_are_read_at_once_and_not_row_by_row(tokenizer, monkeypatch):

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from text_jepa.data.tokenization import train_tokenizer, vocabulary
 from text_jepa.data.word_weights import (
@@ -37,7 +39,7 @@ def test_idf_is_that_of_scikit_learn(tokenizer):
 
     ids = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
     reference = TfidfVectorizer(analyzer=lambda row: row).fit(ids)
-    weights = count_words(TEXTS, tokenizer, batch_size=3).inverse()
+    weights = count_words(TEXTS, tokenizer).inverse()
     for token, column in reference.vocabulary_.items():
         assert weights[token] == pytest.approx(reference.idf_[column])
 
@@ -51,6 +53,17 @@ def test_special_tokens_and_punctuation_weigh_nothing_and_words_do(tokenizer):
     for mark in (",", "!", ";"):
         assert zero[tokenizer(mark, add_special_tokens=False)["input_ids"][-1]]
     assert not zero[tokenizer("cat", add_special_tokens=False)["input_ids"]].any()
+
+
+def test_bytes_of_letters_have_weight_and_blanks_have_none():
+    tokenizer = ByT5Tokenizer()
+    zero = is_weightless(tokenizer)
+    assert not zero[tokenizer("Люблю Ригу, №1", add_special_tokens=False)["input_ids"][:10]].any()
+    assert zero[tokenizer(" ,\n.", add_special_tokens=False)["input_ids"]].all()
+    backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("▁a", -2.0)], unk_id=0))
+    backend.decoder = decoders.Metaspace()
+    unigrams = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert is_weightless(unigrams).tolist() == [True, True, False]
 
 
 def test_weights_survive_a_round_trip(tokenizer, tmp_path):

@@ -11,13 +11,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
 from text_jepa.cli import UsageError
 from text_jepa.data.word_weights import count_words, save_word_weights, word_weights
-from text_jepa.encoders import embeddings
+from text_jepa.encoders import embeddings, sentence_head
 from text_jepa.encoders.embeddings import Encoder, encoder_inside, open_encoder
+from text_jepa.encoders.sentence_head import check_code_of_modules
 from text_jepa.probe import controls
 from text_jepa.share.export import export_encoder
 
@@ -384,7 +386,7 @@ def test_an_encoder_whose_tokenizer_cannot_pad_is_refused(folder):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UsageError, match=r"its tokenizer has no padding token; set one .*tokenizer\.save_pretrained"):
+    with pytest.raises(UsageError, match=r"has no padding token; set tokenizer\.pad_token .*save_pretrained"):
         open_encoder(str(folder))
 
 
@@ -396,6 +398,17 @@ def test_the_length_of_a_window_is_what_the_folder_says_or_the_user(folder):
     (folder / "card.json").write_text(json.dumps({"max_length": 24}))
     assert open_encoder(str(folder)).max_length == 24
     assert open_encoder(str(folder), max_length=30).max_length == 30
+
+
+def test_the_whole_length_is_what_the_folder_says_and_the_encoder_has_positions_for(folder, model, tokenizer):
+    endless = copy.deepcopy(tokenizer)
+    endless.model_max_length = int(1e30)
+    model = copy.deepcopy(model)
+    model.config.max_position_embeddings = 2000
+    assert embeddings.whole_length(str(folder), model, endless) == 2000
+    for stated, length in ((1500, 1500), (4000, 2000)):
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": stated}))
+        assert embeddings.whole_length(str(folder), model, endless) == length
 
 
 @pytest.mark.parametrize("length", [-5, 0, 1, 2, 1000])
@@ -425,6 +438,62 @@ def test_a_window_has_at_most_the_positions_of_the_encoder(tmp_path, tokenizer, 
     assert encoder.max_length == 12 - tokenizer.pad_token_id - 1
     assert encoder.model.config._attn_implementation == "sdpa"  # as it was opened
     assert np.isfinite(embeddings.embed_texts(encoder, [" ".join(texts)])).all()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.1.0"}},
+        {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+    ],
+)
+def test_an_encoder_that_scores_pairs_is_no_plain_mean(folder, fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(UsageError, match=r"a CrossEncoder .*, which scores pairs of texts .*; pass --pooling mean"):
+        open_encoder(str(folder))
+    assert open_encoder(str(folder), pooling="cls").pooling == "cls"
+
+
+COMMIT = "1" * 40
+
+
+@pytest.fixture
+def cached(folder, tmp_path_factory, monkeypatch):
+    """The cache of `me/encoder`, in which is what `AutoModel` and `AutoTokenizer` have read."""
+    cache = tmp_path_factory.mktemp("hub")
+    repository = cache / "models--me--encoder"
+    shutil.copytree(folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    return repository
+
+
+def test_an_encoder_that_is_cached_in_part_is_no_plain_mean(cached):
+    assert open_encoder("me/encoder", pooling="mean").pooling == "mean"
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        message = rf"me/encoder: only a part of it is cached, without {name}, .* with `hf download me/encoder`"
+        with pytest.raises(UsageError, match=message):
+            open_encoder("me/encoder")
+        absent = cached / ".no_exist" / COMMIT / name  # what the client notes where the Hub says that there is none
+        absent.parent.mkdir(parents=True, exist_ok=True)
+        absent.touch()
+    assert open_encoder("me/encoder").pooling == "mean"
+
+
+def test_an_encoder_that_was_downloaded_as_a_whole_needs_no_hub(cached):
+    with pytest.raises(UsageError, match=r"without modules.json"):
+        check_code_of_modules("me/encoder")
+    (cached / "snapshots" / COMMIT / ".gitattributes").touch()
+    check_code_of_modules("me/encoder")
+    assert open_encoder("me/encoder").pooling == "mean"
+
+
+def test_a_hub_that_can_be_asked_knows_what_is_not_cached(cached, monkeypatch):
+    """Also where the client could not note it, as in a cache that is not writable."""
+    monkeypatch.setattr(sentence_head.HfApi, "file_exists", lambda *_, **__: False)
+    assert open_encoder("me/encoder").pooling == "mean"
 
 
 def drop(path):

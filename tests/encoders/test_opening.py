@@ -6,20 +6,39 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    CanineConfig,
+    CanineModel,
+    CLIPConfig,
+    CLIPModel,
+    DPRConfig,
+    DPRQuestionEncoder,
+    FunnelBaseModel,
+    FunnelConfig,
+    IBertConfig,
+    IBertModel,
+    LxmertConfig,
+    LxmertModel,
     ModernBertConfig,
     ModernBertModel,
+    PerceiverConfig,
+    PerceiverModel,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
+    XmodConfig,
+    XmodModel,
 )
 
 import run_pretraining
 from text_jepa import TextJepaForPreTraining, TextJepaModel, names
 from text_jepa.cli import UsageError
+from text_jepa.data.tokenization import train_tokenizer
 from text_jepa.encoders import opening, sentence_head
 from text_jepa.encoders.embeddings import load_trained, open_encoder
 from text_jepa.encoders.opening import read_config, read_tokenizer, readable
@@ -100,7 +119,7 @@ DAMAGES = {
     "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x08\x00\x00"), ["no model"]),
     "foreign architecture": (
         lambda folder: change(folder / "config.json", model_type="lex", auto_map={"AutoModel": "lex.Lex"}),
-        ["'lex'", "code of its own"],
+        ["'lex'", "requires custom code"],
     ),
     "a list in place of the code of the folder": (
         lambda folder: change(folder / "config.json", auto_map=["own.M"]),
@@ -207,25 +226,52 @@ def test_the_encoder_of_t5_is_refused_for_what_it_is(tokenizer, tmp_path):
     shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
     T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="t5 is an encoder with a decoder"):
+    with pytest.raises(UsageError, match="t5 is an encoder-decoder model"):
         open_encoder(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_tokenizers_of_every_kind_have_words(tmp_path, texts, kind):
-    from text_jepa.data.tokenization import train_tokenizer
-
     train_tokenizer(texts, vocab_size=300, max_length=64, kind=kind).save_pretrained(tmp_path)
     assert len(read_tokenizer(str(tmp_path))) > 100
+
+
+# Tokenizer models that know the letters and words of the trial texts, and have no token for anything else.
+LETTERS = {token: index for index, token in enumerate(["[PAD]", *"atexndlogr", *(f"##{x}" for x in "atexndlogr")])}
+WITHOUT_UNKNOWN = {
+    "wordpiece": models.WordPiece(LETTERS, unk_token="[UNK]"),
+    "words": models.WordLevel({"[PAD]": 0, "a": 1, "text": 2, "and": 3, "longer": 4}, unk_token="[UNK]"),
+    "unigrams": models.Unigram([(letter, -1.0) for letter in LETTERS]),
+    "bpe": models.BPE(LETTERS, [], unk_token="<unk>"),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_UNKNOWN)
+def test_tokenizer_that_fails_at_characters_it_does_not_know_is_refused(tmp_path, kind):
+    backend = Tokenizer(WITHOUT_UNKNOWN[kind])
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]").save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"its tokenizer cannot be used \(.*(unk|UNK)"):
+        read_tokenizer(str(tmp_path))
+
+
+def test_dropout_of_a_tokenizer_is_not_used(tmp_path, texts, caplog):
+    tokenizer = train_tokenizer(texts, vocab_size=300, kind="bpe")
+    tokenizer.backend_tokenizer.model.dropout = 0.5
+    tokenizer.save_pretrained(tmp_path)
+    for _ in range(2):
+        tokenizer = read_tokenizer(str(tmp_path))
+    assert len({tuple(tokenizer(texts[0])["input_ids"]) for _ in range(20)}) == 1
+    assert caplog.text.count("the dropout of its tokenizer (0.5) is not used") == 1
 
 
 def test_adapters_of_peft_are_named_with_the_remedy(encoder):
     """transformers would put them into the encoder beside them, or not, as PEFT is installed or not."""
     (encoder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "someone/base"}')
     for opens in (read_config, open_encoder):
-        with pytest.raises(UsageError, match=r"adapters of PEFT \(adapter_config.json\).*merge_and_unload"):
+        with pytest.raises(UsageError, match=r"contains PEFT adapters \(adapter_config.json\).*merge_and_unload"):
             opens(str(encoder))
-    with pytest.raises(UsageError, match="adapters of PEFT"):
+    with pytest.raises(UsageError, match="contains PEFT adapters"):
         files_to_publish(encoder)
 
 
@@ -258,11 +304,106 @@ def test_weights_that_are_no_numbers_are_named(encoder, value):
             opens(str(encoder))
 
 
+# Models that cannot be run on ids and a mask alone, and what they say.
+NO_ENCODERS = {
+    "canine": (CanineModel, lambda words: CanineConfig(**SHAPE), "get_input_embeddings"),
+    "clip": (
+        CLIPModel,
+        lambda words: CLIPConfig(
+            text_config={"vocab_size": words, **SHAPE},
+            vision_config={"image_size": 8, "patch_size": 4, **SHAPE},
+        ),
+        "get_input_embeddings",
+    ),
+    "dpr": (DPRQuestionEncoder, lambda words: DPRConfig(vocab_size=words, **SHAPE), "last_hidden_state"),
+    "funnel": (
+        FunnelBaseModel,
+        lambda words: FunnelConfig(vocab_size=words, block_sizes=[1, 1], d_model=16, n_head=2, d_head=8, d_inner=32),
+        "have the shape",
+    ),
+    "ibert": (IBertModel, lambda words: IBertConfig(vocab_size=words, **SHAPE), "num_embeddings"),
+    "lxmert": (
+        LxmertModel,
+        lambda words: LxmertConfig(
+            vocab_size=words,
+            hidden_size=16,
+            intermediate_size=32,
+            num_attention_heads=2,
+            l_layers=1,
+            x_layers=1,
+            r_layers=1,
+        ),
+        "visual_feats",
+    ),
+    "perceiver": (
+        PerceiverModel,
+        lambda words: PerceiverConfig(
+            vocab_size=words,
+            num_latents=2,
+            d_latents=16,
+            d_model=16,
+            num_self_attends_per_block=1,
+            num_self_attention_heads=2,
+            num_cross_attention_heads=2,
+        ),
+        "num_embeddings",
+    ),
+    "xmod": (XmodModel, lambda words: XmodConfig(vocab_size=words, **SHAPE), "Input language unknown"),
+}
+
+
+@pytest.mark.parametrize("name", NO_ENCODERS)
+def test_a_model_that_cannot_be_run_on_texts_alone_is_one_line(tmp_path, tokenizer, name):
+    """Training has its own check, which knows why."""
+    model_class, make_config, reason = NO_ENCODERS[name]
+    model_class(make_config(len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=rf"it cannot be run as an encoder of texts; use one such as .*{reason}"):
+        open_encoder(str(tmp_path))
+
+
+def test_states_that_are_not_finite_are_named_when_an_encoder_is_opened(encoder):
+    """Its weights are."""
+    weights = load_file(encoder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"].fill_(3e38)
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="its states are not finite"):
+        load_trained(str(encoder))
+
+
+def test_attention_that_runs_on_a_gpu_only_is_not_tried_on_the_cpu(encoder, monkeypatch):
+    model, tokenizer = load_trained(str(encoder))
+    monkeypatch.setattr(model, "forward", None)
+    model.config._attn_implementation = "flash_attention_2"
+    opening.check_states(str(encoder), model, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["StaticEmbedding", "BoW", "CLIPModel"])
+@pytest.mark.parametrize("config", ['{"model_type": "model2vec"}', "{}", None])
+def test_a_folder_without_a_transformer_names_its_first_module(tmp_path, kind, config):
+    """Not its config.json, of which transformers says that its own version is too old."""
+    modules = [{"idx": 0, "name": "0", "path": f"0_{kind}", "type": f"sentence_transformers.models.{kind}"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    for pooling in (None, "mean"):
+        with pytest.raises(UsageError, match=rf"first module \(modules.json\) is {kind}, not a Transformer"):
+            open_encoder(str(tmp_path), pooling=pooling)
+
+
+def test_a_pooling_that_is_named_opens_an_encoder_whatever_its_first_module(encoder):
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.CLIPModel"}]
+    (encoder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UsageError, match="CLIPModel is not supported; pass --pooling mean"):
+        open_encoder(str(encoder))
+    assert open_encoder(str(encoder), pooling="mean").pooling == "mean"
+
+
 def test_weights_of_another_shape_say_so(encoder):
     content = json.loads((encoder / "config.json").read_text())
     name = next(name for name in ("intermediate_size", "hidden_dim") if name in content)
     (encoder / "config.json").write_text(json.dumps({**content, name: content[name] * 2}))
-    with pytest.raises(UsageError, match="weights in its files have other shapes"):
+    with pytest.raises(UsageError, match="the shapes of its weights do not match its config"):
         load_trained(str(encoder))
 
 
@@ -272,7 +413,7 @@ def test_a_flag_that_gives_weights_another_shape_is_told(make_model, tokenizer, 
     (tmp_path / "texts.txt").write_text("".join(f"The keeper of light {i} climbed down.\n" for i in range(60)))
     argv = f"--model_name_or_path {tmp_path}/complete --train_file {tmp_path}/texts.txt --max_length 16 --max_steps 1"
     argv += f" --use_cpu --cache_dir {tmp_path}/cache --output_dir {tmp_path}/run --pred_hidden_size 24"
-    with pytest.raises(UsageError, match=r"the flags of this run say; leave out flags .* --pred_hidden_size"):
+    with pytest.raises(UsageError, match=r"nor the flags of this run; leave out flags .* --pred_hidden_size"):
         run_pretraining.main(argv.split())
 
 
@@ -306,7 +447,7 @@ def test_a_length_that_is_no_number_of_tokens_is_refused(encoder, length):
         ("/no/such/folder", "no such folder"),
         ("runs/deep/er", "no such folder"),
         ("C:\\\\notes", "no such folder"),
-        ("runs/text.txt", "a file; name the folder"),
+        ("runs/text.txt", "a file; pass the folder"),
         ("~", "no such folder; write /"),
         ("my notes", "no such folder"),
     ],
@@ -433,7 +574,7 @@ def test_a_hub_that_fails_is_no_missing_file(monkeypatch, error, is_missing):
         ([{"path": ""}], r"me/encoder/modules.json: not a list of modules \('type'\)"),
         ([3], r"me/encoder/modules.json: not a list of modules"),
         ([{"path": "../up", "type": "sentence_transformers.models.Dense"}], r"the module '../up' is outside"),
-        ([{"path": "1_X", "type": "mine.X"}], r"me/encoder: its module mine.X is code of others"),
+        ([{"path": "1_X", "type": "mine.X"}], r"me/encoder: its module mine.X is third-party code"),
     ],
 )
 def test_modules_of_a_repository_are_checked_like_those_of_a_folder(tmp_path, monkeypatch, listed, fragment):

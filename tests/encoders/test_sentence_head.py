@@ -17,6 +17,7 @@ from text_jepa.commands.plot import embed
 from text_jepa.encoders import sentence_head
 from text_jepa.encoders.embeddings import embed_layers, embed_texts, finish_vectors, open_encoder, token_weights
 from text_jepa.encoders.sentence_head import SentenceHead
+from text_jepa.share.export import write_head
 
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -153,9 +154,9 @@ def token_weights_of(encoder, texts):
         ),
         ("config_sentence_transformers.json", {"truncate_dim": "4"}, "truncate_dim is '4'"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "model_type .* is 'SparseEncoder'"),
-        ("config_sentence_transformers.json", {"default_prompt_name": "zz"}, "no such prompt"),
-        ("config_sentence_transformers.json", {"prompts": {"a": 3}, "default_prompt_name": "a"}, "no such prompt"),
-        ("sentence_bert_config.json", {"do_lower_case": True}, "small letters"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "zz"}, "has no text prompt"),
+        ("config_sentence_transformers.json", {"prompts": {"a": 3}, "default_prompt_name": "a"}, "has no text prompt"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "it lowercases texts"),
     ],
 )
 def test_a_head_that_would_give_other_vectors_is_one_line(save, file, fields, fragment):
@@ -171,14 +172,27 @@ def test_a_prompt_that_is_no_text_stops_only_the_search_that_would_use_it(save):
     change(folder / "config_sentence_transformers.json", prompts={"query": 3})
     encoder = open_encoder(str(folder))
     assert np.isfinite(embed_texts(encoder, SHORT)).all()
-    with pytest.raises(UsageError, match="are no texts by name"):
+    with pytest.raises(UsageError, match="do not map names to texts"):
         _ = encoder.search_prompts
+
+
+def test_a_prompt_that_is_not_pooled_stops_only_the_search_that_would_use_it(save, tmp_path):
+    folder = save()
+    change(folder / "1_Pooling/config.json", include_prompt=False)
+    assert open_encoder(str(folder)).search_prompts == ("", "")
+    change(folder / "config_sentence_transformers.json", prompts={"query": "query: ", "document": ""})
+    encoder = open_encoder(str(folder))
+    np.testing.assert_allclose(embed_texts(encoder, SHORT), vectors_of(folder), atol=1e-5)
+    with pytest.raises(UsageError, match="its pooling excludes the prompt 'query: '"):
+        _ = encoder.search_prompts
+    write_head(encoder.head, tmp_path / "written", 16)
+    assert json.loads((tmp_path / "written/1_Pooling/config.json").read_text())["include_prompt"] is False
 
 
 @pytest.mark.parametrize(
     ("fields", "fragment"),
     [
-        ({"transformer_task": "fill-mask"}, 'transformer_task .* is "fill-mask", not read'),
+        ({"transformer_task": "fill-mask"}, 'transformer_task .* is "fill-mask", which is not supported'),
         ({"module_output_name": "sentence_embedding"}, "module_output_name"),
         ({"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}}, "pooler_output"),
         ({"processing_kwargs": {"text": {"max_length": 5}}}, "processing_kwargs .* set text"),
@@ -277,17 +291,17 @@ def test_modules_in_another_order_are_one_line(save, kinds):
     by_kind = {module["type"].rpartition(".")[2]: module for module in listed}
     chosen = [by_kind["Transformer"], *(by_kind[kind] for kind in kinds)]
     (folder / "modules.json").write_text(json.dumps(chosen))
-    with pytest.raises(UsageError, match="do not pool once and first"):
+    with pytest.raises(UsageError, match="must pool exactly once, before all others"):
         open_encoder(str(folder))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "fragment"),
     [
-        ("modules.json", [{"path": "1_X", "type": "mine.X"}], "code of others"),
-        ("modules.json", [{"path": "", "type": "custom_st.Transformer"}], "custom_st.Transformer is code of others"),
-        ("modules.json", [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}], "no Transformer"),
-        ("modules.json", [{"path": "1_LSTM", "type": "sentence_transformers.models.LSTM"}], "LSTM is not read"),
+        ("modules.json", [{"path": "1_X", "type": "mine.X"}], "third-party code"),
+        ("modules.json", [{"path": "", "type": "custom_st.Transformer"}], "custom_st.Transformer is third-party code"),
+        ("modules.json", [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}], "not a Transformer"),
+        ("modules.json", [{"path": "1_LSTM", "type": "sentence_transformers.models.LSTM"}], "LSTM is not supported"),
         ("1_Pooling/config.json", {"pooling_mode": ["mean", "max"]}, "mean\\+max"),
         ("modules.json", "{", "not JSON"),
     ],
@@ -344,7 +358,7 @@ def test_export_of_a_checkpoint_keeps_the_head_or_says_what_is_gone(save, pretra
     export(["encoder", source, f"{tmp_path}/exported"])
     np.testing.assert_allclose(vectors_of(tmp_path / "exported"), expected, atol=1e-5)
     folder.rename(tmp_path / "moved")
-    with pytest.raises(UsageError, match="2_Dense, which the export keeps, is gone"):
+    with pytest.raises(UsageError, match="its module 2_Dense is needed for the export but no longer exists"):
         export(["encoder", source, f"{tmp_path}/again"])
     assert not (tmp_path / "again").exists()
 
@@ -392,5 +406,5 @@ def test_head_that_is_not_read_is_lost_aloud(save, pretrain):
     change.append({"path": "1_LSTM", "type": "sentence_transformers.models.LSTM"})
     (folder / "modules.json").write_text(json.dumps(change))
     _, printed = pretrain(folder, "--objective", "mlm")
-    assert "not as its start did" in printed
-    assert "LSTM is not read" in printed
+    assert "uses the pooling of this run, not that of the initial encoder" in printed
+    assert "LSTM is not supported" in printed

@@ -468,12 +468,12 @@ def test_the_sentence_says_by_how_much_more_or_less_often(corpus):
         )
     )
     assert better.startswith("On 60 passages of 60 documents this encoder finds the rest of the document (R@10) ")
-    assert " points more often than word counting (TF-IDF fitted on the training texts), and " in better
+    assert " points more often than TF-IDF fitted on the training texts, and " in better
     assert better.endswith(" points more often than the encoder before.")
     worse = summarize(
         compare_on_documents({"this": constant, "random weights": by_number}, documents, reference="random weights")
     )
-    assert " points less often than word counting (TF-IDF fitted on the scored texts), and " in worse
+    assert " points less often than TF-IDF fitted on the scored texts, and " in worse
     assert worse.endswith(" points less often than random weights.")
 
 
@@ -503,10 +503,10 @@ def test_passages_of_one_document_need_others_to_be_told_from(corpus, others, en
     found = compare_on_documents({"this": by_number}, documents)
     assert bool(found.scores) == enough
     if not enough:
-        needed = f"a query has only {others} candidates of other documents (19 are needed)"
-        assert found.notes == [f"{REST}: left out, for {needed}"]
-        assert "nearly all pairs are of one document: too few to compare" in summarize(found)
-        with pytest.raises(UsageError, match=f"only {others} passages of other documents to be told from"):
+        needed = f"a query has only {others} candidates from other documents (19 are needed)"
+        assert found.notes == [f"{REST}: left out, because {needed}"]
+        assert "nearly all pairs come from one document, which is too few for a comparison" in summarize(found)
+        with pytest.raises(UsageError, match=f"only {others} passages of other documents to be ranked against"):
             score_on_documents(None, documents)
 
 

@@ -18,6 +18,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    GPT2Config,
+    GPT2Model,
     RobertaConfig,
     RobertaModel,
     Trainer,
@@ -405,3 +407,62 @@ def test_new_heads_are_no_news_and_heads_of_other_tasks_are_replaced(folders, tm
     kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept")
     assert kept.dtype == torch.float32
     assert kept.config.id2label == {0: "sea", 1: "land"}
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_the_head_of_another_task_of_the_same_size_is_drawn_anew_by_the_seed(folders, tmp_path, kind):
+    """It would be loaded like the encoder, and has learned the answers of its own task."""
+    outputs = {"classification": 2, "regression": 1}[kind]
+    other = AutoModelForSequenceClassification.from_pretrained(folders["bert"], num_labels=outputs)
+    torch.nn.init.constant_(other.classifier.weight, 9.0)
+    other.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folders["bert"]).save_pretrained(tmp_path)
+    tuned = []
+    for seed in (1, 2):
+        finetune(
+            str(tmp_path),
+            make_task(kind, rows=20),
+            seed,
+            overrides={"max_steps": "1", "learning_rate": "0"},
+            output_dir=tmp_path / f"kept {seed}",
+        )
+        tuned.append(AutoModelForSequenceClassification.from_pretrained(tmp_path / f"kept {seed}"))
+    first, second = tuned
+    assert first.classifier.weight.abs().max() < 9
+    assert not torch.equal(first.classifier.weight, second.classifier.weight)
+    for key, value in other.bert.state_dict().items():
+        assert torch.equal(value, first.bert.state_dict()[key])
+
+
+def test_a_decoder_whose_configuration_names_no_padding_token_is_fine_tuned(folders, tmp_path):
+    """As GPT-2 is after its tokenizer was given one, and Qwen3-Embedding as it comes."""
+    tokenizer = AutoTokenizer.from_pretrained(folders["plain"])
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=80,
+        n_embd=32,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    GPT2Model(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    tuned = finetune(
+        str(tmp_path / "gpt2"),
+        make_task(rows=20),
+        overrides={"max_steps": "1"},
+        output_dir=tmp_path / "kept",
+    )
+    assert len(tuned.predictions["validation"]) == 24
+    kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept")
+    assert kept.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_what_an_architecture_raises_in_training_is_one_line(folders, monkeypatch):
+    def fail(trainer):
+        raise ValueError("odd\nand more")
+
+    monkeypatch.setattr(Trainer, "train", fail)
+    with pytest.raises(UsageError, match=r"^own: fine-tuning of .*bert failed; .* finetune out of --mode \(odd\)$"):
+        finetune(folders["bert"], make_task(rows=20))

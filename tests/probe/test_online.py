@@ -463,10 +463,13 @@ CHOOSE = ["--load_best_model_at_end"]
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--probe_task", "{task}", *CHOOSE], "not chosen by its loss"),
-        (["--probe_task", "{task}", *CHOOSE, "--metric_for_best_model", "eval_latent_loss"], "not chosen by its loss"),
+        (["--probe_task", "{task}", *CHOOSE], "cannot be selected by their loss"),
+        (
+            ["--probe_task", "{task}", *CHOOSE, "--metric_for_best_model", "eval_latent_loss"],
+            "cannot be selected by their loss",
+        ),
         ([*CHOOSE, "--metric_for_best_model", "eval_probe_target_knn"], "name a --probe_task"),
-        (["--save_strategy", "best", "--metric_for_best_model", "loss"], "not chosen by its loss"),
+        (["--save_strategy", "best", "--metric_for_best_model", "loss"], "cannot be selected by their loss"),
         (
             ["--probe_task", "{task}", *CHOOSE, "--metric_for_best_model", "eval_probe_teachr_knn"],
             "did you mean 'eval_probe_target_knn'",

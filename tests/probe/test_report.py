@@ -504,10 +504,10 @@ def test_a_task_of_glue_is_named_as_on_the_hub(model_dir, task, config, split):
 
 def test_a_folder_without_a_readable_card_and_a_probe_without_scores_are_refused(tmp_path, model_dir):
     (tmp_path / "bare").mkdir()
-    for place, problem in (("bert-base-uncased", "is no folder"), (tmp_path / "bare", "has no README.md")):
+    for place, problem in (("bert-base-uncased", "is not a folder"), (tmp_path / "bare", "has no README.md")):
         with pytest.raises(UsageError, match=problem):
             update_card(place, SCORES, "runs/a", SPLITS, "command")
-    with pytest.raises(UsageError, match="no score is of other"):
+    with pytest.raises(UsageError, match="there is no score for other"):
         update_card(model_dir, SCORES, "other", SPLITS, "command")
     for block in ("license: [", "- a list", "model-index: 3", "model-index:\n- name: x"):
         (model_dir / "README.md").write_text(f"---\n{block}\n---\n# Title\n")

@@ -344,8 +344,8 @@ def test_labels_of_the_scored_split_change_no_prediction(folder, tmp_path):
     assert fine_tuned == {str(folder / "first"), RANDOM}
     for key, predictions in honest.items():
         np.testing.assert_array_equal(predictions, leaking[key], err_msg=str(key))
-    assert "rte: 20 of 60 training rows removed, whose texts stand in validation" in notes
-    assert "stsb: 8 of 48 training rows removed, whose texts stand in test" in notes
+    assert "rte: 20 of 60 training rows removed, because their texts also occur in validation" in notes
+    assert "stsb: 8 of 48 training rows removed, because their texts also occur in test" in notes
 
 
 def test_flags_of_features_reach_them(folder):
@@ -566,6 +566,23 @@ def test_fine_tuning_of_a_checkpoint_begins_with_the_encoder_that_is_probed(fold
     assert {(s.mode, s.system) for s in scores} == {("finetune", str(tmp_path))}
 
 
+def test_encoders_are_read_from_the_cache_that_is_named(folder, tmp_path, monkeypatch):
+    download = tmp_path / "models--someone--encoder"
+    shutil.copytree(folder / "first", download / "snapshots" / ("1" * 40))
+    (download / "snapshots" / ("1" * 40) / ".gitattributes").touch()  # all of it was downloaded
+    (download / "refs").mkdir()
+    (download / "refs" / "main").write_text("1" * 40)
+    code = []
+    monkeypatch.setattr(run_probe, "run_code_of", lambda names, **options: code.append(options))
+    arguments = ("--tasks", "rte", "--data_dir", folder / "glue", "--mode", "knn", "finetune", *TINY_RUN)
+    scores = run_probe.main(["someone/encoder", "--cache_dir", str(tmp_path), "--no_controls", *map(str, arguments)])
+    assert {(score.mode, score.system) for score in scores} == {
+        ("knn", "someone/encoder"),
+        ("finetune", "someone/encoder"),
+    }
+    assert code == [{"cache_dir": str(tmp_path)}]
+
+
 def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
     sentences = [
         f"{place} {word} waits." for word in ("storm", "bread") for place in map("the{:02d}".format, range(60))
@@ -631,7 +648,7 @@ def test_word_content_is_a_task_of_the_builtin_corpus(folder, monkeypatch):
         (["--label_column", "kind"], ["--label_column goes with --task_file or --texts"]),
         (["--text_column", "body"], ["--text_column goes with --task_file or --texts or --train_texts"]),
         (["--quoting", "none", "--rerank_dir", "{dir}/questions"], ["--quoting goes with --task_file or --texts"]),
-        (["--split", "test", "--tasks", "packages"], ["--split: packages has a single one", "GLUE"]),
+        (["--split", "test", "--tasks", "packages"], ["--split: packages has only one split", "GLUE"]),
         (
             ["--texts", "{dir}/ok.jsonl", "--mode", "finetune", "--finetune_args", "learning_rate=1"],
             ["--finetune_args goes with --tasks or --task_file"],

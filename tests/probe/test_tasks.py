@@ -405,9 +405,9 @@ def test_a_planted_leak_leaves_the_training_split_only(glue):
     assert task.train.labels.tolist() == [0, 1, 0, 1]
     assert task.train.ids == [100, 101, 104, 105]
     assert task.test.texts == validation["sentence"]
-    assert task.notes == ("sst2: 2 of 6 training rows removed, whose texts stand in validation",)
+    assert task.notes == ("sst2: 2 of 6 training rows removed, because their texts also occur in validation",)
     everything = rows("b")
-    with pytest.raises(UsageError, match="sst2: the texts of all 4 training rows stand in validation too"):
+    with pytest.raises(UsageError, match="sst2: the texts of all 4 training rows also occur in validation"):
         glue(train=everything, validation=everything)
 
 

@@ -69,7 +69,8 @@ def content(index):
     """All rows but their numbers."""
     database = sqlite3.connect(index.path)
     rows = database.execute("SELECT path, line, text FROM passages ORDER BY path, number").fetchall()
-    vectors = database.execute("SELECT path, size, changed, vectors FROM files ORDER BY path").fetchall()
+    of_files = "files.path, size, changed, part, content FROM files LEFT JOIN vectors ON vectors.path = files.path"
+    vectors = database.execute(f"SELECT {of_files} ORDER BY files.path, part").fetchall()
     words = database.execute("SELECT words.text FROM words, passages ON words.rowid = number ORDER BY path, number")
     found = rows, vectors, words.fetchall()
     database.close()
@@ -195,6 +196,13 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_found(index, fol
     assert index.problems() == []
 
 
+def test_half_a_character_in_a_table_is_named_and_the_other_files_are_found(index, folder):
+    (folder / "rows.jsonl").write_text('{"text": "a whole row"}\n{"text": "bad \\ud83d half"}\n')
+    follow(index, folder)
+    assert index.problems() == [f"{folder}/rows.jsonl, line 2: an unpaired surrogate; fix or remove it"]
+    assert hits(index, "lamp")[0] in ("0.txt", "deep/page.md")
+
+
 def test_a_file_that_could_not_be_read_is_tried_again_and_written_once_it_can_be(index, folder, monkeypatch):
     """Also one whose size and time are as they were, such as after a change of its permissions."""
     path = folder / "3.txt"
@@ -268,7 +276,7 @@ def test_vectors_of_another_encoder_do_not_get_into_an_index(index, folder):
     other = Index(index.path)
     other.start({"encoder": "another"}, None)
     other.close()
-    with pytest.raises(UsageError, match="another search makes it anew"):
+    with pytest.raises(UsageError, match="another search is rebuilding it"):
         follow(index, folder)
     assert index.files() == {}
 
@@ -322,6 +330,25 @@ def test_an_index_where_nothing_can_be_written_is_one_line(tmp_path):
     index = Index(tmp_path / "file" / "index.sqlite")
     with pytest.raises(UsageError, match=r"cannot be written .*--index"):
         index.start(SETTINGS, None)
+
+
+def test_vectors_of_a_long_table_are_kept_in_parts(index, folder, tmp_path, monkeypatch):
+    """SQLite takes no value above a gigabyte."""
+    follow(index, folder)
+    monkeypatch.setattr(index_module, "_LARGEST_PART", 100)
+    other = Index(tmp_path / "other.sqlite")
+    other.start(SETTINGS, None)
+    follow(other, folder)
+    assert max(len(vectors) for *_, vectors in content(other)[1]) == 100
+    with index.snapshot() as whole, other.snapshot() as in_parts:
+        np.testing.assert_array_equal(in_parts.mean, whole.mean)
+        for query in ("beans in autumn", "the second row"):
+            assert in_parts.search(query, embed([query])[0], 3) == whole.search(query, embed([query])[0], 3)
+    (folder / "rows.jsonl").unlink()
+    follow(other, folder)
+    assert {path for path, *_ in content(other)[1]} == set(other.files())
+    assert hits(other, "beans")
+    other.close()
 
 
 def test_token_vectors_are_those_of_the_table(index):

@@ -21,6 +21,9 @@ from text_jepa.search.static import StaticEmbedding, make_token_table
 from text_jepa.share.export import export_sentence_transformer
 
 
+MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"))
+
+
 @pytest.fixture(scope="module")
 def bag(tokenizer, tmp_path_factory):
     """Folder of an encoder without layers, whose positions count."""
@@ -106,6 +109,12 @@ def test_text_without_blanks_is_shown_before_and_behind_the_sentence():
     assert before == f"… {'海' * 150} "
     assert after.startswith(f" {'海' * 140}")
     assert after.endswith(" …")
+
+
+def test_a_sentence_that_begins_with_a_long_word_is_shown_in_part():
+    text = f"https://example.org/{'a' * 400} is where the harbour is."
+    _, marked, _ = search.excerpt(text, search.Span(0, len(text)))
+    assert marked == f"{text[:318]} …"
 
 
 # ---- the index ------------------------------------------------------------------------------------------------------
@@ -248,6 +257,22 @@ def test_prompts_that_are_no_texts_are_one_line(call, static, notes, tmp_path):
         call(notes, "lamp", "--encoder", folder)
 
 
+def test_a_prompt_that_the_pooling_leaves_out_is_one_line(call, static, notes, tmp_path):
+    """Its tokens would be pooled here."""
+    folder = tmp_path / "mine"
+    shutil.copytree(static, folder)
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in MODULES]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean", "include_prompt": false}')
+    found = call(notes, "lamp", "--encoder", folder).out
+    assert found == call(notes, "lamp", "--encoder", static).out
+    for prompts in ({"query": "ask: "}, {"passage": "text: "}):
+        (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+        with pytest.raises(UsageError, match=r"its pooling excludes the prompt '(ask|text): '"):
+            call(notes, "lamp", "--encoder", folder)
+
+
 def test_the_newest_run_is_the_encoder_if_none_is_named(call, static, notes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no encoder in runs/"):
@@ -306,7 +331,7 @@ def test_the_index_may_lie_elsewhere(call, static, notes, tmp_path):
         ),
         (["{notes}", "lamp", "--encoder", "{notes}/none"], "name another with --encoder"),
         (["{notes}", "lamp", "--encoder", "{notes}"], "no model can be read there"),
-        (["{notes}", "l\udcffmp", "--encoder", "{static}"], "'l\\udcffmp': not UTF-8"),
+        (["{notes}", "l\udcffmp", "--encoder", "{static}"], "'l\\udcffmp': not valid UTF-8"),
         (["{notes}/empty", "lamp", "--encoder", "{static}"], "holds no texts"),
         (["{notes}/blank", "lamp", "--encoder", "{static}"], "no text in its 1 files"),
         (["{notes}", "lamp", "--encoder", "{static}", "--index", "{notes}/one.txt"], "not the index of a search"),
@@ -335,7 +360,7 @@ def test_an_encoder_that_cannot_be_opened_leaves_the_index_as_it_was(call, stati
 def test_a_text_in_utf_16_is_named_and_not_indexed(call, static, notes):
     (notes / "wide.txt").write_bytes("A lamp, a lamp, a lamp!".encode("utf-16-le"))
     found = call(notes, "lamp", "--encoder", static, "--json")
-    assert "1 of 3 files are left out, as " in found.err
+    assert "1 of 3 files were skipped, for example " in found.err
     assert "wide.txt, line 1: a null character" in found.err
     assert "\\u0000" not in found.out
 
@@ -360,16 +385,16 @@ def test_files_are_those_that_training_reads(notes, tmp_path, texts):
 def test_a_file_that_cannot_be_read_is_named_beside_the_results(call, static, notes):
     (notes / "bad.txt").write_bytes(b"\xff\xfe\xfd")
     found = call(notes, "lamp", "--encoder", static)
-    assert re.search(r"^1 of 3 files are left out, as .*bad.txt, line 1: not UTF-8", found.err, re.MULTILINE)
+    assert re.search(r"^1 of 3 files were skipped, for example .*bad.txt, line 1: not UTF-8", found.err, re.MULTILINE)
     assert "one.txt" in found.out
-    assert "left out, as" in call(notes, "lamp").err
+    assert "were skipped" in call(notes, "lamp").err
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE files SET vectors = 3",
-        "UPDATE files SET vectors = substr(vectors, 1, length(vectors) / 2)",
+        "UPDATE vectors SET content = 3",
+        "UPDATE vectors SET content = substr(content, 1, length(content) / 2)",
         "UPDATE files SET path = x'ff' WHERE path = 'one.txt'",
         "UPDATE passages SET text = x'ff'",
         "UPDATE passages SET line = 'first'",

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from tokenizers import Tokenizer
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PhobertTokenizer
 
 import run_pretraining
 from modeling_text_jepa import mean_pool
@@ -519,6 +520,77 @@ def onnxruntime():
     return pytest.importorskip("onnxruntime")
 
 
+@pytest.fixture
+def untraced(monkeypatch):
+    """The encoders that `text-jepa export onnx` would trace and compare."""
+    encoders = []
+
+    def write(encoder, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a graph")
+        encoders.append(encoder)
+        return 0.0
+
+    monkeypatch.setattr(onnx, "export_onnx", write)
+    monkeypatch.setattr(export_command_line, "print_losses", lambda *_: None)
+    return encoders
+
+
+def test_texts_are_cut_in_onnx_where_the_folder_says_however_long_that_is(
+    tokenizer, untraced, export_command, tmp_path
+):
+    """Not at the length of the windows that are read in other commands."""
+    config = BertConfig(**BERT | {"vocab_size": len(tokenizer), "max_position_embeddings": 2000})
+    BertModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 1500}')
+    export_command("onnx", tmp_path)
+    assert untraced[0].max_length == 1500
+    assert open_encoder(str(tmp_path)).max_length == 512
+
+
+def test_texts_are_tokenized_without_transformers_beside_every_onnx_file(
+    tokenizer, untraced, export_command, tmp_path
+):
+    """Also if the tokenizer of the folder is only its vocabulary."""
+    folder = tmp_path / "bert"
+    BertModel(BertConfig(**BERT | {"vocab_size": len(tokenizer)})).save_pretrained(folder)
+    vocabulary = tokenizer.get_vocab()
+    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    expected = AutoTokenizer.from_pretrained(folder)(SENTENCES)["input_ids"]
+    for output in (tmp_path / "served", folder):
+        export_command("onnx", folder, output)
+        alone = Tokenizer.from_file(str(output / "tokenizer.json"))
+        assert [encoding.ids for encoding in alone.encode_batch(SENTENCES)] == expected
+
+
+def test_a_tokenizer_that_works_only_in_transformers_is_named(tmp_path, capsys):
+    (tmp_path / "vocab.txt").write_text("a 1\nb 1\nab 1\n")
+    (tmp_path / "bpe.codes").write_text("a b 1\n")
+    tokenizer = PhobertTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
+    export_command_line.write_tokenizer(tokenizer, tmp_path)
+    assert "no tokenizer.json: PhobertTokenizer works only in transformers" in capsys.readouterr().err
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+@pytest.mark.slow
+def test_weights_that_are_too_large_for_a_file_lie_beside_it_in_every_precision(
+    weighted, onnxruntime, export_command, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(onnx, "_LARGEST_FILE", 0)
+    export_command("onnx", weighted, tmp_path / "served", "--fp16", "--int8")
+    folder = tmp_path / "served" / "onnx"
+    names = ("model.onnx", "model_fp16.onnx", "model_int8.onnx")
+    assert {file.name for file in folder.iterdir()} == {name + end for name in names for end in ("", ".data")}
+    encoder = open_encoder(str(weighted))
+    expected = embed_texts(encoder, SENTENCES)
+    for name, tolerance in zip(names, (1e-5, 1e-2, 0.2), strict=True):
+        np.testing.assert_allclose(
+            run_onnx(folder / name, batches_of(encoder, SENTENCES)), expected, atol=tolerance, err_msg=name
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("text_config", [None, {"model_type": "bert", "pad_token_id": 0, **BERT}])
 def test_onnx_equals_pytorch_at_every_shape(make_model, onnxruntime, tmp_path, text_config):
@@ -584,7 +656,7 @@ def test_centring_and_unit_length_are_stock_modules_and_the_same_in_onnx(
     np.testing.assert_allclose(halved, expected, atol=1e-2)
     settings = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
     assert settings == {"max_length": "64", "prompt": ""}
-    assert re.search(r"model_fp16.onnx: .* MB, cosine with model.onnx (0.99|1.00)\d\d .* random tokens", printed)
+    assert re.search(r"model_fp16.onnx: .* MB, cosine similarity .* mean (0.99|1.00)\d\d, .* random tokens", printed)
     assert {"tokenizer.json", "config.json", "modules.json"} <= {file.name for file in (tmp_path / "served").iterdir()}
     assert not (tmp_path / "served" / "model.safetensors").exists()
 
@@ -595,6 +667,23 @@ def test_vectors_of_unit_length_are_not_normalized_again(weighted, export_comman
         export_command("sentence-transformers", source, tmp_path / output, "--normalize")
     kinds = [type(module).__name__ for module in st.SentenceTransformer(str(tmp_path / "twice"), device="cpu")]
     assert kinds.count("Normalize") == 1
+
+
+def test_vectors_that_are_cut_at_the_end_are_centred_in_full_and_not_normalized(weighted, export_command, tmp_path):
+    """Sentence-transformers cuts them after all modules."""
+    st = pytest.importorskip("sentence_transformers")
+    (tmp_path / "texts.txt").write_text("\n".join(SENTENCES))
+    folder = shutil.copytree(weighted, tmp_path / "notes")
+    (folder / "config_sentence_transformers.json").write_text('{"truncate_dim": 8}')
+    export_command("sentence-transformers", folder, tmp_path / "out", "--center", tmp_path / "texts.txt")
+    raw = embed_texts(open_encoder(str(weighted)), SENTENCES)
+    expected = (raw - raw.mean(axis=0))[:, :8]
+    model = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-5)
+    np.testing.assert_allclose(embed_texts(open_encoder(str(tmp_path / "out")), SENTENCES), expected, atol=1e-5)
+    with pytest.raises(UsageError, match=r"--normalize: .*notes cuts vectors to 8 features .*; leave --normalize out"):
+        export_command("sentence-transformers", folder, tmp_path / "other", "--normalize")
+    assert not (tmp_path / "other").exists()
 
 
 def test_files_beside_onnx_of_a_name_on_the_hub_state_its_length(weighted, tmp_path, monkeypatch):
@@ -661,8 +750,8 @@ def test_int8_is_smaller_and_its_loss_is_printed(run, onnxruntime, export_comman
         if "Spearman" in line:
             words = line.split()
             scores[words[0]] = float(words[2])
-    (cosines,) = [line for line in printed if "cosine with model.onnx" in line]
-    assert re.search(r"model_int8.onnx: 0.\d MB, cosine with model.onnx [01].\d{4} .* \(60 texts\)", cosines)
+    (cosines,) = [line for line in printed if "cosine similarity" in line]
+    assert re.search(r"model_int8.onnx: 0.\d MB, cosine similarity .* mean [01].\d{4}, .* \(60 texts\)", cosines)
     assert "too few for R@10" in "".join(printed)  # texts of one sentence have no rest
     assert set(scores) == {"PyTorch", "model.onnx", "model_int8.onnx"}
     assert scores["PyTorch"] == pytest.approx(scores["model.onnx"], abs=0.01)

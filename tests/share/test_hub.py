@@ -3,11 +3,13 @@
 Run: python -m pytest -q tests/share/test_hub.py
 """
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -330,6 +332,29 @@ def test_a_second_push_changes_only_what_has_changed(run, hub, tmp_path):
     assert {name for name in last.files if last.files[name] != before.files[name]} == {"config.json"}
 
 
+def test_what_an_earlier_upload_has_left_is_removed_in_the_same_commit(run, finished, hub):
+    """A reader would take the old weights, modules or prompts for those of the new encoder."""
+    add_modules(finished, **{"3_Dense": "Dense"})
+    add_files(finished, "3_Dense/config.json", "3_Dense/model.safetensors", "config_sentence_transformers.json")
+    add_files(finished, "onnx/model.onnx", "onnx/model_int8.onnx", "model-00001-of-00002.safetensors")
+    push_folder(finished, "me/changed")
+    repository = hub.repositories["me/changed"]
+    by_hand = dict.fromkeys(("adapter_config.json", "pytorch_model.bin", "notes.md", "data/config.json"), b"{}")
+    repository.commit("by hand", {**repository.at().files, **by_hand}, "main")
+    commits = len(repository.commits)
+    push_folder(run, "me/changed")
+    assert set(repository.files()) == EXPORTED | {"notes.md", "data/config.json"}
+    assert len(repository.commits) == commits + 1
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(run, hub):
+    push_folder(run, "me/public")
+    commits = list(hub.repositories["me/public"].commits)
+    with pytest.raises(UsageError, match="me/public cannot be published privately: it exists and is public; make it"):
+        export.main(["push", str(run), "me/public", "--private"])
+    assert hub.repositories["me/public"].commits == commits
+
+
 def test_a_branch_is_made_and_main_stays(run, hub):
     push_folder(run, "me/branched", revision="trial")
     assert set(hub.repositories["me/branched"].files("trial")) == EXPORTED
@@ -391,8 +416,15 @@ def test_files_of_the_tokenizer_are_published_whatever_their_names(finished):
     assert len(AutoTokenizer.from_pretrained(finished)) > 3
 
 
+def test_the_length_is_published_under_the_older_names_of_its_file(finished):
+    old = "sentence_roberta_config.json"
+    (finished / "sentence_bert_config.json").rename(finished / old)
+    assert set(files_to_publish(finished)) == EXPORTED - {"sentence_bert_config.json"} | {old}
+
+
 def test_onnx_files_of_every_precision_are_published(finished):
     files = add_files(finished, "onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_int8.onnx")
+    files |= add_files(finished, *(f"{name}.data" for name in files))
     add_files(finished, "onnx/model_of_mine.onnx")
     assert set(files_to_publish(finished)) == EXPORTED | files
 
@@ -547,4 +579,23 @@ def test_a_failing_upload_of_a_checkpoint_is_a_warning_and_one_at_a_time_is_enou
     asked = len(hub.requests)
     trainer.push_in_progress = SimpleNamespace(is_done=lambda: False)
     trainer._push_in_background()
+    assert len(hub.requests) == asked
+
+
+def test_a_copy_for_the_hub_that_cannot_be_written_is_a_warning_and_removed(
+    hub, trainer, tmp_path, monkeypatch, caplog
+):
+    """As in a small folder for temporary files."""
+
+    def fill(folder):
+        Path(folder, "model.safetensors").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "small").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "small"))
+    monkeypatch.setattr(trainer, "export", fill)
+    asked = len(hub.requests)
+    trainer._push_in_background()
+    assert f"Step 1: {trainer.hub_model_id} was not published: [Errno 28] No space left" in caplog.text
+    assert list((tmp_path / "small").iterdir()) == []
     assert len(hub.requests) == asked

@@ -56,8 +56,8 @@ def assert_told(folder, note):
 
 def left_out(source, folder):
     """The message about ONNX files, which contain the old weights."""
-    what = f"The ONNX files of {source} hold the old weights and were left out"
-    return f"{what}; `text-jepa export onnx {folder}` makes them anew\n"
+    what = f"The ONNX files of {source} contain the old weights and were not copied"
+    return f"{what}; run `text-jepa export onnx {folder}` to create them again\n"
 
 
 def write_encoder(folder, tokenizer, seed=0, pooler=True, **shape):
@@ -380,7 +380,7 @@ def test_encoders_that_cannot_be_merged_leave_nothing_behind(difference, folders
         "architecture": "have two architectures, electra and bert",
         "vocabulary": "have two vocabularies",
         "few texts": "3 documents give 0 pairs of passages",
-        "one text": "a passage has only 0 passages of other documents to be told from",
+        "one text": "a passage has only 0 passages of other documents to be ranked against",
     }
     assert expected[difference] in line
     assert [path.name for path in tmp_path.iterdir()] == ["other"]

@@ -5,6 +5,7 @@ Run: python -m pytest -q tests/show/test_plots.py
 
 import dataclasses
 import json
+import shutil
 
 import matplotlib
 import matplotlib.image
@@ -376,6 +377,18 @@ def test_a_checkpoint_is_drawn_by_the_encoder_that_makes_the_targets(folder, tmp
     assert not np.allclose(shown, spectrum(of_context)[:8], rtol=1e-1)
 
 
+@pytest.mark.parametrize("picture", ["map", "spectra"])
+def test_encoders_are_read_from_the_cache_that_is_named(folder, tmp_path, drawn, picture):
+    download = tmp_path / "models--someone--encoder"
+    shutil.copytree(folder / "encoder", download / "snapshots" / ("1" * 40))
+    (download / "snapshots" / ("1" * 40) / ".gitattributes").touch()  # all of it was downloaded
+    (download / "refs").mkdir()
+    (download / "refs" / "main").write_text("1" * 40)
+    task = str(folder / "own.jsonl")
+    plot.main([picture, "someone/encoder", "--cache_dir", str(tmp_path), "--task", task, "-o", "unused.png"])
+    assert len(drawn) == 1
+
+
 def test_features_do_not_depend_on_the_batch(folder, texts):
     encoder = open_encoder(str(folder / "encoder"))
     states, vectors = plot.embed(encoder, texts, batch_size=6)
@@ -394,19 +407,19 @@ def test_features_do_not_depend_on_the_batch(folder, texts):
         ("curves new -o a.png", "nothing was logged yet"),
         ("curves torn -o a.png", "torn/metrics.jsonl: not the log of a run"),
         ("curves stepless -o a.png", "stepless/metrics.jsonl: not the log of a run"),
-        ("curves words -o a.png", "words/metrics.jsonl: not the log of a run (loss is no number)"),
+        ("curves words -o a.png", "words/metrics.jsonl: not the log of a run (loss is not a number)"),
         ("curves list -o a.png", "list/metrics.jsonl: not the log of a run"),
         ("curves no_json -o a.png", "no_json: no configuration there"),
         ("curves no_type -o a.png", "no_type: no configuration there"),
-        ("curves no_width -o a.png", "no_width: t5 is an encoder with a decoder"),
+        ("curves no_width -o a.png", "no_width: t5 is an encoder-decoder model"),
         ("curves run -o picture.png", "--output picture.png: a folder; name a picture"),
         ("curves run -o a.txt", "--output a.txt: name a picture with one of the suffixes .png"),
         ("curves run", "--output"),
         ("map nowhere --task own.jsonl -o a.png", "nowhere: no model can be read there"),
         ("map broken --task own.jsonl -o a.png", "broken: its states are not finite"),
         ("map encoder --task missing.csv -o a.png", "--task missing.csv: no such file"),
-        ("map encoder --task few.jsonl -o a.png", "4 scored texts make no picture"),
-        ("map encoder --task rte --data_dir glue -o a.png", "--task rte: not single texts with classes"),
+        ("map encoder --task few.jsonl -o a.png", "4 scored texts are too few for a picture"),
+        ("map encoder --task rte --data_dir glue -o a.png", "--task rte: not a classification of single texts"),
         ("spectra encoder --task sts2 -o a.png", "no task 'sts2'; did you mean"),
         ("histogram run -o a.png", "invalid choice: 'histogram'"),
     ],

@@ -157,7 +157,7 @@ def test_a_run_of_another_rank_is_another_run(tokenizer, texts, tmp_path):
     with pytest.raises(UsageError, match="lora was 2 and is 4; --accept_changes"):
         run_pretraining.main([*again, "--lora", "4"])
     for other in (["--lora", "4"], []):
-        with pytest.raises(UsageError, match=r"lora_A.* has no counterpart of the same shape .* use the sizes"):
+        with pytest.raises(UsageError, match=r"has no counterpart of the same shape .* use the sizes"):
             run_pretraining.main([*again, *other, "--accept_changes"])
 
 
@@ -167,7 +167,7 @@ def test_adapters_that_are_no_sum_of_weights_are_refused(make_trainer):
         model.model.encoder.layers[0].attn.Wqkv.use_dora = {"default": True}
         return model
 
-    with pytest.raises(UsageError, match=r"^layers.0.attn.Wqkv.weight: .* cannot be merged; train with LoraConfig"):
+    with pytest.raises(UsageError, match=r"Wqkv.weight: only plain LoRA .* can be merged, .*; train with LoraConfig"):
         make_trainer(add_others)
 
 

@@ -44,7 +44,7 @@ DROP = "exact by drop"
 MASK = "exact by mask"
 SEES_HIDDEN = "depend on hidden ones"
 CAUSAL = "no state depends on a later token"
-DECODER = "an encoder with a decoder"
+DECODER = "an encoder-decoder model"
 RAISES = "not an encoder that can be trained here"
 
 # Configuration and outcome by architecture; the table of docs/from-an-existing-encoder.md.
@@ -190,7 +190,7 @@ def test_weights_that_are_not_finite_are_named(make_model):
     model = make_model()
     with torch.no_grad():
         next(model.model.encoder.parameters()).fill_(float("nan"))
-    with pytest.raises(UsageError, match="weights are broken"):
+    with pytest.raises(UsageError, match="weights are corrupted"):
         check_architecture(model)
 
 

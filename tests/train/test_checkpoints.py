@@ -3,6 +3,7 @@
 The cases of `docs/guarantees.md`, P2 to P14. Run: python -m pytest -q tests/train/test_checkpoints.py
 """
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -37,7 +39,14 @@ from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.strategies import MaskStrategy, ViewStrategy
 from text_jepa.train import callbacks, checkpointing, checks, closing, pretraining
-from text_jepa.train.callbacks import PREEMPTED, SPIKE_WINDOW, SpikeCallback, spike_threshold
+from text_jepa.train.callbacks import (
+    NONFINITE_LIMIT,
+    OVERFLOW_LIMIT,
+    PREEMPTED,
+    SPIKE_WINDOW,
+    SpikeCallback,
+    spike_threshold,
+)
 from text_jepa.train.checkpointing import checkpoints, find_damage, newest_whole_checkpoint
 from text_jepa.train.collapse import CollapseMonitorCallback
 from text_jepa.train.run_log import read_metrics, to_json_value
@@ -284,7 +293,8 @@ def test_run_resumed_twice_ends_with_the_same_bits(tokenizer, examples, tmp_path
         trainer = trainer_of(tokenizer, examples, tmp_path / "parts", **setting)
         if stop:
             trainer.add_callback(At([stop], lambda control: signal.raise_signal(signal.SIGTERM)))
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with pytest.raises(SystemExit) if stop else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=checkpoint)
         checkpoint = str(newest_whole_checkpoint(tmp_path / "parts"))
     assert differences(tmp_path / "whole" / "checkpoint-13", tmp_path / "parts" / "checkpoint-13") == []
     assert differences(tmp_path / "whole", tmp_path / "parts", "metrics.jsonl") == []
@@ -518,6 +528,26 @@ def test_best_checkpoint_is_found_after_its_folder_was_moved(tokenizer, examples
     assert has_best_weights(trainer, again)
 
 
+def test_the_best_weights_are_kept_though_they_are_from_between_two_saves(tokenizer, examples, tmp_path):
+    """Those of the next save are better than the ones before, and worse than the best."""
+    figures = {1: 1.0, 2: 9.0, 3: 2.0, 4: 5.0}
+    setting = {"max_steps": 4, "save_steps": 4, "eval_strategy": "steps", "eval_steps": 1}
+    setting |= {"load_best_model_at_end": True, "metric_for_best_model": "figure"}
+    trainer = trainer_of(tokenizer, examples, tmp_path, **setting)
+    evaluate = trainer.evaluate
+
+    def evaluate_with_figure(*args, **kwargs):
+        return {**evaluate(*args, **kwargs), "eval_figure": figures[trainer.state.global_step]}
+
+    trainer.evaluate = evaluate_with_figure
+    trainer.train()
+    assert trainer.weights_step == 2
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-2"]
+    best = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    found = trainer.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in best.items())
+
+
 @pytest.mark.slow
 def test_thirty_kills_lose_nothing():
     """On the documents of this repository, at least ten of them inside a save."""
@@ -532,8 +562,9 @@ def test_thirty_kills_lose_nothing():
 # ---- P3: signals ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_the_run_after_the_step_at_hand_with_a_checkpoint(tokenizer, examples, tmp_path, number):
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_signal_ends_the_run_after_the_step_at_hand_with_a_checkpoint(tokenizer, examples, tmp_path, number, raised):
+    """And what follows `train`, which would take the weights for the final ones."""
     trainer = trainer_of(tokenizer, examples, tmp_path, save_strategy="no")
     step = trainer.training_step
 
@@ -544,7 +575,10 @@ def test_signal_ends_the_run_after_the_step_at_hand_with_a_checkpoint(tokenizer,
 
     trainer.training_step = interrupted
     before = signal.getsignal(number)
-    trainer.train()
+    with pytest.raises(raised) as stop:
+        trainer.train()
+    if raised is SystemExit:
+        assert stop.value.code == PREEMPTED
     assert trainer.state.global_step == 3
     assert trainer.preemption.asked
     assert find_damage(tmp_path / "checkpoint-3") is None
@@ -564,7 +598,8 @@ def test_signal_during_an_evaluation_or_a_save_waits_for_the_next_step(tokenizer
         return result
 
     setattr(trainer, during, interrupted)
-    trainer.train()
+    with pytest.raises(SystemExit):
+        trainer.train()
     assert trainer.state.global_step == 3
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
     assert all(find_damage(folder) is None for folder in checkpoints(tmp_path))
@@ -575,7 +610,8 @@ def test_signal_in_the_middle_of_a_pass_is_not_its_end(tokenizer, examples, tmp_
     trainer_of(tokenizer, examples, tmp_path / "whole", **setting).train()
     trainer = trainer_of(tokenizer, examples, tmp_path / "parts", **setting)
     trainer.add_callback(At([3], lambda control: signal.raise_signal(signal.SIGTERM)))
-    trainer.train()
+    with pytest.raises(SystemExit):
+        trainer.train()
     assert trainer.state.global_step == 4
     assert [record["step"] for record in trainer.state.log_history] == [1]
     again = trainer_of(tokenizer, examples, tmp_path / "parts", **setting)
@@ -588,7 +624,8 @@ def test_signal_at_the_end_of_a_pass_leaves_its_records(tokenizer, examples, tmp
     setting = {"max_steps": 13, "logging_steps": 100, "eval_strategy": "epoch", "save_strategy": "no"}
     trainer = trainer_of(tokenizer, examples, tmp_path, **setting)
     trainer.add_callback(At([9], lambda control: signal.raise_signal(signal.SIGTERM)))
-    trainer.train()
+    with pytest.raises(SystemExit):
+        trainer.train()
     state = TrainerState.load_from_json(tmp_path / "checkpoint-10" / "trainer_state.json")
     assert [record["step"] for record in state.log_history if "eval_loss" in record] == [10]
 
@@ -602,7 +639,8 @@ def test_signal_at_an_evaluation_saves_whatever_its_figure(tokenizer, examples, 
         signal.raise_signal(signal.SIGTERM)
 
     trainer.add_callback(At([1], interrupt))
-    trainer.train()
+    with pytest.raises(SystemExit):
+        trainer.train()
     assert trainer.state.global_step == 2
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-2"]
 
@@ -634,6 +672,39 @@ def test_second_signal_ends_at_once_unless_it_is_the_same_one(monkeypatch):
     assert ended == [PREEMPTED]
 
 
+def test_signal_at_the_last_step_is_too_late_to_stop_anything(tokenizer, examples, tmp_path):
+    trainer = trainer_of(tokenizer, examples, tmp_path, max_steps=2)
+    trainer.add_callback(At([1], lambda control: signal.raise_signal(signal.SIGINT)))
+    assert trainer.train().global_step == 2
+
+
+def test_second_ctrl_c_is_that_of_python(monkeypatch):
+    """A notebook keeps its variables, which it would lose with the process."""
+    now = [100.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    callback = callbacks.PreemptionCallback()
+    callback.on_train_begin(None, None, None)
+    try:
+        signal.raise_signal(signal.SIGINT)
+        now[0] = 101.5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        callback.restore()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_processes_agree_on_the_signal_that_ends_them(monkeypatch):
+    """The launcher of one may pass on another signal than a terminal sends to all."""
+    callback = callbacks.PreemptionCallback()
+    callback._note(signal.SIGINT, None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda number, _: number.fill_(signal.SIGTERM))
+    callback.on_step_end(SimpleNamespace(world_size=2, device="cpu"), None, TrainerControl())
+    with pytest.raises(SystemExit):
+        callback.end_program(TrainerState(global_step=1, max_steps=2))
+
+
 def test_signal_that_comes_while_the_processes_agree_counts_at_the_next_step(monkeypatch):
     callback = callbacks.PreemptionCallback()
     control = TrainerControl()
@@ -654,6 +725,46 @@ def test_run_in_a_thread_trains_without_signals(tokenizer, examples, tmp_path):
     thread.start()
     thread.join()
     assert trainer.state.global_step == 1
+
+
+# ---- from Python ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asks", ["call", "auto", "arguments"])
+def test_a_run_from_python_resumes_from_the_newest_whole_checkpoint_and_names_changes(
+    tokenizer, examples, two_checkpoints, tmp_path, caplog, asks
+):
+    run = shutil.copytree(two_checkpoints, tmp_path / "run")
+    cut(run / "checkpoint-4" / "optimizer.pt")
+    more = {"resume_from_checkpoint": "auto"} if asks == "arguments" else {}
+    trainer = trainer_of(tokenizer, examples, run, max_steps=4, weight_decay=0.5, **more)
+    resume = {"call": [True], "auto": ["auto"], "arguments": []}[asks]
+    with caplog.at_level("WARNING"):
+        trainer.train(*resume)
+    assert caplog.text.count("resuming with a change: weight_decay was 0.05 and is 0.5") == 1
+    assert "max_steps was" not in caplog.text
+    assert sorted(path.name for path in run.glob("*checkpoint-*")) == [
+        "_aside-checkpoint-4",
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
+    assert [record["step"] for record in read_metrics(run) if "loss" in record] == [1, 2, 3, 4]
+
+
+def test_a_run_from_python_without_a_checkpoint_begins_where_that_is_asked_for(tokenizer, examples, tmp_path):
+    trainer = trainer_of(tokenizer, examples, tmp_path, max_steps=1, resume_from_checkpoint="auto")
+    with pytest.raises(UsageError, match="no checkpoint in"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.train().global_step == 1
+    assert trainer.train(resume_from_checkpoint=False).global_step == 1
+
+
+def test_the_checkpoint_of_a_plain_trainer_is_taken_where_it_is_named(tokenizer, examples, two_checkpoints, tmp_path):
+    """It has no manifest to compare settings with."""
+    run = shutil.copytree(two_checkpoints, tmp_path / "run")
+    (run / "checkpoint-2" / "manifest.json").unlink()
+    trainer = trainer_of(tokenizer, examples, run, max_steps=3)
+    assert trainer.train(resume_from_checkpoint=str(run / "checkpoint-2")).global_step == 3
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -855,6 +966,35 @@ def test_other_documents_of_a_stream_are_refused(command, corpus, tmp_path, obje
         assert named in line
 
 
+def test_other_held_out_texts_are_refused(command, corpus, tmp_path):
+    """Of a corpus that is loaded, by their content: a folder may have been moved."""
+    lines = (corpus / "train.txt").read_text().splitlines(keepends=True)
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("".join(lines[:20]))
+    second.write_text("".join(lines[20:40]))
+    run = run_pretraining.main(flags(corpus, tmp_path / "run", "--max_steps", "2", "--validation_file", str(first)))
+    moved = first.rename(tmp_path / "moved.txt")
+    assert command(run, "--max_steps", "2", "--validation_file", str(moved), *AUTO)[0] == 0
+    code, line = command(run, "--max_steps", "2", "--validation_file", str(second), *AUTO)
+    assert code == 2
+    assert re.search(r"different run: held_out was '\d+ texts of", line)
+
+
+def test_the_precision_of_the_launcher_is_a_setting(command, copy, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    code, line = command(copy, *AUTO)
+    assert code == 2
+    assert "different run: mixed_precision was 'no' and is 'bf16';" in line
+
+
+def test_a_checkpoint_of_a_version_that_noted_less_is_resumed(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints / "checkpoint-4", tmp_path / "checkpoint-4")
+    noted = checkpointing.read_manifest(folder)["facts"]
+    earlier = {name: value for name, value in noted.items() if name != "mixed_precision"}
+    checkpointing.write_manifest(folder, earlier)
+    assert checkpointing.differing_settings(folder, noted | {"held_out": "8 texts"}) == []
+
+
 @pytest.mark.parametrize(
     ("shape", "is_refused"),
     [
@@ -879,12 +1019,50 @@ def test_other_number_of_processes_is_named(two_checkpoints):
     assert found == ["world_size was 1 and is 2"]
 
 
+def groups_of(checkpoint):
+    """The groups of the optimizer of a checkpoint."""
+    return torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]
+
+
 def test_accepted_change_goes_on_and_is_logged(command, copy, caplog):
     with caplog.at_level("WARNING"):
         code, _ = command(copy, *AUTO, "--weight_decay", "0.5", "--accept_changes")
     assert code == 0
     assert "resuming with a change: weight_decay was 0.05 and is 0.5" in caplog.text
-    assert (copy / "checkpoint-6").is_dir()
+    assert [group["weight_decay"] for group in groups_of(copy / "checkpoint-6")] == [0.5, 0.0]
+
+
+def test_changed_settings_of_the_optimizer_take_effect_at_once(tokenizer, examples, tmp_path):
+    """Also in the schedule: the checkpoint has the rates that it began with."""
+    setting = {"max_steps": 4, "embedding_learning_rate": 2e-3, "predictor_learning_rate": 4e-3}
+    trainer_of(tokenizer, examples, tmp_path / "first", **setting).train()
+    setting |= {"learning_rate": 1e-4, "embedding_learning_rate": 2e-4, "predictor_learning_rate": 4e-4}
+    setting |= {"weight_decay": 0.3, "adam_beta1": 0.8, "adam_epsilon": 1e-4}
+    resumed = trainer_of(tokenizer, examples, tmp_path / "resumed", **setting)
+    rates = []
+    resumed.add_callback(At([3], lambda control: rates.extend(g["lr"] for g in resumed.optimizer.param_groups)))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-2"))
+    before = [record for record in read_metrics(tmp_path / "first") if "loss" in record]
+    after = [record for record in read_metrics(tmp_path / "resumed") if "loss" in record]
+    for first, second in zip(before[2:], after[2:], strict=True):
+        assert second["learning_rate"] == pytest.approx(first["learning_rate"] / 10)
+    groups = groups_of(tmp_path / "resumed" / "checkpoint-4")
+    assert [group["initial_lr"] for group in groups] == [1e-4, 1e-4, 4e-4, 4e-4, 2e-4]
+    assert {(*group["betas"], group["eps"]) for group in groups} == {(0.8, 0.98, 1e-4)}
+    assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
+    shares = [rate / group["initial_lr"] for rate, group in zip(rates, groups, strict=True)]
+    assert shares == pytest.approx([shares[0]] * len(shares))
+    assert 0 < shares[0] < 1
+
+
+def test_a_resumed_run_logs_evaluates_and_saves_at_its_own_intervals(tokenizer, examples, two_checkpoints, tmp_path):
+    setting = {"max_steps": 4, "logging_steps": 2, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = trainer_of(tokenizer, examples, tmp_path, **setting)
+    trainer.train(resume_from_checkpoint=str(two_checkpoints / "checkpoint-2"))
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-3"]
+    new = [record for record in read_metrics(tmp_path) if record["step"] > 2]
+    assert [record["step"] for record in new if "loss" in record] == [4]
+    assert [record["step"] for record in new if "eval_loss" in record] == [3, 4]
 
 
 def test_resume_of_a_finished_run_does_no_step(command, finished, tmp_path):
@@ -957,7 +1135,8 @@ def test_a_tokenizer_of_other_flags_is_not_taken_in_silence(command, corpus, tmp
     before = content(run)
     code, line = command(run, *AUTO, "--lowercase", "false")
     assert code == 2
-    assert f"its tokenizer is of other texts or flags, and there is no checkpoint; remove {run / 'tokenizer'}" in line
+    assert "its tokenizer was trained on other texts or with other flags, and there is no checkpoint" in line
+    assert f"remove {run / 'tokenizer'}" in line
     assert content(run) == before
 
 
@@ -1070,7 +1249,7 @@ def test_a_second_run_in_a_folder_ends_in_one_line_and_touches_nothing(command, 
         for resume in ((), AUTO):
             code, line = command(copy, *resume)
             assert code == 2
-            assert line.startswith(f"error: --output_dir {copy}: another run writes into it")
+            assert line.startswith(f"error: --output_dir {copy}: another run is writing to it")
         assert content(copy) == before
     finally:
         first.kill()
@@ -1295,6 +1474,25 @@ def test_overflow_of_a_loss_scaler_is_no_spike_and_no_failure(tokenizer, example
     trainer.accelerator.scaler = None
 
 
+def test_a_gradient_that_a_loss_scaler_never_makes_finite_ends_the_run(tokenizer, examples, tmp_path):
+    """The scaler would skip every step, and the run end with the weights that it began with."""
+    trainer = trainer_of(tokenizer, examples, tmp_path, max_steps=1, save_strategy="no")
+    trainer.train()
+    trainer.control.should_training_stop = False
+    trainer.accelerator.scaler = object()
+
+    def step(grad_norm):
+        trainer.step_in_progress.loss = torch.tensor(2.0)
+        trainer._get_grad_norm(trainer.model, torch.tensor(grad_norm))
+
+    for grad_norm in [math.inf] * OVERFLOW_LIMIT + [1.0] + [math.inf] * (OVERFLOW_LIMIT + NONFINITE_LIMIT):
+        assert not trainer.control.should_training_stop
+        step(grad_norm)
+    assert trainer.control.should_training_stop
+    assert trainer.nonfinite_steps == NONFINITE_LIMIT
+    trainer.accelerator.scaler = None
+
+
 def test_a_run_that_diverges_says_so_in_its_output_its_card_and_its_file(command, tmp_path, monkeypatch):
     """The loss of the last evaluation, which that of no step tells."""
     evaluate = TextJepaTrainer.evaluate
@@ -1391,6 +1589,27 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_stays(command, finished
     assert newest_whole_checkpoint(copy) == copy / "checkpoint-4"
     assert command(copy, *AUTO)[0] == 0
     assert differences(finished, copy, "checkpoint-6/*") == []
+
+
+@pytest.mark.parametrize(("number", "is_ignored"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_flushes_no_folders_keeps_checkpoints(tmp_path, monkeypatch, number, is_ignored):
+    """Shares of VirtualBox, and old ones of Windows."""
+
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with contextlib.nullcontext() if is_ignored else pytest.raises(OSError, match=os.strerror(number)):
+        checkpointing._flush_folder(tmp_path)
+
+
+def test_random_states_are_written_beside_the_checkpoint(tokenizer, examples, tmp_path, monkeypatch):
+    """The folder of the system for temporary files may be full."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    trainer_of(tokenizer, examples, tmp_path / "run", max_steps=1, save_steps=1).train()
+    assert find_damage(tmp_path / "run" / "checkpoint-1") is None
+    assert (tmp_path / "run" / "checkpoint-1" / "rng_state.pth").is_file()
+    assert not list((tmp_path / "run" / "checkpoint-1").glob("tmp*"))
 
 
 @pytest.mark.parametrize(("strategy", "has_checkpoint"), [("no", False), ("steps", True)])

@@ -15,6 +15,8 @@ import yaml
 
 from configuration_text_jepa import OBJECTIVES
 from run_pretraining import show_next
+from text_jepa.commands import adapt
+from text_jepa.encoders.sentence_head import SentenceHead
 from text_jepa.train import command
 from text_jepa.train.arguments import MOST_PASSES, MOST_STEPS, TextJepaTrainingArguments
 from text_jepa.train.build import objective_of, set_dependent_defaults
@@ -178,6 +180,27 @@ def test_an_encoder_that_flags_name_takes_the_place_of_that_of_a_recipe(recipe, 
     model_args, *_ = parse(str(ROOT / "configs" / f"{recipe}.yaml"), "notes", *flags)
     found = (model_args.preset, model_args.config_name, model_args.model_name_or_path, model_args.text_config)
     assert found == encoder
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps", "passes"),
+    [
+        (["--num_train_epochs", "5"], -1, 5),
+        (["--num-train-epochs=5"], -1, 5),
+        (["--num_train_epochs", "5", "--max_steps", "7"], 7, 5),
+        ([], 7000, 3),
+    ],
+)
+def test_passes_that_flags_name_take_the_place_of_the_steps_of_a_recipe(flags, steps, passes):
+    *_, args = parse(str(ROOT / "configs" / "default.yaml"), "notes", *flags)
+    choose_length(args, 0, 640)
+    assert (args.max_steps, args.num_train_epochs) == (steps, passes)
+
+
+def test_passes_take_the_place_of_the_steps_of_an_adaptation():
+    words = adapt.words_of_run("somewhere", SentenceHead("somewhere"), ["notes"], ["--num_train_epochs", "5"])
+    *_, args = parse(*words)
+    assert (args.max_steps, args.num_train_epochs) == (-1, 5)
 
 
 # ---- length and folder ----------------------------------------------------------------------------------------------

@@ -86,9 +86,11 @@ def test_other_errors_stay_what_they_are(monkeypatch):
     ("words", "is_refused"),
     [
         (["python", "/env/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "run.py"], True),
+        (["python", "/env/bin/accelerate", "launch", "--cpu", "--num_processes=2", "run.py"], True),
         (["python", "/env/bin/accelerate-launch", "--cpu", "-n", "2", "run.py"], True),
         (["python", "-m", "accelerate.commands.launch", "--cpu", "--num-processes", "2", "run.py"], True),
         (["python", "/env/bin/accelerate", "launch", "--num_processes", "1", "run.py"], False),
+        (["python", "/env/bin/accelerate", "launch", "--num_processes=1", "run.py"], False),
         (["python", "/home/me/accelerate-tests/sweep.py", "-n", "2"], False),
         (["python", "sweep.py", "--with", "accelerate", "-n", "2"], False),
     ],

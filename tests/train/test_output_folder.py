@@ -62,7 +62,7 @@ held = []
 
 def test_a_second_run_in_a_folder_is_one_line_that_names_it():
     with another_process(hold) as process:
-        said = rf"^--output_dir run: another run .*\(process {process} on .*; wait for its end"
+        said = rf"^--output_dir run: another run .*\(process {process} on .*; wait until it ends"
         with pytest.raises(UsageError, match=said), holding_folder("run", []):
             raise AssertionError
         assert Path("run", "metrics.jsonl").read_text() == "mine"
@@ -239,14 +239,14 @@ def test_a_run_that_is_refused_leaves_no_folder(place):
 
 @pytest.mark.parametrize("place", ["s3://bucket/run", "hf://me/run", "file:///tmp/run"])
 def test_a_place_that_is_no_local_folder_is_refused(place):
-    with pytest.raises(UsageError, match=f"^--output_dir {place}: only local folders"):
+    with pytest.raises(UsageError, match=f"^--output_dir {place}: the output must be a local folder"):
         run_pretraining.main(["notes.txt", "--use_cpu", "--output_dir", place])
     assert list(Path().iterdir()) == []
 
 
 def test_a_link_to_nothing_is_refused():
     Path("run").symlink_to("nowhere")
-    with pytest.raises(UsageError, match=r"^--output_dir run: is a link to nothing"), holding_folder("run", []):
+    with pytest.raises(UsageError, match=r"^--output_dir run: is a broken link"), holding_folder("run", []):
         raise AssertionError
 
 

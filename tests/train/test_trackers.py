@@ -16,13 +16,14 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from test_trainer import examples  # noqa: F401
 from test_trainer_terms import make_trainer  # noqa: F401
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, TrainerCallback
 from transformers.integrations.integration_utils import rewrite_logs
 
 from text_jepa import TextJepaTrainingArguments
 from text_jepa.cli import UsageError
 from text_jepa.encoders.embeddings import Encoder, embed_texts
 from text_jepa.train.checks import check_trackers
+from text_jepa.train.pretraining import train
 from text_jepa.train.run_log import read_metrics
 
 
@@ -153,6 +154,35 @@ def test_wandb_without_a_login_is_said_before_anything_is_prepared(monkeypatch):
     with pytest.raises(UsageError, match="--report_to: No API key configured"):
         check_trackers(SimpleNamespace(report_to=["wandb"], process_index=0))
     check_trackers(SimpleNamespace(report_to=["wandb"], process_index=1))  # the first process asks for all
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("wandb", "set WANDB_MODE=offline, or leave it out"), ("mlflow", "leave it out")]
+)
+def test_a_tracker_that_cannot_begin_is_one_line_with_its_remedy(make_trainer, name, remedy):  # noqa: F811
+    class CommError(Exception):
+        pass
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            raise CommError("the server does not answer\nTraceback …")
+
+    trainer = make_trainer()
+    trainer.callback_handler.callbacks.insert(0, Tracker())
+    trainer.args.report_to = [name]
+    with pytest.raises(UsageError, match=f"^--report_to: the server does not answer; {remedy}$"):
+        train(trainer, None)
+
+
+def test_another_error_before_training_is_not_that_of_a_tracker(make_trainer):  # noqa: F811
+    def fail():
+        raise LookupError("a bug")
+
+    trainer = make_trainer()
+    trainer.args.report_to = ["wandb"]
+    trainer.get_train_dataloader = fail
+    with pytest.raises(LookupError, match="a bug"):
+        train(trainer, None)
 
 
 # ---- progress -------------------------------------------------------------------------------------------------------

@@ -24,10 +24,20 @@ from text_jepa.data.batching import lengths_of
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.strategies import MaskStrategy
 from text_jepa.share.model_card import describe_run
-from text_jepa.train.callbacks import EmaTargetEncoderCallback, ema_decay, health_line
+from text_jepa.train import collapse, run_log
+from text_jepa.train import trainer as trainer_module
+from text_jepa.train.callbacks import (
+    EmaTargetEncoderCallback,
+    PreemptionCallback,
+    ProgressLineCallback,
+    SpikeCallback,
+    WeightDecayCallback,
+    ema_decay,
+    health_line,
+)
 from text_jepa.train.collapse import CollapseMonitorCallback, describe_remedies, measure_representations
 from text_jepa.train.pretraining import load_finished
-from text_jepa.train.run_log import read_metrics
+from text_jepa.train.run_log import MetricsFileCallback, read_metrics
 
 
 def make_model(tokenizer, text_config=None, **fields):
@@ -175,6 +185,24 @@ def test_target_encoder_moves_once_per_optimizer_step_to_the_average_after_the_s
     assert not same_weights(start, parameters_of(model.target_encoder))
 
 
+def test_a_callback_that_is_given_takes_the_place_of_the_trainers_own(tokenizer, examples, tmp_path):
+    """With a second one, the target encoder would move twice in a step, and each record be written twice."""
+    ema = EmaTargetEncoderCallback("constant", 0.5)
+    given = [ema, WeightDecayCallback(0.1, 0.01), SpikeCallback(), PreemptionCallback()]
+    given += [ProgressLineCallback(), MetricsFileCallback(), CollapseMonitorCallback()]
+    trainer = make_trainer(tokenizer, examples, tmp_path, callbacks=given, weight_decay_end=0.01, logging_steps=1)
+    for callback in given:
+        found = [other for other in trainer.callback_handler.callbacks if isinstance(other, type(callback))]
+        assert found == [callback]
+    decays = []
+    trainer.model.update_target_encoder = decays.append
+    trainer.train()
+    assert decays == [0.5] * 4
+    assert [(record["step"], record["ema_decay"]) for record in training_records(tmp_path)] == [
+        (step, 0.5) for step in (1, 2, 3, 4)
+    ]
+
+
 @pytest.mark.parametrize(("skipped", "updates"), [(True, 0), (False, 1)])
 def test_a_skipped_optimizer_step_moves_nothing(skipped, updates):
     calls = []
@@ -290,6 +318,16 @@ def test_log_names_every_term_and_measure(tokenizer, examples, tmp_path):
     assert 0 < first["train_seconds"] < last["train_seconds"]
 
 
+def test_records_that_count_input_tokens_are_not_taken_for_the_summary_of_a_process(tokenizer, examples, tmp_path):
+    """The Trainer adds the running time to each of them."""
+    make_trainer(
+        tokenizer, examples, tmp_path, include_num_input_tokens_seen="all", logging_steps=1, max_steps=2
+    ).train()
+    records = read_metrics(tmp_path)
+    assert [record["step"] for record in records] == [1, 2]
+    assert all(record["num_input_tokens_seen"] > 0 for record in records)
+
+
 def test_nan_is_not_hidden_in_the_log(tokenizer, examples, tmp_path):
     trainer = make_trainer(tokenizer, examples, tmp_path, logging_steps=1, max_steps=2)
     with torch.no_grad():
@@ -344,6 +382,14 @@ def test_run_stops_after_three_steps_in_a_row_that_are_not_finite(tokenizer, exa
     assert trainer.nonfinite_steps == 3
 
 
+def test_a_trainer_that_trains_again_stops_again(tokenizer, examples, tmp_path):
+    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=10)
+    poison(trainer, range(10))
+    for _ in range(2):
+        trainer.train()
+        assert trainer.state.global_step == trainer.nonfinite_steps == 3
+
+
 def test_an_exception_in_the_forward_pass_ends_the_run(tokenizer, examples, tmp_path):
     trainer = make_trainer(tokenizer, examples, tmp_path)
     trainer.model.predictor.forward = None
@@ -353,6 +399,17 @@ def test_an_exception_in_the_forward_pass_ends_the_run(tokenizer, examples, tmp_
 
 def test_no_checkpoint_is_chosen_by_its_loss(tmp_path):
     assert not TextJepaTrainingArguments(str(tmp_path)).load_best_model_at_end
+
+
+def test_held_out_texts_are_not_dropped_with_the_last_batch_of_training(tokenizer, examples, tmp_path):
+    """Of 16 texts, batches of 10 leave six, and batches of 32 all."""
+    found = []
+    for size, drops in ((10, False), (10, True), (32, True)):
+        sizes = {"per_device_eval_batch_size": size, "dataloader_drop_last": drops}
+        trainer = make_trainer(tokenizer, examples, tmp_path, **sizes)
+        found.append(trainer.evaluate()["eval_loss"])
+        assert trainer.args.dataloader_drop_last == drops
+    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-6)
 
 
 def test_evaluation_uses_the_same_masks_whatever_the_pass(tokenizer, examples, tmp_path):
@@ -628,6 +685,31 @@ def test_a_record_of_a_pass_has_the_measures_of_its_own_step(tokenizer, examples
     assert len(set(found.values())) == len(found) == 3
 
 
+def test_time_of_the_monitor_is_not_time_of_training(tokenizer, examples, tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    clock.perf_counter = lambda: clock.now
+    for module in (collapse, run_log, trainer_module):
+        monkeypatch.setattr(module, "time", clock)
+    trainer = make_trainer(tokenizer, examples, tmp_path, max_steps=4, logging_steps=2)
+    measure = collapse.measure_representations
+    train = trainer.training_step
+
+    def measure_for_ten_seconds(*args):
+        clock.now += 10
+        return measure(*args)
+
+    def train_for_a_second(*args, **kwargs):
+        clock.now += 1
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(collapse, "measure_representations", measure_for_ten_seconds)
+    trainer.training_step = train_for_a_second
+    trainer.train()
+    seconds = [record["train_seconds"] for record in trainer.state.log_history if "train_seconds" in record]
+    assert seconds == [1, 2, 4]
+    assert clock.now == 4 + 3 * 10
+
+
 def test_monitor_measures_the_first_step_and_then_only_when_something_is_logged(tokenizer, batch):
     monitor = CollapseMonitorCallback(batch)
     model = make_model(tokenizer)
@@ -697,6 +779,60 @@ def test_a_monitor_without_texts_to_watch_is_refused(tokenizer, examples, tmp_pa
     args = TrainingArguments(str(tmp_path), max_steps=1, eval_strategy="no", report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match="set eval_strategy, or give it a batch"):
         CollapseMonitorCallback().on_train_begin(args, TrainerState(), TrainerControl())
+
+
+def test_a_run_without_log_entries_says_that_collapse_is_not_watched(tokenizer, examples, tmp_path, caplog):
+    make_trainer(tokenizer, examples, tmp_path / "logs")
+    assert "collapse" not in caplog.text
+    make_trainer(tokenizer, examples, tmp_path / "none", logging_strategy="no")
+    assert caplog.text.count("--logging_strategy no: collapse is not watched") == 1
+    with pytest.raises(ValueError, match="--stop_on_collapse has no effect with --logging_strategy no"):
+        make_trainer(tokenizer, examples, tmp_path / "stop", logging_strategy="no", stop_on_collapse=True)
+
+
+# ---- what it takes --------------------------------------------------------------------------------------------------
+
+
+class Rows(torch.utils.data.Dataset):
+    """Texts as rows of an array, which has no columns."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, row):
+        return {"input_ids": self.ids[row]}
+
+
+def test_texts_may_be_rows_of_an_array(tokenizer, tmp_path):
+    rows = Rows(np.random.default_rng(0).integers(5, len(tokenizer), (24, 9)))
+    assert lengths_of(rows) == [9] * 24
+    args = TextJepaTrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, per_device_train_batch_size=8)
+    collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(whole_words=False))
+    TextJepaTrainer(make_model(tokenizer), args, collator, rows, rows, processing_class=tokenizer).train()
+    assert (tmp_path / "checkpoint-1").is_dir()
+
+
+def test_arguments_of_the_stock_trainer_and_metrics_that_nothing_calls_are_refused(tokenizer, examples, tmp_path):
+    collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(whole_words=False))
+    stock = TrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(TypeError, match="expected TextJepaTrainingArguments, got TrainingArguments"):
+        TextJepaTrainer(make_model(tokenizer), stock, collator, examples)
+    own = TextJepaTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=r"compute_metrics would never be called.*on_evaluate of a callback"):
+        TextJepaTrainer(make_model(tokenizer), own, collator, examples, compute_metrics=dict)
+
+
+def test_a_process_uses_one_of_several_gpus_and_says_so(tokenizer, examples, tmp_path, caplog):
+    args = TextJepaTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8)
+    args._n_gpu = 2
+    collator = DataCollatorForTextJepa(tokenizer, MaskStrategy(whole_words=False))
+    trainer = TextJepaTrainer(make_model(tokenizer), args, collator, examples)
+    assert "one of 2 GPUs is used; to use all, start one process for each with accelerate launch" in caplog.text
+    assert (args.n_gpu, args.train_batch_size) == (1, 8)
+    assert not isinstance(trainer._wrap_model(trainer.model), torch.nn.DataParallel)
 
 
 def test_lengths_are_counted_and_a_forward_of_any_form_keeps_held_out_losses(tokenizer, examples, tmp_path):

@@ -106,10 +106,25 @@ def run(tmp_path, monkeypatch, capsys):
             ["--save_total_limit", "1", "--save_strategy", "best", "--metric_for_best_model", "probe_target_linear"],
             ["--save_total_limit 1", "the best and the newest", "use 2"],
         ),
+        (
+            ["--save_total_limit", "1", "--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "steps"],
+            ["--save_total_limit 1", "the best and the newest", "use 2"],
+        ),
+        (
+            ["--save_total_limit", "1", "--lr_scheduler_type", "greedy", "--eval_strategy", "steps"],
+            ["--save_total_limit 1", "the best and the newest", "use 2"],
+        ),
+        (
+            ["--stop_on_collapse", "--logging_strategy", "no"],
+            ["--stop_on_collapse has no effect", "--logging_strategy no", "--logging_strategy steps"],
+        ),
         (["--adam_beta1", "1.5"], ["--optim", "beta"]),
         (["--mask_ratio", "0"], ["--mask_ratio 0", "hides none"]),
         (["--accelerator_config", '{"split_batches": true}'], ["--accelerator_config split_batches"]),
         (["--report_to", "nothing_known"], ["--report_to", "nothing_known"]),
+        (["--streaming", "--save_strategy", "epoch"], ["--save_strategy epoch", "--streaming", "--save_steps"]),
+        (["--streaming", "--eval_strategy", "epoch"], ["--eval_strategy epoch", "--streaming", "--eval_steps"]),
+        (["--streaming", "--logging_strategy", "epoch"], ["--logging_strategy epoch", "--logging_steps"]),
     ],
     ids=lambda value: "_".join(value)[2:40] if value[0].startswith("--") else "",
 )
@@ -139,7 +154,7 @@ def test_a_flag_of_no_use_or_out_of_range_is_one_line_and_nothing_is_written(run
         (["--optim", "schedule_free_adamw"], ["--optim schedule_free_adamw"]),
         (["--lr_scheduler_type", "cosine_with_min_lr"], ["--lr_scheduler_type cosine_with_min_lr", "min_lr"]),
         (["--lr_scheduler_kwargs", '{"nothing_known": 3}'], ["--lr_scheduler_type", "nothing_known"]),
-        (["--torch_compile_backend", "nothing_known"], ["the Trainer refuses the flags", "NOTHING_KNOWN"]),
+        (["--torch_compile_backend", "nothing_known"], ["the Trainer rejected these arguments", "NOTHING_KNOWN"]),
         (["--dataloader_drop_last", "--per_device_train_batch_size", "500"], ["--dataloader_drop_last", "no step"]),
         (["--optim_args", "nothing_known=3"], ["--optim_args nothing_known", "adamw_torch", "does not read it"]),
         (["--optim_args", "rank"], ["--optim_args rank", "NAME=VALUE"]),
@@ -157,6 +172,27 @@ def test_what_cannot_start_is_one_line_and_leaves_nothing(run, flags, words):
     assert "Traceback" not in error
     assert [word for word in words if word not in lines[0]] == [], error
     assert not output.exists()
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize(
+    ("metric", "given", "expected"),
+    [
+        ("probe_target_linear", None, {"mode": "max"}),
+        ("probe_target_linear", {"patience": 2}, {"mode": "max", "patience": 2}),
+        ("probe_target_linear", {"mode": "min"}, {"mode": "min"}),
+        (None, None, None),
+    ],
+)
+def test_a_schedule_that_follows_a_metric_knows_which_way_is_better(schedule, metric, given, expected):
+    args = TextJepaTrainingArguments(
+        use_cpu=True,
+        eval_strategy="steps",
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=given,
+        metric_for_best_model=metric,
+    )
+    assert args.lr_scheduler_kwargs == expected
 
 
 class Known:

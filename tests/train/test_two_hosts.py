@@ -159,7 +159,7 @@ def lose(hosts, disks, loss, checkpoints):
         hosts.plug("up")
     log = log_of(disks[0], 0)
     ours = log.split("torch/distributed/elastic")[0]
-    assert f"another process has ended, or did not answer within {TIMEOUT} s (--ddp_timeout)" in ours
+    assert f"another process ended or did not respond within {TIMEOUT} s (--ddp_timeout)" in ours
     assert "--resume_from_checkpoint auto" in ours
     assert "Traceback" not in ours
     assert "(exitcode: 2)" in log

@@ -12,7 +12,7 @@ pretrain` may follow. `--lora RANK` trains small matrices beside the weights, fo
 
 import sys
 from collections.abc import Sequence
-from itertools import count, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from text_jepa.encoders.opening import readable
 from text_jepa.encoders.sentence_head import SentenceHead, read_head, read_json
 from text_jepa.errors import flag_of
 from text_jepa.names import check_name, is_cached
+from text_jepa.train.checkpointing import RESUME_NEWEST, RESUME_NONE
+from text_jepa.train.command import last_folder, numbered_folders
 
 
 # Poolings that a run can train, and the flag for each.
@@ -38,14 +40,15 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa adapt") -> None:
         print(f"usage: {prog} ENCODER TEXTS ... [--flag value ...]\n\n{__doc__.strip()}")
         return
     name, texts, flags = read_words(argv, prog)
-    source = find_encoder(name)
-    head = read_head(source)
+    options = {"cache_dir": _value(flags, "cache_dir"), "revision": _value(flags, "model_revision")}
+    source = find_encoder(name, **options)
+    head = read_head(source, **options)
     run = words_of_run(source, head, texts, flags)
     print(describe_choice(source, head))
     command_of("pretrain")(run, prog=prog, command=repeating_command(prog, argv))
     output_dir = _value(run, "output_dir")
     if head.modules and Path(output_dir, "modules.json").is_file():
-        print(describe_place(source, head, output_dir))
+        print(describe_place(source, head, output_dir, **options))
 
 
 def read_words(argv: Sequence[str], prog: str) -> tuple[str, list[str], list[str]]:
@@ -74,7 +77,7 @@ def words_of_run(source: str, head: SentenceHead, texts: Sequence[str], flags: S
     Raises:
         UsageError: No run pools as the encoder does.
     """
-    output_dir = new_folder(source, resumes=_has(flags, "resume_from_checkpoint"))
+    output_dir = folder_of_run(source, _value(flags, "resume_from_checkpoint"))
     words = [str(own_recipe(f"{recipe_of(head)}.yaml")), "--model_name_or_path", source, "--output_dir", output_dir]
     if texts:
         words += ["--train_file", *texts]
@@ -88,8 +91,12 @@ def words_of_run(source: str, head: SentenceHead, texts: Sequence[str], flags: S
 # ---- encoder and recipe ---------------------------------------------------------------------------------------------
 
 
-def find_encoder(name: str) -> str:
+def find_encoder(name: str, **options: Any) -> str:
     """A folder or a name on the Hub; a short name is also looked for among those of sentence-transformers.
+
+    Args:
+        name: The name as it was given.
+        **options: `cache_dir` and `revision` of `from_pretrained`.
 
     Raises:
         UsageError: There is none, or it is not an encoder but the complete model of a run.
@@ -98,13 +105,13 @@ def find_encoder(name: str) -> str:
     full_name = f"sentence-transformers/{name}"
     with readable(name, "no encoder is there"):
         is_short = "/" not in name and not Path(name).exists()
-        if is_short and is_cached(full_name):
+        if is_short and is_cached(full_name, options.get("cache_dir")):
             sources = [full_name]
         else:
-            check_name(name)
+            check_name(name, options.get("cache_dir"))
             sources += [full_name] if is_short else []
     for source in sources:
-        config = read_json(source, "config.json")
+        config = read_json(source, "config.json", **options)
         if config is None:
             continue
         if config.get("model_type") == "text_jepa":
@@ -138,12 +145,21 @@ def pooling_of(source: str, head: SentenceHead) -> str:
     return head.pooling
 
 
-def new_folder(source: str, resumes: bool) -> str:
-    """The folder of a run that names none: `runs/NAME-adapted`, with the next free number if that exists."""
-    folder = f"runs/{Path(source).resolve().name}-adapted"
-    if resumes or not Path(folder).exists():
-        return folder
-    return next(f"{folder}-{number}" for number in count(2) if not Path(f"{folder}-{number}").exists())
+def folder_of_run(source: str, resume: str | None) -> str:
+    """The folder of a run that names none: `runs/NAME-adapted`, with the next free number if that exists.
+
+    A run that resumes takes the last one there is, or that of the checkpoint that it names.
+
+    Args:
+        source: The encoder.
+        resume: The value of --resume_from_checkpoint, if it is given.
+    """
+    if resume not in (*RESUME_NONE, *RESUME_NEWEST):
+        return str(Path(resume).parent)
+    name = f"{Path(source).resolve().name}-adapted"
+    last = last_folder(name) if resume in RESUME_NEWEST else None
+    new = next(folder for folder in numbered_folders(name) if not folder.exists())
+    return str(last or new)
 
 
 # ---- what is said ---------------------------------------------------------------------------------------------------
@@ -157,9 +173,16 @@ def describe_choice(source: str, head: SentenceHead) -> str:
     return f"{source} has no modules.json and is taken for a masked language model: recipe {recipe}"
 
 
-def describe_place(source: str, before: SentenceHead, folder: str) -> str:
-    """Whether a new folder gives vectors of the kind of the old one, in a line."""
-    old = _traits(source, before)
+def describe_place(source: str, before: SentenceHead, folder: str, **options: Any) -> str:
+    """Whether a new folder gives vectors of the kind of the old one, in a line.
+
+    Args:
+        source: The encoder before the run.
+        before: Its head.
+        folder: The folder of the run.
+        **options: See `find_encoder`.
+    """
+    old = _traits(source, before, **options)
     new = _traits(folder, read_head(folder))
     changed = [f"{name} ({old[name]} before, {new[name]} now)" for name in old if old[name] != new[name]]
     if changed:
@@ -168,11 +191,11 @@ def describe_place(source: str, before: SentenceHead, folder: str) -> str:
     return f"It can replace {source}: {kept}"
 
 
-def _traits(source: str, head: SentenceHead) -> dict[str, Any]:
+def _traits(source: str, head: SentenceHead, **options: Any) -> dict[str, Any]:
     """What a user of vectors relies on."""
     settings = dict(head.prompts or {})
     return {
-        "features": (read_json(source, "config.json") or {}).get("hidden_size"),
+        "features": (read_json(source, "config.json", **options) or {}).get("hidden_size"),
         "modules": ", ".join(head.parts),
         "tokens": head.max_seq_length,
         "similarity": settings.get("similarity_fn_name") or "cosine",

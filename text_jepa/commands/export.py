@@ -38,7 +38,13 @@ from text_jepa.data.rows import Quoting
 from text_jepa.encoders import embeddings
 from text_jepa.encoders.embeddings import Encoder, cosine, embed_texts, open_encoder
 from text_jepa.encoders.opening import readable, run_code_of
-from text_jepa.encoders.sentence_head import kept_head, read_head, settings_of_transformer
+from text_jepa.encoders.sentence_head import (
+    FirstFeatures,
+    kept_head,
+    read_head,
+    read_json,
+    settings_of_transformer,
+)
 from text_jepa.probe import documents
 from text_jepa.probe.predictors import sts_scores
 from text_jepa.probe.tasks import Split, load_task_file
@@ -236,6 +242,8 @@ def write_sentence_transformer(args: argparse.Namespace) -> None:
             plain = Path(folder, output_dir.name)
             with export.writing(folder):
                 write_plain(model, tokenizer, args, plain, output_dir)
+        if args.normalize:
+            check_whole_vectors(args.source, str(plain))
         center = None
         if args.center:
             center = mean_vector(open_encoder(str(plain), args.max_length), args)
@@ -305,9 +313,11 @@ def write_onnx(args: argparse.Namespace) -> None:
         with export.writing(plain):
             encoder = open_for_onnx(args, Path(plain), output_dir)
         with export.writing(output_dir):
-            difference = onnx.export_onnx(encoder, full_path)
+            longest = embeddings.whole_length(encoder.name, encoder.model, encoder.tokenizer)
+            difference = onnx.export_onnx(replace(encoder, max_length=longest), full_path)
             if not is_beside:
                 copy_files_beside(encoder, output_dir)
+            write_tokenizer(encoder.tokenizer, output_dir)
     print(f"{full_path}: {size(full_path)}, largest difference from PyTorch {difference:.1e}")
     for path in paths[1:]:
         make_smaller = onnx.halve_onnx if path.stem.endswith("fp16") else onnx.quantize_onnx
@@ -443,6 +453,22 @@ def check_no_which(args: argparse.Namespace) -> None:
         raise UsageError(f"--which: {args.source} has only one encoder; name pretraining/ or a checkpoint of a run")
 
 
+def check_whole_vectors(source: str, folder: str) -> None:
+    """Raises UsageError if vectors are cut to their first features, after which their length is not 1.
+
+    Args:
+        source: The source of the export, for messages.
+        folder: Folder or name on the Hub of its encoder.
+    """
+    settings = read_json(folder, "config_sentence_transformers.json") or {}
+    size = settings.get("truncate_dim")
+    if size is not None:
+        raise UsageError(
+            f"--normalize: {source} cuts vectors to {size} features at the end (truncate_dim in "
+            "config_sentence_transformers.json), so their length would not be 1; leave --normalize out"
+        )
+
+
 def check_reading(args: argparse.Namespace, flag: str) -> None:
     """Raises UsageError if flags say how to read the files of another flag, which names none."""
     for name in ("text_column", "quoting"):
@@ -467,9 +493,27 @@ def copy_files_beside(encoder: Encoder, folder: Path) -> None:
         export.write_head(head, folder, encoder.model.config.hidden_size)
 
 
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes `tokenizer.json`, which tokenizes texts without transformers, unless it is there or cannot be made."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.save(str(path))
+    else:
+        print(
+            f"no tokenizer.json: {type(tokenizer).__name__} works only in transformers; tokenize texts with "
+            f"AutoTokenizer.from_pretrained({str(folder)!r})",
+            file=sys.stderr,
+        )
+
+
 def mean_vector(encoder: Encoder, args: argparse.Namespace) -> np.ndarray:
     """The mean vector (D,) of the texts of `--center`."""
     texts = read_documents("center", args)
+    # It is subtracted by a module, and sentence-transformers cuts vectors to their first features after all modules.
+    layers = tuple(layer for layer in encoder.layers_after if not isinstance(layer, FirstFeatures))
+    encoder = replace(encoder, layers_after=layers)
     rows = np.linspace(0, len(texts) - 1, min(len(texts), _TEXTS_OF_MEAN)).astype(int)
     vectors = embed_texts(encoder, [texts[row] for row in rows])
     print(f"The mean vector of {len(rows):,} texts is subtracted")
@@ -619,7 +663,7 @@ def read_prompt(text: str) -> tuple[str, str]:
 def size(path: Path) -> str:
     """Size of an ONNX file, with the weights beside it if they are in a file of their own."""
     size_in_bytes = path.stat().st_size
-    weights = Path(f"{path}.data")
+    weights = onnx.weights_file(path)
     if weights.exists():
         size_in_bytes += weights.stat().st_size
     return f"{size_in_bytes / 1e6:.1f} MB"

@@ -88,7 +88,7 @@ def draw_map(args: argparse.Namespace) -> None:
     chance = label_shares @ label_shares
     maps = {}
     for source, name in zip(args.sources, short_names(args.sources, 50), strict=True):
-        encoder = open_encoder(source)
+        encoder = open_encoder(source, cache_dir=args.cache_dir)
         _, vectors = embed(encoder, texts)
         nearest, _ = nearest_texts(vectors, range(len(texts)))
         share = (labels[nearest] == labels).mean()
@@ -109,8 +109,9 @@ def draw_spectra(args: argparse.Namespace) -> None:
     states = {}
     pooled = {}
     for source in args.sources:
-        states[source], pooled[source] = embed(open_encoder(source), texts)
-    control = untrained(open_encoder(args.sources[0]), seed=0)
+        encoder = open_encoder(source, cache_dir=args.cache_dir)
+        states[source], pooled[source] = embed(encoder, texts)
+    control = untrained(open_encoder(args.sources[0], cache_dir=args.cache_dir), seed=0)
     states[control.name], pooled[control.name] = embed(control, texts)
     panels = {"states of tokens": states, f"vectors of {len(texts):,} texts": pooled}
     plot_spectra(panels, args.output)

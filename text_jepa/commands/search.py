@@ -337,7 +337,10 @@ def show(folder: Path, found: Sequence[Found]) -> None:
 
 def excerpt(text: str, sentence: Span) -> tuple[str, str, str]:
     """What is shown of a passage on one line: before the sentence, the sentence, and after it."""
-    marked = textwrap.shorten(text[sentence.start : sentence.end], _SHOWN, placeholder=" …")
+    marked = " ".join(text[sentence.start : sentence.end].split())
+    if len(marked) > _SHOWN:
+        kept = marked[: _SHOWN - 2]
+        marked = f"{kept.rpartition(' ')[0] or kept} …"
     room = _SHOWN - len(marked)
     before = " ".join(text[: sentence.start].split())
     after = " ".join(text[sentence.end :].split())

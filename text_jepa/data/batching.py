@@ -178,7 +178,7 @@ def lengths_of(dataset: Dataset) -> Sequence[int]:
     """Number of tokens of each example: the column `length`, or counted if the dataset has none."""
     try:
         return dataset["length"]
-    except (KeyError, TypeError, ValueError):
+    except (IndexError, KeyError, TypeError, ValueError):
         return [len(dataset[row]["input_ids"]) for row in range(len(dataset))]
 
 

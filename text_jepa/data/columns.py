@@ -36,7 +36,7 @@ def pick(row: Mapping[str, Any], sources: Sources, where: str) -> dict[str, str 
         where: File and line, for error messages.
 
     Raises:
-        FileError: A column does not contain text.
+        FileError: A column does not contain text, or a text has half a character.
     """
     picked = {}
     for name, columns in sources.items():
@@ -49,7 +49,16 @@ def pick(row: Mapping[str, Any], sources: Sources, where: str) -> dict[str, str 
             picked[name] = None if values[0] is None else json.dumps(values[0])
         else:
             picked[name] = _join(values)
+            _check_characters(picked[name], where)
     return picked
+
+
+def _check_characters(text: str | None, where: str) -> None:
+    """Raises FileError for half a character, which JSON can escape and UTF-8 cannot encode."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise FileError(f"{where}: an unpaired surrogate; fix or remove it") from error
 
 
 def wrong_column(column: str, kind: str, name: str) -> str:

@@ -13,11 +13,11 @@ import pyarrow
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
-# First bytes of compressed files.
+# First bytes of compressed files. A file of bzip2 may have no content, and one of zstd may begin with a frame to skip.
 _GZIP = b"\x1f\x8b"
-_BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
+_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _XZ = b"\xfd7zXZ\x00"
-_ZSTANDARD = b"\x28\xb5\x2f\xfd"
+_ZSTANDARD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
 LFS_POINTER = b"version https://git-lfs"
 
 # Number of bytes that are read and checked at once.
@@ -60,7 +60,7 @@ def open_binary(path: str) -> IO[bytes]:
         return bz2.open(path)
     if start.startswith(_XZ):
         return lzma.open(path)
-    if start.startswith(_ZSTANDARD):
+    if _ZSTANDARD.match(start):
         return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
     return open(path, "rb")
 

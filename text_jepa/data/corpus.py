@@ -30,7 +30,13 @@ from text_jepa.data.folders import (
     saved_splits,
     splits_of_saved,
 )
-from text_jepa.data.held_out import count_shared, hold_out, hold_out_of_stream, warn_of_shared
+from text_jepa.data.held_out import (
+    count_shared,
+    hold_out,
+    hold_out_of_stream,
+    warn_of_shared,
+    warn_of_shared_in_stream,
+)
 from text_jepa.data.prose import HTML, MARKUP, PLAIN
 from text_jepa.data.reading import Source, check_rows, reading
 from text_jepa.data.remote import local_names
@@ -376,7 +382,9 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
         _warn_of_percentage(arguments, list_names(held_out_files))
         held_out = read(held_out_files, "validation_file")
         held_out_source = Source(_name_of_files("validation_file", held_out_files), held_out_files)
-        if not arguments.streaming:
+        if arguments.streaming:
+            warn_of_shared_in_stream(train, held_out, source, held_out_source)
+        else:
             warn_of_shared(count_shared(train, held_out), len(train))
     else:
         train, held_out = _split(train, arguments, what)
@@ -462,11 +470,11 @@ def _take_out_splits(
     folders = [local_path(name) for name in names]
     folders = [folder for folder in folders if folder.is_dir()]
     in_folders = [path for path in train_files if any(Path(path).is_relative_to(folder) for folder in folders)]
-    validation, test = files_of_splits(in_folders)
+    validation, test = files_of_splits(in_folders, folders)
     taken = [*validation, *test]
     if not taken:
         return train_files, held_out_files
-    line = f"--train_file: not trained on, by name: {list_names(taken)}"
+    line = f"--train_file: not trained on, by name or folder: {list_names(taken)}"
     if not held_out_files:
         held_out_files = validation or test
         line += f"; held out: {list_names(held_out_files)}"
@@ -663,6 +671,10 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
         train, held_out = _split(train, arguments, source.name)
     else:
         _warn_of_percentage(arguments, f"the split {others[0]} of {dataset}")
+        if arguments.streaming:
+            warn_of_shared_in_stream(train, held_out, source, source)
+        else:
+            warn_of_shared(count_shared(train, held_out), len(train))
     name = f"{dataset} {config}" if config else dataset
     return Corpus(_join_splits(train, held_out), name, source, source)
 
@@ -722,6 +734,7 @@ def _read_files(
 def _load_saved(dataset: str, split: str, streaming: bool) -> Dataset | IterableDataset:
     loaded = datasets.load_from_disk(dataset)
     part = loaded[split] if isinstance(loaded, DatasetDict) else loaded
+    part = part.with_format(None)  # a saved format may leave out the text
     return part.to_iterable_dataset() if streaming else part
 
 

@@ -1,7 +1,8 @@
 """Measures how well a tokenizer covers the texts of a run, and whether masks hide anything in them."""
 
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from text_jepa.cli import UsageError
 from text_jepa.data.collator import DataCollatorForTextJepa
+from text_jepa.data.tokenization import UNKNOWN_LETTER
 
 
 # Number of texts that are measured.
@@ -25,6 +27,9 @@ _UNKNOWN_TEXT = 0.5
 
 _BATCH_SIZE = 100
 
+# Number of first characters of a text in which dropped ones are counted.
+_CHARACTERS = 2_000
+
 
 @dataclass
 class Coverage:
@@ -38,6 +43,8 @@ class Coverage:
         without_target: Number of masks that hide nothing.
         hidden: Number of hidden tokens.
         spans: Number of hidden spans.
+        characters: Number of characters of texts whose dropped characters were counted, without spaces.
+        dropped: Number of those that are a part of no token.
     """
 
     tokens: int = 0
@@ -47,10 +54,13 @@ class Coverage:
     without_target: int = 0
     hidden: int = 0
     spans: int = 0
+    characters: int = 0
+    dropped: int = 0
 
     @property
     def unknown_share(self) -> float:
-        return self.unknown / max(self.tokens, 1)
+        """The share of unknown tokens, or of the characters that a tokenizer without an unknown token drops."""
+        return max(self.unknown / max(self.tokens, 1), self.dropped / max(self.characters, 1))
 
     @property
     def tokens_per_word(self) -> float:
@@ -104,10 +114,16 @@ class Coverage:
             )
 
 
+def drops_characters(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has no token for characters that it does not know, like a BPE without an unknown token."""
+    return tokenizer.is_fast and not tokenizer(UNKNOWN_LETTER, add_special_tokens=False)["input_ids"]
+
+
 def measure_coverage(
     examples: Sequence[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     collator: DataCollatorForTextJepa,
+    texts: Iterable[str] = (),
 ) -> Coverage:
     """Counts tokens, words and targets of examples.
 
@@ -115,14 +131,35 @@ def measure_coverage(
         examples: Examples for the collator.
         tokenizer: Tokenizer of the examples.
         collator: Collator of the run, which draws the masks.
+        texts: Texts in which dropped characters are counted, see `drops_characters`.
     """
     coverage = Coverage()
+    for text in texts:
+        _count_dropped(coverage, text[:_CHARACTERS], tokenizer)
     for start in range(0, len(examples), _BATCH_SIZE):
         # At the end of a schedule, because it may begin with nothing hidden.
         chosen = [{"epoch": 0, **example, "step": math.inf} for example in examples[start : start + _BATCH_SIZE]]
         batch = {name: tensor.numpy() for name, tensor in collator(chosen).items()}
         _count(coverage, batch, tokenizer, collator)
     return coverage
+
+
+def _count_dropped(coverage: Coverage, text: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    # The token of a letter that a tokenizer composes covers only the first part of the letter.
+    text = unicodedata.normalize("NFC", text)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    gaps = []
+    end = 0
+    for start, stop in spans:
+        gaps.append(text[end:start])
+        end = max(end, stop)
+    gaps.append(text[end:])
+    coverage.characters += _count_characters(text)
+    coverage.dropped += _count_characters("".join(gaps))
+
+
+def _count_characters(text: str) -> int:
+    return sum(map(len, text.split()))
 
 
 def _count(

@@ -80,6 +80,8 @@ _READ_AS = {
 }
 
 _NUMBER = re.compile(r"[+-]?\d+")
+# A blank line may contain spaces.
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 SampleBy = Literal["auto", "line", "paragraph", "document"]
@@ -215,7 +217,8 @@ def _rows(path: str, form: Form) -> Rows:
     builder, options = BUILDERS[suffix_of(Path(path))]
     if builder == "json":
         return json_rows(path, form.sources)
-    return csv_rows(path, options.get("sep"), form.quoting)
+    columns = {column for columns in form.sources.values() for column in columns}
+    return csv_rows(path, options.get("sep"), form.quoting, columns)
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -231,7 +234,7 @@ def _tables(path: str, rows: Rows, sources: Sources, is_text: bool = False) -> I
         is_text: Whether all values are strings, which may stand for numbers, as in a csv file.
     """
     picked = {name: [] for name in sources}
-    numbers = []
+    count = 0
     columns = _SeenColumns(path, sources)
     size = 0
     for number, row in rows:
@@ -239,16 +242,16 @@ def _tables(path: str, rows: Rows, sources: Sources, is_text: bool = False) -> I
         for name, text in pick(row, sources, f"{path}, line {number}").items():
             picked[name].append(text)
             size += len(text or "")
-        numbers.append(number)
-        if len(numbers) == _ROWS or size >= _CHUNK:
+        count += 1
+        if count == _ROWS or size >= _CHUNK:
             columns.check(picked, is_text)
-            yield _make_table(path, picked, numbers)
+            yield _make_table(picked)
             picked = {name: [] for name in sources}
-            numbers = []
+            count = 0
             size = 0
-    if numbers:
+    if count:
         columns.check(picked, is_text)
-        yield _make_table(path, picked, numbers)
+        yield _make_table(picked)
 
 
 class _SeenColumns:
@@ -295,15 +298,8 @@ def _kind_of_numbers(values: Sequence[str | None]) -> str | None:
     return "float64" if any(value[-1].isdigit() for value in values) else None  # "nan" is a word too
 
 
-def _make_table(path: str, picked: Mapping[str, list], numbers: Sequence[int]) -> pyarrow.Table:
-    try:
-        return pyarrow.table({name: pyarrow.array(texts, pyarrow.string()) for name, texts in picked.items()})
-    except UnicodeEncodeError as error:
-        for texts in picked.values():
-            for number, text in zip(numbers, texts, strict=True):
-                if text is not None and text.encode("utf-8", "replace") != text.encode("utf-8", "surrogatepass"):
-                    raise FileError(f"{path}, line {number}: an unpaired surrogate; fix or remove it") from error
-        raise
+def _make_table(picked: Mapping[str, list]) -> pyarrow.Table:
+    return pyarrow.table({name: pyarrow.array(texts, pyarrow.string()) for name, texts in picked.items()})
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
@@ -375,7 +371,7 @@ def _read_whole(path: str) -> str:
     if suffix_of(Path(path)) in HTML:
         return _read_page(path)
     with open_text(path) as file:
-        return file.read()
+        return _without_marks(file.read())
 
 
 def _read_page(path: str) -> str:
@@ -432,7 +428,7 @@ def _lines(path: str) -> Iterator[list[str]]:
     with open_text(path) as file:
         while chunk := file.read(_CHUNK):
             chunk += file.readline()  # to the end of the line
-            yield [line for line in chunk.split("\n") if line and not line.isspace()]
+            yield [line for line in _without_marks(chunk).split("\n") if line and not line.isspace()]
 
 
 def _parts(path: str) -> Iterator[str]:
@@ -446,17 +442,22 @@ def _parts(path: str) -> Iterator[str]:
                 size += len(line)
                 if line.isspace() and len(lines) > 2:  # the first one is the end of a line
                     break
-            yield "".join(lines)
+            yield _without_marks("".join(lines))
 
 
 def _blocks(path: str) -> Iterator[list[str]]:
     rest = ""
     with open_text(path) as file:
         while chunk := file.read(_CHUNK):
-            *blocks, rest = (rest + chunk + file.readline()).split("\n\n")
+            *blocks, rest = _BLANK_LINES.split(rest + _without_marks(chunk + file.readline()))
             yield [block for block in blocks if block and not block.isspace()]
     if rest and not rest.isspace():
         yield [rest]
+
+
+def _without_marks(text: str) -> str:
+    """Removes the byte order marks at the beginnings of lines, which files have that were joined on Windows."""
+    return text.removeprefix("\ufeff").replace("\n\ufeff", "\n")
 
 
 # ---- arrow and parquet ----------------------------------------------------------------------------------------------
@@ -527,6 +528,7 @@ def _name_of_type(kind: pyarrow.DataType) -> str:
 
 
 def _texts_of(path: str, batch: pyarrow.RecordBatch, sources: Sources, start: int) -> Iterator[pyarrow.Table]:
+    batch = _with_strings(path, batch, sources)
     kinds = {column: batch.schema.field(column).type for column in batch.schema.names}
     is_plain = all(
         name != "label" and len(columns) == 1 and _is_string(kinds.get(columns[0]))
@@ -543,7 +545,28 @@ def _texts_of(path: str, batch: pyarrow.RecordBatch, sources: Sources, start: in
         for number, row in zip(numbers, batch.to_pylist(), strict=True):
             for name, text in pick(row, sources, f"{path}, row {number}").items():
                 picked[name].append(text)
-        yield _make_table(path, picked, numbers)
+        yield _make_table(picked)
+
+
+def _with_strings(path: str, batch: pyarrow.RecordBatch, sources: Sources) -> pyarrow.RecordBatch:
+    """Converts columns of bytes to strings, because Hive and Impala write texts without saying that they are.
+
+    Raises:
+        FileError: Bytes are not UTF-8.
+    """
+    for name, columns in sources.items():
+        for column in columns:
+            root = root_of(column, batch.schema.names)
+            place = batch.schema.get_field_index(root)
+            values = batch.column(place)
+            if not pyarrow.types.is_binary(values.type) and not pyarrow.types.is_large_binary(values.type):
+                continue
+            try:
+                texts = values.cast(pyarrow.string())
+            except pyarrow.ArrowInvalid as error:
+                raise FileError(f"{path}: {wrong_column(root, 'bytes that are not UTF-8', name)}") from error
+            batch = batch.set_column(place, root, texts)
+    return batch
 
 
 def _is_string(kind: pyarrow.DataType | None) -> bool:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from datasets.data_files import FILES_TO_IGNORE
+
 from text_jepa.cli import UsageError
 from text_jepa.data.compressed import COMPRESSED, FileError, NoSuchColumn, suffix_of
 from text_jepa.data.files import BUILDERS, PROSE, Form, find_problem
@@ -25,9 +27,12 @@ logger = logging.getLogger(__name__)
 TABLES = set(BUILDERS) - set(PROSE)
 _DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing")
 
-# Names of the files of a split, as in the datasets library: validation-00000-of-00002.parquet.
-_SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(-\d+-of-\d+)?")
-_HELD_OUT = {
+# Names of the files and folders of a split, as in the datasets library: validation-00000-of-00002.parquet, c4-test.
+_SPLIT_NAME = re.compile(
+    r"(?P<beginning>(?:.*?[-._ 0-9])??)(?P<split>train|validation|valid|val|dev|test)(?:[-._ 0-9].*)?", re.DOTALL
+)
+_SPLITS = {
+    "train": "train",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
@@ -52,10 +57,11 @@ def find_files(
 ) -> list[str]:
     """Finds the files of paths, folders and globs; those of each name are sorted, and no file is listed twice.
 
-    A folder stands for all files of a known kind in it and its subfolders, except hidden files, backup copies and the
-    readme of a table, in its folder or above it. In a folder with files without columns, files that cannot be read are
-    excluded, too: tables without the requested columns, such as settings of programs, and damaged files. One line of
-    the log counts the excluded files, with the reasons. Subfolders that are runs or models are left out, see `walk`.
+    A folder stands for all files of a known kind in it and its subfolders, except hidden files, backup copies and what
+    describes a table, such as its readme, in its folder or above it. In a folder that has files without columns, files
+    that cannot be read are excluded, too: tables without the requested columns, such as settings of programs, and
+    damaged files. One line of the log counts the excluded files, with the reasons. Subfolders that are runs or models
+    are left out, see `walk`.
 
     Args:
         patterns: Paths, folders and globs, or names for fsspec, see `local_names`.
@@ -84,22 +90,39 @@ def find_files(
     return paths
 
 
-def files_of_splits(paths: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Finds the validation and the test files by their names, in folders that also have a `train` file."""
-    by_folder = {}
-    for path in paths:
-        folder, name = os.path.split(path)
-        match = _SPLIT_NAME.fullmatch(name.partition(".")[0].lower())
-        if match:
-            split = _HELD_OUT.get(match[1], "train")
-            by_folder.setdefault(folder, {}).setdefault(split, []).append(path)
+def files_of_splits(paths: Iterable[str], folders: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """Finds the validation and the test files by their names and those of their folders.
+
+    A name counts only beside a `train` file or folder whose name begins in the same way: `c4-test` beside `c4-train`.
+
+    Args:
+        paths: Files in these folders.
+        folders: The folders that were named. Only names below them count.
+    """
+    splits_of = {path: _splits_by_name(Path(path), folders) for path in paths}
+    with_train = {place for splits in splits_of.values() for place, split in splits.items() if split == "train"}
     validation = []
     test = []
-    for splits in by_folder.values():
-        if "train" in splits:
-            validation += splits.get("validation", [])
-            test += splits.get("test", [])
+    for path, splits in splits_of.items():
+        held_out = [split for place, split in splits.items() if split != "train" and place in with_train]
+        if "test" in held_out:
+            test.append(path)
+        elif held_out:
+            validation.append(path)
     return validation, test
+
+
+def _splits_by_name(path: Path, folders: Sequence[Path]) -> dict[tuple[Path, str], str]:
+    """Finds the splits in the names of a path. Each key is the folder of a name and what the name begins with."""
+    splits = {}
+    around = [folder for folder in folders if path.is_relative_to(folder)]
+    parent = max(around, key=lambda folder: len(folder.parts))
+    for part in path.relative_to(parent).parts:
+        match = _SPLIT_NAME.fullmatch(part.lower())
+        if match:
+            splits[parent, match["beginning"]] = _SPLITS[match["split"]]
+        parent = parent / part
+    return splits
 
 
 def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None, streaming: bool) -> list[str]:
@@ -180,12 +203,13 @@ def _files_of_folder(folder: Path, what: str, form: Form | None, streaming: bool
 
 
 def _is_table(path: str) -> bool:
-    return suffix_of(Path(path)) in TABLES
+    return suffix_of(Path(path)) in TABLES and Path(path).name not in FILES_TO_IGNORE
 
 
 def _is_description(path: str) -> bool:
-    first_word = re.split(r"[^a-z]", Path(path).name.lower(), maxsplit=1)[0]
-    return first_word in _DESCRIPTIONS and not _is_table(path)
+    name = Path(path).name
+    first_word = re.split(r"[^a-z]", name.lower(), maxsplit=1)[0]
+    return name in FILES_TO_IGNORE or (first_word in _DESCRIPTIONS and not _is_table(path))
 
 
 def _find_problems(paths: Sequence[str], form: Form, streaming: bool) -> dict[str, FileError]:

@@ -1,7 +1,9 @@
 """Holds out documents: a share of a corpus, whole files, or some of the first documents of a stream."""
 
+import itertools
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -10,7 +12,7 @@ import pyarrow.compute
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from text_jepa.cli import UsageError
-from text_jepa.data.reading import reading
+from text_jepa.data.reading import Source, read_rows, reading
 
 
 logger = logging.getLogger(__name__)
@@ -28,8 +30,10 @@ _LEAST_FILES = 10
 _OF_STREAM = 200
 # Smallest number of documents that they are drawn from, even if --shuffle_buffer is smaller.
 _LEAST_BUFFER = 2_000
-# Largest number of shards that they are drawn from.
+# Largest number of shards that they are drawn from, and of places of a corpus that are read in turn.
 _SHARDS = 8
+# Number of first documents of a stream that are compared with its held-out ones.
+_COMPARED_OF_STREAM = 10_000
 
 
 def count_shared(documents: Dataset, held_out: Dataset) -> int:
@@ -40,7 +44,7 @@ def count_shared(documents: Dataset, held_out: Dataset) -> int:
     return pyarrow.compute.sum(is_shared).as_py() or 0
 
 
-def warn_of_shared(shared: int, count: int) -> None:
+def warn_of_shared(shared: int, count: int | str) -> None:
     """Warns if some of the `count` training documents are also held out."""
     if shared:
         logger.warning(
@@ -143,6 +147,45 @@ def hold_out_of_stream(
     rows = Dataset.from_list([buffer[text] for text in held_out])
     rest = documents.filter(partial(_is_not_among, texts=frozenset(held_out)), input_columns=["text"])
     return rest, rows.to_iterable_dataset()
+
+
+def warn_of_shared_in_stream(
+    documents: IterableDataset, held_out: IterableDataset, source: Source, held_out_source: Source
+) -> None:
+    """Warns if some of the first documents of a stream are equal to some of the first that are held out.
+
+    Args:
+        documents: A stream of rows with a column `text`.
+        held_out: Its held-out documents.
+        source: Where the documents are read from, for error messages.
+        held_out_source: Where the held-out documents are read from.
+
+    Raises:
+        UsageError: A file cannot be read.
+    """
+    rows = itertools.islice(read_rows(rows_in_turn(documents), source), _COMPARED_OF_STREAM)
+    texts = [row["text"] for row in rows]
+    rows = read_rows(held_out.take(_COMPARED_OF_STREAM), held_out_source)
+    known = {row["text"] for row in rows if row["text"]}
+    shared = sum(text in known for text in texts)
+    warn_of_shared(shared, f"the first {len(texts):,}")
+
+
+def rows_in_turn(documents: Dataset | IterableDataset) -> Iterator[dict]:
+    """Reads a corpus in up to eight places in turn, because the first rows of a sorted corpus are alike.
+
+    Args:
+        documents: Rows of any kind.
+
+    Yields:
+        All rows; the order is the same in every process.
+    """
+    if isinstance(documents, Dataset):
+        documents = documents.to_iterable_dataset(num_shards=min(len(documents), _SHARDS))
+    num_places = min(documents.num_shards, _SHARDS)
+    places = [documents.shard(num_places, place) for place in range(num_places)]
+    for rows in itertools.zip_longest(*places):
+        yield from (row for row in rows if row is not None)
 
 
 def _is_not_among(text: str | None, texts: frozenset[str]) -> bool:

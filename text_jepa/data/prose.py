@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from text_jepa.data.scripts import is_unspaced
+
 
 MARKDOWN = (".md", ".markdown")
 RESTRUCTURED = (".rst",)
@@ -112,9 +114,13 @@ def _is_wrapped(lines: Sequence[str], width: int) -> bool:
 
 
 def _fills(line: str, following: str, width: int) -> bool:
-    """Whether the first word of the next line does not fit into this line."""
-    word = following.split(maxsplit=1)[0]
-    needed = 1 + min(len(word), _LONGEST_WORD)
+    """Whether the first word of the next line does not fit into this line.
+
+    A line may end before any character of a script without spaces.
+    """
+    word = following.split(maxsplit=1)[0][:_LONGEST_WORD]
+    num_unbroken = next((place for place, character in enumerate(word) if is_unspaced(character)), len(word))
+    needed = 1 + num_unbroken
     return len(line) + needed > width
 
 
@@ -176,8 +182,15 @@ def join_lines(lines: Sequence[str], width: int, words: Set[str] = frozenset()) 
                 parts[-1] = parts[-1].removesuffix("-")
             parts.append(following.lstrip())
         else:
-            parts += [" ", following.lstrip()]
+            parts += [_space_between(line, following), following.lstrip()]
     return "".join(parts)
+
+
+def _space_between(line: str, following: str) -> str:
+    """The space that joins two lines; none between words of scripts without spaces."""
+    last = next(filter(str.isalnum, reversed(line)), " ")
+    first = next(filter(str.isalnum, following), " ")
+    return "" if is_unspaced(last) and is_unspaced(first) else " "
 
 
 def _is_divided(line: str, following: str, words: Set[str]) -> bool:
@@ -286,7 +299,7 @@ def _make_paragraph(block: dict[int, str], headings: set[int], fenced: set[int])
         is_fixed = number in fenced or number in headings
         starts_line = is_fixed or is_table or bool(_ITEM.match(line))
         if parts:
-            parts.append(" " if may_continue and not starts_line else "\n")
+            parts.append(_space_between(parts[-1], line) if may_continue and not starts_line else "\n")
         parts.append(line)
         may_continue = bool(line) and not is_fixed
     start = next(iter(block))
@@ -314,6 +327,20 @@ _BLOCKS = re.compile(
 # Void elements, which have no end tag.
 _VOID = re.compile("area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr")
 _SPACES = re.compile(r"[ \t\r\n\f]+")
+# A number of a character with so many digits that int() may refuse them; no character has such a number.
+_ENDLESS_REFERENCE = re.compile(r"&#[0-9]{100,};?")
+
+# Elements whose end tag is optional. A start tag ends the open elements of the first set, except those around a hidden
+# element or an element of the second set.
+_SECTIONS = ("thead", "tbody", "tfoot")
+_ENDED_BY = {
+    "li": ({"li"}, {"ul", "ol", "menu"}),
+    **dict.fromkeys(("dt", "dd"), ({"dt", "dd"}, {"dl"})),
+    **dict.fromkeys(("td", "th"), ({"td", "th"}, {"tr", "table"})),
+    "tr": ({"tr"}, {*_SECTIONS, "table"}),
+    **dict.fromkeys(_SECTIONS, ({"tr", *_SECTIONS}, {"table"})),
+}
+_ENDED_BY_OTHER_BLOCKS = ({"p"}, set())
 
 
 class _Element(NamedTuple):
@@ -346,6 +373,7 @@ class _Blocks(HTMLParser):
                 self.handle_endtag(outer)
         if _BLOCKS.fullmatch(tag):
             self.end_paragraph()
+            self._add_end_tag(*_ENDED_BY.get(tag, _ENDED_BY_OTHER_BLOCKS))
         if tag == "br":
             self.handle_data("\n" if self._is_in("pre") else " ")
         if _VOID.fullmatch(tag):
@@ -357,10 +385,10 @@ class _Blocks(HTMLParser):
         self.open.append(_Element(tag, is_hidden, is_in_main))
 
     def handle_endtag(self, tag: str) -> None:
-        if not self._is_in(tag):
-            return
         if _BLOCKS.fullmatch(tag):
             self.end_paragraph(is_heading=bool(_HEADINGS.fullmatch(tag)))
+        if not self._is_in(tag):
+            return
         while self.open.pop().tag != tag:
             pass
 
@@ -374,6 +402,22 @@ class _Blocks(HTMLParser):
                 return
             self.line = self.getpos()[0]
         self.parts.append(data if self._is_in("pre") else _SPACES.sub(" ", data))
+
+    def parse_html_declaration(self, i: int) -> int:
+        """Reads `<![word ...>` as a comment, as browsers do. Some versions of Python raise an error instead."""
+        if self.rawdata.startswith("<![", i) and not self.rawdata.startswith("<![CDATA[", i):
+            return self.parse_bogus_comment(i)
+        return super().parse_html_declaration(i)
+
+    def _add_end_tag(self, tags: Set[str], containers: Set[str]) -> None:
+        """Closes the open elements with these tags, except those around a container or a hidden element."""
+        end = len(self.open)
+        for place, element in reversed(list(enumerate(self.open))):
+            if element.tag in containers or _HIDDEN.fullmatch(element.tag):
+                break
+            if element.tag in tags:
+                end = place
+        del self.open[end:]
 
     def _end_head(self) -> None:
         if self.open and self.open[-1].tag == "head":
@@ -412,7 +456,7 @@ def html_paragraphs(text: str) -> list[Paragraph]:
         text: The content of the file. If the page has a main part, only that is read.
     """
     parser = _Blocks()
-    parser.feed(text)
+    parser.feed(_ENDLESS_REFERENCE.sub("\ufffd", text))
     parser.close()
     parser.end_paragraph()
     if parser.heading:

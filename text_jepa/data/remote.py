@@ -17,6 +17,7 @@ from text_jepa.data.files import BUILDERS
 
 logger = logging.getLogger(__name__)
 
+_WEB = ("http://", "https://")
 # Fields by which a web server identifies the version of a file, because its `ukey` never changes.
 _OF_VERSION = ("size", "ETag", "Last-Modified", "Content-MD5", "Digest")
 
@@ -57,7 +58,7 @@ def _copy(pattern: str, what: str) -> list[str]:
     if is_glob:
         found = file_system.glob(place)
         root = place[: min(wildcards)].rpartition("/")[0]
-    elif file_system.isdir(place):
+    elif not _is_file_on_web(path_of_place) and file_system.isdir(place):
         found = file_system.find(place)
         root = place
     else:
@@ -103,9 +104,14 @@ def _move(unfinished: Path, folder: Path) -> None:
 
 def _without_query(place: str) -> str:
     """Removes the query of a URL, such as `?download=true`; in other names, a question mark is a wildcard."""
-    if not place.startswith(("http://", "https://")):
+    if not place.startswith(_WEB):
         return place
     return urlsplit(place)._replace(query="", fragment="").geturl()
+
+
+def _is_file_on_web(place: str) -> bool:
+    """Whether a URL names a file of a known kind. For fsspec, each page with links is a folder as well."""
+    return place.startswith(_WEB) and suffix_of(Path(place)) in BUILDERS
 
 
 def _version_of(file_system: fsspec.AbstractFileSystem, path: str) -> tuple[str, ...]:

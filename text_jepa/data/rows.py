@@ -1,10 +1,11 @@
 """Reads the rows of json, csv and tsv files, and reports errors with their line."""
 
+import codecs
 import csv
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -14,7 +15,10 @@ from text_jepa.data.compressed import FileError, open_text, open_utf8, suffix_of
 
 _DELIMITERS = (",", ";", "\t", "|")
 _LONGEST_CELL = 2**31 - 1
-_SPACES = re.compile(r"\s*")
+# Spaces between values, and the byte order marks of files that were joined on Windows.
+_SPACES = re.compile(r"[\s\ufeff]*")
+# A cell of a header in quotes, which may go on in the next line.
+_QUOTED_CELL = re.compile(r"(?<![^,;\t|\"])\"[^\"]*\"?")
 # First line of a table for Excel, which names the delimiter.
 _SEPARATOR = re.compile(r"\"?sep=(.)\"?\s*", re.IGNORECASE)
 
@@ -55,8 +59,7 @@ def json_rows(path: str, sources: Sources) -> Rows:
     with open_utf8(path) as file:
         is_first = True
         for number, line in enumerate(file, 1):
-            encoding = "utf-8-sig" if number == 1 else "utf-8"
-            text = line.decode(encoding).strip()
+            text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8").strip()
             if not text:
                 continue
             if is_first and _is_part(text, path, decoder):
@@ -118,20 +121,24 @@ def _parse(path: str, number: int, text: str, decoder: json.JSONDecoder) -> dict
 
 
 def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -> Rows:
-    """Reads the objects of consecutive values that span several lines; `number` is the first line."""
+    """Reads the objects of consecutive values that span several lines; `number` is the first line.
+
+    A list of strings is a list of documents only if it is the whole file: one of several is a row of cells.
+    """
     place = 0
     while place < len(text):
         try:
             value, end = decoder.raw_decode(text, place)
         except _UNDECODABLE as error:
             raise _file_error(path, None, error) from error
+        following = _SPACES.match(text, end).end()
+        is_whole_file = place == 0 and following == len(text)
         items = value if isinstance(value, list) else [value]
         for item in items:
-            row = {"text": item} if isinstance(item, str) else item
+            row = {"text": item} if is_whole_file and isinstance(item, str) else item
             if not isinstance(row, dict):
                 raise FileError(f"{path}, line {number}: not an object, '{{...}}'; fix or remove it")
             yield number, row
-        following = _SPACES.match(text, end).end()
         number += text.count("\n", place, following)
         place = following
 
@@ -139,7 +146,7 @@ def _json_values(path: str, number: int, text: str, decoder: json.JSONDecoder) -
 # ---- tables of text -------------------------------------------------------------------------------------------------
 
 
-def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
+def csv_rows(path: str, delimiter: str | None, quoting: Quoting, columns: Collection[str] | None = None) -> Rows:
     """Reads the rows of a csv or tsv file, whose first row has the names of the columns.
 
     A line `sep=;` before it, which names the delimiter for Excel, is skipped.
@@ -148,9 +155,10 @@ def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
         path: The file, compressed or not.
         delimiter: Delimiter of cells. Default: found in the header.
         quoting: How quotes are read.
+        columns: The columns to read, none of which may occur twice. Default: all that have a name.
 
     Raises:
-        FileError: A row has too many cells, a name occurs twice, or quotes are not delimiters of cells.
+        FileError: A row has too many cells, such a column occurs twice, or quotes are not delimiters of cells.
     """
     csv.field_size_limit(_LONGEST_CELL)
     delimiter = delimiter or delimiter_of(path)
@@ -178,6 +186,7 @@ def csv_rows(path: str, delimiter: str | None, quoting: Quoting) -> Rows:
             if header is None:
                 if not _SEPARATOR.fullmatch(lines.lines[0]):
                     header = cells
+                    _check_header(path, header, columns)
                 continue
             row += 1
             if quoting == "checked":
@@ -194,13 +203,16 @@ def has_separator_line(path: str) -> bool:
 
 
 def delimiter_of(path: str) -> str:
-    """The delimiter of cells: as a line `sep=;` says, or a comma, unless another is more frequent in the header."""
+    """The delimiter of cells: as a line `sep=;` says, or a comma, unless another is more frequent in the header.
+
+    Those within a quoted cell of the header are not delimiters.
+    """
     with open_text(path, newline="") as file:
         header = file.readline()
     separator = _SEPARATOR.fullmatch(header)
     if separator:
         return separator[1]
-    return max(_DELIMITERS, key=header.count)
+    return max(_DELIMITERS, key=_QUOTED_CELL.sub("", header).count)
 
 
 class _LinesOfRow:
@@ -279,6 +291,14 @@ class _Quotes:
         )
 
 
+def _check_header(path: str, header: Sequence[str], columns: Collection[str] | None) -> None:
+    """Raises FileError if a column occurs twice that is to be read, see `csv_rows`."""
+    for name in header:
+        is_read = name and (columns is None or name in columns)
+        if is_read and header.count(name) > 1:
+            raise FileError(f"{path}: cannot be read: line 1 has the column '{name}' twice; rename one")
+
+
 def _named_cells(path: str, line: int, header: Sequence[str], cells: Sequence[str]) -> dict[str, str | None]:
     """Maps names of columns to cells; missing cells are `None`, and surplus empty ones are dropped."""
     while len(cells) > len(header) and not cells[-1]:
@@ -291,7 +311,4 @@ def _named_cells(path: str, line: int, header: Sequence[str], cells: Sequence[st
     row = dict.fromkeys(header)
     for name, cell in zip(header, cells, strict=False):
         row[name] = cell
-    if len(row) < len(header):
-        twins = [name for name in row if header.count(name) > 1]
-        raise FileError(f"{path}: cannot be read: line 1 has the column '{twins[0]}' twice; rename one")
     return row

@@ -61,7 +61,7 @@ class Texts(datasets.ArrowBasedBuilder):
     """Documents of files; see `read_texts`."""
 
     BUILDER_CONFIG_CLASS = TextsConfig
-    VERSION = datasets.Version("3.1.0")  # change it whenever the readers give other texts
+    VERSION = datasets.Version("3.2.0")  # change it whenever the readers give other texts
 
     def _info(self) -> datasets.DatasetInfo:
         names = list(self.config.form.sources)

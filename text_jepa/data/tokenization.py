@@ -52,19 +52,31 @@ _RUNS = Regex(
     r"|[\p{Katakana}ー]+|\p{Hiragana}+|\p{Thai}+|\p{Lao}+|\p{Khmer}+|\p{Myanmar}+|\p{Tibetan}+"
 )
 
+# Characters that separate words: vertical tab, form feed, the separators of ASCII and next line; and the space without
+# width in scripts that write no other.
+_BREAKS = Regex(r"[\x0B\x0C\x1C-\x1F\x{85}]|(?<=[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])\x{200B}")
+
 # Control and format characters, except for the two joiners, which distinguish words in Persian and Hindi.
 _MEANINGLESS = Regex(r"[\p{Cc}\p{Cf}\x{FFFD}&&[^\t\n\r\x{200C}\x{200D}]]")
 
-# The word pattern of GPT-2, extended by the marks that belong to letters, such as vowels in Hindi and Thai.
+# The word pattern of GPT-2, extended by the marks that belong to letters, such as vowels in Hindi and Thai. Long runs
+# are divided, because training on a single word of a million letters would take days.
 _BPE_WORDS = Regex(
-    r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}\x{200C}\x{200D}]+| ?\p{N}+"
-    r"| ?[^\s\p{L}\p{M}\p{N}\x{200C}\x{200D}]+|\s+(?!\S)|\s+"
+    r"'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}\x{200C}\x{200D}]{1,100}\p{M}{0,20}| ?\p{N}{1,100}"
+    r"| ?[^\s\p{L}\p{M}\p{N}\x{200C}\x{200D}]{1,100}|\s{1,100}(?!\S)|\s{1,100}"
 )
 
 # Hook, horn and dot below, which European languages do not use. Where they are frequent, as in Vietnamese and Yoruba,
 # the marks on Latin letters are tones and distinguish words.
 _TONE_MARKS = frozenset("\u0309\u031b\u0323")
 _FREQUENT_TONES = 0.01
+
+# A letter of Linear A, which nobody can read, so that texts and vocabularies have none.
+UNKNOWN_LETTER = "\U00010600"
+
+# Largest number of characters and of documents that are tokenized at once: a token takes a hundred bytes meanwhile.
+_CHARACTERS_AT_ONCE = 4_000_000
+_DOCUMENTS_AT_ONCE = 1_000
 
 # Part of the cache's fingerprint: increase it whenever the same settings give other examples.
 _TOKENIZATION_VERSION = 3
@@ -151,7 +163,7 @@ def _train_wordpiece(texts: list[str], vocab_size: int, special: list[str], lowe
 
 def _wordpiece_normalizer(texts: list[str], lowercase: bool) -> normalizers.Normalizer:
     """BERT's normalizer, except that only accents of Latin, Greek and Cyrillic letters are removed."""
-    steps = [normalizers.Replace(_MEANINGLESS, ""), normalizers.NFC()]
+    steps = [normalizers.Replace(_BREAKS, " "), normalizers.Replace(_MEANINGLESS, ""), normalizers.NFC()]
     if lowercase:
         steps += _accent_steps(texts)
     bert = normalizers.BertNormalizer(
@@ -514,8 +526,9 @@ class _Cutter:
             pieces.append(self._add_special_tokens(ids[: self.room]) if ids else None)
         return pieces
 
-    def _tokenize(self, texts: Sequence[str | None]) -> list[list[int]]:
-        return self.whole_tokens.tokenize([_check_text(text) for text in texts])
+    def _tokenize(self, texts: Sequence[str | None]) -> Iterator[list[int]]:
+        for group in groups_of_texts(map(_check_text, texts)):
+            yield from self.whole_tokens.tokenize(group)
 
     def _cut_document(self, ids: list[int]) -> list[list[int]]:
         if len(ids) < self.min_length:
@@ -527,6 +540,21 @@ class _Cutter:
 
     def _add_special_tokens(self, ids: list[int]) -> list[int]:
         return self.before + ids + self.after
+
+
+def groups_of_texts(texts: Iterable[str], characters: int = _CHARACTERS_AT_ONCE) -> Iterator[list[str]]:
+    """Groups adjacent texts, with at most this many characters in a group of more than one text."""
+    group = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > characters:
+            yield group
+            group = []
+            size = 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
 
 
 class _WholeTokens:
@@ -657,6 +685,7 @@ def _tokenize_dataset(split: str, documents: Dataset, plan: _Plan) -> Dataset:
     examples = documents.map(
         plan.tokenize,
         batched=True,
+        batch_size=_rows_at_once(documents),
         remove_columns=plan.columns,
         num_proc=plan.num_proc,
         load_from_cache_file=not plan.overwrite_cache,
@@ -668,6 +697,13 @@ def _tokenize_dataset(split: str, documents: Dataset, plan: _Plan) -> Dataset:
     skipped = len(documents) - int(np.sum(begins))
     log_skipped_documents(split, skipped, len(documents), plan.min_length, plan.view)
     return examples.remove_columns("begins")
+
+
+def _rows_at_once(documents: Dataset) -> int:
+    """Number of documents whose tokens are in memory together, fewer if they are long."""
+    mean_size = documents.data.nbytes / max(len(documents.data), 1)
+    fitting = int(_CHARACTERS_AT_ONCE / max(mean_size, 1))
+    return min(max(fitting, 1), _DOCUMENTS_AT_ONCE)
 
 
 def _tokenize_stream(

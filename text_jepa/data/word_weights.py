@@ -6,7 +6,6 @@ known remedy: it needs one pass over tokenized texts and no training.
 Shapes: V tokens of the vocabulary.
 """
 
-import itertools
 import json
 import string
 import unicodedata
@@ -17,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from text_jepa.data.tokenization import vocabulary
+from text_jepa.data.tokenization import groups_of_texts, token_bytes, vocabulary
 
 
 # Folder of the module `WordWeights` in an exported encoder, which sentence-transformers loads by itself.
@@ -54,16 +53,23 @@ class DocumentFrequency:
 
 def is_weightless(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Marks tokens without weight: special tokens and punctuation, boolean (V,)."""
-    texts = [_token_to_text(tokenizer, token) for token in vocabulary(tokenizer)]
-    weightless = np.array([all(map(_is_punctuation, text)) for text in texts])
+    # Byte-level BPE writes spaces and bytes as other letters.
+    texts = [tokenizer.convert_tokens_to_string([token]) for token in vocabulary(tokenizer)]
+    weightless = np.array(list(map(_has_no_word, texts, token_bytes(tokenizer))))
     weightless[tokenizer.all_special_ids] = True
     return weightless
 
 
-def _token_to_text(tokenizer: PreTrainedTokenizerBase, token: str) -> str:
-    # Byte-level BPE writes spaces and bytes as other letters.
-    text = tokenizer.convert_tokens_to_string([token])
-    return text.removeprefix("##").strip()
+def _has_no_word(text: str, content: bytes) -> bool:
+    """Whether a token is blank or punctuation.
+
+    Args:
+        text: The token as text. Some tokenizers have none for a blank, and some none for a part of a character.
+        content: Its bytes.
+    """
+    if not text:
+        return not content.strip()
+    return all(map(_is_punctuation, text.removeprefix("##").strip()))
 
 
 def _is_punctuation(character: str) -> bool:
@@ -82,24 +88,17 @@ def word_weights(frequency: DocumentFrequency, tokenizer: PreTrainedTokenizerBas
     return weights.astype(np.float32)
 
 
-def count_words(
-    texts: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
-    batch_size: int = 1_000,
-) -> DocumentFrequency:
-    """Counts the document frequencies of tokens in raw texts, which are tokenized in batches of `batch_size`."""
+def count_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> DocumentFrequency:
+    """Counts the document frequencies of tokens in raw texts."""
     frequency = DocumentFrequency(len(vocabulary(tokenizer)))
-    texts = iter(texts)
-    batch = list(itertools.islice(texts, batch_size))
-    while batch:
+    for group in groups_of_texts(texts):
         encoded = tokenizer(
-            batch,
+            group,
             add_special_tokens=False,
             return_attention_mask=False,
             verbose=False,
         )
         frequency.add(encoded["input_ids"])
-        batch = list(itertools.islice(texts, batch_size))
     return frequency
 
 

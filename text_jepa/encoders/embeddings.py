@@ -24,8 +24,9 @@ from modeling_text_jepa import TextJepaForPreTraining, without_adapters
 from text_jepa.cli import UsageError
 from text_jepa.data.tokenization import special_tokens_around, vocabulary
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER, load_word_weights
-from text_jepa.encoders.opening import check_loaded, read_config, read_tokenizer, readable
+from text_jepa.encoders.opening import check_loaded, check_states, read_config, read_tokenizer, readable
 from text_jepa.encoders.sentence_head import (
+    NO_LIMIT,
     SentenceHead,
     check_stated_length,
     file_of,
@@ -88,6 +89,7 @@ def open_encoder(
     name_or_path: str,
     max_length: int | None = None,
     pooling: Pooling | None = None,
+    **options,
 ) -> Encoder:
     """Opens any encoder: a plain one, an exported one, `pretraining/` or `checkpoint-N` of a run.
 
@@ -102,27 +104,25 @@ def open_encoder(
         pooling: `"mean"` (all tokens count the same) or `"cls"`, and nothing else. Defaults to what the folder's
             sentence-transformers files say, with word weights, dense layers, normalization and a default prompt, or to
             the plain mean if there are none.
+        **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
         UsageError: There is no encoder, it cannot be read, its pooling is not supported, or texts of `max_length` do
             not fit.
     """
-    model, tokenizer = load_trained(name_or_path)
+    model, tokenizer = load_trained(name_or_path, **options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     if max_length is None:
-        stated_length = _stated_length(name_or_path) or tokenizer.model_max_length
-        check_stated_length(name_or_path, stated_length)
-        limit = longest_text(model.config) or _LONGEST_WINDOW
-        max_length = int(min(stated_length, limit, _LONGEST_WINDOW))
+        max_length = min(whole_length(name_or_path, model, tokenizer, **options), _LONGEST_WINDOW)
     check_max_length(name_or_path, max_length, model, tokenizer)
 
     if isinstance(model, TextJepaForPreTraining):
         encoder = encoder_inside(model, tokenizer, max_length, name=name_or_path)
-        head = kept_head(read_json(name_or_path, "card.json"))
+        head = kept_head(read_json(name_or_path, "card.json", **options))
     else:
         encoder = Encoder(name_or_path, model, tokenizer, max_length)
-        head = read_head(name_or_path) if pooling is None else None
+        head = read_head(name_or_path, **options) if pooling is None else None
     if pooling is None and head is not None:
         encoder = with_head(encoder, head)
     if pooling is not None:
@@ -136,6 +136,31 @@ def longest_text(config: PretrainedConfig) -> int | None:
         # With a predictor that goes with encoders of any width. A copy, for the original would lose its attention.
         config = TextJepaConfig(text_config=copy.deepcopy(config), pred_hidden_size=2, pred_num_attention_heads=1)
     return config.max_text_length
+
+
+def whole_length(
+    source: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    **options,
+) -> int:
+    """Longest text in tokens that an encoder reads at once, as in sentence-transformers.
+
+    Args:
+        source: Folder or name on the Hub.
+        model: The encoder, or a pretraining model.
+        tokenizer: Its tokenizer.
+        **options: `cache_dir`, `revision` … of `from_pretrained`.
+
+    Returns:
+        What the folder states, at most what the encoder has positions for; `NO_LIMIT` if there is no limit.
+
+    Raises:
+        UsageError: What the folder states is not a number of tokens.
+    """
+    stated_length = _stated_length(source, **options) or tokenizer.model_max_length
+    check_stated_length(source, stated_length)
+    return int(min(stated_length, longest_text(model.config) or NO_LIMIT))
 
 
 def check_max_length(
@@ -232,22 +257,31 @@ def encoder_inside(
     )
 
 
-def load_trained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_trained(source: str, **options) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A finished model with its tokenizer: a [`TextJepaForPreTraining`] or an encoder of any architecture.
 
     Args:
         source: Folder or name on the Hub: an exported encoder, `pretraining/` or `checkpoint-N` of a run.
+        **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
-        UsageError: There is none, it cannot be read or is not whole, or it needs code of its own.
+        UsageError: There is none, it cannot be read or is not whole, it needs code of its own, or it cannot be run on
+            ids and a mask.
     """
     with readable(source):
-        config = read_config(source)
+        config = read_config(source, **options)
         model_class = TextJepaForPreTraining if config.model_type == "text_jepa" else AutoModel
-        model, report = model_class.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
+        model, report = model_class.from_pretrained(
+            source,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
     with readable(source, "no tokenizer there"):
-        tokenizer = read_tokenizer(source)
+        tokenizer = read_tokenizer(source, **options)
     check_loaded(source, model, report, tokenizer)
+    if model_class is AutoModel:  # what a run has left was tried when the run began
+        check_states(source, model, tokenizer)
     return model.eval(), tokenizer
 
 
@@ -287,10 +321,10 @@ def trained_word_weights(
 # ---- what a folder states -------------------------------------------------------------------------------------------
 
 
-def _stated_length(source: str) -> int | None:
+def _stated_length(source: str, **options) -> int | None:
     """Tokens of a text, according to the files of sentence-transformers or of a pretraining run."""
-    exported = settings_of_transformer(source)
-    pretrained = read_json(source, "card.json") or {}
+    exported = settings_of_transformer(source, **options)
+    pretrained = read_json(source, "card.json", **options) or {}
     return exported.get("max_seq_length") or pretrained.get("max_length")
 
 

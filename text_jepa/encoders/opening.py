@@ -28,6 +28,7 @@ import text_jepa.registration  # noqa: F401  for the Auto classes
 from configuration_text_jepa import TextJepaConfig
 from modeling_text_jepa import check_weights
 from text_jepa.cli import UsageError, first_line
+from text_jepa.data.tokenization import UNKNOWN_LETTER
 from text_jepa.encoders.sentence_head import check_files, check_place_of_encoder, file_of, read_json
 from text_jepa.names import check_name
 
@@ -36,6 +37,10 @@ logger = logging.getLogger("text_jepa")
 
 # Classes of transformers that open encoders, of which a folder may name its own.
 _AUTO_CLASSES = (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification)
+
+# Two short texts that a model is tried on, and what is wrong if it does not take them.
+_TRIAL_TEXTS = ["a", "a b"]
+_NO_ENCODER = "it cannot be run as an encoder of texts; use one such as BERT, RoBERTa or ModernBERT"
 
 # Folders and Hub names whose code was run in this process, by the architecture that it brings.
 _code_of: dict[str, str] = {}
@@ -95,12 +100,14 @@ def read_config(source: str, **options) -> PretrainedConfig:
 
     Raises:
         UsageError: There is no such folder, a file is a pointer of git-lfs, code of the folder or of the Hub would
-            have to run, there are adapters of PEFT, the encoder is in a subfolder, or it comes with a decoder.
+            have to run, there are adapters of PEFT, the encoder is in a subfolder or is not one of transformers, or it
+            comes with a decoder.
     """
     check_name(source, options.get("cache_dir"))
     check_files(source)
     check_adapters(source, **options)
-    check_place_of_encoder(source, read_json(source, "modules.json", **options) or [])
+    modules = read_json(source, "modules.json", **options) or []
+    check_place_of_encoder(source, modules)
     content, _ = PretrainedConfig.get_config_dict(source, **options)
     model_type = content.get("model_type")
     references = content.get("auto_map") or {}
@@ -111,6 +118,8 @@ def read_config(source: str, **options) -> PretrainedConfig:
             f"{source}: model_type '{model_type}' requires custom code, which is not run; use an encoder that "
             f"transformers supports or, if you trust the code, add --allow_remote_code {source}"
         )
+    if modules and model_type not in CONFIG_MAPPING:  # otherwise --pooling opens the encoder without its modules
+        _check_first_module(source, modules[0])
     is_known_code = model_type in _code_of or model_type == TextJepaConfig.model_type
     if "AutoModel" in references and not is_known_code:
         _warn_once(f"{source}: its custom code is not run; it is opened as the '{model_type}' of transformers")
@@ -135,6 +144,16 @@ def check_adapters(source: str, **options) -> None:
         raise UsageError(
             f"{source}: contains PEFT adapters (adapter_config.json) for another encoder; load both with PEFT, call "
             "merge_and_unload(), save the result with save_pretrained(), and use that folder"
+        )
+
+
+def _check_first_module(source: str, module: Any) -> None:
+    """Raises UsageError if the first module of a folder of sentence-transformers is not an encoder of transformers."""
+    kind = str(module.get("type")).rpartition(".")[2] if isinstance(module, Mapping) else module
+    if kind != "Transformer":
+        raise UsageError(
+            f"{source}: its first module (modules.json) is {kind}, not a Transformer, so there is no encoder that "
+            "transformers can open; use another one"
         )
 
 
@@ -241,6 +260,7 @@ def read_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:
     if tokenizer.init_kwargs.pop("auto_map", None):  # else it is saved with what the run leaves, where no code is
         kind = type(tokenizer).__name__
         _warn_once(f"{source}: the code of its tokenizer is not run; it is opened as the {kind} of transformers")
+    _remove_dropout(source, tokenizer)
     return tokenizer
 
 
@@ -250,6 +270,21 @@ def _try(tokenizer: PreTrainedTokenizerBase) -> None:
     masks = [[1] * len(row) for row in rows]
     if tokenizer.pad_token is not None:
         tokenizer.pad({"input_ids": rows, "attention_mask": masks}, return_tensors="pt")
+    tokenizer(UNKNOWN_LETTER)  # some models need a token for it that their vocabulary lacks
+
+
+def _remove_dropout(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Removes the dropout of BPE, with which a text has other tokens each time, from a fast tokenizer."""
+    if not tokenizer.is_fast:
+        return
+    model = tokenizer.backend_tokenizer.model
+    dropout = getattr(model, "dropout", None)
+    if dropout:
+        model.dropout = None
+        _warn_once(
+            f"{source}: the dropout of its tokenizer ({dropout:g}) is not used, so that a text always has the same "
+            "tokens"
+        )
 
 
 def _has_words(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -279,13 +314,14 @@ def check_loaded(
         tokenizer: Its tokenizer.
 
     Raises:
-        UsageError: Weights are missing, or tokens have no embedding.
+        UsageError: Weights are missing, tokens have no embedding, or there is no matrix of embeddings.
     """
     try:
         check_weights(source, model, report)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    check_vocabulary(model, tokenizer, f"{source}: copy the tokenizer that belongs to it there")
+    with readable(source, _NO_ENCODER):
+        check_vocabulary(model, tokenizer, f"{source}: copy the tokenizer that belongs to it there")
 
 
 def check_vocabulary(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, remedy: str) -> None:
@@ -294,3 +330,29 @@ def check_vocabulary(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
     rows = model.get_input_embeddings().num_embeddings
     if tokens > rows:
         raise UsageError(f"the tokenizer has {tokens} tokens, the encoder {rows}; {remedy}")
+
+
+@torch.no_grad()
+def check_states(source: str, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks with two short texts that a model turns ids and a mask, and nothing else, into a state of each token.
+
+    Args:
+        source: Folder or name on the Hub.
+        model: The model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        UsageError: It does not run, returns something else, or its states are not finite.
+    """
+    if "flash" in (model.config._attn_implementation or ""):  # not on the CPU, where it is opened
+        return
+    rows = tokenizer(_TRIAL_TEXTS)["input_ids"]
+    masks = [[1] * len(row) for row in rows]
+    batch = tokenizer.pad({"input_ids": rows, "attention_mask": masks}, return_tensors="pt")
+    mask = batch["attention_mask"]
+    with readable(source, _NO_ENCODER):
+        states = model(**batch).last_hidden_state
+        if states.shape[:-1] != mask.shape:
+            raise ValueError(f"its states have the shape {tuple(states.shape)} for {tuple(mask.shape)} tokens")
+    if not states[mask.bool()].isfinite().all():
+        raise UsageError(f"{source}: its states are not finite, so its weights are corrupted; use another encoder")

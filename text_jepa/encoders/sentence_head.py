@@ -5,6 +5,7 @@ Shapes: N texts, D features.
 
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file
 from transformers.utils import cached_file
@@ -39,10 +40,10 @@ POOLING_FLAGS = {
 }
 
 # Files of a module.
-_MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "wordweights_config.json")
+MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "wordweights_config.json")
 
 # Where versions of sentence-transformers state the length, and whether they write texts in small letters.
-_TRANSFORMER_FILES = (
+TRANSFORMER_FILES = (
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
     "sentence_distilbert_config.json",
@@ -72,11 +73,14 @@ _PROMPTS_OF_DOCUMENTS = ("document", "passage", "corpus")
 # Files of other frameworks, which nothing here reads.
 _FOREIGN_SUFFIXES = (".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf", ".md")
 
+# A file of every repository on the Hub that no library asks for: it is cached if all of a repository was downloaded.
+_OF_EVERY_REPOSITORY = ".gitattributes"
+
 # Bytes of the name of a folder.
 _LONGEST_NAME = 255
 
 # A stated length from this number of tokens on means that there is no limit.
-_NO_LIMIT = 1_000_000
+NO_LIMIT = 1_000_000
 
 _REMEDY = "pass --pooling mean or --pooling cls, or use another encoder"
 
@@ -92,6 +96,7 @@ class SentenceHead:
         max_seq_length: Tokens of a text, if stated.
         prompt: What is put before every text.
         prompts: Contents of the file of prompts; `None` without one.
+        include_prompt: Whether the tokens of a prompt are pooled.
         options: `cache_dir` and `revision` of its files on the Hub.
     """
 
@@ -101,6 +106,7 @@ class SentenceHead:
     max_seq_length: int | None = None
     prompt: str = ""
     prompts: Mapping[str, Any] | None = None
+    include_prompt: bool = True
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -131,7 +137,7 @@ class SentenceHead:
         so that `passage`, `corpus` and the prompt of every text are not reached.
 
         Raises:
-            UsageError: Prompts are not texts.
+            UsageError: Prompts are not texts, or one would be put there whose tokens are not to be pooled.
         """
         prompts = (self.prompts or {}).get("prompts") or {}
         if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
@@ -141,7 +147,8 @@ class SentenceHead:
         query = prompts.get("query") or ""
         document = next((prompts[name] for name in _PROMPTS_OF_DOCUMENTS if prompts.get(name)), "")
         if not query and not document:
-            return self.prompt, self.prompt
+            query = document = self.prompt
+        _check_prompt(self.source, query or document, self.include_prompt)
         return query, document
 
     @cached_property
@@ -163,7 +170,7 @@ class SentenceHead:
                 raise UsageError(
                     f"{self.source}: its truncate_dim is {size!r}, not a positive number of features; fix it"
                 )
-            layers.append(_FirstFeatures(size))
+            layers.append(FirstFeatures(size))
         return tuple(layers)
 
 
@@ -175,7 +182,8 @@ def read_head(source: str, **options: Any) -> SentenceHead:
         **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
-        UsageError: It has modules that are not read, or pools in several ways, or its files are damaged.
+        UsageError: It has modules that are not read, pools in several ways or scores pairs of texts, or its files are
+            damaged or not all cached.
     """
     try:
         return _read_head(source, options)
@@ -193,9 +201,11 @@ def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
     read = partial(read_json, source, **options)
     listed = read("modules.json") or []
     check_place_of_encoder(source, listed)
+    if not listed:
+        _check_no_scores(source, read("config.json") or {})
     modules = []
     pooling = "mean"
-    includes_prompt = True
+    include_prompt = True
     for module in listed:
         _check_module(source, module)
         path = module["path"]
@@ -203,7 +213,7 @@ def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
         if kind == "Transformer":
             continue
         if kind == "Pooling":
-            pooling, includes_prompt = _read_pooling(read, source, path)
+            pooling, include_prompt = _read_pooling(read, source, path)
         if kind == "Normalize":
             _check_names(source, path, kind, read(f"{path}/config.json") or {})
         modules.append((path, kind))
@@ -211,10 +221,11 @@ def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
         raise UsageError(f"{source}: the first module in its modules.json is not a Transformer; fix it, or {_REMEDY}")
     _check_order(source, [kind for _, kind in modules])
     prompts = read("config_sentence_transformers.json")
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        _check_absence(source, name, options)
     _check_model_type(source, prompts or {})
     prompt = _default_prompt(source, prompts or {})
-    if prompt and not includes_prompt:
-        raise UsageError(f"{source}: its pooling excludes the prompt '{prompt}', which is not supported; {_REMEDY}")
+    _check_prompt(source, prompt, include_prompt)
     settings = settings_of_transformer(source, **options)
     tokenizer_settings = read("tokenizer_config.json") or {}
     _check_settings(source, settings)
@@ -223,7 +234,16 @@ def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
     length = settings.get("max_seq_length")
     if length is None and modules:
         length = tokenizer_settings.get("model_max_length")  # as in version 6
-    head = SentenceHead(source, pooling, tuple(modules), _length_of(source, length), prompt, prompts, options)
+    head = SentenceHead(
+        source,
+        pooling,
+        tuple(modules),
+        _length_of(source, length),
+        prompt,
+        prompts,
+        include_prompt,
+        options,
+    )
     _ = head.layers  # what cannot be read is refused before it is needed
     return head
 
@@ -262,12 +282,18 @@ def _read_pooling(read: Callable[[str], Any], source: str, path: str) -> tuple[s
     return pooling, config.get("include_prompt", True)
 
 
+def _check_prompt(source: str, prompt: str, include_prompt: bool) -> None:
+    """Raises UsageError if a prompt is put before texts whose tokens are not to be pooled."""
+    if prompt and not include_prompt:
+        raise UsageError(f"{source}: its pooling excludes the prompt '{prompt}', which is not supported; {_REMEDY}")
+
+
 def _length_of(source: str, length: Any) -> int | None:
     """Tokens of a text, if a folder states them: the length of a tokenizer without a limit is a huge number."""
     if length is None:
         return None
     check_stated_length(source, length)
-    return int(length) if length < _NO_LIMIT else None
+    return int(length) if length < NO_LIMIT else None
 
 
 def check_stated_length(source: str, length: Any) -> None:
@@ -371,7 +397,7 @@ def _check_order(source: str, kinds: Sequence[str]) -> None:
 
 def settings_of_transformer(source: str, **options: Any) -> Mapping[str, Any]:
     """What a folder of sentence-transformers states of its encoder: `max_seq_length`, `do_lower_case`."""
-    for name in _TRANSFORMER_FILES:
+    for name in TRANSFORMER_FILES:
         content = read_json(source, name, **options)
         if content is not None:
             return content
@@ -440,7 +466,7 @@ def check_modules(head: SentenceHead, has_word_weights: bool) -> None:
 
 
 def _files_of_module(head: SentenceHead, path: str) -> list[Path]:
-    files = [file_of(head.source, f"{path}/{name}", **head.options) for name in _MODULE_FILES]
+    files = [file_of(head.source, f"{path}/{name}", **head.options) for name in MODULE_FILES]
     return [file for file in files if file is not None]
 
 
@@ -479,7 +505,7 @@ def read_modules(source: str | Path) -> list[tuple[str, str]]:
         source: Folder or name on the Hub.
 
     Raises:
-        UsageError: The file is damaged.
+        UsageError: The file is damaged, or nobody knows whether there is one.
     """
     try:
         listed = read_json(str(source), "modules.json") or []
@@ -488,6 +514,7 @@ def read_modules(source: str | Path) -> list[tuple[str, str]]:
         raise UsageError(
             f"{source}/modules.json: not a list of modules ({first_line(error)}); fix it first"
         ) from error
+    _check_absence(str(source), "modules.json", {})
     for subfolder, _ in named:
         check_subfolder(source, subfolder)
     return named
@@ -589,6 +616,35 @@ def file_of(source: str, name: str, **options: Any) -> Path | None:
     return None if path is None else Path(path)
 
 
+def _check_absence(source: str, name: str, options: Mapping[str, Any]) -> None:
+    """Raises UsageError if only a part of a repository is cached, and nobody knows whether the Hub has a file.
+
+    A file is known to be absent if the Hub says so, has said so earlier, or was downloaded as a whole without it.
+
+    Args:
+        source: Folder or name on the Hub.
+        name: The file, which `file_of` has looked for.
+        options: `cache_dir`, `revision` … of `from_pretrained`.
+    """
+    if Path(source).is_dir():
+        return
+    cache = {key: options.get(key) for key in ("cache_dir", "revision")}
+    is_cached = isinstance(try_to_load_from_cache(source, "config.json", **cache), str)
+    is_whole = isinstance(try_to_load_from_cache(source, _OF_EVERY_REPOSITORY, **cache), str)
+    if not is_cached or is_whole or try_to_load_from_cache(source, name, **cache) is not None:
+        return
+    try:
+        HfApi(token=options.get("token")).file_exists(source, name, revision=options.get("revision"))
+    except Exception as error:  # of the HTTP library, whose names differ between versions
+        place = ["--cache-dir", cache["cache_dir"]] if cache["cache_dir"] else []
+        download = shlex.join(["hf", "download", *place, source])
+        raise UsageError(
+            f"{source}: only a part of it is cached, without {name}, and the Hub cannot be asked for it "
+            f"({first_line(error)}); connect once, download all of it with `{download}`, or pass --pooling mean or "
+            "--pooling cls"
+        ) from error
+
+
 def _describe_failure(source: str, name: str, error: Exception) -> str:
     return (
         f"{source}: its {name} cannot be fetched ({first_line(error)}); try again, or set HF_HUB_OFFLINE=1 to go on "
@@ -617,6 +673,16 @@ def _check_model_type(source: str, config: Mapping[str, Any]) -> None:
         )
 
 
+def _check_no_scores(source: str, config: Mapping[str, Any]) -> None:
+    """Raises UsageError if the configuration of an encoder without modules is that of a CrossEncoder."""
+    settings = config.get("sentence_transformers") or {}
+    if "activation_fn" in settings or config.get("sbert_ce_default_activation_function"):
+        raise UsageError(
+            f"{source}: a CrossEncoder (activation_fn in its config.json), which scores pairs of texts and makes no "
+            f"vector of a text; {_REMEDY}"
+        )
+
+
 def _default_prompt(source: str, config: Mapping[str, Any]) -> str:
     name = config.get("default_prompt_name")
     if name is None:
@@ -635,7 +701,9 @@ class _Normalize(torch.nn.Module):
         return torch.nn.functional.normalize(vectors, dim=-1)
 
 
-class _FirstFeatures(torch.nn.Module):
+class FirstFeatures(torch.nn.Module):
+    """Cuts vectors (N, D) to their first features, as sentence-transformers does after all modules."""
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size

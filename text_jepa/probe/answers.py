@@ -246,9 +246,9 @@ def answer_by_finetuning(
     """Fine-tunes the encoders and random weights."""
     overrides = dict(pair.split("=", 1) for pair in args.finetune_args or ())
     for encoder, system in with_random_weights(encoders, args):
-        with plain_folder(encoder) as folder:
+        with plain_folder(encoder, args.cache_dir) as folder:
             for seed in system.seeds:
-                tuned = finetune(folder, task, seed, encoder.max_length, overrides)
+                tuned = finetune(folder, task, seed, encoder.max_length, overrides, cache_dir=args.cache_dir)
                 predictions = [tuned.predictions[split] for split in asked_splits(task, args)]
                 settings = {
                     "task": task.name,

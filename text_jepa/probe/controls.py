@@ -1,4 +1,4 @@
-"""Controls that an encoder has to beat: word counting, and its own embeddings without its layers."""
+"""Controls that an encoder has to beat: TF-IDF, and its own embeddings without its layers."""
 
 from collections.abc import Sequence
 

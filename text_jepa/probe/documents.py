@@ -31,7 +31,7 @@ from text_jepa.probe.word_counting import WordCounting, evenly
 
 
 # The most held-out documents that the weights of a run are selected and compared on, and the most training documents
-# that word counting is fitted on.
+# that TF-IDF and BM25 are fitted on.
 HELD_OUT_DOCUMENTS = 4_000
 TRAINING_DOCUMENTS = 20_000
 
@@ -319,7 +319,7 @@ class DocumentScores:
         gold: True labels (N,) by task.
         notes: What was left out of the data, one line each.
         documents: Number of documents that gave passages.
-        reference: The system that the one in question is compared with in `summarize`, in addition to word counting.
+        reference: The system that the one in question is compared with in `summarize`, in addition to TF-IDF.
     """
 
     scores: list[Score]
@@ -650,7 +650,7 @@ def score_on_documents(
 
 
 def summarize(found: DocumentScores) -> str:
-    """One sentence: how much more often the first system finds the rest of a document than word counting does.
+    """One sentence: how much more often the first system finds the rest of a document than TF-IDF does.
 
     Word counting is TF-IDF, fitted on the training texts if there are any.
     """
@@ -665,7 +665,7 @@ def summarize(found: DocumentScores) -> str:
         )
     first, *_ = by_system.values()
     source = TRAINING_TEXTS if f"TF-IDF ({TRAINING_TEXTS})" in by_system else SCORED_TEXTS
-    parts = [_comparison(by_system[f"TF-IDF ({source})"], f"word counting (TF-IDF fitted on the {source})")]
+    parts = [_comparison(by_system[f"TF-IDF ({source})"], f"TF-IDF fitted on the {source}")]
     if found.reference is not None and CENTRED not in by_system:
         name = "the encoder before" if found.reference == "before" else found.reference
         parts.append(_comparison(by_system[found.reference], name))

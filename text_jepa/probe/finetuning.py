@@ -107,6 +107,7 @@ def finetune(
     max_length: int = 128,
     overrides: Mapping[str, str] | None = None,
     output_dir: str | Path | None = None,
+    **options,
 ) -> FineTuned:
     """Trains an encoder with a new head on a task, and predicts every other split of the task.
 
@@ -121,10 +122,11 @@ def finetune(
             small or trained little need a higher `learning_rate` than RoBERTa, such as 1e-4.
         output_dir: Folder in which the kept model and its tokenizer are saved. A model for scores predicts them
             standardised; `score_mean` and `score_deviation` of the settings undo that.
+        **options: `cache_dir`, `revision` … of `from_pretrained`.
 
     Raises:
         UsageError: There is no encoder, an override is unknown or wrong, there are too few training rows, or training
-            diverged.
+            failed or diverged.
     """
     overrides = dict(overrides or {})
     metric = task.metrics[-1]
@@ -141,7 +143,7 @@ def finetune(
     with tempfile.TemporaryDirectory() as checkpoints:
         args = _training_arguments(task.name, metric, seed, overrides, checkpoints)
         set_seed(seed)
-        model, tokenizer = _load_with_head(name_or_path, task)
+        model, tokenizer = _load_with_head(name_or_path, task, options)
         max_length = min(max_length, tokenizer.model_max_length)
         encode = partial(_encode, tokenizer=tokenizer, max_length=max_length, config=model.config)
         trainer = Trainer(
@@ -154,7 +156,9 @@ def finetune(
             callbacks=[EarlyStoppingCallback(PATIENCE)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        remedy = "change --finetune_args, or leave finetune out of --mode"
+        with readable(task.name, f"fine-tuning of {name_or_path} failed; {remedy}"):
+            trainer.train()
 
     predictions = {}
     for name, split in task.splits.items():
@@ -283,8 +287,12 @@ def _training_arguments(
     return args
 
 
-def _load_with_head(name_or_path: str, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The encoder of a checkpoint with a head for the task, and its tokenizer."""
+def _load_with_head(
+    name_or_path: str,
+    task: Task,
+    options: Mapping[str, Any],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The encoder of a checkpoint with a new head for the task, and its tokenizer."""
     if task.kind == "regression":
         head = {"num_labels": 1, "problem_type": "regression"}
     else:
@@ -295,9 +303,9 @@ def _load_with_head(name_or_path: str, task: Task) -> tuple[PreTrainedModel, Pre
             "problem_type": "single_label_classification",
         }
     with readable(name_or_path, "no encoder to fine-tune there"):
-        read_config(name_or_path)
+        read_config(name_or_path, **options)
     with readable(name_or_path, "no tokenizer there"):
-        tokenizer = read_tokenizer(name_or_path)
+        tokenizer = read_tokenizer(name_or_path, **options)
     with readable(name_or_path, "no encoder to fine-tune there"), _without_loading_report():
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name_or_path,
@@ -306,6 +314,7 @@ def _load_with_head(name_or_path: str, task: Task) -> tuple[PreTrainedModel, Pre
             ignore_mismatched_sizes=True,  # the head of another task
             output_loading_info=True,
             **head,
+            **options,
         )
 
     inside_encoder = f"{model.base_model_prefix}."  # the head is new
@@ -313,9 +322,22 @@ def _load_with_head(name_or_path: str, task: Task) -> tuple[PreTrainedModel, Pre
     new_keys = reshaped | set(report["missing_keys"])
     report["missing_keys"] = [key for key in new_keys if key.startswith(inside_encoder)]
     check_loaded(name_or_path, model, report, tokenizer)
+    _draw_head(model)
+    # Decoders find the last token of a padded text by it, and many name none.
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     # The losses are means over a batch, which the Trainer has to average over accumulated ones.
     model.accepts_loss_kwargs = False
     return model, tokenizer
+
+
+@torch.no_grad()
+def _draw_head(model: PreTrainedModel) -> None:
+    """Draws all weights outside the encoder anew, because the head of another task is loaded if its shape fits."""
+    new = AutoModelForSequenceClassification.from_config(model.config, trust_remote_code=False)
+    inside_encoder = f"{model.base_model_prefix}."
+    for name, weights in model.named_parameters():
+        if not name.startswith(inside_encoder):
+            weights.copy_(new.get_parameter(name))
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def compare_documents(
     encoders: Sequence[Encoder],
     args: ProbeArguments,
 ) -> DocumentScores:
-    """Scores encoders, controls and word counting on documents; the untrained control has the first seed.
+    """Scores encoders, controls, TF-IDF and BM25 on documents; the untrained control has the first seed.
 
     Raises:
         UsageError: The documents are too few or too short.

@@ -71,7 +71,7 @@ def open_encoders(names: Sequence[str], args: ProbeArguments) -> list[Encoder]:
     """
     encoders = []
     for name in dict.fromkeys(names):
-        encoder = open_encoder(name, args.max_length, args.pooling)
+        encoder = open_encoder(name, args.max_length, args.pooling, cache_dir=args.cache_dir)
         layers = count_layers(encoder)
         if args.layers > layers:
             raise UsageError(f"--layers {args.layers}: {name} has {layers}, the embeddings included")
@@ -107,9 +107,9 @@ def with_random_weights(encoders: Sequence[Encoder], args: ProbeArguments) -> It
 
 
 @contextmanager
-def plain_folder(encoder: Encoder) -> Iterator[str]:
+def plain_folder(encoder: Encoder, cache_dir: str | None = None) -> Iterator[str]:
     """A folder or Hub name that Auto classes open: the encoder's own, or a temporary one with its weights."""
-    if encoder.name != RANDOM and not is_pretraining_model(encoder.name):
+    if encoder.name != RANDOM and not is_pretraining_model(encoder.name, cache_dir):
         yield encoder.name
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -118,9 +118,9 @@ def plain_folder(encoder: Encoder) -> Iterator[str]:
         yield folder
 
 
-def is_pretraining_model(name: str) -> bool:
+def is_pretraining_model(name: str, cache_dir: str | None = None) -> bool:
     """Whether it is `pretraining/` or a checkpoint of a run, whose encoder no Auto class opens."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, cache_dir=cache_dir)
     return config.model_type == TextJepaConfig.model_type
 
 

@@ -25,7 +25,7 @@ from text_jepa.search.vectors import unit_rows
 
 # What tells our files from others' ("TxtJ"), and the form of the tables.
 APPLICATION_ID = 0x5478744A
-VERSION = 3
+VERSION = 4
 
 # Settings that a user chose, which outlive the form of the tables.
 _CHOSEN = ("encoder", "text_column")
@@ -39,6 +39,9 @@ _SCORED_BY_WORDS = 1_000
 # Words of a query that are looked up.
 _LONGEST_QUERY = 200
 
+# Bytes of vectors in a row: SQLite takes no value above a gigabyte, and a table may be long.
+_LARGEST_PART = 2**26
+
 # Seconds that a process waits while another one writes.
 _PATIENCE = 60
 
@@ -50,7 +53,8 @@ _PLACE_OF_ID = 68
 _TABLES = (
     "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE tokens (number INTEGER PRIMARY KEY, vector BLOB NOT NULL)",
-    "CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, problem TEXT, vectors BLOB)",
+    "CREATE TABLE files (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, problem TEXT)",
+    "CREATE TABLE vectors (path TEXT, part INTEGER, content BLOB NOT NULL, PRIMARY KEY (path, part))",
     "CREATE TABLE passages (number INTEGER PRIMARY KEY, path TEXT NOT NULL, line INTEGER, text TEXT NOT NULL)",
     "CREATE INDEX passages_by_path ON passages (path)",
     "CREATE VIRTUAL TABLE words USING fts5 "
@@ -214,9 +218,12 @@ class Index:
             self._check_settings(settings)
             for file in files:
                 self._forget(file.path)
+                row = (file.path, *file.state, file.problem)
+                self._database.execute("INSERT INTO files VALUES (?, ?, ?, ?)", row)
                 vectors = unit_rows(file.vectors).astype(np.float16).tobytes()
-                row = (file.path, *file.state, file.problem, vectors)
-                self._database.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?)", row)
+                for part, start in enumerate(range(0, len(vectors), _LARGEST_PART)):
+                    row = (file.path, part, vectors[start : start + _LARGEST_PART])
+                    self._database.execute("INSERT INTO vectors VALUES (?, ?, ?)", row)
                 for passage in file.passages:
                     row = (file.path, passage.line, passage.text)
                     cursor = self._database.execute("INSERT INTO passages (path, line, text) VALUES (?, ?, ?)", row)
@@ -241,6 +248,7 @@ class Index:
         numbers = self._database.execute("SELECT number FROM passages WHERE path = ?", (path,)).fetchall()
         self._database.executemany("DELETE FROM words WHERE rowid = ?", numbers)
         self._database.execute("DELETE FROM passages WHERE path = ?", (path,))
+        self._database.execute("DELETE FROM vectors WHERE path = ?", (path,))
         self._database.execute("DELETE FROM files WHERE path = ?", (path,))
 
     # ---- reading ----------------------------------------------------------------------------------------------------
@@ -265,7 +273,7 @@ class Index:
         self._database = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
 
     def _make_tables(self) -> None:
-        for name in ("settings", "tokens", "files", "passages", "words"):
+        for name in ("settings", "tokens", "files", "vectors", "passages", "words"):
             self._database.execute(f"DROP TABLE IF EXISTS {name}")
         for statement in _TABLES:
             self._database.execute(statement)
@@ -307,8 +315,8 @@ class Snapshot:
         with as_written():
             rows = database.execute("SELECT number FROM passages ORDER BY path, number").fetchall()
             self._numbers = np.array(rows, np.int64).reshape(-1)
-            blobs = database.execute("SELECT vectors FROM files ORDER BY path").fetchall()
-            content = np.frombuffer(b"".join(blob for (blob,) in blobs), np.float16)
+            parts = database.execute("SELECT content FROM vectors ORDER BY path, part").fetchall()
+            content = np.frombuffer(b"".join(part for (part,) in parts), np.float16)
         if len(rows) == 0 or content.size == 0 or content.size % len(rows):
             raise sqlite3.DatabaseError(f"{len(rows)} passages and {content.size} features")
         if not np.isfinite(content).all():

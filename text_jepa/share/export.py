@@ -189,7 +189,7 @@ def write_head(head: SentenceHead, folder: Path, hidden_size: int, has_word_weig
     write_modules(folder, [TRANSFORMER_MODULE, *kept])
     for path, kind in kept:
         if kind == POOLING_MODULE:
-            write_pooling(folder, path, hidden_size, head.pooling)
+            write_pooling(folder, path, hidden_size, head.pooling, head.include_prompt)
 
 
 def write_modules(folder: Path, modules: Sequence[tuple[str, str]]) -> None:
@@ -211,8 +211,21 @@ def write_modules(folder: Path, modules: Sequence[tuple[str, str]]) -> None:
     _write_json(folder / "modules.json", listed)
 
 
-def write_pooling(folder: Path, subfolder: str, hidden_size: int, pooling: str) -> tuple[str, str]:
+def write_pooling(
+    folder: Path,
+    subfolder: str,
+    hidden_size: int,
+    pooling: str,
+    include_prompt: bool = True,
+) -> tuple[str, str]:
     """Writes the pooling module of sentence-transformers.
+
+    Args:
+        folder: Folder of the encoder.
+        subfolder: Folder of the module in it.
+        hidden_size: Number of features of a state.
+        pooling: Kind of pooling.
+        include_prompt: Whether the tokens of a prompt are pooled.
 
     Returns:
         Subfolder and type of the module, for `write_modules`.
@@ -225,6 +238,8 @@ def write_pooling(folder: Path, subfolder: str, hidden_size: int, pooling: str) 
     if pooling not in ("mean", "cls"):
         flag = next(flag for flag, kind in POOLING_FLAGS.items() if kind == pooling)
         config[flag] = True
+    if not include_prompt:
+        config["include_prompt"] = False
     _write_json(folder / subfolder / "config.json", config)
     return subfolder, POOLING_MODULE
 

@@ -4,18 +4,18 @@ import itertools
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import disable_progress_bars
 from transformers import AutoTokenizer
 from transformers.utils.hub import PushInProgress
 
 from text_jepa.cli import UsageError, first_line
 from text_jepa.encoders.opening import check_adapters
-from text_jepa.encoders.sentence_head import check_code_of_modules, read_modules
+from text_jepa.encoders.sentence_head import MODULE_FILES, TRANSFORMER_FILES, check_code_of_modules, read_modules
 from text_jepa.share.export import CONFIGURATIONS, code_in
 from text_jepa.share.model_card import readable_card, renamed_card
 
@@ -44,12 +44,27 @@ PUBLISHED = [
     "merges.txt",
     "*.model",  # sentencepiece
     "modules.json",
-    "sentence_bert_config.json",
+    *TRANSFORMER_FILES,
     "config_sentence_transformers.json",
     "onnx/model.onnx",
     "onnx/model.onnx.data",
     "onnx/model_fp16.onnx",
+    "onnx/model_fp16.onnx.data",
     "onnx/model_int8.onnx",
+    "onnx/model_int8.onnx.data",
+]
+
+# Files that are never published, but would be read with an encoder that is: other weights, adapters and modules.
+_REPLACED = [
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model-?????-of-?????.bin",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    *(f"[0-9]_*/{name}" for name in MODULE_FILES),
 ]
 
 # Files of a sentence-transformers module that are published. Weights in other formats are pickles, which run code.
@@ -137,19 +152,28 @@ def create_repository(name: str, private: bool | None = None, token: str | None 
 
     Args:
         name: `owner/name`, or `name` for a repository of your own.
-        private: Visibility of a new repository. Default: the owner's setting.
+        private: Visibility of a new repository; if true, one that exists has to be private. Default: the owner's
+            setting.
         token: Access token. Default: from the variable HF_TOKEN or `hf auth login`.
 
     Returns:
         The full name, `owner/name`.
 
     Raises:
-        UsageError: The Hub cannot be reached, or refuses the request.
+        UsageError: The Hub cannot be reached or refuses the request, or the repository exists and is not private.
     """
+    api = HfApi(token=token)
     try:
-        return HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
+        name = api.create_repo(name, private=private, exist_ok=True).repo_id
+        is_public = private and not api.repo_info(name).private  # a repository that exists stays as it is
     except Exception as error:
         raise UsageError(f"{name} cannot be published: {_reason(error)}") from error
+    if is_public:
+        raise UsageError(
+            f"{name} cannot be published privately: it exists and is public; make it private in its settings on the "
+            "Hub, or use another name"
+        )
+    return name
 
 
 def push_folder(
@@ -162,7 +186,8 @@ def push_folder(
 ) -> str:
     """Uploads the files of `files_to_publish` in one commit, so that the repository has all of them or none.
 
-    The uploaded card has the name of the repository, so that its snippets work. The folder itself is unchanged.
+    The uploaded card has the name of the repository, so that its snippets work. The folder itself is unchanged. The
+    commit removes what an earlier upload has left of another encoder.
 
     Args:
         folder: An exported encoder, or `pretraining/` of a run.
@@ -176,8 +201,8 @@ def push_folder(
         The URL of the commit.
 
     Raises:
-        UsageError: The folder is not finished, or the Hub cannot be reached or refuses the request. Nothing is
-            published.
+        UsageError: The folder is not finished, the repository is public and must not be, or the Hub cannot be reached
+            or refuses the request. Nothing is published.
     """
     if not sys.stderr.isatty():
         disable_progress_bars()  # here, because the Trainer enables them again
@@ -193,12 +218,22 @@ def push_folder(
     try:
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
+        present = api.list_repo_files(name, revision=revision)
+        operations += [CommitOperationDelete(file) for file in _outdated_files(present, files)]
         # Not upload_folder, which may split an upload into several commits.
         commit = api.create_commit(name, operations, commit_message=message, revision=revision)
     # Errors of any type, some from the HTTP library, must not end a run with a traceback.
     except Exception as error:
         raise UsageError(f"{name} was not published: {_reason(error)}") from error
     return commit.commit_url
+
+
+def _outdated_files(present: Iterable[str], uploaded: Collection[str]) -> Iterator[str]:
+    """The files of a repository that belong to an earlier encoder: of known names, and not uploaded again."""
+    patterns = PUBLISHED + _REPLACED
+    for name in present:
+        if name not in uploaded and any(_matches(name, pattern) for pattern in patterns):
+            yield name
 
 
 def push_in_background(

@@ -295,7 +295,7 @@ def _held_out_batches(trainer) -> dict[str, int] | None:
     """Batch size of training and number of held-out texts; `None` if held-out batches are not cut like that."""
     args = trainer.args
     held_out = trainer.eval_dataset
-    if args.dataloader_drop_last or isinstance(held_out, dict) or not hasattr(held_out, "__len__"):
+    if isinstance(held_out, dict) or not hasattr(held_out, "__len__"):
         return None
     return {"size": args.train_batch_size * args.world_size, "texts": len(held_out)}
 

@@ -179,16 +179,21 @@ def halve_onnx(path: str | Path, output_path: str | Path) -> None:
     """Converts the weights and operations of an ONNX file to float16; the outputs stay float32.
 
     Args:
-        path: A file of `export_onnx` below 2 GB.
-        output_path: File to write.
+        path: A file of `export_onnx`.
+        output_path: File to write; weights are in a separate file if those of `path` are.
     """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     with _silence():
-        model = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
+        model = convert_float_to_float16(str(path), keep_io_types=True)  # by its path, it may be above 2 GB
     with _beside(output_path) as unfinished:
-        onnx.save(model, str(unfinished))
+        onnx.save(
+            model,
+            str(unfinished),
+            save_as_external_data=weights_file(path).exists(),
+            location=weights_file(unfinished).name,
+        )
 
 
 def random_batches(encoder: PreTrainedModel | Encoder) -> list[dict[str, torch.Tensor]]:
@@ -226,26 +231,51 @@ def quantize_onnx(path: str | Path, output_path: str | Path) -> None:
 
     Args:
         path: A file of `export_onnx`.
-        output_path: File to write.
+        output_path: File to write; weights are in a separate file if those of `path` are.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with _beside(output_path) as unfinished, _silence():
-        prepared = unfinished.with_name("prepared.onnx")
-        # Symbolic shape inference fails for some architectures, and the exporter has done it already.
-        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        quantize_dynamic(str(prepared), str(unfinished), weight_type=QuantType.QInt8, per_channel=True)
+    is_separate = weights_file(path).exists()
+    folder_of_output = Path(output_path).parent
+    with _beside(output_path) as unfinished, tempfile.TemporaryDirectory(dir=folder_of_output, prefix="_") as folder:
+        prepared = Path(folder, "prepared.onnx")
+        with _silence():
+            # Symbolic shape inference fails for some architectures, and the exporter has done it already.
+            quant_pre_process(
+                str(path),
+                str(prepared),
+                skip_symbolic_shape=True,
+                save_as_external_data=is_separate,
+                all_tensors_to_one_file=True,
+                external_data_location=weights_file(prepared).name,
+            )
+            quantize_dynamic(
+                str(prepared),
+                str(unfinished),
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                use_external_data_format=is_separate,
+            )
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file beside an ONNX file that has its weights, if they are too large for one file."""
+    return Path(f"{path}.data")
 
 
 @contextlib.contextmanager
 def _beside(path: str | Path) -> Iterator[Path]:
-    """A file in a temporary folder beside `path`; it becomes `path` at the end, or is deleted after an error."""
+    """A file in a temporary folder beside `path`; at the end it becomes `path`, or is deleted after an error.
+
+    Its separate weights, if there are any, move with it.
+    """
     path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="_") as folder:
         unfinished = Path(folder, path.name)
         yield unfinished
-        unfinished.replace(path)
+        for file in Path(folder).iterdir():
+            file.replace(path.parent / file.name)
 
 
 class OnnxEncoder(torch.nn.Module):

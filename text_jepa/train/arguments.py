@@ -454,8 +454,9 @@ class TextJepaTrainingArguments(TrainingArguments):
     num_train_epochs: float | None = field(
         default=None,
         metadata={
-            "help": f"Passes over the texts, if --max_steps is not given. Default: {MOST_PASSES}, but at most "
-            f"{MOST_STEPS:,} steps, for encoders without layers; 3 for others, and from Python."
+            "help": "Passes over the texts, if --max_steps is not given; replaces the --max_steps of a recipe. "
+            f"Default: {MOST_PASSES}, but at most {MOST_STEPS:,} steps, for encoders without layers; 3 for others, "
+            "and from Python."
         },
     )
     resume_from_checkpoint: str | None = field(
@@ -592,6 +593,7 @@ class TextJepaTrainingArguments(TrainingArguments):
             )
         try:
             super().__post_init__()
+            self._complete_schedule()
         except (AssertionError, ImportError, NotImplementedError, OSError, RuntimeError, TypeError) as error:
             raise ValueError(f"the Trainer rejected these arguments: {first_line(error)}") from error
         if self.accelerator_config.dispatch_batches is None:
@@ -600,15 +602,27 @@ class TextJepaTrainingArguments(TrainingArguments):
         if self.report_to and self.run_name is None:
             # Trackio resumes the run of that name; without a name it takes the last evaluation for another run.
             self.run_name = Path(self.output_dir).absolute().name
-        if selects_best_checkpoint(self) and self.save_total_limit == 1:
+        # The Trainer compares evaluations for a schedule that follows them, too.
+        if self.metric_for_best_model is not None and self.save_total_limit == 1:
             raise ValueError(
-                "--save_total_limit 1: a run that selects a checkpoint keeps the best and the newest checkpoint; use 2"
+                "--save_total_limit 1: a run that compares its evaluations keeps the best and the newest checkpoint; "
+                "use 2"
+            )
+        if self.stop_on_collapse and self.logging_strategy == "no":
+            raise ValueError(
+                "--stop_on_collapse has no effect with --logging_strategy no: collapse is checked at each log entry; "
+                "use --logging_strategy steps"
             )
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"--hub_strategy {self.hub_strategy.value}: checkpoints are not published, encoders are; use end or "
                 "every_save"
             )
+
+    def _complete_schedule(self) -> None:
+        """Tells schedules that follow a metric if a higher one is better: by default they assume the opposite."""
+        if self.greater_is_better and self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}
 
 
 # Arguments that a resumed run must share with the run that left its checkpoint.
@@ -622,6 +636,7 @@ _FINGERPRINT = (
     "num_train_epochs",
     "bf16",
     "fp16",
+    "mixed_precision",  # also that of the launcher
     "dataloader_drop_last",
     "optim",
     "optim_args",

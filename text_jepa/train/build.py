@@ -27,7 +27,8 @@ from text_jepa.data.added_words import add_rows, add_words, read_words
 from text_jepa.data.batching import DocumentWindows, EndlessStream
 from text_jepa.data.collator import DataCollatorForTextJepa
 from text_jepa.data.corpus import Corpus, load_corpus
-from text_jepa.data.coverage import SAMPLE_SIZE, measure_coverage
+from text_jepa.data.coverage import SAMPLE_SIZE, drops_characters, measure_coverage
+from text_jepa.data.held_out import rows_in_turn
 from text_jepa.data.reading import Source, read_rows
 from text_jepa.data.strategies import DOCUMENT_VIEWS, MaskStrategy, ViewStrategy, check_share
 from text_jepa.data.tokenization import (
@@ -56,7 +57,7 @@ from text_jepa.train.checkpointing import checkpoints
 
 logger = logging.getLogger(__name__)
 
-# Number of first texts of a stream that document frequencies are counted in.
+# Number of texts of a stream that document frequencies are counted in.
 STREAM_TEXTS_TO_WEIGH = 10_000
 
 # Flags of a tokenizer that is trained on the corpus.
@@ -242,7 +243,7 @@ def add_words_to(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments)
 
 
 def _train_tokenizer(model_args: ModelArguments, data_args: DataArguments, corpus: Corpus) -> PreTrainedTokenizerBase:
-    rows = read_rows(corpus.splits["train"], corpus.source)
+    rows = read_rows(rows_in_turn(corpus.splits["train"]), corpus.source)
     texts = (text for row in rows for text in row.values())  # the words of the view too
     return train_tokenizer(
         texts,
@@ -665,7 +666,7 @@ def weigh_words(
 
     Args:
         model: The model; one with another pooling does not change.
-        examples: The tokenized training texts; in a stream, the first 10,000 are counted.
+        examples: The tokenized training texts; in a stream, 10,000 from several files are counted.
         tokenizer: Their tokenizer.
         source: Where they are read from, for error messages.
 
@@ -686,7 +687,7 @@ def weigh_words(
 
 
 def _first_texts(stream: IterableDataset, source: Source) -> Iterator[list[int]]:
-    examples = read_rows(stream, source)
+    examples = read_rows(rows_in_turn(stream), source)
     # A stream has an example for each window of a document, with the whole document in it.
     documents = (example["input_ids"] for example in examples if example.get("window", 0) == 0)
     return itertools.islice(documents, STREAM_TEXTS_TO_WEIGH)
@@ -698,7 +699,7 @@ def check_texts(
     collator: DataCollatorForTextJepa,
     config: TextJepaConfig,
     data_args: DataArguments,
-    source: Source,
+    corpus: Corpus,
 ) -> str:
     """Checks a sample of the training texts: warns if the tokenizer hardly knows them, or masks hardly hide anything.
 
@@ -708,7 +709,7 @@ def check_texts(
         collator: The collator of the run, which makes the masks.
         config: The configuration of the model.
         data_args: The data arguments.
-        source: Where the texts are read from, for error messages.
+        corpus: The raw documents.
 
     Returns:
         A line that describes tokens and masks.
@@ -723,8 +724,13 @@ def check_texts(
         if data_args.view == "neighbour":
             _warn_of_single_sentences(np.asarray(examples["length"]))
     else:
-        sample = list(itertools.islice(read_rows(examples, source), SAMPLE_SIZE))
-    coverage = measure_coverage(sample, tokenizer, collator)
+        rows = read_rows(rows_in_turn(examples), corpus.source)
+        sample = list(itertools.islice(rows, SAMPLE_SIZE))
+    texts = []
+    if drops_characters(tokenizer):
+        documents = read_rows(rows_in_turn(corpus.splits["train"]), corpus.source)
+        texts = [document["text"] or "" for document in itertools.islice(documents, SAMPLE_SIZE)]
+    coverage = measure_coverage(sample, tokenizer, collator, texts)
     hides = config.predicts_tokens or any(strategy.ratio != 0 for strategy in collator.strategies)
     coverage.check(hides)
     for warning in coverage.warnings(hides):

@@ -35,6 +35,10 @@ _LEAST_SPIKE = {"loss": 1.5, "grad_norm": 10.0}
 # The number of consecutive steps with a gradient that is not finite after which a run gives up.
 NONFINITE_LIMIT = 3
 
+# The number of consecutive steps that a loss scaler may skip. It halves its factor at each of them, so a gradient that
+# still overflows then is itself not finite.
+OVERFLOW_LIMIT = 50
+
 
 # ---- schedules ------------------------------------------------------------------------------------------------------
 
@@ -330,24 +334,38 @@ def _describe_speed(logs: Mapping[str, float]) -> str:
 # ---- preemption -----------------------------------------------------------------------------------------------------
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT has ended training before its last step, with a checkpoint."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM has ended training before its last step, with a checkpoint."""
+
+
 class PreemptionCallback(TrainerCallback):
     """On SIGTERM or SIGINT, ends the run with a checkpoint after the current step; a second signal ends it at once.
 
+    The second one is that of Python if it is SIGINT: it raises KeyboardInterrupt, and a notebook keeps its variables.
     Signals within a second count as one, since a launcher passes on what the scheduler has sent to all processes
     anyway. Processes agree at the end of each step, so that a signal to one of them stops all after the same step.
 
     Attributes:
         asked: Whether all processes have agreed to end the run because of a signal.
+        number: The number of this signal; 0 without one.
     """
 
     def __init__(self):
         self.asked = False
-        # Not `asked` itself: a signal that arrives while the processes agree counts at the next step.
+        self.number = 0
+        # Not `number` itself: a signal that arrives while the processes agree counts at the next step.
+        self._noted = 0
         self._noted_at: float | None = None
         self._previous_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.asked = False
+        self.number = 0
+        self._noted = 0
         self._noted_at = None
         # Only the main thread may handle signals.
         if threading.current_thread() is not threading.main_thread():
@@ -367,19 +385,29 @@ class PreemptionCallback(TrainerCallback):
         if self._noted_at is not None:
             seconds = time.monotonic() - self._noted_at
             if seconds > _SAME_SIGNAL:
-                os._exit(PREEMPTED)
+                self._end_at_once(number)
         self._note_once(number, frame)
+
+    def _end_at_once(self, number: int) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, self._previous_handlers.pop(number))
+            signal.raise_signal(number)
+        else:
+            os._exit(PREEMPTED)
 
     def _note_once(self, number: int, frame: FrameType | None) -> None:
         if self._noted_at is None:
+            self._noted = number
             self._noted_at = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.asked = self._noted_at is not None
+        self.number = self._noted
         if args.world_size > 1:
-            asked = torch.tensor(int(self.asked), device=args.device)
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            self.asked = bool(asked)
+            # Of several, SIGTERM has the largest number.
+            number = torch.tensor(self.number, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            self.number = int(number)
+        self.asked = self.number > 0
         if self.asked:
             control.should_save = True
             control.should_training_stop = True
@@ -392,6 +420,24 @@ class PreemptionCallback(TrainerCallback):
         control.should_log = control.should_log and is_end_of_pass
         control.should_evaluate = control.should_evaluate and is_end_of_pass
         control.should_save = is_end_of_pass  # once more, with the records of the pass
+
+    def end_program(self, state: TrainerState) -> None:
+        """Ends the program as its signal does, so that nothing after training takes the weights for the final ones.
+
+        Args:
+            state: The state at the end of training.
+
+        Raises:
+            Interrupted: SIGINT has stopped training before its last step.
+            Terminated: Another signal has.
+        """
+        if not self.asked or state.global_step >= state.max_steps:
+            return
+        if self.number == signal.SIGINT:
+            raise Interrupted(
+                f"stopped at step {state.global_step}, with a checkpoint; train(resume_from_checkpoint=True) resumes"
+            )
+        raise Terminated(PREEMPTED)
 
     def restore(self) -> None:
         """Restores the signal handlers from before the run."""

@@ -27,11 +27,18 @@ from text_jepa.errors import DISK_ERRORS
 MANIFEST = "manifest.json"
 STAGING = "_saving"
 
+# Values of --resume_from_checkpoint that name no checkpoint: for none, and for the newest.
+RESUME_NONE = (None, "false", "False", "no", False)
+RESUME_NEWEST = ("true", "True", "yes", "auto", True)
+
 # How the texts of a run are ordered: the setting of that name.
 ORDER = "by steps"
 
 # A folder may also lose its permissions while a run lasts.
 _WRITE_ERRORS = DISK_ERRORS | {errno.EACCES, errno.EPERM}
+
+# What a file system answers that cannot flush folders: shares of VirtualBox, old CIFS.
+_NO_FLUSH = {errno.EBADF, errno.EINVAL, errno.ENOTSUP}
 
 # torch reports them by a RuntimeError of its archive, with one of these words.
 _ARCHIVE_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream")
@@ -296,6 +303,9 @@ def _flush_folder(folder: str | Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
     finally:
         os.close(descriptor)
 

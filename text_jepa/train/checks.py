@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 import psutil
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from safetensors import safe_open
 from torch.utils.checkpoint import checkpoint as run_with_checkpoint
@@ -38,7 +37,6 @@ from text_jepa.data.corpus import Corpus
 from text_jepa.data.strategies import DATA_VIEWS, DOCUMENT_VIEWS
 from text_jepa.data.walking import LOCK
 from text_jepa.encoders.sentence_head import SentenceHead
-from text_jepa.train import checkpointing
 from text_jepa.train.arguments import (
     DataArguments,
     ObjectiveArguments,
@@ -46,8 +44,9 @@ from text_jepa.train.arguments import (
     selects_best_checkpoint,
 )
 from text_jepa.train.callbacks import NONFINITE_LIMIT
-from text_jepa.train.checkpointing import differing_settings, find_damage, newest_whole_checkpoint
+from text_jepa.train.checkpointing import RESUME_NEWEST, RESUME_NONE, differing_settings, find_damage
 from text_jepa.train.collapse import describe_remedies
+from text_jepa.train.hosts import find_newest_checkpoint
 
 
 if TYPE_CHECKING:
@@ -171,10 +170,6 @@ NUM_PROCESSES = ("--num_processes", "--num-processes", "-n")
 # What a run that ended before its first checkpoint may have left in its folder, beside names that begin with `_`.
 _LEFT_BY_A_RUN = ("arguments.yaml", "changed.yaml", "tokenizer", "metrics.jsonl", "nonfinite", "runs")
 
-# Values of --resume_from_checkpoint that name no checkpoint: for none, and for the newest.
-RESUME_NONE = (None, "false", "False", False)
-RESUME_NEWEST = ("true", "True", "auto", True)
-
 # A run that has been killed holds its lock until the system has taken its memory back.
 _SECONDS_TO_DIE = 5.0
 
@@ -203,8 +198,20 @@ def check_flags(data_args: DataArguments, args: TextJepaTrainingArguments) -> No
             "checkpoints cannot be selected by their loss, because a collapsed encoder has the lowest loss; name a "
             "--probe_task and one of its metrics, as in --metric_for_best_model eval_probe_target_linear"
         )
-    if data_args.streaming and args.max_steps <= 0:
+    if data_args.streaming:
+        _check_flags_of_stream(args)
+
+
+def _check_flags_of_stream(args: TextJepaTrainingArguments) -> None:
+    """Refuses a length in passes, and what is done at the end of a pass: a stream is one pass without an end."""
+    if args.max_steps <= 0:
         raise UsageError("--streaming needs --max_steps: a stream has no known end")
+    for name in ("save", "eval", "logging"):
+        if getattr(args, f"{name}_strategy") == "epoch":
+            raise UsageError(
+                f"--{name}_strategy epoch has no effect with --streaming: a stream has no passes; use "
+                f"--{name}_strategy steps with --{name}_steps"
+            )
 
 
 def _check_flags_of_trainer(args: TextJepaTrainingArguments) -> None:
@@ -269,7 +276,8 @@ def check_processes(args: TextJepaTrainingArguments) -> None:
     program = itertools.takewhile(lambda word: not word.startswith("--"), words)
     if not any(Path(word).name in _LAUNCHERS for word in program):
         return
-    for flag, value in itertools.pairwise(words):
+    parts = itertools.chain(*(word.split("=") for word in words))
+    for flag, value in itertools.pairwise(parts):
         if flag in NUM_PROCESSES:
             if value.isdigit() and int(value) > 1:
                 raise UsageError(
@@ -593,19 +601,10 @@ def _find_newest_checkpoint(
     names: Sequence[str],
 ) -> str | None:
     """The newest complete checkpoint of a run, whose folder holds these names."""
+    newest = find_newest_checkpoint(args.resume_from_checkpoint, args)
+    if newest is not None:
+        return newest
     folder = Path(args.output_dir)
-    newest = [None]
-    # One process looks, and sets damaged checkpoints aside; all resume from what it found.
-    if args.process_index == 0:
-        newest = [newest_whole_checkpoint(folder)]
-    if args.world_size > 1:
-        broadcast_object_list(newest)
-    if newest[0] is not None:
-        return str(newest[0])
-    if args.resume_from_checkpoint != "auto":
-        raise UsageError(
-            f"--resume_from_checkpoint: no checkpoint in {folder}; use 'auto' to start from the beginning then"
-        )
     foreign = [name for name in sorted(names) if name not in _LEFT_BY_A_RUN and not name.startswith("_")]
     if foreign:
         raise UsageError(
@@ -628,20 +627,6 @@ def _check_checkpoint(folder: str) -> None:
         )
 
 
-def prepare_output_dir(trainer: "TextJepaTrainer", checkpoint: str | None) -> None:
-    """Checks for disk space, and sets aside the checkpoints that the resumed run will write again."""
-    args = trainer.args
-    output_dir = Path(args.output_dir)
-    if args.save_strategy != "no":
-        checkpointing.check_disk_space(output_dir, trainer.checkpoint_bytes())
-    if checkpoint is None:
-        return
-    checkpoint = Path(checkpoint)
-    if checkpoint.resolve().parent == output_dir.resolve():
-        step = checkpointing.step_of(checkpoint)
-        checkpointing.set_newer_aside(output_dir, step)
-
-
 # ---- agreement with a checkpoint ------------------------------------------------------------------------------------
 
 
@@ -652,6 +637,7 @@ def make_fingerprint(
     config: TextJepaConfig,
     collator: DataCollatorForTextJepa,
     train_dataset: Dataset | IterableDataset,
+    held_out: Dataset | IterableDataset,
     num_workers: int,
 ) -> dict[str, Any]:
     """The objective, masks, words and data of a run, which a run that resumes from its checkpoints must share.
@@ -663,6 +649,7 @@ def make_fingerprint(
         config: The configuration of the model.
         collator: The collator of the run.
         train_dataset: The tokenized training texts.
+        held_out: All tokenized held-out texts.
         num_workers: The number of data loader workers, which share the files of a stream.
     """
     own = vars(ObjectiveArguments())
@@ -676,6 +663,7 @@ def make_fingerprint(
     fingerprint["tokenizer"] = _describe_words(tokenizer)
     if hasattr(train_dataset, "__len__"):
         fingerprint["data"] = _describe_texts(train_dataset)
+        fingerprint["held_out"] = _describe_texts(held_out)
         if data_args.view in DATA_VIEWS:
             fingerprint["views"] = f"{_checksum(train_dataset, 'view_input_ids'):08x}"
     else:
@@ -744,8 +732,6 @@ def check_agreement(trainer: "TextJepaTrainer", checkpoint: str) -> None:
         raise UsageError(f"{checkpoint} is from a different run: {listed}; --accept_changes resumes anyway")
     if differences:
         _check_weights(trainer.model, checkpoint)
-    for difference in differences:
-        logger.warning(f"resuming with a change: {difference}")
 
 
 def _check_weights(model: TextJepaForPreTraining, checkpoint: str) -> None:

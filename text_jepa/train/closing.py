@@ -1,7 +1,7 @@
 """The end of a run: merges its weights with those of its start, compares, exports and publishes the encoder.
 
 Neither merging nor comparing needs labels. On one half of the held-out documents the share of the way from start to
-end is selected; on the other half the result is compared with the start and with word counting.
+end is selected; on the other half the result is compared with the start, TF-IDF and BM25.
 """
 
 import copy
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,34 +104,31 @@ def save_results(
     encoder = _exported_encoder(trainer, model_args)
     documents = first_texts(corpus, "validation", HELD_OUT_DOCUMENTS)
     check_finite(trainer.model, encoder, documents)
-    share = 1.0
-    shares = {}
-    if merges_weights(model_args, trainer.model.config):
-        from_random = trainer.card_info["start"] == RANDOM_WEIGHTS
-        # What the start knew fades on the way to the end, unless the similarity loss keeps it.
-        near_start = not from_random and trainer.model.config.similarity_loss_weight == 0
-        share, shares = choose_share_of_run(encoder, start, documents[0::2], from_random, near_start)
+    choice = _choose_exported_share(trainer, encoder, start, documents[0::2], model_args)
+    divergence = describe_divergence(trainer, choice.share)
 
     card_info = trainer.card_info
-    divergence = describe_divergence(trainer, share)
     shorter = []
-    with merged(encoder.model, start, share):
+    with merged(encoder.model, start, choice.share):
         try:
             training_texts = first_texts(corpus, "train", TRAINING_DOCUMENTS)
-            name_of_start = describe_start(model_args)
-            scores = compare_with_start(encoder, start, name_of_start, documents[1::2], training_texts)
-            sentence = summarize(scores)
-            if share == 0:
-                sentence = f"{sentence} {_UNCHANGED}"
+            scores = compare_with_start(
+                encoder,
+                start,
+                describe_start(model_args),
+                documents[1::2],
+                training_texts,
+            )
+            sentence = _in_one_sentence(scores, choice.share)
             shorter = shorter_vectors(scores)
             collapse = describe_collapse_of_run(describe_run(trainer))
-            write_comparison(output_dir, scores, share, shares, collapse, divergence)
+            write_comparison(output_dir, scores, choice.share, choice.scores, collapse, divergence)
         except UsageError as error:  # an encoder without a comparison is still an encoder
             sentence = f"There is no comparison on held-out documents: {error}."
         comparison = {
             "comparison": f"{divergence} {sentence}" if divergence else sentence,
-            "share": share,
-            "shares": list(shares.items()),
+            "share": choice.share,
+            "shares": list(choice.scores.items()),
             "shorter": shorter,
         }
         trainer.card_info = card_info | comparison
@@ -145,6 +142,42 @@ def save_results(
     trainer.write_card(complete_dir, None)
     save_arguments(output_dir, arguments, trainer.model.config)
     return sentence, divergence
+
+
+class ExportedShare(NamedTuple):
+    """The exported share of the way from the initial to the final weights.
+
+    Args:
+        share: The share.
+        scores: Score of each share that was tried; empty if there was no choice.
+    """
+
+    share: float
+    scores: dict[float, float]
+
+
+def _choose_exported_share(
+    trainer: TextJepaTrainer,
+    encoder: Encoder,
+    start: Weights,
+    documents: Sequence[str],
+    model_args: ModelArguments,
+) -> ExportedShare:
+    """Chooses on held-out documents, unless the run exports its final weights."""
+    config = trainer.model.config
+    if not merges_weights(model_args, config):
+        return ExportedShare(1.0, {})
+    from_random = trainer.card_info["start"] == RANDOM_WEIGHTS
+    # What the start knew fades on the way to the end, unless the similarity loss keeps it.
+    near_start = not from_random and config.similarity_loss_weight == 0
+    share, scores = choose_share_of_run(encoder, start, documents, from_random, near_start)
+    return ExportedShare(share, scores)
+
+
+def _in_one_sentence(scores: DocumentScores, share: float) -> str:
+    """The comparison of a run in words, and that its weights are the initial ones, if they are."""
+    sentence = summarize(scores)
+    return f"{sentence} {_UNCHANGED}" if share == 0 else sentence
 
 
 def check_finite(
@@ -377,14 +410,14 @@ def compare_with_start(
     documents: Sequence[str],
     training_texts: Sequence[str],
 ) -> DocumentScores:
-    """Scores the encoder of a run, its start and word counting on held-out documents.
+    """Scores the encoder of a run, its start, TF-IDF and BM25 on held-out documents.
 
     Args:
         encoder: The encoder that is exported.
         start: The weights of its model at the start, by name.
         name_of_start: The name of the start, from `describe_start`.
         documents: Held-out texts.
-        training_texts: Training texts of the run, on which word counting is fitted.
+        training_texts: Training texts of the run, on which TF-IDF and BM25 are fitted.
 
     Returns:
         The scores, of which there are none if the documents are too few.

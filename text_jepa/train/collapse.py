@@ -1,6 +1,7 @@
 """The collapse monitor: measures of the representations on a fixed held-out batch during training."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -149,6 +150,7 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         values: The latest measures, see `measure_representations`.
         signs: What of the latest measures is a sign of collapse, in words.
         first: The measures of the first step, which later ones are compared with.
+        seconds: Time spent on measuring since the last record of the log, which does not count as training.
         warning: The `"step"` and the `"signs"` of the warning; `None` before.
 
     Raises:
@@ -170,6 +172,7 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         self.signs: list[str] = []
         self.warning: dict[str, Any] | None = None
         self.first: dict[str, float] | None = None
+        self.seconds = 0.0
         # Number of latest logs in a row with signs of collapse.
         self._suspicious = 0
         self._last_step: int | None = None
@@ -236,6 +239,7 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
 
     def _measure(self, model: TextJepaForPreTraining) -> None:
         """Updates the measures and their signs of collapse."""
+        started = time.perf_counter()
         self.batch = {name: tensor.to(model.device) for name, tensor in self.batch.items()}
         self.values = measure_representations(model, self.batch, self.autocast)
         if self.first is None:
@@ -243,6 +247,7 @@ class CollapseMonitorCallback(TrainerCallback, ExportableState):
         tokens = int(self.batch["attention_mask"].sum())
         dimensions = min(model.config.hidden_size, tokens - 1)
         self.signs = metrics.collapse_signs(self.values, dimensions, self.first)
+        self.seconds += time.perf_counter() - started
 
 
 def describe_collapse(warning: Mapping[str, Any]) -> str:

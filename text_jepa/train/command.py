@@ -22,14 +22,8 @@ from text_jepa.train.arguments import (
     TextJepaTrainingArguments,
 )
 from text_jepa.train.build import objective_of, set_dependent_defaults
-from text_jepa.train.checks import (
-    RENAMED,
-    RESUME_NEWEST,
-    RESUME_NONE,
-    check_writable,
-    holding_folder,
-    make_folders,
-)
+from text_jepa.train.checkpointing import RESUME_NEWEST, RESUME_NONE
+from text_jepa.train.checks import RENAMED, check_writable, holding_folder, make_folders
 
 
 CLASSES = (ModelArguments, DataArguments, ObjectiveArguments, TextJepaTrainingArguments)
@@ -49,11 +43,13 @@ DEFAULT_RECIPE = {
     "save_steps": 0.25,
 }
 
-# Whoever names an encoder does not want that of the recipe, nor what the recipe changes of it.
+# Whoever names an encoder does not want that of the recipe, nor what the recipe changes of it. Whoever names passes
+# does not want its steps, which would take precedence.
 _REPLACES = {
     "model_name_or_path": ("preset", "config_name", "text_config"),
     "config_name": ("preset", "model_name_or_path", "text_config"),
     "preset": ("config_name", "model_name_or_path"),
+    "num_train_epochs": ("max_steps",),
 }
 
 # Shown when there is nothing to train on, and in the help.
@@ -284,13 +280,10 @@ def _claim_folder(name: str, resumes: bool) -> tuple[Path, list[Path]]:
     Raises:
         UsageError: The folder cannot be written to.
     """
-    if resumes:
-        taken = list(itertools.takewhile(Path.exists, _numbered_folders(name)))
-        # A run that was killed while it prepared its texts leaves a folder with nothing but its lock.
-        begun = [folder for folder in taken if any(path.name != LOCK for path in folder.iterdir())]
-        if taken:
-            return (begun or taken)[-1], []
-    folders = _numbered_folders(name)
+    last = last_folder(name) if resumes else None
+    if last is not None:
+        return last, []
+    folders = numbered_folders(name)
     folder = next(folders)
     check_writable(str(folder))
     made = list(make_folders(folder))
@@ -301,7 +294,16 @@ def _claim_folder(name: str, resumes: bool) -> tuple[Path, list[Path]]:
     return folder, made
 
 
-def _numbered_folders(name: str) -> Iterator[Path]:
+def last_folder(name: str) -> Path | None:
+    """The last folder of the runs of a name; `None` without any."""
+    taken = list(itertools.takewhile(Path.exists, numbered_folders(name)))
+    # A run that was killed while it prepared its texts leaves a folder with nothing but its lock.
+    begun = [folder for folder in taken if any(path.name != LOCK for path in folder.iterdir())]
+    return (begun or taken or [None])[-1]
+
+
+def numbered_folders(name: str) -> Iterator[Path]:
+    """The folders of the runs of a name, in turn: `runs/NAME`, `runs/NAME-2`, and so on."""
     yield Path("runs", name)
     for number in itertools.count(2):
         yield Path("runs", f"{name}-{number}")

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from text_jepa.cli import UsageError
 from text_jepa.train.arguments import TextJepaTrainingArguments
-from text_jepa.train.checkpointing import MANIFEST, find_damage
+from text_jepa.train.checkpointing import MANIFEST, find_damage, newest_whole_checkpoint
 
 
 # Where a machine keeps the checkpoint that the first process has sent, in its own output folder.
@@ -95,6 +95,38 @@ def gather_files(folder: str | Path, args: TextJepaTrainingArguments) -> dict[st
     for of_process in found:
         files |= of_process
     return files
+
+
+# ---- the checkpoint to resume from ----------------------------------------------------------------------------------
+
+
+def find_newest_checkpoint(resume: str | bool, args: TextJepaTrainingArguments) -> str | None:
+    """The newest complete checkpoint in the output folder of the first process.
+
+    Args:
+        resume: How it was asked for. Only `"auto"` starts from the beginning if there is none.
+        args: The training arguments.
+
+    Returns:
+        The folder of the checkpoint, or `None` to start from the beginning.
+
+    Raises:
+        UsageError: There is none, or all are damaged.
+    """
+    newest = [None]
+    # One process looks, and puts back what a killed run was about to replace; all resume from what it found.
+    if args.process_index == 0:
+        newest = [newest_whole_checkpoint(args.output_dir)]
+    if args.world_size > 1:
+        broadcast_object_list(newest)
+    if newest[0] is not None:
+        return str(newest[0])
+    if resume != "auto":
+        raise UsageError(
+            f"--resume_from_checkpoint: no checkpoint in {args.output_dir}; use 'auto' to start from the beginning "
+            "then"
+        )
+    return None
 
 
 # ---- a checkpoint that not all can read -----------------------------------------------------------------------------

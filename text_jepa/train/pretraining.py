@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ from text_jepa.train.build import (
     set_dependent_defaults,
     weigh_words,
 )
+from text_jepa.train.callbacks import Interrupted, Terminated
 from text_jepa.train.checks import (
     check_agreement,
     check_collapse,
@@ -82,7 +84,6 @@ from text_jepa.train.checks import (
     check_trackers,
     leaving_nothing,
     make_fingerprint,
-    prepare_output_dir,
     warn_of_idle_flags,
 )
 from text_jepa.train.closing import (
@@ -187,8 +188,8 @@ def pretrain(
             check_agreement(trainer, checkpoint)
             check_collapse(trainer, checkpoint)
         show_sizes(trainer, parts.corpus)
-        if args.process_index == 0:
-            prepare_output_dir(trainer, checkpoint)
+        if args.process_index == 0 and args.save_strategy != "no":
+            checkpointing.check_disk_space(args.output_dir, trainer.checkpoint_bytes())
         # With all values in use, so that a version with other defaults can repeat the run.
         objective_args = ObjectiveArguments(**{name: trainer.fingerprint[name] for name in vars(objective_args)})
         arguments = (model_args, data_args, objective_args, args)
@@ -272,7 +273,7 @@ def prepare_parts(
         if model_args.lora is not None:
             add_lora(model, model_args.lora)
         collator = make_collator(data_args, args, tokenizer, model.config.max_text_length)
-        line = check_texts(examples["train"], tokenizer, collator, model.config, data_args, corpus.source)
+        line = check_texts(examples["train"], tokenizer, collator, model.config, data_args, corpus)
         weigh_words(model, examples["train"], tokenizer, corpus.source)
         probe = make_probe(data_args, args, tokenizer, model_args.cache_dir)
         # At the end, because a run that is refused leaves no trace.
@@ -335,6 +336,7 @@ def make_trainer(
         parts.model.config,
         parts.collator,
         train_dataset,
+        parts.examples["validation"],
         args.dataloader_num_workers,
     )
     fingerprint["adapters"] = has_adapters(parts.model)
@@ -526,22 +528,36 @@ def load_finished(trainer: TextJepaTrainer, checkpoint: str) -> bool:
 
 
 def train(trainer: TextJepaTrainer, checkpoint: str | None) -> None:
-    """Trains, from a checkpoint if there is one.
+    """Trains, from a checkpoint if there is one, to the last step or until a signal stops it.
 
     Raises:
-        UsageError: A file of the checkpoint holds code, or the Trainer cannot begin with the flags.
+        UsageError: A file of the checkpoint holds code, a tracker cannot begin, or the Trainer cannot with the flags.
     """
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        # Not `None`, for which the trainer would look for a checkpoint itself.
+        trainer.train(resume_from_checkpoint=checkpoint or False)
+    except (Interrupted, Terminated):
+        return
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{checkpoint}: a file that should contain only numbers contains code, which was not run "
             f"({first_line(error)})"
         ) from error
-    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+    except Exception as error:  # trackers have errors of their own
         if trainer.has_begun or isinstance(error, UsageError):
             raise
-        raise UsageError(f"the Trainer rejected these arguments: {first_line(error)}") from error
+        if trainer.args.report_to and _is_of_tracker(error):
+            remedy = "set WANDB_MODE=offline, or leave it out" if "wandb" in trainer.args.report_to else "leave it out"
+            raise UsageError(f"--report_to: {first_line(error)}; {remedy}") from error
+        if isinstance(error, ImportError | NotImplementedError | TypeError | ValueError):
+            raise UsageError(f"the Trainer rejected these arguments: {first_line(error)}") from error
+        raise
+
+
+def _is_of_tracker(error: Exception) -> bool:
+    """Whether an error from before training is that of a tracker: the first callbacks for this event are trackers."""
+    functions = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "on_train_begin" in functions
 
 
 def evaluate_last_weights(trainer: TextJepaTrainer) -> None:

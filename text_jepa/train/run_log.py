@@ -321,7 +321,7 @@ class MetricsFileCallback(TrainerCallback):
 
 def is_process_summary(record: Record) -> bool:
     """Whether a record is the Trainer's last one, which sums up a process and not the run."""
-    return "train_runtime" in record
+    return "total_flos" in record
 
 
 def metrics_file(output_dir: str | Path) -> Path:

@@ -9,7 +9,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
@@ -18,14 +18,16 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, IntervalStrategy
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, IntervalStrategy, TrainOutput
 from transformers.utils import ModelOutput
 
 from modeling_text_jepa import TextJepaForPreTraining, has_adapters
+from text_jepa.cli import first_line
 from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps, lengths_of, share_without_repeats
 from text_jepa.data.collator import DataCollatorForTextJepa, split_masks
 from text_jepa.encoders.sentence_head import kept_head
@@ -37,6 +39,7 @@ from text_jepa.train.adapters import below_adapters
 from text_jepa.train.arguments import TextJepaTrainingArguments, fingerprint_of_arguments
 from text_jepa.train.callbacks import (
     NONFINITE_LIMIT,
+    OVERFLOW_LIMIT,
     EmaTargetEncoderCallback,
     PreemptionCallback,
     ProgressLineCallback,
@@ -45,7 +48,7 @@ from text_jepa.train.callbacks import (
     shield_worker_from_signals,
 )
 from text_jepa.train.collapse import MONITOR_TEXTS, CollapseMonitorCallback
-from text_jepa.train.hosts import gather_files
+from text_jepa.train.hosts import find_newest_checkpoint, gather_files
 from text_jepa.train.run_log import (
     EvaluationTotals,
     MetricsFileCallback,
@@ -65,6 +68,9 @@ _SINCE_LAST_LOG = "since_last_log"
 
 # The key under which it keeps the path of the best checkpoint, which the Trainer forgets if it leads nowhere any more.
 _BEST = "best_checkpoint"
+
+# What a group of an optimizer has from the arguments; the rest is what it has reached.
+_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 
 
 class _LogAndEpochCallback(TrainerCallback):
@@ -96,11 +102,13 @@ class _LogAndEpochCallback(TrainerCallback):
 # - `_get_dataloader` and `_get_train_sampler`: the order of the texts, and the share of each process,
 # - `_get_num_items_in_batch`: the target tokens of a step, or its masks,
 # - `_get_grad_norm`: the last call before the optimizer's step,
+# - `_load_optimizer_and_scheduler`: the settings of a resumed run,
 # - `_save_checkpoint`, whose parts `_save`, `_save_optimizer_and_scheduler`, `_save_scaler` and `_save_rng_state` it
 #   calls.
 #
-# It reads `_tr_loss` and `_globalstep_last_logged` to continue a log, and calls `_finish_current_push`. Tests with the
-# oldest and the newest transformers fail if one of these changes.
+# It reads `_tr_loss` and `_globalstep_last_logged` to continue a log, and `_created_lr_scheduler`, calls
+# `_finish_current_push`, and sets `_n_gpu` of the arguments. Tests with the oldest and the newest transformers fail if
+# one of these changes.
 class TextJepaTrainer(Trainer):
     """The standard `Trainer` for a [`TextJepaForPreTraining`].
 
@@ -109,7 +117,8 @@ class TextJepaTrainer(Trainer):
     length. Evaluation uses fixed masks.
 
     A step whose gradient is not finite changes neither the weights nor the target encoder: its batches are kept in
-    `nonfinite/`, a checkpoint of the state before it is saved, and after three such steps in a row the run stops.
+    `nonfinite/`, a checkpoint of the state before it is saved, and after three such steps in a row the run stops. A
+    loss scaler (fp16) may skip 50 steps in a row before they count as such.
 
     A checkpoint counts only if it is complete, see `text_jepa.train.checkpointing`. SIGTERM and SIGINT end the run
     with a checkpoint.
@@ -125,16 +134,19 @@ class TextJepaTrainer(Trainer):
         fingerprint: Settings that a resumed run must share, in addition to those among `args`.
         card_info: Entries of the model card that the trainer does not know, see `describe_run`. `"which"` is the
             encoder to export, `"target"` (the default) or `"context"`.
-        **kwargs: Further arguments of `Trainer`.
+        **kwargs: Further arguments of `Trainer`. A callback of a kind that this class adds takes the place of its own.
 
     Attributes:
         step_in_progress: The batches and the loss since the last optimizer step.
         nonfinite_steps: Number of steps in a row, up to the last one, whose gradient was not finite.
+        overflows: Number of steps in a row, up to the last one, that a loss scaler has skipped.
         has_begun: Whether training has begun, after all of the Trainer's own preparation.
 
     Raises:
+        TypeError: `args` are not `TextJepaTrainingArguments`.
         ValueError: The collator has more mask strategies than the predictor has mask tokens, or makes no views for a
-            document loss; or the objective learns nothing, see `TextJepaConfig.check_trainable`.
+            document loss; the objective learns nothing, see `TextJepaConfig.check_trainable`; or there are
+            `compute_metrics`, which no evaluation would call.
     """
 
     def __init__(
@@ -148,6 +160,13 @@ class TextJepaTrainer(Trainer):
         card_info: Mapping[str, Any] | None = None,
         **kwargs,
     ):
+        _check_arguments(args, kwargs.get("compute_metrics"))
+        if args.n_gpu > 1:
+            # The Trainer would copy the model to each of them (DataParallel), with gradients of parts of a batch.
+            logger.warning(
+                f"one of {args.n_gpu} GPUs is used; to use all, start one process for each with accelerate launch"
+            )
+            args._n_gpu = 1
         model = below_adapters(model)
         model.config.check_trainable()
         _check_mask_tokens(model, data_collator)
@@ -178,21 +197,25 @@ class TextJepaTrainer(Trainer):
         # With `mask_batching="sequential"`, the targets from the pass of the first mask, for those of the others.
         self._text_targets: ModelOutput | None = None
         self.nonfinite_steps = 0
+        self.overflows = 0
         self.has_begun = False
         self._add_callbacks(eval_dataset)
 
     def _add_callbacks(self, eval_dataset: Dataset | Iterable | None) -> None:
         args = self.args
         config = self.model.config
-        self.ema = EmaTargetEncoderCallback(
+        default_ema = EmaTargetEncoderCallback(
             args.ema_schedule,
             args.ema_decay_start,
             args.ema_decay_end,
             args.ema_frozen_steps,
         )
+        self.ema = self._given_or(default_ema)
         self.monitor: CollapseMonitorCallback | None = None
-        self.spikes = SpikeCallback()
-        self.preemption = PreemptionCallback()
+        self.spikes = self._given_or(SpikeCallback())
+        self.preemption = self._given_or(PreemptionCallback())
+        progress_line = self._given_or(ProgressLineCallback())
+        log_file = self._given_or(MetricsFileCallback())
 
         self.remove_callback(PrinterCallback)
         self.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another class in notebooks
@@ -200,19 +223,26 @@ class TextJepaTrainer(Trainer):
         if config.has_moving_average:
             self.add_callback(self.ema)
         if args.weight_decay_end is not None:
-            self.add_callback(WeightDecayCallback(args.weight_decay, args.weight_decay_end))
+            default_decay = WeightDecayCallback(args.weight_decay, args.weight_decay_end)
+            self.add_callback(self._given_or(default_decay))
         if eval_dataset is not None:
-            self.monitor = self.pop_callback(CollapseMonitorCallback) or CollapseMonitorCallback()
+            self.monitor = self._given_or(CollapseMonitorCallback())
             self._set_up_monitor(eval_dataset)
             # Behind the callbacks that decide whether a step is logged, which is when it measures.
             self.add_callback(self.monitor)
-        self.add_callback(ProgressLineCallback())
-        self.add_callback(MetricsFileCallback())
+        self.add_callback(progress_line)
+        self.add_callback(log_file)
         self.add_callback(self.spikes)
         self.add_callback(self.preemption)
 
+    def _given_or(self, default: TrainerCallback) -> TrainerCallback:
+        """Takes the callback of this kind that the caller has given out of the list; the default if there is none."""
+        return self.pop_callback(type(default)) or default
+
     def _set_up_monitor(self, eval_dataset: Dataset | Iterable) -> None:
         monitor = self.monitor
+        if self.args.logging_strategy == IntervalStrategy.NO:
+            logger.warning("--logging_strategy no: collapse is not watched, because it is checked at each log entry")
         monitor.stop_on_collapse |= self.args.stop_on_collapse
         monitor.autocast = self.accelerator.autocast
         if monitor.batch is None:
@@ -254,11 +284,14 @@ class TextJepaTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
         training_collator = self.data_collator
+        drops_last_in_training = self.args.dataloader_drop_last
         self.data_collator = self.eval_collator
+        self.args.dataloader_drop_last = False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = training_collator
+            self.args.dataloader_drop_last = drops_last_in_training
 
     # ---- loss -------------------------------------------------------------------------------------------------------
 
@@ -398,11 +431,14 @@ class TextJepaTrainer(Trainer):
         grad_norm = super()._get_grad_norm(model, grad_norm)
         loss, grad_norm = self.step_in_progress.read(grad_norm)
         # A loss scaler lets the gradient overflow now and then, and skips such steps by itself.
-        may_overflow = self.accelerator.scaler is not None
+        may_overflow = self.accelerator.scaler is not None and self.overflows < OVERFLOW_LIMIT
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.nonfinite_steps = 0
+            self.overflows = 0
             self._watch_for_spikes(model, loss, grad_norm)
-        elif not (math.isfinite(loss) and may_overflow):
+        elif math.isfinite(loss) and may_overflow:
+            self.overflows += 1
+        else:
             self._drop_nonfinite_step(model)
         self.step_in_progress.clear()
         return grad_norm
@@ -426,7 +462,7 @@ class TextJepaTrainer(Trainer):
         """Skips the update, has the state before it saved, and keeps the batches for a closer look."""
         self.nonfinite_steps += 1
         self.control.should_save = True
-        self.control.should_training_stop = self.nonfinite_steps == NONFINITE_LIMIT
+        self.control.should_training_stop = self.nonfinite_steps >= NONFINITE_LIMIT
         self._skip_update(model)
         step = self.state.global_step
         folder = self.step_in_progress.save_batches(step)
@@ -444,6 +480,10 @@ class TextJepaTrainer(Trainer):
     def begin_log(self, state: TrainerState) -> None:
         """Starts the totals of the log, or continues those of the checkpoint; called when training begins."""
         self.has_begun = True
+        self.nonfinite_steps = 0
+        self.overflows = 0
+        # A checkpoint has the intervals of the run that left it.
+        state.compute_steps(self.args, state.max_steps)
         self.training_totals.reset(state.global_step)
         saved = state.stateful_callbacks.get(_SINCE_LAST_LOG)
         if state.global_step and saved:
@@ -467,6 +507,9 @@ class TextJepaTrainer(Trainer):
     def _training_figures(self) -> dict[str, float]:
         """What a training record has beside the Trainer's own figures."""
         state = self.state
+        if self.monitor is not None:
+            self.training_totals.leave_out(self.monitor.seconds)
+            self.monitor.seconds = 0.0
         figures = self.training_totals.take_record(state.global_step, state.log_history)
         # The Trainer resets this sum by subtracting it from itself, which leaves a NaN as it is.
         self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)
@@ -515,14 +558,60 @@ class TextJepaTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = super()._determine_best_metric(metrics=metrics, trial=trial)
+        if is_best and self.args.load_best_model_at_end:
+            # Also between two saves, because the weights of the next one may be worse.
+            self.control.should_save = True
         # With `--save_strategy best`, this alone decides whether a step is saved.
         return is_best or self.preemption.asked
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """Trains as the `Trainer` does, and warns if a checkpoint is from a run with other settings.
+
+        Args:
+            resume_from_checkpoint: The folder of a checkpoint to resume from; `True` or `"auto"` for the newest
+                complete one of the output folder, `"auto"` only if there is one. Default: that of the arguments.
+            *args, **kwargs: Further arguments of `Trainer.train`.
+
+        Raises:
+            UsageError: There is no complete checkpoint to resume from.
+            KeyboardInterrupt: SIGINT has stopped training before its last step, with a checkpoint.
+            SystemExit: SIGTERM has.
+        """
+        checkpoint = self._find_checkpoint(resume_from_checkpoint)
+        if checkpoint is not None and self.is_world_process_zero():
+            self._prepare_to_resume(Path(checkpoint))
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(checkpoint, *args, **kwargs)
         finally:
             self.preemption.restore()
+        self.preemption.end_program(self.state)
+        return output
+
+    def _find_checkpoint(self, resume: str | bool | None) -> str | None:
+        if resume is None:
+            resume = self.args.resume_from_checkpoint
+        if resume in checkpointing.RESUME_NONE:
+            return None
+        if resume in checkpointing.RESUME_NEWEST:
+            return find_newest_checkpoint(resume, self.args)
+        return resume
+
+    def _prepare_to_resume(self, checkpoint: Path) -> None:
+        """Warns of settings that differ, and sets aside the checkpoints that will be written again."""
+        # That of a plain Trainer has no manifest.
+        if (checkpoint / checkpointing.MANIFEST).is_file():
+            for difference in checkpointing.differing_settings(checkpoint, self.fingerprint):
+                logger.warning(f"resuming with a change: {difference}")
+        output_dir = Path(self.args.output_dir)
+        if checkpoint.resolve().parent == output_dir.resolve():
+            checkpointing.set_newer_aside(output_dir, checkpointing.step_of(checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Loads what optimizer and schedule have reached; their settings remain those of this run."""
+        own_groups = [dict(group) for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._created_lr_scheduler:
+            _restore_settings(self.optimizer, self.lr_scheduler, own_groups)
 
     def checkpoint_bytes(self) -> int:
         """The approximate size of a checkpoint: all weights, and AdamW's two moments of those that train."""
@@ -587,7 +676,9 @@ class TextJepaTrainer(Trainer):
 
     def _write_random_states(self, staging: Path) -> None:
         """Has the first process write the random states of all: on other machines, this folder may not exist."""
-        with tempfile.TemporaryDirectory() as own:
+        # Beside the other files of the checkpoint, because other disks may be full.
+        place = staging if staging.is_dir() else None
+        with tempfile.TemporaryDirectory(dir=place) as own:
             self._save_rng_state(own)
             files = gather_files(own, self.args)
         if self.args.process_index == 0:
@@ -704,14 +795,30 @@ class TextJepaTrainer(Trainer):
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if is_busy and not self.args.hub_always_push:
             return
+        message = f"Step {self.state.global_step}"
         folder = tempfile.mkdtemp()
-        self.export(folder)
+        try:
+            self.export(folder)
+        except Exception as error:  # disks, safetensors and tokenizers have errors of their own
+            logger.warning(f"{message}: {self.hub_model_id} was not published: {first_line(error)}")
+            shutil.rmtree(folder, ignore_errors=True)
+            return
         self.push_in_progress = hub.push_in_background(
             folder,
             self.hub_model_id,
-            f"Step {self.state.global_step}",
+            message,
             self.args.hub_revision,
             self.args.hub_token,
+        )
+
+
+def _check_arguments(args: TextJepaTrainingArguments, compute_metrics: Callable | None) -> None:
+    if not isinstance(args, TextJepaTrainingArguments):
+        raise TypeError(f"args: expected TextJepaTrainingArguments, got {type(args).__name__}")
+    if compute_metrics is not None:
+        raise ValueError(
+            "compute_metrics would never be called, because evaluation computes losses only; compute metrics in the "
+            "on_evaluate of a callback, as OnlineProbeCallback does"
         )
 
 
@@ -760,3 +867,26 @@ def _set_learning_rate(
         if moved:
             group["params"] = kept
             optimizer.add_param_group({**group, "params": moved, "lr": learning_rate})
+
+
+def _restore_settings(
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    own_groups: Sequence[Mapping[str, Any]],
+) -> None:
+    """Gives an optimizer and its schedule back the settings that those of a checkpoint have replaced.
+
+    Args:
+        optimizer: The optimizer.
+        schedule: The schedule, which the Trainer has made.
+        own_groups: The groups of the optimizer before the checkpoint was loaded.
+    """
+    groups = optimizer.param_groups
+    for group, own in zip(groups, own_groups, strict=True):
+        group.update({name: own[name] for name in _SETTINGS if name in own})
+    # A schedule that follows the evaluations goes on from the rate that it has reached.
+    if isinstance(schedule, LambdaLR):
+        schedule.base_lrs = [group["initial_lr"] for group in groups]
+        for group, factor in zip(groups, schedule.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in groups]
