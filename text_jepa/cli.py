@@ -117,6 +117,7 @@ _YAML = (".yaml", ".yml")
 
 # Kinds of values in a YAML file that are words of a command line, and the kind of a word.
 _PLAIN_TYPES = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "timestamp")}
+_NUMBERS = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:int"}
 _WORD = "tag:yaml.org,2002:str"
 
 _BEFORE_FLAGS = "YAML files and other arguments without a flag must come before the flags"
@@ -481,13 +482,32 @@ class _Loader(yaml.SafeLoader):
 
         Those in mappings keep the types of YAML, because a mapping becomes JSON.
         """
-        values = [value for _, value in node.value] if isinstance(node, yaml.MappingNode) else []
-        for value in values:
-            items = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            for item in items:
-                if item.tag in _PLAIN_TYPES:
-                    item.tag = _WORD
+        if isinstance(node, yaml.MappingNode):
+            values = [(key, _as_word(value)) for key, value in node.value]
+            node = yaml.MappingNode(node.tag, values, node.start_mark, node.end_mark)
         return super().construct_document(node)
+
+
+def _as_word(node: yaml.Node) -> yaml.Node:
+    """A value of a YAML file as a word, and a list as one of words; numbers that only YAML reads, as `0x10`, stay.
+
+    Nodes are not changed, because an alias in a mapping may stand for the same one.
+    """
+    if isinstance(node, yaml.SequenceNode):
+        items = [_as_word(item) for item in node.value]
+        return yaml.SequenceNode(node.tag, items, node.start_mark, node.end_mark)
+    if node.tag in _PLAIN_TYPES and not (node.tag in _NUMBERS and _is_of_yaml(node.value)):
+        return yaml.ScalarNode(_WORD, node.value, node.start_mark, node.end_mark)
+    return node
+
+
+def _is_of_yaml(number: str) -> bool:
+    """Whether Python cannot read a number of YAML."""
+    try:
+        float(number)
+    except ValueError:
+        return True
+    return False
 
 
 def _values_as_words(values: Mapping[str, Any]) -> list[str]:

@@ -141,7 +141,7 @@ def run_command(main: Callable[[], Any], trains: bool = True) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if _is_out_of_memory(error):
             sys.exit(_report(_describe_memory(error, trains)))
-        if _LOST_WORKER in str(error):
+        if str(error).startswith(_LOST_WORKER):
             sys.exit(_report(_describe_lost_worker(error, trains)))
         raise
     except KeyboardInterrupt:

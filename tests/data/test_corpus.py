@@ -277,6 +277,8 @@ def test_a_damaged_table_among_tables_and_a_pointer_among_notes_are_errors(tmp_p
         ),
         (["dev.txt", "test.txt", "training-plan.txt", "test-results.txt"], None, []),
         (["how-to-train.txt", "unit-test.txt", "attrain.txt", "a/train/a.txt", "b/test/a.txt"], None, []),
+        (["train-to-rome.txt", "test-drive.txt", "how-to-train-dogs.txt", "how-to-test-batteries.txt"], None, []),
+        (["ptb.train.txt", "ptb.test.txt"], ["ptb.test.txt"], ["ptb.test.txt"]),
     ],
 )
 def test_splits_of_a_folder_are_known_by_the_names_of_their_files(tmp_path, load, caplog, files, held_out, taken):

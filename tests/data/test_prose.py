@@ -250,6 +250,10 @@ PAGES = {
         "<p>one<div>two</div>three</p>four",
         [(1, "one", False), (1, "two", False), (1, "three", False), (1, "four", False)],
     ),
+    "ends of what is not open": (
+        "<p>one</div> two</h2> three<p>four",
+        [(1, "one two three", False), (1, "four", False)],
+    ),
     "marked sections": (
         "<p>one</p><![FOR]><p>two<![ns::x]> three<![if !IE]> four<![endif]--></p><p>five]></p>",
         [(1, "one", False), (1, "two three four", False), (1, "five]>", False)],

@@ -20,6 +20,8 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2Model,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     RobertaConfig,
     RobertaModel,
     Trainer,
@@ -432,6 +434,28 @@ def test_the_head_of_another_task_of_the_same_size_is_drawn_anew_by_the_seed(fol
     assert not torch.equal(first.classifier.weight, second.classifier.weight)
     for key, value in other.bert.state_dict().items():
         assert torch.equal(value, first.bert.state_dict()[key])
+
+
+def test_weights_of_language_modelling_that_a_head_shares_are_kept(folders, tmp_path):
+    """The dense layer of ModernBERT's head is that of its masked language model, as in transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folders["bert"])
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        cls_token_id=None,
+        sep_token_id=None,
+    )
+    before = ModernBertForMaskedLM(config)
+    before.save_pretrained(tmp_path / "mlm")
+    tokenizer.save_pretrained(tmp_path / "mlm")
+    overrides = {"max_steps": "1", "learning_rate": "0"}
+    finetune(str(tmp_path / "mlm"), make_task(rows=20), 1, overrides=overrides, output_dir=tmp_path / "kept")
+    after = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept")
+    assert torch.equal(after.head.dense.weight, before.head.dense.weight)
 
 
 def test_a_decoder_whose_configuration_names_no_padding_token_is_fine_tuned(folders, tmp_path):

@@ -106,6 +106,8 @@ def test_values_of_the_file_come_first_and_flags_win(yaml):
         ("preset: 2024-01-01", {"preset": "2024-01-01"}),
         ("train_file: [on, off, 1.10]", {"train_file": ["on", "off", "1.10"]}),
         ("options: {depth: 1.10, is_deep: no}", {"options": '{"depth": 1.1, "is_deep": false}'}),
+        ("vocab_size: &n 512\noptions: {depth: *n}", {"vocab_size": 512, "options": '{"depth": 512}'}),
+        ("vocab_size: 0x10", {"vocab_size": 16}),
         ("vocab_size: null", {}),
         ("train_file: ~\npreset:", {}),
         ("# only a comment\nvocab_size: 100 # the default", {}),

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None, prog: str = "text-jepa adapt") -> None:
     name, texts, flags = read_words(argv, prog)
     options = {"cache_dir": _value(flags, "cache_dir"), "revision": _value(flags, "model_revision")}
     source = find_encoder(name, **options)
-    head = read_head(source, **options)
+    head = find_head(source, _value(flags, "pooling"), **options)
     run = words_of_run(source, head, texts, flags)
     print(describe_choice(source, head))
     command_of("pretrain")(run, prog=prog, command=repeating_command(prog, argv))
@@ -123,6 +123,25 @@ def find_encoder(name: str, **options: Any) -> str:
     raise UsageError(f"{name}: no encoder found (no config.json); pass a folder or a name on the Hub")
 
 
+def find_head(source: str, pooling: str | None, **options: Any) -> SentenceHead:
+    """The head of an encoder; one without modules if it cannot be read and the pooling is given instead.
+
+    Args:
+        source: Folder or name on the Hub.
+        pooling: The value of `--pooling`, if it is given.
+        **options: See `find_encoder`.
+
+    Raises:
+        UsageError: The head cannot be read, and no pooling is given.
+    """
+    try:
+        return read_head(source, **options)
+    except UsageError:
+        if pooling is None:
+            raise
+        return SentenceHead(source, pooling)
+
+
 def recipe_of(head: SentenceHead) -> str:
     """The recipe for an encoder with this head: one for sentence encoders, one for masked language models."""
     return "continue-from-encoder" if head.modules else "continue-masked-lm"
@@ -154,6 +173,9 @@ def folder_of_run(source: str, resume: str | None) -> str:
         source: The encoder.
         resume: The value of --resume_from_checkpoint, if it is given.
     """
+    word = str(resume).lower()
+    if word in (*RESUME_NONE, *RESUME_NEWEST):
+        resume = word
     if resume not in (*RESUME_NONE, *RESUME_NEWEST):
         return str(Path(resume).parent)
     name = f"{Path(source).resolve().name}-adapted"

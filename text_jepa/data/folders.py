@@ -29,8 +29,10 @@ _DESCRIPTIONS = ("readme", "license", "licence", "notice", "citation", "changelo
 
 # Names of the files and folders of a split, as in the datasets library: validation-00000-of-00002.parquet, c4-test.
 _SPLIT_NAME = re.compile(
-    r"(?P<beginning>(?:.*?[-._ 0-9])??)(?P<split>train|validation|valid|val|dev|test)(?:[-._ 0-9].*)?", re.DOTALL
+    r"(?P<beginning>(?:.*?[-._0-9])??)(?P<split>train|validation|valid|val|dev|test)(?P<end>[-._0-9].*)?", re.DOTALL
 )
+# What may follow in the name of a file of prose: only numbers, because test-drive.md is a note.
+_NUMBERS = re.compile(r"[-._0-9]*(?:of[-._0-9]+)?")
 _SPLITS = {
     "train": "train",
     "validation": "validation",
@@ -119,10 +121,18 @@ def _splits_by_name(path: Path, folders: Sequence[Path]) -> dict[tuple[Path, str
     parent = max(around, key=lambda folder: len(folder.parts))
     for part in path.relative_to(parent).parts:
         match = _SPLIT_NAME.fullmatch(part.lower())
-        if match:
+        if match and _may_be_split(part, match["end"] or ""):
             splits[parent, match["beginning"]] = _SPLITS[match["split"]]
         parent = parent / part
     return splits
+
+
+def _may_be_split(name: str, end: str) -> bool:
+    """Whether a file or folder may be a split, by what follows the word for it in its name."""
+    suffix = suffix_of(Path(name))
+    if suffix not in PROSE:
+        return True
+    return _NUMBERS.fullmatch(end[: end.rindex(suffix)]) is not None
 
 
 def _match(path: Path, pattern: str, flag: str, split: str, form: Form | None, streaming: bool) -> list[str]:

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -34,6 +34,7 @@ _LEAST_BUFFER = 2_000
 _SHARDS = 8
 # Number of first documents of a stream that are compared with its held-out ones.
 _COMPARED_OF_STREAM = 10_000
+_COMPARED_CHARACTERS = 20_000_000
 
 
 def count_shared(documents: Dataset, held_out: Dataset) -> int:
@@ -163,12 +164,24 @@ def warn_of_shared_in_stream(
     Raises:
         UsageError: A file cannot be read.
     """
-    rows = itertools.islice(read_rows(rows_in_turn(documents), source), _COMPARED_OF_STREAM)
-    texts = [row["text"] for row in rows]
-    rows = read_rows(held_out.take(_COMPARED_OF_STREAM), held_out_source)
-    known = {row["text"] for row in rows if row["text"]}
-    shared = sum(text in known for text in texts)
-    warn_of_shared(shared, f"the first {len(texts):,}")
+    # Hashes, because the documents of a stream may be long.
+    known = {hash(text) for text in _first_texts(read_rows(held_out, held_out_source)) if text}
+    read = 0
+    shared = 0
+    for text in _first_texts(read_rows(rows_in_turn(documents), source)):
+        read += 1
+        shared += hash(text) in known
+    warn_of_shared(shared, f"the first {read:,}")
+
+
+def _first_texts(rows: Iterable[dict]) -> Iterator[str | None]:
+    """The texts of the first rows, as many as are compared in seconds."""
+    characters = 0
+    for row in itertools.islice(rows, _COMPARED_OF_STREAM):
+        yield row["text"]
+        characters += len(row["text"] or "")
+        if characters > _COMPARED_CHARACTERS:
+            return
 
 
 def rows_in_turn(documents: Dataset | IterableDataset) -> Iterator[dict]:
@@ -180,9 +193,8 @@ def rows_in_turn(documents: Dataset | IterableDataset) -> Iterator[dict]:
     Yields:
         All rows; the order is the same in every process.
     """
-    if isinstance(documents, Dataset):
-        documents = documents.to_iterable_dataset(num_shards=min(len(documents), _SHARDS))
-    num_places = min(documents.num_shards, _SHARDS)
+    num_shards = len(documents) if isinstance(documents, Dataset) else documents.num_shards
+    num_places = min(num_shards, _SHARDS)
     places = [documents.shard(num_places, place) for place in range(num_places)]
     for rows in itertools.zip_longest(*places):
         yield from (row for row in rows if row is not None)

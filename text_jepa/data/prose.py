@@ -347,6 +347,7 @@ class _Element(NamedTuple):
     tag: str
     is_hidden: bool
     is_main: bool
+    is_hidden_by_tag: bool = False
 
 
 class _Blocks(HTMLParser):
@@ -379,15 +380,18 @@ class _Blocks(HTMLParser):
         if _VOID.fullmatch(tag):
             return
         parent = self.open[-1] if self.open else _Element("", False, False)
-        hides_content = bool(_HIDDEN.fullmatch(tag)) or role in _HIDDEN_ROLES or "hidden" in values
+        is_hidden_by_tag = bool(_HIDDEN.fullmatch(tag))
+        hides_content = is_hidden_by_tag or role in _HIDDEN_ROLES or "hidden" in values
         is_hidden = parent.is_hidden or hides_content
         is_in_main = parent.is_main or is_main
-        self.open.append(_Element(tag, is_hidden, is_in_main))
+        self.open.append(_Element(tag, is_hidden, is_in_main, is_hidden_by_tag))
 
     def handle_endtag(self, tag: str) -> None:
-        if _BLOCKS.fullmatch(tag):
+        is_open = self._is_in(tag)
+        # Browsers show an empty paragraph for this one alone if it was not open.
+        if tag == "p" or (is_open and _BLOCKS.fullmatch(tag)):
             self.end_paragraph(is_heading=bool(_HEADINGS.fullmatch(tag)))
-        if not self._is_in(tag):
+        if not is_open:
             return
         while self.open.pop().tag != tag:
             pass
@@ -412,8 +416,9 @@ class _Blocks(HTMLParser):
     def _add_end_tag(self, tags: Set[str], containers: Set[str]) -> None:
         """Closes the open elements with these tags, except those around a container or a hidden element."""
         end = len(self.open)
-        for place, element in reversed(list(enumerate(self.open))):
-            if element.tag in containers or _HIDDEN.fullmatch(element.tag):
+        for place in range(len(self.open) - 1, -1, -1):
+            element = self.open[place]
+            if element.tag in containers or element.is_hidden_by_tag:
                 break
             if element.tag in tags:
                 end = place

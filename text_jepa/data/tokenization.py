@@ -543,11 +543,12 @@ class _Cutter:
 
 
 def groups_of_texts(texts: Iterable[str], characters: int = _CHARACTERS_AT_ONCE) -> Iterator[list[str]]:
-    """Groups adjacent texts, with at most this many characters in a group of more than one text."""
+    """Groups adjacent texts: at most 1,000, with at most this many characters in a group of more than one text."""
     group = []
     size = 0
     for text in texts:
-        if group and size + len(text) > characters:
+        is_full = len(group) == _DOCUMENTS_AT_ONCE or size + len(text) > characters
+        if group and is_full:
             yield group
             group = []
             size = 0

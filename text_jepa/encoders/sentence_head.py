@@ -5,6 +5,7 @@ Shapes: N texts, D features.
 
 import dataclasses
 import json
+import logging
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ from text_jepa.cli import UsageError, first_line
 from text_jepa.data.compressed import LFS_POINTER
 from text_jepa.data.word_weights import WORD_WEIGHTS_FOLDER
 
+
+logger = logging.getLogger("text_jepa")
 
 # Kinds of pooling that are read; several of them at once are not.
 POOLINGS = ("mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean")
@@ -83,6 +86,10 @@ _LONGEST_NAME = 255
 NO_LIMIT = 1_000_000
 
 _REMEDY = "pass --pooling mean or --pooling cls, or use another encoder"
+
+
+class NotCached(UsageError):
+    """Nobody knows how an encoder pools: only a part of its files is cached, and the Hub cannot be asked."""
 
 
 @dataclass(frozen=True)
@@ -426,6 +433,9 @@ def head_of_start(source: str, config: TextJepaConfig, **options: Any) -> dict[s
         return card["head"]  # training of a complete model goes on
     try:
         head = read_head(source, **options)
+    except NotCached as error:
+        logger.warning(f"{error}; the pooling is that of this run")
+        return None
     except UsageError as error:
         return {
             "kept": None,
@@ -638,7 +648,7 @@ def _check_absence(source: str, name: str, options: Mapping[str, Any]) -> None:
     except Exception as error:  # of the HTTP library, whose names differ between versions
         place = ["--cache-dir", cache["cache_dir"]] if cache["cache_dir"] else []
         download = shlex.join(["hf", "download", *place, source])
-        raise UsageError(
+        raise NotCached(
             f"{source}: only a part of it is cached, without {name}, and the Hub cannot be asked for it "
             f"({first_line(error)}); connect once, download all of it with `{download}`, or pass --pooling mean or "
             "--pooling cls"

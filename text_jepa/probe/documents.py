@@ -652,7 +652,7 @@ def score_on_documents(
 def summarize(found: DocumentScores) -> str:
     """One sentence: how much more often the first system finds the rest of a document than TF-IDF does.
 
-    Word counting is TF-IDF, fitted on the training texts if there are any.
+    TF-IDF is fitted on the training texts if there are any.
     """
     by_system = {}
     for score in found.scores:

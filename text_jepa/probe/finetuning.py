@@ -303,7 +303,7 @@ def _load_with_head(
             "problem_type": "single_label_classification",
         }
     with readable(name_or_path, "no encoder to fine-tune there"):
-        read_config(name_or_path, **options)
+        config = read_config(name_or_path, **options)
     with readable(name_or_path, "no tokenizer there"):
         tokenizer = read_tokenizer(name_or_path, **options)
     with readable(name_or_path, "no encoder to fine-tune there"), _without_loading_report():
@@ -322,7 +322,8 @@ def _load_with_head(
     new_keys = reshaped | set(report["missing_keys"])
     report["missing_keys"] = [key for key in new_keys if key.startswith(inside_encoder)]
     check_loaded(name_or_path, model, report, tokenizer)
-    _draw_head(model)
+    if any("Classification" in name for name in config.architectures or ()):
+        _draw_head(model)
     # Decoders find the last token of a padded text by it, and many name none.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     # The losses are means over a batch, which the Trainer has to average over accumulated ones.
@@ -332,11 +333,11 @@ def _load_with_head(
 
 @torch.no_grad()
 def _draw_head(model: PreTrainedModel) -> None:
-    """Draws all weights outside the encoder anew, because the head of another task is loaded if its shape fits."""
+    """Draws all weights outside the encoder again, because the head of another task is loaded if its shape fits."""
     new = AutoModelForSequenceClassification.from_config(model.config, trust_remote_code=False)
-    inside_encoder = f"{model.base_model_prefix}."
+    encoder = set(model.base_model.parameters())
     for name, weights in model.named_parameters():
-        if not name.startswith(inside_encoder):
+        if weights not in encoder:
             weights.copy_(new.get_parameter(name))
 
 

@@ -111,8 +111,7 @@ def export_onnx(encoder: PreTrainedModel | Encoder, path: str | Path) -> float:
                 f"{architecture}: the ONNX file differs from PyTorch by {difference:.1e} (at most "
                 f"{ONNX_TOLERANCE:.0e} is rounding); it was not kept"
             )
-        for file in Path(staging).iterdir():
-            file.replace(path.parent / file.name)
+        _move_beside(Path(staging, path.name), path)
     return difference
 
 
@@ -264,6 +263,14 @@ def weights_file(path: str | Path) -> Path:
     return Path(f"{path}.data")
 
 
+def _move_beside(unfinished: Path, path: Path) -> None:
+    """Moves an ONNX file to its place after the files beside it, so that it is complete when it appears."""
+    for file in unfinished.parent.iterdir():
+        if file != unfinished:
+            file.replace(path.parent / file.name)
+    unfinished.replace(path)
+
+
 @contextlib.contextmanager
 def _beside(path: str | Path) -> Iterator[Path]:
     """A file in a temporary folder beside `path`; at the end it becomes `path`, or is deleted after an error.
@@ -274,8 +281,7 @@ def _beside(path: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="_") as folder:
         unfinished = Path(folder, path.name)
         yield unfinished
-        for file in Path(folder).iterdir():
-            file.replace(path.parent / file.name)
+        _move_beside(unfinished, path)
 
 
 class OnnxEncoder(torch.nn.Module):

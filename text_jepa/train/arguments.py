@@ -17,6 +17,7 @@ from configuration_text_jepa import TextJepaConfig
 from text_jepa.cli import UsageError, config_arguments, first_line, nearest
 from text_jepa.data.corpus import CorpusArguments
 from text_jepa.data.strategies import MaskStrategy, SpanLengthDistribution, View
+from text_jepa.train.checkpointing import RESUME_NEWEST, RESUME_NONE
 
 
 @dataclass
@@ -575,6 +576,9 @@ class TextJepaTrainingArguments(TrainingArguments):
         self.leaves_length_open = self.num_train_epochs is None and self.max_steps == -1
         if self.num_train_epochs is None:
             self.num_train_epochs = 3.0
+        resume = str(self.resume_from_checkpoint).lower()
+        if resume in (*RESUME_NONE, *RESUME_NEWEST):  # in a YAML file also `True`, `No` …
+            self.resume_from_checkpoint = resume
         self.leaves_folder_open = self.output_dir is None
         if self.output_dir is None:
             self.output_dir = "text-jepa-output"
@@ -603,7 +607,8 @@ class TextJepaTrainingArguments(TrainingArguments):
             # Trackio resumes the run of that name; without a name it takes the last evaluation for another run.
             self.run_name = Path(self.output_dir).absolute().name
         # The Trainer compares evaluations for a schedule that follows them, too.
-        if self.metric_for_best_model is not None and self.save_total_limit == 1:
+        keeps_one = self.save_total_limit == 1 and self.save_strategy != "no"
+        if self.metric_for_best_model is not None and keeps_one:
             raise ValueError(
                 "--save_total_limit 1: a run that compares its evaluations keeps the best and the newest checkpoint; "
                 "use 2"

@@ -385,13 +385,13 @@ class PreemptionCallback(TrainerCallback):
         if self._noted_at is not None:
             seconds = time.monotonic() - self._noted_at
             if seconds > _SAME_SIGNAL:
-                self._end_at_once(number)
+                self._end_at_once(number, frame)
         self._note_once(number, frame)
 
-    def _end_at_once(self, number: int) -> None:
+    def _end_at_once(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            signal.signal(number, self._previous_handlers.pop(number))
-            signal.raise_signal(number)
+            # Not the previous handler: what a shell starts in the background inherits one that ignores the signal.
+            signal.default_int_handler(number, frame)
         else:
             os._exit(PREEMPTED)
 

@@ -28,8 +28,8 @@ MANIFEST = "manifest.json"
 STAGING = "_saving"
 
 # Values of --resume_from_checkpoint that name no checkpoint: for none, and for the newest.
-RESUME_NONE = (None, "false", "False", "no", False)
-RESUME_NEWEST = ("true", "True", "yes", "auto", True)
+RESUME_NONE = (None, "false", "no", "off", False)
+RESUME_NEWEST = ("true", "yes", "on", "auto", True)
 
 # How the texts of a run are ordered: the setting of that name.
 ORDER = "by steps"
@@ -97,15 +97,17 @@ def differing_settings(folder: str | Path, fingerprint: Mapping[str, Any]) -> li
     saved = read_manifest(folder)["facts"]
     saved.setdefault("order", _order_of_earlier_versions(saved))
     saved.setdefault("similarity_loss_weight", 0.0)
-    differences = []
+    differences = {}
     for name in saved:
         if name not in fingerprint:
             continue
         before = json.dumps(saved[name], sort_keys=True)
         now = json.dumps(fingerprint[name], sort_keys=True)
         if before != now:
-            differences.append(f"{name} was {saved[name]!r} and is {fingerprint[name]!r}")
-    return differences
+            differences[name] = f"{name} was {saved[name]!r} and is {fingerprint[name]!r}"
+    if "bf16" in differences or "fp16" in differences:
+        differences.pop("mixed_precision", None)  # says the same
+    return list(differences.values())
 
 
 def _order_of_earlier_versions(facts: Mapping[str, Any]) -> str:

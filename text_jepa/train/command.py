@@ -64,7 +64,7 @@ _ALWAYS = {
     "do_train": "a run trains; --prepare_only prepares the texts alone",
     "do_eval": "every run evaluates held-out texts at its end; --eval_strategy no leaves out earlier evaluations",
 }
-_NO = ("false", "no", "f", "n", "0")
+_NO = ("false", "no", "off", "f", "n", "0")
 
 
 def _check_switches(argv: Sequence[str]) -> None:

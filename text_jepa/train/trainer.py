@@ -27,7 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, IntervalStra
 from transformers.utils import ModelOutput
 
 from modeling_text_jepa import TextJepaForPreTraining, has_adapters
-from text_jepa.cli import first_line
+from text_jepa.cli import UsageError, first_line
 from text_jepa.data.batching import LengthGroupedSampler, TextsWithSteps, lengths_of, share_without_repeats
 from text_jepa.data.collator import DataCollatorForTextJepa, split_masks
 from text_jepa.encoders.sentence_head import kept_head
@@ -600,14 +600,23 @@ class TextJepaTrainer(Trainer):
         """Warns of settings that differ, and sets aside the checkpoints that will be written again."""
         # That of a plain Trainer has no manifest.
         if (checkpoint / checkpointing.MANIFEST).is_file():
+            problem = checkpointing.find_damage(checkpoint)
+            if problem is not None:
+                raise UsageError(
+                    f"{checkpoint}: not a complete checkpoint ({problem}); 'auto' resumes from the newest complete one"
+                )
             for difference in checkpointing.differing_settings(checkpoint, self.fingerprint):
                 logger.warning(f"resuming with a change: {difference}")
         output_dir = Path(self.args.output_dir)
         if checkpoint.resolve().parent == output_dir.resolve():
-            checkpointing.set_newer_aside(output_dir, checkpointing.step_of(checkpoint))
+            state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            checkpointing.set_newer_aside(output_dir, state.global_step)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Loads what optimizer and schedule have reached; their settings remain those of this run."""
+        """Loads what optimizer and schedule have reached; their settings remain those of this run.
+
+        A schedule that follows the evaluations has its settings in its state, and keeps those of the checkpoint.
+        """
         own_groups = [dict(group) for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         if self._created_lr_scheduler:
