@@ -22,7 +22,7 @@ from text_jepa.encoders.opening import readable
 from text_jepa.encoders.sentence_head import SentenceHead, read_head, read_json
 from text_jepa.errors import flag_of
 from text_jepa.names import check_name, is_cached
-from text_jepa.train.checkpointing import RESUME_NEWEST, RESUME_NONE
+from text_jepa.train.checkpointing import RESUME_NEWEST, RESUME_NONE, resume_word
 from text_jepa.train.command import last_folder, numbered_folders
 
 
@@ -173,9 +173,7 @@ def folder_of_run(source: str, resume: str | None) -> str:
         source: The encoder.
         resume: The value of --resume_from_checkpoint, if it is given.
     """
-    word = str(resume).lower()
-    if word in (*RESUME_NONE, *RESUME_NEWEST):
-        resume = word
+    resume = resume_word(resume)
     if resume not in (*RESUME_NONE, *RESUME_NEWEST):
         return str(Path(resume).parent)
     name = f"{Path(source).resolve().name}-adapted"

@@ -30,13 +30,7 @@ from text_jepa.data.folders import (
     saved_splits,
     splits_of_saved,
 )
-from text_jepa.data.held_out import (
-    count_shared,
-    hold_out,
-    hold_out_of_stream,
-    warn_of_shared,
-    warn_of_shared_in_stream,
-)
+from text_jepa.data.held_out import hold_out, hold_out_of_stream, warn_of_shared
 from text_jepa.data.prose import HTML, MARKUP, PLAIN
 from text_jepa.data.reading import Source, check_rows, reading
 from text_jepa.data.remote import local_names
@@ -382,10 +376,7 @@ def _load_files(arguments: CorpusArguments, cache_dir: str | None, max_document_
         _warn_of_percentage(arguments, list_names(held_out_files))
         held_out = read(held_out_files, "validation_file")
         held_out_source = Source(_name_of_files("validation_file", held_out_files), held_out_files)
-        if arguments.streaming:
-            warn_of_shared_in_stream(train, held_out, source, held_out_source)
-        else:
-            warn_of_shared(count_shared(train, held_out), len(train))
+        warn_of_shared(train, held_out, source, held_out_source)
     else:
         train, held_out = _split(train, arguments, what)
     last_parts = [os.path.basename(os.path.normpath(name)) for name in arguments.train_file]
@@ -671,10 +662,7 @@ def _load_hub(arguments: CorpusArguments, cache_dir: str | None) -> Corpus:
         train, held_out = _split(train, arguments, source.name)
     else:
         _warn_of_percentage(arguments, f"the split {others[0]} of {dataset}")
-        if arguments.streaming:
-            warn_of_shared_in_stream(train, held_out, source, source)
-        else:
-            warn_of_shared(count_shared(train, held_out), len(train))
+        warn_of_shared(train, held_out, source, source)
     name = f"{dataset} {config}" if config else dataset
     return Corpus(_join_splits(train, held_out), name, source, source)
 

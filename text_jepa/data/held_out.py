@@ -37,7 +37,37 @@ _COMPARED_OF_STREAM = 10_000
 _COMPARED_CHARACTERS = 20_000_000
 
 
-def count_shared(documents: Dataset, held_out: Dataset) -> int:
+def warn_of_shared(
+    documents: Dataset | IterableDataset,
+    held_out: Dataset | IterableDataset,
+    source: Source,
+    held_out_source: Source,
+) -> None:
+    """Warns if training documents are equal to held-out ones; of a stream, the first of both are compared.
+
+    Args:
+        documents: Rows with a column `text`.
+        held_out: Their held-out documents.
+        source: Where the documents are read from, for error messages.
+        held_out_source: Where the held-out documents are read from.
+
+    Raises:
+        UsageError: A file of a stream cannot be read.
+    """
+    if isinstance(documents, Dataset):
+        _warn(_count_shared(documents, held_out), len(documents))
+        return
+    # Hashes, because the documents of a stream may be long.
+    known = {hash(text) for text in _first_texts(read_rows(held_out, held_out_source)) if text}
+    read = 0
+    shared = 0
+    for text in _first_texts(read_rows(rows_in_turn(documents), source)):
+        read += 1
+        shared += hash(text) in known
+    _warn(shared, f"the first {read:,}")
+
+
+def _count_shared(documents: Dataset, held_out: Dataset) -> int:
     """Counts the documents that are equal to a held-out document."""
     texts = [text for text in held_out["text"] if text and not text.isspace()]
     known = pyarrow.array(texts, pyarrow.string())
@@ -45,7 +75,7 @@ def count_shared(documents: Dataset, held_out: Dataset) -> int:
     return pyarrow.compute.sum(is_shared).as_py() or 0
 
 
-def warn_of_shared(shared: int, count: int | str) -> None:
+def _warn(shared: int, count: int | str) -> None:
     """Warns if some of the `count` training documents are also held out."""
     if shared:
         logger.warning(
@@ -82,7 +112,7 @@ def hold_out(
     count = min(max(count, 1), len(documents) - 1)
     split = _split_by_file(documents, count) or documents.train_test_split(test_size=count, seed=_SEED)
     with_text = sum(1 for text in split["test"]["text"] if text and not text.isspace())
-    warn_of_shared(count_shared(documents, split["test"]) - with_text, len(split["train"]))
+    _warn(_count_shared(documents, split["test"]) - with_text, len(split["train"]))
     return split["train"], split["test"]
 
 
@@ -148,30 +178,6 @@ def hold_out_of_stream(
     rows = Dataset.from_list([buffer[text] for text in held_out])
     rest = documents.filter(partial(_is_not_among, texts=frozenset(held_out)), input_columns=["text"])
     return rest, rows.to_iterable_dataset()
-
-
-def warn_of_shared_in_stream(
-    documents: IterableDataset, held_out: IterableDataset, source: Source, held_out_source: Source
-) -> None:
-    """Warns if some of the first documents of a stream are equal to some of the first that are held out.
-
-    Args:
-        documents: A stream of rows with a column `text`.
-        held_out: Its held-out documents.
-        source: Where the documents are read from, for error messages.
-        held_out_source: Where the held-out documents are read from.
-
-    Raises:
-        UsageError: A file cannot be read.
-    """
-    # Hashes, because the documents of a stream may be long.
-    known = {hash(text) for text in _first_texts(read_rows(held_out, held_out_source)) if text}
-    read = 0
-    shared = 0
-    for text in _first_texts(read_rows(rows_in_turn(documents), source)):
-        read += 1
-        shared += hash(text) in known
-    warn_of_shared(shared, f"the first {read:,}")
 
 
 def _first_texts(rows: Iterable[dict]) -> Iterator[str | None]:

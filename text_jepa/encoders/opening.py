@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BatchEncoding,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -267,10 +268,15 @@ def read_tokenizer(source: str, **options) -> PreTrainedTokenizerBase:
 def _try(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises whatever comes of foreign settings, of which many are noticed only in use."""
     rows = tokenizer(["a text", "and a longer text"])["input_ids"]
-    masks = [[1] * len(row) for row in rows]
     if tokenizer.pad_token is not None:
-        tokenizer.pad({"input_ids": rows, "attention_mask": masks}, return_tensors="pt")
+        _pad(tokenizer, rows)
     tokenizer(UNKNOWN_LETTER)  # some models need a token for it that their vocabulary lacks
+
+
+def _pad(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> BatchEncoding:
+    """Ids of texts as a batch with nothing but `input_ids` and `attention_mask` (B, S)."""
+    masks = [[1] * len(row) for row in rows]
+    return tokenizer.pad({"input_ids": rows, "attention_mask": masks}, return_tensors="pt")
 
 
 def _remove_dropout(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -347,8 +353,7 @@ def check_states(source: str, model: torch.nn.Module, tokenizer: PreTrainedToken
     if "flash" in (model.config._attn_implementation or ""):  # not on the CPU, where it is opened
         return
     rows = tokenizer(_TRIAL_TEXTS)["input_ids"]
-    masks = [[1] * len(row) for row in rows]
-    batch = tokenizer.pad({"input_ids": rows, "attention_mask": masks}, return_tensors="pt")
+    batch = _pad(tokenizer, rows)
     mask = batch["attention_mask"]
     attention_type = getattr(model, "attention_type", None)
     with readable(source, _NO_ENCODER):

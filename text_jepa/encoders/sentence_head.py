@@ -242,14 +242,14 @@ def _read_head(source: str, options: Mapping[str, Any]) -> SentenceHead:
     if length is None and modules:
         length = tokenizer_settings.get("model_max_length")  # as in version 6
     head = SentenceHead(
-        source,
-        pooling,
-        tuple(modules),
-        _length_of(source, length),
-        prompt,
-        prompts,
-        include_prompt,
-        options,
+        source=source,
+        pooling=pooling,
+        modules=tuple(modules),
+        max_seq_length=_length_of(source, length),
+        prompt=prompt,
+        prompts=prompts,
+        include_prompt=include_prompt,
+        options=options,
     )
     _ = head.layers  # what cannot be read is refused before it is needed
     return head

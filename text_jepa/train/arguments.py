@@ -17,7 +17,7 @@ from configuration_text_jepa import TextJepaConfig
 from text_jepa.cli import UsageError, config_arguments, first_line, nearest
 from text_jepa.data.corpus import CorpusArguments
 from text_jepa.data.strategies import MaskStrategy, SpanLengthDistribution, View
-from text_jepa.train.checkpointing import RESUME_NEWEST, RESUME_NONE
+from text_jepa.train.checkpointing import resume_word
 
 
 @dataclass
@@ -576,9 +576,7 @@ class TextJepaTrainingArguments(TrainingArguments):
         self.leaves_length_open = self.num_train_epochs is None and self.max_steps == -1
         if self.num_train_epochs is None:
             self.num_train_epochs = 3.0
-        resume = str(self.resume_from_checkpoint).lower()
-        if resume in (*RESUME_NONE, *RESUME_NEWEST):  # in a YAML file also `True`, `No` …
-            self.resume_from_checkpoint = resume
+        self.resume_from_checkpoint = resume_word(self.resume_from_checkpoint)
         self.leaves_folder_open = self.output_dir is None
         if self.output_dir is None:
             self.output_dir = "text-jepa-output"

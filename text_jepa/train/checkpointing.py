@@ -159,6 +159,12 @@ def _manifest_hash(content: Mapping[str, Any]) -> str:
 # ---- finding checkpoints --------------------------------------------------------------------------------------------
 
 
+def resume_word(value: str | bool | None) -> str | bool | None:
+    """A value of --resume_from_checkpoint, in lower case unless it names a checkpoint: YAML has `True`, `No` …"""
+    word = str(value).lower()
+    return word if word in (*RESUME_NONE, *RESUME_NEWEST) else value
+
+
 def step_of(folder: Path) -> int:
     """N of `checkpoint-N`."""
     number = folder.name.rpartition("-")[2]

@@ -590,6 +590,7 @@ class TextJepaTrainer(Trainer):
     def _find_checkpoint(self, resume: str | bool | None) -> str | None:
         if resume is None:
             resume = self.args.resume_from_checkpoint
+        resume = checkpointing.resume_word(resume)
         if resume in checkpointing.RESUME_NONE:
             return None
         if resume in checkpointing.RESUME_NEWEST:
